@@ -54,7 +54,13 @@ fn submission(number: usize) -> Submission {
 }
 
 /// Transactions a second and the 99th percentile in milliseconds.
-fn submit(outbox: &Outbox, runtime: &tokio::runtime::Runtime, in_flight: usize, count: usize, from: &AtomicUsize) -> (f64, f64) {
+fn submit(
+    outbox: &Outbox,
+    runtime: &tokio::runtime::Runtime,
+    in_flight: usize,
+    count: usize,
+    from: &AtomicUsize,
+) -> (f64, f64) {
     let latencies = Arc::new(std::sync::Mutex::new(Vec::with_capacity(count)));
     let first = from.fetch_add(count, Ordering::Relaxed);
     let next = Arc::new(AtomicUsize::new(first));
@@ -113,8 +119,13 @@ fn median(mut values: Vec<f64>) -> f64 {
 fn main() {
     let base = std::env::var_os("PGW_BENCH_DIR").map_or_else(|| PathBuf::from("target"), PathBuf::from);
     let directory = tempfile::tempdir_in(base).expect("a directory");
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
-    let outbox = Outbox::open(settings(directory.path().join("store")), OutboxKey::new([7; 32])).expect("a store");
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .expect("a runtime");
+    let outbox =
+        Outbox::open(settings(directory.path().join("store")), OutboxKey::new([7; 32])).expect("a store");
     let number = AtomicUsize::new(0);
     println!("accept by submit(), {BODY} byte bodies, median of {ROUNDS} interleaved rounds");
     println!("{:>9} {:>12} {:>9} {:>14} {:>7}", "in flight", "accept/s", "p99 ms", "raw append/s", "ratio");

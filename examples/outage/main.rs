@@ -85,7 +85,9 @@ fn main() -> ExitCode {
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
             eprintln!("outage: {error}");
-            println!(r#"{{"accepted":0,"delivered":0,"lost":0,"repeated":0,"out_of_order":0,"chain_ok":false}}"#);
+            println!(
+                r#"{{"accepted":0,"delivered":0,"lost":0,"repeated":0,"out_of_order":0,"chain_ok":false}}"#
+            );
             ExitCode::FAILURE
         }
     }
@@ -127,14 +129,20 @@ async fn show(arguments: Arguments) -> Result<bool> {
     let status = plant.status()?;
     println!("   accepted and waiting: {} messages, {} bytes", status["waiting"], status["waiting_bytes"]);
 
-    println!("\n3. The link is back; {} more messages come in while the backlog drains", messages.len() - 2 * third);
+    println!(
+        "\n3. The link is back; {} more messages come in while the backlog drains",
+        messages.len() - 2 * third
+    );
     let back = Instant::now();
     link.restore();
     let more = send(&plant, &messages[2 * third..], &mut acknowledged);
     let (sent, drained) = tokio::join!(more, plant.drain("delivered", messages.len() as u64));
     sent?;
     drained?;
-    println!("   all confirmed {:.1} s after the link came back (its first tries are delayed on purpose)", back.elapsed().as_secs_f64());
+    println!(
+        "   all confirmed {:.1} s after the link came back (its first tries are delayed on purpose)",
+        back.elapsed().as_secs_f64()
+    );
 
     plant.stop()?;
     let proof = Proof::of(&plant.store, &acknowledged)?;
@@ -144,7 +152,10 @@ async fn show(arguments: Arguments) -> Result<bool> {
     println!("   lost                                 {:>8}", proof.lost);
     println!("   repeated                             {:>8}", proof.repeated);
     println!("   out of order                         {:>8}", proof.out_of_order);
-    println!("   chain                                {:>8}", if proof.chain_ok { "verified" } else { "BROKEN" });
+    println!(
+        "   chain                                {:>8}",
+        if proof.chain_ok { "verified" } else { "BROKEN" }
+    );
     println!("{}", proof.json());
     Ok(proof.holds())
 }

@@ -118,7 +118,9 @@ impl Plant {
         let text = String::from_utf8_lossy(&made.stdout).into_owned();
         let public_key = text
             .lines()
-            .find_map(|line| line.split_once("public_key = ").map(|(_, key)| key.trim().trim_matches('"').to_owned()))
+            .find_map(|line| {
+                line.split_once("public_key = ").map(|(_, key)| key.trim().trim_matches('"').to_owned())
+            })
             .ok_or_else(|| format!("practice-hub init printed no public key: {text}"))?;
         std::fs::write(
             &config,
@@ -165,7 +167,8 @@ impl Plant {
 
     /// What `practice-gateway status --json` says.
     pub fn status(&self) -> Result<Value> {
-        let output = own("practice-gateway", &["status", "--json"], &self.config).stderr(Stdio::null()).output()?;
+        let output =
+            own("practice-gateway", &["status", "--json"], &self.config).stderr(Stdio::null()).output()?;
         Ok(serde_json::from_slice(&output.stdout).unwrap_or(Value::Null))
     }
 
@@ -175,11 +178,14 @@ impl Plant {
         until(what, Duration::from_secs(60), || {
             for (program, child) in &mut self.processes {
                 if let Some(status) = child.try_wait()? {
-                    let log = std::fs::read_to_string(logs.join(format!("{program}.log"))).unwrap_or_default();
+                    let log =
+                        std::fs::read_to_string(logs.join(format!("{program}.log"))).unwrap_or_default();
                     return Err(format!("{program} ended with {status}:\n{log}").into());
                 }
             }
-            let output = own("practice-gateway", &["status", "--json"], &self.config).stderr(Stdio::null()).output()?;
+            let output = own("practice-gateway", &["status", "--json"], &self.config)
+                .stderr(Stdio::null())
+                .output()?;
             Ok(serde_json::from_slice(&output.stdout).is_ok_and(|status| wanted(&status)))
         })
         .await
@@ -239,5 +245,11 @@ fn free_address() -> Result<SocketAddr> {
 fn private(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     use std::io::Write as _;
     use std::os::unix::fs::OpenOptionsExt as _;
-    std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?.write_all(bytes)
+    std::fs::OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(path)?
+        .write_all(bytes)
 }

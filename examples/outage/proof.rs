@@ -40,11 +40,10 @@ impl Proof {
                 let body = base64::engine::general_purpose::STANDARD.decode(data)?;
                 let text = |key: &str| event[key].as_str().unwrap_or_default();
                 let epoch = Epoch(text("epoch").parse()?);
-                let sequence = event["sequence"].as_u64().or_else(|| text("sequence").parse().ok()).unwrap_or(0);
-                let (before, previous) = last
-                    .get(text("epoch"))
-                    .copied()
-                    .unwrap_or((0, ChainValue::first(epoch, text("lane"))));
+                let sequence =
+                    event["sequence"].as_u64().or_else(|| text("sequence").parse().ok()).unwrap_or(0);
+                let (before, previous) =
+                    last.get(text("epoch")).copied().unwrap_or((0, ChainValue::first(epoch, text("lane"))));
                 if sequence != before + 1 {
                     proof.out_of_order += 1;
                 }
