@@ -7,14 +7,16 @@
 //! The file is one line of JSON and one line with its CRC32C as 8 hexadecimal digits, replaced as a whole.
 
 use std::collections::BTreeMap;
-use std::io;
+use std::fs::OpenOptions;
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use super::Mark;
-use super::durable::replace;
+use super::alternating::{parent, sync_directory};
 use crate::chain::ChainValue;
 use crate::transaction::{Lane, Position};
 
@@ -146,19 +148,28 @@ impl Marks {
 
 fn encode(content: &Content) -> io::Result<Vec<u8>> {
     let mut bytes = serde_json::to_vec(content)?;
-    bytes.push(b'\n');
     let crc = crc32c::crc32c(&bytes);
-    bytes.extend(format!("{crc:08x}\n").bytes());
+    bytes.extend(format!("\n{crc:08x}\n").bytes());
     Ok(bytes)
 }
 
 fn decode(bytes: &[u8]) -> Option<Content> {
-    let (json, crc) = bytes.split_at_checked(bytes.len().checked_sub(9)?)?;
-    if crc != format!("{:08x}\n", crc32c::crc32c(json)).as_bytes() {
+    let (json, crc) = bytes.split_at_checked(bytes.len().checked_sub(10)?)?;
+    if crc != format!("\n{:08x}\n", crc32c::crc32c(json)).as_bytes() {
         return None;
     }
     let content: Content = serde_json::from_slice(json).ok()?;
     (content.version == VERSION).then_some(content)
+}
+
+/// Replaces `path` by `bytes` as one step: afterwards it holds all of the old or all of the new.
+fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let fresh = path.with_extension("new");
+    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&fresh)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    std::fs::rename(&fresh, path)?;
+    sync_directory(parent(path))
 }
 
 #[cfg(test)]
@@ -192,6 +203,7 @@ mod tests {
         assert_eq!(again.running(), HOUR);
         assert!(again.expired(&lane(), 1, Duration::ZERO));
         assert!(!again.was_damaged());
+        assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 1, "nothing else is left");
     }
 
     #[test]
@@ -259,11 +271,11 @@ mod tests {
         marks.segment_confirmed(&lane(), 3, 6);
         let json = format!(
             "{{\"version\":1,\"running_millis\":1500,\"lanes\":{{\"clinical\":{{\"confirmed\":{{\"position\":7,\"chain\":\"{}\"}},\
-             \"backed_up_through\":5,\"segments\":{{\"3\":{{\"last\":6,\"since_millis\":1500}}}}}}}}}}\n",
+             \"backed_up_through\":5,\"segments\":{{\"3\":{{\"last\":6,\"since_millis\":1500}}}}}}}}}}",
             "ab".repeat(32)
         );
         let text = String::from_utf8(encode(&marks.content).unwrap()).unwrap();
         assert!(text.starts_with(&json), "{text}");
-        assert_eq!(&text[json.len()..], format!("{:08x}\n", crc32c::crc32c(json.as_bytes())));
+        assert_eq!(&text[json.len()..], format!("\n{:08x}\n", crc32c::crc32c(json.as_bytes())));
     }
 }

@@ -1,6 +1,6 @@
 //! The outbox: the durable, encrypted, ordered store of transactions (stub: see the interface below).
 
-mod durable;
+mod alternating;
 mod marks;
 mod sidecar;
 

@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::path::Path;
 
-use super::durable::{Alternating, Found, Take};
+use super::alternating::{Alternating, Found, Take};
 use crate::chain::ChainValue;
 use crate::transaction::{Lane, Position};
 

@@ -1,9 +1,6 @@
-//! Files that are either there as a whole or not at all, whatever happens to the power.
+//! Small files that are written often and must never be torn: two slots that take turns, one fdatasync a write.
 //!
-//! Two ways, each with its place: [`replace`] for files that are written seldom (new file, fsync, rename,
-//! fsync of the directory), [`Alternating`] for small ones that are written often (two slots, one fdatasync).
-//!
-//! An alternating file is two slots of [`SLOT_BYTES`] each, numbers big-endian:
+//! An [`Alternating`] file is two slots of [`SLOT_BYTES`] each, numbers big-endian:
 //!
 //! | bytes | what |
 //! |---|---|
@@ -19,7 +16,7 @@
 //! write or fdatasync the same slot is written again: the good one is never touched before its successor stands.
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, Write};
+use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 
@@ -33,17 +30,8 @@ pub(crate) fn sync_directory(directory: &Path) -> io::Result<()> {
     File::open(directory)?.sync_all()
 }
 
-/// Replaces `path` by `bytes` as one step: afterwards it holds all of the old or all of the new.
-pub(crate) fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let fresh = path.with_extension("new");
-    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&fresh)?;
-    file.write_all(bytes)?;
-    file.sync_all()?;
-    std::fs::rename(&fresh, path)?;
-    sync_directory(parent(path))
-}
-
-fn parent(path: &Path) -> &Path {
+/// The directory of `path`.
+pub(super) fn parent(path: &Path) -> &Path {
     match path.parent() {
         Some(parent) if parent != Path::new("") => parent,
         _ => Path::new("."),
@@ -256,16 +244,6 @@ mod tests {
         let largest = vec![1; SLOT_BYTES as usize - HEAD - TAIL];
         file.write(&largest).unwrap();
         assert_eq!(reopen(&path), Found::Payload(largest));
-    }
-
-    #[test]
-    fn replace_leaves_no_other_file() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("marks.json");
-        replace(&path, b"one").unwrap();
-        replace(&path, b"two").unwrap();
-        assert_eq!(std::fs::read(&path).unwrap(), b"two");
-        assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 1);
     }
 
     #[test]
