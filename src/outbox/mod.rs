@@ -1,8 +1,11 @@
 //! The outbox: the durable, encrypted, ordered store of transactions (stub: see the interface below).
 
 mod alternating;
+mod generation;
+mod index;
 mod marks;
 mod sidecar;
+mod tags;
 
 use std::path::PathBuf;
 use std::time::Duration;
