@@ -11,11 +11,12 @@ use rumqttc::v5::mqttbytes::v5::Publish;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
 use super::answers::Answers;
-use super::expect::{Expect, Verdict};
 use super::fleet::Fleet;
+use super::intake::{Arrived, Intake, Verdict};
 use super::store::{Entry, LaneName, Mark, Store, StoreError};
 use crate::chain::ChainValue;
-use crate::transaction::{Gateway, Practice, rfc3339, unix_millis_now};
+use crate::delivery::Through;
+use crate::transaction::{Gateway, Practice, TransactionId, rfc3339, unix_millis_now};
 use crate::wire::envelope::Envelope;
 use crate::wire::receipt::{Gap, Position};
 use crate::wire::topic::{Kind, Topic};
@@ -54,7 +55,8 @@ pub struct GroupLimits {
 /// The store thread's state.
 pub struct Desk {
     store: Box<dyn Store>,
-    expect: Expect,
+    lanes: HashMap<LaneName, Intake>,
+    lanes_of: HashMap<(Practice, Gateway), usize>,
     answers: Answers,
     fleet: Fleet,
     limits: GroupLimits,
@@ -65,6 +67,8 @@ pub struct Desk {
     due: BTreeMap<LaneName, Option<Position>>,
     probes: Vec<(Practice, Gateway, Bytes)>,
     refused: HashMap<(String, &'static str), Refused>,
+    /// Lanes of which nothing more is taken in this group.
+    unsure: Vec<LaneName>,
     trouble: Option<Trouble>,
 }
 
@@ -83,10 +87,10 @@ impl Desk {
     /// Begins from the store's marks.
     #[must_use]
     pub fn new(store: Box<dyn Store>, answers: Answers, fleet: Fleet, limits: GroupLimits) -> Self {
-        let expect = Expect::new(store.marks());
-        Self {
+        let mut desk = Self {
             store,
-            expect,
+            lanes: HashMap::new(),
+            lanes_of: HashMap::new(),
             answers,
             fleet,
             limits,
@@ -96,7 +100,23 @@ impl Desk {
             due: BTreeMap::new(),
             probes: Vec::new(),
             refused: HashMap::new(),
+            unsure: Vec::new(),
             trouble: None,
+        };
+        for (lane, marks) in desk.store.marks() {
+            desk.restore(lane, &marks);
+        }
+        desk
+    }
+
+    /// Begins with a lane as the store has it.
+    fn restore(&mut self, lane: LaneName, marks: &[Mark]) {
+        let epochs = marks.iter().map(|m| Through { epoch: m.epoch, through: m.through, chain: m.chain });
+        // Receipts are numbered where they are published: the intake's own count and incarnation are not used.
+        let intake = Intake::restored(lane.lane.clone(), 0, epochs.collect());
+        let gateway = (lane.practice.clone(), lane.gateway.clone());
+        if self.lanes.insert(lane, intake).is_none() {
+            *self.lanes_of.entry(gateway).or_default() += 1;
         }
     }
 
@@ -184,38 +204,58 @@ impl Desk {
             trouble.dropped += 1;
             return Ok(());
         }
-        if !self.expect.knows(lane) && self.expect.lanes_of(&lane.practice, &lane.gateway) >= MOST_LANES {
-            return Err(WireError::Malformed("number of lanes"));
+        if self.unsure.contains(lane) {
+            return Ok(());
         }
-        match self.expect.judge(lane, &envelope, &body) {
-            Verdict::Next { later_epoch } => {
-                let known = if later_epoch {
-                    match self.is_known(lane, &envelope) {
-                        Ok(known) => known,
-                        Err(error) => {
-                            self.store_failed(&error, 1);
-                            return Ok(());
-                        }
-                    }
-                } else {
+        if !self.lanes.contains_key(lane) {
+            let gateway = (lane.practice.clone(), lane.gateway.clone());
+            if self.lanes_of.get(&gateway).copied().unwrap_or(0) >= MOST_LANES {
+                return Err(WireError::Malformed("number of lanes"));
+            }
+            self.restore(lane.clone(), &[]);
+        }
+        let Some(intake) = self.lanes.get_mut(lane) else { return Ok(()) };
+        let arrived = Arrived {
+            epoch: envelope.epoch,
+            sequence: envelope.sequence,
+            round: envelope.round,
+            id: TransactionId(envelope.id),
+            chain: envelope.chain,
+        };
+        let (group, store) = (&self.group, &mut self.store);
+        let mut doubt = None;
+        let known = |id: TransactionId| {
+            let here = |entry: &Entry| entry.lane == *lane && entry.envelope.id == id.0;
+            group.iter().any(here)
+                || store.has_id(lane, id.0).unwrap_or_else(|error| {
+                    doubt = Some(error);
                     false
-                };
-                let bytes = body.len();
-                self.expect.advance(lane, &envelope);
-                let body = (!known).then_some(body);
+                })
+        };
+        let verdict = intake.arrive(&arrived, |before| before.next(&envelope.link(&body)), known);
+        if let Some(error) = doubt {
+            // The intake has taken it, the store cannot say whether it is new: nothing more of this lane is taken
+            // in this group, and the lane begins again from its mark.
+            self.unsure.push(lane.clone());
+            self.store_failed(&error, 1);
+            return Ok(());
+        }
+        match verdict {
+            Verdict::Store | Verdict::Known => {
+                self.due.entry(lane.clone()).or_default();
+                self.group_bytes += body.len();
+                let body = (verdict == Verdict::Store).then_some(body);
                 self.group.push(Entry { lane: lane.clone(), envelope, body });
-                self.group_bytes += bytes;
+            }
+            Verdict::Repeat => {
                 self.due.entry(lane.clone()).or_default();
             }
-            Verdict::Repeated => {
-                self.due.entry(lane.clone()).or_default();
-            }
-            Verdict::Gap { expected, notify } => {
-                if notify {
-                    self.answers.gap(lane, Gap::new(envelope.epoch, expected, envelope.round));
+            Verdict::Ahead { say } => {
+                if let Some(missed) = say {
+                    self.answers.gap(lane, Gap::new(missed.epoch, missed.expected, missed.round));
                 }
             }
-            Verdict::Broken => {
+            Verdict::Diverged { .. } => {
                 self.due.entry(lane.clone()).or_default();
                 return Err(WireError::Malformed("chain"));
             }
@@ -223,10 +263,12 @@ impl Desk {
         Ok(())
     }
 
-    /// Whether the id is stored, or in this very group.
-    fn is_known(&mut self, lane: &LaneName, envelope: &Envelope) -> Result<bool, StoreError> {
-        let here = |entry: &Entry| entry.lane == *lane && entry.envelope.id == envelope.id;
-        Ok(self.group.iter().any(here) || self.store.has_id(lane, envelope.id)?)
+    /// Every lane that the group may have touched begins again from its mark.
+    fn restore_all(&mut self) {
+        for lane in self.lanes.keys().cloned().collect::<Vec<_>>() {
+            let marks = self.store.marks_of(&lane);
+            self.restore(lane, &marks);
+        }
     }
 
     /// Nothing of the last group counts but what the store's marks say.
@@ -251,6 +293,11 @@ impl Desk {
             self.group_bytes = 0;
             match outcome {
                 Ok(()) => {
+                    for lane in self.due.keys() {
+                        if let Some(intake) = self.lanes.get_mut(lane) {
+                            intake.synced();
+                        }
+                    }
                     if let Some(trouble) = self.trouble.take() {
                         tracing::info!(dropped = trouble.dropped, "The store works again");
                     }
@@ -259,9 +306,13 @@ impl Desk {
                     self.store_failed(&error, count);
                     // No receipt, except to those who ask where the hub is.
                     self.due.retain(|_, question| question.is_some());
-                    self.expect = Expect::new(self.store.marks());
+                    self.restore_all();
                 }
             }
+        }
+        for lane in std::mem::take(&mut self.unsure) {
+            let marks = self.store.marks_of(&lane);
+            self.restore(lane, &marks);
         }
         for (lane, question) in std::mem::take(&mut self.due) {
             self.fleet.seen(&lane.practice, &lane.gateway, false);

@@ -13,7 +13,6 @@
 
 pub mod answers;
 pub mod desk;
-mod expect;
 pub mod fleet;
 pub mod intake;
 pub mod link;
