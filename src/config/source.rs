@@ -24,10 +24,6 @@ impl Source {
         Ok(Self { file: file.to_owned(), text })
     }
 
-    pub(super) fn file(&self) -> &Path {
-        &self.file
-    }
-
     pub(super) fn text(&self) -> &str {
         &self.text
     }
