@@ -1,5 +1,9 @@
 //! The outbox: the durable, encrypted, ordered store of transactions (stub: see the interface below).
 
+mod alternating;
+mod marks;
+mod sidecar;
+
 use std::path::PathBuf;
 use std::time::Duration;
 
