@@ -2,14 +2,20 @@
 //!
 //! - [`intake`]: what each lane expects next, and what to answer; sans-IO
 //! - [`store`]: the seam to stable storage, and the embedded NDJSON store behind it
-//! - [`run`]: connects, and hands what arrives to the store thread in groups
+//! - [`run`]: one connection after another, each with a new event loop
+//! - [`link`]: the options of a connection, and what is published on it
+//! - [`desk`]: the store thread: groups, judges, stores, then answers
+//! - [`answers`]: what is to be published, coalesced
 //! - [`fleet`]: what each gateway said of itself last
 //! - [`verify`]: walks the stored chains and names what is missing, altered, swapped or repeated
 //!
 //! Invariant: a receipt never says more than what `Store::append` has put on stable storage before it.
 
+pub mod answers;
+pub mod desk;
 pub mod fleet;
 pub mod intake;
+pub mod link;
 pub mod run;
 pub mod store;
 pub mod verify;
@@ -26,12 +32,10 @@ pub struct Settings {
     pub hub: Hub,
     /// Directory of the NDJSON store and of the fleet view.
     pub directory: PathBuf,
-    /// Host name or address of the broker.
+    /// Host name or address of the broker; its certificate must name it.
     pub broker_host: String,
     /// Its port (8883).
     pub broker_port: u16,
-    /// Name in the broker's certificate where it is not `broker_host`; empty: `broker_host`.
-    pub broker_name: String,
     /// PEM file with the fleet's CA.
     pub ca_file: PathBuf,
     /// PEM file with the hub's certificate chain.
