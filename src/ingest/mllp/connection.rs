@@ -227,7 +227,7 @@ impl<A: Acceptor> Connection<A> {
         let stamp = Stamp { now: unix_millis_now(), control_id: &control_id };
         let Some(framed) = acknowledgment(msh, outcome, stamp) else { return Ok(()) };
         match self.stream.try_write(&framed) {
-            Ok(written) if written == framed.len() => return Ok(()),
+            Ok(written) if written == framed.len() => Ok(()),
             Ok(written) => self.write(&framed[written..]).await,
             Err(error) if error.kind() == ErrorKind::WouldBlock => self.write(&framed).await,
             Err(_) => Err(Closed),
