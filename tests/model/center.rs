@@ -90,6 +90,7 @@ impl Center {
                         seen.note("gap at the hub");
                         return (None, say);
                     }
+                    Verdict::Unasked => seen.note("sent to an earlier incarnation"),
                     Verdict::Diverged { .. } => seen.note("other chain at the hub"),
                 }
                 (None, None)
