@@ -156,7 +156,8 @@ impl World {
         }
         self.log(|| {
             let (s, c) = (&self.surgery, &self.surgery.machine.counts());
-            let numbers: Vec<_> = s.disk.numbering.epochs().iter().map(|r| (r.epoch.0.as_u128(), r.base)).collect();
+            let numbers: Vec<_> =
+                s.disk.numbering.epochs().iter().map(|r| (r.epoch.0.as_u128(), r.base)).collect();
             format!("tail {} mark {} pruned {} {numbers:?} {c:?}", s.disk.tail(), s.mark, s.disk.pruned)
         });
         self.now += self.random.below(60);
@@ -326,7 +327,9 @@ impl World {
             }
             82..84 => {
                 let head = self.surgery.machine.confirmed() as usize;
-                let Some(id) = self.surgery.disk.records.get(head + self.random.below(5) as usize) else { return };
+                let Some(id) = self.surgery.disk.records.get(head + self.random.below(5) as usize) else {
+                    return;
+                };
                 self.poison = Some((*id, 2 + self.random.below(6)));
                 return;
             }
@@ -464,7 +467,8 @@ fn nothing_is_lost_repeated_or_reordered() {
     while outages < OUTAGES {
         let seed = seeds.bits();
         let run = std::panic::catch_unwind(|| episode(seed, false));
-        let world = run.unwrap_or_else(|_| panic!("episode {episodes} of this run failed; its own seed is {seed}"));
+        let world =
+            run.unwrap_or_else(|_| panic!("episode {episodes} of this run failed; its own seed is {seed}"));
         outages += world.outages;
         episodes += 1;
         accepted += world.accepted.len();
@@ -485,7 +489,8 @@ fn nothing_is_lost_repeated_or_reordered() {
 /// One episode with its log: `PGW_EPISODE=seed cargo test --test simulation one_episode -- --nocapture`.
 #[test]
 fn one_episode() {
-    let seed = std::env::var("PGW_EPISODE").ok().map_or(7, |seed| seed.parse().expect("a number"));
-    let world = episode(seed, true);
+    let given = std::env::var("PGW_EPISODE").ok();
+    let seed = given.as_ref().map_or(7, |seed| seed.parse().expect("a number"));
+    let world = episode(seed, given.is_some());
     assert!(world.outages > 0, "an episode without an outage shows nothing");
 }

@@ -129,7 +129,11 @@ impl Center {
         let staged = self.entries.len() - self.synced;
         let kept = random.below(staged as u64 + 1) as usize;
         if staged > 0 {
-            seen.note(if kept > 0 { "hub crash after storing, before its receipt" } else { "hub crash before storing" });
+            seen.note(if kept > 0 {
+                "hub crash after storing, before its receipt"
+            } else {
+                "hub crash before storing"
+            });
         }
         self.truncate(self.synced + kept);
     }

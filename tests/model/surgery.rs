@@ -144,6 +144,7 @@ impl Surgery {
 
     pub(crate) fn disconnect(&mut self, now: Millis, seen: &mut Seen) {
         self.connected = false;
+        self.wants_reconnect = false;
         self.up.clear();
         self.published.clear();
         self.give(Input::Disconnected, now, seen);
