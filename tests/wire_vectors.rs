@@ -48,7 +48,11 @@ fn the_signature_is_that_of_the_document() {
     let signature = &vectors["signature"];
     let public: PublicKey = text(signature, "public_key").parse().expect("a public key");
     public
-        .verify(text(signature, "topic"), text(signature, "payload").as_bytes(), signature["signature"].as_str())
+        .verify(
+            text(signature, "topic"),
+            text(signature, "payload").as_bytes(),
+            signature["signature"].as_str(),
+        )
         .expect("the document's signature verifies");
     let seed_document = hex(text(signature, "pkcs8"));
     let key = SigningKey::from_pkcs8(&seed_document).expect("the document's key");

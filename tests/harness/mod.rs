@@ -6,6 +6,8 @@
 mod certificates;
 mod mosquitto;
 mod proxy;
+pub mod senders;
+pub mod site;
 
 #[allow(unused_imports, reason = "each test file uses its own part of the harness")]
 pub use certificates::{CertificateFiles, Certificates};

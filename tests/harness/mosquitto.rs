@@ -103,6 +103,11 @@ impl Mosquitto {
         })
     }
 
+    /// Its process id, for `/proc`.
+    pub fn pid(&self) -> u32 {
+        self.child.as_ref().map_or(0, Child::id)
+    }
+
     /// The port of the TLS listener, on 127.0.0.1.
     pub fn port(&self) -> u16 {
         self.port
