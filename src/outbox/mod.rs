@@ -1,8 +1,14 @@
 //! The outbox: the durable, encrypted, ordered store of transactions (stub: see the interface below).
 
+mod admission;
 mod alternating;
+mod generation;
+mod index;
 mod marks;
+mod quarantine;
 mod sidecar;
+mod space;
+mod tags;
 
 use std::path::PathBuf;
 use std::time::Duration;
