@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use serde::{Deserialize, Serialize};
@@ -15,9 +15,12 @@ use tokio::sync::watch;
 use uuid::Uuid;
 
 use super::lane::{Handles, LaneShared, LaneState, Ledger};
+use super::marks::Marks;
+use super::quarantine::Quarantine;
 use super::seal::Sealer;
 use super::segment::{Extent, Segment, SegmentError};
 use super::shared::lane_file;
+use super::sidecar::Sidecar;
 use super::{LaneSettings, Mark, Notable, OpenError, OutboxKey, Settings, files};
 use crate::chain::ChainValue;
 use crate::delivery::Numbering;
@@ -48,14 +51,6 @@ pub(crate) struct Found {
     pub(crate) last_ordinal: u64,
     /// The last record was accepted in an older epoch: the chain value at the tail has to be computed.
     pub(crate) chain_unknown: bool,
-}
-
-/// What is known of the tails from outside the segments.
-pub(crate) trait Witness {
-    /// The last position of a lane that the sidecar vouches for.
-    fn sidecar(&self, lane: &Lane) -> Option<(Position, ChainValue)>;
-    /// The confirmed mark of a lane.
-    fn mark(&self, lane: &Lane) -> Option<Mark>;
 }
 
 fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> OpenError {
@@ -164,7 +159,9 @@ pub(crate) fn open_lane(
     lane: &LaneSettings,
     id: u16,
     sealer: &Sealer,
-    witness: &dyn Witness,
+    sidecar: &Sidecar,
+    marks: &Marks,
+    quarantine: &Quarantine,
     notables: &mut Vec<Notable>,
 ) -> Result<Found, OpenError> {
     let name = &lane.lane;
@@ -189,7 +186,7 @@ pub(crate) fn open_lane(
         files::save(&numbering_path, &numbering).map_err(failed("write", &numbering_path))?;
     }
     let first = ChainValue::first(numbering.at(1).epoch, name.as_str());
-    let mark = witness.mark(name).unwrap_or(Mark { position: 0, chain: first });
+    let mark = marks.mark(name).unwrap_or(Mark { position: 0, chain: first });
     let mut row = BTreeMap::new();
     let mut holes = ledger.as_ref().map(|ledger| ledger.holes.clone()).unwrap_or_default();
     let (mut tail, mut chain, mut chain_unknown) = (0, first, false);
@@ -198,7 +195,7 @@ pub(crate) fn open_lane(
 
     if let Some((ordinal, segment, header)) = newest {
         row = older(&directory, ledger.as_ref(), &ordinals, ordinal, &header, &mut ledger_stale)?;
-        let end = last_record(settings, name, &segment, sealer, header.base, witness, notables)
+        let end = last_record(name, &segment, sealer, header.base, sidecar, quarantine, notables)
             .map_err(segment_failed(segment.directory()))?;
         tail = end.position.unwrap_or(header.base - 1);
         chain = end.chain.unwrap_or(header.previous);
@@ -208,7 +205,7 @@ pub(crate) fn open_lane(
         let bytes = end.average_bytes * records;
         let oldest = end.oldest;
         row.insert(ordinal, Extent { base: header.base, previous: header.previous, bytes, oldest });
-        let verified = witness.sidecar(name).is_some_and(|(position, _)| position == tail);
+        let verified = sidecar.last(name).is_some_and(|(position, _)| position == tail);
         // A tail that nothing vouches for may be in the page cache only, after a barrier that failed before a
         // kill: nothing is appended behind it.
         if !end.trimmed && (verified || records == 0) {
@@ -216,7 +213,7 @@ pub(crate) fn open_lane(
         }
     }
 
-    let vouched = witness.sidecar(name).map_or(0, |(position, _)| position).max(mark.position);
+    let vouched = sidecar.last(name).map_or(0, |(position, _)| position).max(mark.position);
     if vouched > tail {
         let epoch = Epoch(Uuid::now_v7());
         notables.push(Notable {
@@ -244,7 +241,7 @@ pub(crate) fn open_lane(
         tail,
         chain,
         mark,
-        backed_up_through: None,
+        backed_up_through: marks.backed_up_through(name),
         holes,
         oldest: None,
         ledger_stale,
@@ -366,16 +363,16 @@ struct End {
 }
 
 fn last_record(
-    settings: &Settings,
     lane: &Lane,
     segment: &Segment,
     sealer: &Sealer,
     base: Position,
-    witness: &dyn Witness,
+    sidecar: &Sidecar,
+    quarantine: &Quarantine,
     notables: &mut Vec<Notable>,
 ) -> Result<End, SegmentError> {
     let mut end = End::default();
-    let vouched = witness.sidecar(lane).map_or(0, |(position, _)| position);
+    let vouched = sidecar.last(lane).map_or(0, |(position, _)| position);
     while let Some(last) = segment.last_position()?.filter(|last| *last >= base) {
         let read = segment.read(last, last, |_| false)?;
         let opened = read.into_iter().next().map(|(_, bytes)| bytes.and_then(|bytes| sealer.open(&bytes)));
@@ -388,7 +385,9 @@ fn last_record(
             }
             // Nobody was told of it: a crash cut it short. Its pieces are kept all the same.
             _ if last > vouched => {
-                keep_aside(settings, lane, last, &segment.pieces(last)?).map_err(SegmentError::Files)?;
+                quarantine
+                    .keep("incomplete record", lane.as_str(), &segment.pieces(last)?)
+                    .map_err(SegmentError::Files)?;
                 segment.remove(last)?;
                 segment.barrier()?;
                 end.trimmed = true;
@@ -421,16 +420,6 @@ fn last_record(
     Ok(end)
 }
 
-/// Keeps the pieces of a record that cannot be read. They are sealed.
-fn keep_aside(settings: &Settings, lane: &Lane, position: Position, pieces: &[u8]) -> io::Result<()> {
-    let directory = settings.directory.join("aside");
-    files::create_directory(&directory)?;
-    let path = directory.join(format!("{lane}-{position}-{}", Uuid::now_v7()));
-    fs::write(&path, pieces)?;
-    File::open(&path)?.sync_all()?;
-    files::sync_directory(&directory)
-}
-
 /// Removes a directory: to the trash by rename, durably, and only then its files.
 pub(crate) fn discard(store: &Path, directory: &Path) -> io::Result<()> {
     let trash = store.join("trash");
@@ -453,9 +442,4 @@ pub(crate) fn empty_trash(store: &Path) -> io::Result<()> {
         fs::remove_dir_all(entry?.path())?;
     }
     Ok(())
-}
-
-/// Where the outbox keeps what it must not delete.
-pub(crate) fn aside(store: &Path) -> PathBuf {
-    store.join("aside")
 }
