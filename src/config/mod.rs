@@ -7,19 +7,21 @@
 //! Every key, its default and its meaning stand in `config/gateway.toml` and `config/hub.toml`.
 
 pub mod certificates;
+mod doors;
 mod gateway;
 mod hub;
 pub mod keys;
+mod log;
 mod raw;
 mod source;
+mod uplink;
 
 use std::path::PathBuf;
 
-pub use gateway::{
-    AddressRange, Confirm, Control, GatewayConfig, Health, HubKey, Ingest, Log, LogFormat, Mllp,
-    OnUnavailable, TlsFiles, Uplink,
-};
+pub use gateway::GatewayConfig;
 pub use hub::HubConfig;
+pub use log::{Log, LogFormat};
+pub use uplink::{Confirm, HubKey, TlsFiles, Uplink};
 
 /// What is wrong with a configuration; exit code 78. Nothing was started and no store was touched.
 #[derive(Debug, thiserror::Error)]
