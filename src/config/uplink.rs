@@ -37,7 +37,9 @@ pub(super) fn uplink(source: &Source, raw: RawUplink, hubs: usize) -> Result<Lin
         source.required(key, given, "the path of a PEM file").map(|path| source.path(&path))
     };
     let millis = |key: &str, given, default, range| {
-        source.seconds(key, given, default, range).map(|time| Millis::try_from(time.as_millis()).unwrap_or(Millis::MAX))
+        source
+            .seconds(key, given, default, range)
+            .map(|time| Millis::try_from(time.as_millis()).unwrap_or(Millis::MAX))
     };
     let confirm = source.word(
         "uplink.confirm",
@@ -85,10 +87,7 @@ pub(super) fn uplink(source: &Source, raw: RawUplink, hubs: usize) -> Result<Lin
     })
 }
 
-pub(super) fn hubs(
-    source: &Source,
-    raw: Vec<RawHubKey>,
-) -> Result<Vec<PinnedHub>, ConfigError> {
+pub(super) fn hubs(source: &Source, raw: Vec<RawHubKey>) -> Result<Vec<PinnedHub>, ConfigError> {
     const ALLOWED: &str = "the line that `practice-hub init` printed, or public_key_file with a file of it";
     let mut hubs: Vec<PinnedHub> = Vec::new();
     for entry in raw {

@@ -40,6 +40,8 @@ pub fn run(mut config: GatewayConfig) -> Result<(), Fatal> {
     let began = Instant::now();
     let outbox = Outbox::open(config.outbox.clone(), key).map_err(not_opened)?;
     tracing::info!(seconds = began.elapsed().as_secs_f64(), "Opened the outbox");
+    std::fs::create_dir_all(&config.uplink.state_directory)
+        .map_err(|error| Fatal::of(Exit::Files, "cannot make the uplink's directory", error))?;
     let runtime = runtime()?;
     let ran = runtime.block_on(serve(config, outbox.clone()));
     runtime.shutdown_timeout(Duration::from_secs(1));
@@ -49,7 +51,9 @@ pub fn run(mut config: GatewayConfig) -> Result<(), Fatal> {
 
 fn not_opened(error: OpenError) -> Fatal {
     let exit = match &error {
-        OpenError::Newer { .. } | OpenError::WrongKey { .. } | OpenError::OtherOwner { .. } => Exit::Configuration,
+        OpenError::Newer { .. } | OpenError::WrongKey { .. } | OpenError::OtherOwner { .. } => {
+            Exit::Configuration
+        }
         OpenError::InUse(_) => Exit::Later,
         OpenError::Io { .. } => Exit::Files,
     };
@@ -112,7 +116,9 @@ async fn serve(config: GatewayConfig, outbox: Outbox) -> Result<(), Fatal> {
     let (stop, certificates) = (tasks.stop_of(Stage::Uplink), reload.subscribe());
     let (settings, sent) = (config.uplink, outbox.clone());
     tasks.spawn(Stage::Uplink, "uplink", async move {
-        uplink::run(settings, sent, link, reports, stop, certificates).await.map_err(|error| error.to_string())
+        uplink::run(settings, sent, link, reports, stop, certificates)
+            .await
+            .map_err(|error| error.to_string())
     });
 
     systemd::tell(&[NotifyState::Ready]);
