@@ -133,7 +133,10 @@ impl Running {
         join(maker);
         for lane in &self.shared.lanes {
             lane.handles.clear();
-            drop(locked(&lane.ahead).take());
+            if let Some((ordinal, segment)) = locked(&lane.ahead).take() {
+                drop(segment);
+                let _ = recovery::discard(&self.shared.settings.directory, &lane.segment_directory(ordinal));
+            }
         }
         drop(locked(&self.lock).take());
     }

@@ -205,7 +205,7 @@ impl Pen {
                 base: self.tail + 1,
                 previous: self.tail_chain,
                 numbering: state.numbering.clone(),
-                predecessor: state.row.last_key_value().map(|(_, extent)| *extent),
+                predecessor: state.row.last_key_value().map(|(ordinal, extent)| (*ordinal, *extent)),
             }
         };
         let segment = Arc::new(segment);

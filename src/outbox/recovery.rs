@@ -202,7 +202,7 @@ pub(crate) fn open_lane(
     let mut ledger_stale = ledger.is_none();
 
     if let Some((ordinal, segment, header)) = newest {
-        row = older(&directory, ledger.as_ref(), &ordinals, ordinal, &header, &mut ledger_stale)?;
+        row = older(&settings.directory, &directory, ledger.as_ref(), &ordinals, ordinal, &header, &mut ledger_stale)?;
         let end = last_record(name, &segment, sealer, header.base, sidecar, quarantine, notables)
             .map_err(segment_failed(segment.directory()))?;
         tail = end.position.unwrap_or(header.base - 1);
@@ -322,6 +322,7 @@ fn newest_begun(
 
 /// The row before the newest segment: from the ledger, the newest one's header, and only then from the segments.
 fn older(
+    store: &Path,
     directory: &Path,
     ledger: Option<&Ledger>,
     ordinals: &BTreeSet<u64>,
@@ -331,14 +332,9 @@ fn older(
 ) -> Result<BTreeMap<u64, Extent>, OpenError> {
     let mut row: BTreeMap<u64, Extent> = BTreeMap::new();
     let mut next_base = header.base;
-    let mut successor = header.predecessor;
     for ordinal in ordinals.range(..newest).rev().copied() {
-        let known = ledger.and_then(|ledger| ledger.row.get(&ordinal).copied());
-        // The header tells of the predecessor in the row, which is the only one whose range ends at its base.
-        let known = match successor.take() {
-            Some(told) if known.is_none_or(|known| known.base == told.base) => Some(told),
-            _ => known,
-        };
+        let told = header.predecessor.filter(|(predecessor, _)| *predecessor == ordinal).map(|(_, extent)| extent);
+        let known = told.or_else(|| ledger.and_then(|ledger| ledger.row.get(&ordinal).copied()));
         let extent = match known {
             Some(extent) => extent,
             None => {
@@ -347,13 +343,22 @@ fn older(
                 let segment = Segment::open(&path).map_err(segment_failed(&path))?;
                 match segment.header().map_err(segment_failed(&path))? {
                     Some(header) => Extent { base: header.base, previous: header.previous, bytes: 0, oldest: None },
-                    None => continue,
+                    None => {
+                        // Made ahead, and overtaken by one that the writer needed sooner.
+                        drop(segment);
+                        discard(store, &path).map_err(failed("remove", &path))?;
+                        continue;
+                    }
                 }
             }
         };
         if extent.base < next_base {
             next_base = extent.base;
             row.insert(ordinal, extent);
+        } else {
+            // A later one began at the same position: nothing that was answered is here.
+            let path = directory.join(format!("{ordinal:010}"));
+            discard(store, &path).map_err(failed("remove", &path))?;
         }
     }
     Ok(row)

@@ -21,6 +21,8 @@ use super::{Notable, Refusal, Settings, Snapshot};
 use crate::delivery::Numbering;
 use crate::transaction::{Clock, Lane};
 
+/// A ballast that was released stays so for this long at least.
+const BALLAST_PAUSE: Duration = Duration::from_secs(30);
 /// Events that are kept until somebody fetches them; beyond it the oldest go.
 const NOTABLES: usize = 1000;
 
@@ -72,6 +74,7 @@ pub(crate) struct Shared {
     chores: Sender<Chore>,
     jobs: Mutex<Option<Sender<Job>>>,
     ballast: Ballast,
+    released: Mutex<Option<Instant>>,
     admission: Mutex<Admission>,
     store_bytes: AtomicU64,
     free_bytes: AtomicU64,
@@ -100,6 +103,7 @@ impl Shared {
             chores,
             jobs: Mutex::new(Some(jobs)),
             ballast,
+            released: Mutex::new(None),
             admission: Mutex::new(Admission::new(limits)),
             store_bytes: AtomicU64::new(0),
             free_bytes: AtomicU64::new(0),
@@ -196,7 +200,10 @@ impl Shared {
             }
             None => {}
         }
+        // Not at once: what was released is to be used first.
+        let waits = locked(&self.released).is_some_and(|at| at.elapsed() < BALLAST_PAUSE);
         if self.refusing().is_none()
+            && !waits
             && let Err(error) = self.ballast.restore(space.free_bytes)
         {
             tracing::debug!(error = %error, "Ballast could not be restored");
@@ -206,6 +213,7 @@ impl Shared {
     /// The disk is full: what is kept for that is released, to open, to drain, and to get out of it.
     pub(crate) fn out_of_room(&self) {
         if self.ballast.is_held().unwrap_or(false) && self.ballast.release().is_ok() {
+            locked(&self.released).replace(Instant::now());
             tracing::warn!("Disk is full, ballast released");
             self.notable("store.ballast", "the disk is full; the reserve for opening and draining was released".into());
         }
