@@ -7,6 +7,13 @@
 //! - when the faults stop, everything that the box still has is confirmed, and every hub's store holds it exactly
 //!   once, in the order of acceptance, and nothing that was never accepted.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::print_stdout,
+    reason = "the whole file is a test; its helpers are no test functions"
+)]
+
 mod model;
 
 use std::collections::{HashMap, HashSet};

@@ -8,20 +8,21 @@ use toml::Spanned;
 use crate::config::log::{Log, log};
 use crate::config::raw::{RawGateway, RawLane, RawOutbox};
 use crate::config::source::Source;
-use crate::config::uplink::{HubKey, Uplink, hubs, uplink};
+use crate::config::uplink::{Confirm, Link, hubs, uplink};
 use crate::config::{ConfigError, doors, keys};
 use crate::ingest::control::server as control;
 use crate::ingest::mllp::door;
 use crate::outbox::{self, LaneSettings};
 use crate::transaction::{Gateway, Lane, Practice};
+use crate::uplink::{self, PinnedHub};
+use crate::wire::SCHEMA;
+use crate::wire::presence::Info;
 
 /// Everything the gateway is told.
 #[derive(Debug, Clone)]
 pub struct GatewayConfig {
     /// Where it was read from.
     pub file: PathBuf,
-    /// First 16 hexadecimal digits of the file's SHA-256.
-    pub digest: String,
     /// Whose gateway this is.
     pub practice: Practice,
     /// Its id.
@@ -38,10 +39,8 @@ pub struct GatewayConfig {
     pub ingest_memory_bytes: u64,
     /// The store.
     pub outbox: outbox::Settings,
-    /// The way to the centre.
-    pub uplink: Uplink,
-    /// The hubs that must confirm; empty only where a PUBACK confirms.
-    pub hubs: Vec<HubKey>,
+    /// The way to the centre. Its `info` has no key id yet: the key is not read here.
+    pub uplink: uplink::Settings,
     /// How often health is said, besides every change of state.
     pub health_interval: Duration,
     /// Logs.
@@ -74,13 +73,19 @@ impl GatewayConfig {
             .collect::<Result<Vec<_>, _>>()?;
         let ingest_memory_bytes =
             source.number("ingest.memory_bytes", raw.ingest.memory_bytes, 64 << 20, 1 << 20..=4 << 30)?;
-        let uplink = uplink(&source, raw.uplink)?;
-        let hubs = hubs(&source, raw.hub, uplink.confirm)?;
+        let hubs = hubs(&source, raw.hub)?;
+        let link = uplink(&source, raw.uplink, hubs.len())?;
+        if hubs.is_empty() && link.confirm == Confirm::Receipt {
+            return Err(source.missing(
+                "[[hub]]",
+                "there for each hub that must confirm (or uplink.confirm = \"puback\")",
+            ));
+        }
+        let uplink = uplink_settings(&source, link, hubs, &outbox, &data_directory, !mllp.is_empty());
         let health_interval =
             source.seconds("health.interval_seconds", raw.health.interval_seconds, 60.0, 0.1..=3600.0)?;
         Ok(Self {
             file: file.to_owned(),
-            digest: keys::digest(source.text().as_bytes()),
             practice,
             gateway,
             outbox_key_file: source
@@ -97,10 +102,51 @@ impl GatewayConfig {
             ingest_memory_bytes,
             outbox,
             uplink,
-            hubs,
             health_interval,
             log: log(&source, raw.log)?,
         })
+    }
+}
+
+fn uplink_settings(
+    source: &Source,
+    link: Link,
+    hubs: Vec<PinnedHub>,
+    outbox: &outbox::Settings,
+    data_directory: &Path,
+    mllp: bool,
+) -> uplink::Settings {
+    // Urgent lanes are served first.
+    let (urgent, others): (Vec<_>, Vec<_>) = outbox.lanes.iter().partition(|lane| lane.urgent);
+    let lanes: Vec<Lane> = urgent.into_iter().chain(others).map(|lane| lane.lane.clone()).collect();
+    let names: Vec<&str> = lanes.iter().map(Lane::as_str).collect();
+    let confirm = if link.confirm == Confirm::Receipt { "receipt" } else { "puback" };
+    let info = Info {
+        schema: SCHEMA,
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        lanes: names.join(" "),
+        interfaces: String::from(if mllp { "mllp control" } else { "control" }),
+        configuration_digest: keys::digest(source.text().as_bytes()),
+        confirm: confirm.to_owned(),
+        certificate_expires: String::new(),
+        key_id: String::new(),
+        time: String::new(),
+    };
+    uplink::Settings {
+        practice: outbox.practice.clone(),
+        gateway: outbox.gateway.clone(),
+        lanes,
+        upstreams: link.upstreams,
+        tls: Some(link.tls),
+        state_directory: data_directory.join("uplink"),
+        hubs,
+        keep_alive: link.keep_alive,
+        phase_timeout: link.phase_timeout,
+        inflight: link.inflight,
+        max_incoming_packet_bytes: link.max_packet_bytes,
+        delivery: link.limits,
+        reconnect: link.reconnect,
+        info,
     }
 }
 

@@ -1,6 +1,5 @@
 //! `practice-gateway run`.
 
-use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -23,7 +22,7 @@ use crate::uplink;
 
 /// How long the outbox may take to finish what is under way and to close.
 const CLOSE_DEADLINE: Duration = Duration::from_secs(20);
-/// How long the outbox may take to say how it is, before the watchdog is no longer fed.
+/// How long the outbox's writer may take to come round, before the watchdog is no longer fed.
 const ANSWER_DEADLINE: Duration = Duration::from_secs(10);
 /// How often systemd's status line may change.
 const STATUS_INTERVAL: Duration = Duration::from_secs(5);
@@ -33,16 +32,18 @@ const STATUS_INTERVAL: Duration = Duration::from_secs(5);
 /// # Errors
 /// [`Fatal`], with the exit code: 78 for configuration, key and owner of the store, 75 where another process has the
 /// store, 74 for its files, 69 for an address that is taken, 70 for a task that ended early.
-pub fn run(config: GatewayConfig) -> Result<(), Fatal> {
+pub fn run(mut config: GatewayConfig) -> Result<(), Fatal> {
     close_umask();
     let key = keys::outbox_key(&config.outbox_key_file)
         .map_err(|error| Fatal::of(Exit::Configuration, "there is no usable outbox key", error))?;
-    let key_id = key.id();
+    config.uplink.info.key_id = key.id();
     let began = Instant::now();
     let outbox = Outbox::open(config.outbox.clone(), key).map_err(not_opened)?;
     tracing::info!(seconds = began.elapsed().as_secs_f64(), "Opened the outbox");
+    std::fs::create_dir_all(&config.uplink.state_directory)
+        .map_err(|error| Fatal::of(Exit::Files, "cannot make the uplink's directory", error))?;
     let runtime = runtime()?;
-    let ran = runtime.block_on(serve(config, outbox.clone(), key_id));
+    let ran = runtime.block_on(serve(config, outbox.clone()));
     runtime.shutdown_timeout(Duration::from_secs(1));
     close(outbox);
     ran
@@ -50,7 +51,9 @@ pub fn run(config: GatewayConfig) -> Result<(), Fatal> {
 
 fn not_opened(error: OpenError) -> Fatal {
     let exit = match &error {
-        OpenError::Newer { .. } | OpenError::WrongKey { .. } | OpenError::OtherOwner { .. } => Exit::Configuration,
+        OpenError::Newer { .. } | OpenError::WrongKey { .. } | OpenError::OtherOwner { .. } => {
+            Exit::Configuration
+        }
         OpenError::InUse(_) => Exit::Later,
         OpenError::Io { .. } => Exit::Files,
     };
@@ -70,7 +73,7 @@ fn close(outbox: Outbox) {
     }
 }
 
-async fn serve(config: GatewayConfig, outbox: Outbox, key_id: String) -> Result<(), Fatal> {
+async fn serve(config: GatewayConfig, outbox: Outbox) -> Result<(), Fatal> {
     let mut terminate = on_signal(SignalKind::terminate())?;
     let mut interrupt = on_signal(SignalKind::interrupt())?;
     let mut hangup = on_signal(SignalKind::hangup())?;
@@ -111,9 +114,11 @@ async fn serve(config: GatewayConfig, outbox: Outbox, key_id: String) -> Result<
     });
     let reload = watch::Sender::new(0_u64);
     let (stop, certificates) = (tasks.stop_of(Stage::Uplink), reload.subscribe());
-    let (settings, sent) = (config.uplink_settings(key_id), outbox.clone());
+    let (settings, sent) = (config.uplink, outbox.clone());
     tasks.spawn(Stage::Uplink, "uplink", async move {
-        uplink::run(settings, sent, link, reports, stop, certificates).await.map_err(|error| error.to_string())
+        uplink::run(settings, sent, link, reports, stop, certificates)
+            .await
+            .map_err(|error| error.to_string())
     });
 
     systemd::tell(&[NotifyState::Ready]);
@@ -133,7 +138,7 @@ async fn serve(config: GatewayConfig, outbox: Outbox, key_id: String) -> Result<
             }
             ended = tasks.next() => break Some(ended),
             _ = watchdog.tick(), if watched.is_some() => {
-                if answers(&outbox, &config.data_directory).await {
+                if moves(&outbox).await {
                     systemd::tell(&[NotifyState::Watchdog]);
                 }
             }
@@ -159,14 +164,14 @@ fn on_signal(kind: SignalKind) -> Result<Signal, Fatal> {
     signal(kind).map_err(|error| Fatal::of(Exit::Internal, "cannot wait for signals", error))
 }
 
-/// Whether things move: this task runs, a blocking thread is to be had, and the store says how it is.
-async fn answers(outbox: &Outbox, _data: &Path) -> bool {
+/// Whether things move: this task runs, a blocking thread is to be had, and the outbox's writer comes round.
+async fn moves(outbox: &Outbox) -> bool {
     let outbox = outbox.clone();
-    let asked = tokio::task::spawn_blocking(move || drop(outbox.snapshot()));
+    let asked = tokio::task::spawn_blocking(move || outbox.pulse(ANSWER_DEADLINE));
     let answered = tokio::time::timeout(ANSWER_DEADLINE, asked).await;
-    let well = matches!(answered, Ok(Ok(())));
+    let well = matches!(answered, Ok(Ok(true)));
     if !well {
-        tracing::error!(seconds = ANSWER_DEADLINE.as_secs(), "The outbox does not answer: the watchdog is not fed");
+        tracing::error!("The outbox's writer does not come round: the watchdog is not fed");
     }
     well
 }

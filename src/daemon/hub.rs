@@ -52,7 +52,9 @@ async fn serve(config: HubConfig) -> Result<(), Fatal> {
         tokio::select! {
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
-            ended_early = &mut hub => return outcome(ended_early),
+            ended_early = &mut hub => {
+                return outcome(ended_early).and(Err(Fatal::new(Exit::Internal, "the hub ended early")));
+            }
             _ = watchdog.tick(), if watched.is_some() => systemd::tell(&[NotifyState::Watchdog]),
             Ok(()) = seen.changed() => {
                 let status = if *seen.borrow_and_update() { "live" } else { "no broker" };

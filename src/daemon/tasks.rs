@@ -113,7 +113,11 @@ impl Tasks {
                 let before = stragglers.len();
                 stragglers.extend(late);
                 for name in stragglers.iter().skip(before) {
-                    tracing::error!(task = name, seconds = deadline.as_secs(), "Did not stop in time, cut off");
+                    tracing::error!(
+                        task = name,
+                        seconds = deadline.as_secs(),
+                        "Did not stop in time, cut off"
+                    );
                 }
                 self.names.retain(|_, (of, _)| of != stage);
             }

@@ -118,6 +118,7 @@ pub async fn run(mut eye: Eye, interval: Duration, voice: Voice, mut stop: watch
             _ = stop.wait_for(|stop| *stop) => return,
         }
         last = Instant::now();
+        eye.outbox.set_clock(clock::trust());
         let report = eye.look(|looks| state.handle(looks));
         let verdict = report.verdict;
         if report.changed {

@@ -50,6 +50,8 @@ pub(crate) enum Job {
         /// The tail that was seen; if it has moved on, there is no need any more.
         tail: Position,
     },
+    /// Say that the writer moves.
+    Pulse(std::sync::mpsc::SyncSender<()>),
     /// Finish what was taken, and end.
     Stop,
 }
@@ -128,6 +130,7 @@ impl Writer {
                     let _ = answer.send(outcome);
                 }
                 Some(Job::Retire { lane, tail }) => self.pens[lane].retire(&self.shared, tail),
+                Some(Job::Pulse(answer)) => drop(answer.send(())),
                 Some(Job::Stop) => return,
             }
         }

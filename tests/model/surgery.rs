@@ -12,7 +12,7 @@ use super::{Seen, epoch, lane, link};
 use crate::model::broker::Up;
 
 /// What a crash leaves.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct Disk {
     /// Committed transactions, position 1 first.
     pub(crate) records: Vec<TransactionId>,

@@ -291,6 +291,26 @@ fn last_rotated(directory: &Path, lane: &Lane) -> Result<u32, StoreError> {
     Ok(last)
 }
 
+/// The marks of all lanes without opening the store: reads only, beside a running hub.
+///
+/// # Errors
+/// [`StoreError`] when a file cannot be read.
+pub fn peek(directory: &Path) -> Result<Vec<(LaneName, Vec<Mark>)>, StoreError> {
+    let mut found = Vec::new();
+    for name in lanes_in(directory)? {
+        let mut marks = None;
+        for path in files_of(directory, &name)?.into_iter().rev().filter(|path| path.exists()) {
+            let file = File::open(&path).map_err(failed("open", &path))?;
+            marks = tail::read(&file, &name).map_err(failed("read", &path))?.marks;
+            if marks.is_some() {
+                break;
+            }
+        }
+        found.push((name, marks.unwrap_or_default()));
+    }
+    Ok(found)
+}
+
 /// Every lane that has files below `directory`.
 ///
 /// # Errors
