@@ -74,6 +74,7 @@ struct World {
     centers: Vec<Center>,
     start_hub_at: Vec<Millis>,
     images: Vec<Disk>,
+    hub_restored: bool,
     accepted: HashSet<TransactionId>,
     /// One in so many turns brings a fault; 0: none.
     faults: u64,
@@ -111,6 +112,7 @@ impl World {
             centers: (0..hubs).map(|index| Center::new(index, 100 + index as u64)).collect(),
             start_hub_at: vec![0; hubs],
             images: Vec::new(),
+            hub_restored: false,
             accepted: HashSet::new(),
             faults,
             outages: 0,
@@ -330,6 +332,7 @@ impl World {
                 let choice = least as u64 + self.random.below((backups.len() - least).max(1) as u64);
                 let length = backups.get(choice as usize).copied().unwrap_or(0);
                 self.centers[hub].restore(length, &mut self.seen);
+                self.hub_restored = true;
                 self.hub_down(hub)
             }
             82..84 => {
@@ -355,9 +358,16 @@ impl World {
                 return;
             }
             _ => {
-                let Some(index) = self.images.len().checked_sub(1) else { return };
-                let image = self.images[self.random.below(index as u64 + 1) as usize].clone();
-                self.surgery.disk = image;
+                if self.images.is_empty() {
+                    return;
+                }
+                let index = self.random.below(self.images.len() as u64) as usize;
+                self.surgery.disk = self.images[index].clone();
+                // Once a hub was restored, a life that was abandoned must not come back: what its mark says was
+                // confirmed may have been overwritten by the life between, and nothing on the wire shows that.
+                if self.hub_restored {
+                    self.images.truncate(index + 1);
+                }
                 self.box_down();
                 "box restored from an image"
             }
