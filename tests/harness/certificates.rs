@@ -33,7 +33,9 @@ impl Certificates {
     pub fn new() -> Self {
         let directory = TempDir::with_prefix("pgw-certificates-").unwrap();
         let mut params = CertificateParams::new(Vec::<String>::new()).unwrap();
-        params.distinguished_name.push(DnType::CommonName, "Test fleet CA");
+        // Two CAs of one name would make "unknown CA" look like a broken signature.
+        let name = format!("Test fleet CA {}", directory.path().display());
+        params.distinguished_name.push(DnType::CommonName, name);
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
