@@ -1,0 +1,104 @@
+//! Small files that are either the old or the new, whatever happens: written aside, synced, renamed, and
+//! the directory synced. Each carries a CRC32C, so that half a file is never believed.
+
+use std::fs::{self, File};
+use std::io::{self, Write as _};
+use std::path::Path;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+/// Makes what the directory says of its entries durable.
+pub(crate) fn sync_directory(directory: &Path) -> io::Result<()> {
+    File::open(directory)?.sync_all()
+}
+
+/// Creates a directory that only its owner can enter, and makes it durable in its parent.
+pub(crate) fn create_directory(directory: &Path) -> io::Result<()> {
+    use std::os::unix::fs::DirBuilderExt as _;
+    if directory.is_dir() {
+        return Ok(());
+    }
+    if let Some(parent) = directory.parent()
+        && !parent.as_os_str().is_empty()
+        && !parent.is_dir()
+    {
+        create_directory(parent)?;
+    }
+    match fs::DirBuilder::new().mode(0o700).create(directory) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+        _ => {}
+    }
+    directory.parent().map_or(Ok(()), |parent| {
+        sync_directory(if parent.as_os_str().is_empty() { Path::new(".") } else { parent })
+    })
+}
+
+/// Syncs every file and directory below `directory`, and it.
+pub(crate) fn sync_tree(directory: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(directory)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            sync_tree(&entry.path())?;
+        } else {
+            File::open(entry.path())?.sync_all()?;
+        }
+    }
+    sync_directory(directory)
+}
+
+/// Writes `value` as one line of JSON and one line with its checksum.
+pub(crate) fn save<T: Serialize>(path: &Path, value: &T) -> io::Result<()> {
+    let mut text = serde_json::to_vec(value)?;
+    let sum = crc32c::crc32c(&text);
+    text.extend_from_slice(format!("\n{sum:08x}\n").as_bytes());
+    let aside = path.with_extension("new");
+    {
+        use std::os::unix::fs::OpenOptionsExt as _;
+        let mut file = File::options().write(true).create(true).truncate(true).mode(0o600).open(&aside)?;
+        file.write_all(&text)?;
+        file.sync_all()?;
+    }
+    fs::rename(&aside, path)?;
+    path.parent().map_or(Ok(()), sync_directory)
+}
+
+/// Reads what [`save`] wrote; `None` if there is no such file.
+///
+/// # Errors
+/// `InvalidData` if it is not whole.
+pub(crate) fn load<T: DeserializeOwned>(path: &Path) -> io::Result<Option<T>> {
+    let text = match fs::read_to_string(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        other => other?,
+    };
+    let damaged = || io::Error::new(io::ErrorKind::InvalidData, "the file's checksum does not fit its content");
+    let (json, sum) = text.split_once('\n').ok_or_else(damaged)?;
+    if u32::from_str_radix(sum.trim_end(), 16).ok() != Some(crc32c::crc32c(json.as_bytes())) {
+        return Err(damaged());
+    }
+    Ok(Some(serde_json::from_str(json)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn half_a_file_is_never_believed() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("numbers");
+        assert_eq!(load::<Vec<u64>>(&path).unwrap(), None);
+        save(&path, &vec![1u64, 2, 3]).unwrap();
+        assert_eq!(load::<Vec<u64>>(&path).unwrap(), Some(vec![1, 2, 3]));
+        let whole = fs::read(&path).unwrap();
+        for cut in 1..whole.len() - 1 {
+            fs::write(&path, &whole[..cut]).unwrap();
+            assert!(load::<Vec<u64>>(&path).is_err(), "cut at {cut}");
+        }
+        let mut flipped = whole.clone();
+        flipped[1] ^= 1;
+        fs::write(&path, flipped).unwrap();
+        assert!(load::<Vec<u64>>(&path).is_err());
+    }
+}

@@ -1,0 +1,351 @@
+//! A lane is a row of segments: segment k counts for the positions from its base up to the next one's base.
+//!
+//! [`LaneState`] is what everybody sees of a lane, under one lock, so that its numbers always add up; it changes only when
+//! something is behind the barrier. [`Handles`] shares the open databases between writer and readers, as
+//! sled locks its files.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+
+use super::segment::{Extent, Segment, SegmentError};
+use super::{LaneCounts, Mark};
+use crate::chain::ChainValue;
+use crate::delivery::Numbering;
+use crate::transaction::{Lane, Position, UnixMillis};
+
+/// Handles that are kept open for reading besides the one that is written.
+const OPEN_FOR_READING: usize = 1;
+
+/// A panic elsewhere while the lock was held leaves numbers that are whole: each change is one assignment deep.
+pub(crate) fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Ranges of positions that are not to be had any more, ascending, apart.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Holes(Vec<(Position, Position)>);
+
+impl Holes {
+    /// Adds `from..=through`; whether anything of it was new.
+    pub(crate) fn add(&mut self, from: Position, through: Position) -> bool {
+        if from > through || self.0.iter().any(|(a, b)| *a <= from && through <= *b) {
+            return false;
+        }
+        self.0.push((from, through));
+        self.0.sort_unstable();
+        let mut merged: Vec<(Position, Position)> = Vec::with_capacity(self.0.len());
+        for (from, through) in self.0.drain(..) {
+            match merged.last_mut() {
+                Some(last) if from <= last.1.saturating_add(1) => last.1 = last.1.max(through),
+                _ => merged.push((from, through)),
+            }
+        }
+        self.0 = merged;
+        true
+    }
+
+    /// Forgets what lies before `position`.
+    pub(crate) fn forget_before(&mut self, position: Position) {
+        self.0.retain(|(_, through)| *through >= position);
+        if let Some(first) = self.0.first_mut() {
+            first.0 = first.0.max(position);
+        }
+    }
+
+    /// The hole that `position` lies in.
+    pub(crate) fn at(&self, position: Position) -> Option<(Position, Position)> {
+        self.0.iter().copied().find(|(from, through)| (*from..=*through).contains(&position))
+    }
+
+    /// How many positions of `after + 1 ..= through` are missing.
+    pub(crate) fn count(&self, after: Position, through: Position) -> u64 {
+        self.0.iter().map(|(a, b)| (*b).min(through).saturating_add(1).saturating_sub((*a).max(after + 1))).sum()
+    }
+}
+
+/// What everybody sees of a lane.
+#[derive(Debug, Clone)]
+pub(crate) struct LaneState {
+    /// Its epochs.
+    pub(crate) numbering: Numbering,
+    /// Its segments by ordinal; the last is the one that is written.
+    pub(crate) row: BTreeMap<u64, Extent>,
+    /// The last position behind the barrier.
+    pub(crate) tail: Position,
+    /// The chain value there, as the next record has it for its previous.
+    pub(crate) chain: ChainValue,
+    /// Confirmed through.
+    pub(crate) mark: Mark,
+    /// The hub has a backup through this position.
+    pub(crate) backed_up_through: Option<Position>,
+    /// What is lost.
+    pub(crate) holes: Holes,
+    /// The oldest that waits, and when it was accepted, as last looked up.
+    pub(crate) oldest: Option<(Position, UnixMillis)>,
+    /// Row or holes have changed since the ledger was written.
+    pub(crate) ledger_stale: bool,
+    /// The mark has changed since it was handed to the marks file.
+    pub(crate) mark_stale: bool,
+}
+
+impl LaneState {
+    /// The first position that is kept.
+    pub(crate) fn first_retained(&self) -> Position {
+        self.row.values().next().map_or(self.tail + 1, |extent| extent.base)
+    }
+
+    /// The segment that holds `position`, and the last position that counts in it.
+    pub(crate) fn segment_of(&self, position: Position) -> Option<(u64, Position)> {
+        let mut through = self.tail;
+        for (ordinal, extent) in self.row.iter().rev() {
+            if extent.base <= position {
+                return (position <= through).then_some((*ordinal, through));
+            }
+            through = extent.base - 1;
+        }
+        None
+    }
+
+    /// The last position of a segment of the row.
+    pub(crate) fn last_of(&self, ordinal: u64) -> Position {
+        self.row.range(ordinal + 1..).next().map_or(self.tail, |(_, next)| next.base - 1)
+    }
+
+    /// The lane in numbers. Cheap, and they add up: each position is in exactly one of the three.
+    pub(crate) fn counts(&self) -> LaneCounts {
+        let confirmed = self.mark.position.min(self.tail);
+        let kept_from = self.first_retained().max(confirmed + 1);
+        let pruned = (kept_from - 1).saturating_sub(confirmed);
+        let damaged = pruned + self.holes.count(kept_from - 1, self.tail);
+        let waiting = self.tail - confirmed - damaged;
+        let oldest_time = (waiting > 0)
+            .then(|| self.oldest.filter(|(at, _)| *at > confirmed).map(|(_, time)| time))
+            .flatten();
+        LaneCounts {
+            accepted: self.tail,
+            confirmed,
+            waiting,
+            damaged,
+            waiting_bytes: if waiting == 0 { 0 } else { self.bytes_after(confirmed) },
+            oldest_time,
+        }
+    }
+
+    /// Payload bytes after `position`; within one segment by its average.
+    fn bytes_after(&self, position: Position) -> u64 {
+        let mut through = self.tail;
+        let mut bytes = 0u64;
+        for extent in self.row.values().rev() {
+            let records = (through + 1).saturating_sub(extent.base);
+            let beyond = through.saturating_sub(position).min(records);
+            if beyond == 0 {
+                break;
+            }
+            let part = u128::from(extent.bytes) * u128::from(beyond) / u128::from(records.max(1));
+            bytes = bytes.saturating_add(u64::try_from(part).unwrap_or(u64::MAX));
+            through = extent.base - 1;
+        }
+        bytes
+    }
+}
+
+/// The row and the holes as they are kept beside the segments, so that a start needs to open the newest only.
+/// Written behind; what it misses is in the newest segment's header.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Ledger {
+    /// Of this format.
+    pub(crate) version: u32,
+    /// Segments by ordinal.
+    pub(crate) row: BTreeMap<u64, Extent>,
+    /// Lost positions.
+    pub(crate) holes: Holes,
+}
+
+/// The databases of a lane that are open now.
+#[derive(Debug, Default)]
+pub(crate) struct Handles {
+    inner: Mutex<HandlesInner>,
+    /// One opens at a time: sled would refuse the second.
+    opening: Mutex<()>,
+}
+
+#[derive(Debug, Default)]
+struct HandlesInner {
+    known: HashMap<u64, Weak<Segment>>,
+    recent: VecDeque<(u64, Arc<Segment>)>,
+}
+
+impl Handles {
+    /// Makes the writer's handle known to readers; the writer keeps it alive.
+    pub(crate) fn register(&self, ordinal: u64, segment: &Arc<Segment>) {
+        let mut inner = locked(&self.inner);
+        inner.known.retain(|_, weak| weak.strong_count() > 0);
+        inner.known.insert(ordinal, Arc::downgrade(segment));
+    }
+
+    /// Forgets a handle: it failed, or its segment is gone. Gives back what must be dropped elsewhere.
+    pub(crate) fn forget(&self, ordinal: u64) -> Vec<Arc<Segment>> {
+        let mut inner = locked(&self.inner);
+        inner.known.remove(&ordinal);
+        let (gone, kept) = inner.recent.drain(..).partition(|(o, _)| *o == ordinal);
+        inner.recent = kept;
+        let gone: VecDeque<_> = gone;
+        gone.into_iter().map(|(_, segment)| segment).collect()
+    }
+
+    /// The open handle of a segment, or what `open` gives.
+    ///
+    /// # Errors
+    /// Those of `open`.
+    pub(crate) fn get(
+        &self,
+        ordinal: u64,
+        open: impl FnOnce() -> Result<Segment, SegmentError>,
+    ) -> Result<Arc<Segment>, SegmentError> {
+        if let Some(segment) = self.known(ordinal) {
+            return Ok(segment);
+        }
+        let _one_at_a_time = locked(&self.opening);
+        if let Some(segment) = self.known(ordinal) {
+            return Ok(segment);
+        }
+        let segment = Arc::new(open()?);
+        let evicted: Vec<_> = {
+            let mut inner = locked(&self.inner);
+            inner.known.insert(ordinal, Arc::downgrade(&segment));
+            inner.recent.push_back((ordinal, Arc::clone(&segment)));
+            let surplus = inner.recent.len().saturating_sub(OPEN_FOR_READING);
+            inner.recent.drain(..surplus).collect()
+        };
+        drop(evicted);
+        Ok(segment)
+    }
+
+    fn known(&self, ordinal: u64) -> Option<Arc<Segment>> {
+        locked(&self.inner).known.get(&ordinal).and_then(Weak::upgrade)
+    }
+
+    /// Lets go of all that are kept for reading.
+    pub(crate) fn clear(&self) {
+        let recent = std::mem::take(&mut locked(&self.inner).recent);
+        drop(recent);
+    }
+}
+
+/// A chain value that was computed on reading, so that a reader in order needs one step a record.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Computed {
+    pub(crate) numbered: crate::delivery::Renumbering,
+    pub(crate) position: Position,
+    pub(crate) chain: ChainValue,
+}
+
+/// One lane as writer, readers and keeper share it.
+#[derive(Debug)]
+pub(crate) struct LaneShared {
+    /// Its name.
+    pub(crate) name: Lane,
+    /// Its number in this store.
+    pub(crate) id: u16,
+    /// Whether the reserve is there for it.
+    pub(crate) urgent: bool,
+    /// `segments/{lane}`.
+    pub(crate) directory: PathBuf,
+    /// The last position behind the barrier, for delivery.
+    pub(crate) tail: watch::Sender<Position>,
+    /// All that adds up.
+    pub(crate) state: Mutex<LaneState>,
+    /// Open databases.
+    pub(crate) handles: Handles,
+    /// A segment that was made ahead.
+    pub(crate) ahead: Mutex<Option<(u64, Segment)>>,
+    /// The last chain value that was computed for a renumbered record.
+    pub(crate) computed: Mutex<Option<Computed>>,
+}
+
+impl LaneShared {
+    /// The state, locked.
+    pub(crate) fn state(&self) -> MutexGuard<'_, LaneState> {
+        locked(&self.state)
+    }
+
+    /// Where segment `ordinal` lies.
+    pub(crate) fn segment_directory(&self, ordinal: u64) -> PathBuf {
+        self.directory.join(format!("{ordinal:010}"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::transaction::Epoch;
+
+    fn extent(base: Position, bytes: u64) -> Extent {
+        Extent { base, previous: ChainValue([0; 32]), bytes, oldest: Some(base) }
+    }
+
+    fn state(mark: Position) -> LaneState {
+        LaneState {
+            numbering: Numbering::new(Epoch(uuid::Uuid::nil())),
+            row: BTreeMap::from([(2, extent(11, 100)), (3, extent(21, 100)), (5, extent(31, 50))]),
+            tail: 35,
+            chain: ChainValue([0; 32]),
+            mark: Mark { position: mark, chain: ChainValue([0; 32]) },
+            backed_up_through: None,
+            holes: Holes::default(),
+            oldest: None,
+            ledger_stale: false,
+            mark_stale: false,
+        }
+    }
+
+    #[test]
+    fn every_position_is_in_exactly_one_state() {
+        for mark in 0..40 {
+            let mut state = state(mark);
+            for (from, through) in [(15, 16), (20, 22), (34, 35)] {
+                state.holes.add(from, through);
+                let counts = state.counts();
+                assert_eq!(counts.accepted, counts.confirmed + counts.waiting + counts.damaged, "mark {mark}");
+                let missing = |p: Position| p < 11 || state.holes.at(p).is_some();
+                let damaged = (mark + 1..=35).filter(|p| missing(*p)).count() as u64;
+                assert_eq!(counts.damaged, damaged, "mark {mark}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_position_belongs_to_the_segment_before_the_next_base() {
+        let state = state(0);
+        assert_eq!(state.segment_of(10), None);
+        assert_eq!(state.segment_of(11), Some((2, 20)));
+        assert_eq!(state.segment_of(20), Some((2, 20)));
+        assert_eq!(state.segment_of(30), Some((3, 30)));
+        assert_eq!(state.segment_of(35), Some((5, 35)));
+        assert_eq!(state.segment_of(36), None);
+        assert_eq!((state.last_of(3), state.last_of(5)), (30, 35));
+    }
+
+    #[test]
+    fn waiting_bytes_shrink_to_nothing() {
+        assert_eq!(state(10).counts().waiting_bytes, 250);
+        assert_eq!(state(15).counts().waiting_bytes, 200);
+        assert_eq!(state(30).counts().waiting_bytes, 50);
+        assert_eq!(state(35).counts().waiting_bytes, 0);
+    }
+
+    #[test]
+    fn holes_merge_and_count() {
+        let mut holes = Holes::default();
+        assert!(holes.add(5, 6) && holes.add(8, 9) && holes.add(7, 7));
+        assert!(!holes.add(6, 8));
+        assert_eq!(holes, Holes(vec![(5, 9)]));
+        assert_eq!((holes.count(0, 100), holes.count(5, 8), holes.count(9, 100)), (5, 3, 0));
+        holes.forget_before(7);
+        assert_eq!(holes, Holes(vec![(7, 9)]));
+    }
+}

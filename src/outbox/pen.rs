@@ -1,0 +1,334 @@
+//! The writer's end of a lane: numbers, and the segment that is written now.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::lane::LaneShared;
+use super::seal::Place;
+use super::segment::{Extent, Segment, SegmentError, SegmentHeader};
+use super::shared::{Chore, Shared};
+use super::tags::Tags;
+use super::Refusal;
+use crate::chain::ChainValue;
+use crate::delivery::{Numbering, Renumbering};
+use crate::transaction::{Epoch, Position, Transaction};
+
+/// A record that is sealed and numbered, and not behind the barrier yet.
+#[derive(Debug)]
+pub(crate) struct Ready {
+    pub(crate) position: Position,
+    pub(crate) chain: ChainValue,
+    pub(crate) record: Vec<u8>,
+    pub(crate) transaction: Transaction,
+    pub(crate) tags: Tags,
+}
+
+/// The segment that is written.
+#[derive(Debug)]
+struct Active {
+    ordinal: u64,
+    segment: Arc<Segment>,
+    records: u64,
+    bytes: u64,
+    next_asked_for: bool,
+}
+
+/// The writer's end of one lane.
+pub(crate) struct Pen {
+    lane: Arc<LaneShared>,
+    index: usize,
+    active: Option<Active>,
+    /// Ordinals up to this one were given out, here or to the maker.
+    last_ordinal: u64,
+    /// The newest one that was begun here.
+    newest: u64,
+    numbered: Renumbering,
+    /// Last position behind the barrier, and the chain value there.
+    tail: Position,
+    tail_chain: ChainValue,
+    /// Last position given out, and the chain value there.
+    last: Position,
+    last_chain: ChainValue,
+    /// Numbered, written once, and not behind the barrier: goes before anything else.
+    unsettled: Vec<Ready>,
+    trouble: Option<String>,
+    failing_since: Option<Instant>,
+}
+
+impl Pen {
+    /// For a lane as recovery found it; `active` is the segment to go on with, `last_ordinal` the highest in use.
+    pub(crate) fn new(
+        lane: Arc<LaneShared>,
+        index: usize,
+        active: Option<(u64, Arc<Segment>, u64, u64)>,
+        last_ordinal: u64,
+    ) -> Self {
+        let state = lane.state();
+        let (tail, chain, numbered) = (state.tail, state.chain, state.numbering.current());
+        drop(state);
+        let active = active.map(|(ordinal, segment, records, bytes)| {
+            lane.handles.register(ordinal, &segment);
+            Active { ordinal, segment, records, bytes, next_asked_for: false }
+        });
+        Self {
+            lane,
+            index,
+            active,
+            last_ordinal,
+            newest: last_ordinal,
+            numbered,
+            tail,
+            tail_chain: chain,
+            last: tail,
+            last_chain: chain,
+            unsettled: Vec::new(),
+            trouble: None,
+            failing_since: None,
+        }
+    }
+
+    pub(crate) fn trouble(&self) -> Option<&str> {
+        self.trouble.as_deref()
+    }
+
+    pub(crate) fn is_in_trouble(&self) -> bool {
+        self.trouble.is_some()
+    }
+
+    /// Gives a transaction its place and seals it.
+    pub(crate) fn number(&mut self, shared: &Shared, transaction: Transaction, tags: Tags) -> Result<Ready, String> {
+        let position = self.last + 1;
+        let Renumbering { epoch, base } = self.numbered;
+        let previous = self.last_chain;
+        let chain = previous.next_for(epoch, &self.lane.name, position - base, &transaction);
+        let place = Place { lane: self.lane.id, epoch, position, previous, chain };
+        let record = shared.sealer.seal(&place, &transaction).map_err(|error| error.to_string())?;
+        self.last = position;
+        self.last_chain = chain;
+        Ok(Ready { position, chain, record, transaction, tags })
+    }
+
+    /// Brings records behind the barrier and publishes them.
+    ///
+    /// # Errors
+    /// What the trouble is; they are kept, and written by [`Pen::settle`] before anything else.
+    pub(crate) fn store(&mut self, shared: &Shared, ready: Vec<Ready>) -> Result<(), String> {
+        if let Some(trouble) = &self.trouble {
+            return Err(trouble.clone());
+        }
+        if ready.is_empty() {
+            return Ok(());
+        }
+        self.unsettled = ready;
+        if let Some(active) = &self.active
+            && !active.is_full(shared)
+        {
+            match write(&active.segment, None, &self.unsettled) {
+                Ok(()) => {
+                    self.publish(shared, None);
+                    return Ok(());
+                }
+                Err(error) => {
+                    tracing::error!(lane = %self.lane.name, error = %error, "Segment failed, what is beyond its last barrier goes to a new one");
+                    shared.notable("store.trouble", format!("a segment of lane {} failed and was replaced: {error}", self.lane.name));
+                    let dead = self.active.take();
+                    self.let_go(shared, dead);
+                }
+            }
+        }
+        self.to_new_segment(shared)
+    }
+
+    /// Tries again to write what could not be written.
+    pub(crate) fn settle(&mut self, shared: &Shared) {
+        if self.trouble.is_some() && self.to_new_segment(shared).is_ok() {
+            self.trouble = None;
+            let seconds = self.failing_since.take().map_or(0, |since| since.elapsed().as_secs());
+            tracing::info!(lane = %self.lane.name, seconds, "Store works again");
+            shared.notable("store.works", format!("lane {} can be stored again after {seconds} s", self.lane.name));
+        }
+    }
+
+    /// Writes what is unsettled to a new segment, which follows or replaces the present one.
+    fn to_new_segment(&mut self, shared: &Shared) -> Result<(), String> {
+        let outcome = self.begin_segment(shared);
+        match outcome {
+            Ok((ordinal, segment)) => {
+                let old = self.active.replace(Active {
+                    ordinal,
+                    segment: Arc::clone(&segment),
+                    records: 0,
+                    bytes: 0,
+                    next_asked_for: false,
+                });
+                self.lane.handles.register(ordinal, &segment);
+                self.publish(shared, Some(ordinal));
+                self.let_go(shared, old);
+                Ok(())
+            }
+            Err(error) => {
+                if error.is_full() {
+                    shared.out_of_room();
+                }
+                let text = error.to_string();
+                if self.trouble.is_none() {
+                    tracing::error!(lane = %self.lane.name, error = %text, "Store refuses new work until it can write again");
+                    shared.notable("store.trouble", format!("lane {} cannot be stored: {text}", self.lane.name));
+                    self.failing_since = Some(Instant::now());
+                }
+                self.trouble = Some(text.clone());
+                Err(text)
+            }
+        }
+    }
+
+    fn begin_segment(&mut self, shared: &Shared) -> Result<(u64, Arc<Segment>), SegmentError> {
+        let ahead = super::lane::locked(&self.lane.ahead).take();
+        let (ordinal, segment) = match ahead {
+            Some((ordinal, segment)) if ordinal > self.newest => (ordinal, segment),
+            late => {
+                if let Some((ordinal, segment)) = late {
+                    drop(segment);
+                    shared.chore(Chore::Discard(self.lane.segment_directory(ordinal)));
+                }
+                let ordinal = self.last_ordinal + 1;
+                self.last_ordinal = ordinal;
+                (ordinal, Segment::create(&self.lane.segment_directory(ordinal))?)
+            }
+        };
+        self.newest = ordinal;
+        let header = {
+            let state = self.lane.state();
+            SegmentHeader {
+                lane: self.lane.id,
+                ordinal,
+                base: self.tail + 1,
+                previous: self.tail_chain,
+                numbering: state.numbering.clone(),
+                predecessor: state.row.last_key_value().map(|(ordinal, extent)| (*ordinal, *extent)),
+            }
+        };
+        let segment = Arc::new(segment);
+        match write(&segment, Some(&header), &self.unsettled) {
+            Ok(()) => Ok((ordinal, segment)),
+            Err(error) => {
+                // Its base hides nothing that was answered, but it must not count at the next start.
+                drop(segment);
+                shared.chore(Chore::Discard(self.lane.segment_directory(ordinal)));
+                Err(error)
+            }
+        }
+    }
+
+    /// What is unsettled is behind the barrier now.
+    fn publish(&mut self, shared: &Shared, begun: Option<u64>) {
+        let settled = std::mem::take(&mut self.unsettled);
+        let Some(active) = &mut self.active else { return };
+        let bytes: u64 = settled.iter().map(|ready| ready.transaction.body.len() as u64).sum();
+        active.records += settled.len() as u64;
+        active.bytes += bytes;
+        let base = self.tail + 1;
+        let previous = self.tail_chain;
+        shared.remember(&self.lane, &settled);
+        if let Some(last) = settled.last() {
+            self.tail = last.position;
+            self.tail_chain = last.chain;
+        }
+        {
+            let mut state = self.lane.state();
+            if let Some(ordinal) = begun {
+                state.row.insert(ordinal, Extent { base, previous, bytes: 0, oldest: None });
+                state.ledger_stale = true;
+            }
+            if state.tail <= state.mark.position
+                && let Some(first) = settled.first()
+            {
+                state.oldest = Some((first.position, first.transaction.time));
+            }
+            if let Some(mut extent) = state.row.last_entry() {
+                let extent = extent.get_mut();
+                extent.bytes += bytes;
+                extent.oldest = extent.oldest.or(settled.first().map(|ready| ready.transaction.time));
+            }
+            state.tail = self.tail;
+            state.chain = self.tail_chain;
+        }
+        self.lane.tail.send_replace(self.tail);
+        if active.is_half_full(shared) && !active.next_asked_for {
+            active.next_asked_for = true;
+            self.last_ordinal += 1;
+            shared.chore(Chore::MakeAhead { lane: self.index, ordinal: self.last_ordinal });
+        }
+    }
+
+    /// Dropping a handle takes milliseconds: not here.
+    fn let_go(&self, shared: &Shared, old: Option<Active>) {
+        if let Some(old) = old {
+            shared.chore(Chore::LetGo { lane: self.index, ordinal: old.ordinal, segment: old.segment });
+        }
+    }
+
+    /// Begins a new segment so that the present one can be pruned.
+    pub(crate) fn retire(&mut self, shared: &Shared, tail: Position) {
+        if self.trouble.is_none() && self.tail == tail && self.active.as_ref().is_some_and(|a| a.records > 0) {
+            // A failure is no trouble here: there is nothing to be written, the present one goes on.
+            match self.begin_segment(shared) {
+                Ok((ordinal, segment)) => {
+                    let fresh = Active { ordinal, segment: Arc::clone(&segment), records: 0, bytes: 0, next_asked_for: false };
+                    let old = self.active.replace(fresh);
+                    self.lane.handles.register(ordinal, &segment);
+                    self.publish(shared, Some(ordinal));
+                    self.let_go(shared, old);
+                }
+                Err(error) => {
+                    tracing::warn!(lane = %self.lane.name, error = %error, "Segment could not be retired");
+                }
+            }
+        }
+    }
+
+    /// Numbers what comes after `after` in a new epoch, durably.
+    pub(crate) fn new_epoch(&mut self, shared: &Shared, after: Position) -> Result<Numbering, Refusal> {
+        if let Some(trouble) = &self.trouble {
+            return Err(Refusal::Trouble(trouble.clone()));
+        }
+        let numbering = self.lane.state().numbering.renumbered(Epoch(uuid::Uuid::now_v7()), after);
+        let chain = shared
+            .chain_in(&self.lane, &numbering, self.tail)
+            .map_err(|error| Refusal::Trouble(error.to_string()))?;
+        shared.save_numbering(&self.lane, &numbering).map_err(|error| {
+            Refusal::Trouble(format!("the lane's epochs could not be written: {error}"))
+        })?;
+        self.numbered = numbering.current();
+        self.tail_chain = chain;
+        self.last = self.tail;
+        self.last_chain = chain;
+        let mut state = self.lane.state();
+        state.numbering = numbering.clone();
+        state.chain = chain;
+        drop(state);
+        tracing::info!(lane = %self.lane.name, after, epoch = %self.numbered.epoch, "Lane has a new epoch");
+        shared.notable("epoch.new", format!("lane {} has a new epoch after position {after}", self.lane.name));
+        Ok(numbering)
+    }
+}
+
+impl Active {
+    fn is_full(&self, shared: &Shared) -> bool {
+        self.records >= shared.settings.segment_records || self.bytes >= shared.settings.segment_bytes
+    }
+
+    fn is_half_full(&self, shared: &Shared) -> bool {
+        self.records * 2 >= shared.settings.segment_records || self.bytes * 2 >= shared.settings.segment_bytes
+    }
+}
+
+fn write(segment: &Segment, header: Option<&SegmentHeader>, ready: &[Ready]) -> Result<(), SegmentError> {
+    if let Some(header) = header {
+        segment.begin(header)?;
+    }
+    for ready in ready {
+        segment.append(ready.position, &ready.record)?;
+    }
+    segment.barrier()
+}

@@ -1,0 +1,458 @@
+//! From what lies on the disk to lanes that go on: after a clean stop, after a crash, after damage.
+//!
+//! A start does not read the backlog. The ledger says what the older segments hold; only the newest is opened, and of
+//! that only the last record is looked at. Never is anything deleted here that was answered, and never does a
+//! store start silently empty.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{self, File};
+use std::io;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+use uuid::Uuid;
+
+use super::lane::{Handles, LaneShared, LaneState, Ledger};
+use super::marks::Marks;
+use super::quarantine::Quarantine;
+use super::seal::Sealer;
+use super::segment::{Extent, Segment, SegmentError};
+use super::shared::lane_file;
+use super::sidecar::Sidecar;
+use super::{LaneSettings, Mark, Notable, OpenError, OutboxKey, Settings, files};
+use crate::chain::ChainValue;
+use crate::delivery::Numbering;
+use crate::transaction::{Epoch, Gateway, Lane, Position, Practice};
+
+/// Newest format that this build reads, and the one that it writes.
+pub(crate) const FORMAT: u32 = 1;
+/// Of the ledger.
+pub(crate) const LEDGER_VERSION: u32 = 1;
+/// Records at the end of the newest segment from which its payload is estimated.
+const SAMPLE_RECORDS: u64 = 32;
+
+/// Whose store it is. Written once, before anything else.
+#[derive(Debug, Serialize, Deserialize)]
+struct Format {
+    format: u32,
+    practice: Practice,
+    gateway: Gateway,
+    key_id: String,
+}
+
+/// A lane as it was found.
+pub(crate) struct Found {
+    pub(crate) lane: Arc<LaneShared>,
+    /// The segment to go on with: ordinal, handle, records, payload bytes.
+    pub(crate) active: Option<(u64, Arc<Segment>, u64, u64)>,
+    /// The highest ordinal in use.
+    pub(crate) last_ordinal: u64,
+    /// The last record was accepted in an older epoch: the chain value at the tail has to be computed.
+    pub(crate) chain_unknown: bool,
+}
+
+fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> OpenError {
+    let path = path.to_owned();
+    move |source| OpenError::Io { action, path, source }
+}
+
+fn segment_failed(path: &Path) -> impl FnOnce(SegmentError) -> OpenError {
+    let path = path.to_owned();
+    move |error| OpenError::Io {
+        action: "open the segment",
+        path,
+        source: match error {
+            SegmentError::Files(source) => source,
+            other => io::Error::other(other),
+        },
+    }
+}
+
+/// Checks whose store it is; whether there is one. Nothing is written.
+pub(crate) fn identify(settings: &Settings, key: &OutboxKey) -> Result<bool, OpenError> {
+    let directory = &settings.directory;
+    let path = directory.join("FORMAT");
+    let found = files::load::<serde_json::Value>(&path).map_err(failed("read", &path))?;
+    if let Some(found) = &found {
+        let version = found.get("format").and_then(serde_json::Value::as_u64).unwrap_or(u64::MAX);
+        if version > u64::from(FORMAT) {
+            return Err(OpenError::Newer {
+                directory: directory.clone(),
+                found: u32::try_from(version).unwrap_or(u32::MAX),
+                known: FORMAT,
+            });
+        }
+        let format: Format = serde_json::from_value(found.clone())
+            .map_err(|error| failed("read", &path)(io::Error::new(io::ErrorKind::InvalidData, error)))?;
+        if (&format.practice, &format.gateway) != (&settings.practice, &settings.gateway) {
+            return Err(OpenError::OtherOwner {
+                directory: directory.clone(),
+                owner: format!("{}.{}", format.practice, format.gateway),
+                configured: format!("{}.{}", settings.practice, settings.gateway),
+            });
+        }
+        if format.key_id != key.id() {
+            return Err(OpenError::WrongKey {
+                directory: directory.clone(),
+                expected: format.key_id,
+                given: key.id(),
+            });
+        }
+    }
+    Ok(found.is_some())
+}
+
+/// Checks whose store it is, before anything is written, and takes its lock.
+pub(crate) fn claim(settings: &Settings, key: &OutboxKey) -> Result<File, OpenError> {
+    let there = identify(settings, key)?;
+    let directory = &settings.directory;
+    let path = directory.join("FORMAT");
+    files::create_directory(directory).map_err(failed("create", directory))?;
+    let lock_path = directory.join("lock");
+    let lock = File::options()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(&lock_path)
+        .map_err(failed("open", &lock_path))?;
+    match lock.try_lock() {
+        Ok(()) => {}
+        Err(fs::TryLockError::WouldBlock) => return Err(OpenError::InUse(directory.clone())),
+        Err(fs::TryLockError::Error(source)) => return Err(failed("lock", &lock_path)(source)),
+    }
+    if !there {
+        if directory.join("segments").exists() {
+            let missing = io::Error::new(io::ErrorKind::NotFound, "there are segments, but the file FORMAT is missing");
+            return Err(failed("read", &path)(missing));
+        }
+        let format = Format {
+            format: FORMAT,
+            practice: settings.practice.clone(),
+            gateway: settings.gateway.clone(),
+            key_id: key.id(),
+        };
+        files::save(&path, &format).map_err(failed("write", &path))?;
+    }
+    Ok(lock)
+}
+
+/// The numbers of the lanes: what records name a lane by. Only ever appended to.
+pub(crate) fn lane_ids(settings: &Settings, notables: &mut Vec<Notable>) -> Result<Vec<u16>, OpenError> {
+    let path = settings.directory.join("lanes.list");
+    let mut known: Vec<Lane> = files::load(&path).map_err(failed("read", &path))?.unwrap_or_default();
+    let before = known.len();
+    for lane in &settings.lanes {
+        if !known.contains(&lane.lane) {
+            known.push(lane.lane.clone());
+        }
+    }
+    if known.len() > before {
+        files::save(&path, &known).map_err(failed("write", &path))?;
+    }
+    for lane in known.iter().filter(|known| settings.lanes.iter().all(|lane| lane.lane != **known)) {
+        notables.push(Notable {
+            code: "lane.unconfigured",
+            detail: format!("the store has a lane {lane} that the configuration does not name; it is kept and not sent"),
+        });
+    }
+    let id = |lane: &LaneSettings| known.iter().position(|known| *known == lane.lane).unwrap_or_default();
+    Ok(settings.lanes.iter().map(|lane| u16::try_from(id(lane)).unwrap_or(u16::MAX)).collect())
+}
+
+/// Opens one lane.
+pub(crate) fn open_lane(
+    settings: &Settings,
+    lane: &LaneSettings,
+    id: u16,
+    sealer: &Sealer,
+    sidecar: &Sidecar,
+    marks: &Marks,
+    quarantine: &Quarantine,
+    notables: &mut Vec<Notable>,
+) -> Result<Found, OpenError> {
+    let name = &lane.lane;
+    let directory = settings.directory.join("segments").join(name.as_str());
+    files::create_directory(&directory).map_err(failed("create", &directory))?;
+    let numbering_path = lane_file(&settings.directory, name, "numbering");
+    if let Some(parent) = numbering_path.parent() {
+        files::create_directory(parent).map_err(failed("create", parent))?;
+    }
+    let ledger = read_kept::<Ledger>(&lane_file(&settings.directory, name, "ledger"), name, notables);
+    let numbering = read_kept::<Numbering>(&numbering_path, name, notables);
+
+    let mut ordinals = ordinals(&directory).map_err(failed("list", &directory))?;
+    let last_ordinal = ordinals.last().copied().unwrap_or(0);
+    let newest = newest_begun(settings, &directory, &mut ordinals)?;
+
+    let saved = numbering.is_some();
+    let mut numbering = numbering
+        .or_else(|| newest.as_ref().map(|(_, _, header)| header.numbering.clone()))
+        .unwrap_or_else(|| Numbering::new(Epoch(Uuid::now_v7())));
+    if !saved {
+        files::save(&numbering_path, &numbering).map_err(failed("write", &numbering_path))?;
+    }
+    let first = ChainValue::first(numbering.at(1).epoch, name.as_str());
+    let mark = marks.mark(name).unwrap_or(Mark { position: 0, chain: first });
+    let mut row = BTreeMap::new();
+    let mut holes = ledger.as_ref().map(|ledger| ledger.holes.clone()).unwrap_or_default();
+    let (mut tail, mut chain, mut chain_unknown) = (0, first, false);
+    let mut active = None;
+    let mut ledger_stale = ledger.is_none();
+
+    if let Some((ordinal, segment, header)) = newest {
+        row = older(&settings.directory, &directory, ledger.as_ref(), &ordinals, ordinal, &header, &mut ledger_stale)?;
+        let end = last_record(name, &segment, sealer, header.base, sidecar, quarantine, notables)
+            .map_err(segment_failed(segment.directory()))?;
+        tail = end.position.unwrap_or(header.base - 1);
+        chain = end.chain.unwrap_or(header.previous);
+        chain_unknown = end.epoch.is_some_and(|epoch| epoch != numbering.at(tail + 1).epoch)
+            || (end.epoch.is_none() && header.numbering != numbering);
+        let records = tail + 1 - header.base;
+        let bytes = end.average_bytes * records;
+        let oldest = end.oldest;
+        row.insert(ordinal, Extent { base: header.base, previous: header.previous, bytes, oldest });
+        let verified = sidecar.last(name).is_some_and(|(position, _)| position == tail);
+        // A tail that nothing vouches for may be in the page cache only, after a barrier that failed before a
+        // kill: nothing is appended behind it.
+        if !end.trimmed && (verified || records == 0) {
+            active = Some((ordinal, Arc::new(segment), records, bytes));
+        }
+    }
+
+    let vouched = sidecar.last(name).map_or(0, |(position, _)| position).max(mark.position);
+    if vouched > tail {
+        let epoch = Epoch(Uuid::now_v7());
+        notables.push(Notable {
+            code: "store.shortfall",
+            detail: format!(
+                "lane {name} ends at position {tail}, but {vouched} was accepted: {} to {vouched} are lost, and a new epoch begins",
+                tail + 1
+            ),
+        });
+        tracing::error!(lane = %name, found = tail, accepted = vouched, "Store ends before what it had accepted");
+        holes.add(tail + 1, vouched);
+        numbering = numbering.renumbered(epoch, vouched);
+        files::save(&numbering_path, &numbering).map_err(failed("write", &numbering_path))?;
+        tail = vouched;
+        chain = ChainValue::first(epoch, name.as_str());
+        chain_unknown = false;
+        active = None;
+        let ledger_path = lane_file(&settings.directory, name, "ledger");
+        let ledger = Ledger { version: LEDGER_VERSION, row: row.clone(), holes: holes.clone() };
+        files::save(&ledger_path, &ledger).map_err(failed("write", &ledger_path))?;
+    }
+    let state = LaneState {
+        numbering,
+        row,
+        tail,
+        chain,
+        mark,
+        backed_up_through: marks.backed_up_through(name),
+        holes,
+        oldest: None,
+        ledger_stale,
+        mark_stale: false,
+    };
+    let lane = Arc::new(LaneShared {
+        name: name.clone(),
+        id,
+        urgent: lane.urgent,
+        directory,
+        tail: watch::Sender::new(tail),
+        state: Mutex::new(state),
+        handles: Handles::default(),
+        ahead: Mutex::new(None),
+        computed: Mutex::new(None),
+    });
+    Ok(Found { lane, active, last_ordinal, chain_unknown })
+}
+
+/// A small file that can be made again: damage is told and not fatal.
+fn read_kept<T: serde::de::DeserializeOwned>(path: &Path, lane: &Lane, notables: &mut Vec<Notable>) -> Option<T> {
+    files::load(path).unwrap_or_else(|error| {
+        tracing::warn!(path = %path.display(), error = %error, "Small file is damaged and is made again");
+        let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
+        notables.push(Notable { code: "damaged", detail: format!("the {name} of lane {lane} was damaged and is made again") });
+        None
+    })
+}
+
+fn ordinals(directory: &Path) -> io::Result<BTreeSet<u64>> {
+    let mut ordinals = BTreeSet::new();
+    for entry in fs::read_dir(directory)? {
+        let name = entry?.file_name();
+        let name = name.to_str().unwrap_or_default();
+        if name.len() == 10
+            && let Ok(ordinal) = name.parse()
+        {
+            ordinals.insert(ordinal);
+        }
+    }
+    Ok(ordinals)
+}
+
+type Newest = (u64, Segment, super::segment::SegmentHeader);
+
+/// The newest segment that was begun. Newer ones were only made ahead, and go.
+fn newest_begun(
+    settings: &Settings,
+    directory: &Path,
+    ordinals: &mut BTreeSet<u64>,
+) -> Result<Option<Newest>, OpenError> {
+    while let Some(ordinal) = ordinals.last().copied() {
+        let path = directory.join(format!("{ordinal:010}"));
+        let segment = Segment::open(&path).map_err(segment_failed(&path))?;
+        match segment.header().map_err(segment_failed(&path))? {
+            Some(header) => {
+                // Recovered, not only read: what it gives from here on must survive the next cut too.
+                segment.barrier().map_err(segment_failed(&path))?;
+                return Ok(Some((ordinal, segment, header)));
+            }
+            None => {
+                drop(segment);
+                discard(&settings.directory, &path).map_err(failed("remove", &path))?;
+                ordinals.remove(&ordinal);
+            }
+        }
+    }
+    Ok(None)
+}
+
+/// The row before the newest segment: from the ledger, the newest one's header, and only then from the segments.
+fn older(
+    store: &Path,
+    directory: &Path,
+    ledger: Option<&Ledger>,
+    ordinals: &BTreeSet<u64>,
+    newest: u64,
+    header: &super::segment::SegmentHeader,
+    stale: &mut bool,
+) -> Result<BTreeMap<u64, Extent>, OpenError> {
+    let mut row: BTreeMap<u64, Extent> = BTreeMap::new();
+    let mut next_base = header.base;
+    for ordinal in ordinals.range(..newest).rev().copied() {
+        let told = header.predecessor.filter(|(predecessor, _)| *predecessor == ordinal).map(|(_, extent)| extent);
+        let known = told.or_else(|| ledger.and_then(|ledger| ledger.row.get(&ordinal).copied()));
+        let extent = match known {
+            Some(extent) => extent,
+            None => {
+                *stale = true;
+                let path = directory.join(format!("{ordinal:010}"));
+                let segment = Segment::open(&path).map_err(segment_failed(&path))?;
+                match segment.header().map_err(segment_failed(&path))? {
+                    Some(header) => Extent { base: header.base, previous: header.previous, bytes: 0, oldest: None },
+                    None => {
+                        // Made ahead, and overtaken by one that the writer needed sooner.
+                        drop(segment);
+                        discard(store, &path).map_err(failed("remove", &path))?;
+                        continue;
+                    }
+                }
+            }
+        };
+        if extent.base < next_base {
+            next_base = extent.base;
+            row.insert(ordinal, extent);
+        } else {
+            // A later one began at the same position: nothing that was answered is here.
+            let path = directory.join(format!("{ordinal:010}"));
+            discard(store, &path).map_err(failed("remove", &path))?;
+        }
+    }
+    Ok(row)
+}
+
+/// How the newest segment ends.
+#[derive(Default)]
+struct End {
+    position: Option<Position>,
+    chain: Option<ChainValue>,
+    epoch: Option<Epoch>,
+    oldest: Option<u64>,
+    average_bytes: u64,
+    trimmed: bool,
+}
+
+fn last_record(
+    lane: &Lane,
+    segment: &Segment,
+    sealer: &Sealer,
+    base: Position,
+    sidecar: &Sidecar,
+    quarantine: &Quarantine,
+    notables: &mut Vec<Notable>,
+) -> Result<End, SegmentError> {
+    let mut end = End::default();
+    let vouched = sidecar.last(lane).map_or(0, |(position, _)| position);
+    while let Some(last) = segment.last_position()?.filter(|last| *last >= base) {
+        let read = segment.read(last, last, |_| false)?;
+        let opened = read.into_iter().next().map(|(_, bytes)| bytes.and_then(|bytes| sealer.open(&bytes)));
+        match opened {
+            Some(Ok((header, _))) => {
+                end.position = Some(last);
+                end.chain = Some(header.chain);
+                end.epoch = Some(header.epoch);
+                break;
+            }
+            // Nobody was told of it: a crash cut it short. Its pieces are kept all the same.
+            _ if last > vouched => {
+                quarantine
+                    .keep("incomplete record", lane.as_str(), &segment.pieces(last)?)
+                    .map_err(SegmentError::Files)?;
+                segment.remove(last)?;
+                segment.barrier()?;
+                end.trimmed = true;
+                tracing::warn!(%lane, position = last, "Trimmed an incomplete last record");
+                notables.push(Notable {
+                    code: "tail.trimmed",
+                    detail: format!("position {last} of lane {lane} was cut short by a crash before it was answered"),
+                });
+            }
+            // It was answered: it stays, and a reader will find it damaged.
+            _ => {
+                end.position = Some(last);
+                end.trimmed = true;
+                break;
+            }
+        }
+    }
+    if let Some(last) = end.position {
+        let sample_from = last.saturating_sub(SAMPLE_RECORDS - 1).max(base);
+        let sizes: Vec<u64> = segment
+            .read(sample_from, last, |_| false)?
+            .into_iter()
+            .filter_map(|(_, bytes)| sealer.open(&bytes.ok()?).ok())
+            .map(|(_, transaction)| transaction.body.len() as u64)
+            .collect();
+        end.average_bytes = sizes.iter().sum::<u64>() / (sizes.len() as u64).max(1);
+        let oldest = segment.read(base, last, |_| true)?.into_iter().next();
+        end.oldest = oldest.and_then(|(_, bytes)| sealer.open(&bytes.ok()?).ok()).map(|(_, t)| t.time);
+    }
+    Ok(end)
+}
+
+/// Removes a directory: to the trash by rename, durably, and only then its files.
+pub(crate) fn discard(store: &Path, directory: &Path) -> io::Result<()> {
+    let trash = store.join("trash");
+    files::create_directory(&trash)?;
+    let name = directory.file_name().and_then(|n| n.to_str()).unwrap_or("segment");
+    let lane = directory.parent().and_then(Path::file_name).and_then(|n| n.to_str()).unwrap_or("lane");
+    let target = trash.join(format!("{lane}-{name}-{}", Uuid::now_v7()));
+    fs::rename(directory, &target)?;
+    directory.parent().map_or(Ok(()), files::sync_directory)?;
+    fs::remove_dir_all(target)
+}
+
+/// What a crash left in the trash.
+pub(crate) fn empty_trash(store: &Path) -> io::Result<()> {
+    let trash = store.join("trash");
+    if !trash.is_dir() {
+        return Ok(());
+    }
+    for entry in fs::read_dir(&trash)? {
+        fs::remove_dir_all(entry?.path())?;
+    }
+    Ok(())
+}

@@ -1,0 +1,507 @@
+//! A segment: one small sled database in a directory of its own. The only file that knows sled.
+//!
+//! What was measured decides how it is used (design, section 5): sled's `flush()` is no fsync, so the barrier is
+//! `flush()` and then `sync_data()` on a handle of our own; values stay within 4 KiB, as larger pages go to files that sled
+//! never syncs; sled panics on much that is damaged, so every call is contained; after any error the
+//! database is dead and must be dropped.
+
+use std::fs::File;
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+
+use super::files;
+use super::record::{self, Assembly, RecordError};
+use crate::chain::ChainValue;
+use crate::delivery::Numbering;
+use crate::transaction::{Position, UnixMillis};
+
+/// The database's file in a segment's directory; salvage reads it raw.
+pub(crate) const DATABASE_FILE: &str = "db";
+const CACHE_BYTES: u64 = 4 << 20;
+/// What sled writes into `conf` of a database with default settings; anything else is half written.
+const CONF: &[u8] = b"segment_size: 524288\nuse_compression: false\nversion: 0.34\nv\x19Q\xc1";
+/// A dropped handle holds its lock a little longer.
+const LOCK_PATIENCE: Duration = Duration::from_secs(5);
+/// The key of the segment's header; positions begin at 1.
+const HEADER_KEY: [u8; 12] = [0; 12];
+
+/// Why a segment did not do it. After any of these its handle is dead.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum SegmentError {
+    /// sled said no.
+    #[error("the segment's database failed")]
+    Database(#[source] sled::Error),
+    /// The system said no.
+    #[error("the segment's files failed")]
+    Files(#[source] io::Error),
+    /// sled panicked.
+    #[error("the segment's database panicked")]
+    Panicked,
+    /// What should be its header is none.
+    #[error("the segment's header is damaged")]
+    Header,
+}
+
+impl SegmentError {
+    /// Whether the disk was full.
+    pub(crate) fn is_full(&self) -> bool {
+        match self {
+            SegmentError::Files(error) | SegmentError::Database(sled::Error::Io(error)) => is_full(error),
+            _ => false,
+        }
+    }
+
+    /// Whether the database itself is damaged, so that trying again is no use.
+    pub(crate) fn is_damage(&self) -> bool {
+        match self {
+            SegmentError::Panicked | SegmentError::Header => true,
+            SegmentError::Database(error) => !matches!(error, sled::Error::Io(_)),
+            SegmentError::Files(_) => false,
+        }
+    }
+}
+
+/// Whether a write failed for lack of room.
+pub(crate) fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
+
+/// The first entry of a segment, behind the barrier before its first record is answered.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct SegmentHeader {
+    /// The lane's number in the store.
+    pub(crate) lane: u16,
+    /// This segment.
+    pub(crate) ordinal: u64,
+    /// Its first position. What its predecessor holds from here on does not count.
+    pub(crate) base: Position,
+    /// Chain value at `base - 1`, as the next record has it for its previous.
+    pub(crate) previous: ChainValue,
+    /// The lane's epochs when it was begun.
+    pub(crate) numbering: Numbering,
+    /// Ordinal of the predecessor and what it held, so that it needs not be opened at start.
+    pub(crate) predecessor: Option<(u64, Extent)>,
+}
+
+/// What a segment holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Extent {
+    /// Its first position.
+    pub(crate) base: Position,
+    /// Chain value before that.
+    pub(crate) previous: ChainValue,
+    /// Payload bytes (an estimate after a crash).
+    pub(crate) bytes: u64,
+    /// When its first record was accepted.
+    pub(crate) oldest: Option<UnixMillis>,
+}
+
+/// A record as it lies there, or why it does not.
+pub(crate) type Read = (Position, Result<Vec<u8>, RecordError>);
+
+/// An open segment.
+pub(crate) struct Segment {
+    db: sled::Db,
+    file: File,
+    directory: PathBuf,
+    #[cfg(test)]
+    faults: std::sync::Arc<faults::Faults>,
+}
+
+impl std::fmt::Debug for Segment {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Segment({})", self.directory.display())
+    }
+}
+
+/// sled panics on much that is damaged: a panic is an error like any other. Nothing is silenced.
+fn contained<T>(call: impl FnOnce() -> Result<T, SegmentError>) -> Result<T, SegmentError> {
+    catch_unwind(AssertUnwindSafe(call)).unwrap_or(Err(SegmentError::Panicked))
+}
+
+impl Segment {
+    /// Makes a segment that is empty, and makes every file and directory of it durable.
+    ///
+    /// # Errors
+    /// [`SegmentError`]; what was made remains for the next start to clear away.
+    pub(crate) fn create(directory: &Path) -> Result<Self, SegmentError> {
+        files::create_directory(directory).map_err(SegmentError::Files)?;
+        let segment = Self::open_database(directory)?;
+        #[cfg(test)]
+        segment.faults.check(faults::Point::Create).map_err(SegmentError::Files)?;
+        segment.db.flush().map_err(SegmentError::Database)?;
+        files::sync_tree(directory).map_err(SegmentError::Files)?;
+        if let Some(parent) = directory.parent() {
+            files::sync_directory(parent).map_err(SegmentError::Files)?;
+        }
+        Ok(segment)
+    }
+
+    /// Opens a segment that is there: clears away what a crash left half made, waits for a lock that a dropped handle
+    /// still holds, and tries again without sled's snapshot.
+    ///
+    /// # Errors
+    /// [`SegmentError`]; if it [is damage](SegmentError::is_damage), salvage is next.
+    pub(crate) fn open(directory: &Path) -> Result<Self, SegmentError> {
+        repair_leftovers(directory).map_err(SegmentError::Files)?;
+        if !directory.join(DATABASE_FILE).is_file() {
+            let missing = io::Error::new(io::ErrorKind::NotFound, "the segment has no database file");
+            return Err(SegmentError::Files(missing));
+        }
+        let begun = Instant::now();
+        let mut without_snapshot = false;
+        let segment = loop {
+            match Self::open_database(directory) {
+                Ok(segment) => break segment,
+                Err(error) if is_locked(&error) && begun.elapsed() < LOCK_PATIENCE => {
+                    std::thread::sleep(Duration::from_millis(2));
+                }
+                Err(error) if error.is_damage() && !without_snapshot => {
+                    tracing::warn!(directory = %directory.display(), error = %error, "Segment did not open, trying without its snapshot");
+                    without_snapshot = true;
+                    set_snapshots_aside(directory).map_err(SegmentError::Files)?;
+                }
+                Err(error) => return Err(error),
+            }
+        };
+        // Recovery has rewritten the tail and made a snapshot; nothing may be built on it before it is durable.
+        files::sync_tree(directory).map_err(SegmentError::Files)?;
+        Ok(segment)
+    }
+
+    fn open_database(directory: &Path) -> Result<Self, SegmentError> {
+        let path = directory.to_owned();
+        let open = move || {
+            contained(|| {
+                sled::Config::new()
+                    .path(path)
+                    .flush_every_ms(None)
+                    .cache_capacity(CACHE_BYTES)
+                    .open()
+                    .map_err(SegmentError::Database)
+            })
+        };
+        // On a thread of its own, so that nothing that a panic leaves behind is ours.
+        let thread = std::thread::Builder::new().name("segment-open".into()).spawn(open).map_err(SegmentError::Files)?;
+        let db = thread.join().unwrap_or(Err(SegmentError::Panicked))?;
+        let file = File::open(directory.join(DATABASE_FILE)).map_err(SegmentError::Files)?;
+        Ok(Self {
+            db,
+            file,
+            directory: directory.to_owned(),
+            #[cfg(test)]
+            faults: faults::of(directory),
+        })
+    }
+
+    /// Where it is.
+    pub(crate) fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// Its header, if it has one: a segment that was only made ahead has none.
+    ///
+    /// # Errors
+    /// [`SegmentError::Header`] if it cannot be read as one.
+    pub(crate) fn header(&self) -> Result<Option<SegmentHeader>, SegmentError> {
+        contained(|| {
+            let value = self.db.get(HEADER_KEY).map_err(SegmentError::Database)?;
+            value.map(|value| parse_header(&value).ok_or(SegmentError::Header)).transpose()
+        })
+    }
+
+    /// Writes the header; durable with the next [barrier](Segment::barrier).
+    ///
+    /// # Errors
+    /// [`SegmentError`]
+    pub(crate) fn begin(&self, header: &SegmentHeader) -> Result<(), SegmentError> {
+        let mut value = postcard::to_stdvec(header).map_err(|_| SegmentError::Header)?;
+        let crc = crc32c::crc32c(&value);
+        value.extend_from_slice(&crc.to_be_bytes());
+        contained(|| self.db.insert(HEADER_KEY, value).map(|_| ()).map_err(SegmentError::Database))
+    }
+
+    /// Adds a record; durable with the next [barrier](Segment::barrier).
+    ///
+    /// # Errors
+    /// [`SegmentError`]: part of it may be there.
+    pub(crate) fn append(&self, position: Position, bytes: &[u8]) -> Result<(), SegmentError> {
+        #[cfg(test)]
+        self.faults.check(faults::Point::Append).map_err(SegmentError::Files)?;
+        contained(|| {
+            for (index, value) in (0u32..).zip(record::chunks(position, bytes)) {
+                self.db.insert(record::key(position, index), value).map_err(SegmentError::Database)?;
+            }
+            Ok(())
+        })
+    }
+
+    /// Returns when everything that was added before is on stable storage.
+    ///
+    /// # Errors
+    /// [`SegmentError`]: what was added since the last barrier may be lost, even if it can be read: it must be
+    /// written again, to another segment.
+    pub(crate) fn barrier(&self) -> Result<(), SegmentError> {
+        contained(|| self.db.flush().map(|_| ()).map_err(SegmentError::Database))?;
+        #[cfg(test)]
+        self.faults.check(faults::Point::Sync).map_err(SegmentError::Files)?;
+        self.file.sync_data().map_err(SegmentError::Files)
+    }
+
+    /// The last position that has a chunk here.
+    ///
+    /// # Errors
+    /// [`SegmentError`]
+    pub(crate) fn last_position(&self) -> Result<Option<Position>, SegmentError> {
+        contained(|| {
+            let last = self.db.last().map_err(SegmentError::Database)?;
+            Ok(last.and_then(|(key, _)| record::parse_key(&key)).map(|(position, _)| position).filter(|p| *p > 0))
+        })
+    }
+
+    /// The records from `from` to `through`, in order, until `enough` says so after one of them. A position that has
+    /// no chunk at all is left out.
+    ///
+    /// # Errors
+    /// [`SegmentError`]: the database failed; a damaged record is no such error.
+    pub(crate) fn read(
+        &self,
+        from: Position,
+        through: Position,
+        mut enough: impl FnMut(&Read) -> bool,
+    ) -> Result<Vec<Read>, SegmentError> {
+        contained(|| {
+            let mut found: Vec<Read> = Vec::new();
+            let mut current: Option<(Position, Result<Assembly, RecordError>)> = None;
+            let finish = |(position, assembly): (Position, Result<Assembly, RecordError>)| -> Read {
+                (position, assembly.and_then(Assembly::finish))
+            };
+            for entry in self.db.range(record::key(from, 0)..=record::key(through, u32::MAX)) {
+                let (key, value) = entry.map_err(SegmentError::Database)?;
+                let Some((position, _)) = record::parse_key(&key) else { continue };
+                let chunk = record::parse_chunk(&value)
+                    .filter(|c| c.length() == value.len() && c.position == position)
+                    .ok_or(RecordError::Chunks);
+                current = match current.take() {
+                    Some((at, assembly)) if at == position => Some((
+                        at,
+                        assembly.and_then(|mut assembly| chunk.and_then(|c| assembly.add(&c)).map(|()| assembly)),
+                    )),
+                    other => {
+                        if let Some(whole) = other.map(finish) {
+                            let stop = enough(&whole);
+                            found.push(whole);
+                            if stop {
+                                return Ok(found);
+                            }
+                        }
+                        Some((position, chunk.and_then(|c| Assembly::begin(&c))))
+                    }
+                };
+            }
+            found.extend(current.map(finish));
+            Ok(found)
+        })
+    }
+
+    /// The raw values of one position, for quarantine.
+    ///
+    /// # Errors
+    /// [`SegmentError`]
+    pub(crate) fn pieces(&self, position: Position) -> Result<Vec<u8>, SegmentError> {
+        contained(|| {
+            let mut pieces = Vec::new();
+            for entry in self.db.range(record::key(position, 0)..=record::key(position, u32::MAX)) {
+                pieces.extend_from_slice(&entry.map_err(SegmentError::Database)?.1);
+            }
+            Ok(pieces)
+        })
+    }
+
+    /// Removes one position; durable with the next [barrier](Segment::barrier).
+    ///
+    /// # Errors
+    /// [`SegmentError`]
+    pub(crate) fn remove(&self, position: Position) -> Result<(), SegmentError> {
+        contained(|| {
+            for key in self.db.range(record::key(position, 0)..=record::key(position, u32::MAX)).keys() {
+                self.db.remove(key.map_err(SegmentError::Database)?).map_err(SegmentError::Database)?;
+            }
+            Ok(())
+        })
+    }
+}
+
+/// Reads what [`Segment::begin`] wrote.
+pub(crate) fn parse_header(value: &[u8]) -> Option<SegmentHeader> {
+    let (bytes, crc) = value.split_last_chunk::<4>()?;
+    (crc32c::crc32c(bytes) == u32::from_be_bytes(*crc)).then(|| postcard::from_bytes(bytes).ok()).flatten()
+}
+
+fn is_locked(error: &SegmentError) -> bool {
+    // sled has no kind of error for this: it wraps its own text, which the exact version pins.
+    matches!(error, SegmentError::Database(sled::Error::Io(error)) if error.to_string().starts_with("could not acquire lock"))
+}
+
+/// Half-made files that sled refuses, and that it makes again: a snapshot under way, and a `conf` that was cut short.
+fn repair_leftovers(directory: &Path) -> io::Result<()> {
+    let mut changed = false;
+    for entry in std::fs::read_dir(directory)? {
+        let path = entry?.path();
+        let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
+        if name.starts_with("snap.") && name.ends_with(".generating") {
+            std::fs::remove_file(&path)?;
+            changed = true;
+        }
+        if name == "conf" && std::fs::read(&path)? != CONF {
+            tracing::warn!(directory = %directory.display(), "Removed a half-written conf of a segment");
+            std::fs::remove_file(&path)?;
+            changed = true;
+        }
+    }
+    if changed { files::sync_directory(directory) } else { Ok(()) }
+}
+
+fn set_snapshots_aside(directory: &Path) -> io::Result<()> {
+    for entry in std::fs::read_dir(directory)? {
+        let path = entry?.path();
+        let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
+        if name.starts_with("snap.") {
+            std::fs::rename(&path, directory.join(format!("aside-{name}")))?;
+        }
+    }
+    files::sync_directory(directory)
+}
+
+/// Faults that a unit test plants into every segment below a directory.
+#[cfg(test)]
+pub(crate) mod faults {
+    use std::collections::HashMap;
+    use std::io;
+    use std::path::{Path, PathBuf};
+    use std::sync::atomic::{AtomicU32, Ordering};
+    use std::sync::{Arc, Mutex};
+
+    #[derive(Debug, Clone, Copy)]
+    pub(crate) enum Point {
+        Create,
+        Append,
+        Sync,
+    }
+
+    /// How many of the next calls at each point fail, as on a full disk.
+    #[derive(Debug, Default)]
+    pub(crate) struct Faults([AtomicU32; 3]);
+
+    impl Faults {
+        pub(crate) fn fail_next(&self, point: Point, times: u32) {
+            self.0[point as usize].store(times, Ordering::SeqCst);
+        }
+
+        pub(crate) fn check(&self, point: Point) -> io::Result<()> {
+            let left = &self.0[point as usize];
+            match left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1)) {
+                Ok(_) => Err(io::ErrorKind::StorageFull.into()),
+                Err(_) => Ok(()),
+            }
+        }
+    }
+
+    static ALL: Mutex<Option<HashMap<PathBuf, Arc<Faults>>>> = Mutex::new(None);
+
+    /// Those of the store that has `path` in it: `{store}/segments/{lane}/{ordinal}`.
+    pub(crate) fn of(path: &Path) -> Arc<Faults> {
+        let store = path.ancestors().nth(3).unwrap_or(path);
+        in_store(store)
+    }
+
+    pub(crate) fn in_store(store: &Path) -> Arc<Faults> {
+        let mut all = ALL.lock().unwrap();
+        Arc::clone(all.get_or_insert_default().entry(store.to_owned()).or_default())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::transaction::Epoch;
+
+    fn header() -> SegmentHeader {
+        SegmentHeader {
+            lane: 0,
+            ordinal: 1,
+            base: 1,
+            previous: ChainValue([0; 32]),
+            numbering: Numbering::new(Epoch(uuid::Uuid::nil())),
+            predecessor: None,
+        }
+    }
+
+    fn fake(position: Position, size: usize) -> Vec<u8> {
+        vec![u8::try_from(position).unwrap(); size.max(record::HEADER_BYTES)]
+    }
+
+    #[test]
+    fn what_was_added_is_there_after_reopening() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("segments/clinical/1");
+        let segment = Segment::create(&path).unwrap();
+        assert_eq!(segment.header().unwrap(), None);
+        segment.begin(&header()).unwrap();
+        for position in 1..=5 {
+            segment.append(position, &fake(position, 9000)).unwrap();
+        }
+        segment.barrier().unwrap();
+        drop(segment);
+        let segment = Segment::open(&path).unwrap();
+        assert_eq!(segment.header().unwrap(), Some(header()));
+        assert_eq!(segment.last_position().unwrap(), Some(5));
+        let all = segment.read(1, u64::MAX, |_| false).unwrap();
+        assert_eq!(all, (1..=5).map(|p| (p, Ok(fake(p, 9000)))).collect::<Vec<_>>());
+        assert_eq!(segment.read(2, 9, |_| true).unwrap().len(), 1);
+        segment.remove(5).unwrap();
+        assert_eq!(segment.last_position().unwrap(), Some(4));
+    }
+
+    #[test]
+    fn leftovers_of_a_crash_are_cleared_away() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("segments/clinical/1");
+        let segment = Segment::create(&path).unwrap();
+        segment.append(1, &fake(1, 200)).unwrap();
+        segment.barrier().unwrap();
+        drop(segment);
+        assert_eq!(std::fs::read(path.join("conf")).unwrap(), CONF);
+        for conf in [&b""[..], &CONF[..20]] {
+            std::fs::write(path.join("conf"), conf).unwrap();
+            std::fs::write(path.join("snap.00000000000000FF.generating"), b"half").unwrap();
+            let segment = Segment::open(&path).unwrap();
+            assert_eq!(segment.last_position().unwrap(), Some(1));
+            assert!(!path.join("snap.00000000000000FF.generating").exists());
+        }
+        for entry in std::fs::read_dir(&path).unwrap() {
+            let path = entry.unwrap().path();
+            if path.file_name().unwrap().to_str().unwrap().starts_with("snap.") {
+                std::fs::write(path, b"not a snapshot at all").unwrap();
+            }
+        }
+        assert_eq!(Segment::open(&path).unwrap().last_position().unwrap(), Some(1), "without its snapshot");
+    }
+
+    #[test]
+    fn a_held_lock_is_waited_for() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("segments/clinical/1");
+        let segment = Segment::create(&path).unwrap();
+        let held = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(50));
+            drop(segment);
+        });
+        Segment::open(&path).unwrap();
+        held.join().unwrap();
+    }
+}

@@ -1,0 +1,346 @@
+//! What the outbox's threads share: settings, lanes, counters, and the list of what people should know.
+
+use std::collections::VecDeque;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::mpsc::Sender;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use super::lane::{LaneShared, locked};
+use super::admission::{Admission, Limits};
+use super::index::DuplicateIndex;
+use super::quarantine::Quarantine;
+use super::seal::Sealer;
+use super::segment::Segment;
+use super::admission::Space;
+use super::space::Ballast;
+use super::tags::Tagger;
+use super::writer::Job;
+use super::{Notable, Refusal, Settings, Snapshot};
+use crate::delivery::Numbering;
+use crate::transaction::{Clock, Lane};
+
+/// A ballast that was released stays so for this long at least.
+const BALLAST_PAUSE: Duration = Duration::from_secs(30);
+/// Events that are kept until somebody fetches them; beyond it the oldest go.
+const NOTABLES: usize = 1000;
+
+/// Work that would hold up the writer.
+pub(crate) enum Chore {
+    /// Make a segment ahead.
+    MakeAhead {
+        /// Index of the lane.
+        lane: usize,
+        /// The segment to be made.
+        ordinal: u64,
+    },
+    /// Drop a handle.
+    LetGo {
+        /// Index of the lane.
+        lane: usize,
+        /// Its segment.
+        ordinal: u64,
+        /// The handle.
+        segment: Arc<Segment>,
+    },
+    /// Remove a directory: to the trash first.
+    Discard(PathBuf),
+    /// End.
+    Stop,
+}
+
+/// What an outbox is made of.
+pub(crate) struct Parts {
+    pub(crate) settings: Settings,
+    pub(crate) sealer: Sealer,
+    pub(crate) lanes: Vec<Arc<LaneShared>>,
+    pub(crate) index: DuplicateIndex,
+    pub(crate) quarantine: Quarantine,
+    pub(crate) ballast: Ballast,
+    pub(crate) notables: Vec<Notable>,
+}
+
+/// Shared by the handle, the writer, the keeper and the maker.
+pub(crate) struct Shared {
+    pub(crate) settings: Settings,
+    pub(crate) sealer: Sealer,
+    pub(crate) lanes: Vec<Arc<LaneShared>>,
+    pub(crate) tagger: Tagger,
+    pub(crate) index: Mutex<DuplicateIndex>,
+    pub(crate) quarantine: Quarantine,
+    pub(crate) repeated: AtomicU64,
+    pub(crate) queued_bytes: AtomicU64,
+    chores: Sender<Chore>,
+    jobs: Mutex<Option<Sender<Job>>>,
+    ballast: Ballast,
+    released: Mutex<Option<Instant>>,
+    admission: Mutex<Admission>,
+    store_bytes: AtomicU64,
+    free_bytes: AtomicU64,
+    notables: Mutex<VecDeque<Notable>>,
+    latency: Mutex<Latency>,
+    clock: AtomicU8,
+}
+
+impl Shared {
+    pub(crate) fn new(parts: Parts, chores: Sender<Chore>, jobs: Sender<Job>) -> Self {
+        let Parts { settings, sealer, lanes, index, quarantine, ballast, notables } = parts;
+        let limits = Limits {
+            limit_bytes: settings.limit_bytes,
+            min_free_bytes: settings.min_free_bytes,
+            min_free_percent: settings.min_free_percent,
+        };
+        Self {
+            settings,
+            sealer,
+            lanes,
+            tagger: index.tagger(),
+            index: Mutex::new(index),
+            quarantine,
+            repeated: AtomicU64::new(0),
+            queued_bytes: AtomicU64::new(0),
+            chores,
+            jobs: Mutex::new(Some(jobs)),
+            ballast,
+            released: Mutex::new(None),
+            admission: Mutex::new(Admission::new(limits)),
+            store_bytes: AtomicU64::new(0),
+            free_bytes: AtomicU64::new(0),
+            notables: Mutex::new(notables.into()),
+            latency: Mutex::new(Latency::new(Instant::now())),
+            clock: AtomicU8::new(2),
+        }
+    }
+
+    /// The lane of this name, and its index.
+    pub(crate) fn lane(&self, name: &Lane) -> Option<(usize, &Arc<LaneShared>)> {
+        self.lanes.iter().enumerate().find(|(_, lane)| lane.name == *name)
+    }
+
+    /// Hands work to the maker. When it has ended, so has the outbox.
+    pub(crate) fn chore(&self, chore: Chore) {
+        let _ = self.chores.send(chore);
+    }
+
+    /// Something that a person should know of.
+    pub(crate) fn notable(&self, code: &'static str, detail: String) {
+        let mut notables = locked(&self.notables);
+        if notables.len() >= NOTABLES {
+            notables.pop_front();
+        }
+        notables.push_back(Notable { code, detail });
+    }
+
+    pub(crate) fn take_notables(&self) -> Vec<Notable> {
+        std::mem::take(&mut *locked(&self.notables)).into()
+    }
+
+    /// How far the clock can be believed, as the daemon last said.
+    pub(crate) fn clock(&self) -> Clock {
+        match self.clock.load(Ordering::Relaxed) {
+            0 => Clock::Synced,
+            1 => Clock::Holdover,
+            _ => Clock::Untrusted,
+        }
+    }
+
+    pub(crate) fn set_clock(&self, clock: Clock) {
+        let code = match clock {
+            Clock::Synced => 0,
+            Clock::Holdover => 1,
+            Clock::Untrusted => 2,
+        };
+        self.clock.store(code, Ordering::Relaxed);
+    }
+
+    /// These submissions have their answer: their bytes leave the queue's account, and good ones count for the latency.
+    pub(crate) fn answered(&self, answers: impl Iterator<Item = (u64, Duration)>, good: bool) {
+        let mut bytes = 0;
+        let mut latency = locked(&self.latency);
+        let now = Instant::now();
+        for (cost, took) in answers {
+            bytes += cost;
+            if good {
+                latency.record(now, took);
+            }
+        }
+        self.queued_bytes.fetch_sub(bytes, Ordering::Relaxed);
+    }
+
+    /// Whether there is room for new work in this lane.
+    ///
+    /// # Errors
+    /// [`Refusal::Full`] with the reason.
+    pub(crate) fn admits(&self, lane: usize) -> Result<(), Refusal> {
+        let urgent = self.lanes.get(lane).is_some_and(|lane| lane.urgent);
+        locked(&self.admission).admit(urgent).map_err(Refusal::Full)
+    }
+
+    /// Why ordinary lanes are refused now, if they are.
+    pub(crate) fn refusing(&self) -> Option<String> {
+        locked(&self.admission).admit(false).err()
+    }
+
+    /// The disk was measured.
+    pub(crate) fn measured(&self, space: Space) {
+        let changed = {
+            let mut admission = locked(&self.admission);
+            admission.handle(space).then(|| admission.admit(false).err())
+        };
+        self.free_bytes.store(space.free_bytes, Ordering::Relaxed);
+        match changed {
+            Some(Some(reason)) => {
+                tracing::warn!(free_bytes = space.free_bytes, store_bytes = space.store_bytes, "Store is full and refuses new work");
+                self.notable("store.low", reason);
+            }
+            Some(None) => {
+                tracing::info!(free_bytes = space.free_bytes, "Store has room again");
+                self.notable("store.room", "the store has room again".into());
+            }
+            None => {}
+        }
+        // Not at once: what was released is to be used first.
+        let waits = locked(&self.released).is_some_and(|at| at.elapsed() < BALLAST_PAUSE);
+        if self.refusing().is_none()
+            && !waits
+            && let Err(error) = self.ballast.restore(space.free_bytes)
+        {
+            tracing::debug!(error = %error, "Ballast could not be restored");
+        }
+    }
+
+    /// The disk is full: what is kept for that is released, to open, to drain, and to get out of it.
+    pub(crate) fn out_of_room(&self) {
+        if self.ballast.is_held().unwrap_or(false) && self.ballast.release().is_ok() {
+            locked(&self.released).replace(Instant::now());
+            tracing::warn!("Disk is full, ballast released");
+            self.notable("store.ballast", "the disk is full; the reserve for opening and draining was released".into());
+        }
+    }
+
+    pub(crate) fn set_store_bytes(&self, bytes: u64) {
+        self.store_bytes.store(bytes, Ordering::Relaxed);
+    }
+
+    pub(crate) fn store_bytes(&self) -> u64 {
+        self.store_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Asks the writer.
+    pub(crate) fn job(&self, job: Job) {
+        if let Some(jobs) = locked(&self.jobs).as_ref() {
+            let _ = jobs.send(job);
+        }
+    }
+
+    /// As [`super::Outbox::snapshot`].
+    pub(crate) fn snapshot(&self) -> Snapshot {
+        Snapshot {
+            lanes: self.lanes.iter().map(|lane| (lane.name.clone(), lane.state().counts())).collect(),
+            store_bytes: self.store_bytes(),
+            limit_bytes: self.settings.limit_bytes,
+            disk_free_bytes: self.free_bytes.load(Ordering::Relaxed),
+            quarantined: self.quarantine.count() as u64,
+            repeated_total: self.repeated.load(Ordering::Relaxed),
+            refusing: self.refusing(),
+            accept_seconds_p99: locked(&self.latency).p99(Instant::now()),
+        }
+    }
+
+    pub(crate) fn save_numbering(&self, lane: &LaneShared, numbering: &Numbering) -> std::io::Result<()> {
+        super::files::save(&self.lane_file(&lane.name, "numbering"), numbering)
+    }
+
+    /// A small file of a lane.
+    pub(crate) fn lane_file(&self, lane: &Lane, name: &str) -> PathBuf {
+        lane_file(&self.settings.directory, lane, name)
+    }
+}
+
+/// `lanes/{lane}/{name}`
+pub(crate) fn lane_file(store: &std::path::Path, lane: &Lane, name: &str) -> PathBuf {
+    store.join("lanes").join(lane.as_str()).join(name)
+}
+
+/// Answer times of the last minute, in six slices of ten seconds and buckets of an eighth of an octave.
+struct Latency {
+    slices: [[u32; BUCKETS]; SLICES],
+    current: usize,
+    turned: Instant,
+}
+
+const SLICES: usize = 6;
+const BUCKETS: usize = 256;
+const SLICE: Duration = Duration::from_secs(10);
+
+impl Latency {
+    fn new(now: Instant) -> Self {
+        Self { slices: [[0; BUCKETS]; SLICES], current: 0, turned: now }
+    }
+
+    fn turn(&mut self, now: Instant) {
+        for _ in 0..SLICES {
+            if now.duration_since(self.turned) < SLICE {
+                return;
+            }
+            self.turned += SLICE;
+            self.current = (self.current + 1) % SLICES;
+            self.slices[self.current] = [0; BUCKETS];
+        }
+        self.turned = now;
+    }
+
+    fn record(&mut self, now: Instant, took: Duration) {
+        self.turn(now);
+        let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX).max(1);
+        self.slices[self.current][bucket(micros)] += 1;
+    }
+
+    fn p99(&mut self, now: Instant) -> f64 {
+        self.turn(now);
+        let sums: Vec<u64> = (0..BUCKETS).map(|b| self.slices.iter().map(|s| u64::from(s[b])).sum()).collect();
+        let total: u64 = sums.iter().sum();
+        let mut beyond = total / 100;
+        for (bucket, count) in sums.iter().enumerate().rev() {
+            if *count > beyond {
+                return upper_micros(bucket) / 1e6;
+            }
+            beyond -= count;
+        }
+        0.0
+    }
+}
+
+/// Eight buckets an octave.
+fn bucket(micros: u64) -> usize {
+    let octave = micros.ilog2();
+    let eighth = if octave >= 3 { (micros >> (octave - 3)) & 7 } else { (micros << (3 - octave)) & 7 };
+    (octave as usize * 8 + usize::try_from(eighth).unwrap_or(0)).min(BUCKETS - 1)
+}
+
+fn upper_micros(bucket: usize) -> f64 {
+    let octave = i32::try_from(bucket / 8).unwrap_or(i32::MAX);
+    2f64.powi(octave) * (1.0 + f64::from(u32::try_from(bucket % 8 + 1).unwrap_or(8)) / 8.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_99th_percentile_is_of_the_last_minute() {
+        let start = Instant::now();
+        let mut latency = Latency::new(start);
+        assert!(latency.p99(start) < f64::EPSILON);
+        for _ in 0..980 {
+            latency.record(start, Duration::from_micros(100));
+        }
+        for _ in 0..20 {
+            latency.record(start, Duration::from_millis(10));
+        }
+        let p99 = latency.p99(start + Duration::from_secs(30));
+        assert!((0.010..0.0115).contains(&p99), "{p99}");
+        assert!(latency.p99(start + Duration::from_secs(61)) < f64::EPSILON);
+    }
+}
