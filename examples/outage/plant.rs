@@ -106,7 +106,7 @@ impl Plant {
                  [uplink]\n\
                  upstreams = [{broker:?}]\n\
                  ca_file = {ca:?}\ncertificate_file = {cert:?}\nkey_file = {cert_key:?}\n\
-                 backoff_first_loss_seconds = 0.5\nbackoff_base_seconds = 0.2\nbackoff_cap_seconds = 1.0\n",
+                 backoff_base_seconds = 0.2\nbackoff_cap_seconds = 1.0\n",
                 key = directory.join("hub-signing.key"),
                 broker = broker.address,
                 ca = broker.ca,

@@ -24,6 +24,10 @@ pub enum Exit {
     Files = 74,
     /// Not now: try again later.
     Later = 75,
+    /// Files or an address are not ours to use.
+    NotPermitted = 77,
+    /// The configuration is wrong; nothing was started.
+    Configuration = 78,
 }
 
 impl From<Exit> for ExitCode {

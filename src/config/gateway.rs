@@ -1,25 +1,28 @@
 //! `gateway.toml`, checked.
 
-use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use toml::Spanned;
 
-use crate::config::raw::{RawGateway, RawHubKey, RawLane, RawLog, RawMllp, RawOutbox, RawUplink};
+use crate::config::log::{Log, log};
+use crate::config::raw::{RawGateway, RawLane, RawOutbox};
 use crate::config::source::Source;
-use crate::config::{ConfigError, Upstream, keys};
+use crate::config::uplink::{Confirm, Link, hubs, uplink};
+use crate::config::{ConfigError, doors, keys};
+use crate::ingest::control::server as control;
+use crate::ingest::mllp::door;
 use crate::outbox::{self, LaneSettings};
-use crate::transaction::{Gateway, Hub, Lane, Practice};
-use crate::wire::signature::PublicKey;
+use crate::transaction::{Gateway, Lane, Practice};
+use crate::uplink::{self, PinnedHub};
+use crate::wire::SCHEMA;
+use crate::wire::presence::Info;
 
 /// Everything the gateway is told.
 #[derive(Debug, Clone)]
 pub struct GatewayConfig {
     /// Where it was read from.
     pub file: PathBuf,
-    /// First 16 hexadecimal digits of the file's SHA-256.
-    pub digest: String,
     /// Whose gateway this is.
     pub practice: Practice,
     /// Its id.
@@ -29,161 +32,19 @@ pub struct GatewayConfig {
     /// The outbox key where systemd hands over no credential `outbox-key`.
     pub outbox_key_file: PathBuf,
     /// The control socket.
-    pub control: Control,
+    pub control: control::Settings,
     /// The doors.
-    pub mllp: Vec<Mllp>,
-    /// What the doors share.
-    pub ingest: Ingest,
+    pub mllp: Vec<door::Settings>,
+    /// Most bytes of unfinished input, all doors together.
+    pub ingest_memory_bytes: u64,
     /// The store.
     pub outbox: outbox::Settings,
-    /// The way to the centre.
-    pub uplink: Uplink,
-    /// The hubs that must confirm; empty only with [`Confirm::Puback`].
-    pub hubs: Vec<HubKey>,
-    /// How often health is said.
-    pub health: Health,
+    /// The way to the centre. Its `info` has no key id yet: the key is not read here.
+    pub uplink: uplink::Settings,
+    /// How often health is said, besides every change of state.
+    pub health_interval: Duration,
     /// Logs.
     pub log: Log,
-}
-
-/// The control socket.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Control {
-    /// Unix socket, mode 0660.
-    pub socket: PathBuf,
-}
-
-/// One MLLP door.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Mllp {
-    /// Address and port.
-    pub listen: SocketAddr,
-    /// Where its transactions go.
-    pub lane: Lane,
-    /// Largest frame.
-    pub frame_limit_bytes: usize,
-    /// Longest time within a frame.
-    pub in_frame: Duration,
-    /// Most connections at once.
-    pub max_connections: usize,
-    /// What a sender hears while nothing can be stored.
-    pub on_unavailable: OnUnavailable,
-    /// Peers that may connect; empty: all.
-    pub allow_addresses: Vec<AddressRange>,
-    /// `MSH-3|MSH-4` of senders that may send; empty: all.
-    pub allow_senders: Vec<String>,
-}
-
-/// What a sender hears while nothing can be stored.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum OnUnavailable {
-    /// Nothing, and the connection is closed: the one "later" that every sender understands.
-    Close,
-    /// A negative acknowledgment.
-    Reject,
-}
-
-/// Addresses: `10.1.0.0/16`, `192.168.7.4`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct AddressRange {
-    /// Its first address.
-    pub address: IpAddr,
-    /// How many leading bits count.
-    pub bits: u8,
-}
-
-/// What the doors share.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Ingest {
-    /// Most bytes of unfinished input, all connections together.
-    pub memory_bytes: usize,
-}
-
-/// CA, certificate chain and private key, all PEM.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TlsFiles {
-    /// Certificates that sign the other end's.
-    pub ca_file: PathBuf,
-    /// Ours, leaf first.
-    pub certificate_file: PathBuf,
-    /// Its private key.
-    pub key_file: PathBuf,
-}
-
-/// What confirms a transaction.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Confirm {
-    /// The hub's signed receipt.
-    Receipt,
-    /// The broker's PUBACK: only where the centre has no hub yet.
-    Puback,
-}
-
-/// The way to the centre.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Uplink {
-    /// Tried in this order.
-    pub upstreams: Vec<Upstream>,
-    /// For TLS.
-    pub tls: TlsFiles,
-    /// What confirms.
-    pub confirm: Confirm,
-    /// MQTT keep-alive, whole seconds from 5.
-    pub keep_alive: Duration,
-    /// Deadline for name, TCP, TLS and CONNACK together.
-    pub connect: Duration,
-    /// Most transactions beyond the last receipt.
-    pub window: u32,
-    /// Most payload bytes beyond the last receipt.
-    pub window_bytes: u64,
-    /// No receipt for this long with something in flight: send again.
-    pub receipt: Duration,
-    /// No progress for this long at least: a new connection.
-    pub stall: Duration,
-    /// The first delay after a loss is uniform below this.
-    pub first_delay: Duration,
-    /// The later delays are uniform below this, doubled at each attempt ...
-    pub backoff_base: Duration,
-    /// ... up to this.
-    pub backoff_cap: Duration,
-    /// Confirmed progress for this long starts the backoff anew.
-    pub settled: Duration,
-    /// Largest MQTT packet that is taken.
-    pub max_packet_bytes: u32,
-}
-
-/// A hub that the gateway obeys.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct HubKey {
-    /// Its name.
-    pub hub: Hub,
-    /// What its receipts are checked with.
-    pub public_key: PublicKey,
-}
-
-/// How often health is said.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Health {
-    /// Besides every change of state.
-    pub interval: Duration,
-}
-
-/// Logs go to stderr, which systemd takes to the journal.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Log {
-    /// The least important that is written.
-    pub level: tracing::Level,
-    /// How.
-    pub format: LogFormat,
-}
-
-/// How a line of the log looks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum LogFormat {
-    /// For people; without the time under systemd, whose journal has it.
-    Text,
-    /// One JSON object a line.
-    Json,
 }
 
 impl GatewayConfig {
@@ -205,34 +66,87 @@ impl GatewayConfig {
         let lanes = lanes(&source, raw.lane)?;
         let outbox =
             outbox_settings(&source, raw.outbox, &data_directory, practice.clone(), gateway.clone(), lanes)?;
-        let mllp =
-            raw.mllp.into_iter().map(|door| mllp(&source, door, &outbox)).collect::<Result<Vec<_>, _>>()?;
-        let memory_bytes =
+        let mllp = raw
+            .mllp
+            .into_iter()
+            .map(|door| doors::mllp(&source, door, &outbox))
+            .collect::<Result<Vec<_>, _>>()?;
+        let ingest_memory_bytes =
             source.number("ingest.memory_bytes", raw.ingest.memory_bytes, 64 << 20, 1 << 20..=4 << 30)?;
-        let uplink = uplink(&source, raw.uplink)?;
-        let hubs = hubs(&source, raw.hub, uplink.confirm)?;
-        let interval =
+        let hubs = hubs(&source, raw.hub)?;
+        let link = uplink(&source, raw.uplink, hubs.len())?;
+        if hubs.is_empty() && link.confirm == Confirm::Receipt {
+            return Err(source.missing(
+                "[[hub]]",
+                "there for each hub that must confirm (or uplink.confirm = \"puback\")",
+            ));
+        }
+        let uplink = uplink_settings(&source, link, hubs, &outbox, &data_directory, !mllp.is_empty());
+        let health_interval =
             source.seconds("health.interval_seconds", raw.health.interval_seconds, 60.0, 0.1..=3600.0)?;
         Ok(Self {
             file: file.to_owned(),
-            digest: keys::digest(source.text().as_bytes()),
             practice,
             gateway,
             outbox_key_file: source
                 .path(&raw.outbox_key_file.unwrap_or_else(|| "/etc/practice-gateway/outbox.key".into())),
-            control: Control {
+            control: control::Settings {
                 socket: source
                     .path(&raw.control.socket.unwrap_or_else(|| "/run/practice-gateway/control.sock".into())),
+                practice: outbox.practice.clone(),
+                gateway: outbox.gateway.clone(),
+                max_body_bytes: outbox.max_body_bytes,
             },
             data_directory,
             mllp,
-            ingest: Ingest { memory_bytes },
+            ingest_memory_bytes,
             outbox,
             uplink,
-            hubs,
-            health: Health { interval },
+            health_interval,
             log: log(&source, raw.log)?,
         })
+    }
+}
+
+fn uplink_settings(
+    source: &Source,
+    link: Link,
+    hubs: Vec<PinnedHub>,
+    outbox: &outbox::Settings,
+    data_directory: &Path,
+    mllp: bool,
+) -> uplink::Settings {
+    // Urgent lanes are served first.
+    let (urgent, others): (Vec<_>, Vec<_>) = outbox.lanes.iter().partition(|lane| lane.urgent);
+    let lanes: Vec<Lane> = urgent.into_iter().chain(others).map(|lane| lane.lane.clone()).collect();
+    let names: Vec<&str> = lanes.iter().map(Lane::as_str).collect();
+    let confirm = if link.confirm == Confirm::Receipt { "receipt" } else { "puback" };
+    let info = Info {
+        schema: SCHEMA,
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        lanes: names.join(" "),
+        interfaces: String::from(if mllp { "mllp control" } else { "control" }),
+        configuration_digest: keys::digest(source.text().as_bytes()),
+        confirm: confirm.to_owned(),
+        certificate_expires: String::new(),
+        key_id: String::new(),
+        time: String::new(),
+    };
+    uplink::Settings {
+        practice: outbox.practice.clone(),
+        gateway: outbox.gateway.clone(),
+        lanes,
+        upstreams: link.upstreams,
+        tls: Some(link.tls),
+        state_directory: data_directory.join("uplink"),
+        hubs,
+        keep_alive: link.keep_alive,
+        phase_timeout: link.phase_timeout,
+        inflight: link.inflight,
+        max_incoming_packet_bytes: link.max_packet_bytes,
+        delivery: link.limits,
+        reconnect: link.reconnect,
+        info,
     }
 }
 
@@ -309,182 +223,4 @@ fn outbox_settings(
             0..=TIB,
         )?,
     })
-}
-
-fn mllp(source: &Source, raw: RawMllp, outbox: &outbox::Settings) -> Result<Mllp, ConfigError> {
-    let listen = source.required("mllp.listen", raw.listen, "an address and port: \"127.0.0.1:2575\"")?;
-    let lane = match raw.lane {
-        Some(text) => {
-            let lane: Lane = source.parsed("mllp.lane", &text)?;
-            if !outbox.lanes.iter().any(|known| known.lane == lane) {
-                return Err(source.wrong("mllp.lane", &text, "the name of a [[lane]]"));
-            }
-            lane
-        }
-        None => match outbox.lanes.first() {
-            Some(first) => first.lane.clone(),
-            None => return Err(source.missing("mllp.lane", "the name of a [[lane]]")),
-        },
-    };
-    let allow_addresses = raw
-        .allow_addresses
-        .iter()
-        .map(|text| source.parsed("mllp.allow_addresses", text))
-        .collect::<Result<Vec<_>, _>>()?;
-    for sender in &raw.allow_senders {
-        if !sender.get_ref().contains('|') {
-            return Err(source.wrong("mllp.allow_senders", sender, "MSH-3|MSH-4 as the sender writes them"));
-        }
-    }
-    Ok(Mllp {
-        listen: source.address("mllp.listen", &listen)?,
-        lane,
-        frame_limit_bytes: source.number(
-            "mllp.frame_limit_bytes",
-            raw.frame_limit_bytes,
-            usize::try_from(outbox.max_body_bytes).unwrap_or(usize::MAX),
-            1024..=outbox.max_body_bytes,
-        )?,
-        in_frame: source.seconds("mllp.in_frame_seconds", raw.in_frame_seconds, 30.0, 0.1..=3600.0)?,
-        max_connections: source.number("mllp.max_connections", raw.max_connections, 1000, 1..=10_000)?,
-        on_unavailable: source.word(
-            "mllp.on_unavailable",
-            raw.on_unavailable,
-            OnUnavailable::Close,
-            &[("close", OnUnavailable::Close), ("reject", OnUnavailable::Reject)],
-        )?,
-        allow_addresses,
-        allow_senders: raw.allow_senders.into_iter().map(Spanned::into_inner).collect(),
-    })
-}
-
-fn uplink(source: &Source, raw: RawUplink) -> Result<Uplink, ConfigError> {
-    let file = |key: &str, given: Option<PathBuf>| {
-        source.required(key, given, "the path of a PEM file").map(|path| source.path(&path))
-    };
-    Ok(Uplink {
-        upstreams: source.upstreams("uplink.upstreams", raw.upstreams)?,
-        tls: TlsFiles {
-            ca_file: file("uplink.ca_file", raw.ca_file)?,
-            certificate_file: file("uplink.certificate_file", raw.certificate_file)?,
-            key_file: file("uplink.key_file", raw.key_file)?,
-        },
-        confirm: source.word(
-            "uplink.confirm",
-            raw.confirm,
-            Confirm::Receipt,
-            &[("receipt", Confirm::Receipt), ("puback", Confirm::Puback)],
-        )?,
-        // rumqttc panics below 5 seconds.
-        keep_alive: source.seconds("uplink.keep_alive_seconds", raw.keep_alive_seconds, 20.0, 5.0..=600.0)?,
-        connect: source.seconds("uplink.connect_seconds", raw.connect_seconds, 10.0, 0.1..=120.0)?,
-        window: source.number("uplink.window", raw.window, 64, 1..=65_535)?,
-        window_bytes: source.number("uplink.window_bytes", raw.window_bytes, 4 << 20, 1024..=1 << 30)?,
-        receipt: source.seconds("uplink.receipt_seconds", raw.receipt_seconds, 10.0, 0.1..=600.0)?,
-        stall: source.seconds("uplink.stall_seconds", raw.stall_seconds, 5.0, 0.1..=600.0)?,
-        first_delay: source.seconds(
-            "uplink.first_delay_seconds",
-            raw.first_delay_seconds,
-            30.0,
-            0.0..=600.0,
-        )?,
-        backoff_base: source.seconds(
-            "uplink.backoff_base_seconds",
-            raw.backoff_base_seconds,
-            1.0,
-            0.01..=60.0,
-        )?,
-        backoff_cap: source.seconds(
-            "uplink.backoff_cap_seconds",
-            raw.backoff_cap_seconds,
-            120.0,
-            0.01..=3600.0,
-        )?,
-        settled: source.seconds("uplink.settled_seconds", raw.settled_seconds, 20.0, 0.0..=600.0)?,
-        max_packet_bytes: source.number(
-            "uplink.max_packet_bytes",
-            raw.max_packet_bytes,
-            24 << 20,
-            64 << 10..=268_435_455,
-        )?,
-    })
-}
-
-fn hubs(source: &Source, raw: Vec<RawHubKey>, confirm: Confirm) -> Result<Vec<HubKey>, ConfigError> {
-    const ALLOWED: &str = "the line that `practice-hub init` printed, or public_key_file with a file of it";
-    let mut hubs: Vec<HubKey> = Vec::new();
-    for entry in raw {
-        let name = source.required("hub.name", entry.name, "the hub's name, for example \"hub1\"")?;
-        let hub: Hub = source.parsed("hub.name", &name)?;
-        if hubs.iter().any(|other| other.hub == hub) {
-            return Err(source.wrong("hub.name", &name, "different from the other hubs' names"));
-        }
-        let public_key = match (entry.public_key, entry.public_key_file) {
-            (Some(text), None) => text.get_ref().parse().map_err(|_| {
-                source.wrong(
-                    "hub.public_key",
-                    &text,
-                    "32 bytes in base64, as `practice-hub init` prints them",
-                )
-            })?,
-            (None, Some(file)) => std::fs::read_to_string(source.path(file.get_ref()))
-                .ok()
-                .and_then(|text| text.parse().ok())
-                .ok_or_else(|| {
-                    source.wrong("hub.public_key_file", &file, "a readable file with 32 bytes in base64")
-                })?,
-            (Some(_), Some(file)) => {
-                return Err(source.wrong(
-                    "hub.public_key_file",
-                    &file,
-                    "left out where there is a public_key",
-                ));
-            }
-            (None, None) => return Err(source.missing("hub.public_key", ALLOWED)),
-        };
-        hubs.push(HubKey { hub, public_key });
-    }
-    if hubs.is_empty() && confirm == Confirm::Receipt {
-        return Err(source
-            .missing("[[hub]]", "there for each hub that must confirm (or uplink.confirm = \"puback\")"));
-    }
-    Ok(hubs)
-}
-
-pub(super) fn log(source: &Source, raw: RawLog) -> Result<Log, ConfigError> {
-    use tracing::Level;
-    Ok(Log {
-        level: source.word(
-            "log.level",
-            raw.level,
-            Level::INFO,
-            &[
-                ("error", Level::ERROR),
-                ("warn", Level::WARN),
-                ("info", Level::INFO),
-                ("debug", Level::DEBUG),
-                ("trace", Level::TRACE),
-            ],
-        )?,
-        format: source.word(
-            "log.format",
-            raw.format,
-            LogFormat::Text,
-            &[("text", LogFormat::Text), ("json", LogFormat::Json)],
-        )?,
-    })
-}
-
-impl std::str::FromStr for AddressRange {
-    type Err = &'static str;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        const ALLOWED: &str = "an IP address, with a prefix length where more are meant: \"10.1.0.0/16\"";
-        let (address, bits) =
-            text.split_once('/').map_or((text, None), |(address, bits)| (address, Some(bits)));
-        let address: IpAddr = address.parse().map_err(|_| ALLOWED)?;
-        let most = if address.is_ipv4() { 32 } else { 128 };
-        let bits = bits.map_or(Ok(most), |bits| bits.parse().map_err(|_| ALLOWED))?;
-        if bits <= most { Ok(Self { address, bits }) } else { Err(ALLOWED) }
-    }
 }

@@ -2,24 +2,23 @@
 //!
 //! - [`GatewayConfig`] and [`HubConfig`]: what everything else is told
 //! - [`keys`]: the outbox key, the hubs' public keys, the hub's signing key
-//! - [`certificates`]: CA, certificate and key for TLS, and what they say
 //!
 //! Every key, its default and its meaning stand in `config/gateway.toml` and `config/hub.toml`.
 
-pub mod certificates;
+mod doors;
 mod gateway;
 mod hub;
 pub mod keys;
+mod log;
 mod raw;
 mod source;
+mod uplink;
 
 use std::path::PathBuf;
 
-pub use gateway::{
-    AddressRange, Confirm, Control, GatewayConfig, Health, HubKey, Ingest, Log, LogFormat, Mllp,
-    OnUnavailable, TlsFiles, Uplink,
-};
+pub use gateway::GatewayConfig;
 pub use hub::HubConfig;
+pub use log::{Log, LogFormat};
 
 /// What is wrong with a configuration; exit code 78. Nothing was started and no store was touched.
 #[derive(Debug, thiserror::Error)]
@@ -67,35 +66,4 @@ pub enum ConfigError {
         /// What it could be.
         allowed: String,
     },
-}
-
-/// A broker to connect to.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Upstream {
-    /// Host name or address; the certificate must carry it.
-    pub host: String,
-    /// TCP port.
-    pub port: u16,
-}
-
-impl Upstream {
-    /// `host:port`, `address:port` or `[address]:port`.
-    fn parse(text: &str) -> Option<Self> {
-        let (host, port) = text.rsplit_once(':')?;
-        let port = port.parse().ok().filter(|port| *port != 0)?;
-        let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
-        let address = host.parse::<std::net::IpAddr>().is_ok();
-        let name = !host.is_empty()
-            && host.len() <= 253
-            && host.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'.')
-            && !host.starts_with(['-', '.']);
-        (address || name).then(|| Self { host: host.to_owned(), port })
-    }
-}
-
-impl std::fmt::Display for Upstream {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { host, port } = self;
-        if host.contains(':') { write!(f, "[{host}]:{port}") } else { write!(f, "{host}:{port}") }
-    }
 }

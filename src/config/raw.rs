@@ -60,6 +60,7 @@ pub(super) struct RawMllp {
     pub(super) in_frame_seconds: Time,
     pub(super) max_connections: Number,
     pub(super) on_unavailable: Text,
+    pub(super) unavailable_pause_seconds: Time,
     #[serde(default)]
     pub(super) allow_addresses: Vec<Spanned<String>>,
     #[serde(default)]
@@ -95,12 +96,13 @@ pub(super) struct RawUplink {
     pub(super) key_file: Option<PathBuf>,
     pub(super) confirm: Text,
     pub(super) keep_alive_seconds: Time,
-    pub(super) connect_seconds: Time,
+    pub(super) phase_seconds: Time,
+    pub(super) inflight: Number,
     pub(super) window: Number,
     pub(super) window_bytes: Number,
     pub(super) receipt_seconds: Time,
     pub(super) stall_seconds: Time,
-    pub(super) first_delay_seconds: Time,
+    pub(super) backoff_first_loss_seconds: Time,
     pub(super) backoff_base_seconds: Time,
     pub(super) backoff_cap_seconds: Time,
     pub(super) settled_seconds: Time,
@@ -132,10 +134,10 @@ pub(super) struct RawLog {
 #[serde(deny_unknown_fields)]
 pub(super) struct RawHub {
     pub(super) hub: Text,
-    pub(super) data_directory: Option<PathBuf>,
+    pub(super) store_directory: Option<PathBuf>,
     pub(super) signing_key_file: Option<PathBuf>,
     #[serde(default)]
-    pub(super) broker: RawBroker,
+    pub(super) uplink: RawHubUplink,
     #[serde(default)]
     pub(super) store: RawStore,
     #[serde(default)]
@@ -144,9 +146,8 @@ pub(super) struct RawHub {
 
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct RawBroker {
-    pub(super) upstream: Text,
-    pub(super) server_name: Text,
+pub(super) struct RawHubUplink {
+    pub(super) upstreams: Option<Spanned<Vec<Spanned<String>>>>,
     pub(super) ca_file: Option<PathBuf>,
     pub(super) certificate_file: Option<PathBuf>,
     pub(super) key_file: Option<PathBuf>,

@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use toml::Spanned;
 
-use crate::config::{ConfigError, Upstream};
+use crate::config::ConfigError;
+use crate::uplink::Upstream;
 
 /// The file being read. Relative paths in it are relative to its directory.
 pub(super) struct Source {
@@ -167,7 +168,7 @@ impl Source {
         }
         list.get_ref()
             .iter()
-            .map(|one| Upstream::parse(one.get_ref()).ok_or_else(|| self.wrong(key, one, ALLOWED)))
+            .map(|one| upstream(one.get_ref()).ok_or_else(|| self.wrong(key, one, ALLOWED)))
             .collect()
     }
 
@@ -175,4 +176,17 @@ impl Source {
     pub(super) fn path(&self, given: &Path) -> PathBuf {
         self.file.parent().unwrap_or(Path::new("")).join(given)
     }
+}
+
+/// `host:port`, `address:port` or `[address]:port`.
+fn upstream(text: &str) -> Option<Upstream> {
+    let (host, port) = text.rsplit_once(':')?;
+    let port = port.parse().ok().filter(|port| *port != 0)?;
+    let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+    let address = host.parse::<std::net::IpAddr>().is_ok();
+    let name = !host.is_empty()
+        && host.len() <= 253
+        && host.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'.')
+        && !host.starts_with(['-', '.']);
+    (address || name).then(|| Upstream { host: host.to_owned(), port })
 }

@@ -167,6 +167,10 @@ impl Delivery {
         let next = self.window.next();
         let stands = self.held.is_some_and(|held| held.position == next) || self.hole == Some(next);
         let (records, _) = self.room();
+        // A hub cannot know where an epoch ends: the first of the next one, arriving while the last of this one is
+        // lost, would look right. So the older one is confirmed before the younger begins.
+        let begins_epoch = self.numbering.at(next).base == next - 1;
+        let stands = stands || (begins_epoch && self.window.in_flight() > 0);
         (records > 0 && !stands && next <= self.tail).then_some(next)
     }
 

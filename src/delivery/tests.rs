@@ -418,6 +418,17 @@ fn a_hub_that_is_ahead_or_has_another_chain_is_a_fork() {
 }
 
 #[test]
+fn an_epoch_begins_when_the_one_before_it_is_confirmed() {
+    let mut bench = Bench::new(limits(), 0, 9);
+    let numbering = Numbering::new(epoch(0)).renumbered(epoch(1), 2);
+    bench.machine = Delivery::new(limits(), numbering, (0, chain(0, 0)), 9);
+    bench.connect();
+    assert_eq!(sent(&bench.answer(0)), [1, 2]);
+    assert_eq!(sent(&bench.receipt(1)), []);
+    assert_eq!(sent(&bench.receipt(2)), [3, 4, 5, 6]);
+}
+
+#[test]
 fn a_fork_below_the_mark_leaves_the_beginning_of_its_epoch() {
     let mut bench = Bench::new(limits(), 7, 9);
     bench.connect();

@@ -22,7 +22,7 @@ pub(super) struct Payload {
     pub(super) state_code: u8,
     pub(super) state_reason: String,
     pub(super) uptime_seconds: u64,
-    pub(super) link_up: u8,
+    pub(super) link_up: bool,
     pub(super) link_phase: &'static str,
     pub(super) outage_seconds: u64,
     pub(super) last_receipt_age_seconds: Option<u64>,
@@ -48,7 +48,7 @@ pub(super) struct Payload {
     pub(super) disk_free_bytes: u64,
     pub(super) space_days: Option<u64>,
     pub(super) rss_bytes: u64,
-    pub(super) clock_synced: u8,
+    pub(super) clock_synced: bool,
     pub(super) cert_expires_seconds: Option<i64>,
     pub(super) version: &'static str,
 }

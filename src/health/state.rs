@@ -59,21 +59,6 @@ pub struct Looks<'a> {
     pub time: UnixMillis,
 }
 
-/// What came out.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Report {
-    /// The state.
-    pub state: State,
-    /// Why, in a few words; empty when ok.
-    pub reason: String,
-    /// Whether the state is another than at the last look: the payload goes out at once.
-    pub changed: bool,
-    /// The `health` payload.
-    pub payload: Vec<u8>,
-    /// What people should know of.
-    pub raised: Vec<Raised>,
-}
-
 /// How much a person should care.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Level {
@@ -129,46 +114,76 @@ pub(super) fn sum(outbox: &Snapshot) -> LaneCounts {
 /// Nothing confirmed for this long, with something waiting on a live link, is not "ok".
 const RECEIPT_OVERDUE: Duration = Duration::from_secs(60);
 
-/// Remembers what must be remembered from one look to the next.
-#[derive(Debug)]
-pub struct HealthState {
+/// Says what is; remembers nothing, so that it can be asked at any time.
+#[derive(Debug, Clone)]
+pub struct Judge {
     practice: Practice,
     gateway: Gateway,
     started: Instant,
-    /// Accepted in total at the first look: the rest was accepted since.
-    accepted_before: Option<u64>,
+    /// Accepted in total at the start: the rest was accepted since.
+    accepted_before: u64,
+}
+
+/// What is, at one moment.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Verdict {
+    /// The state.
+    pub state: State,
+    /// Why, in a few words; empty when ok.
+    pub reason: String,
+    /// The `health` payload.
+    pub payload: Vec<u8>,
+}
+
+/// Remembers what must be remembered from one look to the next.
+#[derive(Debug)]
+pub struct HealthState {
+    judge: Judge,
     state: Option<State>,
     changes: changes::Changes,
+}
+
+/// What came out of a look.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Report {
+    /// What is.
+    pub verdict: Verdict,
+    /// Whether the state is another than at the last look: the payload goes out at once.
+    pub changed: bool,
+    /// What people should know of.
+    pub raised: Vec<Raised>,
 }
 
 impl HealthState {
     /// Nothing seen yet.
     #[must_use]
-    pub fn new(practice: Practice, gateway: Gateway, now: Instant) -> Self {
-        Self {
-            practice,
-            gateway,
-            started: now,
-            accepted_before: None,
-            state: None,
-            changes: changes::Changes::default(),
-        }
+    pub fn new(judge: Judge) -> Self {
+        Self { judge, state: None, changes: changes::Changes::default() }
     }
 
     /// One look at everything.
     pub fn handle(&mut self, looks: &Looks<'_>) -> Report {
+        let verdict = self.judge.verdict(looks);
+        let changed = self.state.replace(verdict.state) != Some(verdict.state);
+        Report { verdict, changed, raised: self.changes.since(looks, &sum(looks.outbox)) }
+    }
+}
+
+impl Judge {
+    /// `outbox` as it is at the start.
+    #[must_use]
+    pub fn new(practice: Practice, gateway: Gateway, outbox: &Snapshot, now: Instant) -> Self {
+        Self { practice, gateway, started: now, accepted_before: sum(outbox).accepted }
+    }
+
+    /// What is.
+    #[must_use]
+    pub fn verdict(&self, looks: &Looks<'_>) -> Verdict {
         let counts = sum(looks.outbox);
         let (state, reason) = self.judge(looks, &counts);
-        let changed = self.state.replace(state) != Some(state);
         let mut payload = self.payload(looks, &counts);
         payload.set_state(state, reason.clone());
-        Report {
-            state,
-            reason,
-            changed,
-            payload: payload.to_json(),
-            raised: self.changes.since(looks, &counts),
-        }
+        Verdict { state, reason, payload: payload.to_json() }
     }
 
     fn judge(&self, looks: &Looks<'_>, counts: &LaneCounts) -> (State, String) {
@@ -212,11 +227,10 @@ impl HealthState {
         (State::Ok, String::new())
     }
 
-    fn payload(&mut self, looks: &Looks<'_>, counts: &LaneCounts) -> Payload {
+    fn payload(&self, looks: &Looks<'_>, counts: &LaneCounts) -> Payload {
         let (outbox, link) = (looks.outbox, looks.link);
         let age = |since: Instant| looks.now.saturating_duration_since(since).as_secs();
         let uptime = age(self.started);
-        let before = *self.accepted_before.get_or_insert(counts.accepted);
         let rate = link.forward_rate_per_second;
         Payload {
             schema: SCHEMA,
@@ -228,7 +242,7 @@ impl HealthState {
             state_code: 0,
             state_reason: String::new(),
             uptime_seconds: uptime,
-            link_up: u8::from(link.up),
+            link_up: link.up,
             link_phase: link.phase.as_str(),
             outage_seconds: link.down_since.map_or(0, age),
             last_receipt_age_seconds: link.last_receipt.map(age),
@@ -254,9 +268,14 @@ impl HealthState {
             store_bytes: outbox.store_bytes,
             store_limit_bytes: outbox.limit_bytes,
             disk_free_bytes: outbox.disk_free_bytes,
-            space_days: space_days(outbox, counts, counts.accepted.saturating_sub(before), uptime),
+            space_days: space_days(
+                outbox,
+                counts,
+                counts.accepted.saturating_sub(self.accepted_before),
+                uptime,
+            ),
             rss_bytes: looks.rss_bytes,
-            clock_synced: u8::from(looks.clock == Clock::Synced),
+            clock_synced: looks.clock == Clock::Synced,
             cert_expires_seconds: link.certificate_expires.map(|end| seconds_until(end, looks.time)),
             version: env!("CARGO_PKG_VERSION"),
         }
@@ -345,7 +364,8 @@ mod tests {
                 certificate_expires: Some(400 * DAY),
                 ..LinkSnapshot::starting(now)
             };
-            let state = HealthState::new(Practice::new("B86022").unwrap(), Gateway::new("gw1").unwrap(), now);
+            let (practice, gateway) = (Practice::new("B86022").unwrap(), Gateway::new("gw1").unwrap());
+            let state = HealthState::new(Judge::new(practice, gateway, &outbox, now));
             Self { state, outbox, link, start: now, now, time: 100 * DAY, clock: Clock::Synced }
         }
 
@@ -380,7 +400,7 @@ mod tests {
     }
 
     fn json(report: &Report) -> serde_json::Map<String, serde_json::Value> {
-        serde_json::from_slice(&report.payload).unwrap()
+        serde_json::from_slice(&report.verdict.payload).unwrap()
     }
 
     fn codes(report: &Report) -> Vec<&'static str> {
@@ -390,16 +410,19 @@ mod tests {
     #[test]
     fn each_state_has_its_causes_and_the_worst_wins() {
         let mut scene = Scene::new();
-        assert_eq!((scene.look().state, scene.look().reason.as_str()), (State::Ok, ""));
+        assert_eq!((scene.look().verdict.state, scene.look().verdict.reason.as_str()), (State::Ok, ""));
         scene.link_down();
         let report = scene.look();
-        assert_eq!(report.state, State::Buffering);
-        assert_eq!(report.reason, "link down at tls: certificate has expired");
+        assert_eq!(report.verdict.state, State::Buffering);
+        assert_eq!(report.verdict.reason, "link down at tls: certificate has expired");
         scene.link.held = 1;
-        assert_eq!(scene.look().state, State::Degraded);
+        assert_eq!(scene.look().verdict.state, State::Degraded);
         scene.outbox.refusing = Some(String::from("the disk is full"));
         let report = scene.look();
-        assert_eq!((report.state, report.reason.as_str()), (State::Refusing, "the disk is full"));
+        assert_eq!(
+            (report.verdict.state, report.verdict.reason.as_str()),
+            (State::Refusing, "the disk is full")
+        );
         assert_eq!(json(&report)["state_code"], 3);
     }
 
@@ -421,7 +444,7 @@ mod tests {
             let mut scene = Scene::new();
             change(&mut scene);
             let report = scene.look();
-            assert_eq!((report.state, report.reason.as_str()), (State::Degraded, reason));
+            assert_eq!((report.verdict.state, report.verdict.reason.as_str()), (State::Degraded, reason));
         }
     }
 
@@ -429,14 +452,17 @@ mod tests {
     fn an_open_socket_is_no_proof_of_life() {
         let mut scene = Scene::new();
         (scene.counts().accepted, scene.counts().waiting) = (11, 1);
-        assert_eq!(scene.after(60).state, State::Ok);
+        assert_eq!(scene.after(60).verdict.state, State::Ok);
         let report = scene.after(1);
-        assert_eq!((report.state, report.reason.as_str()), (State::Buffering, "no receipt for 61 s"));
+        assert_eq!(
+            (report.verdict.state, report.verdict.reason.as_str()),
+            (State::Buffering, "no receipt for 61 s")
+        );
         scene.link.last_receipt = Some(scene.now);
-        assert_eq!(scene.look().state, State::Ok);
+        assert_eq!(scene.look().verdict.state, State::Ok);
         // With nothing waiting there is nothing to confirm.
         (scene.counts().confirmed, scene.counts().waiting) = (11, 0);
-        assert_eq!(scene.after(3600).state, State::Ok);
+        assert_eq!(scene.after(3600).verdict.state, State::Ok);
     }
 
     #[test]
@@ -500,10 +526,10 @@ mod tests {
         scene.link.held = most;
         scene.link.session = most;
         scene.time = 1_795_385_530_123;
-        scene.state.practice = Practice::new("B86022123").unwrap();
-        scene.state.gateway = Gateway::new(&"g".repeat(32)).unwrap();
+        scene.state.judge.practice = Practice::new("B86022123").unwrap();
+        scene.state.judge.gateway = Gateway::new(&"g".repeat(32)).unwrap();
         let report = scene.after(10_000_000);
-        assert!(report.payload.len() <= MAX_BYTES, "{}", report.payload.len());
+        assert!(report.verdict.payload.len() <= MAX_BYTES, "{}", report.verdict.payload.len());
         assert_eq!(json(&report)["state"], "refusing");
     }
 

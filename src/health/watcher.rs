@@ -1,13 +1,16 @@
 //! The task that looks on: every second, and whenever the link changes.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use serde_json::{Value, json};
 use tokio::sync::{mpsc, watch};
 use tokio::time::MissedTickBehavior;
 use uuid::Uuid;
 
-use crate::health::state::{HealthState, Level, Looks, Raised};
+use crate::health::state::{HealthState, Judge, Level, Looks, Raised, State};
 use crate::health::{LinkSnapshot, Reports, changes, clock};
+use crate::ingest::Counters;
 use crate::outbox::Outbox;
 use crate::transaction::{Gateway, Practice, rfc3339, unix_millis_now};
 use crate::wire::SCHEMA;
@@ -19,78 +22,131 @@ const EVENTS: usize = 256;
 /// How often everything is looked at, at least.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// What is looked at and how often it is said.
-pub struct Settings {
-    /// In the payload.
-    pub practice: Practice,
-    /// In the payload.
-    pub gateway: Gateway,
-    /// The payload goes out this often, and at each change of state.
-    pub interval: Duration,
+/// How often, at most: the link tells of every receipt.
+const BREATH: Duration = Duration::from_millis(100);
+
+/// Sees everything that health is made of; can be asked at any time.
+#[derive(Clone)]
+pub struct Eye {
+    judge: Judge,
+    outbox: Outbox,
+    link: watch::Receiver<LinkSnapshot>,
+    doors: Arc<Counters>,
+}
+
+impl Eye {
+    /// Opened at the start of the daemon, right after the store.
+    #[must_use]
+    pub fn new(
+        practice: Practice,
+        gateway: Gateway,
+        outbox: Outbox,
+        link: watch::Receiver<LinkSnapshot>,
+        doors: Arc<Counters>,
+    ) -> Self {
+        let judge = Judge::new(practice, gateway, &outbox.snapshot(), Instant::now());
+        Self { judge, outbox, link, doors }
+    }
+
+    fn look<R>(&self, with: impl FnOnce(&Looks<'_>) -> R) -> R {
+        let (outbox, link) = (self.outbox.snapshot(), self.link.borrow().clone());
+        with(&Looks {
+            outbox: &outbox,
+            link: &link,
+            refused_total: self.doors.counts().refused,
+            clock: clock::trust(),
+            rss_bytes: rss_bytes(),
+            now: Instant::now(),
+            time: unix_millis_now(),
+        })
+    }
+
+    /// The status document for the box itself: health's fields, and `lanes`, as of now.
+    #[must_use]
+    pub fn status(&self) -> Value {
+        self.look(|looks| {
+            let payload = self.judge.verdict(looks).payload;
+            let mut status: Value = serde_json::from_slice(&payload).unwrap_or_default();
+            let one = looks.outbox.lanes.len() == 1;
+            let lanes = looks.outbox.lanes.iter().map(|(lane, counts)| {
+                let oldest = counts.oldest_time.map(|oldest| looks.time.saturating_sub(oldest) / 1000);
+                json!({
+                    "lane": lane,
+                    "accepted": counts.accepted,
+                    "confirmed": counts.confirmed,
+                    "waiting": counts.waiting,
+                    "held": one.then_some(looks.link.held),
+                    "damaged": counts.damaged,
+                    "waiting_bytes": counts.waiting_bytes,
+                    "oldest_age_seconds": oldest,
+                })
+            });
+            status["lanes"] = lanes.collect();
+            status["upstream"] = looks.link.upstream.as_str().into();
+            status
+        })
+    }
 }
 
 /// Where the watcher speaks to.
 pub struct Voice {
     published: watch::Sender<Vec<u8>>,
-    current: watch::Sender<Vec<u8>>,
+    state: watch::Sender<(State, String)>,
     events: mpsc::Sender<Event>,
 }
 
-/// The watcher's voice, what the uplink publishes of it, and the newest payload of every look for the box itself.
+/// The watcher's voice, what the uplink publishes of it, and the state with its reason for the box itself.
 #[must_use]
-pub fn channels() -> (Voice, Reports, watch::Receiver<Vec<u8>>) {
+pub fn channels() -> (Voice, Reports, watch::Receiver<(State, String)>) {
     let (published, health) = watch::channel(Vec::new());
-    let (current, newest) = watch::channel(Vec::new());
+    let (state, seen) = watch::channel((State::Buffering, String::from("starting")));
     let (events, received) = mpsc::channel(EVENTS);
-    (Voice { published, current, events }, Reports { health, events: received }, newest)
+    (Voice { published, state, events }, Reports { health, events: received }, seen)
 }
 
-/// Looks on until `stop` is true or its sender is gone. `refused_total` is asked at each look.
-pub async fn run(
-    settings: Settings,
-    outbox: Outbox,
-    mut link: watch::Receiver<LinkSnapshot>,
-    refused_total: impl Fn() -> u64 + Send,
-    voice: Voice,
-    mut stop: watch::Receiver<bool>,
-) {
-    let mut state = HealthState::new(settings.practice, settings.gateway, Instant::now());
-    let mut tick = tokio::time::interval(LOOK.min(settings.interval));
+/// Looks on until `stop` is true or its sender is gone. The payload goes out every `interval` and at each change.
+pub async fn run(mut eye: Eye, interval: Duration, voice: Voice, mut stop: watch::Receiver<bool>) {
+    let mut state = HealthState::new(eye.judge.clone());
+    let mut tick = tokio::time::interval(LOOK.min(interval));
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut said: Option<Instant> = None;
-    let mut link_is_there = true;
+    let (mut link_is_there, mut last) = (true, Instant::now());
     loop {
         tokio::select! {
             _ = tick.tick() => {}
-            changed = link.changed(), if link_is_there => link_is_there = changed.is_ok(),
+            changed = changed(&mut eye.link, last), if link_is_there => link_is_there = changed,
             _ = stop.wait_for(|stop| *stop) => return,
         }
-        let now = Instant::now();
-        let snapshot = outbox.snapshot();
-        let seen = link.borrow_and_update().clone();
-        let looks = Looks {
-            outbox: &snapshot,
-            link: &seen,
-            refused_total: refused_total(),
-            clock: clock::trust(),
-            rss_bytes: rss_bytes(),
-            now,
-            time: unix_millis_now(),
-        };
-        let report = state.handle(&looks);
+        last = Instant::now();
+        eye.outbox.set_clock(clock::trust());
+        let report = eye.look(|looks| state.handle(looks));
+        let verdict = report.verdict;
         if report.changed {
-            tracing::info!(state = report.state.as_str(), reason = report.reason, "State changed");
+            tracing::info!(state = verdict.state.as_str(), reason = verdict.reason, "State changed");
         }
-        for raised in report.raised.into_iter().chain(outbox.notables().iter().map(changes::from_notable)) {
+        for raised in report.raised.into_iter().chain(eye.outbox.notables().iter().map(changes::from_notable))
+        {
             tell(&voice.events, &raised);
         }
-        let due = said.is_none_or(|said| now.duration_since(said) >= settings.interval);
-        if report.changed || due {
-            said = Some(now);
-            voice.published.send_replace(report.payload.clone());
+        if report.changed || said.is_none_or(|said| said.elapsed() >= interval) {
+            said = Some(Instant::now());
+            voice.published.send_replace(verdict.payload);
         }
-        voice.current.send_replace(report.payload);
+        voice.state.send_if_modified(|state| {
+            let new = (verdict.state, verdict.reason);
+            let modified = *state != new;
+            *state = new;
+            modified
+        });
     }
+}
+
+/// The link has something new, and the last look is long enough ago. False: the uplink has ended.
+async fn changed(link: &mut watch::Receiver<LinkSnapshot>, last: Instant) -> bool {
+    let there = link.changed().await.is_ok();
+    // If this is cancelled here the news counts as seen, and it is: something else has made the watcher look.
+    tokio::time::sleep_until((last + BREATH).into()).await;
+    there
 }
 
 fn tell(events: &mpsc::Sender<Event>, raised: &Raised) {

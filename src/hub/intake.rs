@@ -6,6 +6,10 @@
 //! [`Intake::arrive`] has taken counts as *staged* until the caller has it on stable storage and calls
 //! [`Intake::synced`]; receipts and answers speak of synced numbers only. If a group cannot be stored, the caller
 //! throws the intake away and makes a new one with [`Intake::restored`].
+//!
+//! After a start nothing is taken before the gateway has asked for the position. What was under way to an earlier
+//! incarnation may belong to an epoch of which a restored hub does not know where it begins: its first number would
+//! look right, and overtake the end of the epoch before it.
 
 use std::collections::VecDeque;
 
@@ -46,6 +50,9 @@ pub enum Verdict {
         /// The notice to send, `None` if it was sent for this number and round.
         say: Option<Missed>,
     },
+    /// The gateway has not asked for the position since this hub started: ignore it. The receipt will be due, so
+    /// that the gateway notices.
+    Unasked,
     /// Its chain value is not the one that it must have here: ignore it, tell a person. The receipt will be due,
     /// so that the gateway can compare.
     Diverged {
@@ -87,6 +94,7 @@ pub struct Intake {
     incarnation: u64,
     counter: u64,
     epochs: Vec<Progress>,
+    asked: bool,
     said: Option<Missed>,
     backed_up: Option<(Epoch, Sequence)>,
     /// A receipt should go out as soon as what it says is synced.
@@ -136,6 +144,7 @@ impl Intake {
             incarnation,
             counter: 0,
             epochs: epochs.into_iter().map(Progress::new).collect(),
+            asked: false,
             said: None,
             backed_up: None,
             due: false,
@@ -152,6 +161,10 @@ impl Intake {
         link: impl FnOnce(ChainValue) -> ChainValue,
         known: impl FnOnce(TransactionId) -> bool,
     ) -> Verdict {
+        if !self.asked {
+            self.due = true;
+            return Verdict::Unasked;
+        }
         let found = self.epochs.iter().rposition(|progress| progress.staged.epoch == arrived.epoch);
         let progress = found.and_then(|index| self.epochs.get_mut(index));
         let through = progress.as_ref().map_or(0, |progress| progress.staged.through);
@@ -207,6 +220,7 @@ impl Intake {
 
     /// The answer to a position question, or with `None` a receipt that nothing made due.
     pub fn statement(&mut self, nonce: Option<Nonce>) -> Statement {
+        self.asked |= nonce.is_some();
         self.counter = self.counter.saturating_add(1);
         let epochs: Vec<_> =
             self.epochs.iter().map(|progress| progress.synced).filter(|synced| synced.through > 0).collect();
@@ -275,9 +289,26 @@ mod tests {
         }
     }
 
+    /// A new lane whose gateway has asked.
+    fn asked() -> Intake {
+        let mut intake = Intake::new(lane(), 7);
+        intake.statement(Some([0; 16]));
+        intake
+    }
+
+    #[test]
+    fn nothing_is_taken_before_the_gateway_has_asked() {
+        let (mut intake, sender) = (Intake::new(lane(), 7), Sender::new(EPOCH, 0, 9));
+        intake.statement(None);
+        assert_eq!(sender.send(&mut intake, 1, 0, false), Verdict::Unasked);
+        assert!(intake.receipt().is_some(), "it shows the gateway the new incarnation");
+        intake.statement(Some([0; 16]));
+        assert_eq!(sender.send(&mut intake, 1, 0, false), Verdict::Store);
+    }
+
     #[test]
     fn the_next_is_stored_and_a_receipt_speaks_of_synced_numbers_only() {
-        let (mut intake, sender) = (Intake::new(lane(), 7), Sender::new(EPOCH, 0, 9));
+        let (mut intake, sender) = (asked(), Sender::new(EPOCH, 0, 9));
         assert_eq!(sender.send(&mut intake, 1, 0, true), Verdict::Store, "with one epoch no id is asked for");
         assert_eq!(sender.send(&mut intake, 2, 0, false), Verdict::Store);
         let early = intake.statement(Some([9; 16]));
@@ -285,13 +316,13 @@ mod tests {
         intake.synced();
         let receipt = intake.receipt().unwrap();
         assert_eq!(receipt.epochs, [Through { epoch: EPOCH, through: 2, chain: sender.chains[2] }]);
-        assert_eq!((receipt.incarnation, receipt.counter), (7, 2));
+        assert_eq!((receipt.incarnation, receipt.counter), (7, 3));
         assert_eq!(intake.receipt(), None, "once");
     }
 
     #[test]
     fn a_repetition_is_not_stored_and_makes_one_receipt_due() {
-        let (mut intake, sender) = (Intake::new(lane(), 7), Sender::new(EPOCH, 0, 90));
+        let (mut intake, sender) = (asked(), Sender::new(EPOCH, 0, 90));
         for sequence in 1..=80 {
             sender.send(&mut intake, sequence, 0, false);
         }
@@ -308,7 +339,7 @@ mod tests {
 
     #[test]
     fn one_gap_notice_for_each_number_and_round() {
-        let (mut intake, sender) = (Intake::new(lane(), 7), Sender::new(EPOCH, 0, 9));
+        let (mut intake, sender) = (asked(), Sender::new(EPOCH, 0, 9));
         let say = |round| Some(Missed { epoch: EPOCH, expected: 1, round });
         assert_eq!(sender.send(&mut intake, 2, 5, false), Verdict::Ahead { say: say(5) });
         assert_eq!(sender.send(&mut intake, 3, 5, false), Verdict::Ahead { say: None });
@@ -320,7 +351,7 @@ mod tests {
 
     #[test]
     fn another_chain_is_not_stored() {
-        let (mut intake, sender) = (Intake::new(lane(), 7), Sender::new(EPOCH, 0, 9));
+        let (mut intake, sender) = (asked(), Sender::new(EPOCH, 0, 9));
         sender.send(&mut intake, 1, 0, false);
         intake.synced();
         let forked = Sender::new(EPOCH, 50, 9);
@@ -331,7 +362,7 @@ mod tests {
 
     #[test]
     fn a_known_id_in_a_new_epoch_advances_without_a_second_copy() {
-        let (mut intake, old) = (Intake::new(lane(), 7), Sender::new(EPOCH, 0, 9));
+        let (mut intake, old) = (asked(), Sender::new(EPOCH, 0, 9));
         for sequence in 1..=3 {
             old.send(&mut intake, sequence, 0, false);
         }

@@ -8,6 +8,7 @@
 //! - [`answers`]: what is to be published, coalesced
 //! - [`fleet`]: what each gateway said of itself last
 //! - [`verify`]: walks the stored chains and names what is missing, altered, swapped or repeated
+//! - [`report`]: what `practice-hub verify` and `list` print
 //!
 //! Invariant: a receipt never says more than what `Store::append` has put on stable storage before it.
 
@@ -16,6 +17,7 @@ pub mod desk;
 pub mod fleet;
 pub mod intake;
 pub mod link;
+pub mod report;
 pub mod run;
 pub mod store;
 pub mod verify;

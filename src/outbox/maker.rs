@@ -4,12 +4,15 @@ use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 
 use super::lane::locked;
-use super::recovery::discard;
+use super::recovery::{discard, empty_trash};
 use super::segment::Segment;
 use super::shared::{Chore, Shared};
 
 /// Runs until it is told to stop.
 pub(crate) fn run(shared: &Arc<Shared>, chores: &Receiver<Chore>) {
+    if let Err(error) = empty_trash(&shared.settings.directory) {
+        tracing::warn!(error = %error, "Trash could not be emptied");
+    }
     while let Ok(chore) = chores.recv() {
         match chore {
             Chore::MakeAhead { lane, ordinal } => make_ahead(shared, lane, ordinal),

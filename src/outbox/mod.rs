@@ -1,24 +1,74 @@
-//! The outbox: the durable, encrypted, ordered store of transactions (stub: see the interface below).
+//! The outbox: the durable, encrypted, ordered store of transactions.
+//!
+//! What is below its directory (`docs/on-disk-format.md`):
+//!
+//! | path | what | lost? |
+//! |---|---|---|
+//! | `FORMAT` | version, owner, key id; written first | the store is refused |
+//! | `lock` | held while a process has the store | - |
+//! | `lanes.list` | the numbers of the lanes in records | - |
+//! | `lanes/{lane}/numbering` | the lane's epochs | taken from the newest segment |
+//! | `lanes/{lane}/ledger` | what each segment holds | made again from the segments |
+//! | `segments/{lane}/{ordinal}/` | the records ([`record`]), a small sled database each ([`segment`]) | salvaged, else damaged |
+//! | `sidecar` | the last accepted position and chain value of each lane | a lost tail goes unseen |
+//! | `marks` | confirmed through, retention | everything is sent once more |
+//! | `index/` | keyed hashes for de-duplication | made again |
+//! | `quarantine/`, `aside/` | refused input, damaged records and segments: a person decides | - |
+//! | `ballast` | space that is released when the disk is full | made again |
+//! | `trash/` | being deleted | - |
+//!
+//! Invariants, each held by a test:
+//! - An answer is given after the barrier, never before; readers see only what is behind it ([`pen`]).
+//! - Segment k counts for the positions from its base up to the base of the next one ([`lane`]).
+//! - After a failed barrier nothing is appended to that segment, and what was beyond its last good
+//!   barrier is written again elsewhere before anything else ([`pen`]).
+//! - accepted = confirmed + waiting + damaged, at any moment ([`lane`]).
+//! - Only the last record is ever trimmed, and only beyond the sidecar ([`recovery`]).
 
 mod admission;
 mod alternating;
+mod duplicates;
+mod errors;
+mod files;
 mod generation;
 mod index;
+mod keeper;
+mod lane;
+mod maker;
 mod marks;
+mod opening;
+mod pen;
 mod quarantine;
+mod read;
+mod record;
+mod recovery;
+mod seal;
+mod segment;
+mod shared;
 mod sidecar;
 mod space;
 mod tags;
+#[cfg(test)]
+mod tests;
+mod writer;
+
+pub use errors::{OpenError, ReadError, Refusal};
+pub use seal::OutboxKey;
 
 use std::path::PathBuf;
-use std::time::Duration;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 
+use self::lane::LaneShared;
+use self::shared::Shared;
+use self::writer::{Job, Queued};
 use crate::chain::ChainValue;
 use crate::delivery::Numbering;
 use crate::transaction::{
-    Body, Epoch, Gateway, Lane, Position, Practice, Sequence, Transaction, TransactionId, UnixMillis,
+    Body, Clock, Epoch, Gateway, Lane, Position, Practice, Sequence, Transaction, TransactionId, UnixMillis,
 };
 
 /// What the outbox is told by the configuration. Nothing in it is optional: the configuration has the defaults.
@@ -99,42 +149,6 @@ pub struct Accepted {
     pub key_reused: bool,
 }
 
-/// Why a submission was not accepted. It is not stored, or at least nobody was told so.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Refusal {
-    /// No room for this lane: later.
-    #[error("the outbox has no room: {0}")]
-    Full(String),
-    /// More is waiting for the writer than `queue_bytes` allows: later.
-    #[error("too much is waiting to be stored")]
-    Busy,
-    /// The store has trouble; the gateway is working on it: later.
-    #[error("the store has trouble: {0}")]
-    Trouble(String),
-    /// The daemon is stopping: later.
-    #[error("the gateway is stopping")]
-    Stopping,
-    /// Larger than `max_body_bytes`: never.
-    #[error("the message has {bytes} bytes, more than the limit of {limit}")]
-    TooLarge {
-        /// Its size.
-        bytes: u64,
-        /// The limit.
-        limit: u64,
-    },
-    /// No such lane is configured: never.
-    #[error("there is no lane {0:?} in the configuration")]
-    UnknownLane(Lane),
-}
-
-impl Refusal {
-    /// Whether the same submission may be accepted later.
-    #[must_use]
-    pub fn is_temporary(&self) -> bool {
-        !matches!(self, Refusal::TooLarge { .. } | Refusal::UnknownLane(_))
-    }
-}
-
 /// A transaction as it is read back, behind the barrier, with its numbers on the wire.
 #[derive(Debug, Clone)]
 pub struct Stored {
@@ -208,98 +222,13 @@ pub struct Notable {
     pub detail: String,
 }
 
-/// Why the outbox could not be opened.
-#[derive(Debug, thiserror::Error)]
-pub enum OpenError {
-    /// A store written by a newer version; nothing was touched.
-    #[error(
-        "the store in {directory} has format {found}, this version reads up to {known}: install the newer version again"
-    )]
-    Newer {
-        /// Where.
-        directory: PathBuf,
-        /// Format found.
-        found: u32,
-        /// Newest known.
-        known: u32,
-    },
-    /// The key does not open this store; nothing was written.
-    #[error(
-        "the outbox key does not open the store in {directory}: its key id is {expected}, the given key's is {given}"
-    )]
-    WrongKey {
-        /// Where.
-        directory: PathBuf,
-        /// Key id in the store.
-        expected: String,
-        /// Id of the key given.
-        given: String,
-    },
-    /// The store belongs to another practice or gateway.
-    #[error("the store in {directory} belongs to {owner}, this configuration is for {configured}")]
-    OtherOwner {
-        /// Where.
-        directory: PathBuf,
-        /// `practice.gateway` in the store.
-        owner: String,
-        /// `practice.gateway` configured.
-        configured: String,
-    },
-    /// Another process has it.
-    #[error("the store in {0} is in use by another process")]
-    InUse(PathBuf),
-    /// The file system said no.
-    #[error("cannot {action} {path}")]
-    Io {
-        /// What was tried.
-        action: &'static str,
-        /// On what.
-        path: PathBuf,
-        /// What the system said.
-        #[source]
-        source: std::io::Error,
-    },
-}
-
-/// Why a record could not be read.
-#[derive(Debug, thiserror::Error)]
-pub enum ReadError {
-    /// Confirmed and pruned, or destroyed: not to be had.
-    #[error("position {position} of lane {lane} is not to be had any more")]
-    Gone {
-        /// Lane.
-        lane: Lane,
-        /// Position.
-        position: Position,
-    },
-    /// The store has trouble; try again later.
-    #[error("the store has trouble: {0}")]
-    Trouble(String),
-}
-
-/// The key that seals records: 32 bytes, zeroed when dropped, and its id (first 8 bytes of its SHA-256, hex).
-pub struct OutboxKey {
-    _private: (),
-}
-
-impl OutboxKey {
-    /// A key of 32 bytes.
-    #[must_use]
-    pub fn new(_bytes: [u8; 32]) -> Self {
-        todo!()
-    }
-
-    /// Its id: names it without giving it away.
-    #[must_use]
-    pub fn id(&self) -> String {
-        todo!()
-    }
-}
+/// Beside its body, what a submission costs in the queue.
+const SUBMISSION_BYTES: u64 = 512;
 
 /// A handle on the open outbox; clones share it. The last one dropped closes it (as a crash would, only tidier).
 #[derive(Clone)]
 pub struct Outbox {
-    _private: (),
+    running: Arc<opening::Running>,
 }
 
 impl Outbox {
@@ -309,22 +238,54 @@ impl Outbox {
     ///
     /// # Errors
     /// [`OpenError`]; a damaged segment is no error but a [`Notable`].
-    pub fn open(_settings: Settings, _key: OutboxKey) -> Result<Self, OpenError> {
-        todo!()
+    pub fn open(settings: Settings, key: OutboxKey) -> Result<Self, OpenError> {
+        Ok(Self { running: Arc::new(opening::open(settings, &key)?) })
     }
 
-    /// The only way in: returns when the transaction is behind the barrier.
+    fn shared(&self) -> &Arc<Shared> {
+        &self.running.shared
+    }
+
+    fn lane(&self, lane: &Lane) -> Option<&Arc<LaneShared>> {
+        self.shared().lane(lane).map(|(_, lane)| lane)
+    }
+
+    /// The only way in: returns when the transaction is behind the barrier. Cancelling it does not take it back.
     ///
     /// # Errors
     /// [`Refusal`]: nothing was promised.
-    pub async fn submit(&self, _submission: Submission) -> Result<Accepted, Refusal> {
-        todo!()
+    pub async fn submit(&self, submission: Submission) -> Result<Accepted, Refusal> {
+        let entered = Instant::now();
+        let shared = self.shared();
+        let Some((lane, _)) = shared.lane(&submission.lane) else {
+            return Err(Refusal::UnknownLane(submission.lane));
+        };
+        let bytes = submission.body.len() as u64;
+        let limit = shared.settings.max_body_bytes;
+        if bytes > limit {
+            return Err(Refusal::TooLarge { bytes, limit });
+        }
+        let cost = bytes + SUBMISSION_BYTES;
+        let queued = shared.queued_bytes.fetch_add(cost, Ordering::Relaxed);
+        // One alone is taken whatever its size, or a limit below the largest body would refuse it for ever.
+        if queued > 0 && queued + cost > shared.settings.queue_bytes {
+            shared.queued_bytes.fetch_sub(cost, Ordering::Relaxed);
+            return Err(Refusal::Busy);
+        }
+        let tags = shared.tagger.tags(&submission.source, &submission.key, submission.body.as_bytes());
+        let (answer, outcome) = oneshot::channel();
+        let job = Job::Submit(Box::new(Queued { lane, submission, tags, cost, entered, answer }));
+        if self.running.jobs.send(job).is_err() {
+            shared.queued_bytes.fetch_sub(cost, Ordering::Relaxed);
+            return Err(self.running.ended());
+        }
+        outcome.await.unwrap_or_else(|_| Err(self.running.ended()))
     }
 
     /// The last position behind the barrier, as it grows.
     #[must_use]
-    pub fn tail(&self, _lane: &Lane) -> Option<watch::Receiver<Position>> {
-        todo!()
+    pub fn tail(&self, lane: &Lane) -> Option<watch::Receiver<Position>> {
+        self.lane(lane).map(|lane| lane.tail.subscribe())
     }
 
     /// Reads what is behind the barrier, in order: at least one record if there is one at `from`, then up to
@@ -334,73 +295,117 @@ impl Outbox {
     /// [`ReadError`].
     pub fn read(
         &self,
-        _lane: &Lane,
-        _from: Position,
-        _max_records: usize,
-        _max_bytes: usize,
+        lane: &Lane,
+        from: Position,
+        max_records: usize,
+        max_bytes: usize,
     ) -> Result<Vec<Stored>, ReadError> {
-        todo!()
+        let gone = || ReadError::Gone { lane: lane.clone(), position: from };
+        self.shared().read(self.lane(lane).ok_or_else(gone)?, from, max_records, max_bytes)
     }
 
     /// The chain value on the wire at a position (0: the epoch's first value), if it can still be had. Blocking.
     #[must_use]
-    pub fn chain_at(&self, _lane: &Lane, _position: Position) -> Option<ChainValue> {
-        todo!()
+    pub fn chain_at(&self, lane: &Lane, position: Position) -> Option<ChainValue> {
+        self.shared().chain_at(self.lane(lane)?, position)
     }
 
     /// The confirmed mark as last recorded.
     #[must_use]
-    pub fn mark(&self, _lane: &Lane) -> Option<Mark> {
-        todo!()
+    pub fn mark(&self, lane: &Lane) -> Option<Mark> {
+        Some(self.lane(lane)?.state().mark)
     }
 
     /// Records the confirmed mark (it may go back when a hub was restored); written behind, cheap, never blocks.
-    pub fn confirm(&self, _lane: &Lane, _mark: Mark, _backed_up_through: Option<Position>) {
-        todo!()
+    pub fn confirm(&self, lane: &Lane, mark: Mark, backed_up_through: Option<Position>) {
+        if let Some(lane) = self.lane(lane) {
+            let mut state = lane.state();
+            state.mark = mark;
+            state.backed_up_through = backed_up_through;
+            state.mark_stale = true;
+        }
     }
 
     /// The first position that is still kept (confirmed ones in retention included).
     #[must_use]
-    pub fn first_retained(&self, _lane: &Lane) -> Option<Position> {
-        todo!()
+    pub fn first_retained(&self, lane: &Lane) -> Option<Position> {
+        Some(self.lane(lane)?.state().first_retained())
     }
 
     /// How positions map to epochs and sequences.
     #[must_use]
-    pub fn numbering(&self, _lane: &Lane) -> Option<Numbering> {
-        todo!()
+    pub fn numbering(&self, lane: &Lane) -> Option<Numbering> {
+        Some(self.lane(lane)?.state().numbering.clone())
     }
 
     /// A fork: positions after `after` get a new epoch, by one synced renumbering record. Blocking.
     ///
     /// # Errors
     /// [`Refusal::Trouble`] when it could not be made durable; nothing has changed then.
-    pub fn new_epoch(&self, _lane: &Lane, _after: Position) -> Result<Numbering, Refusal> {
-        todo!()
+    pub fn new_epoch(&self, lane: &Lane, after: Position) -> Result<Numbering, Refusal> {
+        let Some((index, _)) = self.shared().lane(lane) else {
+            return Err(Refusal::UnknownLane(lane.clone()));
+        };
+        let (answer, outcome) = std::sync::mpsc::sync_channel(1);
+        let job = Job::NewEpoch { lane: index, after, answer };
+        self.running.jobs.send(job).map_err(|_| self.running.ended())?;
+        outcome.recv().unwrap_or_else(|_| Err(self.running.ended()))
     }
 
     /// Keeps refused input, sealed, bounded, with its reason. Blocking. Returns its quarantine id.
     ///
     /// # Errors
     /// [`Refusal`] when there is no room.
-    pub fn quarantine(&self, _reason: &'static str, _source: &str, _bytes: &[u8]) -> Result<u64, Refusal> {
-        todo!()
+    pub fn quarantine(&self, reason: &'static str, source: &str, bytes: &[u8]) -> Result<u64, Refusal> {
+        self.shared().quarantine.keep(reason, source, bytes).map_err(|error| {
+            if segment::is_full(&error) {
+                Refusal::Full(error.to_string())
+            } else {
+                Refusal::Trouble(error.to_string())
+            }
+        })
+    }
+
+    /// How far the clock can be believed from now on; stamped on what is accepted. Untrusted until told otherwise.
+    pub fn set_clock(&self, clock: Clock) {
+        self.shared().set_clock(clock);
+    }
+
+    /// Whether the writer has come round within this time: for the watchdog. Blocking.
+    #[must_use]
+    pub fn pulse(&self, within: Duration) -> bool {
+        let (answer, pulse) = std::sync::mpsc::sync_channel(1);
+        self.running.jobs.send(Job::Pulse(answer)).is_ok() && pulse.recv_timeout(within).is_ok()
+    }
+
+    /// Whether there is a store, of a known format, of this owner and this key. Nothing is opened or written.
+    ///
+    /// # Errors
+    /// [`OpenError`].
+    pub fn identify(settings: &Settings, key: &OutboxKey) -> Result<bool, OpenError> {
+        recovery::identify(settings, key)
     }
 
     /// Numbers for health.
     #[must_use]
     pub fn snapshot(&self) -> Snapshot {
-        todo!()
+        self.shared().snapshot()
     }
 
     /// What people should know of since the last call.
     #[must_use]
     pub fn notables(&self) -> Vec<Notable> {
-        todo!()
+        self.shared().take_notables()
     }
 
     /// Stops accepting, finishes the groups under way, syncs and closes. Blocking.
     pub fn close(self) {
-        todo!()
+        self.running.stop();
+    }
+}
+
+impl std::fmt::Debug for Outbox {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Outbox").field("directory", &self.shared().settings.directory).finish_non_exhaustive()
     }
 }

@@ -7,6 +7,7 @@ use super::lane::LaneShared;
 use super::seal::Place;
 use super::segment::{Extent, Segment, SegmentError, SegmentHeader};
 use super::shared::{Chore, Shared};
+use super::tags::Tags;
 use super::Refusal;
 use crate::chain::ChainValue;
 use crate::delivery::{Numbering, Renumbering};
@@ -19,6 +20,7 @@ pub(crate) struct Ready {
     pub(crate) chain: ChainValue,
     pub(crate) record: Vec<u8>,
     pub(crate) transaction: Transaction,
+    pub(crate) tags: Tags,
 }
 
 /// The segment that is written.
@@ -36,8 +38,10 @@ pub(crate) struct Pen {
     lane: Arc<LaneShared>,
     index: usize,
     active: Option<Active>,
-    /// Ordinals up to this one were used.
+    /// Ordinals up to this one were given out, here or to the maker.
     last_ordinal: u64,
+    /// The newest one that was begun here.
+    newest: u64,
     numbered: Renumbering,
     /// Last position behind the barrier, and the chain value there.
     tail: Position,
@@ -71,6 +75,7 @@ impl Pen {
             index,
             active,
             last_ordinal,
+            newest: last_ordinal,
             numbered,
             tail,
             tail_chain: chain,
@@ -91,7 +96,7 @@ impl Pen {
     }
 
     /// Gives a transaction its place and seals it.
-    pub(crate) fn number(&mut self, shared: &Shared, transaction: Transaction) -> Result<Ready, String> {
+    pub(crate) fn number(&mut self, shared: &Shared, transaction: Transaction, tags: Tags) -> Result<Ready, String> {
         let position = self.last + 1;
         let Renumbering { epoch, base } = self.numbered;
         let previous = self.last_chain;
@@ -100,7 +105,7 @@ impl Pen {
         let record = shared.sealer.seal(&place, &transaction).map_err(|error| error.to_string())?;
         self.last = position;
         self.last_chain = chain;
-        Ok(Ready { position, chain, record, transaction })
+        Ok(Ready { position, chain, record, transaction, tags })
     }
 
     /// Brings records behind the barrier and publishes them.
@@ -180,14 +185,18 @@ impl Pen {
     fn begin_segment(&mut self, shared: &Shared) -> Result<(u64, Arc<Segment>), SegmentError> {
         let ahead = super::lane::locked(&self.lane.ahead).take();
         let (ordinal, segment) = match ahead {
-            Some((ordinal, segment)) if ordinal > self.last_ordinal => (ordinal, segment),
-            _ => {
+            Some((ordinal, segment)) if ordinal > self.newest => (ordinal, segment),
+            late => {
+                if let Some((ordinal, segment)) = late {
+                    drop(segment);
+                    shared.chore(Chore::Discard(self.lane.segment_directory(ordinal)));
+                }
                 let ordinal = self.last_ordinal + 1;
                 self.last_ordinal = ordinal;
                 (ordinal, Segment::create(&self.lane.segment_directory(ordinal))?)
             }
         };
-        self.last_ordinal = ordinal;
+        self.newest = ordinal;
         let header = {
             let state = self.lane.state();
             SegmentHeader {
@@ -196,7 +205,7 @@ impl Pen {
                 base: self.tail + 1,
                 previous: self.tail_chain,
                 numbering: state.numbering.clone(),
-                predecessor: state.row.last_key_value().map(|(_, extent)| *extent),
+                predecessor: state.row.last_key_value().map(|(ordinal, extent)| (*ordinal, *extent)),
             }
         };
         let segment = Arc::new(segment);
@@ -247,7 +256,8 @@ impl Pen {
         self.lane.tail.send_replace(self.tail);
         if active.is_half_full(shared) && !active.next_asked_for {
             active.next_asked_for = true;
-            shared.chore(Chore::MakeAhead { lane: self.index, ordinal: self.last_ordinal + 1 });
+            self.last_ordinal += 1;
+            shared.chore(Chore::MakeAhead { lane: self.index, ordinal: self.last_ordinal });
         }
     }
 

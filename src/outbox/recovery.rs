@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use serde::{Deserialize, Serialize};
@@ -15,9 +15,12 @@ use tokio::sync::watch;
 use uuid::Uuid;
 
 use super::lane::{Handles, LaneShared, LaneState, Ledger};
+use super::marks::Marks;
+use super::quarantine::Quarantine;
 use super::seal::Sealer;
 use super::segment::{Extent, Segment, SegmentError};
 use super::shared::lane_file;
+use super::sidecar::Sidecar;
 use super::{LaneSettings, Mark, Notable, OpenError, OutboxKey, Settings, files};
 use crate::chain::ChainValue;
 use crate::delivery::Numbering;
@@ -50,14 +53,6 @@ pub(crate) struct Found {
     pub(crate) chain_unknown: bool,
 }
 
-/// What is known of the tails from outside the segments.
-pub(crate) trait Witness {
-    /// The last position of a lane that the sidecar vouches for.
-    fn sidecar(&self, lane: &Lane) -> Option<(Position, ChainValue)>;
-    /// The confirmed mark of a lane.
-    fn mark(&self, lane: &Lane) -> Option<Mark>;
-}
-
 fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> OpenError {
     let path = path.to_owned();
     move |source| OpenError::Io { action, path, source }
@@ -75,8 +70,8 @@ fn segment_failed(path: &Path) -> impl FnOnce(SegmentError) -> OpenError {
     }
 }
 
-/// Checks whose store it is, before anything is written, and takes its lock.
-pub(crate) fn claim(settings: &Settings, key: &OutboxKey) -> Result<File, OpenError> {
+/// Checks whose store it is; whether there is one. Nothing is written.
+pub(crate) fn identify(settings: &Settings, key: &OutboxKey) -> Result<bool, OpenError> {
     let directory = &settings.directory;
     let path = directory.join("FORMAT");
     let found = files::load::<serde_json::Value>(&path).map_err(failed("read", &path))?;
@@ -106,6 +101,14 @@ pub(crate) fn claim(settings: &Settings, key: &OutboxKey) -> Result<File, OpenEr
             });
         }
     }
+    Ok(found.is_some())
+}
+
+/// Checks whose store it is, before anything is written, and takes its lock.
+pub(crate) fn claim(settings: &Settings, key: &OutboxKey) -> Result<File, OpenError> {
+    let there = identify(settings, key)?;
+    let directory = &settings.directory;
+    let path = directory.join("FORMAT");
     files::create_directory(directory).map_err(failed("create", directory))?;
     let lock_path = directory.join("lock");
     let lock = File::options()
@@ -119,7 +122,7 @@ pub(crate) fn claim(settings: &Settings, key: &OutboxKey) -> Result<File, OpenEr
         Err(fs::TryLockError::WouldBlock) => return Err(OpenError::InUse(directory.clone())),
         Err(fs::TryLockError::Error(source)) => return Err(failed("lock", &lock_path)(source)),
     }
-    if found.is_none() {
+    if !there {
         if directory.join("segments").exists() {
             let missing = io::Error::new(io::ErrorKind::NotFound, "there are segments, but the file FORMAT is missing");
             return Err(failed("read", &path)(missing));
@@ -164,7 +167,9 @@ pub(crate) fn open_lane(
     lane: &LaneSettings,
     id: u16,
     sealer: &Sealer,
-    witness: &dyn Witness,
+    sidecar: &Sidecar,
+    marks: &Marks,
+    quarantine: &Quarantine,
     notables: &mut Vec<Notable>,
 ) -> Result<Found, OpenError> {
     let name = &lane.lane;
@@ -189,7 +194,7 @@ pub(crate) fn open_lane(
         files::save(&numbering_path, &numbering).map_err(failed("write", &numbering_path))?;
     }
     let first = ChainValue::first(numbering.at(1).epoch, name.as_str());
-    let mark = witness.mark(name).unwrap_or(Mark { position: 0, chain: first });
+    let mark = marks.mark(name).unwrap_or(Mark { position: 0, chain: first });
     let mut row = BTreeMap::new();
     let mut holes = ledger.as_ref().map(|ledger| ledger.holes.clone()).unwrap_or_default();
     let (mut tail, mut chain, mut chain_unknown) = (0, first, false);
@@ -197,8 +202,8 @@ pub(crate) fn open_lane(
     let mut ledger_stale = ledger.is_none();
 
     if let Some((ordinal, segment, header)) = newest {
-        row = older(&directory, ledger.as_ref(), &ordinals, ordinal, &header, &mut ledger_stale)?;
-        let end = last_record(settings, name, &segment, sealer, header.base, witness, notables)
+        row = older(&settings.directory, &directory, ledger.as_ref(), &ordinals, ordinal, &header, &mut ledger_stale)?;
+        let end = last_record(name, &segment, sealer, header.base, sidecar, quarantine, notables)
             .map_err(segment_failed(segment.directory()))?;
         tail = end.position.unwrap_or(header.base - 1);
         chain = end.chain.unwrap_or(header.previous);
@@ -208,7 +213,7 @@ pub(crate) fn open_lane(
         let bytes = end.average_bytes * records;
         let oldest = end.oldest;
         row.insert(ordinal, Extent { base: header.base, previous: header.previous, bytes, oldest });
-        let verified = witness.sidecar(name).is_some_and(|(position, _)| position == tail);
+        let verified = sidecar.last(name).is_some_and(|(position, _)| position == tail);
         // A tail that nothing vouches for may be in the page cache only, after a barrier that failed before a
         // kill: nothing is appended behind it.
         if !end.trimmed && (verified || records == 0) {
@@ -216,7 +221,7 @@ pub(crate) fn open_lane(
         }
     }
 
-    let vouched = witness.sidecar(name).map_or(0, |(position, _)| position).max(mark.position);
+    let vouched = sidecar.last(name).map_or(0, |(position, _)| position).max(mark.position);
     if vouched > tail {
         let epoch = Epoch(Uuid::now_v7());
         notables.push(Notable {
@@ -244,7 +249,7 @@ pub(crate) fn open_lane(
         tail,
         chain,
         mark,
-        backed_up_through: None,
+        backed_up_through: marks.backed_up_through(name),
         holes,
         oldest: None,
         ledger_stale,
@@ -317,6 +322,7 @@ fn newest_begun(
 
 /// The row before the newest segment: from the ledger, the newest one's header, and only then from the segments.
 fn older(
+    store: &Path,
     directory: &Path,
     ledger: Option<&Ledger>,
     ordinals: &BTreeSet<u64>,
@@ -326,14 +332,9 @@ fn older(
 ) -> Result<BTreeMap<u64, Extent>, OpenError> {
     let mut row: BTreeMap<u64, Extent> = BTreeMap::new();
     let mut next_base = header.base;
-    let mut successor = header.predecessor;
     for ordinal in ordinals.range(..newest).rev().copied() {
-        let known = ledger.and_then(|ledger| ledger.row.get(&ordinal).copied());
-        // The header tells of the predecessor in the row, which is the only one whose range ends at its base.
-        let known = match successor.take() {
-            Some(told) if known.is_none_or(|known| known.base == told.base) => Some(told),
-            _ => known,
-        };
+        let told = header.predecessor.filter(|(predecessor, _)| *predecessor == ordinal).map(|(_, extent)| extent);
+        let known = told.or_else(|| ledger.and_then(|ledger| ledger.row.get(&ordinal).copied()));
         let extent = match known {
             Some(extent) => extent,
             None => {
@@ -342,13 +343,22 @@ fn older(
                 let segment = Segment::open(&path).map_err(segment_failed(&path))?;
                 match segment.header().map_err(segment_failed(&path))? {
                     Some(header) => Extent { base: header.base, previous: header.previous, bytes: 0, oldest: None },
-                    None => continue,
+                    None => {
+                        // Made ahead, and overtaken by one that the writer needed sooner.
+                        drop(segment);
+                        discard(store, &path).map_err(failed("remove", &path))?;
+                        continue;
+                    }
                 }
             }
         };
         if extent.base < next_base {
             next_base = extent.base;
             row.insert(ordinal, extent);
+        } else {
+            // A later one began at the same position: nothing that was answered is here.
+            let path = directory.join(format!("{ordinal:010}"));
+            discard(store, &path).map_err(failed("remove", &path))?;
         }
     }
     Ok(row)
@@ -366,16 +376,16 @@ struct End {
 }
 
 fn last_record(
-    settings: &Settings,
     lane: &Lane,
     segment: &Segment,
     sealer: &Sealer,
     base: Position,
-    witness: &dyn Witness,
+    sidecar: &Sidecar,
+    quarantine: &Quarantine,
     notables: &mut Vec<Notable>,
 ) -> Result<End, SegmentError> {
     let mut end = End::default();
-    let vouched = witness.sidecar(lane).map_or(0, |(position, _)| position);
+    let vouched = sidecar.last(lane).map_or(0, |(position, _)| position);
     while let Some(last) = segment.last_position()?.filter(|last| *last >= base) {
         let read = segment.read(last, last, |_| false)?;
         let opened = read.into_iter().next().map(|(_, bytes)| bytes.and_then(|bytes| sealer.open(&bytes)));
@@ -388,7 +398,9 @@ fn last_record(
             }
             // Nobody was told of it: a crash cut it short. Its pieces are kept all the same.
             _ if last > vouched => {
-                keep_aside(settings, lane, last, &segment.pieces(last)?).map_err(SegmentError::Files)?;
+                quarantine
+                    .keep("incomplete record", lane.as_str(), &segment.pieces(last)?)
+                    .map_err(SegmentError::Files)?;
                 segment.remove(last)?;
                 segment.barrier()?;
                 end.trimmed = true;
@@ -421,16 +433,6 @@ fn last_record(
     Ok(end)
 }
 
-/// Keeps the pieces of a record that cannot be read. They are sealed.
-fn keep_aside(settings: &Settings, lane: &Lane, position: Position, pieces: &[u8]) -> io::Result<()> {
-    let directory = settings.directory.join("aside");
-    files::create_directory(&directory)?;
-    let path = directory.join(format!("{lane}-{position}-{}", Uuid::now_v7()));
-    fs::write(&path, pieces)?;
-    File::open(&path)?.sync_all()?;
-    files::sync_directory(&directory)
-}
-
 /// Removes a directory: to the trash by rename, durably, and only then its files.
 pub(crate) fn discard(store: &Path, directory: &Path) -> io::Result<()> {
     let trash = store.join("trash");
@@ -453,9 +455,4 @@ pub(crate) fn empty_trash(store: &Path) -> io::Result<()> {
         fs::remove_dir_all(entry?.path())?;
     }
     Ok(())
-}
-
-/// Where the outbox keeps what it must not delete.
-pub(crate) fn aside(store: &Path) -> PathBuf {
-    store.join("aside")
 }

@@ -83,8 +83,8 @@ pub(crate) struct SegmentHeader {
     pub(crate) previous: ChainValue,
     /// The lane's epochs when it was begun.
     pub(crate) numbering: Numbering,
-    /// What the predecessor held, so that it needs not be opened at start.
-    pub(crate) predecessor: Option<Extent>,
+    /// Ordinal of the predecessor and what it held, so that it needs not be opened at start.
+    pub(crate) predecessor: Option<(u64, Extent)>,
 }
 
 /// What a segment holds.

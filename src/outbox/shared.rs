@@ -8,12 +8,21 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use super::lane::{LaneShared, locked};
+use super::admission::{Admission, Limits};
+use super::index::DuplicateIndex;
+use super::quarantine::Quarantine;
 use super::seal::Sealer;
 use super::segment::Segment;
-use super::{Accepted, Notable, Refusal, Settings, Submission};
+use super::admission::Space;
+use super::space::Ballast;
+use super::tags::Tagger;
+use super::writer::Job;
+use super::{Notable, Refusal, Settings, Snapshot};
 use crate::delivery::Numbering;
 use crate::transaction::{Clock, Lane};
 
+/// A ballast that was released stays so for this long at least.
+const BALLAST_PAUSE: Duration = Duration::from_secs(30);
 /// Events that are kept until somebody fetches them; beyond it the oldest go.
 const NOTABLES: usize = 1000;
 
@@ -41,13 +50,15 @@ pub(crate) enum Chore {
     Stop,
 }
 
-/// What the index and the store know of a submission.
-#[derive(Debug, Default)]
-pub(crate) struct Known {
-    /// It is stored: this is the answer.
-    pub(crate) repetition: Option<Accepted>,
-    /// Its key was used before with other bytes.
-    pub(crate) key_reused: bool,
+/// What an outbox is made of.
+pub(crate) struct Parts {
+    pub(crate) settings: Settings,
+    pub(crate) sealer: Sealer,
+    pub(crate) lanes: Vec<Arc<LaneShared>>,
+    pub(crate) index: DuplicateIndex,
+    pub(crate) quarantine: Quarantine,
+    pub(crate) ballast: Ballast,
+    pub(crate) notables: Vec<Notable>,
 }
 
 /// Shared by the handle, the writer, the keeper and the maker.
@@ -55,29 +66,47 @@ pub(crate) struct Shared {
     pub(crate) settings: Settings,
     pub(crate) sealer: Sealer,
     pub(crate) lanes: Vec<Arc<LaneShared>>,
+    pub(crate) tagger: Tagger,
+    pub(crate) index: Mutex<DuplicateIndex>,
+    pub(crate) quarantine: Quarantine,
     pub(crate) repeated: AtomicU64,
     pub(crate) queued_bytes: AtomicU64,
-    pub(crate) chores: Sender<Chore>,
+    chores: Sender<Chore>,
+    jobs: Mutex<Option<Sender<Job>>>,
+    ballast: Ballast,
+    released: Mutex<Option<Instant>>,
+    admission: Mutex<Admission>,
+    store_bytes: AtomicU64,
+    free_bytes: AtomicU64,
     notables: Mutex<VecDeque<Notable>>,
     latency: Mutex<Latency>,
     clock: AtomicU8,
 }
 
 impl Shared {
-    pub(crate) fn new(
-        settings: Settings,
-        sealer: Sealer,
-        lanes: Vec<Arc<LaneShared>>,
-        notables: Vec<Notable>,
-        chores: Sender<Chore>,
-    ) -> Self {
+    pub(crate) fn new(parts: Parts, chores: Sender<Chore>, jobs: Sender<Job>) -> Self {
+        let Parts { settings, sealer, lanes, index, quarantine, ballast, notables } = parts;
+        let limits = Limits {
+            limit_bytes: settings.limit_bytes,
+            min_free_bytes: settings.min_free_bytes,
+            min_free_percent: settings.min_free_percent,
+        };
         Self {
             settings,
             sealer,
             lanes,
+            tagger: index.tagger(),
+            index: Mutex::new(index),
+            quarantine,
             repeated: AtomicU64::new(0),
             queued_bytes: AtomicU64::new(0),
             chores,
+            jobs: Mutex::new(Some(jobs)),
+            ballast,
+            released: Mutex::new(None),
+            admission: Mutex::new(Admission::new(limits)),
+            store_bytes: AtomicU64::new(0),
+            free_bytes: AtomicU64::new(0),
             notables: Mutex::new(notables.into()),
             latency: Mutex::new(Latency::new(Instant::now())),
             clock: AtomicU8::new(2),
@@ -139,25 +168,85 @@ impl Shared {
         self.queued_bytes.fetch_sub(bytes, Ordering::Relaxed);
     }
 
-    pub(crate) fn latency_p99(&self) -> f64 {
-        locked(&self.latency).p99(Instant::now())
-    }
-
     /// Whether there is room for new work in this lane.
-    pub(crate) fn admits(&self, _lane: usize) -> Result<(), Refusal> {
-        Ok(())
+    ///
+    /// # Errors
+    /// [`Refusal::Full`] with the reason.
+    pub(crate) fn admits(&self, lane: usize) -> Result<(), Refusal> {
+        let urgent = self.lanes.get(lane).is_some_and(|lane| lane.urgent);
+        locked(&self.admission).admit(urgent).map_err(Refusal::Full)
     }
 
-    /// The disk is full: what is kept for that is released.
-    pub(crate) fn out_of_room(&self) {}
-
-    /// What is known of a submission that is not in the present group.
-    pub(crate) fn find_stored(&self, _lane: usize, _submission: &Submission) -> Result<Known, String> {
-        Ok(Known::default())
+    /// Why ordinary lanes are refused now, if they are.
+    pub(crate) fn refusing(&self) -> Option<String> {
+        locked(&self.admission).admit(false).err()
     }
 
-    /// Notes stored records in the index.
-    pub(crate) fn remember(&self, _lane: &LaneShared, _ready: &[super::pen::Ready]) {}
+    /// The disk was measured.
+    pub(crate) fn measured(&self, space: Space) {
+        let changed = {
+            let mut admission = locked(&self.admission);
+            admission.handle(space).then(|| admission.admit(false).err())
+        };
+        self.free_bytes.store(space.free_bytes, Ordering::Relaxed);
+        match changed {
+            Some(Some(reason)) => {
+                tracing::warn!(free_bytes = space.free_bytes, store_bytes = space.store_bytes, "Store is full and refuses new work");
+                self.notable("store.low", reason);
+            }
+            Some(None) => {
+                tracing::info!(free_bytes = space.free_bytes, "Store has room again");
+                self.notable("store.room", "the store has room again".into());
+            }
+            None => {}
+        }
+        // Not at once: what was released is to be used first.
+        let waits = locked(&self.released).is_some_and(|at| at.elapsed() < BALLAST_PAUSE);
+        if self.refusing().is_none()
+            && !waits
+            && let Err(error) = self.ballast.restore(space.free_bytes)
+        {
+            tracing::debug!(error = %error, "Ballast could not be restored");
+        }
+    }
+
+    /// The disk is full: what is kept for that is released, to open, to drain, and to get out of it.
+    pub(crate) fn out_of_room(&self) {
+        if self.ballast.is_held().unwrap_or(false) && self.ballast.release().is_ok() {
+            locked(&self.released).replace(Instant::now());
+            tracing::warn!("Disk is full, ballast released");
+            self.notable("store.ballast", "the disk is full; the reserve for opening and draining was released".into());
+        }
+    }
+
+    pub(crate) fn set_store_bytes(&self, bytes: u64) {
+        self.store_bytes.store(bytes, Ordering::Relaxed);
+    }
+
+    pub(crate) fn store_bytes(&self) -> u64 {
+        self.store_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Asks the writer.
+    pub(crate) fn job(&self, job: Job) {
+        if let Some(jobs) = locked(&self.jobs).as_ref() {
+            let _ = jobs.send(job);
+        }
+    }
+
+    /// As [`super::Outbox::snapshot`].
+    pub(crate) fn snapshot(&self) -> Snapshot {
+        Snapshot {
+            lanes: self.lanes.iter().map(|lane| (lane.name.clone(), lane.state().counts())).collect(),
+            store_bytes: self.store_bytes(),
+            limit_bytes: self.settings.limit_bytes,
+            disk_free_bytes: self.free_bytes.load(Ordering::Relaxed),
+            quarantined: self.quarantine.count() as u64,
+            repeated_total: self.repeated.load(Ordering::Relaxed),
+            refusing: self.refusing(),
+            accept_seconds_p99: locked(&self.latency).p99(Instant::now()),
+        }
+    }
 
     pub(crate) fn save_numbering(&self, lane: &LaneShared, numbering: &Numbering) -> std::io::Result<()> {
         super::files::save(&self.lane_file(&lane.name, "numbering"), numbering)

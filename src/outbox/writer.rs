@@ -7,7 +7,6 @@
 //! anything else; until that works the lane refuses, and tries again by itself.
 
 use std::collections::HashMap;
-use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
@@ -18,6 +17,7 @@ use uuid::Uuid;
 
 use super::pen::{Pen, Ready};
 use super::shared::Shared;
+use super::tags::Tags;
 use super::{Accepted, Refusal, Submission};
 use crate::delivery::Numbering;
 use crate::transaction::{Position, Transaction, TransactionId, unix_millis_now};
@@ -50,6 +50,8 @@ pub(crate) enum Job {
         /// The tail that was seen; if it has moved on, there is no need any more.
         tail: Position,
     },
+    /// Say that the writer moves.
+    Pulse(std::sync::mpsc::SyncSender<()>),
     /// Finish what was taken, and end.
     Stop,
 }
@@ -58,6 +60,7 @@ pub(crate) enum Job {
 pub(crate) struct Queued {
     pub(crate) lane: usize,
     pub(crate) submission: Submission,
+    pub(crate) tags: Tags,
     pub(crate) cost: u64,
     pub(crate) entered: Instant,
     pub(crate) answer: oneshot::Sender<Result<Accepted, Refusal>>,
@@ -127,6 +130,7 @@ impl Writer {
                     let _ = answer.send(outcome);
                 }
                 Some(Job::Retire { lane, tail }) => self.pens[lane].retire(&self.shared, tail),
+                Some(Job::Pulse(answer)) => drop(answer.send(())),
                 Some(Job::Stop) => return,
             }
         }
@@ -186,16 +190,15 @@ impl Writer {
         batches: &mut [Batch],
         seen: &mut HashMap<u64, Vec<(usize, usize)>>,
     ) {
-        let Queued { lane, submission, cost, entered, answer } = queued;
+        let Queued { lane, submission, tags, cost, entered, answer } = queued;
         let shared = Arc::clone(&self.shared);
         let refuse = |answer: oneshot::Sender<_>, refusal| {
             shared.answered(std::iter::once((cost, entered.elapsed())), false);
             let _ = answer.send(Err(refusal));
         };
-        let hash = identity(&submission);
         let mut key_reused = false;
         // A repetition of a queued record shares that record's barrier and fate.
-        for (batch_index, index) in seen.get(&hash).into_iter().flatten().copied() {
+        for (batch_index, index) in seen.get(&tags.key).into_iter().flatten().copied() {
             let batch = &mut batches[batch_index];
             let Some(Ready { position, transaction: first, .. }) = batch.ready.get(index) else { continue };
             if first.source != submission.source || first.key != submission.key {
@@ -215,7 +218,7 @@ impl Writer {
             }
             key_reused |= !submission.key.is_empty() && first.body != submission.body;
         }
-        match shared.find_stored(lane, &submission) {
+        match shared.find_stored(lane, &submission, tags) {
             Ok(known) => {
                 if let Some(accepted) = known.repetition {
                     shared.repeated.fetch_add(1, Ordering::Relaxed);
@@ -248,7 +251,7 @@ impl Writer {
             test_data: submission.test_data,
             body: submission.body,
         };
-        let ready = match pen.number(&shared, transaction) {
+        let ready = match pen.number(&shared, transaction, tags) {
             Ok(ready) => ready,
             Err(trouble) => return refuse(answer, Refusal::Trouble(trouble)),
         };
@@ -259,19 +262,8 @@ impl Writer {
             repeated: false,
             key_reused,
         };
-        seen.entry(hash).or_default().push((lane, batch.ready.len()));
+        seen.entry(tags.key).or_default().push((lane, batch.ready.len()));
         batch.ready.push(ready);
         batch.waiters.push(Waiter { entered, cost, answer, accepted });
     }
-}
-
-/// Says where to compare: source and key, or source and body where there is no key.
-fn identity(submission: &Submission) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    submission.source.hash(&mut hasher);
-    submission.key.hash(&mut hasher);
-    if submission.key.is_empty() {
-        submission.body.as_bytes().hash(&mut hasher);
-    }
-    hasher.finish()
 }

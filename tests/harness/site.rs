@@ -70,7 +70,7 @@ impl Site {
         );
         let _ = writeln!(
             hub,
-            "certificate_file = {:?}\nkey_file = {:?}\n{quick}",
+            "certificate_file = {:?}\nkey_file = {:?}\nbackoff_base_seconds = 0.1\nbackoff_cap_seconds = 0.5",
             hub_certificate.certificate, hub_certificate.key
         );
         std::fs::write(site.hub_config(), hub).expect("hub.toml");

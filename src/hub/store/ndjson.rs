@@ -8,17 +8,20 @@
 //! - After a failed write or sync nothing of that group counts: the file is cut back to its last good barrier
 //!   before anything else is written to it.
 //!
+//! After a fork the ids that are stored are looked up in an index beside the file ([`super::ids`]).
+//!
 //! Files have mode 0600 and directories 0700: this is the centre's clinical data.
 
 use std::collections::{HashMap, HashSet};
 use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, BufRead, BufReader};
+use std::io;
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use uuid::Uuid;
 
-use super::line::{self, Line};
+use super::ids::{Ids, Place};
+use super::line;
 use super::tail::{self, Tail};
 use super::{Entry, LaneName, Mark, Store, StoreError};
 use crate::transaction::{Gateway, Lane, Practice, rfc3339, unix_millis_now};
@@ -54,7 +57,9 @@ struct LaneFile {
     broken: bool,
     pending: Vec<u8>,
     pending_marks: Vec<Mark>,
-    ids: Option<HashSet<Uuid>>,
+    /// Ids of the transactions in `pending`, and their offsets in it; only where there is an index.
+    pending_ids: Vec<(Uuid, u64)>,
+    ids: Option<Ids>,
 }
 
 impl NdjsonStore {
@@ -171,12 +176,16 @@ impl LaneFile {
             broken: false,
             pending: Vec::new(),
             pending_marks: Vec::new(),
+            pending_ids: Vec::new(),
             ids: None,
         })
     }
 
     fn stage(&mut self, entry: &Entry) {
         let envelope = &entry.envelope;
+        if self.ids.is_some() && entry.body.is_some() {
+            self.pending_ids.push((envelope.id, self.pending.len() as u64));
+        }
         match &entry.body {
             Some(body) => line::write_record(&mut self.pending, &entry.lane, envelope, body),
             None => line::write_advance(&mut self.pending, envelope),
@@ -194,6 +203,7 @@ impl LaneFile {
             self.pending = Vec::new();
         }
         self.pending.clear();
+        self.pending_ids.clear();
         outcome
     }
 
@@ -212,6 +222,7 @@ impl LaneFile {
         self.broken = false;
         self.length += self.pending.len() as u64;
         std::mem::swap(&mut self.marks, &mut self.pending_marks);
+        self.index();
         Ok(())
     }
 
@@ -229,25 +240,36 @@ impl LaneFile {
     }
 
     fn has_id(&mut self, id: Uuid) -> Result<bool, StoreError> {
+        let path = self.path.with_extension("ids");
+        let rotated = self.rotated;
+        let current = self.path.clone();
+        let file =
+            move |ordinal| if ordinal > rotated { current.clone() } else { rotated_path(&current, ordinal) };
         if self.ids.is_none() {
-            let mut ids = HashSet::new();
-            for path in self.paths() {
-                for text in BufReader::new(File::open(&path).map_err(failed("open", &path))?).split(b'\n') {
-                    let text = text.map_err(failed("read", &path))?;
-                    if let Some(Line::Record(record)) = line::read(&text) {
-                        ids.insert(record.id);
-                    }
-                }
-            }
-            self.ids = Some(ids);
+            let end = self.place(self.length);
+            self.ids = Some(Ids::open(path.clone(), &file, end).map_err(failed("make", &path))?);
         }
-        Ok(self.ids.as_ref().is_some_and(|ids| ids.contains(&id)))
+        let found = self.ids.as_ref().map_or(Ok(false), |ids| ids.contains(id, &file));
+        found.map_err(failed("read", &path))
     }
 
-    fn paths(&self) -> Vec<PathBuf> {
-        let mut paths: Vec<_> = (1..=self.rotated).map(|n| rotated_path(&self.path, n)).collect();
-        paths.push(self.path.clone());
-        paths
+    fn place(&self, offset: u64) -> Place {
+        Place { ordinal: self.rotated + 1, offset }
+    }
+
+    /// Brings the id index up to the new barrier. If it fails, the index is opened again when it is needed, and
+    /// reads from the lane's files what it lacks.
+    fn index(&mut self) {
+        let start = self.length - self.pending.len() as u64;
+        let end = self.place(self.length);
+        if let Some(ids) = &mut self.ids {
+            let place = |at| Place { offset: start + at, ..end };
+            let inserted = self.pending_ids.drain(..).try_for_each(|(id, at)| ids.insert(id, place(at)));
+            if let Err(error) = inserted.and_then(|()| ids.cover(end)) {
+                tracing::warn!(lane = %self.name, error = %error, "The id index could not be written");
+                self.ids = None;
+            }
+        }
     }
 }
 
@@ -267,6 +289,26 @@ fn last_rotated(directory: &Path, lane: &Lane) -> Result<u32, StoreError> {
         last = last.max(ordinal.unwrap_or(0));
     }
     Ok(last)
+}
+
+/// The marks of all lanes without opening the store: reads only, beside a running hub.
+///
+/// # Errors
+/// [`StoreError`] when a file cannot be read.
+pub fn peek(directory: &Path) -> Result<Vec<(LaneName, Vec<Mark>)>, StoreError> {
+    let mut found = Vec::new();
+    for name in lanes_in(directory)? {
+        let mut marks = None;
+        for path in files_of(directory, &name)?.into_iter().rev().filter(|path| path.exists()) {
+            let file = File::open(&path).map_err(failed("open", &path))?;
+            marks = tail::read(&file, &name).map_err(failed("read", &path))?.marks;
+            if marks.is_some() {
+                break;
+            }
+        }
+        found.push((name, marks.unwrap_or_default()));
+    }
+    Ok(found)
 }
 
 /// Every lane that has files below `directory`.

@@ -54,6 +54,16 @@ pub enum Fault {
         /// Itself.
         sequence: Sequence,
     },
+    /// A number names an id whose transaction is not stored.
+    #[error("sequence {sequence} of epoch {epoch} names transaction {id}, which is not stored")]
+    Lost {
+        /// Its epoch.
+        epoch: Epoch,
+        /// Itself.
+        sequence: Sequence,
+        /// What it names.
+        id: uuid::Uuid,
+    },
     /// A group begins with other marks than those of the lines before it.
     #[error("the marks of the group after sequence {after} of epoch {epoch} do not fit the lines before it")]
     Marks {

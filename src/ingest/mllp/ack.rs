@@ -125,7 +125,7 @@ pub struct Stamp<'a> {
 pub fn acknowledgment(msh: Option<&Msh<'_>>, outcome: Outcome, stamp: Stamp<'_>) -> Option<Vec<u8>> {
     let code = code(msh, outcome)?;
     let given = msh.map_or(Separators::USUAL, Msh::separators);
-    let separators = if distinct(given) { given } else { Separators::USUAL };
+    let separators = if usable(given) { given } else { Separators::USUAL };
     let echo = |number: usize, most: usize| echo(msh.map_or(&[][..], |m| m.field(number)), most, separators);
     let version = match echo(12, 16) {
         version if version.is_empty() => b"2.3".to_vec(),
@@ -270,9 +270,10 @@ fn echo(value: &[u8], most: usize, separators: Separators) -> Vec<u8> {
     kept
 }
 
-fn distinct(s: Separators) -> bool {
+/// Whether an answer can be written with these: all different, and none is part of what we write ourselves.
+fn usable(s: Separators) -> bool {
     let all = [s.field, s.component, s.repetition, s.escape, s.subcomponent];
-    (1..all.len()).all(|at| !all[..at].contains(&all[at]))
+    (0..all.len()).all(|at| !all[..at].contains(&all[at]) && !b"+-.,_".contains(&all[at]))
 }
 
 /// HL7 `TS` in UTC with its offset.
@@ -423,6 +424,15 @@ mod tests {
         let text = answer("MSH#****#LAB#SURG######4|2", Outcome::Stored).unwrap();
         assert!(text.starts_with("MSH|^~\\&|||LAB|SURG|"), "{text}");
         assert!(text.contains("MSA|AA|42|"), "{text}");
+    }
+
+    #[test]
+    fn a_separator_that_our_own_fields_contain_is_not_used() {
+        for separator in ['+', '.', ','] {
+            let message = "MSH+^~\\&+LAB+SURG++++++42++2".replace('+', &separator.to_string());
+            let text = answer(&message, Outcome::Refused(Fault::UNAVAILABLE)).unwrap();
+            assert!(text.starts_with("MSH|^~\\&|||LAB|SURG|20261122221210+0000||"), "{text}");
+        }
     }
 
     #[test]

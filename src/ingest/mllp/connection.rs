@@ -4,14 +4,17 @@
 
 use std::collections::VecDeque;
 use std::io::ErrorKind;
+use std::mem::MaybeUninit;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
-use tokio::io::AsyncWriteExt as _;
+use tokio::io::{AsyncRead as _, AsyncWriteExt as _, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{sleep_until, timeout};
 
 use crate::ingest::mllp::ack::{Fault, Outcome, Stamp, acknowledgment};
 use crate::ingest::mllp::codec::{Decoder, Event};
@@ -43,6 +46,38 @@ pub(super) struct Connection<A> {
 /// The connection is to be closed. Why is counted where it is known; the peer sees the close alone.
 struct Closed;
 
+/// Reads once into the decoder.
+///
+/// By `poll_read`, because that knows after a short read that there is no more and saves a system call for each message.
+struct Reader<'a, A> {
+    stream: &'a mut TcpStream,
+    decoder: &'a mut Decoder,
+    events: &'a mut VecDeque<Event>,
+    shared: &'a Shared<A>,
+}
+
+impl<A> Future for Reader<'_, A> {
+    /// Bytes read; 0 at the end of the connection.
+    type Output = std::io::Result<usize>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = &mut *self;
+        let mut space = [MaybeUninit::uninit(); READ_BYTES];
+        let mut buffer = ReadBuf::uninit(&mut space);
+        std::task::ready!(Pin::new(&mut *this.stream).poll_read(context, &mut buffer))?;
+        this.decoder.handle(buffer.filled(), this.shared.now(), this.events);
+        for (seen, counter) in [
+            (this.decoder.take_noise(), &this.shared.counters.noise_bytes),
+            (this.decoder.take_abandoned(), &this.shared.counters.unfinished),
+        ] {
+            if seen > 0 {
+                counter.fetch_add(seen, Ordering::Relaxed);
+            }
+        }
+        Poll::Ready(Ok(buffer.filled().len()))
+    }
+}
+
 impl<A: Acceptor> Connection<A> {
     pub(super) fn new(stream: TcpStream, shared: Arc<Shared<A>>, stop: watch::Receiver<bool>) -> Self {
         let settings = &shared.settings;
@@ -54,64 +89,54 @@ impl<A: Acceptor> Connection<A> {
 
     /// Until the peer, a fault or the end of the daemon closes it.
     pub(super) async fn run(mut self) {
-        while self.turn().await.is_ok() {
-            // A peer that sends noise without end must not keep others from the processor.
-            tokio::task::consume_budget().await;
-        }
+        while self.turn().await.is_ok() {}
     }
 
-    /// Reads once, or waits; then answers what has come in.
+    /// Waits for something to happen; then answers what has come in.
     async fn turn(&mut self) -> Result<(), Closed> {
-        match self.read() {
-            Ok(0) => {
-                if self.decoder.finish(&mut self.events) {
-                    count(&self.shared.counters.unfinished);
-                }
-                self.answer_all().await?;
-                return Err(Closed);
-            }
-            Ok(_) => {}
-            Err(error) if error.kind() == ErrorKind::WouldBlock => self.wait().await?,
-            Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            Err(_) => {
-                if self.decoder.finish(&mut self.events) {
-                    count(&self.shared.counters.unfinished);
-                }
-                return Err(Closed);
-            }
-        }
-        self.answer_all().await?;
-        if *self.stop.borrow() { Err(Closed) } else { self.ask_budget().await }
-    }
-
-    fn read(&mut self) -> std::io::Result<usize> {
-        let mut buffer = [0; READ_BYTES];
-        let read = self.stream.try_read(&mut buffer)?;
-        self.decoder.handle(&buffer[..read], self.shared.now(), &mut self.events);
-        for (seen, counter) in [
-            (self.decoder.take_noise(), &self.shared.counters.noise_bytes),
-            (self.decoder.take_abandoned(), &self.shared.counters.unfinished),
-        ] {
-            if seen > 0 {
-                counter.fetch_add(seen, Ordering::Relaxed);
-            }
-        }
-        Ok(read)
-    }
-
-    /// Until there is something to read, the decoder's time is over, or the daemon stops.
-    async fn wait(&mut self) -> Result<(), Closed> {
         let deadline = self.decoder.deadline();
-        let until = deadline.and_then(|at| self.shared.started.checked_add(Duration::from_millis(at)));
-        tokio::select! {
+        let time_is_over = async {
+            match deadline.and_then(|at| self.shared.started.checked_add(Duration::from_millis(at))) {
+                Some(at) => sleep_until(at).await,
+                None => std::future::pending().await,
+            }
+        };
+        let reader = Reader {
+            stream: &mut self.stream,
+            decoder: &mut self.decoder,
+            events: &mut self.events,
+            shared: &self.shared,
+        };
+        let read = tokio::select! {
+            // What has been sent counts before the time that it took.
+            biased;
+            read = reader => Some(read),
             _ = self.stop.wait_for(|stop| *stop) => return Err(Closed),
-            ready = self.stream.readable() => return ready.map_err(|_| Closed),
-            () = sleep_until(until.unwrap_or_else(Instant::now)), if until.is_some() => {}
+            () = time_is_over => None,
+        };
+        let open = match read {
+            Some(Ok(0)) | Some(Err(_)) => {
+                if self.decoder.finish(&mut self.events) {
+                    count(&self.shared.counters.unfinished);
+                }
+                matches!(read, Some(Ok(0)))
+            }
+            Some(Ok(_)) => true,
+            None => {
+                self.decoder.tick(self.shared.now(), &mut self.events).map_err(|_| {
+                    count(&self.shared.counters.timeouts);
+                    Closed
+                })?;
+                true
+            }
+        };
+        if open {
+            self.answer_all().await?;
         }
-        self.decoder.tick(self.shared.now(), &mut self.events).map_err(|_| {
-            count(&self.shared.counters.timeouts);
-            Closed
-        })
+        if matches!(read, Some(Ok(0) | Err(_))) || *self.stop.borrow() {
+            return Err(Closed);
+        }
+        self.ask_budget().await
     }
 
     async fn answer_all(&mut self) -> Result<(), Closed> {

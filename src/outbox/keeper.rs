@@ -1,0 +1,297 @@
+//! The keeper: a thread that writes behind what is derived, measures the disk, and prunes.
+
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::time::{Duration, Instant};
+
+use super::lane::{LaneShared, Ledger, locked};
+use super::marks::Marks;
+use super::recovery::LEDGER_VERSION;
+use super::shared::{Chore, Shared};
+use super::sidecar::Sidecar;
+use super::writer::Job;
+use super::{files, space};
+use crate::transaction::Position;
+
+const TICK: Duration = Duration::from_millis(50);
+/// The index is synced this often; what lies between is made again after a crash.
+const INDEX_EVERY: Duration = Duration::from_secs(1);
+/// A mark that is lost only sends again.
+const MARKS_EVERY: Duration = Duration::from_secs(1);
+/// Running time is written this often if nothing else is.
+const RUNNING_EVERY: Duration = Duration::from_secs(60);
+const STORE_SIZE_EVERY: Duration = Duration::from_secs(1);
+/// A segment that is wholly confirmed is left for a new one when nothing came for this long and it is worth it.
+const RETIRE_AFTER: Duration = Duration::from_secs(2);
+const RETIRE_BYTES: u64 = 1 << 20;
+
+/// The keeper's own state.
+pub(crate) struct Keeper {
+    shared: Arc<Shared>,
+    sidecar: Sidecar,
+    marks: Marks,
+    running_since: Instant,
+    marks_saved: Instant,
+    running_saved: Instant,
+    index_synced: Instant,
+    sized: Option<Instant>,
+    marks_stale: bool,
+    tails: Vec<(Position, Instant)>,
+    filled: bool,
+}
+
+/// Runs until `stop` speaks or is gone, and then writes everything once more.
+pub(crate) fn run(mut keeper: Keeper, stop: &Receiver<()>) {
+    loop {
+        match stop.recv_timeout(TICK) {
+            Err(RecvTimeoutError::Timeout) => keeper.tick(Instant::now(), stop),
+            Ok(()) | Err(RecvTimeoutError::Disconnected) => {
+                keeper.finish();
+                return;
+            }
+        }
+    }
+}
+
+impl Keeper {
+    pub(crate) fn new(shared: Arc<Shared>, sidecar: Sidecar, marks: Marks) -> Self {
+        let now = Instant::now();
+        let tails = shared.lanes.iter().map(|lane| (lane.state().tail, now)).collect();
+        Self {
+            shared,
+            sidecar,
+            marks,
+            running_since: now,
+            marks_saved: now,
+            running_saved: now,
+            index_synced: now,
+            sized: None,
+            marks_stale: false,
+            tails,
+            filled: false,
+        }
+    }
+
+    fn tick(&mut self, now: Instant, stop: &Receiver<()>) {
+        self.sidecar();
+        self.measure();
+        if !self.filled {
+            // Reads what the index lacks after a crash; long only when the index was lost altogether.
+            self.filled = self.fill(stop);
+        }
+        self.hand_over_marks(now);
+        self.prune();
+        self.retire(now);
+        for lane in &self.shared.lanes {
+            save_ledger(&self.shared, lane);
+            look_up_oldest(&self.shared, lane);
+        }
+        if self.filled && now.duration_since(self.index_synced) >= INDEX_EVERY {
+            self.index_synced = now;
+            self.sync_index();
+        }
+    }
+
+    /// Once more before the end, so that the next start finds everything verified.
+    fn finish(&mut self) {
+        self.sidecar();
+        self.marks_stale |= self.take_marks();
+        self.add_running();
+        if let Err(error) = self.marks.save() {
+            tracing::warn!(error = %error, "Confirmed marks could not be written");
+        }
+        for lane in &self.shared.lanes {
+            lane.state().ledger_stale = true;
+            save_ledger(&self.shared, lane);
+        }
+        if self.filled {
+            self.sync_index();
+        }
+    }
+
+    fn sidecar(&mut self) {
+        for lane in &self.shared.lanes {
+            let (tail, chain) = {
+                let state = lane.state();
+                (state.tail, state.chain)
+            };
+            if tail > 0 {
+                self.sidecar.record(&lane.name, tail, chain);
+            }
+        }
+        if let Err(error) = self.sidecar.sync() {
+            tracing::warn!(error = %error, "Sidecar could not be written");
+        }
+    }
+
+    /// Measures the disk and decides who may come in.
+    pub(crate) fn measure(&mut self) {
+        let directory = &self.shared.settings.directory;
+        let Ok(mut measured) = space::free(directory) else { return };
+        if self.sized.is_none_or(|at| at.elapsed() >= STORE_SIZE_EVERY) {
+            if let Ok(bytes) = space::directory_bytes(directory) {
+                self.shared.set_store_bytes(bytes);
+            }
+            self.sized = Some(Instant::now());
+        }
+        measured.store_bytes = self.shared.store_bytes();
+        self.shared.measured(measured);
+    }
+
+    fn fill(&self, stop: &Receiver<()>) -> bool {
+        let mut go_on = || matches!(stop.try_recv(), Err(std::sync::mpsc::TryRecvError::Empty));
+        self.shared.lanes.iter().all(|lane| {
+            let (from, tail) = self.shared.index_missing(lane);
+            self.shared.fill_index(lane, from, tail, &mut go_on)
+        })
+    }
+
+    fn sync_index(&self) {
+        let sync = locked(&self.shared.index).begin_sync();
+        let result = sync.run();
+        if let Err(error) = locked(&self.shared.index).end_sync(sync, result) {
+            tracing::warn!(error = %error, "Duplicate index could not be synced");
+        }
+    }
+
+    /// Takes new marks from the lanes; whether there were any.
+    fn take_marks(&mut self) -> bool {
+        let mut any = false;
+        for lane in &self.shared.lanes {
+            let (mark, backed_up) = {
+                let mut state = lane.state();
+                if !std::mem::take(&mut state.mark_stale) {
+                    continue;
+                }
+                (state.mark, state.backed_up_through)
+            };
+            self.marks.set(&lane.name, mark, backed_up);
+            any = true;
+        }
+        any
+    }
+
+    fn add_running(&mut self) {
+        let now = Instant::now();
+        self.marks.add_running(now.duration_since(self.running_since));
+        self.running_since = now;
+    }
+
+    fn hand_over_marks(&mut self, now: Instant) {
+        self.marks_stale |= self.take_marks();
+        self.add_running();
+        let due = self.marks_stale && now.duration_since(self.marks_saved) >= MARKS_EVERY;
+        if due || now.duration_since(self.running_saved) >= RUNNING_EVERY {
+            match self.marks.save() {
+                Ok(()) => self.marks_stale = false,
+                Err(error) => tracing::warn!(error = %error, "Confirmed marks could not be written"),
+            }
+            self.marks_saved = now;
+            self.running_saved = now;
+        }
+    }
+
+    /// Removes whole segments that are confirmed and past their retention; earlier only for lack of space, and then
+    /// only what the hub has a backup of.
+    fn prune(&mut self) {
+        let lanes = self.shared.lanes.clone();
+        for lane in &lanes {
+            loop {
+                let (ordinal, last, backed_up) = {
+                    let state = lane.state();
+                    let Some(ordinal) = state.row.keys().next().copied().filter(|_| state.row.len() > 1) else { break };
+                    let last = state.last_of(ordinal);
+                    if last > state.mark.position {
+                        break;
+                    }
+                    (ordinal, last, state.backed_up_through.is_some_and(|through| through >= last))
+                };
+                self.marks.segment_confirmed(&lane.name, ordinal, last);
+                let expired = self.marks.expired(&lane.name, ordinal, self.shared.settings.retention);
+                let forced = !expired && backed_up && self.shared.refusing().is_some();
+                if !expired && !forced {
+                    break;
+                }
+                if forced {
+                    tracing::warn!(lane = %lane.name, through = last, "Pruned before its retention for lack of space");
+                    self.shared.notable(
+                        "pruned.early",
+                        format!("lane {} was pruned through position {last} before its retention, for lack of space", lane.name),
+                    );
+                }
+                self.remove(lane, ordinal, last);
+            }
+        }
+    }
+
+    fn remove(&mut self, lane: &LaneShared, ordinal: u64, last: Position) {
+        {
+            let mut state = lane.state();
+            // Under the lock, so that a mark that went back meanwhile keeps it.
+            if last > state.mark.position {
+                return;
+            }
+            state.row.remove(&ordinal);
+            let first = state.first_retained();
+            state.holes.forget_before(first);
+            state.ledger_stale = true;
+        }
+        for handle in lane.handles.forget(ordinal) {
+            self.shared.chore(Chore::LetGo { lane: 0, ordinal, segment: handle });
+        }
+        save_ledger(&self.shared, lane);
+        self.shared.chore(Chore::Discard(lane.segment_directory(ordinal)));
+        self.marks.forget(&lane.name, ordinal);
+        if let Err(error) = locked(&self.shared.index).forget_through(lane.id, last) {
+            tracing::warn!(lane = %lane.name, error = %error, "Duplicate index could not forget");
+        }
+    }
+
+    fn retire(&mut self, now: Instant) {
+        for (index, lane) in self.shared.lanes.iter().enumerate() {
+            let (tail, confirmed, bytes) = {
+                let state = lane.state();
+                let bytes = state.row.last_key_value().map_or(0, |(_, extent)| extent.bytes);
+                (state.tail, state.mark.position >= state.tail, bytes)
+            };
+            let seen = &mut self.tails[index];
+            if seen.0 != tail || !confirmed {
+                *seen = (tail, now);
+            } else if bytes > RETIRE_BYTES && now.duration_since(seen.1) >= RETIRE_AFTER {
+                seen.1 = now;
+                self.shared.job(Job::Retire { lane: index, tail });
+            }
+        }
+    }
+}
+
+fn save_ledger(shared: &Shared, lane: &LaneShared) {
+    let ledger = {
+        let mut state = lane.state();
+        if !std::mem::take(&mut state.ledger_stale) {
+            return;
+        }
+        Ledger { version: LEDGER_VERSION, row: state.row.clone(), holes: state.holes.clone() }
+    };
+    if let Err(error) = files::save(&shared.lane_file(&lane.name, "ledger"), &ledger) {
+        lane.state().ledger_stale = true;
+        tracing::warn!(lane = %lane.name, error = %error, "Ledger could not be written");
+    }
+}
+
+/// Health shows how old the oldest is that waits; that is one record to be read when the mark has moved.
+fn look_up_oldest(shared: &Shared, lane: &LaneShared) {
+    let wanted = {
+        let state = lane.state();
+        let first = (state.mark.position + 1).max(state.first_retained());
+        if first > state.tail || state.oldest.is_some_and(|(at, _)| at == first) {
+            return;
+        }
+        first
+    };
+    if let Ok(records) = shared.records(lane, wanted, 1, 0)
+        && let Some((_, transaction)) = records.first()
+    {
+        lane.state().oldest = Some((wanted, transaction.time));
+    }
+}

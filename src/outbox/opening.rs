@@ -1,0 +1,149 @@
+//! Starting and stopping: opens the parts in their order, starts the threads, ends them again.
+
+use std::fs::File;
+use std::io;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Sender, channel};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+
+use super::index::DuplicateIndex;
+use super::keeper::Keeper;
+use super::lane::locked;
+use super::marks::Marks;
+use super::pen::Pen;
+use super::quarantine::Quarantine;
+use super::seal::Sealer;
+use super::shared::{Chore, Parts, Shared};
+use super::sidecar::Sidecar;
+use super::space::Ballast;
+use super::writer::{Job, Writer};
+use super::{OpenError, OutboxKey, Refusal, Settings, keeper, maker, recovery};
+
+/// An outbox whose threads run.
+pub(crate) struct Running {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) jobs: Sender<Job>,
+    keeper: Sender<()>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+    stopping: AtomicBool,
+    lock: Mutex<Option<File>>,
+}
+
+fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> OpenError {
+    let path = path.to_owned();
+    move |source| OpenError::Io { action, path, source }
+}
+
+/// As [`super::Outbox::open`].
+pub(crate) fn open(settings: Settings, key: &OutboxKey) -> Result<Running, OpenError> {
+    let directory = settings.directory.clone();
+    let lock = recovery::claim(&settings, key)?;
+    let mut notables = Vec::new();
+    let path = directory.join("sidecar");
+    let sidecar = Sidecar::open(&path).map_err(io_error("open", &path))?;
+    let path = directory.join("marks");
+    let marks = Marks::open(&path).map_err(io_error("open", &path))?;
+    let path = directory.join("ballast");
+    let ballast = Ballast::open(&path, settings.segment_bytes.saturating_mul(4)).map_err(io_error("open", &path))?;
+    let path = directory.join("quarantine");
+    let quarantine = Quarantine::open(&path, &key.derived("quarantine"), settings.quarantine_bytes)
+        .map_err(io_error("open", &path))?;
+    let path = directory.join("index");
+    let index = DuplicateIndex::open(&path, &key.derived("index")).map_err(io_error("open", &path))?;
+
+    let sealer = Sealer::new(key);
+    let ids = recovery::lane_ids(&settings, &mut notables)?;
+    let mut found = Vec::new();
+    for (lane, id) in settings.lanes.iter().zip(ids) {
+        found.push(recovery::open_lane(&settings, lane, id, &sealer, &sidecar, &marks, &quarantine, &mut notables)?);
+    }
+    let (chores, work) = channel();
+    let (jobs, queue) = channel();
+    let lanes = found.iter().map(|found| Arc::clone(&found.lane)).collect();
+    let parts = Parts { settings, sealer, lanes, index, quarantine, ballast, notables };
+    let shared = Arc::new(Shared::new(parts, chores, jobs.clone()));
+    let mut pens = Vec::new();
+    for (index, found) in found.into_iter().enumerate() {
+        if found.chain_unknown {
+            let (numbering, tail) = {
+                let state = found.lane.state();
+                (state.numbering.clone(), state.tail)
+            };
+            let chain = shared
+                .chain_in(&found.lane, &numbering, tail)
+                .map_err(|error| io_error("read", &found.lane.directory)(io::Error::other(error)))?;
+            found.lane.state().chain = chain;
+        }
+        pens.push(Pen::new(found.lane, index, found.active, found.last_ordinal));
+    }
+    let mut keeper = Keeper::new(Arc::clone(&shared), sidecar, marks);
+    keeper.measure();
+    shared.fill_index_newest();
+
+    let (stop_keeper, keeper_stopped) = channel();
+    let writer = Writer::new(Arc::clone(&shared), queue, pens);
+    let maker_shared = Arc::clone(&shared);
+    let threads = vec![
+        spawn("outbox-writer", &directory, move || writer.run())?,
+        spawn("outbox-maker", &directory, move || maker::run(&maker_shared, &work))?,
+        spawn("outbox-keeper", &directory, move || keeper::run(keeper, &keeper_stopped))?,
+    ];
+    Ok(Running {
+        shared,
+        jobs,
+        keeper: stop_keeper,
+        threads: Mutex::new(threads),
+        stopping: AtomicBool::new(false),
+        lock: Mutex::new(Some(lock)),
+    })
+}
+
+fn spawn(name: &str, directory: &Path, body: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, OpenError> {
+    std::thread::Builder::new().name(name.into()).spawn(body).map_err(io_error("start a thread for", directory))
+}
+
+impl Running {
+    /// Why nobody answers any more.
+    pub(crate) fn ended(&self) -> Refusal {
+        if self.stopping.load(Ordering::SeqCst) {
+            Refusal::Stopping
+        } else {
+            tracing::error!("Writer has ended, the outbox must be opened again");
+            Refusal::Trouble("the writer has ended".into())
+        }
+    }
+
+    /// Ends the threads in the order in which they feed each other. Once; later calls do nothing.
+    pub(crate) fn stop(&self) {
+        self.stopping.store(true, Ordering::SeqCst);
+        let mut threads = std::mem::take(&mut *locked(&self.threads)).into_iter();
+        let _ = self.jobs.send(Job::Stop);
+        let (writer, maker, keeper) = (threads.next(), threads.next(), threads.next());
+        let join = |thread: Option<JoinHandle<()>>| {
+            if let Some(thread) = thread {
+                let _ = thread.join();
+            }
+        };
+        join(writer);
+        let _ = self.keeper.send(());
+        join(keeper);
+        self.shared.chore(Chore::Stop);
+        join(maker);
+        for lane in &self.shared.lanes {
+            lane.handles.clear();
+            if let Some((ordinal, segment)) = locked(&lane.ahead).take() {
+                drop(segment);
+                let _ = recovery::discard(&self.shared.settings.directory, &lane.segment_directory(ordinal));
+            }
+        }
+        drop(locked(&self.lock).take());
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
