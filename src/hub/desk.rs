@@ -247,7 +247,7 @@ impl Desk {
                 let body = (verdict == Verdict::Store).then_some(body);
                 self.group.push(Entry { lane: lane.clone(), envelope, body });
             }
-            Verdict::Repeat => {
+            Verdict::Repeat | Verdict::Unasked => {
                 self.due.entry(lane.clone()).or_default();
             }
             Verdict::Ahead { say } => {
