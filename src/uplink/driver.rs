@@ -17,6 +17,7 @@ use super::ledger::{Ledger, OutOfStep, Ticket};
 use super::link::LinkReport;
 use super::notable::{Refused, hub_status, refusal};
 use super::own::{EVENT, OwnMessages};
+use super::probe::Prober;
 use super::reader::Answer;
 use crate::delivery::backoff::Backoff;
 use crate::delivery::{Action, Input, Millis, Nonce, Reason};
@@ -53,6 +54,7 @@ pub(super) struct Driver {
     pub(super) started: Instant,
     pub(super) keep_alive: Duration,
     pub(super) refused: Refused,
+    pub(super) probe: Prober,
 }
 
 /// Why a live connection is left.
@@ -344,7 +346,12 @@ impl Driver {
                 self.lanes[lane].handle(Input::Gap { epoch, expected, round }, now);
             }
             Heard::HubStatus { hub, online } => hub_status(&hub, online),
-            Heard::ProbeReply(_) | Heard::Other => {}
+            Heard::ProbeReply(id) => {
+                if let Some(round_trip) = self.probe.returned(&id) {
+                    self.link.now.probe = Some((round_trip, std::time::Instant::now()));
+                }
+            }
+            Heard::Other => {}
         }
     }
 
@@ -372,6 +379,10 @@ impl Driver {
         if live.look <= Instant::now() {
             live.look = Instant::now() + LOOK_EVERY;
             self.measure();
+            if let Some(probe) = self.probe.due() {
+                let topic = self.root.plain("probe");
+                self.own.say("probe", topic, false, to_json(&probe));
+            }
         }
         if live.heard.elapsed() > self.keep_alive.mul_f32(2.5) {
             live.lose("the broker fell silent");
