@@ -18,7 +18,7 @@ use super::lane::{Handles, LaneShared, LaneState, Ledger};
 use super::marks::Marks;
 use super::quarantine::Quarantine;
 use super::seal::Sealer;
-use super::segment::{Extent, Segment, SegmentError};
+use super::segment::{DATABASE_FILE, Extent, Segment, SegmentError};
 use super::shared::lane_file;
 use super::sidecar::Sidecar;
 use super::{LaneSettings, Mark, Notable, OpenError, OutboxKey, Settings, files};
@@ -295,6 +295,11 @@ fn newest_begun(
 ) -> Result<Option<Newest>, OpenError> {
     while let Some(ordinal) = ordinals.last().copied() {
         let path = directory.join(format!("{ordinal:010}"));
+        if is_half_made(&path) {
+            discard(&settings.directory, &path).map_err(failed("remove", &path))?;
+            ordinals.remove(&ordinal);
+            continue;
+        }
         let segment = Segment::open(&path).map_err(segment_failed(&path))?;
         match segment.header().map_err(segment_failed(&path))? {
             Some(header) => {
@@ -310,6 +315,12 @@ fn newest_begun(
         }
     }
     Ok(None)
+}
+
+/// A power cut in the making of a segment can leave its directory without a database. One that was begun has had
+/// every file of it synced before; should its database vanish, the sidecar tells.
+fn is_half_made(directory: &Path) -> bool {
+    !directory.join(DATABASE_FILE).exists()
 }
 
 /// The row before the newest segment: from the ledger, the newest one's header, and only then from the segments.
@@ -332,6 +343,10 @@ fn older(
             None => {
                 *stale = true;
                 let path = directory.join(format!("{ordinal:010}"));
+                if is_half_made(&path) {
+                    discard(store, &path).map_err(failed("remove", &path))?;
+                    continue;
+                }
                 let segment = Segment::open(&path).map_err(segment_failed(&path))?;
                 match segment.header().map_err(segment_failed(&path))? {
                     Some(header) => Extent { base: header.base, previous: header.previous, bytes: 0, oldest: None },
