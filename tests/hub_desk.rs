@@ -259,6 +259,8 @@ fn when_the_ids_cannot_be_read_nothing_is_stored_twice_or_lost() {
         std::thread::sleep(Duration::from_millis(20));
     }
     assert_eq!(running.stored(&old.lane), [1, 2, 3, 4, 5, 4, 5]);
+    let report = practice_gateway::hub::verify::lane(running.directory.path(), &old.lane).unwrap();
+    assert_eq!((report.advances, report.faults), (3, vec![]));
 }
 
 #[test]

@@ -240,6 +240,21 @@ fn a_lane_without_room_does_not_advance_and_the_others_do() {
 }
 
 #[test]
+fn what_does_not_follow_the_mark_is_not_stored() {
+    let directory = tempfile::tempdir().unwrap();
+    let (mut bad, mut good) = (Sender::new(&lane("bad"), 1), Sender::new(&lane("good"), 1));
+    let mut store = NdjsonStore::open(directory.path(), NEVER).unwrap();
+    let all = bad.take(4);
+    for wrong in [&all[1..2], &[all[0].clone(), all[2].clone()], &all[..1]] {
+        let group: Vec<_> = wrong.iter().cloned().chain(good.take(1)).collect();
+        assert!(matches!(store.append(&group), Err(StoreError::NotNext { .. })));
+        assert_eq!(store.marks_of(&good.lane), [mark(&good)], "the other lane goes on");
+    }
+    assert_eq!(store.marks_of(&bad.lane)[0].through, 1, "and what was right of it is there");
+    assert_eq!(walked(directory.path(), &bad.lane), [1]);
+}
+
+#[test]
 fn ids_are_known_whatever_their_epoch_and_file() {
     let directory = tempfile::tempdir().unwrap();
     let mut sender = Sender::new(&lane("clinical"), 1);

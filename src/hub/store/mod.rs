@@ -59,7 +59,7 @@ pub struct Entry {
     pub body: Option<Bytes>,
 }
 
-/// Why the store did not do it. Everything here is worth another try.
+/// Why the store did not do it. Nothing of what was asked counts then; everything is worth another try.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// The file system said no.
@@ -72,6 +72,16 @@ pub enum StoreError {
         /// What the system said.
         #[source]
         source: std::io::Error,
+    },
+    /// An entry that does not follow its lane's mark: the caller has lost count and must begin again from the marks.
+    #[error("sequence {sequence} of epoch {epoch} of {lane} is not the next one")]
+    NotNext {
+        /// Whose.
+        lane: LaneName,
+        /// Its epoch.
+        epoch: Epoch,
+        /// Itself.
+        sequence: Sequence,
     },
     /// Another process has the store.
     #[error("the store in {0} is in use by another process")]

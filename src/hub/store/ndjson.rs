@@ -124,7 +124,7 @@ impl Store for NdjsonStore {
                     line::write_group(&mut lane.pending, &time, &lane.marks);
                     lane.pending_marks.clone_from(&lane.marks);
                 }
-                lane.stage(entry);
+                outcome = outcome.and(lane.stage(entry));
             }
         }
         for name in &touched {
@@ -181,8 +181,22 @@ impl LaneFile {
         })
     }
 
-    fn stage(&mut self, entry: &Entry) {
+    fn stage(&mut self, entry: &Entry) -> Result<(), StoreError> {
         let envelope = &entry.envelope;
+        let mark = Mark { epoch: envelope.epoch, through: envelope.sequence, chain: envelope.chain };
+        let before = self.pending_marks.iter_mut().rev().find(|known| known.epoch == mark.epoch);
+        // The intake has judged it; this is the last place where a hole in a lane can be stopped.
+        if before.as_ref().map_or(0, |known| known.through) + 1 != mark.through {
+            return Err(StoreError::NotNext {
+                lane: entry.lane.clone(),
+                epoch: mark.epoch,
+                sequence: mark.through,
+            });
+        }
+        match before {
+            Some(known) => *known = mark,
+            None => self.pending_marks.push(mark),
+        }
         if self.ids.is_some() && entry.body.is_some() {
             self.pending_ids.push((envelope.id, self.pending.len() as u64));
         }
@@ -190,11 +204,7 @@ impl LaneFile {
             Some(body) => line::write_record(&mut self.pending, &entry.lane, envelope, body),
             None => line::write_advance(&mut self.pending, envelope),
         }
-        let mark = Mark { epoch: envelope.epoch, through: envelope.sequence, chain: envelope.chain };
-        match self.pending_marks.iter_mut().rev().find(|known| known.epoch == mark.epoch) {
-            Some(known) => *known = mark,
-            None => self.pending_marks.push(mark),
-        }
+        Ok(())
     }
 
     fn commit(&mut self, rotate_bytes: u64) -> Result<(), StoreError> {
