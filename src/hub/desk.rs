@@ -3,7 +3,7 @@
 //! A group is everything that has arrived, up to its limits; it never waits to grow. Receipts are made from
 //! [`Store::marks_of`], and so can never say more than what is on stable storage.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -14,8 +14,7 @@ use super::answers::Answers;
 use super::fleet::Fleet;
 use super::intake::{Arrived, Intake, Verdict};
 use super::store::{Entry, LaneName, Mark, Store, StoreError};
-use crate::chain::ChainValue;
-use crate::delivery::Through;
+use crate::delivery::{Nonce, Through};
 use crate::transaction::{Gateway, Practice, TransactionId, rfc3339, unix_millis_now};
 use crate::wire::envelope::Envelope;
 use crate::wire::receipt::{Gap, Position};
@@ -24,6 +23,7 @@ use crate::wire::{WireError, from_json};
 
 /// Most lanes of one gateway: a limit against a gateway gone mad, far above any configuration.
 const MOST_LANES: usize = 64;
+const TOO_MANY_LANES: &str = "number of lanes";
 /// Most topics whose parsed form is kept.
 const MOST_TOPICS: usize = 10_000;
 /// How long a store that has failed is left alone before the next trial, and at most.
@@ -67,6 +67,8 @@ pub struct Desk {
     due: BTreeMap<LaneName, Option<Position>>,
     probes: Vec<(Practice, Gateway, Bytes)>,
     refused: HashMap<(String, &'static str), Refused>,
+    /// Lanes whose gateway has asked for the position since this hub started.
+    asked: HashSet<LaneName>,
     /// Lanes of which nothing more is taken in this group.
     unsure: Vec<LaneName>,
     trouble: Option<Trouble>,
@@ -100,6 +102,7 @@ impl Desk {
             due: BTreeMap::new(),
             probes: Vec::new(),
             refused: HashMap::new(),
+            asked: HashSet::new(),
             unsure: Vec::new(),
             trouble: None,
         };
@@ -113,7 +116,11 @@ impl Desk {
     fn restore(&mut self, lane: LaneName, marks: &[Mark]) {
         let epochs = marks.iter().map(|m| Through { epoch: m.epoch, through: m.through, chain: m.chain });
         // Receipts are numbered where they are published: the intake's own count and incarnation are not used.
-        let intake = Intake::restored(lane.lane.clone(), 0, epochs.collect());
+        let mut intake = Intake::restored(lane.lane.clone(), 0, epochs.collect());
+        if self.asked.contains(&lane) {
+            // What the gateway was told since this hub started still stands.
+            intake.statement(Some(Nonce::default()));
+        }
         let gateway = (lane.practice.clone(), lane.gateway.clone());
         if self.lanes.insert(lane, intake).is_none() {
             *self.lanes_of.entry(gateway).or_default() += 1;
@@ -171,7 +178,11 @@ impl Desk {
                 let lane = LaneName { practice, gateway, lane };
                 match from_json::<Position>(&publish.payload) {
                     Ok(position) if position.nonce.len() <= 64 => {
-                        self.due.insert(lane, Some(position));
+                        if self.known_lane(&lane) {
+                            self.ask(lane, position);
+                        } else {
+                            self.refuse(lane.to_string(), TOO_MANY_LANES);
+                        }
                     }
                     Ok(_) => self.refuse(lane.to_string(), "nonce does not fit"),
                     Err(error) => self.refuse(lane.to_string(), reason(&error)),
@@ -192,6 +203,28 @@ impl Desk {
         }
     }
 
+    /// Makes sure that there is an intake for the lane; `false`: the gateway has too many already.
+    fn known_lane(&mut self, lane: &LaneName) -> bool {
+        if self.lanes.contains_key(lane) {
+            return true;
+        }
+        let gateway = (lane.practice.clone(), lane.gateway.clone());
+        if self.lanes_of.get(&gateway).copied().unwrap_or(0) >= MOST_LANES {
+            return false;
+        }
+        self.restore(lane.clone(), &[]);
+        true
+    }
+
+    /// The gateway asks where the hub is; from now on its transactions are taken.
+    fn ask(&mut self, lane: LaneName, position: Position) {
+        if let Some(intake) = self.lanes.get_mut(&lane) {
+            intake.statement(Some(Nonce::default()));
+        }
+        self.asked.insert(lane.clone());
+        self.due.insert(lane, Some(position));
+    }
+
     fn transaction(&mut self, lane: &LaneName, publish: Publish) -> Result<(), WireError> {
         let (body, properties) = (publish.payload, publish.properties.unwrap_or_default());
         let envelope = Envelope::from_properties(properties.content_type, properties.user_properties)?;
@@ -207,12 +240,8 @@ impl Desk {
         if self.unsure.contains(lane) {
             return Ok(());
         }
-        if !self.lanes.contains_key(lane) {
-            let gateway = (lane.practice.clone(), lane.gateway.clone());
-            if self.lanes_of.get(&gateway).copied().unwrap_or(0) >= MOST_LANES {
-                return Err(WireError::Malformed("number of lanes"));
-            }
-            self.restore(lane.clone(), &[]);
+        if !self.known_lane(lane) {
+            return Err(WireError::Malformed(TOO_MANY_LANES));
         }
         let Some(intake) = self.lanes.get_mut(lane) else { return Ok(()) };
         let arrived = Arrived {
@@ -316,16 +345,9 @@ impl Desk {
         }
         for (lane, question) in std::mem::take(&mut self.due) {
             self.fleet.seen(&lane.practice, &lane.gateway, false);
-            let mut marks = self.store.marks_of(&lane);
-            if let Some(position) = &question
-                && marks.iter().all(|mark| mark.epoch != position.epoch)
-            {
-                let chain = ChainValue::first(position.epoch, lane.lane.as_str());
-                marks.push(Mark { epoch: position.epoch, through: 0, chain });
-            }
-            if !marks.is_empty() {
-                self.answers.receipt(&lane, marks, question.map(|position| position.nonce));
-            }
+            // An epoch that is not in it is not known here; none at all for a lane of which nothing is stored.
+            let marks = self.store.marks_of(&lane);
+            self.answers.receipt(&lane, marks, question.map(|position| position.nonce));
         }
         for (practice, gateway, payload) in self.probes.drain(..) {
             self.answers.probe(practice, gateway, payload);

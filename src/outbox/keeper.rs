@@ -259,7 +259,7 @@ impl Keeper {
                 *seen = (tail, now);
             } else if bytes > RETIRE_BYTES && now.duration_since(seen.1) >= RETIRE_AFTER {
                 seen.1 = now;
-                self.shared.job(Job::Retire { lane: index, tail });
+                self.shared.job(Job::Retire { lane: index, tail: Some(tail) });
             }
         }
     }

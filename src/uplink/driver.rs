@@ -79,6 +79,8 @@ struct Live {
     /// When the numbers for health are due.
     look: Instant,
     leave: Option<Failure>,
+    /// rumqttc takes nothing any more: it has ended, and knows why.
+    broken: bool,
 }
 
 impl Live {
@@ -121,7 +123,8 @@ impl Driver {
         let now = Instant::now();
         let allowed = connection.allowed;
         let ledger = Ledger::default();
-        let mut live = Live { connection, ledger, heard: now, settled: now, look: now, leave: None };
+        let mut live =
+            Live { connection, ledger, heard: now, settled: now, look: now, leave: None, broken: false };
         self.say_health();
         self.link.up();
         let millis = self.now();
@@ -153,6 +156,9 @@ impl Driver {
             if let Some(failure) = live.leave.take() {
                 return Err(failure);
             }
+            if live.broken {
+                return Err(live.connection.failure(Phase::Live).await);
+            }
             let due = self.due(live);
             tokio::select! {
                 notes = live.connection.notes() => match notes {
@@ -176,18 +182,19 @@ impl Driver {
             self.lanes[index].look_at_tail(now);
             self.act(index, Some(live));
         }
-        while live.leave.is_none()
+        while !live.broken
             && live.may_speak()
             && let Some(message) = self.own.next()
         {
             live.hand(Ticket::Control(message.name));
             if !live.connection.publish(&message.topic, message.retain, message.payload, None) {
-                live.lose("the MQTT client takes nothing more");
+                live.broken = true;
             }
         }
         for index in 0..self.lanes.len() {
             // An offer that is not sent has no room: the machine is asked again when something has changed.
             while live.leave.is_none()
+                && !live.broken
                 && live.may_send()
                 && self.lanes[index].offer(now)
                 && self.act(index, Some(live))
@@ -256,7 +263,7 @@ impl Driver {
         let (payload, properties) = ready.into_publish(round);
         live.hand(Ticket::Transaction { lane: index, position });
         if !live.connection.publish(&self.lanes[index].topic, false, payload, Some(properties)) {
-            live.lose("the MQTT client takes nothing more");
+            live.broken = true;
         }
         self.link.now.forwarded_total += 1;
     }
