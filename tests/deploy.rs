@@ -7,10 +7,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use harness::mosquitto::MosquittoOptions;
 use harness::senders::{connect, exchange, message, positive};
 use harness::site::{Site, SiteOptions};
-use harness::{Certificates, Mosquitto};
+use harness::{Certificates, Mosquitto, MosquittoOptions};
 
 const ACL: &str = include_str!("../deploy/etc/mosquitto/practice-gateway/acl");
 const MOSQUITTO: &str = include_str!("../deploy/etc/mosquitto/conf.d/practice-gateway.conf");
