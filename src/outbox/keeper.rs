@@ -1,7 +1,7 @@
 //! The keeper: a thread that writes behind what is derived, measures the disk, and prunes.
 
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
 use std::time::{Duration, Instant};
 
 use super::lane::{LaneShared, Ledger, locked};
@@ -38,6 +38,7 @@ pub(crate) struct Keeper {
     marks_stale: bool,
     tails: Vec<(Position, Instant)>,
     filled: bool,
+    stopped: bool,
 }
 
 /// Runs until `stop` speaks or is gone, and then writes everything once more.
@@ -45,10 +46,11 @@ pub(crate) fn run(mut keeper: Keeper, stop: &Receiver<()>) {
     loop {
         match stop.recv_timeout(TICK) {
             Err(RecvTimeoutError::Timeout) => keeper.tick(Instant::now(), stop),
-            Ok(()) | Err(RecvTimeoutError::Disconnected) => {
-                keeper.finish();
-                return;
-            }
+            Ok(()) | Err(RecvTimeoutError::Disconnected) => keeper.stopped = true,
+        }
+        if keeper.stopped {
+            keeper.finish();
+            return;
         }
     }
 }
@@ -69,6 +71,7 @@ impl Keeper {
             marks_stale: false,
             tails,
             filled: false,
+            stopped: false,
         }
     }
 
@@ -138,8 +141,12 @@ impl Keeper {
         self.shared.measured(measured);
     }
 
-    fn fill(&self, stop: &Receiver<()>) -> bool {
-        let mut go_on = || matches!(stop.try_recv(), Err(std::sync::mpsc::TryRecvError::Empty));
+    fn fill(&mut self, stop: &Receiver<()>) -> bool {
+        let stopped = &mut self.stopped;
+        let mut go_on = || {
+            *stopped |= !matches!(stop.try_recv(), Err(TryRecvError::Empty));
+            !*stopped
+        };
         self.shared.lanes.iter().all(|lane| {
             let (from, tail) = self.shared.index_missing(lane);
             self.shared.fill_index(lane, from, tail, &mut go_on)

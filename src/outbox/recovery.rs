@@ -18,7 +18,7 @@ use uuid::Uuid;
 use super::lane::{Handles, LaneShared, LaneState, Ledger};
 use super::marks::Marks;
 use super::quarantine::Quarantine;
-use super::repair::{Damaged, finish_replacements, salvage_segment, told};
+use super::repair::{Damaged, finish_replacements, salvage_segment, told, was_begun};
 use super::seal::Sealer;
 use super::segment::{DATABASE_FILE, Extent, Segment, SegmentError, SegmentHeader};
 use super::shared::lane_file;
@@ -336,7 +336,9 @@ struct Context<'a> {
 fn newest_begun(context: &Context<'_>, ledger: Option<&Ledger>, ordinals: &mut BTreeSet<u64>, notables: &mut Vec<Notable>) -> Result<Option<Newest>, OpenError> {
     while let Some(ordinal) = ordinals.last().copied() {
         let path = context.directory.join(format!("{ordinal:010}"));
-        if is_half_made(&path) {
+        // A crash while it was made ahead leaves one that sled may refuse; nothing was in it.
+        let made_ahead = ledger.is_none_or(|ledger| !ledger.row.contains_key(&ordinal));
+        if is_half_made(&path) || (made_ahead && !was_begun(&path).map_err(failed("read", &path))?) {
             discard(context.store, &path).map_err(failed("remove", &path))?;
             ordinals.remove(&ordinal);
             continue;
