@@ -78,20 +78,29 @@ fn run(words: impl IntoIterator<Item = OsString>, out: &mut dyn Write, err: &mut
         }
         Command::Check => check::hub(&config, out),
         Command::Init => init::hub(&config, out, err),
-        Command::List => shown(report::list(&config.settings.directory, unix_millis_now()), out, err),
+        Command::List => {
+            let list = report::list(&config.settings.directory, unix_millis_now());
+            // A gateway that is away is what the table is for, not a failure of the command.
+            print(list.map(|list| Report { ok: true, ..list }), out, err)
+        }
         Command::Verify(Verify { only }) => {
-            shown(report::verify(&config.settings.directory, only.as_deref()), out, err)
+            print(report::verify(&config.settings.directory, only.as_deref()), out, err)
         }
         Command::Acl(command) => acl::run(&config.settings.hub, &command, out, err),
     }
 }
 
-/// Ends with 65 when something is wrong with what is stored.
-fn shown(report: Result<Report, StoreError>, out: &mut dyn Write, err: &mut dyn Write) -> Exit {
+fn print(report: Result<Report, StoreError>, out: &mut dyn Write, err: &mut dyn Write) -> Exit {
     match report {
         Ok(report) => {
-            let _ = out.write_all(report.text.as_bytes());
-            if report.ok { Exit::Done } else { Exit::Refused }
+            let written = out.write_all(report.text.as_bytes());
+            if written.is_err() {
+                Exit::Files
+            } else if report.ok {
+                Exit::Done
+            } else {
+                Exit::Refused
+            }
         }
         Err(error) => {
             complain(err, &error);
