@@ -453,6 +453,7 @@ async fn a_broker_that_forgets_everything_gets_all_receipts_and_the_status_again
     hub.live().await;
     let peer = Peer::connect(&fleet, "peer2").await;
     // Retained again at the new broker: either order.
+    // An answer that was lost with the connection comes again: every receipt carries the last nonce.
     let mut missing = vec!["receipt/hub1/clinical", "receipt/hub1/urgent", "status"];
     let mut session = 0;
     while !missing.is_empty() {

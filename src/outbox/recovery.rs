@@ -20,7 +20,7 @@ use super::marks::Marks;
 use super::quarantine::Quarantine;
 use super::repair::{Damaged, finish_replacements, salvage_segment, told};
 use super::seal::Sealer;
-use super::segment::{Extent, Segment, SegmentError, SegmentHeader};
+use super::segment::{DATABASE_FILE, Extent, Segment, SegmentError, SegmentHeader};
 use super::shared::lane_file;
 use super::sidecar::Sidecar;
 use super::space::Ballast;
@@ -336,8 +336,17 @@ struct Context<'a> {
 fn newest_begun(context: &Context<'_>, ledger: Option<&Ledger>, ordinals: &mut BTreeSet<u64>, notables: &mut Vec<Notable>) -> Result<Option<Newest>, OpenError> {
     while let Some(ordinal) = ordinals.last().copied() {
         let path = context.directory.join(format!("{ordinal:010}"));
+        if is_half_made(&path) {
+            discard(context.store, &path).map_err(failed("remove", &path))?;
+            ordinals.remove(&ordinal);
+            continue;
+        }
         match open_or_salvage(context, ledger, ordinal, &path, None, notables)? {
-            (segment, Some(header)) => return Ok(Some((ordinal, segment, header))),
+            (segment, Some(header)) => {
+                // Recovered, not only read: what it gives from here on must survive the next cut too.
+                segment.barrier().map_err(segment_failed(&path))?;
+                return Ok(Some((ordinal, segment, header)));
+            }
             (segment, None) => {
                 drop(segment);
                 discard(context.store, &path).map_err(failed("remove", &path))?;
@@ -402,6 +411,12 @@ fn open_begun(path: &Path) -> Result<(Segment, Option<SegmentHeader>), SegmentEr
     Ok((segment, header))
 }
 
+/// A power cut in the making of a segment can leave its directory without a database. One that was begun has had
+/// every file of it synced before; should its database vanish, the sidecar tells.
+fn is_half_made(directory: &Path) -> bool {
+    !directory.join(DATABASE_FILE).exists()
+}
+
 /// The row before the newest segment: from the ledger, the newest one's header, and only then from the segments.
 fn older(
     context: &Context<'_>,
@@ -422,6 +437,10 @@ fn older(
             None => {
                 *stale = true;
                 let path = context.directory.join(format!("{ordinal:010}"));
+                if is_half_made(&path) {
+                    discard(context.store, &path).map_err(failed("remove", &path))?;
+                    continue;
+                }
                 match open_or_salvage(context, ledger, ordinal, &path, Some(next_base - 1), notables)? {
                     (_, Some(header)) => Extent { base: header.base, previous: header.previous, bytes: 0, oldest: None },
                     (segment, None) => {

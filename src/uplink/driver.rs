@@ -15,13 +15,13 @@ use super::inbound::{Ears, Heard};
 use super::lane::LaneWork;
 use super::ledger::{Ledger, OutOfStep, Ticket};
 use super::link::LinkReport;
+use super::notable::{Refused, hub_status, refusal};
 use super::own::{EVENT, OwnMessages};
 use super::reader::Answer;
 use crate::delivery::backoff::Backoff;
-use crate::delivery::{Action, Alarm, Input, Millis, Nonce, Reason};
+use crate::delivery::{Action, Input, Millis, Nonce, Reason};
 use crate::health::{Phase, Reports};
 use crate::outbox::{Mark, Outbox};
-use crate::transaction::Hub;
 use crate::wire::to_json;
 use crate::wire::topic::Root;
 
@@ -31,10 +31,10 @@ const OWN_SHARE: usize = 8;
 const OWN_PATIENCE: Duration = Duration::from_secs(15);
 /// Numbers for health are renewed this often.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// Ticks are at least this far apart.
+const TICK_EVERY: Duration = Duration::from_millis(5);
 /// Batches of events that are applied before the window is refilled.
 const MOST_BATCHES: usize = 4;
-/// Warnings about what is not obeyed are logged at most this often.
-const WARN_EVERY: Duration = Duration::from_secs(30);
 
 /// Everything that outlives a connection.
 pub(super) struct Driver {
@@ -55,13 +55,6 @@ pub(super) struct Driver {
     pub(super) refused: Refused,
 }
 
-/// What came and was not obeyed: counted, and logged at a limited rate.
-#[derive(Default)]
-pub(super) struct Refused {
-    total: u64,
-    logged: Option<Instant>,
-}
-
 /// Why a live connection is left.
 pub(super) enum Left {
     Lost(Failure),
@@ -78,6 +71,8 @@ struct Live {
     settled: Instant,
     /// When the numbers for health are due.
     look: Instant,
+    /// The machines were told the time at most [`TICK_EVERY`] ago.
+    ticked: Instant,
     leave: Option<Failure>,
     /// rumqttc takes nothing any more: it has ended, and knows why.
     broken: bool,
@@ -123,8 +118,16 @@ impl Driver {
         let now = Instant::now();
         let allowed = connection.allowed;
         let ledger = Ledger::default();
-        let mut live =
-            Live { connection, ledger, heard: now, settled: now, look: now, leave: None, broken: false };
+        let mut live = Live {
+            connection,
+            ledger,
+            heard: now,
+            settled: now,
+            look: now,
+            ticked: now,
+            leave: None,
+            broken: false,
+        };
         self.say_health();
         self.link.up();
         let millis = self.now();
@@ -359,6 +362,7 @@ impl Driver {
     }
 
     fn tick(&mut self, live: &mut Live) {
+        live.ticked = Instant::now();
         let now = self.now();
         for lane in &mut self.lanes {
             if lane.machine.deadline().is_some_and(|at| at <= now) {
@@ -398,82 +402,7 @@ impl Driver {
     fn due(&self, live: &Live) -> Instant {
         let lanes = self.lanes.iter().filter_map(LaneWork::deadline).min();
         let at = lanes.map(|at| self.started + Duration::from_millis(at));
-        at.map_or(live.look, |at| at.min(live.look))
-    }
-
-    fn alarm(&mut self, index: usize, alarm: &Alarm) {
-        let lane = self.lanes[index].lane.clone();
-        let (level, code, detail) = match alarm {
-            Alarm::Held(position) => {
-                tracing::error!(%lane, position, "A transaction cannot be sent, its lane stands");
-                ("alarm", "held", format!("lane {lane} stands: the broker does not take position {position}"))
-            }
-            Alarm::Released(position) => {
-                tracing::info!(%lane, position, "A held transaction goes on");
-                ("info", "released", format!("lane {lane} goes on at position {position}"))
-            }
-            Alarm::Diverged { through, position } => {
-                tracing::error!(%lane, position, through, "The hub has another history than this gateway, a new epoch begins");
-                self.link.now.diverged = format!("lane {lane} differs from the hub at position {position}");
-                (
-                    "alarm",
-                    "diverged",
-                    format!(
-                        "lane {lane}: the hub says {through}, which is not our history: a new epoch begins"
-                    ),
-                )
-            }
-            Alarm::HubRestored { from, to } => {
-                tracing::warn!(%lane, from, to, "The hub was restored, what it has lost goes again");
-                ("warning", "hub.restored", format!("lane {lane}: positions {from} to {to} go again"))
-            }
-            Alarm::Hole(position) => {
-                tracing::error!(%lane, position, "A transaction is not to be had any more, its lane stands until it is released");
-                (
-                    "alarm",
-                    "hole",
-                    format!("lane {lane} stands: position {position} is not to be had any more"),
-                )
-            }
-            Alarm::Refused { position, reason } => {
-                tracing::warn!(%lane, position, reason = refusal(*reason), "The broker refused a transaction, it goes again");
-                (
-                    "warning",
-                    "refused",
-                    format!("lane {lane}: the broker refused position {position}: {}", refusal(*reason)),
-                )
-            }
-        };
-        self.own.event(level, code, "", detail);
-    }
-}
-
-impl Refused {
-    fn count(&mut self, reason: &dyn std::fmt::Display) {
-        self.total += 1;
-        if self.logged.is_none_or(|at| at.elapsed() >= WARN_EVERY) {
-            self.logged = Some(Instant::now());
-            tracing::warn!(%reason, total = self.total, "A message from the broker was not obeyed");
-        }
-    }
-}
-
-fn hub_status(hub: &Hub, online: bool) {
-    if online {
-        tracing::info!(%hub, "The hub is online");
-    } else {
-        tracing::info!(%hub, "The hub is offline");
-    }
-}
-
-/// MQTT 5 §3.4.2.1 in words.
-fn refusal(code: u8) -> String {
-    match code {
-        0x10 => "nobody subscribes to it: is the hub running?".to_owned(),
-        0x87 => "not authorised: does the broker's ACL know this gateway?".to_owned(),
-        0x97 => "quota exceeded".to_owned(),
-        0x90 => "topic not valid".to_owned(),
-        0x99 => "payload not valid".to_owned(),
-        _ => format!("reason code {code:#04x}"),
+        // A deadline that its tick does not move must not spin.
+        at.map_or(live.look, |at| at.max(live.ticked + TICK_EVERY).min(live.look))
     }
 }

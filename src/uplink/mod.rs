@@ -6,7 +6,7 @@
 //! - `transport`, `connection`: name, socket, TLS, CONNECT, SUBSCRIBE; every failure names its [`crate::health::Phase`]
 //! - `driver`: events to the machines of [`crate::delivery`], their actions to the wire; `lane` and `reader` bring
 //!   the records, `ledger` tells whose a PUBACK is, `inbound` whose a receipt
-//! - `own`, `link`: what the gateway says of itself, upstream and to health
+//! - `own`, `link`, `notable`: what the gateway says of itself, upstream, to health and to people
 //!
 //! Nothing that was handed to rumqttc counts as progress: only the contiguous prefix of PUBACKs (flow) and
 //! verified receipts (delivery) reach the machines.
@@ -19,6 +19,7 @@ mod inbound;
 mod lane;
 mod ledger;
 mod link;
+mod notable;
 mod own;
 mod reader;
 mod renewal;

@@ -14,11 +14,12 @@ use tokio::time::{Instant, sleep};
 
 use super::clock::TrustedClock;
 use super::connection::{Connection, Plan};
-use super::driver::{Driver, Left, Refused};
+use super::driver::{Driver, Left};
 use super::failure::Failure;
 use super::inbound::Ears;
 use super::lane::LaneWork;
 use super::link::LinkReport;
+use super::notable::Refused;
 use super::own::OwnMessages;
 use super::reader::Reader;
 use super::renewal::Renewal;
