@@ -38,6 +38,8 @@ pub(crate) struct Keeper {
     marks_stale: bool,
     tails: Vec<(Position, Instant)>,
     filled: bool,
+    /// The word to stop came, perhaps in the middle of a tick.
+    stopped: bool,
 }
 
 /// Runs until `stop` speaks or is gone, and then writes everything once more.
@@ -45,10 +47,11 @@ pub(crate) fn run(mut keeper: Keeper, stop: &Receiver<()>) {
     loop {
         match stop.recv_timeout(TICK) {
             Err(RecvTimeoutError::Timeout) => keeper.tick(Instant::now(), stop),
-            Ok(()) | Err(RecvTimeoutError::Disconnected) => {
-                keeper.finish();
-                return;
-            }
+            Ok(()) | Err(RecvTimeoutError::Disconnected) => keeper.stopped = true,
+        }
+        if keeper.stopped {
+            keeper.finish();
+            return;
         }
     }
 }
@@ -69,6 +72,7 @@ impl Keeper {
             marks_stale: false,
             tails,
             filled: false,
+            stopped: false,
         }
     }
 
@@ -138,8 +142,13 @@ impl Keeper {
         self.shared.measured(measured);
     }
 
-    fn fill(&self, stop: &Receiver<()>) -> bool {
-        let mut go_on = || matches!(stop.try_recv(), Err(std::sync::mpsc::TryRecvError::Empty));
+    fn fill(&mut self, stop: &Receiver<()>) -> bool {
+        let stopped = &mut self.stopped;
+        let mut go_on = || {
+            // The word comes once: whoever takes it must pass it on.
+            *stopped |= !matches!(stop.try_recv(), Err(std::sync::mpsc::TryRecvError::Empty));
+            !*stopped
+        };
         self.shared.lanes.iter().all(|lane| {
             let (from, tail) = self.shared.index_missing(lane);
             self.shared.fill_index(lane, from, tail, &mut go_on)
@@ -259,7 +268,7 @@ impl Keeper {
                 *seen = (tail, now);
             } else if bytes > RETIRE_BYTES && now.duration_since(seen.1) >= RETIRE_AFTER {
                 seen.1 = now;
-                self.shared.job(Job::Retire { lane: index, tail });
+                self.shared.job(Job::Retire { lane: index, tail: Some(tail) });
             }
         }
     }

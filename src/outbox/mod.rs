@@ -42,6 +42,8 @@ mod quarantine;
 mod read;
 mod record;
 mod recovery;
+mod repair;
+mod salvage;
 mod seal;
 mod segment;
 mod shared;

@@ -269,8 +269,8 @@ impl Pen {
     }
 
     /// Begins a new segment so that the present one can be pruned.
-    pub(crate) fn retire(&mut self, shared: &Shared, tail: Position) {
-        if self.trouble.is_none() && self.tail == tail && self.active.as_ref().is_some_and(|a| a.records > 0) {
+    pub(crate) fn retire(&mut self, shared: &Shared, tail: Option<Position>) {
+        if self.trouble.is_none() && tail.is_none_or(|tail| tail == self.tail) && self.active.as_ref().is_some_and(|a| a.records > 0) {
             // A failure is no trouble here: there is nothing to be written, the present one goes on.
             match self.begin_segment(shared) {
                 Ok((ordinal, segment)) => {
