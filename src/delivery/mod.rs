@@ -1,7 +1,29 @@
-//! Delivery: which transaction goes out when, and what a receipt means. Sans-IO (stub: see the interface below).
+//! Delivery: which transaction goes out when, and what a receipt means. Sans-IO.
+//!
+//! Go-back-N over MQTT (`docs/wire-format.md`, "Delivery protocol"): both ends are durable, so that the broker
+//! needs to remember nothing. [`Delivery`] is one lane's machine: it is told what happened ([`Input`]) and says
+//! what is to be done ([`Action`]). It has no clock, no randomness and no sockets, so that the simulation and
+//! the exhaustive model drive exactly the code that runs in the surgery.
+//!
+//! The rules that everything else follows from:
+//! - nothing is sent before every configured hub has *answered* this connection's position question, for only
+//!   an answer shows that a hub was restored or that the lane has forked;
+//! - the confirmed mark goes forward only to a position whose chain value equals ours, and back, or into a new
+//!   epoch, only on an answer; a retained or late receipt of an unanswered hub does nothing but hurry a question;
+//! - a PUBACK is flow control, never delivery (unless the site has no hub: [`Limits::confirm_on_puback`]).
+//!
+//! A driver's turn, for every event:
+//! 1. `handle(input, now, &mut actions)`, and do the actions in their order;
+//! 2. while [`Delivery::wanted`] names a position, [`Input::Offer`] it (or [`Input::Missing`]);
+//! 3. call again with [`Input::Tick`] at [`Delivery::deadline`].
 
+pub mod backoff;
+mod hubs;
+mod machine;
 mod numbering;
+mod window;
 
+pub use machine::{Counts, Delivery};
 pub use numbering::{Numbering, Renumbering};
 
 use crate::chain::ChainValue;
@@ -70,7 +92,8 @@ pub enum Input {
         /// CONNACK Maximum Packet Size, less what the envelope needs.
         maximum_bytes: Option<u64>,
     },
-    /// The connection is gone; nothing that was handed to it counts.
+    /// The connection is gone; nothing that was handed to it counts. Needless, but harmless, after
+    /// [`Action::Reconnect`].
     Disconnected,
     /// The outbox is committed through this position.
     Committed(Position),
@@ -103,7 +126,7 @@ pub enum Input {
         /// Round of the transaction that showed it.
         round: u64,
     },
-    /// The answer to [`Action::LookUpChain`].
+    /// The answer to [`Action::LookUpChain`]; answers come in the order of the questions.
     ChainAt {
         /// Position asked for.
         position: Position,
@@ -112,6 +135,8 @@ pub enum Input {
     },
     /// The answer to [`Action::NewEpoch`], once durable.
     Renumbered(Numbering),
+    /// A person wants the held record tried again.
+    ReleaseHeld,
     /// Time has passed.
     Tick,
 }
@@ -119,7 +144,7 @@ pub enum Input {
 /// What the driver has to do.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Action {
-    /// Publish a position with this nonce.
+    /// Publish a position with this nonce; the numbers are [`Delivery::confirmed`] and [`Delivery::tail`].
     AskPosition(Nonce),
     /// Publish the offered record.
     Send {
@@ -128,7 +153,8 @@ pub enum Action {
         /// The `round` to write into the envelope.
         round: u64,
     },
-    /// Record the confirmed mark; it goes back only on an answered position.
+    /// Record the confirmed mark; it goes back only on an answered position. Repeated, unchanged, when the hubs
+    /// have answered on a new connection: pruning may rely on a mark that was confirmed on this connection only.
     Confirm {
         /// Through here.
         position: Position,
@@ -141,7 +167,8 @@ pub enum Action {
     LookUpChain(Position),
     /// Throw the connection away and make a new one.
     Reconnect(Reason),
-    /// Make positions after this a new epoch, durably, and answer with [`Input::Renumbered`].
+    /// Make positions after this a new epoch, durably, and answer with [`Input::Renumbered`]. If it cannot be made
+    /// durable: try again later; until then the lane stands.
     NewEpoch {
         /// The last position provably at the hub.
         after: Position,
@@ -182,4 +209,14 @@ pub enum Alarm {
     },
     /// A hole that nothing can fill: a person must release a void.
     Hole(Position),
+    /// The broker refused this record with this PUBACK reason code; it is kept and goes again.
+    Refused {
+        /// Which.
+        position: Position,
+        /// MQTT 5 reason code.
+        reason: u8,
+    },
 }
+
+#[cfg(test)]
+mod tests;

@@ -373,6 +373,21 @@ impl Outbox {
         self.shared().set_clock(clock);
     }
 
+    /// Whether the writer has come round within this time: for the watchdog. Blocking.
+    #[must_use]
+    pub fn pulse(&self, within: Duration) -> bool {
+        let (answer, pulse) = std::sync::mpsc::sync_channel(1);
+        self.running.jobs.send(Job::Pulse(answer)).is_ok() && pulse.recv_timeout(within).is_ok()
+    }
+
+    /// Whether there is a store, of a known format, of this owner and this key. Nothing is opened or written.
+    ///
+    /// # Errors
+    /// [`OpenError`].
+    pub fn identify(settings: &Settings, key: &OutboxKey) -> Result<bool, OpenError> {
+        recovery::identify(settings, key)
+    }
+
     /// Numbers for health.
     #[must_use]
     pub fn snapshot(&self) -> Snapshot {

@@ -74,8 +74,8 @@ fn segment_failed(path: &Path) -> impl FnOnce(SegmentError) -> OpenError {
     }
 }
 
-/// Checks whose store it is, before anything is written, and takes its lock.
-pub(crate) fn claim(settings: &Settings, key: &OutboxKey) -> Result<File, OpenError> {
+/// Checks whose store it is; whether there is one. Nothing is written.
+pub(crate) fn identify(settings: &Settings, key: &OutboxKey) -> Result<bool, OpenError> {
     let directory = &settings.directory;
     let path = directory.join("FORMAT");
     let found = files::load::<serde_json::Value>(&path).map_err(failed("read", &path))?;
@@ -105,6 +105,14 @@ pub(crate) fn claim(settings: &Settings, key: &OutboxKey) -> Result<File, OpenEr
             });
         }
     }
+    Ok(found.is_some())
+}
+
+/// Checks whose store it is, before anything is written, and takes its lock.
+pub(crate) fn claim(settings: &Settings, key: &OutboxKey) -> Result<File, OpenError> {
+    let there = identify(settings, key)?;
+    let directory = &settings.directory;
+    let path = directory.join("FORMAT");
     files::create_directory(directory).map_err(failed("create", directory))?;
     let lock_path = directory.join("lock");
     let lock = File::options()
@@ -118,7 +126,7 @@ pub(crate) fn claim(settings: &Settings, key: &OutboxKey) -> Result<File, OpenEr
         Err(fs::TryLockError::WouldBlock) => return Err(OpenError::InUse(directory.clone())),
         Err(fs::TryLockError::Error(source)) => return Err(failed("lock", &lock_path)(source)),
     }
-    if found.is_none() {
+    if !there {
         if directory.join("segments").exists() {
             let missing = io::Error::new(io::ErrorKind::NotFound, "there are segments, but the file FORMAT is missing");
             return Err(failed("read", &path)(missing));

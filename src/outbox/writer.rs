@@ -51,6 +51,8 @@ pub(crate) enum Job {
         /// The tail that was seen; if it has moved on, there is no need any more.
         tail: Option<Position>,
     },
+    /// Say that the writer moves.
+    Pulse(std::sync::mpsc::SyncSender<()>),
     /// Finish what was taken, and end.
     Stop,
 }
@@ -129,6 +131,7 @@ impl Writer {
                     let _ = answer.send(outcome);
                 }
                 Some(Job::Retire { lane, tail }) => self.pens[lane].retire(&self.shared, tail),
+                Some(Job::Pulse(answer)) => drop(answer.send(())),
                 Some(Job::Stop) => return,
             }
         }

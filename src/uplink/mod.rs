@@ -1,1 +1,53 @@
-//! stub
+//! The uplink: rumqttc and TLS, one connection at a time, thrown away on any error (design section 6).
+//!
+//! In the order in which a connection passes them:
+//! - [`run`]: connection after connection, upstream after upstream, with full-jitter delays between them
+//! - `renewal`, [`tls`], `clock`: certificates, tried before they replace the old, judged by a time that never goes back
+//! - `transport`, `connection`: name, socket, TLS, CONNECT, SUBSCRIBE; every failure names its [`crate::health::Phase`]
+//! - `driver`: events to the machines of [`crate::delivery`], their actions to the wire; `lane` and `reader` bring
+//!   the records, `ledger` tells whose a PUBACK is, `inbound` whose a receipt
+//! - `own`, `link`: what the gateway says of itself, upstream and to health
+//!
+//! Nothing that was handed to rumqttc counts as progress: only the contiguous prefix of PUBACKs (flow) and
+//! verified receipts (delivery) reach the machines.
+
+mod clock;
+mod connection;
+mod driver;
+mod failure;
+mod inbound;
+mod lane;
+mod ledger;
+mod link;
+mod own;
+mod reader;
+mod renewal;
+mod run;
+mod settings;
+mod state_file;
+pub mod tls;
+mod transport;
+
+pub use clock::TrustedClock;
+pub use failure::Failure;
+pub use run::run;
+pub use settings::{PinnedHub, Settings, TlsFiles, Upstream};
+
+use crate::transaction::Lane;
+
+/// What no connection can mend.
+#[derive(Debug, thiserror::Error)]
+pub enum UplinkError {
+    /// The configuration names a lane that the outbox does not have.
+    #[error("the outbox has no lane {0}")]
+    UnknownLane(Lane),
+    /// The configuration names no broker.
+    #[error("no upstream is configured")]
+    NoUpstream,
+    /// A lane's reader thread could not be started.
+    #[error("cannot start a thread")]
+    Thread(#[source] std::io::Error),
+    /// The system gives no random numbers.
+    #[error("the system has no randomness")]
+    Randomness,
+}

@@ -1,0 +1,179 @@
+//! The whole road on the real programs: how fast the MLLP door accepts, and how fast a backlog is replayed into the hub's
+//! fsynced store over mutual TLS, beside a rumqttc publisher from memory with the same window to the same broker.
+//!
+//!     cargo bench --bench road            # 100,000 transactions
+//!     PGW_BENCH_COUNT=20000 cargo bench --bench road
+//!
+//! `PGW_BENCH_DIR` names the directory (a real disk, not tmpfs). Needs Mosquitto.
+
+#[path = "../tests/harness/mod.rs"]
+mod harness;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use harness::senders::{connect, exchange, positive};
+use harness::site::{Site, SiteOptions};
+use harness::{Certificates, Mosquitto};
+use rumqttc::v5::mqttbytes::QoS;
+use rumqttc::v5::{AsyncClient, Event, Incoming, MqttOptions};
+use rumqttc::{TlsConfiguration, Transport};
+
+const BODY: usize = 1024;
+const SENDERS: usize = 64;
+
+fn main() {
+    let count = std::env::var("PGW_BENCH_COUNT").ok().and_then(|c| c.parse().ok()).unwrap_or(100_000);
+    let window = std::env::var("PGW_BENCH_WINDOW").ok().and_then(|c| c.parse().ok()).unwrap_or(256);
+    let base = std::env::var_os("PGW_BENCH_DIR").map_or_else(|| PathBuf::from("target"), PathBuf::from);
+    let _ = tokio_rustls::rustls::crypto::ring::default_provider().install_default();
+
+    let certificates = Certificates::new();
+    let mut broker = Mosquitto::start(&certificates);
+    // No proxy: it would be a fifth process on two cores. The link is down because the broker is not there yet.
+    let options = SiteOptions {
+        base: Some(base),
+        uplink: format!("window = {window}\nwindow_bytes = 4194304\n"),
+        ..SiteOptions::default()
+    };
+    let mut site = Site::new(&certificates, broker.port(), broker.port(), options);
+    broker.kill();
+    site.start_gateway();
+
+    let (rate, p99) = accept(&site, count);
+    println!(
+        "accepted through the MLLP door: {rate:.0}/s, p99 {p99:.2} ms ({SENDERS} connections, {BODY} byte messages)"
+    );
+    println!("figure mllp_{SENDERS}_per_second {rate:.0} 1/s");
+    println!("figure mllp_{SENDERS}_p99 {p99:.3} ms");
+
+    site.start_hub();
+    let pids = [("gateway", site.gateway_pid()), ("hub", site.hub_pid())];
+    let before = pids.map(|(_, pid)| cpu_seconds(pid));
+    broker.restart();
+    let mut first = None;
+    let mut start = Instant::now();
+    harness::eventually_blocking("the backlog to drain", Duration::from_secs(600), || {
+        let status = site.status()?;
+        let confirmed = status["confirmed_total"].as_u64()?;
+        if confirmed == 0 {
+            start = Instant::now(); // the reconnect delay is not the replay's
+        } else if first.is_none() {
+            first = Some((confirmed, Instant::now()));
+        }
+        (confirmed >= count as u64).then_some(())
+    });
+    let (early, since) = first.unwrap_or((0, start));
+    let measured = (count as u64 - early) as f64 / since.elapsed().as_secs_f64().max(1e-9);
+    println!("replayed over TLS into the hub's fsynced store: {measured:.0}/s");
+    println!("figure replay_per_second {measured:.0} 1/s");
+    for ((name, pid), before) in pids.into_iter().zip(before) {
+        let used = cpu_seconds(pid) - before;
+        println!("figure replay_cpu_{name} {used:.2} s");
+    }
+    println!("figure replay_cpu_broker {:.2} s", cpu_seconds(broker.pid()));
+
+    let ceiling = from_memory(&certificates, broker.port(), count, window);
+    println!("rumqttc from memory, window {window}, same broker, no subscriber: {ceiling:.0}/s");
+    println!("figure rumqttc_from_memory_per_second {ceiling:.0} 1/s");
+    println!("figure replay_ratio_to_rumqttc {:.3} ratio", measured / ceiling);
+    site.stop();
+}
+
+/// Messages a second and the 99th percentile in milliseconds.
+fn accept(site: &Site, count: usize) -> (f64, f64) {
+    let next = Arc::new(AtomicUsize::new(0));
+    let start = Instant::now();
+    let threads: Vec<_> = (0..SENDERS)
+        .map(|sender| {
+            let (next, door) = (next.clone(), site.door);
+            std::thread::Builder::new()
+                .stack_size(128 << 10)
+                .spawn(move || {
+                    let mut stream = connect(door).expect("the door");
+                    let mut times = Vec::new();
+                    while next.fetch_add(1, Ordering::Relaxed) < count {
+                        let number = next.load(Ordering::Relaxed);
+                        let mut message = harness::senders::message(sender, number, 0);
+                        let missing = BODY.saturating_sub(message.len() + 6);
+                        message.extend_from_slice(b"NTE|2|");
+                        // Letters that do not compress, so that as many bytes reach the disk as are sent.
+                        let mut state = number as u64 | 1 << 40;
+                        message.extend((0..missing).map(|_| {
+                            state ^= state << 13;
+                            state ^= state >> 7;
+                            state ^= state << 17;
+                            b'0' + (state % 75) as u8
+                        }));
+                        let begin = Instant::now();
+                        let answer = exchange(&mut stream, &message).expect("an answer");
+                        times.push(begin.elapsed());
+                        assert!(positive(&answer));
+                    }
+                    times
+                })
+                .expect("a thread")
+        })
+        .collect();
+    let mut times: Vec<Duration> = threads.into_iter().flat_map(|t| t.join().expect("a sender")).collect();
+    let rate = times.len() as f64 / start.elapsed().as_secs_f64();
+    times.sort_unstable();
+    (rate, times[times.len() * 99 / 100].as_secs_f64() * 1e3)
+}
+
+/// The ceiling: the same client library, QoS 1, TLS with a client certificate, bodies from memory, nobody listening.
+fn from_memory(certificates: &Certificates, port: u16, count: usize, window: u16) -> f64 {
+    let client = certificates.client("B86022.bench");
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .expect("a runtime");
+    runtime.block_on(async {
+        let mut options = MqttOptions::new("bench", "localhost", port);
+        options.set_transport(Transport::tls_with_config(TlsConfiguration::Simple {
+            ca: std::fs::read(certificates.ca()).expect("the CA"),
+            alpn: None,
+            client_auth: Some((
+                std::fs::read(&client.certificate).expect("a certificate"),
+                std::fs::read(&client.key).expect("a key"),
+            )),
+        }));
+        options.set_outgoing_inflight_upper_limit(window);
+        let mut network = rumqttc::NetworkOptions::new();
+        network.set_tcp_nodelay(true);
+        options.set_network_options(network);
+        let (client, mut events) = AsyncClient::new(options, usize::from(window));
+        let body = vec![b'x'; BODY];
+        let feeder = tokio::spawn(async move {
+            for _ in 0..count {
+                client
+                    .publish("bench/txn", QoS::AtLeastOnce, false, body.clone())
+                    .await
+                    .expect("handed over");
+            }
+            client
+        });
+        let (mut done, mut start) = (0, Instant::now());
+        while done < count {
+            match events.poll().await.expect("the link") {
+                Event::Incoming(Incoming::ConnAck(_)) => start = Instant::now(),
+                Event::Incoming(Incoming::PubAck(_)) => done += 1,
+                _ => {}
+            }
+        }
+        let rate = count as f64 / start.elapsed().as_secs_f64();
+        drop(feeder.await.expect("fed"));
+        rate
+    })
+}
+
+/// User and system time of a process so far, seconds.
+fn cpu_seconds(pid: u32) -> f64 {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let fields: Vec<&str> = stat.rsplit(") ").next().unwrap_or_default().split(' ').collect();
+    let ticks = |n: usize| fields.get(n).and_then(|f| f.parse::<f64>().ok()).unwrap_or(0.0);
+    (ticks(11) + ticks(12)) / 100.0
+}

@@ -1,0 +1,112 @@
+//! The proof: what was acknowledged against what the hub has stored, read from its files by code that shares
+//! nothing with the hub but the chain.
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use base64::Engine as _;
+use practice_gateway::chain::{ChainValue, Link};
+use practice_gateway::transaction::Epoch;
+
+/// What the proof found; every figure but the first two must be zero.
+#[derive(Debug, Default)]
+pub struct Proof {
+    /// Messages that a sender was told are safe.
+    pub accepted: usize,
+    /// Transactions in the hub's store.
+    pub delivered: usize,
+    /// Acknowledged and not in the store.
+    pub lost: usize,
+    /// In the store more often than acknowledged, or an id twice.
+    pub repeated: usize,
+    /// Not in the order of acceptance, or a hole in the sequence.
+    pub out_of_order: usize,
+    /// Whether every chain value was computed again and found equal.
+    pub chain_ok: bool,
+}
+
+impl Proof {
+    /// Compares. `acknowledged` holds, for each sender, the bodies in the order in which it was told that they are safe.
+    pub fn of(store: &Path, acknowledged: &[Vec<Vec<u8>>]) -> Result<Self, Box<dyn std::error::Error>> {
+        let mut proof = Self { chain_ok: true, ..Self::default() };
+        proof.accepted = acknowledged.iter().map(Vec::len).sum();
+        let mut arrived: HashMap<Vec<u8>, Vec<usize>> = HashMap::new();
+        let mut ids = std::collections::HashSet::new();
+        let mut last: HashMap<String, (u64, ChainValue)> = HashMap::new();
+        for file in files(store)? {
+            for line in std::fs::read_to_string(&file)?.lines() {
+                let event: serde_json::Value = serde_json::from_str(line)?;
+                let Some(data) = event["data_base64"].as_str() else { continue };
+                let body = base64::engine::general_purpose::STANDARD.decode(data)?;
+                let text = |key: &str| event[key].as_str().unwrap_or_default();
+                let epoch = Epoch(text("epoch").parse()?);
+                let sequence =
+                    event["sequence"].as_u64().or_else(|| text("sequence").parse().ok()).unwrap_or(0);
+                let (before, previous) =
+                    last.get(text("epoch")).copied().unwrap_or((0, ChainValue::first(epoch, text("lane"))));
+                if sequence != before + 1 {
+                    proof.out_of_order += 1;
+                }
+                let chain = previous.next(&Link {
+                    epoch,
+                    lane: text("lane"),
+                    sequence,
+                    id: text("id").parse()?,
+                    event_type: text("type"),
+                    content_type: text("datacontenttype"),
+                    time: text("time"),
+                    body: &body,
+                });
+                proof.chain_ok &= chain.to_string() == text("chain");
+                last.insert(text("epoch").to_owned(), (sequence, chain));
+                if !ids.insert(text("id").to_owned()) {
+                    proof.repeated += 1;
+                }
+                arrived.entry(body).or_default().push(proof.delivered);
+                proof.delivered += 1;
+            }
+        }
+        for places in arrived.values_mut() {
+            places.reverse(); // so that pop() gives the first arrival
+        }
+        for sender in acknowledged {
+            let mut before = None;
+            for body in sender {
+                match arrived.get_mut(body).and_then(Vec::pop) {
+                    None => proof.lost += 1,
+                    place if place < before => proof.out_of_order += 1,
+                    place => before = place,
+                }
+            }
+        }
+        proof.repeated += arrived.values().map(Vec::len).sum::<usize>();
+        Ok(proof)
+    }
+
+    /// Whether everything is as promised.
+    pub fn holds(&self) -> bool {
+        self.lost == 0 && self.repeated == 0 && self.out_of_order == 0 && self.chain_ok && self.accepted > 0
+    }
+
+    /// One line of JSON for programs.
+    pub fn json(&self) -> String {
+        format!(
+            r#"{{"accepted":{},"delivered":{},"lost":{},"repeated":{},"out_of_order":{},"chain_ok":{}}}"#,
+            self.accepted, self.delivered, self.lost, self.repeated, self.out_of_order, self.chain_ok
+        )
+    }
+}
+
+fn files(directory: &Path) -> std::io::Result<Vec<std::path::PathBuf>> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(directory)? {
+        let path = entry?.path();
+        if path.is_dir() {
+            found.extend(files(&path)?);
+        } else if path.extension().is_some_and(|e| e == "ndjson") {
+            found.push(path);
+        }
+    }
+    found.sort();
+    Ok(found)
+}

@@ -1,0 +1,81 @@
+//! `practice-gateway`.
+
+use std::ffi::OsString;
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::cli::exit::{Exit, complain};
+use crate::cli::{check, init, outbox, parse, status, submit, verify};
+use crate::config::GatewayConfig;
+use crate::daemon::{self, logs};
+
+/// A surgery's outbox: accepts clinical transactions and delivers them all, once, in order.
+#[derive(Debug, Parser)]
+#[command(name = "practice-gateway", version)]
+struct Arguments {
+    /// The configuration.
+    #[arg(long, global = true, value_name = "FILE", default_value = "/etc/practice-gateway/gateway.toml")]
+    config: PathBuf,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Runs the daemon.
+    Run,
+    /// Looks at configuration, keys, certificates and store, and says what to do.
+    Check,
+    /// Makes the outbox key and the directories; replaces nothing.
+    Init,
+    /// Shows how the daemon is.
+    Status(status::Status),
+    /// Takes transactions in; ends well only when they are durable.
+    Submit(submit::Submit),
+    /// Shows headers of what is kept.
+    #[command(subcommand)]
+    Outbox(outbox::Outbox),
+    /// Walks the chain of all that is kept.
+    Verify(verify::Verify),
+}
+
+/// The program: `words` begin with its name.
+pub fn main(words: impl IntoIterator<Item = OsString>) -> ExitCode {
+    run(words, &mut std::io::stdout(), &mut std::io::stderr()).into()
+}
+
+fn run(words: impl IntoIterator<Item = OsString>, out: &mut dyn Write, err: &mut dyn Write) -> Exit {
+    let Arguments { config: file, command } = match parse(words, out, err) {
+        Ok(arguments) => arguments,
+        Err(exit) => return exit,
+    };
+    let config = match GatewayConfig::load(&file) {
+        Ok(config) => config,
+        Err(error) => {
+            complain(err, &error);
+            return Exit::Configuration;
+        }
+    };
+    let socket = config.control.socket.clone();
+    match command {
+        Command::Run => {
+            logs::start(&config.log);
+            match daemon::gateway::run(config) {
+                Ok(()) => Exit::Done,
+                Err(fatal) => {
+                    complain(err, &fatal);
+                    fatal.exit
+                }
+            }
+        }
+        Command::Check => check::gateway(&config, out),
+        Command::Init => init::gateway(&config, out, err),
+        Command::Status(command) => status::run(&socket, &command, out, err),
+        Command::Submit(command) => submit::run(&socket, &command, out, err),
+        Command::Outbox(command) => outbox::run(&socket, &command, out, err),
+        Command::Verify(command) => verify::run(&socket, &command, out, err),
+    }
+}

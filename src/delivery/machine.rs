@@ -1,0 +1,488 @@
+//! One lane's machine: see [`super`] for the rules and for a driver's turn.
+
+mod receipts;
+
+use super::hubs::HubView;
+use super::window::Window;
+use super::{Action, Alarm, Input, Limits, Millis, Nonce, Numbering, Reason};
+use crate::chain::ChainValue;
+use crate::transaction::Position;
+
+/// An unanswered position question is repeated after this, then after twice that, and so on.
+const ASK_AGAIN: Millis = 2_000;
+/// At most this long between two questions.
+const ASK_SELDOM: Millis = 60_000;
+/// Doublings of a timeout on one head.
+const MOST_DOUBLINGS: u32 = 6;
+/// A head that ended so many connections by itself is held.
+const ENDINGS: u32 = 3;
+/// Such a head is tried once more, alone, after this: the link may have been to blame.
+const TRY_HELD_AGAIN: Millis = 3_600_000;
+/// Rate assumed for a single large record before any was measured: 64 kbit/s, in bytes a second.
+const SLOWEST: u64 = 8_000;
+/// PUBACK reason "no matching subscribers": the hub is away, the connection is not at fault.
+const NO_SUBSCRIBERS: u8 = 0x10;
+
+/// A lane's delivery. `Clone`, `Eq` and `Hash`, so that a model checker can drive it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Delivery {
+    limits: Limits,
+    numbering: Numbering,
+    tail: Position,
+    /// The lowest of the hubs' verified positions, and our chain value there (`None` only while it is looked up).
+    confirmed: Position,
+    chain: Option<ChainValue>,
+    backed_up: Option<Position>,
+    window: Window,
+    hubs: Vec<HubView>,
+    /// Raised at each rewind, so that a gap notice about an earlier pass causes no second one.
+    round: Option<u64>,
+    link: Option<Link>,
+    /// The record at this position stands in the way; the last alarm was about it.
+    held: Option<Held>,
+    hole: Option<Position>,
+    /// A head that a connection may have died of, and how many died of it alone: it goes alone.
+    suspect: Option<(Position, u32)>,
+    /// A new epoch is being made: positions after this.
+    forking: Option<Position>,
+    /// Receipt timeouts and stalls on the present head: each doubles the next.
+    misses: u32,
+    trips: u32,
+}
+
+/// The live connection.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Link {
+    nonce: Nonce,
+    /// When the question was asked, and how long its answer may take before it is asked again.
+    asked: Millis,
+    ask_again: Millis,
+    maximum_bytes: Option<u64>,
+    /// Publishes without a PUBACK that the broker's Receive Maximum leaves to this lane.
+    receive: u32,
+    unacked: u32,
+    /// How many of them went before the last rewind.
+    old_unacked: u32,
+    /// The broker took everything of this pass through here.
+    taken: Position,
+    /// Last PUBACK, confirmation, or send on a quiet link.
+    moved: Millis,
+    /// Size of the record at `next`, once it was offered and had no room.
+    waiting_bytes: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct Held {
+    position: Position,
+    bytes: u64,
+    why: Why,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Why {
+    TooLarge,
+    /// And since when: a link that flaps must not stop a lane until somebody gets up.
+    Endings(Millis),
+}
+
+/// A lane in numbers, for health.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Counts {
+    /// Sent and not confirmed.
+    pub in_flight: u32,
+    /// Their payload bytes.
+    pub in_flight_bytes: u64,
+    /// Sent on this connection without a PUBACK yet.
+    pub unacknowledged: u32,
+    /// Messages that the window allows now.
+    pub window: u32,
+    /// The record that is held and stops the lane.
+    pub held: Option<Position>,
+    /// The record that cannot be had and stops the lane.
+    pub hole: Option<Position>,
+    /// Every hub has answered on this connection.
+    pub settled: bool,
+    /// A new epoch is being made.
+    pub forking: bool,
+}
+
+impl Delivery {
+    /// A lane as the outbox knows it: numbering, confirmed mark with its chain value, and the last durable position.
+    #[must_use]
+    pub fn new(limits: Limits, numbering: Numbering, mark: (Position, ChainValue), tail: Position) -> Self {
+        // A tail that lost records lies below the mark: what is left of it was confirmed.
+        let (confirmed, chain) = if mark.0 > tail { (tail, None) } else { (mark.0, Some(mark.1)) };
+        let hubs = if limits.confirm_on_puback { 0 } else { limits.hubs };
+        Self {
+            window: Window::new(&limits, confirmed),
+            hubs: vec![HubView::new(confirmed, chain); hubs],
+            limits,
+            numbering,
+            tail,
+            confirmed,
+            chain,
+            backed_up: None,
+            round: None,
+            link: None,
+            held: None,
+            hole: None,
+            suspect: None,
+            forking: None,
+            misses: 0,
+            trips: 0,
+        }
+    }
+
+    /// Takes what happened and appends what is to be done. `now` never goes back.
+    pub fn handle(&mut self, input: Input, now: Millis, out: &mut Vec<Action>) {
+        match input {
+            Input::Connected { nonce, receive_maximum, maximum_bytes } => {
+                self.connected(nonce, receive_maximum, maximum_bytes, now, out);
+            }
+            Input::Disconnected => self.disconnected(now, out),
+            Input::Committed(tail) => self.tail = self.tail.max(tail),
+            Input::Offer { position, bytes, chain } => self.offer(position, bytes, chain, now, out),
+            Input::Missing(position) => {
+                if self.wanted() == Some(position) && self.hole != Some(position) {
+                    self.hole = Some(position);
+                    out.push(Action::Alarm(Alarm::Hole(position)));
+                }
+            }
+            Input::PubAck { position, outcome } => self.pub_ack(position, outcome, now, out),
+            Input::Receipt(receipt) => self.receipt(&receipt, now, out),
+            Input::Gap { epoch, expected, round } => self.gap(epoch, expected, round, now, out),
+            Input::ChainAt { position, chain } => self.chain_at(position, chain, now, out),
+            Input::Renumbered(numbering) => self.renumbered(numbering, now, out),
+            Input::ReleaseHeld => {
+                self.suspect = None;
+                self.release(out);
+            }
+            Input::Tick => self.tick(now, out),
+        }
+    }
+
+    /// The record that the driver should offer now; `None`: nothing can go now.
+    #[must_use]
+    pub fn wanted(&self) -> Option<Position> {
+        let next = self.window.next();
+        let stands = self.held.is_some_and(|held| held.position == next) || self.hole == Some(next);
+        let (records, _) = self.room();
+        // A hub cannot know where an epoch ends: the first of the next one, arriving while the last of this one is
+        // lost, would look right. So the older one is confirmed before the younger begins.
+        let begins_epoch = self.numbering.at(next).base == next - 1;
+        let stands = stands || (begins_epoch && self.window.in_flight() > 0);
+        (records > 0 && !stands && next <= self.tail).then_some(next)
+    }
+
+    /// How many records, and how many of their bytes, could go now: what is worth reading ahead from
+    /// [`Self::next`]. A single record may go even if it is larger.
+    #[must_use]
+    pub fn room(&self) -> (u32, u64) {
+        let Some(link) = self.link.as_ref().filter(|_| self.settled() && self.forking.is_none()) else {
+            return (0, 0);
+        };
+        let in_flight = self.window.in_flight();
+        let alone = self.suspect.is_some_and(|(position, _)| position == self.confirmed + 1);
+        let size = if alone { 1 } else { self.window.size() };
+        let records = size.saturating_sub(in_flight).min(link.receive.saturating_sub(link.unacked));
+        if self.window.fits(link.waiting_bytes.max(1)) { (records, self.window.free_bytes()) } else { (0, 0) }
+    }
+
+    /// The next position that will be sent, whether there is room for it now or not.
+    #[must_use]
+    pub fn next(&self) -> Position {
+        self.window.next()
+    }
+
+    /// When [`Input::Tick`] is due, at the latest.
+    #[must_use]
+    pub fn deadline(&self) -> Option<Millis> {
+        let link = self.link.as_ref()?;
+        let ask =
+            (!self.settled() && self.forking.is_none()).then(|| link.asked.saturating_add(link.ask_again));
+        [ask, self.stalled_at(link), self.overdue_at(link), self.try_held_at()].into_iter().flatten().min()
+    }
+
+    /// Everything through here is at every hub.
+    #[must_use]
+    pub fn confirmed(&self) -> Position {
+        self.confirmed
+    }
+
+    /// The last durable position.
+    #[must_use]
+    pub fn tail(&self) -> Position {
+        self.tail
+    }
+
+    /// How positions map to numbers on the wire.
+    #[must_use]
+    pub fn numbering(&self) -> &Numbering {
+        &self.numbering
+    }
+
+    /// Numbers for health.
+    #[must_use]
+    pub fn counts(&self) -> Counts {
+        Counts {
+            in_flight: self.window.in_flight(),
+            in_flight_bytes: self.window.bytes(),
+            unacknowledged: self.link.as_ref().map_or(0, |link| link.unacked),
+            window: self.window.size(),
+            held: self.held.map(|held| held.position),
+            hole: self.hole,
+            settled: self.link.is_some() && self.settled(),
+            forking: self.forking.is_some(),
+        }
+    }
+
+    fn settled(&self) -> bool {
+        self.hubs.iter().all(|hub| hub.settled)
+    }
+
+    // ---- the connection
+
+    fn connected(
+        &mut self,
+        nonce: Nonce,
+        receive_maximum: u16,
+        maximum_bytes: Option<u64>,
+        now: Millis,
+        out: &mut Vec<Action>,
+    ) {
+        self.disconnected(now, out);
+        // Positions, health and events share the broker's limit with the transactions.
+        let receive = u32::from(receive_maximum.max(1));
+        let receive = receive - (receive / 2).min(8);
+        self.link = Some(Link {
+            nonce,
+            asked: now,
+            ask_again: ASK_AGAIN,
+            maximum_bytes,
+            receive,
+            unacked: 0,
+            old_unacked: 0,
+            taken: self.confirmed,
+            moved: now,
+            waiting_bytes: 0,
+        });
+        // 48 random bits for a process's first round: notices about an earlier process's rounds mean nothing.
+        let first = u64::from_be_bytes([0, 0, nonce[0], nonce[1], nonce[2], nonce[3], nonce[4], nonce[5]]);
+        self.round = Some(self.round.map_or(first, |round| round.wrapping_add(1)));
+        self.hole = None;
+        if let Some(held) = self.held
+            && held.why == Why::TooLarge
+            && maximum_bytes.is_none_or(|most| held.bytes <= most)
+        {
+            self.release(out);
+        }
+        if !self.hubs.is_empty() {
+            out.push(Action::AskPosition(nonce));
+        }
+    }
+
+    fn disconnected(&mut self, now: Millis, out: &mut Vec<Action>) {
+        let Some(link) = self.link.take() else { return };
+        let head = self.confirmed + 1;
+        if self.window.in_flight() > 0 && link.taken < head {
+            // It died with the head under way. Alone the next time: then we know whose fault it is.
+            let alone = self.window.in_flight() == 1 && link.unacked == 1;
+            let before = self.suspect.filter(|(position, _)| *position == head).map_or(0, |(_, ends)| ends);
+            let ends = before + u32::from(alone);
+            self.suspect = Some((head, ends));
+            if ends >= ENDINGS && self.held.is_none() {
+                self.held = Some(Held { position: head, bytes: self.window.bytes(), why: Why::Endings(now) });
+                out.push(Action::Alarm(Alarm::Held(head)));
+            }
+        }
+        self.window.rewind();
+        self.forking = None;
+        for hub in &mut self.hubs {
+            hub.unsettle();
+        }
+    }
+
+    fn reconnect(&mut self, reason: Reason, now: Millis, out: &mut Vec<Action>) {
+        self.disconnected(now, out);
+        out.push(Action::Reconnect(reason));
+    }
+
+    fn release(&mut self, out: &mut Vec<Action>) {
+        if let Some(held) = self.held.take() {
+            out.push(Action::Alarm(Alarm::Released(held.position)));
+        }
+    }
+
+    /// Asks every hub where it is; nothing is sent until those that must have answered.
+    fn ask(&mut self, now: Millis, out: &mut Vec<Action>) {
+        let Some(link) = &mut self.link else { return };
+        if self.hubs.is_empty() || self.forking.is_some() {
+            return;
+        }
+        let counted = u64::from_be_bytes(std::array::from_fn(|i| link.nonce[8 + i])).wrapping_add(1);
+        link.nonce[8..].copy_from_slice(&counted.to_be_bytes());
+        link.asked = now;
+        out.push(Action::AskPosition(link.nonce));
+    }
+
+    fn doubt(&mut self, hub: usize, now: Millis, out: &mut Vec<Action>) {
+        if let Some(hub) = self.hubs.get_mut(hub) {
+            hub.unsettle();
+        }
+        if let Some(link) = &mut self.link {
+            link.ask_again = ASK_AGAIN;
+        }
+        self.ask(now, out);
+    }
+
+    fn rewind(&mut self) {
+        self.window.rewind();
+        self.round = self.round.map(|round| round.wrapping_add(1));
+        if let Some(link) = &mut self.link {
+            link.old_unacked = link.unacked;
+            link.taken = self.confirmed;
+            link.waiting_bytes = 0;
+        }
+    }
+
+    // ---- sending
+
+    fn offer(
+        &mut self,
+        position: Position,
+        bytes: u64,
+        chain: ChainValue,
+        now: Millis,
+        out: &mut Vec<Action>,
+    ) {
+        if self.wanted() != Some(position) {
+            return;
+        }
+        let (Some(link), Some(round)) = (&mut self.link, self.round) else { return };
+        if link.maximum_bytes.is_some_and(|most| bytes > most) {
+            self.held = Some(Held { position, bytes, why: Why::TooLarge });
+            out.push(Action::Alarm(Alarm::Held(position)));
+            return;
+        }
+        if !self.window.fits(bytes) {
+            link.waiting_bytes = bytes;
+            return;
+        }
+        if link.unacked == 0 {
+            link.moved = now;
+            self.window.busy(now);
+        } else if self.window.in_flight() == 0 {
+            link.moved = now;
+        }
+        link.waiting_bytes = 0;
+        link.unacked += 1;
+        self.window.push(bytes, chain);
+        out.push(Action::Send { position, round });
+    }
+
+    fn pub_ack(&mut self, position: Position, outcome: Result<(), u8>, now: Millis, out: &mut Vec<Action>) {
+        let Some(link) = &mut self.link else { return };
+        if link.unacked == 0 {
+            return;
+        }
+        link.unacked -= 1;
+        if let Err(reason) = outcome {
+            if reason == NO_SUBSCRIBERS && link.old_unacked > 0 {
+                link.old_unacked -= 1;
+                return;
+            }
+            out.push(Action::Alarm(Alarm::Refused { position, reason }));
+            if reason == NO_SUBSCRIBERS && !self.hubs.is_empty() {
+                self.everything_in_doubt(now, out);
+            } else {
+                self.reconnect(Reason::Refused(reason), now, out);
+            }
+            return;
+        }
+        link.moved = now;
+        self.window.taken(position, now);
+        if link.old_unacked > 0 {
+            link.old_unacked -= 1;
+            return;
+        }
+        if position != link.taken + 1 {
+            return;
+        }
+        link.taken = position;
+        if position == self.confirmed + 1 {
+            self.trips = 0;
+            self.suspect = None;
+        }
+        if self.limits.confirm_on_puback {
+            self.chain = self.window.chain(position).or(self.chain);
+            self.forward(position, now, out);
+        }
+    }
+
+    // ---- time
+
+    fn everything_in_doubt(&mut self, now: Millis, out: &mut Vec<Action>) {
+        for hub in &mut self.hubs {
+            hub.unsettle();
+        }
+        self.rewind();
+        if let Some(link) = &mut self.link {
+            link.ask_again = ASK_AGAIN;
+        }
+        self.ask(now, out);
+    }
+
+    /// When a connection whose broker takes nothing is given up.
+    fn stalled_at(&self, link: &Link) -> Option<Millis> {
+        let patience = self.window.patience().unwrap_or_else(|| match self.window.in_flight() {
+            1 => self.window.bytes().saturating_mul(1_000) / SLOWEST,
+            _ => 0,
+        });
+        let patience = self.limits.stall_timeout.max(patience) << self.trips.min(MOST_DOUBLINGS);
+        (link.unacked > 0).then(|| link.moved.saturating_add(patience))
+    }
+
+    /// When the hub should have had what the broker has taken.
+    fn overdue_at(&self, link: &Link) -> Option<Millis> {
+        let patience = self.limits.receipt_timeout << self.misses.min(MOST_DOUBLINGS);
+        let taken = self.window.in_flight() > 0 && link.taken > self.confirmed;
+        (taken && self.settled() && !self.hubs.is_empty()).then(|| link.moved.saturating_add(patience))
+    }
+
+    fn try_held_at(&self) -> Option<Millis> {
+        match self.held?.why {
+            Why::TooLarge => None,
+            Why::Endings(since) => Some(since.saturating_add(TRY_HELD_AGAIN)),
+        }
+    }
+
+    fn tick(&mut self, now: Millis, out: &mut Vec<Action>) {
+        let Some(link) = &self.link else { return };
+        let (asked, again) = (link.asked, link.ask_again);
+        let due = |at: Option<Millis>| at.is_some_and(|at| now >= at);
+        if due(self.try_held_at()) {
+            self.suspect = self.held.map(|held| (held.position, ENDINGS - 1));
+            self.release(out);
+        }
+        let Some(link) = &self.link else { return };
+        if due(self.stalled_at(link)) {
+            self.trips = self.trips.saturating_add(1).min(MOST_DOUBLINGS);
+            self.reconnect(Reason::Stalled, now, out);
+        } else if due(self.overdue_at(link)) {
+            // The broker took it and the hub does not say so: lost on the way, or the hub is gone. It answers,
+            // and everything goes again, or it does not, and the broker is spared.
+            self.misses = self.misses.saturating_add(1).min(MOST_DOUBLINGS);
+            self.window.halve();
+            self.everything_in_doubt(now, out);
+        } else if !self.settled() && self.forking.is_none() && now >= asked.saturating_add(again) {
+            if let Some(link) = &mut self.link {
+                link.ask_again = again.saturating_mul(2).min(ASK_SELDOM);
+            }
+            // A look-up that was never answered must not stand in the way of the next answer.
+            for hub in self.hubs.iter_mut().filter(|hub| !hub.settled) {
+                hub.claims.clear();
+            }
+            self.ask(now, out);
+        }
+    }
+}

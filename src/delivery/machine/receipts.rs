@@ -1,0 +1,237 @@
+//! What a receipt, a gap notice and a new numbering mean.
+
+use super::super::hubs::{Claim, backed_up};
+use super::super::{Action, Alarm, Millis, Numbering, Receipt};
+use super::{ASK_AGAIN, Delivery};
+use crate::chain::ChainValue;
+use crate::transaction::{Epoch, Position, Sequence};
+
+impl Delivery {
+    pub(super) fn receipt(&mut self, receipt: &Receipt, now: Millis, out: &mut Vec<Action>) {
+        let (Some(link), Some(hub)) = (&mut self.link, self.hubs.get_mut(receipt.hub)) else { return };
+        if self.forking.is_some() {
+            return;
+        }
+        let answered = receipt.nonce == Some(link.nonce);
+        let same = hub.incarnation == Some(receipt.incarnation);
+        if same && receipt.counter <= hub.counter {
+            return;
+        }
+        if !answered && !hub.settled {
+            // A sign of life, and no more than that: do not wait for the rest of a long pause.
+            if hub.claims.is_empty() && now.saturating_sub(link.asked) >= ASK_AGAIN {
+                link.ask_again = ASK_AGAIN;
+                self.ask(now, out);
+            }
+            return;
+        }
+        if !answered && !same {
+            self.doubt(receipt.hub, now, out);
+            return;
+        }
+        hub.incarnation = Some(receipt.incarnation);
+        hub.counter = receipt.counter;
+        if !same {
+            hub.unsettle();
+        }
+        hub.backed_up = backed_up(&self.numbering, &receipt.epochs, receipt.backed_up_through);
+        let claim = Claim::new(&self.numbering, &receipt.epochs, answered);
+        self.consider(receipt.hub, claim, now, out);
+    }
+
+    /// Our chain value at a position, without reading.
+    fn chain_known(&self, hub: usize, position: Position) -> Option<ChainValue> {
+        if position == self.confirmed {
+            return self.chain;
+        }
+        self.hubs
+            .get(hub)
+            .filter(|hub| hub.at == position)
+            .and_then(|hub| hub.chain)
+            .or_else(|| self.window.chain(position))
+    }
+
+    fn consider(&mut self, hub: usize, claim: Claim, now: Millis, out: &mut Vec<Action>) {
+        let Some(view) = self.hubs.get_mut(hub) else { return };
+        if let Some(looking) = view.claims.front().copied() {
+            // One look-up at a time, and the newest claim after it; an answer is not displaced by a lesser word.
+            view.claims.truncate(1);
+            let answered = claim.answered || (looking.answered && claim.position == looking.position);
+            view.claims.push_back(Claim { answered, ..claim });
+            return;
+        }
+        let back = claim.position < view.at;
+        if claim.position > self.tail {
+            self.contradicts(hub, claim, now, out);
+        } else if back && !claim.answered {
+            self.doubt(hub, now, out);
+        } else if let Some(ours) = self.chain_known(hub, claim.position) {
+            self.judge(hub, claim, Some(ours), now, out);
+        } else if let Some(view) = self.hubs.get_mut(hub) {
+            view.claims.push_back(claim);
+            out.push(Action::LookUpChain(claim.position));
+        }
+    }
+
+    pub(super) fn chain_at(
+        &mut self,
+        position: Position,
+        chain: Option<ChainValue>,
+        now: Millis,
+        out: &mut Vec<Action>,
+    ) {
+        for hub in 0..self.hubs.len() {
+            let Some(view) = self.hubs.get_mut(hub) else { continue };
+            if view.claims.front().is_none_or(|claim| claim.position != position) {
+                continue;
+            }
+            let Some(claim) = view.claims.pop_front() else { continue };
+            let newest = view.claims.pop_front();
+            self.judge(hub, claim, chain, now, out);
+            if let Some(newest) = newest.filter(|_| self.link.is_some() && self.forking.is_none()) {
+                self.consider(hub, newest, now, out);
+            }
+        }
+    }
+
+    /// The hub's word against our chain value (`None`: it is not to be had any more).
+    fn judge(
+        &mut self,
+        hub: usize,
+        claim: Claim,
+        ours: Option<ChainValue>,
+        now: Millis,
+        out: &mut Vec<Action>,
+    ) {
+        if let (Some(theirs), Some(ours)) = (claim.chain, ours)
+            && theirs != ours
+        {
+            self.contradicts(hub, claim, now, out);
+            return;
+        }
+        let Some(view) = self.hubs.get_mut(hub) else { return };
+        let was_settled = view.settled;
+        if ours.is_some() || claim.position <= self.confirmed {
+            view.at = claim.position;
+            view.chain = ours.or(claim.chain);
+        }
+        // Forward without our own chain value to check it: what is between goes again and shows it.
+        view.settled |= claim.answered;
+        let all = self.settled();
+        let Some(lowest) = self.hubs.iter().min_by_key(|hub| hub.at) else { return };
+        let (at, chain) = (lowest.at, lowest.chain);
+        let backed_up = self.hubs.iter().map(|hub| hub.backed_up).min().flatten();
+        let news = self.backed_up != backed_up;
+        self.backed_up = backed_up;
+        if at < self.confirmed {
+            let from = self.confirmed;
+            self.confirmed = at;
+            self.chain = chain;
+            self.window.reset(at);
+            self.rewind();
+            out.push(Action::Alarm(Alarm::HubRestored { from: at + 1, to: from }));
+            self.confirm(out);
+        } else if all && at > self.confirmed {
+            self.chain = chain;
+            self.forward(at, now, out);
+        } else if all && (news || !was_settled) {
+            self.chain = chain.or(self.chain);
+            self.confirm(out);
+        }
+        if all && !was_settled && self.window.in_flight() > 0 {
+            // It was in doubt, or started again: what was under way may be lost.
+            self.rewind();
+        }
+    }
+
+    fn confirm(&self, out: &mut Vec<Action>) {
+        if let Some(chain) = self.chain {
+            out.push(Action::Confirm { position: self.confirmed, chain, backed_up_through: self.backed_up });
+        }
+    }
+
+    pub(super) fn forward(&mut self, position: Position, now: Millis, out: &mut Vec<Action>) {
+        self.confirmed = position;
+        self.window.confirm(position);
+        self.misses = 0;
+        self.trips = 0;
+        if let Some(link) = &mut self.link {
+            link.moved = now;
+            link.taken = link.taken.max(position);
+            link.waiting_bytes = 0;
+        }
+        if self.suspect.is_some_and(|(suspect, _)| suspect <= position) {
+            self.suspect = None;
+        }
+        if self.held.is_some_and(|held| held.position <= position) {
+            self.release(out);
+        }
+        if self.hole.is_some_and(|hole| hole <= position) {
+            self.hole = None;
+        }
+        self.confirm(out);
+    }
+
+    /// The hub has what we have not, or something else: a fork, if it said so in answer to our question.
+    fn contradicts(&mut self, hub: usize, claim: Claim, now: Millis, out: &mut Vec<Action>) {
+        if !claim.answered {
+            self.doubt(hub, now, out);
+            return;
+        }
+        // The mark was verified when it was recorded. A different value at or below it leaves only the beginning
+        // of that epoch that is provably the hub's.
+        let after = if claim.position > self.confirmed {
+            self.confirmed
+        } else {
+            self.numbering.at(claim.position.max(1)).base
+        };
+        self.forking = Some(after);
+        for hub in &mut self.hubs {
+            hub.unsettle();
+        }
+        out.push(Action::Alarm(Alarm::Diverged { through: claim.through, position: claim.position }));
+        out.push(Action::NewEpoch { after });
+    }
+
+    pub(super) fn renumbered(&mut self, numbering: Numbering, now: Millis, out: &mut Vec<Action>) {
+        self.forking = None;
+        let base = numbering.current().base;
+        self.numbering = numbering;
+        // The value at position 0 belongs to the first epoch, which may be another one now.
+        if base < self.confirmed || base == 0 {
+            self.chain = None;
+        }
+        self.confirmed = self.confirmed.min(base);
+        for hub in &mut self.hubs {
+            hub.at = self.confirmed;
+            hub.chain = self.chain;
+            hub.unsettle();
+        }
+        self.window.reset(self.confirmed);
+        self.rewind();
+        self.ask(now, out);
+    }
+
+    pub(super) fn gap(
+        &mut self,
+        epoch: Epoch,
+        expected: Sequence,
+        round: u64,
+        now: Millis,
+        out: &mut Vec<Action>,
+    ) {
+        let listening =
+            self.link.is_some() && self.settled() && !self.hubs.is_empty() && self.forking.is_none();
+        if !listening || self.round != Some(round) {
+            return;
+        }
+        let expects = expected.checked_sub(1).and_then(|through| self.numbering.position(epoch, through));
+        if expects.is_none_or(|through| through < self.confirmed) {
+            // It expects what it said it had, or numbers that are not ours: it must say where it is.
+            self.everything_in_doubt(now, out);
+        } else if self.window.in_flight() > 0 {
+            self.window.halve();
+            self.rewind();
+        }
+    }
+}

@@ -1,0 +1,271 @@
+//! What is under way: the records beyond the confirmed mark, and how many more may follow.
+
+use std::collections::VecDeque;
+
+use super::{Limits, Millis};
+use crate::chain::ChainValue;
+use crate::transaction::Position;
+
+/// Bytes under way on a link whose rate is not known yet (section 6: 16-64 KiB, a ping must not wait behind it).
+const UNMEASURED_BYTES: u64 = 64 * 1024;
+/// Bytes under way that even the slowest link gets.
+const LEAST_BYTES: u64 = 16 * 1024;
+/// A measurement of the rate is taken over at least this long.
+const MEASURE: Millis = 100;
+/// A link may have about this long of its own rate under way.
+const FILL: Millis = 1_000;
+
+/// What is remembered of a record that was sent: enough to check a receipt without reading it again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct Sent {
+    bytes: u64,
+    chain: ChainValue,
+}
+
+/// The go-back-N window. A rewind keeps what is known of the records, so that a receipt for them, which may
+/// come before they have gone again, needs no read from disk.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) struct Window {
+    /// Records after `confirmed`, in order; at least through `next - 1`.
+    known: VecDeque<Sent>,
+    confirmed: Position,
+    next: Position,
+    /// Bytes of the positions between `confirmed` and `next`.
+    bytes: u64,
+    /// Messages allowed now.
+    size: u32,
+    most: u32,
+    most_bytes: u64,
+    /// Records confirmed since the window grew last: a window's worth is a round trip.
+    clean: u32,
+    rate: Rate,
+}
+
+/// Bytes that the broker takes in a second, measured while it was kept busy.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+struct Rate {
+    since: Millis,
+    taken: u64,
+    bytes_per_second: Option<u64>,
+}
+
+impl Window {
+    pub(super) fn new(limits: &Limits, confirmed: Position) -> Self {
+        let most = limits.window.max(1);
+        Self {
+            known: VecDeque::new(),
+            confirmed,
+            next: confirmed.saturating_add(1),
+            bytes: 0,
+            size: most,
+            most,
+            most_bytes: limits.window_bytes,
+            clean: 0,
+            rate: Rate::default(),
+        }
+    }
+
+    /// The next position to send.
+    pub(super) fn next(&self) -> Position {
+        self.next
+    }
+
+    pub(super) fn in_flight(&self) -> u32 {
+        u32::try_from(self.next - 1 - self.confirmed).unwrap_or(u32::MAX)
+    }
+
+    pub(super) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    pub(super) fn size(&self) -> u32 {
+        self.size
+    }
+
+    /// How many more bytes may go now.
+    pub(super) fn free_bytes(&self) -> u64 {
+        self.byte_limit().saturating_sub(self.bytes)
+    }
+
+    /// Whether a record of this size may go now. A single one always may, however large.
+    pub(super) fn fits(&self, bytes: u64) -> bool {
+        self.in_flight() == 0 || bytes <= self.free_bytes()
+    }
+
+    fn byte_limit(&self) -> u64 {
+        let wanted = match self.rate.bytes_per_second {
+            None => UNMEASURED_BYTES,
+            Some(rate) => (rate.saturating_mul(FILL) / 1_000).max(LEAST_BYTES),
+        };
+        wanted.min(self.most_bytes)
+    }
+
+    fn index(&self, position: Position) -> Option<usize> {
+        usize::try_from(position.checked_sub(self.confirmed)?.checked_sub(1)?).ok()
+    }
+
+    /// Chain value of a record after the confirmed mark, if it was sent since the mark was there.
+    pub(super) fn chain(&self, position: Position) -> Option<ChainValue> {
+        self.known.get(self.index(position)?).map(|sent| sent.chain)
+    }
+
+    /// The record at `next` goes out.
+    pub(super) fn push(&mut self, bytes: u64, chain: ChainValue) {
+        let sent = Sent { bytes, chain };
+        match self.index(self.next).and_then(|i| self.known.get_mut(i)) {
+            Some(known) => *known = sent,
+            None => self.known.push_back(sent),
+        }
+        self.bytes = self.bytes.saturating_add(bytes);
+        self.next += 1;
+    }
+
+    /// The mark moves forward to `position`, which may be beyond what was sent.
+    pub(super) fn confirm(&mut self, position: Position) {
+        while self.confirmed < position {
+            self.confirmed += 1;
+            match self.known.pop_front() {
+                Some(sent) if self.confirmed < self.next => {
+                    self.bytes = self.bytes.saturating_sub(sent.bytes)
+                }
+                Some(_) => {}
+                None => self.confirmed = position,
+            }
+            self.clean = self.clean.saturating_add(1);
+        }
+        self.next = self.next.max(self.confirmed.saturating_add(1));
+        if self.clean >= self.size && self.size < self.most {
+            self.size += 1;
+            self.clean = 0;
+        }
+        self.clean = self.clean.min(self.size);
+    }
+
+    /// Everything after the mark goes again.
+    pub(super) fn rewind(&mut self) {
+        self.next = self.confirmed.saturating_add(1);
+        self.bytes = 0;
+        self.clean = 0;
+    }
+
+    /// The mark is somewhere else, or the numbers are: what was known is not true any more.
+    pub(super) fn reset(&mut self, confirmed: Position) {
+        self.known.clear();
+        self.confirmed = confirmed;
+        self.rewind();
+    }
+
+    /// Messages were lost on the way: less at a time.
+    pub(super) fn halve(&mut self) {
+        self.size = (self.size / 2).max(1);
+        self.clean = 0;
+    }
+
+    /// Traffic begins on a quiet link: the rate is measured from here.
+    pub(super) fn busy(&mut self, now: Millis) {
+        self.rate.since = now;
+        self.rate.taken = 0;
+    }
+
+    /// The broker has taken a record.
+    pub(super) fn taken(&mut self, position: Position, now: Millis) {
+        let bytes = self.index(position).and_then(|i| self.known.get(i)).map_or(0, |sent| sent.bytes);
+        self.rate.taken = self.rate.taken.saturating_add(bytes);
+        let took = now.saturating_sub(self.rate.since);
+        if took >= MEASURE && self.rate.taken > 0 {
+            let measured = self.rate.taken.saturating_mul(1_000) / took;
+            let before = self.rate.bytes_per_second.unwrap_or(measured);
+            self.rate.bytes_per_second = Some((before / 2).saturating_add(measured / 2).max(1));
+            self.busy(now);
+        }
+    }
+
+    /// How long the broker may take for what is under way, from the measured rate; `None`: not measured.
+    pub(super) fn patience(&self) -> Option<Millis> {
+        let rate = self.rate.bytes_per_second?;
+        Some(self.bytes.saturating_mul(4_000) / rate)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn limits(window: u32, window_bytes: u64) -> Limits {
+        Limits {
+            window,
+            window_bytes,
+            receipt_timeout: 1,
+            stall_timeout: 1,
+            hubs: 1,
+            confirm_on_puback: false,
+        }
+    }
+
+    const CHAIN: ChainValue = ChainValue([7; 32]);
+
+    #[test]
+    fn bytes_are_those_between_mark_and_next() {
+        let mut window = Window::new(&limits(8, 1_000), 10);
+        for bytes in [100, 200, 300] {
+            window.push(bytes, CHAIN);
+        }
+        assert_eq!((window.in_flight(), window.bytes(), window.next()), (3, 600, 14));
+        window.confirm(11);
+        assert_eq!((window.in_flight(), window.bytes()), (2, 500));
+        window.rewind();
+        assert_eq!((window.in_flight(), window.bytes(), window.next()), (0, 0, 12));
+        assert_eq!(window.chain(13), Some(CHAIN), "a rewind forgets no chain value");
+        window.push(200, CHAIN);
+        window.confirm(13);
+        assert_eq!((window.in_flight(), window.bytes(), window.next()), (0, 0, 14));
+        window.confirm(99);
+        assert_eq!((window.in_flight(), window.next(), window.chain(99)), (0, 100, None));
+    }
+
+    #[test]
+    fn a_gap_halves_and_a_clean_round_trip_adds_one() {
+        let mut window = Window::new(&limits(8, 1_000), 0);
+        window.halve();
+        assert_eq!(window.size(), 4);
+        for position in 1..=4 {
+            window.push(1, CHAIN);
+            window.confirm(position);
+        }
+        assert_eq!(window.size(), 5);
+        for position in 5..=100 {
+            window.push(1, CHAIN);
+            window.confirm(position);
+        }
+        assert_eq!(window.size(), 8, "never beyond the limit");
+        for _ in 0..9 {
+            window.halve();
+        }
+        assert_eq!(window.size(), 1, "never none");
+    }
+
+    #[test]
+    fn a_slow_link_gets_few_bytes_and_a_long_patience() {
+        let mut window = Window::new(&limits(1_000, 10_000_000), 0);
+        assert_eq!(window.free_bytes(), UNMEASURED_BYTES);
+        window.busy(0);
+        window.push(8_000, CHAIN);
+        window.taken(1, 1_000);
+        assert_eq!(window.free_bytes(), LEAST_BYTES - 8_000);
+        assert_eq!(window.patience(), Some(4_000), "four times 8,000 bytes at 8,000 a second");
+        let mut fast = Window::new(&limits(1_000, 1_000_000), 0);
+        fast.push(900_000, CHAIN);
+        fast.taken(1, 100);
+        assert_eq!(fast.free_bytes(), 100_000, "the configured limit holds");
+    }
+
+    #[test]
+    fn a_record_larger_than_the_window_goes_alone() {
+        let mut window = Window::new(&limits(8, 1_000), 0);
+        assert!(window.fits(5_000));
+        window.push(5_000, CHAIN);
+        assert!(!window.fits(1));
+        window.confirm(1);
+        assert!(window.fits(1));
+    }
+}

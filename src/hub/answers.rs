@@ -1,0 +1,169 @@
+//! What the hub has to say, coalesced: the store thread puts it in, the connection takes it out.
+//!
+//! The store thread must never wait for the connection, and the connection never for the store thread (each waits
+//! for the other's work already): so this is a map behind a lock that is held for moments, and not a channel.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+use tokio::sync::Notify;
+
+use super::store::{LaneName, Mark};
+use crate::transaction::{Gateway, Practice};
+use crate::wire::receipt::Gap;
+
+/// Most probes that wait for an answer; older ones are dropped, their askers ask again.
+const MOST_PROBES: usize = 256;
+
+/// One thing to publish.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Answer {
+    /// The lane's receipt.
+    Receipt {
+        /// Whose.
+        lane: LaneName,
+        /// What is on stable storage, epochs oldest first.
+        marks: Vec<Mark>,
+        /// The nonce of the position question that it answers.
+        nonce: Option<String>,
+    },
+    /// Something is missing.
+    Gap {
+        /// Where.
+        lane: LaneName,
+        /// What.
+        gap: Gap,
+    },
+    /// The answer to a probe.
+    Probe {
+        /// Whose.
+        practice: Practice,
+        /// Gateway.
+        gateway: Gateway,
+        /// As it came.
+        payload: Bytes,
+    },
+}
+
+#[derive(Default)]
+struct Waiting {
+    receipts: BTreeMap<LaneName, (Vec<Mark>, Option<String>)>,
+    order: VecDeque<LaneName>,
+    gaps: VecDeque<(LaneName, Gap)>,
+    probes: VecDeque<(Practice, Gateway, Bytes)>,
+}
+
+/// A handle; clones share what waits.
+#[derive(Clone, Default)]
+pub struct Answers {
+    waiting: Arc<Mutex<Waiting>>,
+    changed: Arc<Notify>,
+}
+
+impl Answers {
+    fn lock(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A newer receipt of a lane takes the place of one that waits, and keeps its nonce.
+    pub fn receipt(&self, lane: &LaneName, marks: Vec<Mark>, nonce: Option<String>) {
+        let mut waiting = self.lock();
+        let before = waiting.receipts.remove(lane);
+        if before.is_none() {
+            waiting.order.push_back(lane.clone());
+        }
+        let nonce = nonce.or(before.and_then(|(_, nonce)| nonce));
+        waiting.receipts.insert(lane.clone(), (marks, nonce));
+        drop(waiting);
+        self.changed.notify_one();
+    }
+
+    /// A newer notice of a lane takes the place of one that waits.
+    pub fn gap(&self, lane: &LaneName, gap: Gap) {
+        let mut waiting = self.lock();
+        waiting.gaps.retain(|(of, _)| of != lane);
+        waiting.gaps.push_back((lane.clone(), gap));
+        drop(waiting);
+        self.changed.notify_one();
+    }
+
+    /// Answers a probe.
+    pub fn probe(&self, practice: Practice, gateway: Gateway, payload: Bytes) {
+        let mut waiting = self.lock();
+        if waiting.probes.len() >= MOST_PROBES {
+            waiting.probes.pop_front();
+        }
+        waiting.probes.push_back((practice, gateway, payload));
+        drop(waiting);
+        self.changed.notify_one();
+    }
+
+    /// Takes the next one, if any: receipts first, for windows wait for them.
+    #[must_use]
+    pub fn take(&self) -> Option<Answer> {
+        let mut waiting = self.lock();
+        if let Some(lane) = waiting.order.pop_front() {
+            let (marks, nonce) = waiting.receipts.remove(&lane)?;
+            return Some(Answer::Receipt { lane, marks, nonce });
+        }
+        if let Some((lane, gap)) = waiting.gaps.pop_front() {
+            return Some(Answer::Gap { lane, gap });
+        }
+        let (practice, gateway, payload) = waiting.probes.pop_front()?;
+        Some(Answer::Probe { practice, gateway, payload })
+    }
+
+    /// Returns when something was put in since the last time.
+    pub async fn changed(&self) {
+        self.changed.notified().await;
+    }
+
+    /// Forgets everything: it was meant for a connection that is gone.
+    pub fn clear(&self) {
+        *self.lock() = Waiting::default();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::chain::ChainValue;
+    use crate::transaction::{Epoch, Lane};
+
+    fn lane(name: &str) -> LaneName {
+        LaneName {
+            practice: Practice::new("B86022").unwrap(),
+            gateway: Gateway::new("gw1").unwrap(),
+            lane: Lane::new(name).unwrap(),
+        }
+    }
+
+    fn marks(through: u64) -> Vec<Mark> {
+        vec![Mark { epoch: Epoch(uuid::Uuid::nil()), through, chain: ChainValue([0; 32]) }]
+    }
+
+    #[test]
+    fn receipts_coalesce_and_keep_the_nonce_and_their_turn() {
+        let answers = Answers::default();
+        answers.receipt(&lane("b"), marks(1), Some("n".into()));
+        answers.receipt(&lane("a"), marks(5), None);
+        answers.receipt(&lane("b"), marks(2), None);
+        let first = Answer::Receipt { lane: lane("b"), marks: marks(2), nonce: Some("n".into()) };
+        assert_eq!(answers.take(), Some(first));
+        let second = Answer::Receipt { lane: lane("a"), marks: marks(5), nonce: None };
+        assert_eq!(answers.take(), Some(second));
+        assert_eq!(answers.take(), None);
+    }
+
+    #[test]
+    fn probes_are_bounded() {
+        let answers = Answers::default();
+        for n in 0..MOST_PROBES + 10 {
+            let (practice, gateway) = (lane("a").practice, lane("a").gateway);
+            answers.probe(practice, gateway, Bytes::from(n.to_string()));
+        }
+        let first = answers.take();
+        assert!(matches!(first, Some(Answer::Probe { payload, .. }) if payload == "10"));
+    }
+}

@@ -1,0 +1,398 @@
+//! The store thread: takes what has arrived as one group, judges it, stores it, and only then answers.
+//!
+//! A group is everything that has arrived, up to its limits; it never waits to grow. Receipts are made from
+//! [`Store::marks_of`], and so can never say more than what is on stable storage.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use rumqttc::v5::mqttbytes::v5::Publish;
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
+
+use super::answers::Answers;
+use super::fleet::Fleet;
+use super::intake::{Arrived, Intake, Verdict};
+use super::store::{Entry, LaneName, Mark, Store, StoreError};
+use crate::delivery::{Nonce, Through};
+use crate::transaction::{Gateway, Practice, TransactionId, rfc3339, unix_millis_now};
+use crate::wire::envelope::Envelope;
+use crate::wire::receipt::{Gap, Position};
+use crate::wire::topic::{Kind, Topic};
+use crate::wire::{WireError, from_json};
+
+/// Most lanes of one gateway: a limit against a gateway gone mad, far above any configuration.
+const MOST_LANES: usize = 64;
+const TOO_MANY_LANES: &str = "number of lanes";
+/// Most topics whose parsed form is kept.
+const MOST_TOPICS: usize = 10_000;
+/// How long a store that has failed is left alone before the next trial, and at most.
+const TRIAL: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
+/// The same refusal of the same gateway is logged at most once in this time.
+const LOG_INTERVAL: Duration = Duration::from_secs(10);
+/// Largest status, health, info or event that is looked at, bytes.
+const MOST_PRESENCE: usize = 16 * 1024;
+
+/// What reaches the store thread.
+pub enum Arrival {
+    /// A publish, with its share of the byte limit.
+    Publish(Publish, OwnedSemaphorePermit),
+    /// A new connection is live: the broker may have lost the retained receipts.
+    Connected,
+    /// Time has passed.
+    Tick,
+}
+
+/// How large groups may become.
+#[derive(Debug, Clone, Copy)]
+pub struct GroupLimits {
+    /// Most transactions.
+    pub transactions: usize,
+    /// Most payload bytes; a single larger one goes alone.
+    pub bytes: usize,
+}
+
+/// The store thread's state.
+pub struct Desk {
+    store: Box<dyn Store>,
+    lanes: HashMap<LaneName, Intake>,
+    lanes_of: HashMap<(Practice, Gateway), usize>,
+    answers: Answers,
+    fleet: Fleet,
+    limits: GroupLimits,
+    topics: HashMap<Bytes, Topic>,
+    group: Vec<Entry>,
+    group_bytes: usize,
+    /// Lanes that get a receipt when the group is stored, with the nonce of the question that it answers.
+    due: BTreeMap<LaneName, Option<Position>>,
+    probes: Vec<(Practice, Gateway, Bytes)>,
+    refused: HashMap<(String, &'static str), Refused>,
+    /// Lanes whose gateway has asked for the position since this hub started.
+    asked: HashSet<LaneName>,
+    /// Lanes of which nothing more is taken in this group.
+    unsure: Vec<LaneName>,
+    trouble: Option<Trouble>,
+}
+
+struct Refused {
+    count: u64,
+    logged: Option<Instant>,
+}
+
+struct Trouble {
+    next_trial: Instant,
+    pause: Duration,
+    dropped: u64,
+}
+
+impl Desk {
+    /// Begins from the store's marks.
+    #[must_use]
+    pub fn new(store: Box<dyn Store>, answers: Answers, fleet: Fleet, limits: GroupLimits) -> Self {
+        let mut desk = Self {
+            store,
+            lanes: HashMap::new(),
+            lanes_of: HashMap::new(),
+            answers,
+            fleet,
+            limits,
+            topics: HashMap::new(),
+            group: Vec::new(),
+            group_bytes: 0,
+            due: BTreeMap::new(),
+            probes: Vec::new(),
+            refused: HashMap::new(),
+            asked: HashSet::new(),
+            unsure: Vec::new(),
+            trouble: None,
+        };
+        for (lane, marks) in desk.store.marks() {
+            desk.restore(lane, &marks);
+        }
+        desk
+    }
+
+    /// Begins with a lane as the store has it.
+    fn restore(&mut self, lane: LaneName, marks: &[Mark]) {
+        let epochs = marks.iter().map(|m| Through { epoch: m.epoch, through: m.through, chain: m.chain });
+        // Receipts are numbered where they are published: the intake's own count and incarnation are not used.
+        let mut intake = Intake::restored(lane.lane.clone(), 0, epochs.collect());
+        if self.asked.contains(&lane) {
+            // What the gateway was told since this hub started still stands.
+            intake.statement(Some(Nonce::default()));
+        }
+        let gateway = (lane.practice.clone(), lane.gateway.clone());
+        if self.lanes.insert(lane, intake).is_none() {
+            *self.lanes_of.entry(gateway).or_default() += 1;
+        }
+    }
+
+    /// Works until every sender is gone. Blocking.
+    pub fn run(mut self, mut arrivals: mpsc::Receiver<Arrival>) {
+        let mut permits = Vec::new();
+        while let Some(first) = arrivals.blocking_recv() {
+            let mut next = Some(first);
+            while let Some(arrival) = next {
+                permits.extend(self.take(arrival));
+                let full =
+                    self.group.len() >= self.limits.transactions || self.group_bytes >= self.limits.bytes;
+                next = if full { None } else { arrivals.try_recv().ok() };
+            }
+            self.finish();
+            permits.clear();
+        }
+        self.fleet.save(true);
+    }
+
+    fn take(&mut self, arrival: Arrival) -> Option<OwnedSemaphorePermit> {
+        match arrival {
+            Arrival::Connected => {
+                for (lane, _) in self.store.marks() {
+                    self.due.entry(lane).or_default();
+                }
+                None
+            }
+            Arrival::Tick => None,
+            Arrival::Publish(publish, permit) => {
+                self.publish(publish);
+                Some(permit)
+            }
+        }
+    }
+
+    fn publish(&mut self, publish: Publish) {
+        let Some(topic) = self.topic(&publish.topic) else {
+            self.refuse(String::from_utf8_lossy(&publish.topic).into_owned(), "unknown topic");
+            return;
+        };
+        let Topic::Gateway { practice, gateway, kind } = topic else { return };
+        match kind {
+            Kind::Transaction(lane) => {
+                let lane = LaneName { practice, gateway, lane };
+                if let Err(error) = self.transaction(&lane, publish) {
+                    self.refuse(lane.to_string(), reason(&error));
+                }
+            }
+            Kind::Position(lane) => {
+                self.fleet.seen(&practice, &gateway, publish.retain);
+                let lane = LaneName { practice, gateway, lane };
+                match from_json::<Position>(&publish.payload) {
+                    Ok(position) if position.nonce.len() <= 64 => {
+                        if self.known_lane(&lane) {
+                            self.ask(lane, position);
+                        } else {
+                            self.refuse(lane.to_string(), TOO_MANY_LANES);
+                        }
+                    }
+                    Ok(_) => self.refuse(lane.to_string(), "nonce does not fit"),
+                    Err(error) => self.refuse(lane.to_string(), reason(&error)),
+                }
+            }
+            Kind::Probe if publish.payload.len() <= MOST_PRESENCE => {
+                self.fleet.seen(&practice, &gateway, publish.retain);
+                self.probes.push((practice, gateway, publish.payload));
+            }
+            Kind::Status | Kind::Health | Kind::Info | Kind::Event
+                if publish.payload.len() <= MOST_PRESENCE =>
+            {
+                if !self.fleet.heard(&practice, &gateway, &kind, &publish.payload, publish.retain) {
+                    self.refuse(format!("{practice}/{gateway}"), "malformed presence");
+                }
+            }
+            _ => self.refuse(format!("{practice}/{gateway}"), "unexpected topic or size"),
+        }
+    }
+
+    /// Makes sure that there is an intake for the lane; `false`: the gateway has too many already.
+    fn known_lane(&mut self, lane: &LaneName) -> bool {
+        if self.lanes.contains_key(lane) {
+            return true;
+        }
+        let gateway = (lane.practice.clone(), lane.gateway.clone());
+        if self.lanes_of.get(&gateway).copied().unwrap_or(0) >= MOST_LANES {
+            return false;
+        }
+        self.restore(lane.clone(), &[]);
+        true
+    }
+
+    /// The gateway asks where the hub is; from now on its transactions are taken.
+    fn ask(&mut self, lane: LaneName, position: Position) {
+        if let Some(intake) = self.lanes.get_mut(&lane) {
+            intake.statement(Some(Nonce::default()));
+        }
+        self.asked.insert(lane.clone());
+        self.due.insert(lane, Some(position));
+    }
+
+    fn transaction(&mut self, lane: &LaneName, publish: Publish) -> Result<(), WireError> {
+        let (body, properties) = (publish.payload, publish.properties.unwrap_or_default());
+        let envelope = Envelope::from_properties(properties.content_type, properties.user_properties)?;
+        if envelope.lane != lane.lane {
+            return Err(WireError::Malformed("lane"));
+        }
+        if let Some(trouble) = &mut self.trouble
+            && Instant::now() < trouble.next_trial
+        {
+            trouble.dropped += 1;
+            return Ok(());
+        }
+        if self.unsure.contains(lane) {
+            return Ok(());
+        }
+        if !self.known_lane(lane) {
+            return Err(WireError::Malformed(TOO_MANY_LANES));
+        }
+        let Some(intake) = self.lanes.get_mut(lane) else { return Ok(()) };
+        let arrived = Arrived {
+            epoch: envelope.epoch,
+            sequence: envelope.sequence,
+            round: envelope.round,
+            id: TransactionId(envelope.id),
+            chain: envelope.chain,
+        };
+        let (group, store) = (&self.group, &mut self.store);
+        let mut doubt = None;
+        let known = |id: TransactionId| {
+            let here = |entry: &Entry| entry.lane == *lane && entry.envelope.id == id.0;
+            group.iter().any(here)
+                || store.has_id(lane, id.0).unwrap_or_else(|error| {
+                    doubt = Some(error);
+                    false
+                })
+        };
+        let verdict = intake.arrive(&arrived, |before| before.next(&envelope.link(&body)), known);
+        if let Some(error) = doubt {
+            // The intake has taken it, the store cannot say whether it is new: nothing more of this lane is taken
+            // in this group, and the lane begins again from its mark.
+            self.unsure.push(lane.clone());
+            self.store_failed(&error, 1);
+            return Ok(());
+        }
+        match verdict {
+            Verdict::Store | Verdict::Known => {
+                self.due.entry(lane.clone()).or_default();
+                self.group_bytes += body.len();
+                let body = (verdict == Verdict::Store).then_some(body);
+                self.group.push(Entry { lane: lane.clone(), envelope, body });
+            }
+            Verdict::Repeat | Verdict::Unasked => {
+                self.due.entry(lane.clone()).or_default();
+            }
+            Verdict::Ahead { say } => {
+                if let Some(missed) = say {
+                    self.answers.gap(lane, Gap::new(missed.epoch, missed.expected, missed.round));
+                }
+            }
+            Verdict::Diverged { .. } => {
+                self.due.entry(lane.clone()).or_default();
+                return Err(WireError::Malformed("chain"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Every lane that the group may have touched begins again from its mark.
+    fn restore_all(&mut self) {
+        for lane in self.lanes.keys().cloned().collect::<Vec<_>>() {
+            let marks = self.store.marks_of(&lane);
+            self.restore(lane, &marks);
+        }
+    }
+
+    /// Nothing of the last group counts but what the store's marks say.
+    fn store_failed(&mut self, error: &StoreError, lost: usize) {
+        let pause = self.trouble.as_ref().map_or(TRIAL.0, |trouble| (trouble.pause * 2).min(TRIAL.1));
+        let dropped = self.trouble.as_ref().map_or(0, |trouble| trouble.dropped) + lost as u64;
+        tracing::error!(
+            error = %error,
+            source = std::error::Error::source(&error).map(tracing::field::display),
+            full = error.is_full(),
+            "The store has failed: nothing is confirmed, the gateways keep everything"
+        );
+        self.trouble = Some(Trouble { next_trial: Instant::now() + pause, pause, dropped });
+    }
+
+    /// Stores the group, then answers.
+    fn finish(&mut self) {
+        if !self.group.is_empty() {
+            let outcome = self.store.append(&self.group);
+            let count = self.group.len();
+            self.group.clear();
+            self.group_bytes = 0;
+            match outcome {
+                Ok(()) => {
+                    for lane in self.due.keys() {
+                        if let Some(intake) = self.lanes.get_mut(lane) {
+                            intake.synced();
+                        }
+                    }
+                    if let Some(trouble) = self.trouble.take() {
+                        tracing::info!(dropped = trouble.dropped, "The store works again");
+                    }
+                }
+                Err(error) => {
+                    self.store_failed(&error, count);
+                    // No receipt, except to those who ask where the hub is.
+                    self.due.retain(|_, question| question.is_some());
+                    self.restore_all();
+                }
+            }
+        }
+        for lane in std::mem::take(&mut self.unsure) {
+            let marks = self.store.marks_of(&lane);
+            self.restore(lane, &marks);
+        }
+        for (lane, question) in std::mem::take(&mut self.due) {
+            self.fleet.seen(&lane.practice, &lane.gateway, false);
+            // An epoch that is not in it is not known here; none at all for a lane of which nothing is stored.
+            let marks = self.store.marks_of(&lane);
+            self.answers.receipt(&lane, marks, question.map(|position| position.nonce));
+        }
+        for (practice, gateway, payload) in self.probes.drain(..) {
+            self.answers.probe(practice, gateway, payload);
+        }
+        self.fleet.save(false);
+    }
+
+    fn topic(&mut self, topic: &Bytes) -> Option<Topic> {
+        if let Some(known) = self.topics.get(topic) {
+            return Some(known.clone());
+        }
+        let parsed = Topic::parse(std::str::from_utf8(topic).ok()?).ok()?;
+        if self.topics.len() >= MOST_TOPICS {
+            self.topics.clear();
+        }
+        // A copy, for the publish's topic is a view into the whole packet.
+        self.topics.insert(Bytes::copy_from_slice(topic), parsed.clone());
+        Some(parsed)
+    }
+
+    fn refuse(&mut self, who: String, why: &'static str) {
+        if self.refused.len() >= 1_000 {
+            self.refused.retain(|_, refused| refused.logged.is_some_and(|at| at.elapsed() < LOG_INTERVAL));
+        }
+        let refused = self.refused.entry((who.clone(), why)).or_insert(Refused { count: 0, logged: None });
+        refused.count += 1;
+        if refused.logged.is_none_or(|at| at.elapsed() >= LOG_INTERVAL) {
+            refused.logged = Some(Instant::now());
+            tracing::warn!(gateway = who, reason = why, count = refused.count, "Refused what a gateway sent");
+        }
+        self.fleet.refused(&who);
+    }
+}
+
+fn reason(error: &WireError) -> &'static str {
+    match error {
+        WireError::Missing(name) | WireError::Malformed(name) => name,
+        WireError::Json(_) => "not the expected JSON",
+        WireError::Schema(_) => "unknown schema",
+        WireError::Signature => "signature",
+        WireError::Topic => "topic",
+    }
+}
+
+/// The wall clock as text, for payloads.
+pub(super) fn now_text() -> String {
+    rfc3339(unix_millis_now())
+}

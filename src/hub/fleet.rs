@@ -1,0 +1,192 @@
+//! What each gateway said of itself last: kept in memory, and as `fleet.json` in the store's directory for
+//! `practice-hub list`. A view, not a record: losing it loses nothing.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::Write as _;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::transaction::{Gateway, Practice, UnixMillis, unix_millis_now};
+use crate::wire::from_json;
+use crate::wire::presence::{Event, Status};
+use crate::wire::topic::Kind;
+
+/// Name of the file.
+pub const FILE: &str = "fleet.json";
+/// The file is written at most this often.
+const SAVE_INTERVAL: Duration = Duration::from_secs(5);
+/// Most gateways in the view.
+const MOST_GATEWAYS: usize = 20_000;
+
+/// One gateway, as the hub heard it last.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct GatewayView {
+    /// When something of it arrived last that was not a retained message, by the hub's clock.
+    pub last_seen: Option<UnixMillis>,
+    /// Its `status`.
+    pub status: Option<Status>,
+    /// Its `health`, as it came.
+    pub health: Option<Value>,
+    /// Its `info`, as it came.
+    pub info: Option<Value>,
+    /// Its last `event`.
+    pub event: Option<Event>,
+    /// How much of what it sent was refused since the hub started.
+    #[serde(default)]
+    pub refused_total: u64,
+}
+
+/// All gateways.
+#[derive(Debug, Default)]
+pub struct Fleet {
+    path: PathBuf,
+    gateways: BTreeMap<String, GatewayView>,
+    changed: bool,
+    saved: Option<Instant>,
+}
+
+impl Fleet {
+    /// Begins with what the file has, if it can be read.
+    #[must_use]
+    pub fn open(directory: &Path) -> Self {
+        Self { path: directory.join(FILE), gateways: read(directory), ..Self::default() }
+    }
+
+    fn view(&mut self, name: &str) -> Option<&mut GatewayView> {
+        if !self.gateways.contains_key(name) {
+            if self.gateways.len() >= MOST_GATEWAYS {
+                return None;
+            }
+            self.gateways.insert(name.to_owned(), GatewayView::default());
+        }
+        self.gateways.get_mut(name)
+    }
+
+    /// Something of this gateway arrived.
+    pub fn seen(&mut self, practice: &Practice, gateway: &Gateway, retained: bool) {
+        if retained {
+            return;
+        }
+        let now = unix_millis_now();
+        if let Some(view) = self.view(&name(practice, gateway)) {
+            view.last_seen = Some(now);
+            self.changed = true;
+        }
+    }
+
+    /// It said something of itself; `false`: it makes no sense.
+    pub fn heard(
+        &mut self,
+        practice: &Practice,
+        gateway: &Gateway,
+        kind: &Kind,
+        payload: &[u8],
+        retained: bool,
+    ) -> bool {
+        // Retained messages that are deleted arrive as empty ones.
+        if payload.is_empty() {
+            return true;
+        }
+        let who = name(practice, gateway);
+        let Some(view) = self.view(&who) else { return false };
+        let understood = match kind {
+            Kind::Status => match from_json::<Status>(payload) {
+                // A late will of an older session says nothing.
+                Ok(status) => {
+                    if view.status.as_ref().is_none_or(|before| status.session >= before.session) {
+                        let was = view.status.as_ref().map(|before| before.up);
+                        if was != Some(status.up) {
+                            tracing::info!(
+                                gateway = who,
+                                status = status.status,
+                                "A gateway changed its status"
+                            );
+                        }
+                        view.status = Some(status);
+                    }
+                    true
+                }
+                Err(_) => false,
+            },
+            Kind::Health => store(&mut view.health, payload),
+            Kind::Info => store(&mut view.info, payload),
+            Kind::Event => match from_json::<Event>(payload) {
+                Ok(event) => {
+                    tracing::info!(
+                        gateway = who,
+                        level = event.level,
+                        code = event.code,
+                        detail = event.detail,
+                        "A gateway reports an event"
+                    );
+                    view.event = Some(event);
+                    true
+                }
+                Err(_) => false,
+            },
+            _ => false,
+        };
+        if understood {
+            self.changed = true;
+            self.seen(practice, gateway, retained);
+        }
+        understood
+    }
+
+    /// Something that it sent was refused; `who` begins with practice and gateway.
+    pub fn refused(&mut self, who: &str) {
+        let mut parts = who.splitn(3, '/');
+        let (Some(practice), Some(gateway)) = (parts.next(), parts.next()) else { return };
+        if let Some(view) = self.gateways.get_mut(&format!("{practice}/{gateway}")) {
+            view.refused_total += 1;
+            self.changed = true;
+        }
+    }
+
+    /// Writes the file if something changed, now or at most every few seconds.
+    pub fn save(&mut self, now: bool) {
+        let due = now || self.saved.is_none_or(|at| at.elapsed() >= SAVE_INTERVAL);
+        if !self.changed || !due || self.path.as_os_str().is_empty() {
+            return;
+        }
+        self.saved = Some(Instant::now());
+        match write(&self.path, &self.gateways) {
+            Ok(()) => self.changed = false,
+            Err(error) => tracing::warn!(error = %error, "The fleet view could not be written"),
+        }
+    }
+}
+
+fn name(practice: &Practice, gateway: &Gateway) -> String {
+    format!("{practice}/{gateway}")
+}
+
+fn store(slot: &mut Option<Value>, payload: &[u8]) -> bool {
+    match from_json::<Value>(payload) {
+        Ok(value) => {
+            *slot = Some(value);
+            true
+        }
+        Err(_) => false,
+    }
+}
+
+/// The view as last written; empty where there is none.
+#[must_use]
+pub fn read(directory: &Path) -> BTreeMap<String, GatewayView> {
+    let bytes = fs::read(directory.join(FILE)).unwrap_or_default();
+    serde_json::from_slice(&bytes).unwrap_or_default()
+}
+
+fn write(path: &Path, gateways: &BTreeMap<String, GatewayView>) -> std::io::Result<()> {
+    let bytes = serde_json::to_vec(gateways).map_err(std::io::Error::other)?;
+    let new = path.with_extension("json.new");
+    let mut file = fs::OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&new)?;
+    file.write_all(&bytes)?;
+    fs::rename(&new, path)
+}

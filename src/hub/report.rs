@@ -1,0 +1,162 @@
+//! What `practice-hub verify` and `practice-hub list` print, as plain text.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::path::Path;
+
+use super::fleet::{self, GatewayView};
+use super::store::{LaneName, Mark, StoreError, ndjson};
+use super::verify::{self, LaneReport};
+use crate::transaction::{UnixMillis, rfc3339};
+
+/// A report, and whether all is well: the exit code of the command.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Report {
+    /// Lines, each with its newline.
+    pub text: String,
+    /// Whether nothing is wrong.
+    pub ok: bool,
+}
+
+/// Walks all lanes, or those of one `practice`, `practice/gateway` or `practice/gateway/lane`; `None`: all.
+///
+/// # Errors
+/// [`StoreError`] when something cannot be read.
+pub fn verify(directory: &Path, only: Option<&str>) -> Result<Report, StoreError> {
+    let mut text = String::new();
+    let (mut ok, mut lanes, mut transactions) = (true, 0, 0);
+    for name in ndjson::lanes_in(directory)?.iter().filter(|name| is_below(name, only)) {
+        let report = verify::lane(directory, name)?;
+        lanes += 1;
+        transactions += report.transactions;
+        ok &= report.faults_total == 0;
+        write_lane(&mut text, &report);
+    }
+    let _ = writeln!(
+        text,
+        "{lanes} lanes, {transactions} transactions: {}",
+        if ok { "whole" } else { "NOT whole" }
+    );
+    Ok(Report { text, ok: ok && (lanes > 0 || only.is_none()) })
+}
+
+fn is_below(name: &LaneName, only: Option<&str>) -> bool {
+    only.is_none_or(|only| {
+        let name = name.to_string();
+        name == only || name.strip_prefix(only).is_some_and(|rest| rest.starts_with('/'))
+    })
+}
+
+fn write_lane(text: &mut String, report: &LaneReport) {
+    let state = if report.faults_total == 0 { "whole" } else { "NOT whole" };
+    let _ = write!(text, "{}: {state}, {} transactions", report.lane, report.transactions);
+    if report.advances > 0 {
+        let _ = write!(text, ", {} numbered again after a fork", report.advances);
+    }
+    if report.others > 0 {
+        let _ = write!(text, ", {} released or unknown", report.others);
+    }
+    if report.torn_bytes > 0 {
+        let _ = write!(text, ", {} bytes at the end not whole yet", report.torn_bytes);
+    }
+    text.push('\n');
+    for mark in &report.marks {
+        let _ = writeln!(text, "  epoch {} through {} chain {}", mark.epoch, mark.through, mark.chain);
+    }
+    for (path, number, fault) in &report.faults {
+        let _ = writeln!(text, "  {}:{number}: {fault}", path.display());
+    }
+    let more = report.faults_total - report.faults.len() as u64;
+    if more > 0 {
+        let _ = writeln!(text, "  and {more} more");
+    }
+}
+
+/// The fleet as a table: a line for each lane of each gateway; `now` is the wall clock.
+///
+/// # Errors
+/// [`StoreError`] when the store cannot be read.
+pub fn list(directory: &Path, now: UnixMillis) -> Result<Report, StoreError> {
+    let mut rows: BTreeMap<String, Vec<(String, String)>> = BTreeMap::new();
+    for (name, marks) in ndjson::peek(directory)? {
+        let who = format!("{}/{}", name.practice, name.gateway);
+        rows.entry(who).or_default().push((name.lane.to_string(), through(&marks)));
+    }
+    let views = fleet::read(directory);
+    for who in views.keys() {
+        rows.entry(who.clone()).or_default();
+    }
+    let mut table = vec![
+        ["GATEWAY", "LANE", "THROUGH", "LAST SEEN", "STATUS", "STATE", "WAITING", "VERSION"]
+            .map(str::to_owned),
+    ];
+    let mut ok = true;
+    for (who, mut lanes) in rows {
+        let view = views.get(&who).cloned().unwrap_or_default();
+        if lanes.is_empty() {
+            lanes.push(("-".to_owned(), "-".to_owned()));
+        }
+        ok &= view.status.as_ref().is_none_or(|status| status.up == 1);
+        for (lane, through) in lanes {
+            let status = view.status.as_ref().map_or("-", |status| status.status.as_str()).to_owned();
+            table.push([
+                who.clone(),
+                lane,
+                through,
+                last_seen(&view, now),
+                status,
+                of_health(&view, "state"),
+                of_health(&view, "waiting"),
+                view.status.as_ref().map_or("-", |status| status.version.as_str()).to_owned(),
+            ]);
+        }
+    }
+    Ok(Report { text: aligned(&table), ok })
+}
+
+fn through(marks: &[Mark]) -> String {
+    match marks {
+        [] => "0".to_owned(),
+        [one] => one.through.to_string(),
+        [.., last] => format!("{} (epoch {} of {})", last.through, marks.len(), marks.len()),
+    }
+}
+
+fn last_seen(view: &GatewayView, now: UnixMillis) -> String {
+    match view.last_seen {
+        None => "never".to_owned(),
+        Some(at) => {
+            let seconds = now.saturating_sub(at) / 1_000;
+            match seconds {
+                0..120 => format!("{seconds} s ago"),
+                120..7_200 => format!("{} min ago", seconds / 60),
+                7_200..172_800 => format!("{} h ago", seconds / 3_600),
+                _ => rfc3339(at),
+            }
+        }
+    }
+}
+
+fn of_health(view: &GatewayView, key: &str) -> String {
+    match view.health.as_ref().and_then(|health| health.get(key)) {
+        Some(serde_json::Value::String(text)) => text.chars().filter(|c| !c.is_control()).take(24).collect(),
+        Some(value) => value.to_string(),
+        None => "-".to_owned(),
+    }
+}
+
+fn aligned<const N: usize>(table: &[[String; N]]) -> String {
+    let mut widths = [0; N];
+    for row in table {
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = (*width).max(cell.chars().count());
+        }
+    }
+    let mut text = String::new();
+    for row in table {
+        let cells: Vec<_> = row.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}")).collect();
+        text.push_str(cells.join("  ").trim_end());
+        text.push('\n');
+    }
+    text
+}

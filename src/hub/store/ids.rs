@@ -1,0 +1,377 @@
+//! The id index of a lane, `{lane}.ids`: where each stored transaction lies, by its id. It is asked only after a
+//! fork, and made when it is asked for the first time.
+//!
+//! A hash table in a file (open addressing, linear probing), so that memory does not grow with the lane. It is
+//! derived from the lane's files and may be deleted at any time while the hub stands still. It is never believed:
+//!
+//! - a hit counts only if the transaction stands in the lane file where the index says (after a torn tail or a
+//!   restored backup it may not);
+//! - a miss counts only because everything up to the last barrier is in it: the header says how far the synced table
+//!   reaches, and what lies beyond is read from the lane's files again.
+//!
+//! Format: a page of 4,096 bytes with the header (magic `PGWIDS01`, capacity u64, ordinal u32, offset u64, CRC32C of
+//! these; little-endian), then `capacity` slots of 32 bytes: id, ordinal u32, 1u32 where taken, offset u64.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, BufRead as _, BufReader, Seek as _, SeekFrom};
+use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+
+use uuid::Uuid;
+
+const MAGIC: &[u8; 8] = b"PGWIDS01";
+const PAGE: u64 = 4_096;
+const SLOT: u64 = 32;
+const SLOTS_A_PAGE: u64 = PAGE / SLOT;
+/// Of a new index.
+const FIRST_CAPACITY: u64 = 64 * 1024;
+/// The header is brought up to date after so many insertions.
+const CHECKPOINT: u64 = 16 * 1024;
+/// How the line of a transaction begins; its id follows.
+const LINE_START: &[u8] = br#"{"specversion":"1.0","id":""#;
+
+/// A place in a lane's files: the ordinal of the file (in the order of the transactions, from 1) and the offset.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Place {
+    pub(super) ordinal: u32,
+    pub(super) offset: u64,
+}
+
+/// The open index.
+pub(super) struct Ids {
+    path: PathBuf,
+    table: File,
+    capacity: u64,
+    count: u64,
+    /// Everything before this is in the table.
+    covered: Place,
+    since_checkpoint: u64,
+}
+
+impl Ids {
+    /// Opens the index, or makes a new one, and brings it up to `end`. `file` gives the path of an ordinal.
+    pub(super) fn open(path: PathBuf, file: &dyn Fn(u32) -> PathBuf, end: Place) -> io::Result<Self> {
+        let mut ids = match Self::existing(&path, file, end)? {
+            Some(ids) => ids,
+            None => Self::create(path, FIRST_CAPACITY, Place { ordinal: 1, offset: 0 })?,
+        };
+        while ids.covered.ordinal <= end.ordinal {
+            let ordinal = ids.covered.ordinal;
+            let limit = if ordinal == end.ordinal { end.offset } else { u64::MAX };
+            ids.read_lines(&file(ordinal), limit)?;
+            if ordinal == end.ordinal {
+                break;
+            }
+            ids.covered = Place { ordinal: ordinal + 1, offset: 0 };
+        }
+        ids.checkpoint()?;
+        Ok(ids)
+    }
+
+    fn existing(path: &Path, file: &dyn Fn(u32) -> PathBuf, end: Place) -> io::Result<Option<Self>> {
+        let table = match OpenOptions::new().read(true).write(true).open(path) {
+            Ok(table) => table,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let mut header = [0; 32];
+        if table.read_exact_at(&mut header, 0).is_err()
+            || crc32c::crc32c(&header[..28]).to_le_bytes() != header[28..]
+        {
+            return Ok(None);
+        }
+        let number = |at: usize| u64::from_le_bytes(std::array::from_fn(|i| header[at + i]));
+        let (capacity, offset) = (number(8), number(20));
+        let covered = Place { ordinal: u32::from_le_bytes(std::array::from_fn(|i| header[16 + i])), offset };
+        let fits = &header[..8] == MAGIC
+            && capacity.is_power_of_two()
+            && capacity >= SLOTS_A_PAGE
+            && table.metadata()?.len() == PAGE + capacity * SLOT;
+        // A lane that was restored from an older copy may end before what the index covers: it is made anew.
+        let there = covered.ordinal < end.ordinal
+            && fs::metadata(file(covered.ordinal))?.len() >= covered.offset
+            || covered.ordinal == end.ordinal && covered.offset <= end.offset;
+        if !fits || !there {
+            return Ok(None);
+        }
+        let mut ids = Self { path: path.to_owned(), table, capacity, count: 0, covered, since_checkpoint: 0 };
+        ids.count = ids.taken()?;
+        Ok(Some(ids))
+    }
+
+    fn create(path: PathBuf, capacity: u64, covered: Place) -> io::Result<Self> {
+        let mut options = OpenOptions::new();
+        let table = options.read(true).write(true).create(true).truncate(true).mode(0o600).open(&path)?;
+        table.set_len(PAGE + capacity * SLOT)?;
+        Ok(Self { path, table, capacity, count: 0, covered, since_checkpoint: 0 })
+    }
+
+    fn taken(&self) -> io::Result<u64> {
+        let mut page = [0; PAGE as usize];
+        let mut count = 0;
+        for number in 0..self.capacity / SLOTS_A_PAGE {
+            self.table.read_exact_at(&mut page, PAGE + number * PAGE)?;
+            count += page.chunks_exact(SLOT as usize).filter(|slot| slot[20] == 1).count() as u64;
+        }
+        Ok(count)
+    }
+
+    fn read_lines(&mut self, path: &Path, limit: u64) -> io::Result<()> {
+        let mut file = File::open(path)?;
+        file.seek(SeekFrom::Start(self.covered.offset))?;
+        let mut lines = BufReader::with_capacity(256 * 1024, file);
+        let mut line = Vec::new();
+        while self.covered.offset < limit {
+            line.clear();
+            let length = lines.read_until(b'\n', &mut line)? as u64;
+            if length == 0 || line.last() != Some(&b'\n') {
+                break;
+            }
+            if let Some(id) = id_of(&line) {
+                self.insert(id, self.covered)?;
+            }
+            self.covered.offset += length;
+        }
+        Ok(())
+    }
+
+    /// The transaction is behind the barrier at this place.
+    pub(super) fn insert(&mut self, id: Uuid, place: Place) -> io::Result<()> {
+        if self.count * 8 >= self.capacity * 5 {
+            self.grow()?;
+        }
+        if self.put(id, place)? {
+            self.count += 1;
+        }
+        self.since_checkpoint += 1;
+        Ok(())
+    }
+
+    /// Everything before this place is in the table now.
+    pub(super) fn cover(&mut self, place: Place) -> io::Result<()> {
+        self.covered = place;
+        if self.since_checkpoint >= CHECKPOINT { self.checkpoint() } else { Ok(()) }
+    }
+
+    /// Syncs the table, and only then says in the header how far it reaches.
+    fn checkpoint(&mut self) -> io::Result<()> {
+        self.table.sync_data()?;
+        let mut header = [0; 32];
+        header[..8].copy_from_slice(MAGIC);
+        header[8..16].copy_from_slice(&self.capacity.to_le_bytes());
+        header[16..20].copy_from_slice(&self.covered.ordinal.to_le_bytes());
+        header[20..28].copy_from_slice(&self.covered.offset.to_le_bytes());
+        let sum = crc32c::crc32c(&header[..28]);
+        header[28..].copy_from_slice(&sum.to_le_bytes());
+        self.table.write_all_at(&header, 0)?;
+        self.table.sync_data()?;
+        self.since_checkpoint = 0;
+        Ok(())
+    }
+
+    /// A table of twice the size takes the place of this one.
+    fn grow(&mut self) -> io::Result<()> {
+        let mut larger = Self::create(self.path.with_extension("ids-new"), self.capacity * 2, self.covered)?;
+        let mut page = [0; PAGE as usize];
+        for number in 0..self.capacity / SLOTS_A_PAGE {
+            self.table.read_exact_at(&mut page, PAGE + number * PAGE)?;
+            for slot in page.chunks_exact(SLOT as usize).filter(|slot| slot[20] == 1) {
+                let (id, place) = read_slot(slot);
+                larger.put(id, place)?;
+            }
+        }
+        larger.checkpoint()?;
+        fs::rename(&larger.path, &self.path)?;
+        larger.path.clone_from(&self.path);
+        larger.count = self.count;
+        *self = larger;
+        Ok(())
+    }
+
+    /// `false`: this very entry was there.
+    fn put(&mut self, id: Uuid, place: Place) -> io::Result<bool> {
+        let mut taken = false;
+        let free = self.probe(id, |_, found| {
+            taken = found == place;
+            taken
+        })?;
+        if taken {
+            return Ok(false);
+        }
+        let mut slot = [0; SLOT as usize];
+        slot[..16].copy_from_slice(id.as_bytes());
+        slot[16..20].copy_from_slice(&place.ordinal.to_le_bytes());
+        slot[20] = 1;
+        slot[24..].copy_from_slice(&place.offset.to_le_bytes());
+        self.table.write_all_at(&slot, PAGE + free * SLOT)?;
+        Ok(true)
+    }
+
+    /// Whether the transaction is stored, looked up in the lane's files.
+    pub(super) fn contains(&self, id: Uuid, file: &dyn Fn(u32) -> PathBuf) -> io::Result<bool> {
+        let mut failure = None;
+        let mut stored = false;
+        self.probe(id, |_, place| {
+            match stands(&file(place.ordinal), place.offset, id) {
+                Ok(there) => stored = there,
+                Err(error) => failure = Some(error),
+            }
+            stored || failure.is_some()
+        })?;
+        failure.map_or(Ok(stored), Err)
+    }
+
+    /// Shows the entries of `id` until `enough` says so; gives the slot where it stopped, or the first free one.
+    fn probe(&self, id: Uuid, mut enough: impl FnMut(u64, Place) -> bool) -> io::Result<u64> {
+        let mut page = [0; PAGE as usize];
+        let mut loaded = None;
+        let mut slot = hash(id) & (self.capacity - 1);
+        loop {
+            let number = slot / SLOTS_A_PAGE;
+            if loaded != Some(number) {
+                self.table.read_exact_at(&mut page, PAGE + number * PAGE)?;
+                loaded = Some(number);
+            }
+            let at = usize::try_from(slot % SLOTS_A_PAGE * SLOT).unwrap_or_default();
+            let bytes = &page[at..at + SLOT as usize];
+            if bytes[20] != 1 {
+                return Ok(slot);
+            }
+            let (found, place) = read_slot(bytes);
+            if found == id && enough(slot, place) {
+                return Ok(slot);
+            }
+            slot = (slot + 1) & (self.capacity - 1);
+        }
+    }
+}
+
+fn read_slot(slot: &[u8]) -> (Uuid, Place) {
+    let id = Uuid::from_bytes(std::array::from_fn(|i| slot[i]));
+    let ordinal = u32::from_le_bytes(std::array::from_fn(|i| slot[16 + i]));
+    (id, Place { ordinal, offset: u64::from_le_bytes(std::array::from_fn(|i| slot[24 + i])) })
+}
+
+/// Spreads ids whose low bits are random (UUIDv7) and also such as are counted.
+fn hash(id: Uuid) -> u64 {
+    let (high, low) = id.as_u64_pair();
+    let mixed = (low ^ high.rotate_left(32)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    mixed ^ (mixed >> 32)
+}
+
+fn id_of(line: &[u8]) -> Option<Uuid> {
+    let text = line.strip_prefix(LINE_START)?.get(..36)?;
+    Uuid::try_parse_ascii(text).ok()
+}
+
+fn stands(path: &Path, offset: u64, id: Uuid) -> io::Result<bool> {
+    let mut start = [0; LINE_START.len() + 36];
+    let file = match File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        Err(error) => return Err(error),
+    };
+    match file.read_exact_at(&mut start, offset) {
+        Ok(()) => Ok(id_of(&start) == Some(id)),
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write as _;
+
+    struct Lane {
+        directory: tempfile::TempDir,
+    }
+
+    impl Lane {
+        fn new() -> Self {
+            Self { directory: tempfile::tempdir().unwrap() }
+        }
+
+        fn file(&self) -> impl Fn(u32) -> PathBuf + use<> {
+            let directory = self.directory.path().to_owned();
+            move |ordinal| directory.join(format!("{ordinal}"))
+        }
+
+        fn write(&self, ordinal: u32, ids: std::ops::Range<u128>) -> Place {
+            let path = self.file()(ordinal);
+            let mut file = OpenOptions::new().create(true).append(true).open(&path).unwrap();
+            for id in ids {
+                writeln!(file, r#"{{"pgw":"group"}}"#).unwrap();
+                writeln!(file, r#"{{"specversion":"1.0","id":"{}","source":"x"}}"#, Uuid::from_u128(id))
+                    .unwrap();
+            }
+            Place { ordinal, offset: fs::metadata(path).unwrap().len() }
+        }
+
+        fn open(&self, end: Place) -> Ids {
+            Ids::open(self.directory.path().join("ids"), &self.file(), end).unwrap()
+        }
+
+        fn has(&self, ids: &Ids, id: u128) -> bool {
+            ids.contains(Uuid::from_u128(id), &self.file()).unwrap()
+        }
+    }
+
+    #[test]
+    fn every_id_is_found_also_after_growing_and_after_a_restart() {
+        let lane = Lane::new();
+        lane.write(1, 0..50_000);
+        let end = lane.write(2, 50_000..60_000);
+        for _ in 0..2 {
+            let ids = lane.open(end);
+            assert!(ids.capacity > FIRST_CAPACITY);
+            assert!((0..60_000).all(|id| lane.has(&ids, id)));
+            assert!((60_000..61_000).all(|id| !lane.has(&ids, id)));
+            assert_eq!(ids.count, 60_000);
+        }
+    }
+
+    #[test]
+    fn what_lies_beyond_the_barrier_or_the_checkpoint_is_judged_by_the_files() {
+        let lane = Lane::new();
+        let first = lane.write(1, 0..10);
+        let second = lane.write(1, 10..20);
+        // Only what is behind the barrier.
+        let ids = lane.open(first);
+        assert!(lane.has(&ids, 9));
+        assert!(!lane.has(&ids, 10));
+        drop(ids);
+        // A header that reaches less far than the files: read on from there.
+        let mut ids = lane.open(second);
+        assert!(lane.has(&ids, 19));
+        // Entries of lines that are gone again do not count: a torn tail, or a restored copy.
+        ids.insert(Uuid::from_u128(77), Place { ordinal: 1, offset: second.offset }).unwrap();
+        ids.insert(Uuid::from_u128(78), Place { ordinal: 9, offset: 0 }).unwrap();
+        assert!(!lane.has(&ids, 77));
+        assert!(!lane.has(&ids, 78));
+        // The same id at its true place, later.
+        lane.write(1, 78..79);
+        let place = Place { ordinal: 1, offset: second.offset + 16 };
+        ids.insert(Uuid::from_u128(78), place).unwrap();
+        assert!(lane.has(&ids, 78));
+    }
+
+    #[test]
+    fn an_index_that_is_damaged_or_ahead_of_its_lane_is_made_anew() {
+        let lane = Lane::new();
+        let first = lane.write(1, 0..10);
+        let path = lane.directory.path().join("ids");
+        drop(lane.open(first));
+        let mut bytes = fs::read(&path).unwrap();
+        bytes[20] ^= 1;
+        fs::write(&path, &bytes).unwrap();
+        assert!(lane.has(&lane.open(first), 3));
+        // Restored from an older copy: the lane is shorter, other transactions follow.
+        drop(lane.open(lane.write(1, 10..20)));
+        let file = OpenOptions::new().write(true).open(lane.file()(1)).unwrap();
+        file.set_len(first.offset).unwrap();
+        let ids = lane.open(lane.write(1, 30..33));
+        assert!(lane.has(&ids, 31));
+        assert!(!lane.has(&ids, 15));
+    }
+}

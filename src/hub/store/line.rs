@@ -1,0 +1,280 @@
+//! The lines of a lane file. `docs/on-disk-format.md` is the contract.
+//!
+//! - a transaction: one CloudEvents 1.0 JSON object, its body in `data_base64`, recognised by `specversion`
+//! - `{"pgw":"group",...}`: a group begins; all marks of the lane before it, so that a file is self-contained from here
+//! - `{"pgw":"advance",...}`: a transaction whose id is stored already was numbered again after a fork
+//! - `{"pgw":"void",...}`: reserved for a range that a person has released
+//!
+//! A program that follows the transactions takes the lines with `specversion` and passes over those with `pgw`.
+
+use std::borrow::Cow;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use serde::Deserialize;
+use uuid::Uuid;
+
+use super::{LaneName, Mark};
+use crate::chain::{ChainValue, Link};
+use crate::transaction::{Epoch, Sequence};
+use crate::wire::envelope::Envelope;
+
+/// How each group begins; no other line does, and a newline cannot stand inside a line.
+pub const GROUP_START: &[u8] = br#"{"pgw":"group","#;
+
+/// Writes the line with which a group begins.
+pub fn write_group(out: &mut Vec<u8>, time: &str, marks: &[Mark]) {
+    out.extend_from_slice(GROUP_START);
+    out.extend_from_slice(br#""time":""#);
+    out.extend_from_slice(time.as_bytes());
+    out.extend_from_slice(br#"","epochs":["#);
+    for (index, mark) in marks.iter().enumerate() {
+        if index > 0 {
+            out.push(b',');
+        }
+        out.extend_from_slice(br#"{"epoch":""#);
+        write_uuid(out, mark.epoch.0);
+        out.extend_from_slice(br#"","through":""#);
+        write_number(out, mark.through);
+        out.extend_from_slice(br#"","chain":""#);
+        write_hex(out, mark.chain);
+        out.extend_from_slice(br#""}"#);
+    }
+    out.extend_from_slice(b"]}\n");
+}
+
+/// Writes a transaction as a CloudEvents JSON object.
+pub fn write_record(out: &mut Vec<u8>, lane: &LaneName, envelope: &Envelope, body: &[u8]) {
+    out.reserve(640 + body.len().div_ceil(3) * 4);
+    out.extend_from_slice(br#"{"specversion":"1.0","id":""#);
+    write_uuid(out, envelope.id);
+    out.push(b'"');
+    for (name, value) in [
+        (r#","source":"#, envelope.source.as_str()),
+        (r#","type":"#, &envelope.event_type),
+        (r#","time":"#, &envelope.time),
+        (r#","datacontenttype":"#, &envelope.content_type),
+        (r#","practice":"#, lane.practice.as_str()),
+        (r#","gateway":"#, lane.gateway.as_str()),
+        (r#","lane":"#, lane.lane.as_str()),
+    ] {
+        out.extend_from_slice(name.as_bytes());
+        write_text(out, value);
+    }
+    write_numbers(out, envelope);
+    for (name, value) in [
+        (r#","kind":"#, envelope.kind.as_str()),
+        (r#","clock":"#, &envelope.clock),
+        (r#","correlationid":"#, &envelope.correlation_id),
+    ] {
+        if !value.is_empty() {
+            out.extend_from_slice(name.as_bytes());
+            write_text(out, value);
+        }
+    }
+    if envelope.test_data {
+        out.extend_from_slice(br#","testdata":true"#);
+    }
+    out.extend_from_slice(br#","data_base64":""#);
+    let start = out.len();
+    out.resize(start + body.len().div_ceil(3) * 4, 0);
+    // The space is exact, so this cannot fail; a line cut short would be found by its chain value.
+    let written = BASE64.encode_slice(body, &mut out[start..]).unwrap_or_default();
+    out.truncate(start + written);
+    out.extend_from_slice(b"\"}\n");
+}
+
+/// Writes that a transaction is stored already under another number.
+pub fn write_advance(out: &mut Vec<u8>, envelope: &Envelope) {
+    out.extend_from_slice(br#"{"pgw":"advance","id":""#);
+    write_uuid(out, envelope.id);
+    out.push(b'"');
+    write_numbers(out, envelope);
+    out.extend_from_slice(b"}\n");
+}
+
+fn write_numbers(out: &mut Vec<u8>, envelope: &Envelope) {
+    out.extend_from_slice(br#","epoch":""#);
+    write_uuid(out, envelope.epoch.0);
+    out.extend_from_slice(br#"","sequence":""#);
+    write_number(out, envelope.sequence);
+    out.extend_from_slice(br#"","chain":""#);
+    write_hex(out, envelope.chain);
+    out.push(b'"');
+}
+
+fn write_uuid(out: &mut Vec<u8>, uuid: Uuid) {
+    let mut text = [0; uuid::fmt::Hyphenated::LENGTH];
+    out.extend_from_slice(uuid.as_hyphenated().encode_lower(&mut text).as_bytes());
+}
+
+fn write_number(out: &mut Vec<u8>, mut number: u64) {
+    let mut digits = [0u8; 20];
+    let mut at = digits.len();
+    loop {
+        at -= 1;
+        digits[at] = b'0' + u8::try_from(number % 10).unwrap_or_default();
+        number /= 10;
+        if number == 0 {
+            break;
+        }
+    }
+    out.extend_from_slice(&digits[at..]);
+}
+
+const HEX: &[u8; 16] = b"0123456789abcdef";
+
+fn write_hex(out: &mut Vec<u8>, chain: ChainValue) {
+    for byte in chain.0 {
+        out.push(HEX[usize::from(byte >> 4)]);
+        out.push(HEX[usize::from(byte & 15)]);
+    }
+}
+
+/// A JSON string (RFC 8259 section 7).
+fn write_text(out: &mut Vec<u8>, text: &str) {
+    out.push(b'"');
+    let bytes = text.as_bytes();
+    let mut plain_from = 0;
+    for (at, &byte) in bytes.iter().enumerate() {
+        if byte >= b' ' && byte != b'"' && byte != b'\\' {
+            continue;
+        }
+        out.extend_from_slice(&bytes[plain_from..at]);
+        plain_from = at + 1;
+        match byte {
+            b'"' | b'\\' => out.extend_from_slice(&[b'\\', byte]),
+            _ => {
+                out.extend_from_slice(br"\u00");
+                out.push(HEX[usize::from(byte >> 4)]);
+                out.push(HEX[usize::from(byte & 15)]);
+            }
+        }
+    }
+    out.extend_from_slice(&bytes[plain_from..]);
+    out.push(b'"');
+}
+
+/// A line, read back.
+#[derive(Debug)]
+pub enum Line<'a> {
+    /// A group begins; the marks before it.
+    Group(Vec<Mark>),
+    /// A transaction.
+    Record(Box<Record<'a>>),
+    /// A transaction that is stored already was numbered again.
+    Advance {
+        /// Its number and chain value.
+        mark: Mark,
+        /// Its id.
+        id: Uuid,
+    },
+    /// A range was released by a person, or a kind of a later version: its mark counts.
+    Other(Option<Mark>),
+}
+
+/// A stored transaction.
+#[derive(Debug)]
+pub struct Record<'a> {
+    /// Its number and chain value.
+    pub mark: Mark,
+    /// Its id.
+    pub id: Uuid,
+    /// CloudEvents `type`.
+    pub event_type: Cow<'a, str>,
+    /// Media type.
+    pub content_type: Cow<'a, str>,
+    /// RFC 3339.
+    pub time: Cow<'a, str>,
+    /// Practice, gateway and lane that it says it belongs to.
+    pub owner: [Cow<'a, str>; 3],
+    /// The body.
+    pub body: Vec<u8>,
+}
+
+impl Record<'_> {
+    /// The chain value that follows from `previous`, as numbered by `mark`.
+    #[must_use]
+    pub fn chain_after(&self, previous: ChainValue, lane: &str, mark: &Mark) -> ChainValue {
+        previous.next(&Link {
+            epoch: mark.epoch,
+            lane,
+            sequence: mark.through,
+            id: self.id,
+            event_type: &self.event_type,
+            content_type: &self.content_type,
+            time: &self.time,
+            body: &self.body,
+        })
+    }
+}
+
+#[derive(Deserialize)]
+struct RawMark {
+    epoch: Epoch,
+    through: String,
+    chain: ChainValue,
+}
+
+#[derive(Deserialize)]
+struct Raw<'a> {
+    #[serde(borrow, default)]
+    pgw: Cow<'a, str>,
+    #[serde(borrow, default)]
+    specversion: Cow<'a, str>,
+    id: Option<Uuid>,
+    #[serde(borrow, default, rename = "type")]
+    event_type: Cow<'a, str>,
+    #[serde(borrow, default)]
+    datacontenttype: Cow<'a, str>,
+    #[serde(borrow, default)]
+    time: Cow<'a, str>,
+    #[serde(borrow, default)]
+    practice: Cow<'a, str>,
+    #[serde(borrow, default)]
+    gateway: Cow<'a, str>,
+    #[serde(borrow, default)]
+    lane: Cow<'a, str>,
+    epoch: Option<Epoch>,
+    #[serde(borrow, default)]
+    sequence: Cow<'a, str>,
+    #[serde(borrow, default)]
+    chain: Cow<'a, str>,
+    #[serde(borrow, default)]
+    data_base64: Cow<'a, str>,
+    #[serde(default)]
+    epochs: Vec<RawMark>,
+}
+
+/// Reads one line, without its newline. `None`: it is none of ours.
+#[must_use]
+pub fn read(line: &[u8]) -> Option<Line<'_>> {
+    let raw: Raw<'_> = serde_json::from_slice(line).ok()?;
+    let mark = || {
+        Some(Mark {
+            epoch: raw.epoch?,
+            through: raw.sequence.parse::<Sequence>().ok()?,
+            chain: raw.chain.parse().ok()?,
+        })
+    };
+    match raw.pgw.as_ref() {
+        "" if raw.specversion == "1.0" => Some(Line::Record(Box::new(Record {
+            mark: mark()?,
+            id: raw.id?,
+            body: BASE64.decode(raw.data_base64.as_bytes()).ok()?,
+            event_type: raw.event_type,
+            content_type: raw.datacontenttype,
+            time: raw.time,
+            owner: [raw.practice, raw.gateway, raw.lane],
+        }))),
+        "" => None,
+        "group" => {
+            let marks = raw.epochs.iter().map(|mark| {
+                Some(Mark { epoch: mark.epoch, through: mark.through.parse().ok()?, chain: mark.chain })
+            });
+            Some(Line::Group(marks.collect::<Option<_>>()?))
+        }
+        "advance" => Some(Line::Advance { mark: mark()?, id: raw.id? }),
+        _ => Some(Line::Other(mark())),
+    }
+}

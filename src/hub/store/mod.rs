@@ -1,0 +1,120 @@
+//! The seam between the hub and its stable storage: small, and blocking, for it is called from a thread of its own.
+//!
+//! [`ndjson`] is the embedded store. Another one has to keep three promises: `Ok` from [`Store::append`] means
+//! that every entry is on stable storage and its mark with it; after `Err` every lane is either as before or
+//! advanced, and [`Store::marks`] says which; and the marks after a restart are those of the stored transactions.
+
+mod ids;
+pub mod line;
+pub mod ndjson;
+mod tail;
+pub mod walk;
+
+use std::fmt;
+use std::path::PathBuf;
+
+use bytes::Bytes;
+use uuid::Uuid;
+
+use crate::chain::ChainValue;
+use crate::transaction::{Epoch, Gateway, Lane, Practice, Sequence};
+use crate::wire::envelope::Envelope;
+
+/// A lane of a gateway of a practice.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct LaneName {
+    /// Practice.
+    pub practice: Practice,
+    /// Gateway.
+    pub gateway: Gateway,
+    /// Lane.
+    pub lane: Lane,
+}
+
+impl fmt::Display for LaneName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}/{}", self.practice, self.gateway, self.lane)
+    }
+}
+
+/// "This epoch is stored through `through`, whose chain value is `chain`."
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Mark {
+    /// Epoch.
+    pub epoch: Epoch,
+    /// 0: nothing of it yet.
+    pub through: Sequence,
+    /// Chain value at `through`.
+    pub chain: ChainValue,
+}
+
+/// One step of a lane, as the intake has judged it: in order, chain checked.
+#[derive(Debug, Clone)]
+pub struct Entry {
+    /// Whose.
+    pub lane: LaneName,
+    /// As it came.
+    pub envelope: Envelope,
+    /// The body to store; `None`: its id is stored already, only the mark advances.
+    pub body: Option<Bytes>,
+}
+
+/// Why the store did not do it. Nothing of what was asked counts then; everything is worth another try.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The file system said no.
+    #[error("cannot {action} {path}")]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// An entry that does not follow its lane's mark: the caller has lost count and must begin again from the marks.
+    #[error("sequence {sequence} of epoch {epoch} of {lane} is not the next one")]
+    NotNext {
+        /// Whose.
+        lane: LaneName,
+        /// Its epoch.
+        epoch: Epoch,
+        /// Itself.
+        sequence: Sequence,
+    },
+    /// Another process has the store.
+    #[error("the store in {0} is in use by another process")]
+    InUse(PathBuf),
+}
+
+impl StoreError {
+    /// Whether there is no room: a person must make some.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        use std::io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
+        matches!(self, StoreError::Io { source, .. }
+            if matches!(source.kind(), StorageFull | QuotaExceeded | FileTooLarge))
+    }
+}
+
+/// Stable storage for the fleet's lanes.
+pub trait Store: Send {
+    /// The marks of every lane that is known, epochs oldest first; only what is on stable storage. No disk.
+    fn marks(&self) -> Vec<(LaneName, Vec<Mark>)>;
+
+    /// The marks of one lane, epochs oldest first; empty: not known. No disk.
+    fn marks_of(&self, lane: &LaneName) -> Vec<Mark>;
+
+    /// Stores a group and advances the marks, each lane in one atomic step; on stable storage when it returns.
+    ///
+    /// # Errors
+    /// [`StoreError`]: some lanes may have advanced, [`Store::marks`] says which.
+    fn append(&mut self, group: &[Entry]) -> Result<(), StoreError>;
+
+    /// Whether the transaction with this id is stored in this lane, in whatever epoch.
+    ///
+    /// # Errors
+    /// [`StoreError`]: not known now.
+    fn has_id(&mut self, lane: &LaneName, id: Uuid) -> Result<bool, StoreError>;
+}

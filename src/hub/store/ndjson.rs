@@ -1,0 +1,426 @@
+//! The embedded store: one append-only NDJSON file per lane, `{directory}/{practice}/{gateway}/{lane}.ndjson`.
+//!
+//! - A group is one buffer, one write and one `fdatasync` per lane file; a new file's directories are synced.
+//! - The tail is the mark: at the start only the last group of each file is read ([`super::tail`]). What is torn
+//!   is copied to `{lane}.torn-{time}` and cut off.
+//! - A file that has reached `rotate_bytes` is renamed to `{lane}.{ordinal}.ndjson`, six digits, in the order of
+//!   the transactions. Programs that follow a lane read those first, then `{lane}.ndjson`.
+//! - After a failed write or sync nothing of that group counts: the file is cut back to its last good barrier
+//!   before anything else is written to it.
+//!
+//! After a fork the ids that are stored are looked up in an index beside the file ([`super::ids`]).
+//!
+//! Files have mode 0600 and directories 0700: this is the centre's clinical data.
+
+use std::collections::{HashMap, HashSet};
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use uuid::Uuid;
+
+use super::ids::{Ids, Place};
+use super::line;
+use super::tail::{self, Tail};
+use super::{Entry, LaneName, Mark, Store, StoreError};
+use crate::transaction::{Gateway, Lane, Practice, rfc3339, unix_millis_now};
+
+/// Buffers above this are given back after a group.
+const KEEP_BUFFER: usize = 1024 * 1024;
+
+fn failed<'a>(action: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> StoreError + 'a {
+    move |source| StoreError::Io { action, path: path.to_owned(), source }
+}
+
+/// The embedded store.
+pub struct NdjsonStore {
+    directory: PathBuf,
+    rotate_bytes: u64,
+    lanes: HashMap<LaneName, LaneFile>,
+    /// Holds the lock as long as the store lives.
+    _lock: File,
+}
+
+struct LaneFile {
+    name: LaneName,
+    path: PathBuf,
+    file: File,
+    /// The last good barrier.
+    length: u64,
+    marks: Vec<Mark>,
+    /// How many files were renamed aside.
+    rotated: u32,
+    /// Renamed aside, and the new file is not there yet.
+    renamed: bool,
+    /// A write or sync failed: cut back to `length` first.
+    broken: bool,
+    pending: Vec<u8>,
+    pending_marks: Vec<Mark>,
+    /// Ids of the transactions in `pending`, and their offsets in it; only where there is an index.
+    pending_ids: Vec<(Uuid, u64)>,
+    ids: Option<Ids>,
+}
+
+impl NdjsonStore {
+    /// Opens or creates the store and reads every lane's mark from its tail.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn open(directory: &Path, rotate_bytes: u64) -> Result<Self, StoreError> {
+        create_directory(directory)?;
+        let path = directory.join("lock");
+        let lock = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .mode(0o600)
+            .open(&path)
+            .map_err(failed("open", &path))?;
+        lock.try_lock().map_err(|error| match error {
+            fs::TryLockError::WouldBlock => StoreError::InUse(directory.to_owned()),
+            fs::TryLockError::Error(source) => failed("lock", &path)(source),
+        })?;
+        let mut lanes = HashMap::new();
+        for name in lanes_in(directory)? {
+            let lane = LaneFile::open(directory, name.clone())?;
+            lanes.insert(name, lane);
+        }
+        Ok(Self { directory: directory.to_owned(), rotate_bytes, lanes, _lock: lock })
+    }
+}
+
+impl Store for NdjsonStore {
+    fn marks(&self) -> Vec<(LaneName, Vec<Mark>)> {
+        let mut marks: Vec<_> =
+            self.lanes.values().map(|lane| (lane.name.clone(), lane.marks.clone())).collect();
+        marks.sort_by(|a, b| a.0.cmp(&b.0));
+        marks
+    }
+
+    fn marks_of(&self, lane: &LaneName) -> Vec<Mark> {
+        self.lanes.get(lane).map(|lane| lane.marks.clone()).unwrap_or_default()
+    }
+
+    fn append(&mut self, group: &[Entry]) -> Result<(), StoreError> {
+        let mut touched: Vec<LaneName> = Vec::new();
+        let mut outcome = Ok(());
+        let time = rfc3339(unix_millis_now());
+        for entry in group {
+            if !self.lanes.contains_key(&entry.lane) {
+                match LaneFile::open(&self.directory, entry.lane.clone()) {
+                    Ok(lane) => {
+                        self.lanes.insert(entry.lane.clone(), lane);
+                    }
+                    Err(error) => {
+                        outcome = outcome.and(Err(error));
+                        continue;
+                    }
+                }
+            }
+            if let Some(lane) = self.lanes.get_mut(&entry.lane) {
+                if lane.pending.is_empty() {
+                    touched.push(entry.lane.clone());
+                    line::write_group(&mut lane.pending, &time, &lane.marks);
+                    lane.pending_marks.clone_from(&lane.marks);
+                }
+                outcome = outcome.and(lane.stage(entry));
+            }
+        }
+        for name in &touched {
+            if let Some(lane) = self.lanes.get_mut(name) {
+                outcome = outcome.and(lane.commit(self.rotate_bytes));
+            }
+        }
+        outcome
+    }
+
+    fn has_id(&mut self, lane: &LaneName, id: Uuid) -> Result<bool, StoreError> {
+        match self.lanes.get_mut(lane) {
+            Some(lane) => lane.has_id(id),
+            None => Ok(false),
+        }
+    }
+}
+
+impl LaneFile {
+    fn open(directory: &Path, name: LaneName) -> Result<Self, StoreError> {
+        let parent = directory.join(name.practice.as_str());
+        create_directory(&parent)?;
+        let parent = parent.join(name.gateway.as_str());
+        create_directory(&parent)?;
+        let path = parent.join(format!("{}.ndjson", name.lane));
+        let file = open_synced(&path)?;
+        let rotated = last_rotated(&parent, &name.lane)?;
+        let tail = tail::read(&file, &name).map_err(failed("read", &path))?;
+        if tail.good < tail.length {
+            set_aside(&file, &path, &tail)?;
+        }
+        let marks = match tail.marks {
+            Some(marks) => marks,
+            None if rotated > 0 => {
+                let path = rotated_path(&path, rotated);
+                let file = File::open(&path).map_err(failed("open", &path))?;
+                tail::read(&file, &name).map_err(failed("read", &path))?.marks.unwrap_or_default()
+            }
+            None => Vec::new(),
+        };
+        Ok(Self {
+            name,
+            path,
+            file,
+            length: tail.good,
+            marks,
+            rotated,
+            renamed: false,
+            broken: false,
+            pending: Vec::new(),
+            pending_marks: Vec::new(),
+            pending_ids: Vec::new(),
+            ids: None,
+        })
+    }
+
+    fn stage(&mut self, entry: &Entry) -> Result<(), StoreError> {
+        let envelope = &entry.envelope;
+        let mark = Mark { epoch: envelope.epoch, through: envelope.sequence, chain: envelope.chain };
+        let before = self.pending_marks.iter_mut().rev().find(|known| known.epoch == mark.epoch);
+        // The intake has judged it; this is the last place where a hole in a lane can be stopped.
+        if before.as_ref().map_or(0, |known| known.through) + 1 != mark.through {
+            return Err(StoreError::NotNext {
+                lane: entry.lane.clone(),
+                epoch: mark.epoch,
+                sequence: mark.through,
+            });
+        }
+        match before {
+            Some(known) => *known = mark,
+            None => self.pending_marks.push(mark),
+        }
+        if self.ids.is_some() && entry.body.is_some() {
+            self.pending_ids.push((envelope.id, self.pending.len() as u64));
+        }
+        match &entry.body {
+            Some(body) => line::write_record(&mut self.pending, &entry.lane, envelope, body),
+            None => line::write_advance(&mut self.pending, envelope),
+        }
+        Ok(())
+    }
+
+    fn commit(&mut self, rotate_bytes: u64) -> Result<(), StoreError> {
+        let outcome = self.write(rotate_bytes);
+        if self.pending.capacity() > KEEP_BUFFER {
+            self.pending = Vec::new();
+        }
+        self.pending.clear();
+        self.pending_ids.clear();
+        outcome
+    }
+
+    fn write(&mut self, rotate_bytes: u64) -> Result<(), StoreError> {
+        if self.broken {
+            self.file.set_len(self.length).map_err(failed("cut back", &self.path))?;
+            self.file.sync_all().map_err(failed("sync", &self.path))?;
+            self.broken = false;
+        }
+        if self.length >= rotate_bytes {
+            self.rotate()?;
+        }
+        self.broken = true;
+        self.file.write_all_at(&self.pending, self.length).map_err(failed("write", &self.path))?;
+        self.file.sync_data().map_err(failed("sync", &self.path))?;
+        self.broken = false;
+        self.length += self.pending.len() as u64;
+        std::mem::swap(&mut self.marks, &mut self.pending_marks);
+        self.index();
+        Ok(())
+    }
+
+    fn rotate(&mut self) -> Result<(), StoreError> {
+        if !self.renamed {
+            let aside = rotated_path(&self.path, self.rotated + 1);
+            fs::rename(&self.path, &aside).map_err(failed("rename", &self.path))?;
+            self.rotated += 1;
+            self.renamed = true;
+        }
+        self.file = open_synced(&self.path)?;
+        self.renamed = false;
+        self.length = 0;
+        Ok(())
+    }
+
+    fn has_id(&mut self, id: Uuid) -> Result<bool, StoreError> {
+        let path = self.path.with_extension("ids");
+        let rotated = self.rotated;
+        let current = self.path.clone();
+        let file =
+            move |ordinal| if ordinal > rotated { current.clone() } else { rotated_path(&current, ordinal) };
+        if self.ids.is_none() {
+            let end = self.place(self.length);
+            self.ids = Some(Ids::open(path.clone(), &file, end).map_err(failed("make", &path))?);
+        }
+        let found = self.ids.as_ref().map_or(Ok(false), |ids| ids.contains(id, &file));
+        found.map_err(failed("read", &path))
+    }
+
+    fn place(&self, offset: u64) -> Place {
+        Place { ordinal: self.rotated + 1, offset }
+    }
+
+    /// Brings the id index up to the new barrier. If it fails, the index is opened again when it is needed, and
+    /// reads from the lane's files what it lacks.
+    fn index(&mut self) {
+        let start = self.length - self.pending.len() as u64;
+        let end = self.place(self.length);
+        if let Some(ids) = &mut self.ids {
+            let place = |at| Place { offset: start + at, ..end };
+            let inserted = self.pending_ids.drain(..).try_for_each(|(id, at)| ids.insert(id, place(at)));
+            if let Err(error) = inserted.and_then(|()| ids.cover(end)) {
+                tracing::warn!(lane = %self.name, error = %error, "The id index could not be written");
+                self.ids = None;
+            }
+        }
+    }
+}
+
+fn rotated_path(path: &Path, ordinal: u32) -> PathBuf {
+    path.with_extension(format!("{ordinal:06}.ndjson"))
+}
+
+/// The highest ordinal among a lane's files that were renamed aside; 0: none.
+fn last_rotated(directory: &Path, lane: &Lane) -> Result<u32, StoreError> {
+    let mut last = 0;
+    for entry in fs::read_dir(directory).map_err(failed("list", directory))? {
+        let name = entry.map_err(failed("list", directory))?.file_name();
+        let ordinal = name
+            .to_str()
+            .and_then(|name| name.strip_prefix(lane.as_str())?.strip_prefix('.')?.strip_suffix(".ndjson"))
+            .and_then(|digits| digits.parse().ok());
+        last = last.max(ordinal.unwrap_or(0));
+    }
+    Ok(last)
+}
+
+/// The marks of all lanes without opening the store: reads only, beside a running hub.
+///
+/// # Errors
+/// [`StoreError`] when a file cannot be read.
+pub fn peek(directory: &Path) -> Result<Vec<(LaneName, Vec<Mark>)>, StoreError> {
+    let mut found = Vec::new();
+    for name in lanes_in(directory)? {
+        let mut marks = None;
+        for path in files_of(directory, &name)?.into_iter().rev().filter(|path| path.exists()) {
+            let file = File::open(&path).map_err(failed("open", &path))?;
+            marks = tail::read(&file, &name).map_err(failed("read", &path))?.marks;
+            if marks.is_some() {
+                break;
+            }
+        }
+        found.push((name, marks.unwrap_or_default()));
+    }
+    Ok(found)
+}
+
+/// Every lane that has files below `directory`.
+///
+/// # Errors
+/// [`StoreError`] when a directory cannot be listed.
+pub fn lanes_in(directory: &Path) -> Result<Vec<LaneName>, StoreError> {
+    let mut lanes = HashSet::new();
+    for (practice, path) in children(directory)? {
+        let Ok(practice) = Practice::new(&practice) else { continue };
+        for (gateway, path) in children(&path)? {
+            let Ok(gateway) = Gateway::new(&gateway) else { continue };
+            for entry in fs::read_dir(&path).map_err(failed("list", &path))? {
+                let name = entry.map_err(failed("list", &path))?.file_name();
+                let Some(name) = name.to_str() else { continue };
+                let Some((lane, rest)) = name.split_once('.') else { continue };
+                if let (true, Ok(lane)) = (rest.ends_with("ndjson"), Lane::new(lane)) {
+                    lanes.insert(LaneName { practice: practice.clone(), gateway: gateway.clone(), lane });
+                }
+            }
+        }
+    }
+    let mut lanes: Vec<_> = lanes.into_iter().collect();
+    lanes.sort();
+    Ok(lanes)
+}
+
+fn children(directory: &Path) -> Result<Vec<(String, PathBuf)>, StoreError> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(directory).map_err(failed("list", directory))? {
+        let entry = entry.map_err(failed("list", directory))?;
+        if let (true, Ok(name)) = (entry.path().is_dir(), entry.file_name().into_string()) {
+            found.push((name, entry.path()));
+        }
+    }
+    Ok(found)
+}
+
+/// The files of a lane, in the order of its transactions.
+///
+/// # Errors
+/// [`StoreError`] when the directory cannot be listed.
+pub fn files_of(directory: &Path, lane: &LaneName) -> Result<Vec<PathBuf>, StoreError> {
+    let parent = directory.join(lane.practice.as_str()).join(lane.gateway.as_str());
+    let path = parent.join(format!("{}.ndjson", lane.lane));
+    let mut paths: Vec<_> =
+        (1..=last_rotated(&parent, &lane.lane)?).map(|ordinal| rotated_path(&path, ordinal)).collect();
+    paths.push(path);
+    Ok(paths)
+}
+
+/// Makes a directory, mode 0700, and syncs the one above it.
+fn create_directory(path: &Path) -> Result<(), StoreError> {
+    if path.is_dir() {
+        return Ok(());
+    }
+    DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed("create", path))?;
+    path.parent().map_or(Ok(()), sync_directory)
+}
+
+fn sync_directory(path: &Path) -> Result<(), StoreError> {
+    let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
+    File::open(path).and_then(|directory| directory.sync_all()).map_err(failed("sync", path))
+}
+
+/// Opens a file for reading and writing; a new one is on stable storage with its name before anything is in it.
+fn open_synced(path: &Path) -> Result<File, StoreError> {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).mode(0o600);
+    match options.open(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let file = options.create_new(true).open(path).map_err(failed("create", path))?;
+            file.sync_all().map_err(failed("sync", path))?;
+            path.parent().map_or(Ok(()), sync_directory)?;
+            Ok(file)
+        }
+        opened => opened.map_err(failed("open", path)),
+    }
+}
+
+/// Keeps what is torn beside the file, then cuts it off.
+fn set_aside(file: &File, path: &Path, tail: &Tail) -> Result<(), StoreError> {
+    let aside = path.with_extension(format!("torn-{}", unix_millis_now()));
+    let copy = open_synced(&aside)?;
+    let mut block = vec![0; 64 * 1024];
+    let mut at = tail.good;
+    while at < tail.length {
+        let count = file.read_at(&mut block, at).map_err(failed("read", path))?;
+        if count == 0 {
+            break;
+        }
+        copy.write_all_at(&block[..count], at - tail.good).map_err(failed("write", &aside))?;
+        at += count as u64;
+    }
+    copy.sync_all().map_err(failed("sync", &aside))?;
+    file.set_len(tail.good).map_err(failed("cut", path))?;
+    file.sync_all().map_err(failed("sync", path))?;
+    tracing::warn!(
+        file = %path.display(),
+        kept = %aside.display(),
+        bytes = tail.length - tail.good,
+        "The end of a lane file was torn and is cut off; the gateway sends again what was in it"
+    );
+    Ok(())
+}

@@ -1,0 +1,88 @@
+//! The end of a lane file after a restart: the last group is read and checked, what is torn is found.
+//!
+//! A group that was never synced can be torn anywhere, not only at its last line: a power cut may keep its later
+//! pages and lose its earlier ones. Each group begins with a line of its own that holds the marks before it, so the
+//! last group is checked whole, chain and all, and nothing before it has to be read. A later group is written only
+//! after the earlier one was synced.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+
+use super::line::{self, GROUP_START, Line};
+use super::walk::Walk;
+use super::{LaneName, Mark};
+
+const BLOCK: u64 = 64 * 1024;
+
+/// What the end of a file says.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Tail {
+    /// Everything before this offset is good; what follows is torn.
+    pub(super) good: u64,
+    /// Length of the file.
+    pub(super) length: u64,
+    /// The marks at `good`; `None`: the file has no whole group.
+    pub(super) marks: Option<Vec<Mark>>,
+}
+
+/// Reads the end of the file.
+pub(super) fn read(file: &File, lane: &LaneName) -> io::Result<Tail> {
+    let length = file.metadata()?.len();
+    let mut before = length;
+    while let Some(start) = last_group(file, before)? {
+        if let Some((good, marks)) = check_group(file, lane, start, length)? {
+            return Ok(Tail { good, length, marks: Some(marks) });
+        }
+        before = start;
+    }
+    Ok(Tail { good: 0, length, marks: None })
+}
+
+/// Where the last group begins that begins before `before`.
+fn last_group(file: &File, before: u64) -> io::Result<Option<u64>> {
+    let mut end = before;
+    let mut buffer = Vec::new();
+    while end > 0 {
+        let start = end.saturating_sub(BLOCK);
+        // A group may begin at the seam of two blocks: read on beyond the end by what its beginning needs.
+        let stop = (end + GROUP_START.len() as u64 - 1).min(before);
+        // One byte before tells whether a line begins at `start`.
+        let from = start.saturating_sub(1);
+        buffer.resize(usize::try_from(stop - from).unwrap_or_default(), 0);
+        file.read_exact_at(&mut buffer, from)?;
+        let found = buffer.windows(GROUP_START.len()).rposition(|window| window == GROUP_START);
+        let mut limit = found;
+        while let Some(at) = limit {
+            let offset = from + at as u64;
+            if offset == 0 || (at > 0 && buffer[at - 1] == b'\n') {
+                return Ok(Some(offset));
+            }
+            limit = buffer[..at].windows(GROUP_START.len()).rposition(|window| window == GROUP_START);
+        }
+        end = start;
+    }
+    Ok(None)
+}
+
+/// Checks the lines of the group that begins at `start`; `None`: not even its first line is whole.
+fn check_group(file: &File, lane: &LaneName, start: u64, end: u64) -> io::Result<Option<(u64, Vec<Mark>)>> {
+    let mut bytes = vec![0; usize::try_from(end - start).unwrap_or_default()];
+    file.read_exact_at(&mut bytes, start)?;
+    let mut walk = Walk::new(lane.clone());
+    let mut good = 0;
+    let mut begun = false;
+    for text in bytes.split_inclusive(|byte| *byte == b'\n') {
+        let Some(text_line) = text.strip_suffix(b"\n") else { break };
+        let read = line::read(text_line);
+        if !begun && !matches!(read, Some(Line::Group(_))) {
+            return Ok(None);
+        }
+        if walk.step(read.as_ref(), None).is_err() {
+            break;
+        }
+        begun = true;
+        good += text.len() as u64;
+    }
+    Ok(begun.then(|| (start + good, walk.marks().to_vec())))
+}

@@ -1,0 +1,156 @@
+//! Walks the files of a lane and names each sequence that is missing, altered, swapped or repeated.
+//!
+//! Reads only, and needs no lock: it can run beside the hub. Lines beyond the barrier of a running hub may then be
+//! half there; a line without its end at the end of the last file is reported as torn, not as a fault.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{BufRead as _, BufReader, Read as _, Seek as _, SeekFrom};
+use std::path::{Path, PathBuf};
+
+use uuid::Uuid;
+
+use super::store::line::{self, Line};
+use super::store::walk::{Fault, Walk};
+use super::store::{LaneName, Mark, StoreError, ndjson};
+
+/// Most faults that are kept of one lane; the rest is counted.
+const MOST_FAULTS: usize = 100;
+
+/// What was found in a lane.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LaneReport {
+    /// Which.
+    pub lane: LaneName,
+    /// Transactions that are stored.
+    pub transactions: u64,
+    /// Transactions that were numbered again after a fork.
+    pub advances: u64,
+    /// Ranges that a person has released, and lines of a later version.
+    pub others: u64,
+    /// Where it ends, epochs oldest first.
+    pub marks: Vec<Mark>,
+    /// Bytes of a last line without its end.
+    pub torn_bytes: u64,
+    /// File, line (from 1) and what is wrong; at most a hundred.
+    pub faults: Vec<(PathBuf, u64, Fault)>,
+    /// All of them.
+    pub faults_total: u64,
+}
+
+/// Where a transaction lies that a later line may name.
+struct Place {
+    file: usize,
+    offset: u64,
+    length: u64,
+}
+
+/// Walks all files of a lane.
+///
+/// # Errors
+/// [`StoreError`] when a file cannot be read.
+pub fn lane(directory: &Path, name: &LaneName) -> Result<LaneReport, StoreError> {
+    let files: Vec<_> = ndjson::files_of(directory, name)?.into_iter().filter(|path| path.exists()).collect();
+    let mut places: HashMap<Uuid, Option<Place>> = HashMap::new();
+    // Only what an advance names has to be found again; most lanes have none, and then nothing is read twice.
+    for_lines(&files, |_, _, _, text| {
+        if text.starts_with(br#"{"pgw":"advance""#)
+            && let Some(Line::Advance { id, .. }) = line::read(text)
+        {
+            places.insert(id, None);
+        }
+    })?;
+    let mut report = LaneReport {
+        lane: name.clone(),
+        transactions: 0,
+        advances: 0,
+        others: 0,
+        marks: Vec::new(),
+        torn_bytes: 0,
+        faults: Vec::new(),
+        faults_total: 0,
+    };
+    let mut walk = Walk::new(name.clone());
+    let torn = for_lines(&files, |file, number, offset, text| {
+        let read = line::read(text);
+        let known = match &read {
+            Some(Line::Advance { id, .. }) => {
+                places.get(id).and_then(Option::as_ref).and_then(|place| load(&files, place))
+            }
+            _ => None,
+        };
+        let known = known.as_deref().and_then(line::read);
+        let content = match &known {
+            Some(Line::Record(record)) => Some(record.as_ref()),
+            _ => None,
+        };
+        let step = walk.step(read.as_ref(), content);
+        match &read {
+            Some(Line::Record(record)) => {
+                report.transactions += 1;
+                if let Some(slot) = places.get_mut(&record.id) {
+                    *slot = Some(Place { file, offset, length: text.len() as u64 });
+                }
+            }
+            Some(Line::Advance { .. }) => report.advances += 1,
+            Some(Line::Other(_)) => report.others += 1,
+            Some(Line::Group(_)) | None => {}
+        }
+        let lost = match (&read, &known) {
+            (Some(Line::Advance { mark, id }), None) => {
+                Some(Fault::Lost { epoch: mark.epoch, sequence: mark.through, id: *id })
+            }
+            _ => None,
+        };
+        for fault in step.err().into_iter().chain(lost) {
+            report.faults_total += 1;
+            if report.faults.len() < MOST_FAULTS {
+                report.faults.push((files[file].clone(), number, fault));
+            }
+        }
+    })?;
+    report.torn_bytes = torn;
+    report.marks = walk.marks().to_vec();
+    Ok(report)
+}
+
+/// Walks every lane below `directory`.
+///
+/// # Errors
+/// [`StoreError`] when a directory or file cannot be read.
+pub fn all(directory: &Path) -> Result<Vec<LaneReport>, StoreError> {
+    ndjson::lanes_in(directory)?.iter().map(|name| lane(directory, name)).collect()
+}
+
+/// Shows every whole line with its file's index, its number from 1 and its offset; gives the bytes after the last.
+fn for_lines(files: &[PathBuf], mut show: impl FnMut(usize, u64, u64, &[u8])) -> Result<u64, StoreError> {
+    let mut torn = 0;
+    for (index, path) in files.iter().enumerate() {
+        let failed = |source| StoreError::Io { action: "read", path: path.clone(), source };
+        let mut lines = BufReader::with_capacity(256 * 1024, File::open(path).map_err(failed)?);
+        let (mut text, mut number, mut offset) = (Vec::new(), 0, 0);
+        loop {
+            text.clear();
+            let length = lines.read_until(b'\n', &mut text).map_err(failed)? as u64;
+            if length == 0 {
+                break;
+            }
+            let Some(line) = text.strip_suffix(b"\n") else {
+                torn += length;
+                break;
+            };
+            number += 1;
+            show(index, number, offset, line);
+            offset += length;
+        }
+    }
+    Ok(torn)
+}
+
+fn load(files: &[PathBuf], place: &Place) -> Option<Vec<u8>> {
+    let mut file = File::open(files.get(place.file)?).ok()?;
+    file.seek(SeekFrom::Start(place.offset)).ok()?;
+    let mut text = vec![0; usize::try_from(place.length).ok()?];
+    file.read_exact(&mut text).ok()?;
+    Some(text)
+}

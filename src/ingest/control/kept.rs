@@ -1,0 +1,65 @@
+//! What the control socket looks at: all that the outbox keeps. Everything here blocks.
+
+use crate::ingest::Acceptor;
+use crate::outbox::{Mark, Outbox, ReadError, Stored};
+use crate::transaction::{Lane, Position};
+
+/// Records read at once.
+pub(super) const READ_RECORDS: usize = 256;
+/// Payload bytes read at once, about.
+pub(super) const READ_BYTES: usize = 1 << 20;
+
+/// The outbox as the control socket reads it; tests have another.
+pub trait Kept: Acceptor {
+    /// The lanes, in the order of the configuration.
+    fn lanes(&self) -> Vec<Lane>;
+
+    /// The first position that is kept; `None` for an unknown or empty lane.
+    fn first_retained(&self, lane: &Lane) -> Option<Position>;
+
+    /// The last position behind the barrier; 0 for an empty or unknown lane.
+    fn tail(&self, lane: &Lane) -> Position;
+
+    /// The confirmed mark.
+    fn mark(&self, lane: &Lane) -> Option<Mark>;
+
+    /// At least one record from `from` on.
+    ///
+    /// # Errors
+    /// [`ReadError`].
+    fn read(
+        &self,
+        lane: &Lane,
+        from: Position,
+        records: usize,
+        bytes: usize,
+    ) -> Result<Vec<Stored>, ReadError>;
+}
+
+impl Kept for Outbox {
+    fn lanes(&self) -> Vec<Lane> {
+        self.snapshot().lanes.into_iter().map(|(lane, _)| lane).collect()
+    }
+
+    fn first_retained(&self, lane: &Lane) -> Option<Position> {
+        Outbox::first_retained(self, lane)
+    }
+
+    fn tail(&self, lane: &Lane) -> Position {
+        Outbox::tail(self, lane).map_or(0, |tail| *tail.borrow())
+    }
+
+    fn mark(&self, lane: &Lane) -> Option<Mark> {
+        Outbox::mark(self, lane)
+    }
+
+    fn read(
+        &self,
+        lane: &Lane,
+        from: Position,
+        records: usize,
+        bytes: usize,
+    ) -> Result<Vec<Stored>, ReadError> {
+        Outbox::read(self, lane, from, records, bytes)
+    }
+}

@@ -1,0 +1,283 @@
+//! The daemon's unix socket: how the command line asks the process that has the outbox open.
+//!
+//! One connection carries any number of requests, one after the other. A request is a line of JSON ([`Request`]); the
+//! answer is one or more lines ([`Reply`]), the last of which says so ([`Reply::is_last`]). Only a submission's body
+//! follows as plain bytes, after [`Reply::Send`]. Whoever may open the socket (mode 0660) may submit and see headers;
+//! bodies never leave through it.
+
+pub mod client;
+pub mod kept;
+pub mod server;
+pub mod verify;
+
+use serde::{Deserialize, Serialize};
+
+use crate::chain::ChainValue;
+use crate::outbox::{Accepted, Refusal, Stored};
+use crate::transaction::{Epoch, Lane, Position, Sequence, TransactionId, UnixMillis, rfc3339};
+
+/// Longest line in either direction, its end included.
+pub const LINE_BYTES: usize = 64 * 1024;
+
+/// Most entries that one [`Request::List`] gives.
+pub const LIST_LIMIT: u32 = 10_000;
+
+/// What a client may ask.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "command", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Request {
+    /// Take one transaction; answered by [`Reply::Send`], then `body_bytes` bytes follow.
+    Submit {
+        /// Where it goes.
+        lane: Lane,
+        /// CloudEvents `type`.
+        event_type: String,
+        /// Media type.
+        content_type: String,
+        /// The sender's key; empty: the content hash is the key.
+        key: String,
+        /// Size of the body.
+        body_bytes: u64,
+    },
+    /// The daemon's status document.
+    Status {},
+    /// Headers of what is kept, oldest first.
+    List {
+        /// Only this lane; otherwise all.
+        lane: Option<Lane>,
+        /// From this position; otherwise the oldest that waits.
+        from: Option<Position>,
+        /// At most so many of each lane, up to [`LIST_LIMIT`].
+        limit: u32,
+    },
+    /// One header.
+    Show {
+        /// Only in this lane; otherwise in all.
+        lane: Option<Lane>,
+        /// Which.
+        which: Which,
+    },
+    /// Walks the chain of all that is kept.
+    Verify {
+        /// Only this lane; otherwise all.
+        lane: Option<Lane>,
+    },
+}
+
+/// How one transaction is named.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Which {
+    /// By its id; all that is kept is searched.
+    Id(TransactionId),
+    /// By its position.
+    Position(Position),
+}
+
+impl std::str::FromStr for Which {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if let Ok(position) = text.parse() {
+            return Ok(Which::Position(position));
+        }
+        let id = uuid::Uuid::try_parse(text).map_err(|_| "it must be a transaction's id or its position")?;
+        Ok(Which::Id(TransactionId(id)))
+    }
+}
+
+/// What the daemon says.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "reply", rename_all = "snake_case")]
+pub enum Reply {
+    /// The body may follow.
+    Send {},
+    /// It is on stable storage.
+    Accepted(Receipt),
+    /// It is not stored.
+    Refused {
+        /// Whether the same may be accepted later.
+        temporary: bool,
+        /// One sentence.
+        reason: String,
+    },
+    /// Health's numbers, and `lanes`.
+    Status {
+        /// The document.
+        status: serde_json::Value,
+    },
+    /// One of many headers.
+    Entry(Entry),
+    /// How far a long answer has come.
+    Progress {
+        /// In this lane.
+        lane: Lane,
+        /// At this position ...
+        position: Position,
+        /// ... of so many.
+        tail: Position,
+    },
+    /// A lane has been walked.
+    Verified(verify::Verdict),
+    /// That was all.
+    End {},
+    /// The request cannot be answered; the connection may be closed.
+    Failed {
+        /// One sentence.
+        reason: String,
+    },
+}
+
+impl Reply {
+    /// Whether nothing more follows for this request.
+    #[must_use]
+    pub fn is_last(&self) -> bool {
+        !matches!(self, Reply::Send {} | Reply::Entry(_) | Reply::Progress { .. } | Reply::Verified(_))
+    }
+}
+
+impl From<Refusal> for Reply {
+    fn from(refusal: Refusal) -> Self {
+        Reply::Refused { temporary: refusal.is_temporary(), reason: refusal.to_string() }
+    }
+}
+
+/// What a submitter gets in its hand.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Receipt {
+    /// Its id.
+    pub id: TransactionId,
+    /// Its lane.
+    pub lane: Lane,
+    /// Its position there.
+    pub position: Position,
+    /// When it was accepted first, RFC 3339.
+    pub time: String,
+    /// It was there already.
+    pub repeated: bool,
+    /// Its key was used before with other content.
+    pub key_reused: bool,
+}
+
+impl Receipt {
+    pub(crate) fn new(lane: Lane, accepted: Accepted) -> Self {
+        let Accepted { id, position, time, repeated, key_reused } = accepted;
+        Self { id, lane, position, time: rfc3339(time), repeated, key_reused }
+    }
+}
+
+/// What has become of a transaction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum State {
+    /// The hub has it not confirmed yet.
+    Waiting,
+    /// The hub has it.
+    Confirmed,
+    /// Confirmed, and deleted after its retention.
+    Pruned,
+    /// Not confirmed, and not to be had any more.
+    Damaged,
+}
+
+/// A transaction's header. No key and no body: those are the sender's and the patient's.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Entry {
+    /// Its lane.
+    pub lane: Lane,
+    /// Its position there.
+    pub position: Position,
+    /// What has become of it.
+    pub state: State,
+    /// The rest, where it can be read.
+    #[serde(flatten)]
+    pub header: Option<Header>,
+}
+
+/// What can be read of a transaction that is there.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Header {
+    /// Its epoch on the wire.
+    pub epoch: Epoch,
+    /// Its sequence on the wire.
+    pub sequence: Sequence,
+    /// Its id.
+    pub id: TransactionId,
+    /// When it was accepted, RFC 3339.
+    pub time: String,
+    /// CloudEvents `type`.
+    #[serde(rename = "type")]
+    pub event_type: String,
+    /// Media type.
+    pub content_type: String,
+    /// CloudEvents `source`.
+    pub source: String,
+    /// Size of the body.
+    pub bytes: u64,
+    /// Its chain value on the wire.
+    pub chain: ChainValue,
+}
+
+impl Entry {
+    pub(crate) fn stored(lane: Lane, stored: &Stored, confirmed: Position) -> Self {
+        let transaction = &stored.transaction;
+        let state = if stored.position <= confirmed { State::Confirmed } else { State::Waiting };
+        let time: UnixMillis = transaction.time;
+        let header = Header {
+            epoch: stored.epoch,
+            sequence: stored.sequence,
+            id: transaction.id,
+            time: rfc3339(time),
+            event_type: transaction.event_type.clone(),
+            content_type: transaction.content_type.clone(),
+            source: transaction.source.clone(),
+            bytes: transaction.body.len() as u64,
+            chain: stored.chain,
+        };
+        Self { lane, position: stored.position, state, header: Some(header) }
+    }
+
+    pub(crate) fn gone(lane: Lane, position: Position, confirmed: Position) -> Self {
+        let state = if position <= confirmed { State::Pruned } else { State::Damaged };
+        Self { lane, position, state, header: None }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requests_are_plain_json() {
+        let line = r#"{"command":"list","lane":"clinical","from":null,"limit":5}"#;
+        let request: Request = serde_json::from_str(line).unwrap();
+        assert_eq!(
+            request,
+            Request::List { lane: Some(Lane::new("clinical").unwrap()), from: None, limit: 5 }
+        );
+        assert_eq!(serde_json::to_string(&request).unwrap(), line);
+        for bad in [
+            r#"{"command":"drop"}"#,
+            r#"{"command":"status","more":1}"#,
+            r#"{"command":"list","lane":"../x","limit":1}"#,
+        ] {
+            assert!(serde_json::from_str::<Request>(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn an_entry_survives_with_and_without_its_header() {
+        let gone = Entry::gone(Lane::new("clinical").unwrap(), 7, 6);
+        let text = serde_json::to_string(&Reply::Entry(gone.clone())).unwrap();
+        assert_eq!(text, r#"{"reply":"entry","lane":"clinical","position":7,"state":"damaged"}"#);
+        assert_eq!(serde_json::from_str::<Reply>(&text).unwrap(), Reply::Entry(gone));
+    }
+
+    #[test]
+    fn names_of_transactions() {
+        assert_eq!("12".parse(), Ok(Which::Position(12)));
+        let id = "01939b1e-0000-7000-8000-000000000001";
+        assert_eq!(id.parse(), Ok(Which::Id(TransactionId(uuid::Uuid::try_parse(id).unwrap()))));
+        assert!("Smith.hl7".parse::<Which>().is_err());
+    }
+}

@@ -1,0 +1,456 @@
+//! The daemon's side of the control socket.
+
+use std::io;
+use std::ops::ControlFlow;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+
+use crate::ingest::control::kept::{Kept, READ_BYTES, READ_RECORDS};
+use crate::ingest::control::{Entry, LINE_BYTES, LIST_LIMIT, Receipt, Reply, Request, Which, verify};
+use crate::ingest::{Budget, Counters, count};
+use crate::outbox::{ReadError, Submission};
+use crate::transaction::{Body, Gateway, Lane, Position, Practice};
+
+/// Most clients at once.
+const MAX_CLIENTS: usize = 16;
+/// How long a client may take over a request or its body, and over taking an answer.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// How long a body waits for the memory that all doors share.
+const BUDGET_WAIT: Duration = Duration::from_secs(2);
+/// Pause after a failed `accept`.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// How long clients have to end after a stop.
+const STOP_DEADLINE: Duration = Duration::from_secs(5);
+/// Longest type, content type and key.
+const NAME_BYTES: usize = 256;
+
+/// Gives the status document: the fields of health, and `lanes`.
+pub type StatusSource = Arc<dyn Fn() -> serde_json::Value + Send + Sync>;
+
+/// What the control socket is told by the configuration.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Where the socket is made; its directory exists.
+    pub socket: PathBuf,
+    /// Whose gateway this is, for the `source` of transactions.
+    pub practice: Practice,
+    /// The gateway's id, likewise.
+    pub gateway: Gateway,
+    /// Largest body that is read.
+    pub max_body_bytes: u64,
+}
+
+/// The socket cannot be made.
+#[derive(Debug, thiserror::Error)]
+pub enum ListenError {
+    /// Somebody answers there.
+    #[error("another process listens on {0}")]
+    InUse(PathBuf),
+    /// The system said no.
+    #[error("cannot make the control socket {path}")]
+    Io {
+        /// Where.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// A control socket that listens; [`Control::serve`] opens it.
+#[derive(Debug)]
+pub struct Control {
+    listener: UnixListener,
+    settings: Settings,
+}
+
+/// What all clients share.
+struct Shared<K> {
+    settings: Settings,
+    kept: K,
+    status: StatusSource,
+    counters: Arc<Counters>,
+    budget: Budget,
+}
+
+impl Control {
+    /// Makes the socket, in place of one that a dead process left.
+    ///
+    /// # Errors
+    /// [`ListenError`].
+    pub fn listen(settings: Settings) -> Result<Self, ListenError> {
+        let path = settings.socket.clone();
+        if std::os::unix::net::UnixStream::connect(&path).is_ok() {
+            return Err(ListenError::InUse(path));
+        }
+        let listener = bind(&path).map_err(|source| ListenError::Io { path, source })?;
+        Ok(Self { listener, settings })
+    }
+
+    /// Answers clients until `stop` becomes true (or its sender is gone), and removes the socket.
+    pub async fn serve<K: Kept>(
+        self,
+        kept: K,
+        status: StatusSource,
+        counters: Arc<Counters>,
+        budget: Budget,
+        mut stop: watch::Receiver<bool>,
+    ) {
+        let socket = self.settings.socket.clone();
+        let shared = Arc::new(Shared { settings: self.settings, kept, status, counters, budget });
+        let mut clients = JoinSet::new();
+        loop {
+            let accepted = tokio::select! {
+                _ = stop.wait_for(|stop| *stop) => break,
+                Some(_) = clients.join_next(), if !clients.is_empty() => continue,
+                accepted = self.listener.accept(), if clients.len() < MAX_CLIENTS => accepted,
+            };
+            match accepted {
+                Ok((stream, _)) => {
+                    clients.spawn(serve_client(stream, Arc::clone(&shared), stop.clone()));
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "Could not take a control connection");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+        if let Err(error) = std::fs::remove_file(&socket) {
+            tracing::debug!(%error, "Could not remove the control socket");
+        }
+        let all_ended = async { while clients.join_next().await.is_some() {} };
+        if timeout(STOP_DEADLINE, all_ended).await.is_err() {
+            tracing::warn!(clients = clients.len(), "Cut control connections that did not end in time");
+        }
+    }
+}
+
+/// Under a name of its own first: nobody can connect before the mode is right, and a left-over is replaced at once.
+fn bind(path: &Path) -> io::Result<UnixListener> {
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(format!(".{}", std::process::id()));
+    let making = path.with_file_name(name);
+    match std::fs::remove_file(&making) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let listener = UnixListener::bind(&making)?;
+    std::fs::set_permissions(&making, std::fs::Permissions::from_mode(0o660))?;
+    std::fs::rename(&making, path)?;
+    Ok(listener)
+}
+
+async fn serve_client<K: Kept>(stream: UnixStream, shared: Arc<Shared<K>>, mut stop: watch::Receiver<bool>) {
+    let mut client = Client { stream: BufReader::new(stream), shared };
+    loop {
+        let request = tokio::select! {
+            _ = stop.wait_for(|stop| *stop) => return,
+            request = client.request() => request,
+        };
+        let answered = match request {
+            Ok(Some(request)) => client.answer(request).await,
+            Ok(None) => return,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = answered {
+            tracing::debug!(%error, "Ended a control connection");
+            return;
+        }
+    }
+}
+
+struct Client<K> {
+    stream: BufReader<UnixStream>,
+    shared: Arc<Shared<K>>,
+}
+
+impl<K: Kept> Client<K> {
+    /// The next request; `None` at the end of the connection or after one that is none.
+    async fn request(&mut self) -> io::Result<Option<Request>> {
+        let mut line = Vec::new();
+        let mut limited = (&mut self.stream).take(LINE_BYTES as u64);
+        timeout(PATIENCE, limited.read_until(b'\n', &mut line)).await??;
+        if line.is_empty() {
+            return Ok(None);
+        }
+        let wrong = match serde_json::from_slice(&line) {
+            Ok(request) if line.ends_with(b"\n") => return Ok(Some(request)),
+            Ok(_) => "a request must end with a line end".to_owned(),
+            Err(_) if line.len() == LINE_BYTES => format!("a request has at most {LINE_BYTES} bytes"),
+            Err(error) => format!("not a request: {error}"),
+        };
+        self.say(&Reply::Failed { reason: wrong }).await?;
+        Ok(None)
+    }
+
+    async fn say(&mut self, reply: &Reply) -> io::Result<()> {
+        let mut line = serde_json::to_vec(reply)?;
+        line.push(b'\n');
+        timeout(PATIENCE, self.stream.get_mut().write_all(&line)).await?
+    }
+
+    async fn answer(&mut self, request: Request) -> io::Result<()> {
+        let shared = Arc::clone(&self.shared);
+        match request {
+            Request::Submit { lane, event_type, content_type, key, body_bytes } => {
+                let reply = self.submit(lane, event_type, content_type, key, body_bytes).await?;
+                self.say(&reply).await
+            }
+            Request::Status {} => {
+                // The source may look at the disk.
+                let status = tokio::task::spawn_blocking(move || (shared.status)());
+                let reply = match status.await {
+                    Ok(status) => Reply::Status { status },
+                    Err(_) => Reply::Failed { reason: "the status could not be made".to_owned() },
+                };
+                self.say(&reply).await
+            }
+            Request::List { lane, from, limit } => {
+                self.stream_of(move |say| list(&shared.kept, lane.as_ref(), from, limit, say)).await
+            }
+            Request::Show { lane, which } => {
+                self.stream_of(move |say| show(&shared.kept, lane.as_ref(), which, say)).await
+            }
+            Request::Verify { lane } => {
+                self.stream_of(move |say| verify_lanes(&shared.kept, lane.as_ref(), say)).await
+            }
+        }
+    }
+
+    async fn submit(
+        &mut self,
+        lane: Lane,
+        event_type: String,
+        content_type: String,
+        key: String,
+        body_bytes: u64,
+    ) -> io::Result<Reply> {
+        let refused = |temporary, reason: String| Ok(Reply::Refused { temporary, reason });
+        let settings = &self.shared.settings;
+        if !is_name(&event_type) {
+            return refused(false, "a type has 1 to 256 letters, digits, and . - _ : /".to_owned());
+        }
+        if !is_media_type(&content_type) {
+            return refused(false, "a content type is a media type, at most 256 characters".to_owned());
+        }
+        if key.len() > NAME_BYTES {
+            return refused(false, format!("a key has at most {NAME_BYTES} bytes"));
+        }
+        let limit = settings.max_body_bytes;
+        let size = match usize::try_from(body_bytes) {
+            Ok(size) if body_bytes <= limit => size,
+            _ => {
+                return refused(
+                    false,
+                    format!("the body has {body_bytes} bytes, more than the limit of {limit}"),
+                );
+            }
+        };
+        let mut share = self.shared.budget.share();
+        if timeout(BUDGET_WAIT, share.grow_to(size)).await.is_err() {
+            return refused(true, "too many large messages are under way".to_owned());
+        }
+        let source = format!("urn:pgw:{}:{}:cli", settings.practice, settings.gateway);
+        self.say(&Reply::Send {}).await?;
+        let mut body = vec![0; size];
+        timeout(PATIENCE, self.stream.read_exact(&mut body)).await??;
+        let counters = Arc::clone(&self.shared.counters);
+        count(&counters.received);
+        let submission = Submission {
+            lane: lane.clone(),
+            kind: kind(&content_type).to_owned(),
+            event_type,
+            content_type,
+            source,
+            key,
+            correlation_id: String::new(),
+            test_data: false,
+            body: Body::new(Bytes::from(body)),
+        };
+        match self.shared.kept.submit(submission).await {
+            Ok(accepted) => {
+                count(&counters.accepted);
+                if accepted.repeated {
+                    count(&counters.repeated);
+                }
+                if accepted.key_reused {
+                    count(&counters.key_reused);
+                }
+                Ok(Reply::Accepted(Receipt::new(lane, accepted)))
+            }
+            Err(refusal) => {
+                // Not to quarantine: who submits by hand has the file, and reads why.
+                count(if refusal.is_temporary() { &counters.unavailable } else { &counters.refused });
+                Ok(refusal.into())
+            }
+        }
+    }
+
+    /// An answer of many lines, made by a thread of its own because it reads the disk. A client that has gone ends it.
+    async fn stream_of(
+        &mut self,
+        make: impl FnOnce(&mut dyn FnMut(Reply) -> ControlFlow<()>) -> Result<(), String> + Send + 'static,
+    ) -> io::Result<()> {
+        let (lines, mut replies) = mpsc::channel(64);
+        let work = tokio::task::spawn_blocking(move || {
+            make(&mut |reply| match lines.blocking_send(reply) {
+                Ok(()) => ControlFlow::Continue(()),
+                Err(_) => ControlFlow::Break(()),
+            })
+        });
+        while let Some(reply) = replies.recv().await {
+            self.say(&reply).await?;
+        }
+        let last = match work.await {
+            Ok(Ok(())) => Reply::End {},
+            Ok(Err(reason)) => Reply::Failed { reason },
+            Err(_) => Reply::Failed { reason: "the answer could not be made".to_owned() },
+        };
+        self.say(&last).await
+    }
+}
+
+type Say<'a> = &'a mut dyn FnMut(Reply) -> ControlFlow<()>;
+
+fn chosen<K: Kept>(kept: &K, lane: Option<&Lane>) -> Result<Vec<Lane>, String> {
+    let lanes = kept.lanes();
+    match lane {
+        None => Ok(lanes),
+        Some(lane) if lanes.contains(lane) => Ok(vec![lane.clone()]),
+        Some(lane) => Err(format!("there is no lane {lane:?} in the configuration")),
+    }
+}
+
+fn list<K: Kept>(
+    kept: &K,
+    lane: Option<&Lane>,
+    from: Option<Position>,
+    limit: u32,
+    say: Say<'_>,
+) -> Result<(), String> {
+    for lane in chosen(kept, lane)? {
+        let confirmed = kept.mark(&lane).map_or(0, |mark| mark.position);
+        let from = from.unwrap_or(confirmed + 1);
+        let last =
+            kept.tail(&lane).min(from.saturating_add(u64::from(limit.min(LIST_LIMIT))).saturating_sub(1));
+        if entries(kept, &lane, from, last, &mut |entry| say(Reply::Entry(entry)))?.is_break() {
+            return Ok(());
+        }
+    }
+    Ok(())
+}
+
+fn show<K: Kept>(kept: &K, lane: Option<&Lane>, which: Which, say: Say<'_>) -> Result<(), String> {
+    let mut found = false;
+    for lane in chosen(kept, lane)? {
+        let (first, last) = match which {
+            Which::Position(position) => (position, position),
+            Which::Id(_) => (kept.first_retained(&lane).unwrap_or(1), Position::MAX),
+        };
+        let over = entries(kept, &lane, first, last.min(kept.tail(&lane)), &mut |entry| {
+            let wanted = match which {
+                Which::Position(_) => true,
+                Which::Id(id) => entry.header.as_ref().is_some_and(|header| header.id == id),
+            };
+            if !wanted {
+                return ControlFlow::Continue(());
+            }
+            found = true;
+            let heard = say(Reply::Entry(entry));
+            if matches!(which, Which::Id(_)) { ControlFlow::Break(()) } else { heard }
+        })?;
+        if over.is_break() {
+            break;
+        }
+    }
+    if found { Ok(()) } else { Err("no such transaction is kept here".to_owned()) }
+}
+
+/// Every header from `from` through `last`, with a line for each record that is gone.
+fn entries<K: Kept>(
+    kept: &K,
+    lane: &Lane,
+    from: Position,
+    last: Position,
+    each: &mut dyn FnMut(Entry) -> ControlFlow<()>,
+) -> Result<ControlFlow<()>, String> {
+    let confirmed = kept.mark(lane).map_or(0, |mark| mark.position);
+    let mut next = from.max(1);
+    while next <= last {
+        let wanted = usize::try_from(last - next + 1).unwrap_or(READ_RECORDS).min(READ_RECORDS);
+        let batch = match kept.read(lane, next, wanted, READ_BYTES) {
+            Ok(batch) => batch,
+            Err(ReadError::Gone { .. }) => Vec::new(),
+            Err(error) => return Err(error.to_string()),
+        };
+        let before = next;
+        for stored in batch.iter().take_while(|stored| stored.position <= last) {
+            if stored.position != next {
+                break;
+            }
+            next += 1;
+            if each(Entry::stored(lane.clone(), stored, confirmed)).is_break() {
+                return Ok(ControlFlow::Break(()));
+            }
+        }
+        if next == before {
+            next += 1;
+            if each(Entry::gone(lane.clone(), before, confirmed)).is_break() {
+                return Ok(ControlFlow::Break(()));
+            }
+        }
+    }
+    Ok(ControlFlow::Continue(()))
+}
+
+fn verify_lanes<K: Kept>(kept: &K, lane: Option<&Lane>, say: Say<'_>) -> Result<(), String> {
+    for lane in chosen(kept, lane)? {
+        let walked = verify::verify(kept, &lane, |position, tail| {
+            say(Reply::Progress { lane: lane.clone(), position, tail })
+        });
+        match walked.map_err(|error| error.to_string())? {
+            Some(verdict) => {
+                if say(Reply::Verified(verdict)).is_break() {
+                    return Ok(());
+                }
+            }
+            None => return Ok(()),
+        }
+    }
+    Ok(())
+}
+
+fn is_name(text: &str) -> bool {
+    (1..=NAME_BYTES).contains(&text.len())
+        && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-:/".contains(&b))
+}
+
+fn is_media_type(text: &str) -> bool {
+    (3..=NAME_BYTES).contains(&text.len())
+        && text.bytes().all(|b| b.is_ascii_graphic() || b == b' ')
+        && text.split_once('/').is_some_and(|(kind, rest)| !kind.is_empty() && !rest.is_empty())
+}
+
+/// CloudEvents `kind`, from the media type.
+fn kind(content_type: &str) -> &'static str {
+    let name = content_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+    match name.as_str() {
+        "application/edifact" => "edifact",
+        name if name.starts_with("application/hl7-v2") => "hl7v2",
+        name if name.starts_with("application/fhir+") => "fhir",
+        _ => "opaque",
+    }
+}
+
+#[cfg(test)]
+#[path = "server_tests.rs"]
+pub(crate) mod tests;

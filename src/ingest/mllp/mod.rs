@@ -1,0 +1,13 @@
+//! The MLLP door: HL7 v2 as surgeries' systems send it (design section 8).
+//!
+//! [`codec`], [`msh`], [`ack`] and [`envelope`] are pure; [`door`] listens, and holds the connections.
+
+pub mod ack;
+pub mod codec;
+mod connection;
+pub mod door;
+pub mod envelope;
+pub mod msh;
+
+#[cfg(test)]
+mod door_tests;

@@ -1,0 +1,479 @@
+//! The driver: a live connection's events go to the lanes' machines, and what the machines want is done.
+//!
+//! One task, one owner, no locks: it picks an event, applies it, refills the window, and waits for the next.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{Notify, mpsc};
+use tokio::time::{Instant, sleep_until};
+
+use super::clock::TrustedClock;
+use super::connection::{Connection, Note};
+use super::failure::Failure;
+use super::inbound::{Ears, Heard};
+use super::lane::LaneWork;
+use super::ledger::{Ledger, OutOfStep, Ticket};
+use super::link::LinkReport;
+use super::own::{EVENT, OwnMessages};
+use super::reader::Answer;
+use crate::delivery::backoff::Backoff;
+use crate::delivery::{Action, Alarm, Input, Millis, Nonce, Reason};
+use crate::health::{Phase, Reports};
+use crate::outbox::{Mark, Outbox};
+use crate::transaction::Hub;
+use crate::wire::to_json;
+use crate::wire::topic::Root;
+
+/// Publishes of the broker's Receive Maximum that are left to our own messages, if it is large enough.
+const OWN_SHARE: usize = 8;
+/// Our own messages must be acknowledged within this while nothing else is under way.
+const OWN_PATIENCE: Duration = Duration::from_secs(15);
+/// Numbers for health are renewed this often.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// Batches of events that are applied before the window is refilled.
+const MOST_BATCHES: usize = 4;
+/// Warnings about what is not obeyed are logged at most this often.
+const WARN_EVERY: Duration = Duration::from_secs(30);
+
+/// Everything that outlives a connection.
+pub(super) struct Driver {
+    pub(super) outbox: Outbox,
+    pub(super) root: Root,
+    pub(super) lanes: Vec<LaneWork>,
+    pub(super) answers: mpsc::UnboundedReceiver<(usize, Answer)>,
+    /// Rung when any lane's tail grows.
+    pub(super) tails: Arc<Notify>,
+    pub(super) ears: Ears,
+    pub(super) own: OwnMessages,
+    pub(super) reports: Reports,
+    pub(super) link: LinkReport,
+    pub(super) clock: Arc<TrustedClock>,
+    pub(super) backoff: Backoff,
+    pub(super) started: Instant,
+    pub(super) keep_alive: Duration,
+    pub(super) refused: Refused,
+}
+
+/// What came and was not obeyed: counted, and logged at a limited rate.
+#[derive(Default)]
+pub(super) struct Refused {
+    total: u64,
+    logged: Option<Instant>,
+}
+
+/// Why a live connection is left.
+pub(super) enum Left {
+    Lost(Failure),
+    /// `asked` is done: the connection stands.
+    Asked(Connection),
+}
+
+/// What belongs to one connection.
+struct Live {
+    connection: Connection,
+    ledger: Ledger,
+    heard: Instant,
+    /// Last settled publish, or the first that was handed over with none before it.
+    settled: Instant,
+    /// When the numbers for health are due.
+    look: Instant,
+    leave: Option<Failure>,
+    /// rumqttc takes nothing any more: it has ended, and knows why.
+    broken: bool,
+}
+
+impl Live {
+    fn may_send(&self) -> bool {
+        let allowed = usize::from(self.connection.allowed.inflight.max(1));
+        self.ledger.transactions() < allowed - OWN_SHARE.min(allowed / 2)
+            && self.ledger.outstanding() < allowed
+    }
+
+    fn may_speak(&self) -> bool {
+        let allowed = usize::from(self.connection.allowed.inflight.max(1));
+        self.ledger.outstanding() - self.ledger.transactions() < OWN_SHARE.min(allowed / 2).max(1)
+            && self.ledger.outstanding() < allowed
+    }
+
+    fn hand(&mut self, ticket: Ticket) {
+        if self.ledger.outstanding() == 0 {
+            self.settled = Instant::now();
+        }
+        self.ledger.hand(ticket);
+    }
+
+    fn lose(&mut self, sentence: &str) {
+        self.leave.get_or_insert_with(|| Failure::new(Phase::Live, sentence));
+    }
+}
+
+impl Driver {
+    fn now(&self) -> Millis {
+        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// Drives a connection until it is lost or `asked` is done. The machines know of its end when this returns.
+    pub(super) async fn live(
+        &mut self,
+        connection: Connection,
+        nonce: Nonce,
+        asked: impl Future<Output = ()>,
+    ) -> Left {
+        let now = Instant::now();
+        let allowed = connection.allowed;
+        let ledger = Ledger::default();
+        let mut live =
+            Live { connection, ledger, heard: now, settled: now, look: now, leave: None, broken: false };
+        self.say_health();
+        self.link.up();
+        let millis = self.now();
+        for lane in &mut self.lanes {
+            lane.look_at_tail(millis);
+            let input = Input::Connected {
+                nonce,
+                receive_maximum: allowed.inflight,
+                maximum_bytes: allowed.packet_bytes,
+            };
+            lane.handle(input, millis);
+        }
+        let left = self.serve(&mut live, asked).await;
+        let millis = self.now();
+        for index in 0..self.lanes.len() {
+            self.lanes[index].disconnected(millis);
+            self.act(index, None);
+        }
+        match left {
+            Err(failure) => Left::Lost(failure),
+            Ok(()) => Left::Asked(live.connection),
+        }
+    }
+
+    async fn serve(&mut self, live: &mut Live, asked: impl Future<Output = ()>) -> Result<(), Failure> {
+        let mut asked = std::pin::pin!(asked);
+        loop {
+            self.turn(live);
+            if let Some(failure) = live.leave.take() {
+                return Err(failure);
+            }
+            if live.broken {
+                return Err(live.connection.failure(Phase::Live).await);
+            }
+            let due = self.due(live);
+            tokio::select! {
+                notes = live.connection.notes() => match notes {
+                    Some(notes) => self.notes(live, notes),
+                    None => return Err(live.connection.failure(Phase::Live).await),
+                },
+                Some((lane, answer)) = self.answers.recv() => self.answer(lane, answer),
+                () = self.tails.notified() => {}
+                Ok(()) = self.reports.health.changed() => self.say_health(),
+                Some(event) = self.reports.events.recv() => self.own.push_event(event),
+                () = sleep_until(due) => self.tick(live),
+                () = &mut asked => return Ok(()),
+            }
+        }
+    }
+
+    /// One turn: what the machines want is done, and the window is filled, urgent lanes first.
+    fn turn(&mut self, live: &mut Live) {
+        let now = self.now();
+        for index in 0..self.lanes.len() {
+            self.lanes[index].look_at_tail(now);
+            self.act(index, Some(live));
+        }
+        while !live.broken
+            && live.may_speak()
+            && let Some(message) = self.own.next()
+        {
+            live.hand(Ticket::Control(message.name));
+            if !live.connection.publish(&message.topic, message.retain, message.payload, None) {
+                live.broken = true;
+            }
+        }
+        for index in 0..self.lanes.len() {
+            // An offer that is not sent has no room: the machine is asked again when something has changed.
+            while live.leave.is_none()
+                && !live.broken
+                && live.may_send()
+                && self.lanes[index].offer(now)
+                && self.act(index, Some(live))
+            {}
+            self.lanes[index].read_ahead(now);
+        }
+        let counts = self.lanes.iter().map(|lane| lane.machine.counts());
+        self.link.now.in_flight = counts.map(|counts| u64::from(counts.in_flight)).sum();
+        self.link.publish_sometimes();
+    }
+
+    /// Does what a lane's machine wants. True: it sent something. Without a connection only what concerns the
+    /// outbox and people is done.
+    fn act(&mut self, index: usize, mut live: Option<&mut Live>) -> bool {
+        let mut sent = false;
+        while !self.lanes[index].actions.is_empty() {
+            for action in std::mem::take(&mut self.lanes[index].actions) {
+                match action {
+                    Action::Send { position, round } => {
+                        sent = true;
+                        if let Some(live) = live.as_deref_mut() {
+                            self.send(index, position, round, live);
+                        }
+                    }
+                    Action::AskPosition(nonce) => {
+                        let lane = &self.lanes[index];
+                        let question = to_json(&lane.question(&nonce, &self.outbox));
+                        self.own.say("position", lane.position_topic.clone(), false, question);
+                    }
+                    Action::Confirm { position, chain, backed_up_through } => {
+                        self.outbox.confirm(
+                            &self.lanes[index].lane,
+                            Mark { position, chain },
+                            backed_up_through,
+                        );
+                        self.lanes[index].confirmed(chain);
+                        let now = self.now();
+                        self.backoff.progress(now);
+                    }
+                    Action::LookUpChain(position) => self.lanes[index].look_up_chain(position),
+                    Action::NewEpoch { after } => self.lanes[index].new_epoch(after),
+                    Action::Reconnect(reason) => {
+                        if let Some(live) = live.as_deref_mut() {
+                            live.lose(&match reason {
+                                Reason::Stalled => "the broker took nothing for too long".to_owned(),
+                                Reason::Refused(code) => {
+                                    format!("the broker refused a transaction: {}", refusal(code))
+                                }
+                            });
+                        }
+                    }
+                    Action::Alarm(alarm) => self.alarm(index, &alarm),
+                }
+            }
+        }
+        sent
+    }
+
+    fn send(&mut self, index: usize, position: u64, round: u64, live: &mut Live) {
+        let lane = &mut self.lanes[index];
+        let Some(ready) = lane.take(position) else {
+            // It was offered a moment ago, from the same place.
+            live.lose("the record to be sent is not at hand");
+            return;
+        };
+        let (payload, properties) = ready.into_publish(round);
+        live.hand(Ticket::Transaction { lane: index, position });
+        if !live.connection.publish(&self.lanes[index].topic, false, payload, Some(properties)) {
+            live.broken = true;
+        }
+        self.link.now.forwarded_total += 1;
+    }
+
+    fn notes(&mut self, live: &mut Live, notes: Vec<Note>) {
+        live.heard = Instant::now();
+        let now = self.now();
+        let mut notes = Some(notes);
+        for _ in 0..MOST_BATCHES {
+            let Some(batch) = notes else { return };
+            for note in batch {
+                if self.note(live, note, now).is_err() {
+                    live.lose("the broker acknowledged what was never sent");
+                }
+            }
+            notes = live.connection.more_notes();
+        }
+        if let Some(batch) = notes {
+            live.connection.put_back(batch);
+        }
+    }
+
+    fn note(&mut self, live: &mut Live, note: Note, now: Millis) -> Result<(), OutOfStep> {
+        match note {
+            Note::Written(packet) => live.ledger.written(packet)?,
+            Note::Acknowledged(packet, outcome) => {
+                let (lanes, own) = (&mut self.lanes, &mut self.own);
+                live.ledger.acknowledged(packet, outcome, |ticket, outcome| match ticket {
+                    Ticket::Transaction { lane, position } => {
+                        lanes[lane].handle(Input::PubAck { position, outcome }, now);
+                    }
+                    Ticket::Control(name) => {
+                        if name == EVENT {
+                            own.event_arrived();
+                        }
+                        // Nobody need be listening; everything else is the broker's ACL.
+                        if let Err(code) = outcome
+                            && code != 0x10
+                        {
+                            tracing::warn!(
+                                message = name,
+                                reason = refusal(code),
+                                "The broker refused one of our own messages"
+                            );
+                        }
+                    }
+                })?;
+                live.settled = Instant::now();
+            }
+            Note::Message(publish) => match self.ears.hear(&publish) {
+                Ok(heard) => self.heard(heard, now),
+                Err(reason) => self.refused.count(&reason),
+            },
+            Note::Heard | Note::Connected(_) | Note::Subscribed(_) => {}
+        }
+        Ok(())
+    }
+
+    fn heard(&mut self, heard: Heard, now: Millis) {
+        match heard {
+            Heard::Receipt { lane, receipt, seconds } => {
+                self.link.now.last_receipt = Some(std::time::Instant::now());
+                // Only an answer to this connection's question is known to be fresh.
+                if receipt.nonce.is_some() && self.clock.agree(seconds) {
+                    let clock = self.clock.clone();
+                    tokio::task::spawn_blocking(move || {
+                        if let Err(error) = clock.keep() {
+                            tracing::warn!(%error, "The last trusted time could not be kept");
+                        }
+                    });
+                }
+                self.lanes[lane].handle(Input::Receipt(receipt), now);
+            }
+            Heard::Gap { lane, epoch, expected, round } => {
+                self.lanes[lane].handle(Input::Gap { epoch, expected, round }, now);
+            }
+            Heard::HubStatus { hub, online } => hub_status(&hub, online),
+            Heard::ProbeReply(_) | Heard::Other => {}
+        }
+    }
+
+    pub(super) fn answer(&mut self, lane: usize, answer: Answer) {
+        let now = self.now();
+        self.lanes[lane].answered(answer, now);
+    }
+
+    pub(super) fn say_health(&mut self) {
+        let payload = self.reports.health.borrow_and_update().clone();
+        if !payload.is_empty() {
+            let topic = self.root.plain("health");
+            self.own.say("health", topic, true, payload);
+        }
+    }
+
+    fn tick(&mut self, live: &mut Live) {
+        let now = self.now();
+        for lane in &mut self.lanes {
+            if lane.machine.deadline().is_some_and(|at| at <= now) {
+                lane.handle(Input::Tick, now);
+            }
+        }
+        if live.look <= Instant::now() {
+            live.look = Instant::now() + LOOK_EVERY;
+            self.measure();
+        }
+        if live.heard.elapsed() > self.keep_alive.mul_f32(2.5) {
+            live.lose("the broker fell silent");
+        }
+        let own_only = live.ledger.outstanding() > 0 && live.ledger.transactions() == 0;
+        if own_only && live.settled.elapsed() > OWN_PATIENCE {
+            live.lose("the broker does not acknowledge our own messages");
+        }
+    }
+
+    pub(super) fn confirmed_sum(&self) -> u64 {
+        self.lanes.iter().map(|lane| lane.machine.confirmed()).sum()
+    }
+
+    fn measure(&mut self) {
+        let confirmed = self.confirmed_sum();
+        self.link.measure(confirmed);
+        let held = self.lanes.iter().filter(|lane| {
+            let counts = lane.machine.counts();
+            counts.held.or(counts.hole).is_some()
+        });
+        self.link.now.held = held.count() as u64;
+        if self.lanes.iter().all(|lane| lane.machine.counts().settled) {
+            self.link.now.diverged.clear();
+        }
+    }
+
+    fn due(&self, live: &Live) -> Instant {
+        let lanes = self.lanes.iter().filter_map(LaneWork::deadline).min();
+        let at = lanes.map(|at| self.started + Duration::from_millis(at));
+        at.map_or(live.look, |at| at.min(live.look))
+    }
+
+    fn alarm(&mut self, index: usize, alarm: &Alarm) {
+        let lane = self.lanes[index].lane.clone();
+        let (level, code, detail) = match alarm {
+            Alarm::Held(position) => {
+                tracing::error!(%lane, position, "A transaction cannot be sent, its lane stands");
+                ("alarm", "held", format!("lane {lane} stands: the broker does not take position {position}"))
+            }
+            Alarm::Released(position) => {
+                tracing::info!(%lane, position, "A held transaction goes on");
+                ("info", "released", format!("lane {lane} goes on at position {position}"))
+            }
+            Alarm::Diverged { through, position } => {
+                tracing::error!(%lane, position, through, "The hub has another history than this gateway, a new epoch begins");
+                self.link.now.diverged = format!("lane {lane} differs from the hub at position {position}");
+                (
+                    "alarm",
+                    "diverged",
+                    format!(
+                        "lane {lane}: the hub says {through}, which is not our history: a new epoch begins"
+                    ),
+                )
+            }
+            Alarm::HubRestored { from, to } => {
+                tracing::warn!(%lane, from, to, "The hub was restored, what it has lost goes again");
+                ("warning", "hub.restored", format!("lane {lane}: positions {from} to {to} go again"))
+            }
+            Alarm::Hole(position) => {
+                tracing::error!(%lane, position, "A transaction is not to be had any more, its lane stands until it is released");
+                (
+                    "alarm",
+                    "hole",
+                    format!("lane {lane} stands: position {position} is not to be had any more"),
+                )
+            }
+            Alarm::Refused { position, reason } => {
+                tracing::warn!(%lane, position, reason = refusal(*reason), "The broker refused a transaction, it goes again");
+                (
+                    "warning",
+                    "refused",
+                    format!("lane {lane}: the broker refused position {position}: {}", refusal(*reason)),
+                )
+            }
+        };
+        self.own.event(level, code, "", detail);
+    }
+}
+
+impl Refused {
+    fn count(&mut self, reason: &dyn std::fmt::Display) {
+        self.total += 1;
+        if self.logged.is_none_or(|at| at.elapsed() >= WARN_EVERY) {
+            self.logged = Some(Instant::now());
+            tracing::warn!(%reason, total = self.total, "A message from the broker was not obeyed");
+        }
+    }
+}
+
+fn hub_status(hub: &Hub, online: bool) {
+    if online {
+        tracing::info!(%hub, "The hub is online");
+    } else {
+        tracing::info!(%hub, "The hub is offline");
+    }
+}
+
+/// MQTT 5 §3.4.2.1 in words.
+fn refusal(code: u8) -> String {
+    match code {
+        0x10 => "nobody subscribes to it: is the hub running?".to_owned(),
+        0x87 => "not authorised: does the broker's ACL know this gateway?".to_owned(),
+        0x97 => "quota exceeded".to_owned(),
+        0x90 => "topic not valid".to_owned(),
+        0x99 => "payload not valid".to_owned(),
+        _ => format!("reason code {code:#04x}"),
+    }
+}

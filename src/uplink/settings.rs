@@ -1,0 +1,81 @@
+//! What the uplink is told by the configuration; nothing in it is optional.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::delivery;
+use crate::transaction::{Gateway, Hub, Lane, Practice};
+use crate::wire::presence::Info;
+use crate::wire::signature::PublicKey;
+
+/// What the uplink is told by the configuration.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// First half of the topic root and of the certificate's common name.
+    pub practice: Practice,
+    /// Second half.
+    pub gateway: Gateway,
+    /// The lanes, urgent ones first: they are served in this order.
+    pub lanes: Vec<Lane>,
+    /// The brokers, in the order in which they are tried.
+    pub upstreams: Vec<Upstream>,
+    /// PEM files; `None`: MQTT without TLS, for a broker on the same machine in tests only.
+    pub tls: Option<TlsFiles>,
+    /// Where the session counter and the last trusted time are kept (two small files).
+    pub state_directory: PathBuf,
+    /// The hubs whose receipts are obeyed, with their pinned keys; the index is the machine's.
+    pub hubs: Vec<PinnedHub>,
+    /// MQTT keep-alive (20-30 s; at least 5).
+    pub keep_alive: Duration,
+    /// For each of name look-up, socket, handshake, CONNACK and SUBACK.
+    pub phase_timeout: Duration,
+    /// Most unacknowledged publishes on one connection, if the broker allows as many.
+    pub inflight: u16,
+    /// Largest packet that is taken from the broker, bytes.
+    pub max_incoming_packet_bytes: u32,
+    /// What every lane's machine is told.
+    pub delivery: delivery::Limits,
+    /// When to try again: full jitter from the first attempt on.
+    pub reconnect: delivery::backoff::Settings,
+    /// `info`, published at each connect; the uplink fills in the time and the certificate's end.
+    pub info: Info,
+}
+
+/// One broker.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Upstream {
+    /// Name (checked against the broker's certificate) or address.
+    pub host: String,
+    /// TCP port.
+    pub port: u16,
+}
+
+impl std::fmt::Display for Upstream {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if self.host.contains(':') {
+            write!(f, "[{}]:{}", self.host, self.port)
+        } else {
+            write!(f, "{}:{}", self.host, self.port)
+        }
+    }
+}
+
+/// PEM files of the connection.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TlsFiles {
+    /// The fleet's CA, or several.
+    pub ca: PathBuf,
+    /// The client certificate, with its intermediates.
+    pub certificate: PathBuf,
+    /// Its private key.
+    pub key: PathBuf,
+}
+
+/// A hub that may confirm.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PinnedHub {
+    /// Its name in topics.
+    pub hub: Hub,
+    /// Its Ed25519 key.
+    pub key: PublicKey,
+}

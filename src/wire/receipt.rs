@@ -1,0 +1,93 @@
+//! The delivery protocol's payloads: receipts, gaps and position questions (design section 7).
+
+use serde::{Deserialize, Serialize};
+
+use crate::chain::ChainValue;
+use crate::transaction::{Epoch, Hub, Sequence};
+use crate::wire::SCHEMA;
+
+/// `receipt/{hub}/{lane}`: cumulative, retained, signed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Receipt {
+    /// 1.
+    pub schema: u32,
+    /// Who says so.
+    pub hub: Hub,
+    /// Random at each start of the hub.
+    pub incarnation: u64,
+    /// Rises within an incarnation; one that goes back is stale.
+    pub counter: u64,
+    /// What is stored of each epoch that the hub knows of this lane, oldest first.
+    pub epochs: Vec<Stored>,
+    /// Through which sequence of the newest epoch a backup has it; `null`: not known.
+    pub backed_up_through: Option<Sequence>,
+    /// The nonce of the position question that this answers, hexadecimal; `null`: not an answer.
+    pub nonce: Option<String>,
+    /// RFC 3339.
+    pub time: String,
+}
+
+/// "Stored through `through`, whose chain value is `chain`."
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stored {
+    /// Epoch.
+    pub epoch: Epoch,
+    /// 0: nothing of it yet.
+    pub through: Sequence,
+    /// Chain value at `through`.
+    pub chain: ChainValue,
+}
+
+/// `gap/{hub}/{lane}`: the hub missed something.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Gap {
+    /// 1.
+    pub schema: u32,
+    /// Epoch it speaks of.
+    pub epoch: Epoch,
+    /// The sequence that it expects.
+    pub expected: Sequence,
+    /// Round of the transaction that showed the gap.
+    pub round: u64,
+}
+
+/// `position/{lane}`: the gateway asks the hub where it is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Position {
+    /// 1.
+    pub schema: u32,
+    /// The gateway's current epoch.
+    pub epoch: Epoch,
+    /// First sequence of `epoch` that the gateway still keeps.
+    pub first_retained: Sequence,
+    /// Confirmed through this sequence of `epoch`.
+    pub confirmed: Sequence,
+    /// Accepted through this sequence of `epoch`.
+    pub tail: Sequence,
+    /// Chain value at `confirmed`.
+    pub chain: ChainValue,
+    /// 16 random bytes, hexadecimal: the answer carries it.
+    pub nonce: String,
+}
+
+impl Gap {
+    /// A notice of the current schema.
+    #[must_use]
+    pub fn new(epoch: Epoch, expected: Sequence, round: u64) -> Self {
+        Self { schema: SCHEMA, epoch, expected, round }
+    }
+}
+
+/// A nonce as text: 32 lower-case hexadecimal digits.
+#[must_use]
+pub fn nonce_text(nonce: &[u8; 16]) -> String {
+    format!("{:032x}", u128::from_be_bytes(*nonce))
+}
+
+/// A nonce from its text.
+#[must_use]
+pub fn nonce_bytes(text: &str) -> Option<[u8; 16]> {
+    (text.len() == 32 && text.bytes().all(|b| b.is_ascii_hexdigit()))
+        .then(|| u128::from_str_radix(text, 16).ok().map(u128::to_be_bytes))
+        .flatten()
+}

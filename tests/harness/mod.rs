@@ -1,0 +1,43 @@
+//! What the end-to-end tests stand on: fresh certificates, a real Mosquitto and a proxy that breaks links.
+//!
+//! Everything listens on loopback, on ports that the system picked, below directories that clean up after themselves.
+#![allow(dead_code, unreachable_pub, reason = "each test file uses its own part of the harness")]
+
+mod certificates;
+mod mosquitto;
+mod proxy;
+pub mod senders;
+pub mod site;
+
+#[allow(unused_imports, reason = "each test file uses its own part of the harness")]
+pub use certificates::{CertificateFiles, Certificates};
+#[allow(unused_imports, reason = "each test file uses its own part of the harness")]
+pub use mosquitto::{Mosquitto, MosquittoOptions};
+#[allow(unused_imports, reason = "each test file uses its own part of the harness")]
+pub use proxy::{Direction, Fault, FaultProxy};
+
+use std::time::{Duration, Instant};
+
+/// Waits on a level, not on a moment: looks until `probe` gives something, and fails the test by name after `limit`.
+pub async fn eventually<T>(what: &str, limit: Duration, mut probe: impl FnMut() -> Option<T>) -> T {
+    let start = Instant::now();
+    loop {
+        if let Some(found) = probe() {
+            return found;
+        }
+        assert!(start.elapsed() < limit, "not within {limit:?}: {what}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// The same for tests without a runtime.
+pub fn eventually_blocking<T>(what: &str, limit: Duration, mut probe: impl FnMut() -> Option<T>) -> T {
+    let start = Instant::now();
+    loop {
+        if let Some(found) = probe() {
+            return found;
+        }
+        assert!(start.elapsed() < limit, "not within {limit:?}: {what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}

@@ -1,0 +1,152 @@
+//! A real Mosquitto as a child process, with mutual TLS.
+
+use std::fs::File;
+use std::net::{TcpListener, TcpStream};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use tempfile::TempDir;
+
+use super::{CertificateFiles, Certificates, eventually_blocking};
+
+/// What may differ from test to test.
+#[derive(Debug, Clone, Default)]
+pub struct MosquittoOptions {
+    /// Contents of an ACL file; none: everybody may everything.
+    pub acl: Option<String>,
+    /// Further lines of the configuration, for example `max_inflight_messages 20`.
+    pub extra: String,
+    /// Another certificate than one for `localhost`.
+    pub server: Option<CertificateFiles>,
+    /// Another CA to judge clients by than the fleet's.
+    pub client_ca: Option<PathBuf>,
+}
+
+/// A broker. Dropping it kills it.
+pub struct Mosquitto {
+    directory: TempDir,
+    port: u16,
+    plain_port: u16,
+    child: Option<Child>,
+}
+
+impl Mosquitto {
+    /// Starts one that takes any client of the fleet CA and keeps nothing on disk.
+    pub fn start(certificates: &Certificates) -> Self {
+        Self::start_with(certificates, &MosquittoOptions::default())
+    }
+
+    /// Starts one with options.
+    pub fn start_with(certificates: &Certificates, options: &MosquittoOptions) -> Self {
+        let mut directory = TempDir::with_prefix("pgw-mosquitto-").unwrap();
+        let server = options.server.clone().unwrap_or_else(|| certificates.server());
+        let ca = options.client_ca.clone().unwrap_or_else(|| certificates.ca());
+        // Another process can take a port between our look and Mosquitto's bind: then once more.
+        for _ in 0..5 {
+            let (port, plain_port) = (free_port(), free_port());
+            let mut conf = format!(
+                "user root\npersistence false\nlog_type error\nlog_type warning\nlog_type notice\n\
+                 per_listener_settings false\nallow_anonymous true\nmax_queued_messages 0\nmax_inflight_messages 1024\n\
+                 {extra}\n\
+                 listener {port} 127.0.0.1\ncafile {ca}\ncertfile {cert}\nkeyfile {key}\n\
+                 require_certificate true\nuse_identity_as_username true\n\
+                 listener {plain_port} 127.0.0.1\n",
+                extra = options.extra,
+                ca = ca.display(),
+                cert = server.certificate.display(),
+                key = server.key.display(),
+            );
+            if let Some(acl) = &options.acl {
+                let path = directory.path().join("acl");
+                std::fs::write(&path, acl).unwrap();
+                conf.push_str(&format!("acl_file {}\n", path.display()));
+            }
+            std::fs::write(directory.path().join("mosquitto.conf"), conf).unwrap();
+            let mut broker = Self { directory, port, plain_port, child: None };
+            if broker.try_launch() {
+                return broker;
+            }
+            let Self { directory: same, .. } = &mut broker;
+            directory = std::mem::replace(same, TempDir::new().unwrap());
+        }
+        panic!(
+            "Mosquitto does not start: {}",
+            std::fs::read_to_string(directory.path().join("log")).unwrap()
+        );
+    }
+
+    fn try_launch(&mut self) -> bool {
+        let log = File::options().create(true).append(true).open(self.directory.path().join("log")).unwrap();
+        let program = ["/usr/sbin/mosquitto", "/usr/local/sbin/mosquitto"]
+            .into_iter()
+            .find(|path| std::path::Path::new(path).exists())
+            .unwrap_or("mosquitto");
+        let child = Command::new(program)
+            .arg("-c")
+            .arg(self.directory.path().join("mosquitto.conf"))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .expect("these tests need Mosquitto: apt-get install mosquitto");
+        self.child = Some(child);
+        eventually_blocking("Mosquitto listens or gives up", Duration::from_secs(20), || {
+            if let Some(child) = &mut self.child
+                && child.try_wait().unwrap().is_some()
+            {
+                return Some(false);
+            }
+            (TcpStream::connect(("127.0.0.1", self.port)).is_ok()
+                && TcpStream::connect(("127.0.0.1", self.plain_port)).is_ok())
+            .then_some(true)
+        })
+    }
+
+    /// Its process id, for `/proc`.
+    pub fn pid(&self) -> u32 {
+        self.child.as_ref().map_or(0, Child::id)
+    }
+
+    /// The port of the TLS listener, on 127.0.0.1.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// A second listener without TLS, for observers of the test itself.
+    pub fn plain_port(&self) -> u16 {
+        self.plain_port
+    }
+
+    /// SIGKILL: what it held in memory is gone.
+    pub fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+
+    /// Starts it again on the same ports (after [`Mosquitto::kill`], or instead of it).
+    pub fn restart(&mut self) {
+        self.kill();
+        assert!(self.try_launch(), "Mosquitto does not start again: {}", self.log());
+    }
+
+    /// Its log so far.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.directory.path().join("log")).unwrap_or_default()
+    }
+}
+
+impl Drop for Mosquitto {
+    fn drop(&mut self) {
+        self.kill();
+        if std::thread::panicking() {
+            eprintln!("Mosquitto's log:\n{}", self.log());
+        }
+    }
+}
+
+fn free_port() -> u16 {
+    TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap().port()
+}

@@ -1,0 +1,293 @@
+//! A surgery and a centre: the two real programs with their configuration, to be killed and started again.
+
+use std::fmt::Write as _;
+use std::net::{SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::Duration;
+
+use serde_json::Value;
+
+use super::certificates::{CertificateFiles, Certificates};
+use super::eventually_blocking;
+
+const GATEWAY: &str = env!("CARGO_BIN_EXE_practice-gateway");
+const HUB: &str = env!("CARGO_BIN_EXE_practice-hub");
+
+/// One gateway and one hub. Both are killed when it is dropped.
+pub struct Site {
+    directory: tempfile::TempDir,
+    /// The gateway's MLLP door.
+    pub door: SocketAddr,
+    gateway: Option<Child>,
+    hub: Option<Child>,
+}
+
+/// What may differ from test to test.
+#[derive(Default)]
+pub struct SiteOptions {
+    /// More lines for gateway.toml, placed before its first table.
+    pub gateway_top: String,
+    /// More tables (or `[outbox]` and `[uplink]` keys, see [`Site::new`]) for gateway.toml.
+    pub outbox: String,
+    /// More keys for `[uplink]` of the gateway.
+    pub uplink: String,
+    /// Another client certificate for the gateway.
+    pub certificate: Option<CertificateFiles>,
+    /// Below this directory and not the system's temporary one.
+    pub base: Option<PathBuf>,
+}
+
+impl Site {
+    /// Writes both configurations and runs both `init`s; starts nothing.
+    pub fn new(
+        certificates: &Certificates,
+        gateway_upstream: u16,
+        hub_upstream: u16,
+        options: SiteOptions,
+    ) -> Self {
+        let directory = match &options.base {
+            Some(base) => tempfile::tempdir_in(base),
+            None => tempfile::tempdir(),
+        }
+        .expect("a directory");
+        let door = TcpListener::bind(("127.0.0.1", 0)).and_then(|l| l.local_addr()).expect("a free port");
+        let site = Self { directory, door, gateway: None, hub: None };
+        let hub_certificate = certificates.client("hub1");
+        let quick =
+            "backoff_first_loss_seconds = 0.2\nbackoff_base_seconds = 0.1\nbackoff_cap_seconds = 0.5\n";
+        let mut hub = String::new();
+        let _ = writeln!(
+            hub,
+            "hub = \"hub1\"\nstore_directory = {:?}\nsigning_key_file = {:?}",
+            site.store(),
+            site.path("signing.key")
+        );
+        let _ = writeln!(
+            hub,
+            "[uplink]\nupstreams = [\"localhost:{hub_upstream}\"]\nca_file = {:?}",
+            certificates.ca()
+        );
+        let _ = writeln!(
+            hub,
+            "certificate_file = {:?}\nkey_file = {:?}\nbackoff_base_seconds = 0.1\nbackoff_cap_seconds = 0.5",
+            hub_certificate.certificate, hub_certificate.key
+        );
+        std::fs::write(site.hub_config(), hub).expect("hub.toml");
+        let made = site.hub_command(&["init"]);
+        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+        let printed = String::from_utf8_lossy(&made.stdout).into_owned();
+        let public_key = printed
+            .lines()
+            .find_map(|line| {
+                line.split_once("public_key = ").map(|(_, key)| key.trim().trim_matches('"').to_owned())
+            })
+            .unwrap_or_else(|| panic!("practice-hub init printed no public key: {printed}"));
+
+        let certificate = options.certificate.unwrap_or_else(|| certificates.client("B86022.gw1"));
+        let mut gateway = String::new();
+        let _ = writeln!(gateway, "practice = \"B86022\"\ngateway = \"gw1\"\n{}", options.gateway_top);
+        let _ = writeln!(
+            gateway,
+            "data_directory = {:?}\noutbox_key_file = {:?}",
+            site.path("data"),
+            site.path("outbox.key")
+        );
+        let _ = writeln!(gateway, "[control]\nsocket = {:?}", site.path("control.sock"));
+        let _ = writeln!(gateway, "[outbox]\nmin_free_percent = 1\n{}", options.outbox);
+        let _ = writeln!(
+            gateway,
+            "[[lane]]\nname = \"clinical\"\n[[mllp]]\nlisten = \"{door}\"\nlane = \"clinical\""
+        );
+        let _ = writeln!(
+            gateway,
+            "[uplink]\nupstreams = [\"localhost:{gateway_upstream}\"]\nca_file = {:?}",
+            certificates.ca()
+        );
+        let _ = writeln!(
+            gateway,
+            "certificate_file = {:?}\nkey_file = {:?}\n{quick}{}",
+            certificate.certificate, certificate.key, options.uplink
+        );
+        let _ = writeln!(gateway, "[[hub]]\nname = \"hub1\"\npublic_key = \"{public_key}\"");
+        std::fs::write(site.gateway_config(), gateway).expect("gateway.toml");
+        let made = site.gateway_command(&["init"]);
+        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+        site
+    }
+
+    /// A file of the site.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    /// The hub's store.
+    pub fn store(&self) -> PathBuf {
+        self.path("hub")
+    }
+
+    /// gateway.toml.
+    pub fn gateway_config(&self) -> PathBuf {
+        self.path("gateway.toml")
+    }
+
+    fn hub_config(&self) -> PathBuf {
+        self.path("hub.toml")
+    }
+
+    /// Starts the gateway and waits until its store is open (its control socket answers).
+    pub fn start_gateway(&mut self) {
+        self.spawn_gateway();
+        eventually_blocking("the gateway to answer", Duration::from_secs(30), || self.status());
+    }
+
+    /// Starts the gateway and waits for nothing.
+    pub fn spawn_gateway(&mut self) {
+        assert!(self.gateway.is_none(), "the gateway runs already");
+        self.gateway = Some(self.spawn(GATEWAY, &self.gateway_config(), "gateway.log"));
+    }
+
+    /// Starts the hub.
+    pub fn start_hub(&mut self) {
+        assert!(self.hub.is_none(), "the hub runs already");
+        self.hub = Some(self.spawn(HUB, &self.hub_config(), "hub.log"));
+    }
+
+    fn spawn(&self, program: &str, config: &Path, log: &str) -> Child {
+        let log = std::fs::OpenOptions::new().create(true).append(true).open(self.path(log)).expect("a log");
+        Command::new(program)
+            .args(["run", "--config"])
+            .arg(config)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().expect("a log"))
+            .stderr(log)
+            .spawn()
+            .expect("started")
+    }
+
+    /// Process id of the gateway.
+    pub fn gateway_pid(&self) -> u32 {
+        self.gateway.as_ref().expect("a gateway").id()
+    }
+
+    /// Process id of the hub.
+    pub fn hub_pid(&self) -> u32 {
+        self.hub.as_ref().expect("a hub").id()
+    }
+
+    /// SIGKILL.
+    pub fn kill_gateway(&mut self) {
+        kill(self.gateway.take());
+    }
+
+    /// SIGKILL.
+    pub fn kill_hub(&mut self) {
+        kill(self.hub.take());
+    }
+
+    /// SIGTERM to both, the gateway first; asserts that both end well.
+    pub fn stop(&mut self) {
+        for (name, child) in [("gateway", self.gateway.take()), ("hub", self.hub.take())] {
+            let Some(mut child) = child else { continue };
+            let pid = rustix::process::Pid::from_raw(child.id().cast_signed()).expect("a process");
+            rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("signalled");
+            let status = child.wait().expect("waited");
+            assert!(status.success(), "the {name} ended with {status}\n{}", self.log(name));
+        }
+    }
+
+    /// How the gateway ended, if it has.
+    pub fn gateway_ended(&mut self) -> Option<std::process::ExitStatus> {
+        let ended = self.gateway.as_mut()?.try_wait().expect("waited");
+        if ended.is_some() {
+            self.gateway = None;
+        }
+        ended
+    }
+
+    /// The log of `gateway` or `hub` so far.
+    pub fn log(&self, name: &str) -> String {
+        std::fs::read_to_string(self.path(&format!("{name}.log"))).unwrap_or_default()
+    }
+
+    /// `practice-gateway WORDS --config ...`.
+    pub fn gateway_command(&self, words: &[&str]) -> Output {
+        Command::new(GATEWAY)
+            .args(words)
+            .arg("--config")
+            .arg(self.gateway_config())
+            .stdin(Stdio::null())
+            .output()
+            .expect("run")
+    }
+
+    /// `practice-hub WORDS --config ...`.
+    pub fn hub_command(&self, words: &[&str]) -> Output {
+        Command::new(HUB)
+            .args(words)
+            .arg("--config")
+            .arg(self.hub_config())
+            .stdin(Stdio::null())
+            .output()
+            .expect("run")
+    }
+
+    /// `practice-gateway status --json`, if the gateway answers.
+    pub fn status(&self) -> Option<Value> {
+        let output = self.gateway_command(&["status", "--json"]);
+        output.status.success().then(|| serde_json::from_slice(&output.stdout).ok()).flatten()
+    }
+
+    /// Waits until a number in the status is at least `wanted`; asserts on the way that health adds up.
+    pub fn wait_for(&self, key: &str, wanted: u64, limit: Duration) {
+        let what = format!("{key} >= {wanted}; the gateway's log ends:\n{}", tail(&self.log("gateway")));
+        eventually_blocking(&what, limit, || {
+            let status = self.status()?;
+            adds_up(&status);
+            (status[key].as_u64()? >= wanted).then_some(())
+        });
+    }
+
+    /// Waits for the link to be up or down.
+    pub fn wait_for_link(&self, up: bool) {
+        eventually_blocking(&format!("link_up = {up}"), Duration::from_secs(60), || {
+            (self.status()?["link_up"] == up).then_some(())
+        });
+    }
+}
+
+impl Drop for Site {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!(
+                "gateway.log ends:\n{}\nhub.log ends:\n{}",
+                tail(&self.log("gateway")),
+                tail(&self.log("hub"))
+            );
+        }
+        kill(self.gateway.take());
+        kill(self.hub.take());
+    }
+}
+
+/// Promise 8: accepted = confirmed + waiting + damaged, in every message.
+pub fn adds_up(status: &Value) {
+    let number = |key: &str| status[key].as_u64().unwrap_or_else(|| panic!("{key} is missing in {status}"));
+    assert_eq!(
+        number("accepted_total"),
+        number("confirmed_total") + number("waiting") + number("damaged"),
+        "health does not add up: {status}"
+    );
+}
+
+fn kill(child: Option<Child>) {
+    if let Some(mut child) = child {
+        let _ = child.kill();
+        let _ = child.wait();
+    }
+}
+
+fn tail(log: &str) -> String {
+    let lines: Vec<&str> = log.lines().collect();
+    lines[lines.len().saturating_sub(30)..].join("\n")
+}

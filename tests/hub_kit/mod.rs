@@ -1,0 +1,77 @@
+//! A gateway's side of a lane, as far as the hub's tests need one: numbered, chained transactions.
+#![allow(dead_code, unreachable_pub, reason = "each test file uses its own part of the kit")]
+
+use practice_gateway::chain::ChainValue;
+use practice_gateway::hub::store::{Entry, LaneName};
+use practice_gateway::transaction::{Epoch, Gateway, Lane, Practice};
+use practice_gateway::wire::envelope::Envelope;
+use uuid::Uuid;
+
+/// `B86022/gw1/{lane}`.
+pub fn lane(name: &str) -> LaneName {
+    lane_of("B86022", "gw1", name)
+}
+
+/// Any lane.
+pub fn lane_of(practice: &str, gateway: &str, name: &str) -> LaneName {
+    LaneName {
+        practice: Practice::new(practice).unwrap(),
+        gateway: Gateway::new(gateway).unwrap(),
+        lane: Lane::new(name).unwrap(),
+    }
+}
+
+/// Numbers and chains transactions as a gateway does.
+#[derive(Clone)]
+pub struct Sender {
+    pub lane: LaneName,
+    pub epoch: Epoch,
+    pub sequence: u64,
+    pub chain: ChainValue,
+    pub round: u64,
+}
+
+impl Sender {
+    pub fn new(lane: &LaneName, epoch: u128) -> Self {
+        let epoch = Epoch(Uuid::from_u128(epoch));
+        let chain = ChainValue::first(epoch, lane.lane.as_str());
+        Self { lane: lane.clone(), epoch, sequence: 0, chain, round: 1 }
+    }
+
+    /// The next transaction, with this id and body.
+    pub fn next(&mut self, id: u128, body: &[u8]) -> Entry {
+        self.sequence += 1;
+        let mut envelope = Envelope {
+            id: Uuid::from_u128(id),
+            source: "urn:pgw:B86022:gw1:hl7v2:L\u{e4}B\"\\".into(),
+            event_type: "hl7v2.oru_r01".into(),
+            time: "2026-11-22T22:12:10.123Z".into(),
+            content_type: "application/hl7-v2+er7; charset=iso-8859-1".into(),
+            lane: self.lane.lane.clone(),
+            epoch: self.epoch,
+            sequence: self.sequence,
+            round: self.round,
+            chain: self.chain,
+            kind: "hl7v2".into(),
+            correlation_id: String::new(),
+            clock: "synced".into(),
+            test_data: false,
+        };
+        envelope.chain = self.chain.next(&envelope.link(body));
+        self.chain = envelope.chain;
+        Entry { lane: self.lane.clone(), envelope, body: Some(body.to_vec().into()) }
+    }
+
+    /// The next `count` transactions: ids `base + sequence`, bodies that differ.
+    pub fn take(&mut self, count: u64) -> Vec<Entry> {
+        (0..count)
+            .map(|_| {
+                let n = self.sequence + 1;
+                self.next(
+                    (self.epoch.0.as_u128() << 32) + u128::from(n),
+                    format!("body \u{e9} {n}").as_bytes(),
+                )
+            })
+            .collect()
+    }
+}

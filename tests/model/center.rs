@@ -1,0 +1,178 @@
+//! The hub: the real intake over a model store that syncs in groups, crashes and is restored from backups.
+
+use std::collections::HashSet;
+
+use practice_gateway::chain::ChainValue;
+use practice_gateway::delivery::{Receipt, Through};
+use practice_gateway::hub::intake::{Arrived, Intake, Missed, Statement, Verdict};
+use practice_gateway::transaction::{Epoch, Sequence, TransactionId};
+
+use super::broker::Up;
+use super::{Random, Seen, lane, link};
+
+/// A line of the store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct Entry {
+    pub(crate) epoch: Epoch,
+    pub(crate) sequence: Sequence,
+    pub(crate) chain: ChainValue,
+    pub(crate) id: TransactionId,
+    /// False: the id is stored already, this only names it again.
+    pub(crate) stored: bool,
+}
+
+pub(crate) struct Center {
+    pub(crate) index: usize,
+    pub(crate) up: bool,
+    pub(crate) intake: Intake,
+    /// On stable storage; the rest of `entries` is staged.
+    pub(crate) synced: usize,
+    pub(crate) entries: Vec<Entry>,
+    ids: HashSet<TransactionId>,
+    /// Everything that ever was on stable storage, restored away or not.
+    pub(crate) ever: HashSet<TransactionId>,
+    /// Lengths of the store at the backups.
+    pub(crate) backups: Vec<usize>,
+}
+
+impl Center {
+    pub(crate) fn new(index: usize, incarnation: u64) -> Self {
+        Self {
+            index,
+            up: true,
+            intake: Intake::new(lane(), incarnation),
+            synced: 0,
+            entries: Vec::new(),
+            ids: HashSet::new(),
+            ever: HashSet::new(),
+            backups: Vec::new(),
+        }
+    }
+
+    fn receipt(&self, statement: Statement) -> Receipt {
+        Receipt {
+            hub: self.index,
+            incarnation: statement.incarnation,
+            counter: statement.counter,
+            epochs: statement.epochs,
+            backed_up_through: statement.backed_up_through,
+            nonce: statement.nonce,
+        }
+    }
+
+    /// Takes a packet; an answer or a gap notice may come of it.
+    pub(crate) fn take(&mut self, packet: &Up, seen: &mut Seen) -> (Option<Receipt>, Option<Missed>) {
+        match packet {
+            Up::Position(nonce) => {
+                let statement = self.intake.statement(Some(*nonce));
+                (Some(self.receipt(statement)), None)
+            }
+            Up::Transaction { epoch, sequence, round, id, chain } => {
+                let (epoch, sequence, round, id) = (*epoch, *sequence, *round, *id);
+                let arrived = Arrived { epoch, sequence, round, id, chain: *chain };
+                let ids = &self.ids;
+                let verdict = self.intake.arrive(
+                    &arrived,
+                    |before| link(before, epoch, sequence, id),
+                    |id| ids.contains(&id),
+                );
+                let stored = verdict == Verdict::Store;
+                match verdict {
+                    Verdict::Store | Verdict::Known => {
+                        self.entries.push(Entry { epoch, sequence, chain: *chain, id, stored });
+                        self.ids.insert(id);
+                        if !stored {
+                            seen.note("known id in a new epoch");
+                        }
+                    }
+                    Verdict::Repeat => seen.note("repetition at the hub"),
+                    Verdict::Ahead { say } => {
+                        seen.note("gap at the hub");
+                        return (None, say);
+                    }
+                    Verdict::Unasked => seen.note("sent to an earlier incarnation"),
+                    Verdict::Diverged { .. } => seen.note("other chain at the hub"),
+                }
+                (None, None)
+            }
+        }
+    }
+
+    /// The group is on stable storage.
+    pub(crate) fn sync(&mut self) {
+        self.ever.extend(self.entries[self.synced..].iter().map(|entry| entry.id));
+        self.synced = self.entries.len();
+        self.intake.synced();
+    }
+
+    pub(crate) fn due(&mut self) -> Option<Receipt> {
+        let statement = self.intake.receipt()?;
+        Some(self.receipt(statement))
+    }
+
+    /// The receipt that it sends at each of its connects.
+    pub(crate) fn announce(&mut self) -> Receipt {
+        let statement = self.intake.statement(None);
+        self.receipt(statement)
+    }
+
+    pub(crate) fn back_up(&mut self) {
+        self.backups.push(self.synced);
+        if let Some(last) = self.entries[..self.synced].last() {
+            self.intake.backed_up(last.epoch, last.sequence);
+        }
+    }
+
+    /// kill -9 or a power cut: some part of what was staged may have reached the disk.
+    pub(crate) fn crash(&mut self, random: &mut Random, seen: &mut Seen) {
+        self.up = false;
+        let staged = self.entries.len() - self.synced;
+        let kept = random.below(staged as u64 + 1) as usize;
+        if staged > 0 {
+            seen.note(if kept > 0 {
+                "hub crash after storing, before its receipt"
+            } else {
+                "hub crash before storing"
+            });
+        }
+        self.truncate(self.synced + kept);
+    }
+
+    pub(crate) fn restore(&mut self, length: usize, seen: &mut Seen) {
+        self.up = false;
+        if length < self.synced {
+            seen.note("hub restored to less");
+        }
+        self.truncate(length.min(self.entries.len()));
+        self.backups.retain(|backup| *backup <= length);
+    }
+
+    fn truncate(&mut self, length: usize) {
+        self.entries.truncate(length);
+        self.synced = length;
+        self.ids = self.entries.iter().map(|entry| entry.id).collect();
+        self.ever.extend(self.ids.iter().copied());
+    }
+
+    pub(crate) fn start(&mut self, incarnation: u64) {
+        self.up = true;
+        let mut epochs: Vec<Through> = Vec::new();
+        for entry in &self.entries {
+            let through = Through { epoch: entry.epoch, through: entry.sequence, chain: entry.chain };
+            match epochs.iter_mut().find(|known| known.epoch == entry.epoch) {
+                Some(known) => *known = through,
+                None => epochs.push(through),
+            }
+        }
+        self.intake = Intake::restored(lane(), incarnation, epochs);
+        if let Some(last) = self.backups.last().and_then(|length| self.entries[..*length].last()) {
+            self.intake.backed_up(last.epoch, last.sequence);
+        }
+    }
+
+    /// Whether the last backup holds it.
+    pub(crate) fn has_backup_of(&self, id: TransactionId) -> bool {
+        let length = self.backups.last().copied().unwrap_or(0);
+        self.entries[..length].iter().any(|entry| entry.id == id)
+    }
+}

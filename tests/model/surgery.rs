@@ -1,0 +1,251 @@
+//! The box in the surgery: a model outbox, and the driver's turn around the real delivery machine.
+
+use std::collections::VecDeque;
+
+use practice_gateway::chain::ChainValue;
+use practice_gateway::delivery::{
+    Action, Alarm, Delivery, Input, Limits, Millis, Nonce, Numbering, Reason, Receipt,
+};
+use practice_gateway::transaction::{Position, TransactionId};
+
+use super::{Seen, epoch, lane, link};
+use crate::model::broker::Up;
+
+/// What a crash leaves.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) struct Disk {
+    /// Committed transactions, position 1 first.
+    pub(crate) records: Vec<TransactionId>,
+    /// Chain values on the wire: at 0 the first epoch's first value, then one for each record.
+    pub(crate) chains: Vec<ChainValue>,
+    pub(crate) numbering: Numbering,
+    /// The confirmed mark as it was synced last: it lags.
+    pub(crate) mark: Position,
+    /// Everything through here is pruned.
+    pub(crate) pruned: Position,
+}
+
+impl Disk {
+    pub(crate) fn new(first_epoch: u64) -> Self {
+        let first = epoch(first_epoch);
+        Self {
+            records: Vec::new(),
+            chains: vec![ChainValue::first(first, lane().as_str())],
+            numbering: Numbering::new(first),
+            mark: 0,
+            pruned: 0,
+        }
+    }
+
+    pub(crate) fn tail(&self) -> Position {
+        self.records.len() as u64
+    }
+
+    pub(crate) fn commit(&mut self, id: TransactionId) {
+        self.records.push(id);
+        let chain = self.computed(self.tail());
+        self.chains.push(chain);
+    }
+
+    fn computed(&self, position: Position) -> ChainValue {
+        let renumbering = self.numbering.at(position);
+        let before = if position == renumbering.base + 1 {
+            ChainValue::first(renumbering.epoch, lane().as_str())
+        } else {
+            self.chains[position as usize - 1]
+        };
+        let id = self.records[position as usize - 1];
+        link(before, renumbering.epoch, position - renumbering.base, id)
+    }
+
+    pub(crate) fn renumber(&mut self, new_epoch: u64, after: Position) {
+        self.numbering = self.numbering.renumbered(epoch(new_epoch), after);
+        if after == 0 {
+            self.chains[0] = ChainValue::first(epoch(new_epoch), lane().as_str());
+        }
+        for position in after + 1..=self.tail() {
+            self.chains[position as usize] = self.computed(position);
+        }
+    }
+}
+
+/// What the daemon around the machine has to do later.
+#[derive(Debug, Clone)]
+pub(crate) enum Task {
+    LookUp(Position),
+    NewEpoch(Position),
+}
+
+pub(crate) struct Surgery {
+    pub(crate) disk: Disk,
+    /// The mark in memory; [`Disk::mark`] follows.
+    pub(crate) mark: Position,
+    pub(crate) machine: Delivery,
+    pub(crate) limits: Limits,
+    pub(crate) up: VecDeque<Up>,
+    /// Positions in the order of their publishes on this connection: PUBACKs come in it.
+    pub(crate) published: VecDeque<Position>,
+    pub(crate) tasks: VecDeque<Task>,
+    pub(crate) connected: bool,
+    /// The machine asked for a new connection.
+    pub(crate) wants_reconnect: bool,
+    /// Pruning is allowed through the hub's backup once confirmed.
+    pub(crate) prunes: bool,
+    /// Confirmations since the oracle looked.
+    pub(crate) confirmations: Vec<(Position, Position)>,
+    pub(crate) prunings: Vec<(Position, Position)>,
+    actions: Vec<Action>,
+}
+
+impl Surgery {
+    pub(crate) fn new(limits: Limits, first_epoch: u64, prunes: bool) -> Self {
+        let disk = Disk::new(first_epoch);
+        Self {
+            machine: Delivery::new(limits.clone(), disk.numbering.clone(), (0, disk.chains[0]), 0),
+            disk,
+            mark: 0,
+            limits,
+            up: VecDeque::new(),
+            published: VecDeque::new(),
+            tasks: VecDeque::new(),
+            connected: false,
+            wants_reconnect: false,
+            prunes,
+            confirmations: Vec::new(),
+            prunings: Vec::new(),
+            actions: Vec::new(),
+        }
+    }
+
+    /// The process starts (again) from its disk.
+    pub(crate) fn start(&mut self) {
+        self.mark = self.disk.mark;
+        let chain = self.disk.chains.get(self.mark as usize).copied().unwrap_or(ChainValue([0xee; 32]));
+        self.machine = Delivery::new(
+            self.limits.clone(),
+            self.disk.numbering.clone(),
+            (self.mark, chain),
+            self.disk.tail(),
+        );
+        self.connected = false;
+        self.wants_reconnect = false;
+        self.up.clear();
+        self.published.clear();
+        self.tasks.clear();
+    }
+
+    pub(crate) fn connect(&mut self, nonce: Nonce, receive_maximum: u16, now: Millis, seen: &mut Seen) {
+        self.connected = true;
+        self.wants_reconnect = false;
+        self.up.clear();
+        self.published.clear();
+        self.give(Input::Connected { nonce, receive_maximum, maximum_bytes: None }, now, seen);
+    }
+
+    pub(crate) fn disconnect(&mut self, now: Millis, seen: &mut Seen) {
+        self.connected = false;
+        self.wants_reconnect = false;
+        self.up.clear();
+        self.published.clear();
+        self.give(Input::Disconnected, now, seen);
+    }
+
+    pub(crate) fn accept(&mut self, id: TransactionId, now: Millis, seen: &mut Seen) {
+        self.disk.commit(id);
+        self.give(Input::Committed(self.disk.tail()), now, seen);
+    }
+
+    pub(crate) fn receive_puback(&mut self, outcome: Result<(), u8>, now: Millis, seen: &mut Seen) {
+        let position = self.published.pop_front().expect("a PUBACK belongs to a publish");
+        self.give(Input::PubAck { position, outcome }, now, seen);
+    }
+
+    pub(crate) fn receive(&mut self, receipt: Receipt, now: Millis, seen: &mut Seen) {
+        self.give(Input::Receipt(receipt), now, seen);
+    }
+
+    /// Does the oldest thing that was put off. `new_epoch` names an epoch if one is to be made.
+    pub(crate) fn work(&mut self, new_epoch: u64, now: Millis, seen: &mut Seen) {
+        match self.tasks.pop_front() {
+            Some(Task::LookUp(position)) => {
+                let chain = self.disk.chains.get(position as usize).copied();
+                self.give(Input::ChainAt { position, chain }, now, seen);
+            }
+            Some(Task::NewEpoch(after)) => {
+                self.disk.renumber(new_epoch, after);
+                let numbering = self.disk.numbering.clone();
+                self.give(Input::Renumbered(numbering), now, seen);
+            }
+            None => {}
+        }
+    }
+
+    /// A driver's turn.
+    pub(crate) fn give(&mut self, input: Input, now: Millis, seen: &mut Seen) {
+        let mut actions = std::mem::take(&mut self.actions);
+        self.machine.handle(input, now, &mut actions);
+        loop {
+            for action in actions.drain(..) {
+                self.act(action, seen);
+            }
+            let Some(position) = self.machine.wanted() else { break };
+            let input = if position <= self.disk.pruned {
+                Input::Missing(position)
+            } else {
+                // Most are small; some are larger than the window in bytes.
+                let size = self.disk.records[position as usize - 1].0.as_u128() % 50;
+                let bytes = if size == 0 { self.limits.window_bytes + 1 } else { 100 * size as u64 };
+                Input::Offer { position, bytes, chain: self.disk.chains[position as usize] }
+            };
+            self.machine.handle(input, now, &mut actions);
+        }
+        self.actions = actions;
+    }
+
+    fn act(&mut self, action: Action, seen: &mut Seen) {
+        match action {
+            Action::AskPosition(nonce) => self.up.push_back(Up::Position(nonce)),
+            Action::Send { position, round } => {
+                let (epoch, sequence) = self.disk.numbering.wire(position);
+                let id = self.disk.records[position as usize - 1];
+                let chain = self.disk.chains[position as usize];
+                self.published.push_back(position);
+                self.up.push_back(Up::Transaction { epoch, sequence, round, id, chain });
+            }
+            Action::Confirm { position, chain, backed_up_through } => {
+                assert_eq!(chain, self.disk.chains[position as usize], "the mark's chain value is ours");
+                self.confirmations.push((self.mark, position));
+                self.mark = position;
+                if self.prunes
+                    && let Some(safe) = backed_up_through
+                {
+                    let through = safe.min(position);
+                    if through > self.disk.pruned {
+                        self.prunings.push((self.disk.pruned, through));
+                        // The mark is synced first: a pruned record must never look unconfirmed.
+                        self.disk.mark = position;
+                        self.disk.pruned = through;
+                        seen.note("pruned");
+                    }
+                }
+            }
+            Action::LookUpChain(position) => self.tasks.push_back(Task::LookUp(position)),
+            Action::NewEpoch { after } => self.tasks.push_back(Task::NewEpoch(after)),
+            Action::Reconnect(reason) => {
+                seen.note(match reason {
+                    Reason::Stalled => "connection thrown away: stalled",
+                    Reason::Refused(_) => "connection thrown away: refused",
+                });
+                self.wants_reconnect = true;
+            }
+            Action::Alarm(alarm) => seen.note(match alarm {
+                Alarm::Held(_) => "held",
+                Alarm::Released(_) => "released",
+                Alarm::Diverged { .. } => "fork found",
+                Alarm::HubRestored { .. } => "restored hub found",
+                Alarm::Hole(position) => panic!("a hole at {position}: pruned, and still wanted"),
+                Alarm::Refused { .. } => "refused publish",
+            }),
+        }
+    }
+}
