@@ -338,7 +338,7 @@ fn newest_begun(context: &Context<'_>, ledger: Option<&Ledger>, ordinals: &mut B
         let path = context.directory.join(format!("{ordinal:010}"));
         // A crash while it was made ahead leaves one that sled may refuse; nothing was in it.
         let made_ahead = ledger.is_none_or(|ledger| !ledger.row.contains_key(&ordinal));
-        if is_half_made(&path) || (made_ahead && !was_begun(&path).map_err(failed("read", &path))?) {
+        if made_ahead && !was_begun(&path).map_err(failed("read", &path))? {
             discard(context.store, &path).map_err(failed("remove", &path))?;
             ordinals.remove(&ordinal);
             continue;
@@ -357,6 +357,12 @@ fn newest_begun(context: &Context<'_>, ledger: Option<&Ledger>, ordinals: &mut B
         }
     }
     Ok(None)
+}
+
+/// A power cut in the making of a segment can leave its directory without a database. One that was begun has had
+/// every file of it synced before; should its database vanish, the ledger or the sidecar knows of it.
+fn is_half_made(path: &Path, ledger: Option<&Ledger>, ordinal: u64) -> bool {
+    !path.join(DATABASE_FILE).exists() && ledger.is_none_or(|ledger| !ledger.row.contains_key(&ordinal))
 }
 
 /// Opens a segment; a damaged one is replaced by what can be salvaged of it first.
@@ -413,12 +419,6 @@ fn open_begun(path: &Path) -> Result<(Segment, Option<SegmentHeader>), SegmentEr
     Ok((segment, header))
 }
 
-/// A power cut in the making of a segment can leave its directory without a database. One that was begun has had
-/// every file of it synced before; should its database vanish, the sidecar tells.
-fn is_half_made(directory: &Path) -> bool {
-    !directory.join(DATABASE_FILE).exists()
-}
-
 /// The row before the newest segment: from the ledger, the newest one's header, and only then from the segments.
 fn older(
     context: &Context<'_>,
@@ -439,7 +439,7 @@ fn older(
             None => {
                 *stale = true;
                 let path = context.directory.join(format!("{ordinal:010}"));
-                if is_half_made(&path) {
+                if is_half_made(&path, ledger, ordinal) {
                     discard(context.store, &path).map_err(failed("remove", &path))?;
                     continue;
                 }
