@@ -73,7 +73,7 @@ impl Daemon {
              [control]\nsocket = \"control.sock\"\n\
              [[lane]]\nname = \"clinical\"\n[[lane]]\nname = \"urgent\"\nurgent = true\n\
              [[mllp]]\nlisten = \"127.0.0.1:{mllp}\"\nlane = \"clinical\"\n\
-             [outbox]\nsegment_records = 64\nsegment_bytes = 196_608\nlimit_bytes = 400_000_000\nmin_free_bytes = 1_048_576\n\
+             [outbox]\nsegment_records = 64\nsegment_bytes = 1_048_576\nlimit_bytes = 400_000_000\nmin_free_bytes = 1_048_576\n\
              min_free_percent = 1\nmax_body_bytes = 1_000_000\nqueue_bytes = 16_000_000\n\
              [uplink]\nupstreams = [\"127.0.0.1:1\"]\nca_file = \"none\"\ncertificate_file = \"none\"\nkey_file = \"none\"\n\
              confirm = \"puback\"\n[log]\nlevel = \"warn\"\n",
