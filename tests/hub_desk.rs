@@ -1,4 +1,5 @@
 //! The store thread without a broker: no receipt says more than what the store has on stable storage, ever.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
 mod hub_kit;
 

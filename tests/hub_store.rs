@@ -1,4 +1,5 @@
 //! The embedded store: what was synced is there after a crash, whole and in order, and nothing else counts.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
 mod hub_kit;
 

@@ -5,12 +5,15 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{Args, Parser, Subcommand};
 
 use crate::cli::exit::{Exit, complain};
 use crate::cli::{acl, check, init, parse};
 use crate::config::HubConfig;
 use crate::daemon::{self, logs};
+use crate::hub::report::{self, Report};
+use crate::hub::store::StoreError;
+use crate::transaction::unix_millis_now;
 
 /// The centre's end: stores the surgeries' transactions exactly once, in order, and confirms them.
 #[derive(Debug, Parser)]
@@ -33,10 +36,16 @@ enum Command {
     Init,
     /// Lists the gateways that the hub knows, and how they are.
     List,
-    /// Walks the chain of every stored lane.
-    Verify,
+    /// Walks the chain of every stored lane, while the hub runs or not.
+    Verify(Verify),
     /// Prints the broker's access rules for this hub and a list of gateways.
     Acl(acl::Acl),
+}
+
+#[derive(Debug, Args)]
+struct Verify {
+    /// Only `PRACTICE`, `PRACTICE/GATEWAY` or `PRACTICE/GATEWAY/LANE`.
+    only: Option<String>,
 }
 
 /// The program: `words` begin with its name.
@@ -69,10 +78,33 @@ fn run(words: impl IntoIterator<Item = OsString>, out: &mut dyn Write, err: &mut
         }
         Command::Check => check::hub(&config, out),
         Command::Init => init::hub(&config, out, err),
-        Command::List | Command::Verify => {
-            let _ = writeln!(err, "not there yet");
-            Exit::Internal
+        Command::List => {
+            let list = report::list(&config.settings.directory, unix_millis_now());
+            // A gateway that is away is what the table is for, not a failure of the command.
+            print(list.map(|list| Report { ok: true, ..list }), out, err)
+        }
+        Command::Verify(Verify { only }) => {
+            print(report::verify(&config.settings.directory, only.as_deref()), out, err)
         }
         Command::Acl(command) => acl::run(&config.settings.hub, &command, out, err),
+    }
+}
+
+fn print(report: Result<Report, StoreError>, out: &mut dyn Write, err: &mut dyn Write) -> Exit {
+    match report {
+        Ok(report) => {
+            let written = out.write_all(report.text.as_bytes());
+            if written.is_err() {
+                Exit::Files
+            } else if report.ok {
+                Exit::Done
+            } else {
+                Exit::Refused
+            }
+        }
+        Err(error) => {
+            complain(err, &error);
+            Exit::Files
+        }
     }
 }

@@ -118,11 +118,6 @@ impl Answers {
     pub async fn changed(&self) {
         self.changed.notified().await;
     }
-
-    /// Forgets everything: it was meant for a connection that is gone.
-    pub fn clear(&self) {
-        *self.lock() = Waiting::default();
-    }
 }
 
 #[cfg(test)]

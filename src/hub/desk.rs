@@ -3,7 +3,7 @@
 //! A group is everything that has arrived, up to its limits; it never waits to grow. Receipts are made from
 //! [`Store::marks_of`], and so can never say more than what is on stable storage.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -34,6 +34,7 @@ const LOG_INTERVAL: Duration = Duration::from_secs(10);
 const MOST_PRESENCE: usize = 16 * 1024;
 
 /// What reaches the store thread.
+#[expect(clippy::large_enum_variant, reason = "nearly all of them are publishes")]
 pub enum Arrival {
     /// A publish, with its share of the byte limit.
     Publish(Publish, OwnedSemaphorePermit),
@@ -64,11 +65,11 @@ pub struct Desk {
     group: Vec<Entry>,
     group_bytes: usize,
     /// Lanes that get a receipt when the group is stored, with the nonce of the question that it answers.
-    due: BTreeMap<LaneName, Option<Position>>,
+    due: BTreeMap<LaneName, Option<String>>,
     probes: Vec<(Practice, Gateway, Bytes)>,
     refused: HashMap<(String, &'static str), Refused>,
-    /// Lanes whose gateway has asked for the position since this hub started.
-    asked: HashSet<LaneName>,
+    /// Lanes whose gateway has asked for the position since this hub started, with the last nonce.
+    asked: HashMap<LaneName, String>,
     /// Lanes of which nothing more is taken in this group.
     unsure: Vec<LaneName>,
     trouble: Option<Trouble>,
@@ -102,7 +103,7 @@ impl Desk {
             due: BTreeMap::new(),
             probes: Vec::new(),
             refused: HashMap::new(),
-            asked: HashSet::new(),
+            asked: HashMap::new(),
             unsure: Vec::new(),
             trouble: None,
         };
@@ -117,7 +118,7 @@ impl Desk {
         let epochs = marks.iter().map(|m| Through { epoch: m.epoch, through: m.through, chain: m.chain });
         // Receipts are numbered where they are published: the intake's own count and incarnation are not used.
         let mut intake = Intake::restored(lane.lane.clone(), 0, epochs.collect());
-        if self.asked.contains(&lane) {
+        if self.asked.contains_key(&lane) {
             // What the gateway was told since this hub started still stands.
             intake.statement(Some(Nonce::default()));
         }
@@ -147,8 +148,11 @@ impl Desk {
     fn take(&mut self, arrival: Arrival) -> Option<OwnedSemaphorePermit> {
         match arrival {
             Arrival::Connected => {
-                for (lane, _) in self.store.marks() {
-                    self.due.entry(lane).or_default();
+                // An answer may have been lost with the connection before, so the last nonce goes with it again.
+                let known = self.store.marks().into_iter().map(|(lane, _)| lane);
+                for lane in known.chain(self.asked.keys().cloned()) {
+                    let nonce = self.asked.get(&lane).cloned();
+                    self.due.entry(lane).or_insert(nonce);
                 }
                 None
             }
@@ -179,7 +183,7 @@ impl Desk {
                 match from_json::<Position>(&publish.payload) {
                     Ok(position) if position.nonce.len() <= 64 => {
                         if self.known_lane(&lane) {
-                            self.ask(lane, position);
+                            self.ask(lane, position.nonce);
                         } else {
                             self.refuse(lane.to_string(), TOO_MANY_LANES);
                         }
@@ -217,12 +221,12 @@ impl Desk {
     }
 
     /// The gateway asks where the hub is; from now on its transactions are taken.
-    fn ask(&mut self, lane: LaneName, position: Position) {
+    fn ask(&mut self, lane: LaneName, nonce: String) {
         if let Some(intake) = self.lanes.get_mut(&lane) {
             intake.statement(Some(Nonce::default()));
         }
-        self.asked.insert(lane.clone());
-        self.due.insert(lane, Some(position));
+        self.asked.insert(lane.clone(), nonce.clone());
+        self.due.insert(lane, Some(nonce));
     }
 
     fn transaction(&mut self, lane: &LaneName, publish: Publish) -> Result<(), WireError> {
@@ -347,7 +351,7 @@ impl Desk {
             self.fleet.seen(&lane.practice, &lane.gateway, false);
             // An epoch that is not in it is not known here; none at all for a lane of which nothing is stored.
             let marks = self.store.marks_of(&lane);
-            self.answers.receipt(&lane, marks, question.map(|position| position.nonce));
+            self.answers.receipt(&lane, marks, question);
         }
         for (practice, gateway, payload) in self.probes.drain(..) {
             self.answers.probe(practice, gateway, payload);

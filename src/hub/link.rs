@@ -6,14 +6,13 @@ use rumqttc::v5::MqttOptions;
 use rumqttc::v5::mqttbytes::QoS;
 use rumqttc::v5::mqttbytes::v5::{LastWill, PublishProperties};
 use rumqttc::{NetworkOptions, TlsConfiguration, Transport};
-use tokio_rustls::rustls::pki_types::pem::PemObject as _;
-use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use tokio_rustls::rustls::{self, ClientConfig, RootCertStore};
 
 use super::Settings;
 use super::answers::Answer;
 use super::desk::now_text;
 use crate::transaction::Hub;
+use crate::uplink::tls::{Identity, TlsError};
+use crate::uplink::{TlsFiles, TrustedClock};
 use crate::wire::presence::Status;
 use crate::wire::receipt::{Receipt, Stored};
 use crate::wire::signature::{self, SigningKey};
@@ -23,46 +22,25 @@ use crate::wire::{SCHEMA, to_json};
 /// Most of our own publishes that are not acknowledged: what waits behind them coalesces.
 const IN_FLIGHT: u16 = 16;
 
-/// Why the files of the connection could not be read.
-#[derive(Debug, thiserror::Error)]
-pub enum LinkError {
-    /// A PEM file.
-    #[error("cannot read {0}")]
-    Pem(std::path::PathBuf, #[source] rustls::pki_types::pem::Error),
-    /// What is in them.
-    #[error("the certificates or the key do not fit")]
-    Tls(#[from] rustls::Error),
-}
-
-/// A new configuration from the files as they are now, so that renewed certificates are taken at the next connect.
-fn tls(settings: &Settings) -> Result<Arc<ClientConfig>, LinkError> {
-    let certificates = |path: &std::path::Path| {
-        let read = CertificateDer::pem_file_iter(path).and_then(Iterator::collect::<Result<Vec<_>, _>>);
-        read.map_err(|error| LinkError::Pem(path.to_owned(), error))
-    };
-    let mut roots = RootCertStore::empty();
-    for root in certificates(&settings.ca_file)? {
-        roots.add(root)?;
-    }
-    let chain = certificates(&settings.certificate_file)?;
-    let key = PrivateKeyDer::from_pem_file(&settings.key_file)
-        .map_err(|error| LinkError::Pem(settings.key_file.clone(), error))?;
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let config = ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()?
-        .with_root_certificates(roots)
-        .with_client_auth_cert(chain, key)?;
-    Ok(Arc::new(config))
-}
-
 /// The options of the next connection: Clean Start, no session, a will of this session.
 ///
 /// # Errors
-/// [`LinkError`]: the files cannot be read now.
-pub fn options(settings: &Settings, session: u64) -> Result<MqttOptions, LinkError> {
+/// [`TlsError`]: the files cannot be read now, or do not fit.
+pub fn options(
+    settings: &Settings,
+    session: u64,
+    clock: &Arc<TrustedClock>,
+) -> Result<MqttOptions, TlsError> {
+    // Read at each connect, so that renewed certificates are taken.
+    let identity = Identity::load(&TlsFiles {
+        ca: settings.ca_file.clone(),
+        certificate: settings.certificate_file.clone(),
+        key: settings.key_file.clone(),
+    })?;
+    let tls = identity.client_config(clock.clone())?;
     let mut options =
         MqttOptions::new(settings.hub.as_str(), settings.broker_host.as_str(), settings.broker_port);
-    options.set_transport(Transport::tls_with_config(TlsConfiguration::Rustls(tls(settings)?)));
+    options.set_transport(Transport::tls_with_config(TlsConfiguration::Rustls(tls)));
     let mut network = NetworkOptions::new();
     network.set_tcp_nodelay(true);
     options.set_network_options(network);

@@ -29,6 +29,8 @@ use super::fleet::Fleet;
 use super::link::{self, Outgoing, Speaker};
 use super::store::ndjson::NdjsonStore;
 use super::store::{Store, StoreError};
+use crate::uplink::TrustedClock;
+use crate::uplink::tls::TlsError;
 use crate::wire::WireError;
 use crate::wire::signature::SigningKey;
 use crate::wire::topic::HUB_FILTERS;
@@ -65,7 +67,7 @@ pub enum HubError {
 #[derive(Debug, thiserror::Error)]
 enum Ended {
     #[error("{0}")]
-    Files(#[from] link::LinkError),
+    Files(#[from] TlsError),
     #[error("{0}")]
     Connection(Box<ConnectionError>),
     #[error("the broker refused the subscription to {0}")]
@@ -74,6 +76,8 @@ enum Ended {
     Silent(Duration),
     #[error("the store thread has ended")]
     NoStore,
+    #[error("the poll task has ended by a panic")]
+    Panicked,
     #[error("the hub stops")]
     Stopping,
 }
@@ -119,15 +123,15 @@ pub async fn run_with(
         .spawn(move || desk.run(inbox))
         .map_err(|_| HubError::System("start a thread"))?;
 
+    let road = Road { clock: TrustedClock::open(&settings.directory), arrivals, answers };
     let mut failures = 0;
     let mut session = 0;
     while !*stop.borrow() {
         session = next_session(&settings.directory, session);
         let began = Instant::now();
-        let ended = connection(&settings, session, &arrivals, &answers, &mut speaker, &mut stop, &live).await;
+        let ended = connection(&settings, session, &road, &mut speaker, &mut stop, &live).await;
         live.send_replace(false);
-        answers.clear();
-        if matches!(ended, Ended::Stopping) {
+        if matches!(ended, Ended::Stopping | Ended::NoStore) {
             break;
         }
         failures = if began.elapsed() >= GOOD_AFTER { 0 } else { failures + 1 };
@@ -139,7 +143,7 @@ pub async fn run_with(
             _ = stop.wait_for(|stop| *stop) => {}
         }
     }
-    drop(arrivals);
+    drop(road);
     tokio::task::spawn_blocking(move || thread.join())
         .await
         .ok()
@@ -147,17 +151,26 @@ pub async fn run_with(
         .ok_or(HubError::System("finish the store thread"))
 }
 
+/// What every connection has in common.
+struct Road {
+    clock: Arc<TrustedClock>,
+    /// To the store thread.
+    arrivals: mpsc::Sender<Arrival>,
+    /// From it.
+    answers: Answers,
+}
+
 /// One connection, from its first byte to its last.
 async fn connection(
     settings: &Settings,
     session: u64,
-    arrivals: &mpsc::Sender<Arrival>,
-    answers: &Answers,
+    road: &Road,
     speaker: &mut Speaker,
     stop: &mut watch::Receiver<bool>,
     live: &watch::Sender<bool>,
 ) -> Ended {
-    let options = match link::options(settings, session) {
+    let Road { clock, arrivals, answers } = road;
+    let options = match link::options(settings, session, clock) {
         Ok(options) => options,
         Err(error) => return Ended::Files(error),
     };
@@ -261,7 +274,7 @@ impl Drop for AbortOnDrop {
 }
 
 fn joined(ended: Result<Ended, tokio::task::JoinError>) -> Ended {
-    ended.unwrap_or(Ended::NoStore)
+    ended.unwrap_or(Ended::Panicked)
 }
 
 fn random() -> Result<u64, HubError> {

@@ -34,6 +34,7 @@ mod generation;
 mod index;
 mod keeper;
 mod lane;
+mod log_check;
 mod maker;
 mod marks;
 mod opening;

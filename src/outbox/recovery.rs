@@ -18,9 +18,9 @@ use uuid::Uuid;
 use super::lane::{Handles, LaneShared, LaneState, Ledger};
 use super::marks::Marks;
 use super::quarantine::Quarantine;
-use super::repair::{Damaged, finish_replacements, salvage_segment, told};
+use super::repair::{Damaged, finish_replacements, salvage_segment, told, was_begun};
 use super::seal::Sealer;
-use super::segment::{Extent, Segment, SegmentError, SegmentHeader};
+use super::segment::{DATABASE_FILE, Extent, Segment, SegmentError, SegmentHeader};
 use super::shared::lane_file;
 use super::sidecar::Sidecar;
 use super::space::Ballast;
@@ -336,8 +336,19 @@ struct Context<'a> {
 fn newest_begun(context: &Context<'_>, ledger: Option<&Ledger>, ordinals: &mut BTreeSet<u64>, notables: &mut Vec<Notable>) -> Result<Option<Newest>, OpenError> {
     while let Some(ordinal) = ordinals.last().copied() {
         let path = context.directory.join(format!("{ordinal:010}"));
+        // A crash while it was made ahead leaves one that sled may refuse; nothing was in it.
+        let made_ahead = ledger.is_none_or(|ledger| !ledger.row.contains_key(&ordinal));
+        if made_ahead && !was_begun(&path).map_err(failed("read", &path))? {
+            discard(context.store, &path).map_err(failed("remove", &path))?;
+            ordinals.remove(&ordinal);
+            continue;
+        }
         match open_or_salvage(context, ledger, ordinal, &path, None, notables)? {
-            (segment, Some(header)) => return Ok(Some((ordinal, segment, header))),
+            (segment, Some(header)) => {
+                // Recovered, not only read: what it gives from here on must survive the next cut too.
+                segment.barrier().map_err(segment_failed(&path))?;
+                return Ok(Some((ordinal, segment, header)));
+            }
             (segment, None) => {
                 drop(segment);
                 discard(context.store, &path).map_err(failed("remove", &path))?;
@@ -346,6 +357,12 @@ fn newest_begun(context: &Context<'_>, ledger: Option<&Ledger>, ordinals: &mut B
         }
     }
     Ok(None)
+}
+
+/// A power cut in the making of a segment can leave its directory without a database. One that was begun has had
+/// every file of it synced before; should its database vanish, the ledger or the sidecar knows of it.
+fn is_half_made(path: &Path, ledger: Option<&Ledger>, ordinal: u64) -> bool {
+    !path.join(DATABASE_FILE).exists() && ledger.is_none_or(|ledger| !ledger.row.contains_key(&ordinal))
 }
 
 /// Opens a segment; a damaged one is replaced by what can be salvaged of it first.
@@ -422,6 +439,10 @@ fn older(
             None => {
                 *stale = true;
                 let path = context.directory.join(format!("{ordinal:010}"));
+                if is_half_made(&path, ledger, ordinal) {
+                    discard(context.store, &path).map_err(failed("remove", &path))?;
+                    continue;
+                }
                 match open_or_salvage(context, ledger, ordinal, &path, Some(next_base - 1), notables)? {
                     (_, Some(header)) => Extent { base: header.base, previous: header.previous, bytes: 0, oldest: None },
                     (segment, None) => {

@@ -179,6 +179,12 @@ fn choose(
     chosen
 }
 
+/// Whether a segment was ever begun: it has a header or a whole record, wherever in its files. One that a crash left half
+/// made has neither.
+pub(crate) fn was_begun(directory: &Path) -> io::Result<bool> {
+    Ok(header_in(directory).is_some() || scan_directory(directory)?.records().next().is_some())
+}
+
 /// The segment's header, as it lies in the damaged file.
 fn header_in(directory: &Path) -> Option<SegmentHeader> {
     let mut file = File::open(directory.join(super::segment::DATABASE_FILE)).ok()?;

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-use super::files;
+use super::{files, log_check};
 use super::record::{self, Assembly, RecordError};
 use crate::chain::ChainValue;
 use crate::delivery::Numbering;
@@ -42,6 +42,9 @@ pub(crate) enum SegmentError {
     /// sled panicked.
     #[error("the segment's database panicked")]
     Panicked,
+    /// Its log is damaged; opening it would destroy what can still be had.
+    #[error("the segment's log is damaged")]
+    Unsound,
     /// What should be its header is none.
     #[error("the segment's header is damaged")]
     Header,
@@ -60,7 +63,7 @@ impl SegmentError {
     /// counts: salvage steps over them.
     pub(crate) fn is_damage(&self) -> bool {
         match self {
-            SegmentError::Panicked | SegmentError::Header => true,
+            SegmentError::Panicked | SegmentError::Header | SegmentError::Unsound => true,
             SegmentError::Database(_) => !self.is_full() && !is_locked(self),
             SegmentError::Files(error) => error.kind() == io::ErrorKind::NotFound,
         }
@@ -150,6 +153,9 @@ impl Segment {
         if !directory.join(DATABASE_FILE).is_file() {
             let missing = io::Error::new(io::ErrorKind::NotFound, "the segment has no database file");
             return Err(SegmentError::Files(missing));
+        }
+        if !log_check::is_sound(&directory.join(DATABASE_FILE)).map_err(SegmentError::Files)? {
+            return Err(SegmentError::Unsound);
         }
         let begun = Instant::now();
         let mut without_snapshot = false;

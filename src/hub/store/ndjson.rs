@@ -51,6 +51,8 @@ struct LaneFile {
     marks: Vec<Mark>,
     /// How many files were renamed aside.
     rotated: u32,
+    /// What lies beyond `length` has still to be kept aside.
+    torn: bool,
     /// Renamed aside, and the new file is not there yet.
     renamed: bool,
     /// A write or sync failed: cut back to `length` first.
@@ -153,9 +155,15 @@ impl LaneFile {
         let file = open_synced(&path)?;
         let rotated = last_rotated(&parent, &name.lane)?;
         let tail = tail::read(&file, &name).map_err(failed("read", &path))?;
-        if tail.good < tail.length {
-            set_aside(&file, &path, &tail)?;
-        }
+        // On a full disk the torn end cannot be kept yet; the lane can be asked about all the same.
+        let torn = match set_aside(&file, &path, &tail) {
+            Ok(()) => false,
+            Err(error) if error.is_full() => {
+                tracing::error!(file = %path.display(), "The torn end of a lane file cannot be kept: the disk is full");
+                true
+            }
+            Err(error) => return Err(error),
+        };
         let marks = match tail.marks {
             Some(marks) => marks,
             None if rotated > 0 => {
@@ -172,6 +180,7 @@ impl LaneFile {
             length: tail.good,
             marks,
             rotated,
+            torn,
             renamed: false,
             broken: false,
             pending: Vec::new(),
@@ -218,21 +227,40 @@ impl LaneFile {
     }
 
     fn write(&mut self, rotate_bytes: u64) -> Result<(), StoreError> {
+        if self.torn {
+            let tail = Tail { good: self.length, length: self.file_length()?, marks: None };
+            set_aside(&self.file, &self.path, &tail)?;
+            self.torn = false;
+        }
         if self.broken {
-            self.file.set_len(self.length).map_err(failed("cut back", &self.path))?;
-            self.file.sync_all().map_err(failed("sync", &self.path))?;
-            self.broken = false;
+            self.cut_back()?;
         }
         if self.length >= rotate_bytes {
             self.rotate()?;
         }
         self.broken = true;
-        self.file.write_all_at(&self.pending, self.length).map_err(failed("write", &self.path))?;
-        self.file.sync_data().map_err(failed("sync", &self.path))?;
+        let written = self.file.write_all_at(&self.pending, self.length).map_err(failed("write", &self.path));
+        if let Err(error) = written.and_then(|()| self.file.sync_data().map_err(failed("sync", &self.path))) {
+            // At once if it can be: what was written takes room on a full disk, and would look torn after a crash.
+            let _ = self.cut_back();
+            return Err(error);
+        }
         self.broken = false;
         self.length += self.pending.len() as u64;
         std::mem::swap(&mut self.marks, &mut self.pending_marks);
         self.index();
+        Ok(())
+    }
+
+    fn file_length(&self) -> Result<u64, StoreError> {
+        Ok(self.file.metadata().map_err(failed("read", &self.path))?.len())
+    }
+
+    /// Cuts the file back to the last good barrier.
+    fn cut_back(&mut self) -> Result<(), StoreError> {
+        self.file.set_len(self.length).map_err(failed("cut back", &self.path))?;
+        self.file.sync_all().map_err(failed("sync", &self.path))?;
+        self.broken = false;
         Ok(())
     }
 
@@ -401,6 +429,9 @@ fn open_synced(path: &Path) -> Result<File, StoreError> {
 
 /// Keeps what is torn beside the file, then cuts it off.
 fn set_aside(file: &File, path: &Path, tail: &Tail) -> Result<(), StoreError> {
+    if tail.good >= tail.length {
+        return Ok(());
+    }
     let aside = path.with_extension(format!("torn-{}", unix_millis_now()));
     let copy = open_synced(&aside)?;
     let mut block = vec![0; 64 * 1024];
@@ -410,7 +441,10 @@ fn set_aside(file: &File, path: &Path, tail: &Tail) -> Result<(), StoreError> {
         if count == 0 {
             break;
         }
-        copy.write_all_at(&block[..count], at - tail.good).map_err(failed("write", &aside))?;
+        if let Err(source) = copy.write_all_at(&block[..count], at - tail.good) {
+            let _ = fs::remove_file(&aside);
+            return Err(failed("write", &aside)(source));
+        }
         at += count as u64;
     }
     copy.sync_all().map_err(failed("sync", &aside))?;
