@@ -13,8 +13,9 @@ use super::connection::{Connection, Note};
 use super::failure::Failure;
 use super::inbound::{Ears, Heard};
 use super::lane::LaneWork;
-use super::ledger::{Ledger, OutOfStep, Ticket};
+use super::ledger::{OutOfStep, Ticket};
 use super::link::LinkReport;
+use super::live::Live;
 use super::notable::{Refused, hub_status, refusal};
 use super::own::{EVENT, OwnMessages};
 use super::probe::Prober;
@@ -26,8 +27,6 @@ use crate::outbox::{Mark, Outbox};
 use crate::wire::to_json;
 use crate::wire::topic::Root;
 
-/// Publishes of the broker's Receive Maximum that are left to our own messages, if it is large enough.
-const OWN_SHARE: usize = 8;
 /// Our own messages must be acknowledged within this while nothing else is under way.
 const OWN_PATIENCE: Duration = Duration::from_secs(15);
 /// Numbers for health are renewed this often.
@@ -64,47 +63,6 @@ pub(super) enum Left {
     Asked(Connection),
 }
 
-/// What belongs to one connection.
-struct Live {
-    connection: Connection,
-    ledger: Ledger,
-    heard: Instant,
-    /// Last settled publish, or the first that was handed over with none before it.
-    settled: Instant,
-    /// When the numbers for health are due.
-    look: Instant,
-    /// The machines were told the time at most [`TICK_EVERY`] ago.
-    ticked: Instant,
-    leave: Option<Failure>,
-    /// rumqttc takes nothing any more: it has ended, and knows why.
-    broken: bool,
-}
-
-impl Live {
-    fn may_send(&self) -> bool {
-        let allowed = usize::from(self.connection.allowed.inflight.max(1));
-        self.ledger.transactions() < allowed - OWN_SHARE.min(allowed / 2)
-            && self.ledger.outstanding() < allowed
-    }
-
-    fn may_speak(&self) -> bool {
-        let allowed = usize::from(self.connection.allowed.inflight.max(1));
-        self.ledger.outstanding() - self.ledger.transactions() < OWN_SHARE.min(allowed / 2).max(1)
-            && self.ledger.outstanding() < allowed
-    }
-
-    fn hand(&mut self, ticket: Ticket) {
-        if self.ledger.outstanding() == 0 {
-            self.settled = Instant::now();
-        }
-        self.ledger.hand(ticket);
-    }
-
-    fn lose(&mut self, sentence: &str) {
-        self.leave.get_or_insert_with(|| Failure::new(Phase::Live, sentence));
-    }
-}
-
 impl Driver {
     fn now(&self) -> Millis {
         u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
@@ -117,19 +75,8 @@ impl Driver {
         nonce: Nonce,
         asked: impl Future<Output = ()>,
     ) -> Left {
-        let now = Instant::now();
         let allowed = connection.allowed;
-        let ledger = Ledger::default();
-        let mut live = Live {
-            connection,
-            ledger,
-            heard: now,
-            settled: now,
-            look: now,
-            ticked: now,
-            leave: None,
-            broken: false,
-        };
+        let mut live = Live::new(connection);
         self.say_health();
         self.link.up();
         let millis = self.now();

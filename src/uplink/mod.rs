@@ -4,7 +4,7 @@
 //! - [`run`]: connection after connection, upstream after upstream, with full-jitter delays between them
 //! - `renewal`, [`tls`], `clock`: certificates, tried before they replace the old, judged by a time that never goes back
 //! - `transport`, `connection`: name, socket, TLS, CONNECT, SUBSCRIBE; every failure names its [`crate::health::Phase`]
-//! - `driver`: events to the machines of [`crate::delivery`], their actions to the wire; `lane` and `reader` bring
+//! - `driver`, `live`: events to the machines of [`crate::delivery`], their actions to the wire; `lane` and `reader` bring
 //!   the records, `ledger` tells whose a PUBACK is, `inbound` whose a receipt
 //! - `own`, `link`, `probe`, `notable`: what the gateway says of itself, upstream, to health and to people
 //!
@@ -19,6 +19,7 @@ mod inbound;
 mod lane;
 mod ledger;
 mod link;
+mod live;
 mod notable;
 mod own;
 mod probe;
