@@ -528,7 +528,7 @@ fn links_and_brokers_fail() {
 #[test]
 fn hubs_crash_and_are_restored() {
     let ticks = u8::from(deep());
-    let budget = Budget { accepts: 2, hub_crashes: 1, restores: 1, backups: 1, ticks, ..Budget::default() };
+    let budget = Budget { accepts: 3, hub_crashes: 1, restores: 1, backups: 1, ticks, ..Budget::default() };
     explore("hub crash, restore", budget);
 }
 
@@ -549,7 +549,8 @@ fn boxes_crash() {
 
 #[test]
 fn boxes_are_restored_from_an_image() {
-    let crashes = u8::from(deep());
-    let budget = Budget { accepts: 3, images: 1, losses: 1, hub_crashes: crashes, ..Budget::default() };
-    explore("image, loss", budget);
+    let hub_crashes = 1;
+    let ticks = u8::from(deep());
+    let budget = Budget { accepts: 3, images: 1, losses: 1, hub_crashes, ticks, ..Budget::default() };
+    explore("image, loss, hub crash", budget);
 }

@@ -5,7 +5,7 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{Args, Parser, Subcommand};
 
 use crate::cli::exit::{Exit, complain};
 use crate::cli::{acl, check, init, parse};
@@ -36,10 +36,16 @@ enum Command {
     Init,
     /// Lists the gateways that the hub knows, and how they are.
     List,
-    /// Walks the chain of every stored lane.
-    Verify,
+    /// Walks the chain of every stored lane, while the hub runs or not.
+    Verify(Verify),
     /// Prints the broker's access rules for this hub and a list of gateways.
     Acl(acl::Acl),
+}
+
+#[derive(Debug, Args)]
+struct Verify {
+    /// Only `PRACTICE`, `PRACTICE/GATEWAY` or `PRACTICE/GATEWAY/LANE`.
+    only: Option<String>,
 }
 
 /// The program: `words` begin with its name.
@@ -77,7 +83,9 @@ fn run(words: impl IntoIterator<Item = OsString>, out: &mut dyn Write, err: &mut
             // A gateway that is away is what the table is for, not a failure of the command.
             print(list.map(|list| Report { ok: true, ..list }), out, err)
         }
-        Command::Verify => print(report::verify(&config.settings.directory, None), out, err),
+        Command::Verify(Verify { only }) => {
+            print(report::verify(&config.settings.directory, only.as_deref()), out, err)
+        }
         Command::Acl(command) => acl::run(&config.settings.hub, &command, out, err),
     }
 }

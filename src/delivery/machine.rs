@@ -1,6 +1,7 @@
 //! One lane's machine: see [`super`] for the rules and for a driver's turn.
 
 mod receipts;
+mod timers;
 
 use super::hubs::HubView;
 use super::window::Window;
@@ -10,16 +11,8 @@ use crate::transaction::Position;
 
 /// An unanswered position question is repeated after this, then after twice that, and so on.
 const ASK_AGAIN: Millis = 2_000;
-/// At most this long between two questions.
-const ASK_SELDOM: Millis = 60_000;
-/// Doublings of a timeout on one head.
-const MOST_DOUBLINGS: u32 = 6;
 /// A head that ended so many connections by itself is held.
 const ENDINGS: u32 = 3;
-/// Such a head is tried once more, alone, after this: the link may have been to blame.
-const TRY_HELD_AGAIN: Millis = 3_600_000;
-/// Rate assumed for a single large record before any was measured: 64 kbit/s, in bytes a second.
-const SLOWEST: u64 = 8_000;
 /// PUBACK reason "no matching subscribers": the hub is away, the connection is not at fault.
 const NO_SUBSCRIBERS: u8 = 0x10;
 
@@ -416,73 +409,6 @@ impl Delivery {
         if self.limits.confirm_on_puback {
             self.chain = self.window.chain(position).or(self.chain);
             self.forward(position, now, out);
-        }
-    }
-
-    // ---- time
-
-    fn everything_in_doubt(&mut self, now: Millis, out: &mut Vec<Action>) {
-        for hub in &mut self.hubs {
-            hub.unsettle();
-        }
-        self.rewind();
-        if let Some(link) = &mut self.link {
-            link.ask_again = ASK_AGAIN;
-        }
-        self.ask(now, out);
-    }
-
-    /// When a connection whose broker takes nothing is given up.
-    fn stalled_at(&self, link: &Link) -> Option<Millis> {
-        let patience = self.window.patience().unwrap_or_else(|| match self.window.in_flight() {
-            1 => self.window.bytes().saturating_mul(1_000) / SLOWEST,
-            _ => 0,
-        });
-        let patience = self.limits.stall_timeout.max(patience) << self.trips.min(MOST_DOUBLINGS);
-        (link.unacked > 0).then(|| link.moved.saturating_add(patience))
-    }
-
-    /// When the hub should have had what the broker has taken.
-    fn overdue_at(&self, link: &Link) -> Option<Millis> {
-        let patience = self.limits.receipt_timeout << self.misses.min(MOST_DOUBLINGS);
-        let taken = self.window.in_flight() > 0 && link.taken > self.confirmed;
-        (taken && self.settled() && !self.hubs.is_empty()).then(|| link.moved.saturating_add(patience))
-    }
-
-    fn try_held_at(&self) -> Option<Millis> {
-        match self.held?.why {
-            Why::TooLarge => None,
-            Why::Endings(since) => Some(since.saturating_add(TRY_HELD_AGAIN)),
-        }
-    }
-
-    fn tick(&mut self, now: Millis, out: &mut Vec<Action>) {
-        let Some(link) = &self.link else { return };
-        let (asked, again) = (link.asked, link.ask_again);
-        let due = |at: Option<Millis>| at.is_some_and(|at| now >= at);
-        if due(self.try_held_at()) {
-            self.suspect = self.held.map(|held| (held.position, ENDINGS - 1));
-            self.release(out);
-        }
-        let Some(link) = &self.link else { return };
-        if due(self.stalled_at(link)) {
-            self.trips = self.trips.saturating_add(1).min(MOST_DOUBLINGS);
-            self.reconnect(Reason::Stalled, now, out);
-        } else if due(self.overdue_at(link)) {
-            // The broker took it and the hub does not say so: lost on the way, or the hub is gone. It answers,
-            // and everything goes again, or it does not, and the broker is spared.
-            self.misses = self.misses.saturating_add(1).min(MOST_DOUBLINGS);
-            self.window.halve();
-            self.everything_in_doubt(now, out);
-        } else if !self.settled() && self.forking.is_none() && now >= asked.saturating_add(again) {
-            if let Some(link) = &mut self.link {
-                link.ask_again = again.saturating_mul(2).min(ASK_SELDOM);
-            }
-            // A look-up that was never answered must not stand in the way of the next answer.
-            for hub in self.hubs.iter_mut().filter(|hub| !hub.settled) {
-                hub.claims.clear();
-            }
-            self.ask(now, out);
         }
     }
 }

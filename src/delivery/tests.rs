@@ -137,7 +137,7 @@ fn nothing_goes_before_the_answer_and_the_window_goes_with_it() {
     assert_eq!(bench.give(stale), [], "the answer to somebody else's question too");
     assert_eq!(sent(&bench.answer(0)), [1, 2, 3, 4]);
     assert_eq!(sent(&bench.receipt(2)), [5, 6]);
-    assert_eq!(sent(&bench.pub_ack(1)), [0u64; 0], "a PUBACK opens no window");
+    assert!(sent(&bench.pub_ack(1)).is_empty(), "a PUBACK opens no window");
     assert_eq!(bench.machine.confirmed(), 2);
     assert_eq!(confirmed(&bench.receipt(6)), [6]);
 }
@@ -290,7 +290,7 @@ fn the_brokers_receive_maximum_holds_with_room_for_the_others() {
     let mut bench = Bench::new(Limits { window: 100, ..limits() }, 0, 99);
     bench.connect_to(20, None);
     assert_eq!(sent(&bench.answer(0)).len(), 12);
-    assert_eq!(sent(&bench.receipt(12)), [0u64; 0], "confirmed, and still not acknowledged");
+    assert!(sent(&bench.receipt(12)).is_empty(), "confirmed, and still not acknowledged");
     assert_eq!(sent(&bench.pub_ack(1)), [13]);
     bench.connect_to(1, None);
     assert_eq!(sent(&bench.answer(13)), [14]);
@@ -304,9 +304,9 @@ fn bytes_bound_the_window_and_a_larger_record_goes_alone() {
     assert_eq!(sent(&bench.answer(0)), [1, 2]);
     assert_eq!(bench.machine.room(), (0, 0), "2,000 bytes are free, and the next needs more");
     bench.bytes = 40_000;
-    assert_eq!(sent(&bench.receipt(1)), [0u64; 0]);
+    assert!(sent(&bench.receipt(1)).is_empty());
     assert_eq!(sent(&bench.receipt(2)), [3]);
-    assert_eq!(sent(&bench.pub_ack(3)), [0u64; 0]);
+    assert!(sent(&bench.pub_ack(3)).is_empty());
     assert_eq!(sent(&bench.receipt(3)), [4]);
 }
 
@@ -318,7 +318,7 @@ fn a_record_over_the_brokers_limit_is_held_until_the_limit_grows() {
     assert_eq!(bench.machine.counts().held, Some(1));
     bench.give(Input::Disconnected);
     assert!(!bench.connect_to(1_000, Some(99)).contains(&Action::Alarm(Alarm::Released(1))));
-    assert_eq!(sent(&bench.answer(0)), [0u64; 0]);
+    assert!(sent(&bench.answer(0)).is_empty());
     bench.give(Input::Disconnected);
     assert!(bench.connect_to(1_000, Some(100)).contains(&Action::Alarm(Alarm::Released(1))));
     assert_eq!(sent(&bench.answer(0)), [1, 2, 3, 4]);
@@ -337,7 +337,7 @@ fn a_head_that_ended_three_connections_by_itself_is_held_until_a_person_or_an_ho
     assert_eq!(kill(&mut bench), []);
     assert_eq!(kill(&mut bench), [Action::Alarm(Alarm::Held(1))]);
     bench.connect();
-    assert_eq!(sent(&bench.answer(0)), [0u64; 0]);
+    assert!(sent(&bench.answer(0)).is_empty());
     assert_eq!(sent(&bench.give(Input::ReleaseHeld)), [1, 2, 3, 4]);
     for _ in 0..4 {
         kill(&mut bench);
@@ -424,7 +424,7 @@ fn an_epoch_begins_when_the_one_before_it_is_confirmed() {
     bench.machine = Delivery::new(limits(), numbering, (0, chain(0, 0)), 9);
     bench.connect();
     assert_eq!(sent(&bench.answer(0)), [1, 2]);
-    assert_eq!(sent(&bench.receipt(1)), [0u64; 0]);
+    assert!(sent(&bench.receipt(1)).is_empty());
     assert_eq!(sent(&bench.receipt(2)), [3, 4, 5, 6]);
 }
 
@@ -463,15 +463,15 @@ fn an_unanswered_contradiction_is_a_question_first() {
 fn the_lowest_of_several_hubs_is_confirmed() {
     let mut bench = Bench::new(Limits { hubs: 2, ..limits() }, 0, 9);
     bench.connect();
-    assert_eq!(sent(&bench.answer(0)), [0u64; 0], "the other has not answered");
+    assert!(sent(&bench.answer(0)).is_empty(), "the other has not answered");
     let other = bench.receipt_of(1, 0, Some(bench.nonce));
     assert_eq!(sent(&bench.give(other)), [1, 2, 3, 4]);
-    assert_eq!(confirmed(&bench.receipt(4)), []);
+    assert!(confirmed(&bench.receipt(4)).is_empty());
     let other = bench.receipt_of(1, 3, None);
     assert_eq!(confirmed(&bench.give(other)), [3]);
     bench.give(Input::Disconnected);
     bench.connect();
-    assert_eq!(confirmed(&bench.answer(4)), [], "the other may have been restored");
+    assert!(confirmed(&bench.answer(4)).is_empty(), "the other may have been restored");
     let other = bench.receipt_of(1, 4, Some(bench.nonce));
     assert_eq!(confirmed(&bench.give(other)), [4]);
 }
@@ -493,7 +493,7 @@ fn a_hole_stops_the_lane_and_says_so_once() {
 fn without_a_hub_the_contiguous_pubacks_confirm() {
     let mut bench = Bench::new(Limits { confirm_on_puback: true, ..limits() }, 0, 5);
     assert_eq!(sent(&bench.connect()), [1, 2, 3, 4]);
-    assert_eq!(confirmed(&bench.pub_ack(2)), [], "not contiguous");
+    assert!(confirmed(&bench.pub_ack(2)).is_empty(), "not contiguous");
     assert_eq!(confirmed(&bench.pub_ack(1)), [1]);
     bench.give(Input::Disconnected);
     assert_eq!(sent(&bench.connect()), [2], "alone: the last connection may have died of it");

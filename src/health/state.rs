@@ -1,5 +1,6 @@
 //! What state the gateway is in, what it says of itself, and what has changed. Sans-IO: no clock, no task.
 
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::health::payload::Payload;
@@ -112,9 +113,12 @@ pub(super) fn sum(outbox: &Snapshot) -> LaneCounts {
 }
 
 /// Nothing confirmed for this long, with something waiting on a live link, is not "ok".
-const RECEIPT_OVERDUE: Duration = Duration::from_secs(60);
+const CONFIRM_OVERDUE: Duration = Duration::from_secs(60);
 
-/// Says what is; remembers nothing, so that it can be asked at any time.
+/// How many were confirmed when that number last changed, or nothing was waiting.
+type Progress = Arc<Mutex<Option<(u64, Instant)>>>;
+
+/// Says what is, whoever asks; clones share what they have seen.
 #[derive(Debug, Clone)]
 pub struct Judge {
     practice: Practice,
@@ -122,6 +126,7 @@ pub struct Judge {
     started: Instant,
     /// Accepted in total at the start: the rest was accepted since.
     accepted_before: u64,
+    progress: Progress,
 }
 
 /// What is, at one moment.
@@ -173,7 +178,13 @@ impl Judge {
     /// `outbox` as it is at the start.
     #[must_use]
     pub fn new(practice: Practice, gateway: Gateway, outbox: &Snapshot, now: Instant) -> Self {
-        Self { practice, gateway, started: now, accepted_before: sum(outbox).accepted }
+        Self {
+            practice,
+            gateway,
+            started: now,
+            accepted_before: sum(outbox).accepted,
+            progress: Progress::default(),
+        }
     }
 
     /// What is.
@@ -188,6 +199,7 @@ impl Judge {
 
     fn judge(&self, looks: &Looks<'_>, counts: &LaneCounts) -> (State, String) {
         let (outbox, link) = (looks.outbox, looks.link);
+        let idle = self.idle(looks, counts);
         if let Some(reason) = &outbox.refusing {
             return (State::Refusing, reason.clone());
         }
@@ -219,12 +231,28 @@ impl Judge {
             let failure = if link.failure.is_empty() { "connecting" } else { &link.failure };
             return (State::Buffering, format!("link down at {}: {failure}", link.phase.as_str()));
         }
-        let since = link.last_receipt.unwrap_or(self.started);
-        let silent = looks.now.saturating_duration_since(since);
-        if counts.waiting > 0 && silent > RECEIPT_OVERDUE {
-            return (State::Buffering, format!("no receipt for {} s", silent.as_secs()));
+        // An open socket, and even an answer, is no proof: only what is confirmed is.
+        if idle > CONFIRM_OVERDUE {
+            return (State::Buffering, format!("nothing confirmed for {} s", idle.as_secs()));
         }
         (State::Ok, String::new())
+    }
+
+    /// For how long the link is up, something waits, and nothing was confirmed.
+    fn idle(&self, looks: &Looks<'_>, counts: &LaneCounts) -> Duration {
+        let now = looks.now;
+        let mut progress = self.progress.lock().unwrap_or_else(PoisonError::into_inner);
+        match *progress {
+            Some((confirmed, since))
+                if looks.link.up && counts.waiting > 0 && confirmed == counts.confirmed =>
+            {
+                now.saturating_duration_since(since)
+            }
+            _ => {
+                *progress = Some((counts.confirmed, now));
+                Duration::ZERO
+            }
+        }
     }
 
     fn payload(&self, looks: &Looks<'_>, counts: &LaneCounts) -> Payload {
@@ -452,17 +480,29 @@ mod tests {
     fn an_open_socket_is_no_proof_of_life() {
         let mut scene = Scene::new();
         (scene.counts().accepted, scene.counts().waiting) = (11, 1);
+        assert_eq!(scene.look().verdict.state, State::Ok);
+        scene.link.last_receipt = Some(scene.now);
         assert_eq!(scene.after(60).verdict.state, State::Ok);
+        // Receipts that confirm nothing more are no proof either.
+        scene.link.last_receipt = Some(scene.now);
         let report = scene.after(1);
         assert_eq!(
             (report.verdict.state, report.verdict.reason.as_str()),
-            (State::Buffering, "no receipt for 61 s")
+            (State::Buffering, "nothing confirmed for 61 s")
         );
-        scene.link.last_receipt = Some(scene.now);
+        (scene.counts().accepted, scene.counts().confirmed) = (12, 11);
         assert_eq!(scene.look().verdict.state, State::Ok);
-        // With nothing waiting there is nothing to confirm.
-        (scene.counts().confirmed, scene.counts().waiting) = (11, 0);
+        assert_eq!(scene.after(61).verdict.state, State::Buffering);
+        // With nothing waiting there is nothing to confirm, for however long.
+        (scene.counts().confirmed, scene.counts().waiting) = (12, 0);
         assert_eq!(scene.after(3600).verdict.state, State::Ok);
+        (scene.counts().accepted, scene.counts().waiting) = (13, 1);
+        assert_eq!(scene.after(10).verdict.state, State::Ok);
+        // An outage is told as one; after it the hub has its minute again.
+        scene.link_down();
+        assert!(scene.after(600).verdict.reason.starts_with("link down"));
+        scene.link.up = true;
+        assert_eq!(scene.after(50).verdict.state, State::Ok);
     }
 
     #[test]

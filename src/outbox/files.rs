@@ -41,7 +41,12 @@ pub(crate) fn sync_tree(directory: &Path) -> io::Result<()> {
         if entry.file_type()?.is_dir() {
             sync_tree(&entry.path())?;
         } else {
-            File::open(entry.path())?.sync_all()?;
+            match File::open(entry.path()) {
+                Ok(file) => file.sync_all()?,
+                // sled removes its old snapshots whenever it likes.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(error),
+            }
         }
     }
     sync_directory(directory)

@@ -1,7 +1,7 @@
 //! The keeper: a thread that writes behind what is derived, measures the disk, and prunes.
 
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
 use std::time::{Duration, Instant};
 
 use super::lane::{LaneShared, Ledger, locked};
@@ -36,8 +36,12 @@ pub(crate) struct Keeper {
     index_synced: Instant,
     sized: Option<Instant>,
     marks_stale: bool,
+    /// Through which position of each lane the marks on the disk confirm.
+    durable: Vec<Position>,
     tails: Vec<(Position, Instant)>,
     filled: bool,
+    /// The word to stop came, perhaps in the middle of a tick.
+    stopped: bool,
 }
 
 /// Runs until `stop` speaks or is gone, and then writes everything once more.
@@ -45,10 +49,11 @@ pub(crate) fn run(mut keeper: Keeper, stop: &Receiver<()>) {
     loop {
         match stop.recv_timeout(TICK) {
             Err(RecvTimeoutError::Timeout) => keeper.tick(Instant::now(), stop),
-            Ok(()) | Err(RecvTimeoutError::Disconnected) => {
-                keeper.finish();
-                return;
-            }
+            Ok(()) | Err(RecvTimeoutError::Disconnected) => keeper.stopped = true,
+        }
+        if keeper.stopped {
+            keeper.finish();
+            return;
         }
     }
 }
@@ -57,6 +62,7 @@ impl Keeper {
     pub(crate) fn new(shared: Arc<Shared>, sidecar: Sidecar, marks: Marks) -> Self {
         let now = Instant::now();
         let tails = shared.lanes.iter().map(|lane| (lane.state().tail, now)).collect();
+        let durable = vec![0; shared.lanes.len()];
         Self {
             shared,
             sidecar,
@@ -67,8 +73,10 @@ impl Keeper {
             index_synced: now,
             sized: None,
             marks_stale: false,
+            durable,
             tails,
             filled: false,
+            stopped: false,
         }
     }
 
@@ -138,8 +146,13 @@ impl Keeper {
         self.shared.measured(measured);
     }
 
-    fn fill(&self, stop: &Receiver<()>) -> bool {
-        let mut go_on = || matches!(stop.try_recv(), Err(std::sync::mpsc::TryRecvError::Empty));
+    fn fill(&mut self, stop: &Receiver<()>) -> bool {
+        let stopped = &mut self.stopped;
+        let mut go_on = || {
+            // The word comes once: whoever takes it must pass it on.
+            *stopped |= !matches!(stop.try_recv(), Err(TryRecvError::Empty));
+            !*stopped
+        };
         self.shared.lanes.iter().all(|lane| {
             let (from, tail) = self.shared.index_missing(lane);
             self.shared.fill_index(lane, from, tail, &mut go_on)
@@ -182,20 +195,39 @@ impl Keeper {
         self.add_running();
         let due = self.marks_stale && now.duration_since(self.marks_saved) >= MARKS_EVERY;
         if due || now.duration_since(self.running_saved) >= RUNNING_EVERY {
-            match self.marks.save() {
-                Ok(()) => self.marks_stale = false,
-                Err(error) => tracing::warn!(error = %error, "Confirmed marks could not be written"),
-            }
-            self.marks_saved = now;
-            self.running_saved = now;
+            self.save_marks(now);
         }
+    }
+
+    fn save_marks(&mut self, now: Instant) {
+        match self.marks.save() {
+            Ok(()) => {
+                self.marks_stale = false;
+                for (durable, lane) in self.durable.iter_mut().zip(&self.shared.lanes) {
+                    *durable = self.marks.mark(&lane.name).map_or(0, |mark| mark.position);
+                }
+            }
+            Err(error) => tracing::warn!(error = %error, "Confirmed marks could not be written"),
+        }
+        self.marks_saved = now;
+        self.running_saved = now;
+    }
+
+    /// Whether the marks on the disk confirm a lane through `last`. A segment that went before its mark was durable
+    /// would be a hole after a crash: neither confirmed nor there.
+    fn confirmed_durably(&mut self, index: usize, last: Position) -> bool {
+        if self.durable[index] < last {
+            self.marks_stale |= self.take_marks();
+            self.save_marks(Instant::now());
+        }
+        self.durable[index] >= last
     }
 
     /// Removes whole segments that are confirmed and past their retention; earlier only for lack of space, and then
     /// only what the hub has a backup of.
     fn prune(&mut self) {
         let lanes = self.shared.lanes.clone();
-        for lane in &lanes {
+        for (index, lane) in lanes.iter().enumerate() {
             loop {
                 let (ordinal, last, backed_up) = {
                     let state = lane.state();
@@ -209,7 +241,7 @@ impl Keeper {
                 self.marks.segment_confirmed(&lane.name, ordinal, last);
                 let expired = self.marks.expired(&lane.name, ordinal, self.shared.settings.retention);
                 let forced = !expired && backed_up && self.shared.refusing().is_some();
-                if !expired && !forced {
+                if (!expired && !forced) || !self.confirmed_durably(index, last) {
                     break;
                 }
                 if forced {
@@ -259,7 +291,7 @@ impl Keeper {
                 *seen = (tail, now);
             } else if bytes > RETIRE_BYTES && now.duration_since(seen.1) >= RETIRE_AFTER {
                 seen.1 = now;
-                self.shared.job(Job::Retire { lane: index, tail });
+                self.shared.job(Job::Retire { lane: index, tail: Some(tail) });
             }
         }
     }

@@ -4,7 +4,7 @@
 //! something is behind the barrier. [`Handles`] shares the open databases between writer and readers, as
 //! sled locks its files.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
@@ -263,6 +263,8 @@ pub(crate) struct LaneShared {
     pub(crate) handles: Handles,
     /// A segment that was made ahead.
     pub(crate) ahead: Mutex<Option<(u64, Segment)>>,
+    /// Segments that were salvaged in this run.
+    pub(crate) repaired: Mutex<HashSet<u64>>,
     /// The last chain value that was computed for a renumbered record.
     pub(crate) computed: Mutex<Option<Computed>>,
 }

@@ -57,7 +57,7 @@ pub(crate) fn open(settings: Settings, key: &OutboxKey) -> Result<Running, OpenE
     let ids = recovery::lane_ids(&settings, &mut notables)?;
     let mut found = Vec::new();
     for (lane, id) in settings.lanes.iter().zip(ids) {
-        found.push(recovery::open_lane(&settings, lane, id, &sealer, &sidecar, &marks, &quarantine, &mut notables)?);
+        found.push(recovery::open_lane(&settings, lane, id, &sealer, &sidecar, &marks, &quarantine, &ballast, &mut notables)?);
     }
     let (chores, work) = channel();
     let (jobs, queue) = channel();

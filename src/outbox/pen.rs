@@ -154,16 +154,7 @@ impl Pen {
         let outcome = self.begin_segment(shared);
         match outcome {
             Ok((ordinal, segment)) => {
-                let old = self.active.replace(Active {
-                    ordinal,
-                    segment: Arc::clone(&segment),
-                    records: 0,
-                    bytes: 0,
-                    next_asked_for: false,
-                });
-                self.lane.handles.register(ordinal, &segment);
-                self.publish(shared, Some(ordinal));
-                self.let_go(shared, old);
+                self.go_on_in(shared, ordinal, segment);
                 Ok(())
             }
             Err(error) => {
@@ -268,23 +259,27 @@ impl Pen {
         }
     }
 
-    /// Begins a new segment so that the present one can be pruned.
-    pub(crate) fn retire(&mut self, shared: &Shared, tail: Position) {
-        if self.trouble.is_none() && self.tail == tail && self.active.as_ref().is_some_and(|a| a.records > 0) {
-            // A failure is no trouble here: there is nothing to be written, the present one goes on.
-            match self.begin_segment(shared) {
-                Ok((ordinal, segment)) => {
-                    let fresh = Active { ordinal, segment: Arc::clone(&segment), records: 0, bytes: 0, next_asked_for: false };
-                    let old = self.active.replace(fresh);
-                    self.lane.handles.register(ordinal, &segment);
-                    self.publish(shared, Some(ordinal));
-                    self.let_go(shared, old);
-                }
-                Err(error) => {
-                    tracing::warn!(lane = %self.lane.name, error = %error, "Segment could not be retired");
-                }
-            }
+    /// Leaves the present segment for a new one: it is to be pruned, or repaired. `tail`: only if nothing came since.
+    pub(crate) fn retire(&mut self, shared: &Shared, tail: Option<Position>) {
+        let wanted = tail.is_none_or(|tail| tail == self.tail) && self.active.as_ref().is_some_and(|a| a.records > 0);
+        if wanted && self.trouble.is_none() {
+            self.roll(shared);
         }
+    }
+
+    /// Goes on in a new segment. A failure is no trouble: there is nothing to be written, the present one goes on.
+    fn roll(&mut self, shared: &Shared) {
+        match self.begin_segment(shared) {
+            Ok((ordinal, segment)) => self.go_on_in(shared, ordinal, segment),
+            Err(error) => tracing::warn!(lane = %self.lane.name, error = %error, "Segment could not be left"),
+        }
+    }
+
+    fn go_on_in(&mut self, shared: &Shared, ordinal: u64, segment: Arc<Segment>) {
+        self.lane.handles.register(ordinal, &segment);
+        let old = self.active.replace(Active { ordinal, segment, records: 0, bytes: 0, next_asked_for: false });
+        self.publish(shared, Some(ordinal));
+        self.let_go(shared, old);
     }
 
     /// Numbers what comes after `after` in a new epoch, durably.
@@ -307,6 +302,10 @@ impl Pen {
         state.numbering = numbering.clone();
         state.chain = chain;
         drop(state);
+        // So that a segment's header tells of it too, should the lane's small file be lost.
+        if self.tail > 0 {
+            self.roll(shared);
+        }
         tracing::info!(lane = %self.lane.name, after, epoch = %self.numbered.epoch, "Lane has a new epoch");
         shared.notable("epoch.new", format!("lane {} has a new epoch after position {after}", self.lane.name));
         Ok(numbering)

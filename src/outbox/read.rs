@@ -6,12 +6,14 @@
 
 use super::lane::{Computed, LaneShared, locked};
 use super::record::Header;
+use super::repair::Repaired;
 use super::segment::{Segment, SegmentError};
 use super::shared::Shared;
 use super::{ReadError, Stored};
 use crate::chain::ChainValue;
 use crate::delivery::{Numbering, Renumbering};
 use crate::transaction::{Position, Transaction};
+use std::ops::ControlFlow;
 use std::sync::Arc;
 
 /// Records that are read at once when a chain is computed anew.
@@ -152,6 +154,7 @@ impl Shared {
         let gone = |position| ReadError::Gone { lane: lane.name.clone(), position };
         let mut found: Vec<Record> = Vec::new();
         let mut bytes = 0usize;
+        let mut taken = 0usize;
         let mut next = from;
         loop {
             let at = {
@@ -164,9 +167,10 @@ impl Shared {
             let Some((ordinal, through)) = at else {
                 return if found.is_empty() { Err(gone(next)) } else { Ok(found) };
             };
-            let part = self.segment_records(lane, ordinal, next, through, |record| {
-                bytes += record;
-                found.len() + 1 >= max_records || bytes >= max_bytes
+            let part = self.segment_records(lane, ordinal, next, through, |body| {
+                bytes += body;
+                taken += 1;
+                taken >= max_records || bytes >= max_bytes
             });
             let part = match part {
                 Ok(part) => part,
@@ -200,30 +204,25 @@ impl Shared {
             Err(error) => return self.failed(lane, ordinal, &error),
         };
         let mut enough = false;
-        let read = segment.read(from, through, |(_, record)| {
-            enough = count(record.as_ref().map_or(0, Vec::len));
-            enough
-        });
-        let read = match read {
-            Ok(read) => read,
-            Err(error) => {
-                drop(segment);
-                return self.failed(lane, ordinal, &error);
-            }
-        };
-        let mut records: Vec<Record> = Vec::with_capacity(read.len());
+        let mut records: Vec<Record> = Vec::new();
         let mut expected = from;
-        for (position, bytes) in read {
+        let visited = segment.visit(from, through, &mut |position, bytes| {
             if position != expected {
-                break;
+                return ControlFlow::Break(());
             }
             match bytes.and_then(|bytes| self.sealer.open(&bytes)) {
                 Ok((header, transaction)) if header.position == position && header.lane == lane.id => {
+                    enough = count(transaction.body.len());
                     records.push((header, transaction));
                 }
-                _ => break,
+                _ => return ControlFlow::Break(()),
             }
             expected += 1;
+            if enough { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        });
+        if let Err(error) = visited {
+            drop(segment);
+            return self.failed(lane, ordinal, &error);
         }
         if (enough || expected > through) && !records.is_empty() {
             return Ok(Some((records, enough)));
@@ -233,10 +232,11 @@ impl Shared {
             return Ok(Some((records, true)));
         }
         drop(segment);
-        if self.repair(lane, ordinal) {
-            return Ok(None);
+        match self.repair(lane, ordinal) {
+            Repaired::Yes => {}
+            Repaired::Useless => self.declare_damaged(lane, ordinal, from, through),
+            Repaired::Later(why) => return Err(ReadError::Trouble(why)),
         }
-        self.declare_damaged(lane, ordinal, from, through);
         Ok(None)
     }
 
@@ -253,7 +253,9 @@ impl Shared {
             if error.is_full() {
                 self.out_of_room();
             }
-            if error.is_damage() && self.repair(lane, ordinal) {
+            if error.is_damage()
+                && let Repaired::Yes = self.repair(lane, ordinal)
+            {
                 return Ok(None);
             }
             return Err(ReadError::Trouble(error.to_string()));
@@ -265,9 +267,15 @@ impl Shared {
     /// Finds out how far the damage at `from` goes, and records it: these positions are lost.
     fn declare_damaged(&self, lane: &LaneShared, ordinal: u64, from: Position, through: Position) {
         let next = self.segment(lane, ordinal).and_then(|segment| {
-            let good = |(_, bytes): &super::segment::Read| bytes.as_ref().is_ok_and(|b| self.sealer.open(b).is_ok());
-            let read = segment.read(from, through, good)?;
-            Ok(read.iter().find(|r| good(r)).map(|(position, _)| *position))
+            let mut good = None;
+            segment.visit(from, through, &mut |position, bytes| {
+                if bytes.is_ok_and(|bytes| self.sealer.open(&bytes).is_ok()) {
+                    good = Some(position);
+                    return ControlFlow::Break(());
+                }
+                ControlFlow::Continue(())
+            })?;
+            Ok(good)
         });
         let lost_through = match next {
             Ok(Some(good)) if good > from => good - 1,
@@ -285,10 +293,5 @@ impl Shared {
             tracing::error!(lane = %lane.name, from, through = lost_through, "Records are lost");
             self.notable("damaged", format!("positions {from} to {lost_through} of lane {} are lost", lane.name));
         }
-    }
-
-    /// Sets a damaged segment aside and salvages what is in it into a new one. Whether there is something new to be read.
-    fn repair(&self, _lane: &LaneShared, _ordinal: u64) -> bool {
-        false
     }
 }

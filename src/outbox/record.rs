@@ -281,11 +281,6 @@ impl Assembly {
         self.next == self.count
     }
 
-    /// Position of its record.
-    pub(crate) fn position(&self) -> Position {
-        self.position
-    }
-
     /// The record's bytes, once it is whole.
     ///
     /// # Errors

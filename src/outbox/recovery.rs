@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io;
+use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
@@ -17,10 +18,12 @@ use uuid::Uuid;
 use super::lane::{Handles, LaneShared, LaneState, Ledger};
 use super::marks::Marks;
 use super::quarantine::Quarantine;
+use super::repair::{Damaged, finish_replacements, salvage_segment, told, was_begun};
 use super::seal::Sealer;
-use super::segment::{Extent, Segment, SegmentError};
+use super::segment::{DATABASE_FILE, Extent, Segment, SegmentError, SegmentHeader};
 use super::shared::lane_file;
 use super::sidecar::Sidecar;
+use super::space::Ballast;
 use super::{LaneSettings, Mark, Notable, OpenError, OutboxKey, Settings, files};
 use crate::chain::ChainValue;
 use crate::delivery::Numbering;
@@ -32,6 +35,7 @@ pub(crate) const FORMAT: u32 = 1;
 pub(crate) const LEDGER_VERSION: u32 = 1;
 /// Records at the end of the newest segment from which its payload is estimated.
 const SAMPLE_RECORDS: u64 = 32;
+const SAMPLE_BYTES: u64 = 4 << 20;
 
 /// Whose store it is. Written once, before anything else.
 #[derive(Debug, Serialize, Deserialize)]
@@ -170,6 +174,7 @@ pub(crate) fn open_lane(
     sidecar: &Sidecar,
     marks: &Marks,
     quarantine: &Quarantine,
+    ballast: &Ballast,
     notables: &mut Vec<Notable>,
 ) -> Result<Found, OpenError> {
     let name = &lane.lane;
@@ -180,14 +185,27 @@ pub(crate) fn open_lane(
         files::create_directory(parent).map_err(failed("create", parent))?;
     }
     let ledger = read_kept::<Ledger>(&lane_file(&settings.directory, name, "ledger"), name, notables);
-    let numbering = read_kept::<Numbering>(&numbering_path, name, notables);
+    let known_numbering = read_kept::<Numbering>(&numbering_path, name, notables);
 
+    finish_replacements(&directory).map_err(failed("finish replacing a segment in", &directory))?;
     let mut ordinals = ordinals(&directory).map_err(failed("list", &directory))?;
     let last_ordinal = ordinals.last().copied().unwrap_or(0);
-    let newest = newest_begun(settings, &directory, &mut ordinals)?;
+    let context = Context {
+        store: &settings.directory,
+        lane: name,
+        id,
+        directory: &directory,
+        sealer,
+        sidecar,
+        quarantine,
+        ballast,
+        numbering: known_numbering.as_ref(),
+    };
+    let newest = newest_begun(&context, ledger.as_ref(), &mut ordinals, notables)?;
 
-    let saved = numbering.is_some();
-    let mut numbering = numbering
+    let saved = known_numbering.is_some();
+    let mut numbering = known_numbering
+        .clone()
         .or_else(|| newest.as_ref().map(|(_, _, header)| header.numbering.clone()))
         .unwrap_or_else(|| Numbering::new(Epoch(Uuid::now_v7())));
     if !saved {
@@ -202,7 +220,7 @@ pub(crate) fn open_lane(
     let mut ledger_stale = ledger.is_none();
 
     if let Some((ordinal, segment, header)) = newest {
-        row = older(&settings.directory, &directory, ledger.as_ref(), &ordinals, ordinal, &header, &mut ledger_stale)?;
+        row = older(&context, ledger.as_ref(), &ordinals, ordinal, &header, &mut ledger_stale, notables)?;
         let end = last_record(name, &segment, sealer, header.base, sidecar, quarantine, notables)
             .map_err(segment_failed(segment.directory()))?;
         tail = end.position.unwrap_or(header.base - 1);
@@ -255,6 +273,10 @@ pub(crate) fn open_lane(
         ledger_stale,
         mark_stale: false,
     };
+    let handles = Handles::default();
+    if let Some((ordinal, segment, _, _)) = &active {
+        handles.register(*ordinal, segment);
+    }
     let lane = Arc::new(LaneShared {
         name: name.clone(),
         id,
@@ -262,8 +284,9 @@ pub(crate) fn open_lane(
         directory,
         tail: watch::Sender::new(tail),
         state: Mutex::new(state),
-        handles: Handles::default(),
+        handles,
         ahead: Mutex::new(None),
+        repaired: Mutex::default(),
         computed: Mutex::new(None),
     });
     Ok(Found { lane, active, last_ordinal, chain_unknown })
@@ -293,26 +316,42 @@ fn ordinals(directory: &Path) -> io::Result<BTreeSet<u64>> {
     Ok(ordinals)
 }
 
-type Newest = (u64, Segment, super::segment::SegmentHeader);
+type Newest = (u64, Segment, SegmentHeader);
 
-/// The newest segment that was begun. Newer ones were only made ahead, and go.
-fn newest_begun(
-    settings: &Settings,
-    directory: &Path,
-    ordinals: &mut BTreeSet<u64>,
-) -> Result<Option<Newest>, OpenError> {
+/// What opening a lane goes by.
+struct Context<'a> {
+    store: &'a Path,
+    lane: &'a Lane,
+    id: u16,
+    directory: &'a Path,
+    sealer: &'a Sealer,
+    sidecar: &'a Sidecar,
+    quarantine: &'a Quarantine,
+    ballast: &'a Ballast,
+    numbering: Option<&'a Numbering>,
+}
+
+/// The newest segment that was begun. Newer ones were only made ahead, and go; a damaged one is replaced by what can be
+/// salvaged of it.
+fn newest_begun(context: &Context<'_>, ledger: Option<&Ledger>, ordinals: &mut BTreeSet<u64>, notables: &mut Vec<Notable>) -> Result<Option<Newest>, OpenError> {
     while let Some(ordinal) = ordinals.last().copied() {
-        let path = directory.join(format!("{ordinal:010}"));
-        let segment = Segment::open(&path).map_err(segment_failed(&path))?;
-        match segment.header().map_err(segment_failed(&path))? {
-            Some(header) => {
+        let path = context.directory.join(format!("{ordinal:010}"));
+        // A crash while it was made ahead leaves one that sled may refuse; nothing was in it.
+        let made_ahead = ledger.is_none_or(|ledger| !ledger.row.contains_key(&ordinal));
+        if made_ahead && !was_begun(&path).map_err(failed("read", &path))? {
+            discard(context.store, &path).map_err(failed("remove", &path))?;
+            ordinals.remove(&ordinal);
+            continue;
+        }
+        match open_or_salvage(context, ledger, ordinal, &path, None, notables)? {
+            (segment, Some(header)) => {
                 // Recovered, not only read: what it gives from here on must survive the next cut too.
                 segment.barrier().map_err(segment_failed(&path))?;
                 return Ok(Some((ordinal, segment, header)));
             }
-            None => {
+            (segment, None) => {
                 drop(segment);
-                discard(&settings.directory, &path).map_err(failed("remove", &path))?;
+                discard(context.store, &path).map_err(failed("remove", &path))?;
                 ordinals.remove(&ordinal);
             }
         }
@@ -320,15 +359,75 @@ fn newest_begun(
     Ok(None)
 }
 
+/// A power cut in the making of a segment can leave its directory without a database. One that was begun has had
+/// every file of it synced before; should its database vanish, the ledger or the sidecar knows of it.
+fn is_half_made(path: &Path, ledger: Option<&Ledger>, ordinal: u64) -> bool {
+    !path.join(DATABASE_FILE).exists() && ledger.is_none_or(|ledger| !ledger.row.contains_key(&ordinal))
+}
+
+/// Opens a segment; a damaged one is replaced by what can be salvaged of it first.
+fn open_or_salvage(
+    context: &Context<'_>,
+    ledger: Option<&Ledger>,
+    ordinal: u64,
+    path: &Path,
+    through: Option<Position>,
+    notables: &mut Vec<Notable>,
+) -> Result<(Segment, Option<SegmentHeader>), OpenError> {
+    let opened = match open_begun(path) {
+        Err(error) if error.is_full() => {
+            context.ballast.release().map_err(failed("release the ballast for", path))?;
+            open_begun(path)
+        }
+        other => other,
+    };
+    let opened = match opened {
+        Err(error) if error.is_damage() => {
+            tracing::error!(lane = %context.lane, ordinal, error = %error, "Segment is damaged, salvaging what is in it");
+            let sidecar = context.sidecar.last(context.lane);
+            let damaged = Damaged {
+                store: context.store,
+                lane: (context.lane, context.id),
+                ordinal,
+                directory: path,
+                extent: ledger.and_then(|ledger| ledger.row.get(&ordinal).copied()),
+                numbering: context.numbering,
+                known: sidecar,
+                through,
+            };
+            let outcome =
+                salvage_segment(&damaged, context.sealer, context.quarantine).map_err(segment_failed(path))?;
+            let accepted = through.or(sidecar.map(|(position, _)| position)).unwrap_or(0);
+            let lost = outcome
+                .range
+                .map_or(0, |(first, last)| (last.max(accepted) + 1 - first).saturating_sub(outcome.records));
+            notables.push(Notable { code: "salvaged", detail: told(context.lane, ordinal, &outcome, lost) });
+            open_begun(path)
+        }
+        other => other,
+    };
+    opened.map_err(segment_failed(path))
+}
+
+/// Opens a segment and its header. One without a header that holds records is damaged.
+fn open_begun(path: &Path) -> Result<(Segment, Option<SegmentHeader>), SegmentError> {
+    let segment = Segment::open(path)?;
+    let header = segment.header()?;
+    if header.is_none() && segment.last_position()?.is_some() {
+        return Err(SegmentError::Header);
+    }
+    Ok((segment, header))
+}
+
 /// The row before the newest segment: from the ledger, the newest one's header, and only then from the segments.
 fn older(
-    store: &Path,
-    directory: &Path,
+    context: &Context<'_>,
     ledger: Option<&Ledger>,
     ordinals: &BTreeSet<u64>,
     newest: u64,
-    header: &super::segment::SegmentHeader,
+    header: &SegmentHeader,
     stale: &mut bool,
+    notables: &mut Vec<Notable>,
 ) -> Result<BTreeMap<u64, Extent>, OpenError> {
     let mut row: BTreeMap<u64, Extent> = BTreeMap::new();
     let mut next_base = header.base;
@@ -339,14 +438,17 @@ fn older(
             Some(extent) => extent,
             None => {
                 *stale = true;
-                let path = directory.join(format!("{ordinal:010}"));
-                let segment = Segment::open(&path).map_err(segment_failed(&path))?;
-                match segment.header().map_err(segment_failed(&path))? {
-                    Some(header) => Extent { base: header.base, previous: header.previous, bytes: 0, oldest: None },
-                    None => {
+                let path = context.directory.join(format!("{ordinal:010}"));
+                if is_half_made(&path, ledger, ordinal) {
+                    discard(context.store, &path).map_err(failed("remove", &path))?;
+                    continue;
+                }
+                match open_or_salvage(context, ledger, ordinal, &path, Some(next_base - 1), notables)? {
+                    (_, Some(header)) => Extent { base: header.base, previous: header.previous, bytes: 0, oldest: None },
+                    (segment, None) => {
                         // Made ahead, and overtaken by one that the writer needed sooner.
                         drop(segment);
-                        discard(store, &path).map_err(failed("remove", &path))?;
+                        discard(context.store, &path).map_err(failed("remove", &path))?;
                         continue;
                     }
                 }
@@ -357,8 +459,8 @@ fn older(
             row.insert(ordinal, extent);
         } else {
             // A later one began at the same position: nothing that was answered is here.
-            let path = directory.join(format!("{ordinal:010}"));
-            discard(store, &path).map_err(failed("remove", &path))?;
+            let path = context.directory.join(format!("{ordinal:010}"));
+            discard(context.store, &path).map_err(failed("remove", &path))?;
         }
     }
     Ok(row)
@@ -387,8 +489,7 @@ fn last_record(
     let mut end = End::default();
     let vouched = sidecar.last(lane).map_or(0, |(position, _)| position);
     while let Some(last) = segment.last_position()?.filter(|last| *last >= base) {
-        let read = segment.read(last, last, |_| false)?;
-        let opened = read.into_iter().next().map(|(_, bytes)| bytes.and_then(|bytes| sealer.open(&bytes)));
+        let opened = segment.first(last, last)?.map(|(_, bytes)| bytes.and_then(|bytes| sealer.open(&bytes)));
         match opened {
             Some(Ok((header, _))) => {
                 end.position = Some(last);
@@ -420,14 +521,16 @@ fn last_record(
     }
     if let Some(last) = end.position {
         let sample_from = last.saturating_sub(SAMPLE_RECORDS - 1).max(base);
-        let sizes: Vec<u64> = segment
-            .read(sample_from, last, |_| false)?
-            .into_iter()
-            .filter_map(|(_, bytes)| sealer.open(&bytes.ok()?).ok())
-            .map(|(_, transaction)| transaction.body.len() as u64)
-            .collect();
-        end.average_bytes = sizes.iter().sum::<u64>() / (sizes.len() as u64).max(1);
-        let oldest = segment.read(base, last, |_| true)?.into_iter().next();
+        let (mut records, mut bytes) = (0, 0);
+        segment.visit(sample_from, last, &mut |_, record| {
+            if let Ok((_, transaction)) = record.and_then(|record| sealer.open(&record)) {
+                records += 1;
+                bytes += transaction.body.len() as u64;
+            }
+            if bytes < SAMPLE_BYTES { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        })?;
+        end.average_bytes = bytes / records.max(1);
+        let oldest = segment.first(base, last)?;
         end.oldest = oldest.and_then(|(_, bytes)| sealer.open(&bytes.ok()?).ok()).map(|(_, t)| t.time);
     }
     Ok(end)

@@ -7,13 +7,14 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-use super::files;
+use super::{files, log_check};
 use super::record::{self, Assembly, RecordError};
 use crate::chain::ChainValue;
 use crate::delivery::Numbering;
@@ -41,6 +42,9 @@ pub(crate) enum SegmentError {
     /// sled panicked.
     #[error("the segment's database panicked")]
     Panicked,
+    /// Its log is damaged; opening it would destroy what can still be had.
+    #[error("the segment's log is damaged")]
+    Unsound,
     /// What should be its header is none.
     #[error("the segment's header is damaged")]
     Header,
@@ -55,12 +59,13 @@ impl SegmentError {
         }
     }
 
-    /// Whether the database itself is damaged, so that trying again is no use.
+    /// Whether the database itself is damaged, so that trying again is no use. A disk that cannot read its sectors
+    /// counts: salvage steps over them.
     pub(crate) fn is_damage(&self) -> bool {
         match self {
-            SegmentError::Panicked | SegmentError::Header => true,
-            SegmentError::Database(error) => !matches!(error, sled::Error::Io(_)),
-            SegmentError::Files(_) => false,
+            SegmentError::Panicked | SegmentError::Header | SegmentError::Unsound => true,
+            SegmentError::Database(_) => !self.is_full() && !is_locked(self),
+            SegmentError::Files(error) => error.kind() == io::ErrorKind::NotFound,
         }
     }
 }
@@ -99,9 +104,6 @@ pub(crate) struct Extent {
     /// When its first record was accepted.
     pub(crate) oldest: Option<UnixMillis>,
 }
-
-/// A record as it lies there, or why it does not.
-pub(crate) type Read = (Position, Result<Vec<u8>, RecordError>);
 
 /// An open segment.
 pub(crate) struct Segment {
@@ -151,6 +153,9 @@ impl Segment {
         if !directory.join(DATABASE_FILE).is_file() {
             let missing = io::Error::new(io::ErrorKind::NotFound, "the segment has no database file");
             return Err(SegmentError::Files(missing));
+        }
+        if !log_check::is_sound(&directory.join(DATABASE_FILE)).map_err(SegmentError::Files)? {
+            return Err(SegmentError::Unsound);
         }
         let begun = Instant::now();
         let mut without_snapshot = false;
@@ -210,7 +215,8 @@ impl Segment {
     pub(crate) fn header(&self) -> Result<Option<SegmentHeader>, SegmentError> {
         contained(|| {
             let value = self.db.get(HEADER_KEY).map_err(SegmentError::Database)?;
-            value.map(|value| parse_header(&value).ok_or(SegmentError::Header)).transpose()
+            let parsed = |value: &[u8]| record::parse_chunk(value).and_then(|chunk| parse_header(chunk.part));
+            value.map(|value| parsed(&value).ok_or(SegmentError::Header)).transpose()
         })
     }
 
@@ -219,9 +225,9 @@ impl Segment {
     /// # Errors
     /// [`SegmentError`]
     pub(crate) fn begin(&self, header: &SegmentHeader) -> Result<(), SegmentError> {
-        let mut value = postcard::to_stdvec(header).map_err(|_| SegmentError::Header)?;
-        let crc = crc32c::crc32c(&value);
-        value.extend_from_slice(&crc.to_be_bytes());
+        // A chunk like those of records, so that salvage finds it.
+        let value = postcard::to_stdvec(header).map_err(|_| SegmentError::Header)?;
+        let value = record::chunks(0, &value).next().ok_or(SegmentError::Header)?;
         contained(|| self.db.insert(HEADER_KEY, value).map(|_| ()).map_err(SegmentError::Database))
     }
 
@@ -263,23 +269,19 @@ impl Segment {
         })
     }
 
-    /// The records from `from` to `through`, in order, until `enough` says so after one of them. A position that has
-    /// no chunk at all is left out.
+    /// Shows the records from `from` to `through`, in order, until the visitor has enough. A position that
+    /// has no chunk at all is left out.
     ///
     /// # Errors
     /// [`SegmentError`]: the database failed; a damaged record is no such error.
-    pub(crate) fn read(
+    pub(crate) fn visit(
         &self,
         from: Position,
         through: Position,
-        mut enough: impl FnMut(&Read) -> bool,
-    ) -> Result<Vec<Read>, SegmentError> {
+        visitor: &mut dyn FnMut(Position, Result<Vec<u8>, RecordError>) -> ControlFlow<()>,
+    ) -> Result<(), SegmentError> {
         contained(|| {
-            let mut found: Vec<Read> = Vec::new();
             let mut current: Option<(Position, Result<Assembly, RecordError>)> = None;
-            let finish = |(position, assembly): (Position, Result<Assembly, RecordError>)| -> Read {
-                (position, assembly.and_then(Assembly::finish))
-            };
             for entry in self.db.range(record::key(from, 0)..=record::key(through, u32::MAX)) {
                 let (key, value) = entry.map_err(SegmentError::Database)?;
                 let Some((position, _)) = record::parse_key(&key) else { continue };
@@ -292,20 +294,37 @@ impl Segment {
                         assembly.and_then(|mut assembly| chunk.and_then(|c| assembly.add(&c)).map(|()| assembly)),
                     )),
                     other => {
-                        if let Some(whole) = other.map(finish) {
-                            let stop = enough(&whole);
-                            found.push(whole);
-                            if stop {
-                                return Ok(found);
-                            }
+                        if let Some((at, assembly)) = other
+                            && visitor(at, assembly.and_then(Assembly::finish)).is_break()
+                        {
+                            return Ok(());
                         }
                         Some((position, chunk.and_then(|c| Assembly::begin(&c))))
                     }
                 };
             }
-            found.extend(current.map(finish));
-            Ok(found)
+            if let Some((at, assembly)) = current {
+                let _ = visitor(at, assembly.and_then(Assembly::finish));
+            }
+            Ok(())
         })
+    }
+
+    /// The first record from `from` to `through`, if there is any, as bytes.
+    ///
+    /// # Errors
+    /// [`SegmentError`]
+    pub(crate) fn first(
+        &self,
+        from: Position,
+        through: Position,
+    ) -> Result<Option<(Position, Result<Vec<u8>, RecordError>)>, SegmentError> {
+        let mut first = None;
+        self.visit(from, through, &mut |position, record| {
+            first = Some((position, record));
+            ControlFlow::Break(())
+        })?;
+        Ok(first)
     }
 
     /// The raw values of one position, for quarantine.
@@ -336,10 +355,9 @@ impl Segment {
     }
 }
 
-/// Reads what [`Segment::begin`] wrote.
+/// Reads the part of the chunk that [`Segment::begin`] wrote.
 pub(crate) fn parse_header(value: &[u8]) -> Option<SegmentHeader> {
-    let (bytes, crc) = value.split_last_chunk::<4>()?;
-    (crc32c::crc32c(bytes) == u32::from_be_bytes(*crc)).then(|| postcard::from_bytes(bytes).ok()).flatten()
+    postcard::from_bytes(value).ok()
 }
 
 fn is_locked(error: &SegmentError) -> bool {
@@ -460,9 +478,15 @@ mod tests {
         let segment = Segment::open(&path).unwrap();
         assert_eq!(segment.header().unwrap(), Some(header()));
         assert_eq!(segment.last_position().unwrap(), Some(5));
-        let all = segment.read(1, u64::MAX, |_| false).unwrap();
+        let mut all = Vec::new();
+        let mut visitor = |position, record| {
+            all.push((position, record));
+            ControlFlow::Continue(())
+        };
+        segment.visit(1, u64::MAX, &mut visitor).unwrap();
         assert_eq!(all, (1..=5).map(|p| (p, Ok(fake(p, 9000)))).collect::<Vec<_>>());
-        assert_eq!(segment.read(2, 9, |_| true).unwrap().len(), 1);
+        assert_eq!(segment.first(2, 9).unwrap(), Some((2, Ok(fake(2, 9000)))));
+        assert_eq!(segment.first(6, 9).unwrap(), None);
         segment.remove(5).unwrap();
         assert_eq!(segment.last_position().unwrap(), Some(4));
     }

@@ -203,3 +203,283 @@ fn a_store_that_cannot_write_refuses_and_gets_out_of_it_by_itself() {
     let outbox = open(directory.path());
     assert_eq!(bodies(&outbox), expected(1..=9));
 }
+
+/// A copy of the store as a crash of the process would leave it.
+fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        if entry.file_type().unwrap().is_dir() {
+            copy(&entry.path(), &to.join(entry.file_name()));
+        } else {
+            std::fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
+        }
+    }
+}
+
+fn segment_files(directory: &Path) -> Vec<std::path::PathBuf> {
+    let mut files: Vec<_> = std::fs::read_dir(directory.join("segments/clinical"))
+        .unwrap()
+        .map(|entry| entry.unwrap().path().join("db"))
+        .collect();
+    files.sort();
+    files
+}
+
+fn counts(outbox: &Outbox) -> LaneCounts {
+    let counts = outbox.snapshot().lanes[0].1.clone();
+    assert_eq!(counts.accepted, counts.confirmed + counts.waiting + counts.damaged);
+    counts
+}
+
+#[test]
+fn a_destroyed_segment_is_salvaged_when_it_is_read_and_what_is_lost_is_named() {
+    let directory = tempfile::tempdir().unwrap();
+    let outbox = open(directory.path());
+    add(&outbox, 1..=24);
+    outbox.close();
+    let file = &segment_files(directory.path())[0];
+    let mut bytes = std::fs::read(file).unwrap();
+    // sled's own structures, but for one record: its chunk too, wherever sled has a copy of it.
+    let lost = (0..bytes.len() - 30)
+        .filter(|at| record::parse_chunk(&bytes[*at..]).is_some_and(|chunk| chunk.position == 3))
+        .collect::<Vec<_>>();
+    assert!(!lost.is_empty());
+    for at in lost {
+        bytes[at + 40] ^= 1;
+    }
+    bytes[..16].fill(0xff);
+    std::fs::write(file, bytes).unwrap();
+    for entry in std::fs::read_dir(file.parent().unwrap()).unwrap() {
+        let path = entry.unwrap().path();
+        if path.file_name().unwrap().to_str().unwrap().starts_with("snap.") {
+            std::fs::remove_file(path).unwrap();
+        }
+    }
+
+    let outbox = open(directory.path());
+    let first = outbox.read(&clinical(), 1, 100, usize::MAX).unwrap();
+    assert_eq!(first.iter().map(|s| s.position).collect::<Vec<_>>(), [1, 2]);
+    assert!(matches!(outbox.read(&clinical(), 3, 100, usize::MAX), Err(ReadError::Gone { position: 3, .. })));
+    let rest = outbox.read(&clinical(), 4, 100, usize::MAX).unwrap();
+    assert_eq!(rest.iter().map(|s| s.position).collect::<Vec<_>>(), (4..=24).collect::<Vec<_>>());
+    assert_eq!(outbox.chain_at(&clinical(), 3), Some(rest[0].previous), "its neighbour knows its chain value");
+    assert_eq!(counts(&outbox).damaged, 1);
+    let codes = codes(&outbox);
+    assert!(codes.contains(&"salvaged") && codes.contains(&"damaged"), "{codes:?}");
+    assert_eq!(std::fs::read_dir(directory.path().join("aside")).unwrap().count(), 1, "nothing was deleted");
+    outbox.close();
+    let outbox = open(directory.path());
+    assert_eq!(counts(&outbox).damaged, 1);
+    add(&outbox, 25..=26);
+}
+
+#[test]
+fn a_destroyed_newest_segment_is_salvaged_at_start() {
+    let directory = tempfile::tempdir().unwrap();
+    let outbox = open(directory.path());
+    add(&outbox, 1..=12);
+    outbox.close();
+    let file = segment_files(directory.path()).pop().unwrap();
+    let mut bytes = std::fs::read(&file).unwrap();
+    bytes[..16].fill(0xff);
+    std::fs::write(&file, bytes).unwrap();
+    let outbox = open(directory.path());
+    assert_eq!(bodies(&outbox), expected(1..=12));
+    assert_eq!(codes(&outbox), ["salvaged"]);
+    add(&outbox, 13..=20);
+    assert_eq!(bodies(&outbox), expected(1..=20));
+}
+
+#[test]
+fn a_store_that_ends_before_its_sidecar_opens_a_new_epoch() {
+    let directory = tempfile::tempdir().unwrap();
+    let outbox = open(directory.path());
+    add(&outbox, 1..=5);
+    outbox.close();
+    let older = tempfile::tempdir().unwrap();
+    copy(&directory.path().join("segments"), older.path());
+    let outbox = open(directory.path());
+    add(&outbox, 6..=7);
+    let epoch = outbox.numbering(&clinical()).unwrap().current().epoch;
+    outbox.close();
+    std::fs::remove_dir_all(directory.path().join("segments")).unwrap();
+    copy(older.path(), &directory.path().join("segments"));
+
+    for _ in 0..2 {
+        let outbox = open(directory.path());
+        assert!(codes(&outbox).contains(&"store.shortfall"));
+        assert_eq!((counts(&outbox).accepted, counts(&outbox).damaged), (7, 2));
+    }
+    let outbox = open(directory.path());
+    let current = outbox.numbering(&clinical()).unwrap().current();
+    assert!(current.epoch != epoch && current.base == 7);
+    add(&outbox, 8..=9);
+    outbox.close();
+    let outbox = open(directory.path());
+    assert_eq!(codes(&outbox), Vec::<&str>::new());
+    assert_eq!((counts(&outbox).accepted, counts(&outbox).damaged), (9, 2));
+    let new = outbox.read(&clinical(), 8, 9, usize::MAX).unwrap();
+    assert_eq!((new[0].sequence, new[0].previous), (1, ChainValue::first(current.epoch, "clinical")));
+    assert!(matches!(outbox.read(&clinical(), 6, 9, usize::MAX), Err(ReadError::Gone { .. })));
+}
+
+#[test]
+fn only_an_unanswered_last_record_is_trimmed() {
+    let directory = tempfile::tempdir().unwrap();
+    let outbox = open(directory.path());
+    add(&outbox, 1..=3);
+    outbox.close();
+    let tear = |position| {
+        let path = segment_files(directory.path()).pop().unwrap();
+        let segment = segment::Segment::open(path.parent().unwrap()).unwrap();
+        let torn = [[0xaa; 200].as_slice(), &[0; 9000]].concat();
+        segment.append(position, &torn).unwrap();
+        segment.barrier().unwrap();
+    };
+    tear(4);
+    let outbox = open(directory.path());
+    assert_eq!(codes(&outbox), ["tail.trimmed"]);
+    assert_eq!((tail(&outbox), outbox.snapshot().quarantined), (3, 1));
+    add(&outbox, 4..=5);
+    assert_eq!(bodies(&outbox), expected(1..=5));
+    outbox.close();
+    // Answered, and destroyed since: it stays, damaged.
+    tear(5);
+    let outbox = open(directory.path());
+    assert_eq!(tail(&outbox), 5);
+    assert_eq!(outbox.read(&clinical(), 4, 9, usize::MAX).unwrap().len(), 1);
+}
+
+#[test]
+fn wrong_key_owner_version_and_a_second_process_are_refused_untouched() {
+    let directory = tempfile::tempdir().unwrap();
+    let outbox = open(directory.path());
+    add(&outbox, 1..=2);
+    assert!(matches!(Outbox::open(settings(directory.path()), key()), Err(OpenError::InUse(_))));
+    outbox.close();
+    let list = || {
+        let mut all: Vec<_> = std::process::Command::new("find").arg(directory.path()).args(["-printf", "%p %T@ %s\n"])
+            .output().unwrap().stdout.split(|b| *b == b'\n').map(<[u8]>::to_vec).collect();
+        all.sort();
+        all
+    };
+    let before = list();
+    let other = OutboxKey::new([8; 32]);
+    assert!(matches!(Outbox::open(settings(directory.path()), other), Err(OpenError::WrongKey { .. })));
+    let other = Settings { gateway: Gateway::new("gw2").unwrap(), ..settings(directory.path()) };
+    assert!(matches!(Outbox::open(other, key()), Err(OpenError::OtherOwner { .. })));
+    assert_eq!(list(), before, "nothing was written");
+    files::save(&directory.path().join("FORMAT"), &serde_json::json!({"format": 2, "anything": 1})).unwrap();
+    let before = list();
+    assert!(matches!(Outbox::open(settings(directory.path()), key()), Err(OpenError::Newer { found: 2, .. })));
+    assert_eq!(list(), before, "nothing was written");
+}
+
+#[test]
+fn a_new_epoch_renumbers_what_is_there_without_rewriting_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let outbox = open(directory.path());
+    add(&outbox, 1..=20);
+    let old = outbox.read(&clinical(), 1, 100, usize::MAX).unwrap();
+    let numbering = outbox.new_epoch(&clinical(), 5).unwrap();
+    add(&outbox, 21..=30);
+    let check = |outbox: &Outbox| {
+        assert_eq!(bodies(outbox), expected(1..=30));
+        let new = outbox.read(&clinical(), 1, 100, usize::MAX).unwrap();
+        assert!(old[..5].iter().zip(&new).all(|(old, new)| (old.epoch, old.chain) == (new.epoch, new.chain)));
+        assert!(old.iter().zip(&new).all(|(old, new)| old.transaction == new.transaction));
+        assert_eq!((new[5].epoch, new[5].sequence), (numbering.current().epoch, 1));
+        // Backwards, and from the middle.
+        for position in [30, 12, 29, 7, 21, 6] {
+            let one = &outbox.read(&clinical(), position, 1, 0).unwrap()[0];
+            assert_eq!(one.chain, new[usize::try_from(position).unwrap() - 1].chain);
+            assert_eq!(outbox.chain_at(&clinical(), position), Some(one.chain));
+        }
+    };
+    check(&outbox);
+    outbox.close();
+    let outbox = open(directory.path());
+    check(&outbox);
+    // A crash right after it, before anything was added.
+    outbox.new_epoch(&clinical(), 30).unwrap();
+    outbox.new_epoch(&clinical(), 28).unwrap();
+    outbox.close();
+    let outbox = open(directory.path());
+    add(&outbox, 31..=33);
+    assert_eq!(bodies(&outbox), expected(1..=33));
+    assert_eq!(outbox.numbering(&clinical()).unwrap().epochs().len(), 3);
+}
+
+fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+    let begun = Instant::now();
+    while !holds() {
+        assert!(begun.elapsed() < Duration::from_secs(20), "never: {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+fn confirm_through(outbox: &Outbox, position: Position, backed_up: Option<Position>) {
+    let chain = outbox.chain_at(&clinical(), position).unwrap();
+    outbox.confirm(&clinical(), Mark { position, chain }, backed_up);
+}
+
+#[test]
+fn confirmed_segments_go_after_their_retention_and_nothing_else_does() {
+    let directory = tempfile::tempdir().unwrap();
+    let outbox = Outbox::open(Settings { retention: Duration::ZERO, ..settings(directory.path()) }, key()).unwrap();
+    add(&outbox, 1..=30);
+    confirm_through(&outbox, 12, None);
+    eventually("the first segment is pruned", || outbox.first_retained(&clinical()) == Some(9));
+    eventually("its files are gone", || segment_files(directory.path()).iter().all(|f| !f.starts_with(directory.path().join("segments/clinical/0000000001"))));
+    assert_eq!(counts(&outbox).damaged, 0);
+    assert!(matches!(outbox.read(&clinical(), 8, 1, 0), Err(ReadError::Gone { .. })));
+    assert_eq!(outbox.read(&clinical(), 9, 1, 0).unwrap()[0].position, 9);
+    // A hub that was restored: what is pruned and not confirmed any more is not to be had.
+    let chain = ChainValue([0; 32]);
+    outbox.confirm(&clinical(), Mark { position: 3, chain }, None);
+    assert_eq!((counts(&outbox).confirmed, counts(&outbox).damaged, counts(&outbox).waiting), (3, 5, 22));
+    outbox.close();
+    let outbox = Outbox::open(Settings { retention: Duration::from_secs(3600), ..settings(directory.path()) }, key()).unwrap();
+    assert_eq!(outbox.mark(&clinical()).unwrap().position, 3);
+    confirm_through(&outbox, 30, None);
+    std::thread::sleep(Duration::from_millis(300));
+    assert_eq!(outbox.first_retained(&clinical()), Some(9), "kept for its retention");
+}
+
+#[test]
+fn for_lack_of_space_only_what_the_hub_has_a_backup_of_goes_early() {
+    let directory = tempfile::tempdir().unwrap();
+    let outbox = open(directory.path());
+    add(&outbox, 1..=40);
+    confirm_through(&outbox, 40, Some(20));
+    outbox.close();
+    let tight = Settings { limit_bytes: 1 << 20, ..settings(directory.path()) };
+    let outbox = Outbox::open(tight, key()).unwrap();
+    assert!(matches!(submit(&outbox, submission("new", b"new")), Err(Refusal::Full(_))));
+    assert!(submit(&outbox, submission("K7", b"body 7")).unwrap().repeated, "a repetition needs no room");
+    eventually("what is backed up is pruned", || outbox.first_retained(&clinical()) == Some(17));
+    std::thread::sleep(Duration::from_millis(200));
+    assert_eq!(outbox.first_retained(&clinical()), Some(17));
+    assert!(codes(&outbox).contains(&"pruned.early"));
+    assert!(outbox.snapshot().refusing.is_some());
+}
+
+#[test]
+fn large_bodies_and_limits() {
+    let directory = tempfile::tempdir().unwrap();
+    let outbox = open(directory.path());
+    let large: Vec<u8> = (0..20_000_000u32).map(|n| u8::try_from(n.wrapping_mul(2_654_435_761) >> 24).unwrap()).collect();
+    submit(&outbox, submission("L", &large)).unwrap();
+    submit(&outbox, submission("E", b"")).unwrap();
+    let read = outbox.read(&clinical(), 1, 9, usize::MAX).unwrap();
+    assert_eq!(read[0].transaction.body.as_bytes(), large);
+    assert_eq!(read[1].transaction.body.len(), 0);
+    assert_eq!(outbox.read(&clinical(), 1, 9, 1000).unwrap().len(), 1, "bounded by bytes");
+    let larger = [large.as_slice(), b"x"].concat();
+    assert!(matches!(submit(&outbox, submission("X", &larger)), Err(Refusal::TooLarge { .. })));
+    let nowhere = Submission { lane: Lane::new("nowhere").unwrap(), ..submission("X", b"x") };
+    assert!(matches!(submit(&outbox, nowhere), Err(Refusal::UnknownLane(_))));
+    outbox.clone().close();
+    assert_eq!(submit(&outbox, submission("X", b"x")), Err(Refusal::Stopping));
+}

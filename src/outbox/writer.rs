@@ -43,12 +43,13 @@ pub(crate) enum Job {
         /// Told the outcome.
         answer: std::sync::mpsc::SyncSender<Result<Numbering, Refusal>>,
     },
-    /// Begin a new segment, so that this one can be pruned: nothing came for a while and all of it is confirmed.
+    /// Begin a new segment: all of this one is confirmed and nothing came for a while, so that it can be pruned; or it
+    /// is damaged.
     Retire {
         /// Index of the lane.
         lane: usize,
         /// The tail that was seen; if it has moved on, there is no need any more.
-        tail: Position,
+        tail: Option<Position>,
     },
     /// Say that the writer moves.
     Pulse(std::sync::mpsc::SyncSender<()>),

@@ -39,11 +39,11 @@ pub(super) enum Note {
     /// A PUBACK; `Err`: its reason code.
     Acknowledged(u16, Result<(), u8>),
     /// A publish came.
-    Message(Publish),
+    Message(Box<Publish>),
     /// Anything else came from the broker.
     Heard,
-    Connected(ConnAck),
-    Subscribed(SubAck),
+    Connected(Box<ConnAck>),
+    Subscribed(Box<SubAck>),
 }
 
 /// What a connection needs to know.
@@ -254,7 +254,8 @@ fn mqtt_options(plan: &Plan<'_>, address: &str) -> MqttOptions {
         .set_transport(Transport::Unix)
         .set_clean_start(true)
         .set_keep_alive(plan.keep_alive.max(Duration::from_secs(5)))
-        .set_connection_timeout(plan.phase_timeout.as_secs().max(1))
+        // Ours comes first, and has the better sentence.
+        .set_connection_timeout(plan.phase_timeout.as_secs().saturating_add(2))
         .set_outgoing_inflight_upper_limit(plan.inflight)
         .set_last_will(plan.will.clone());
     let mut properties = ConnectProperties::new();
@@ -302,9 +303,9 @@ fn note(event: Event) -> Option<Note> {
         Event::Outgoing(Outgoing::Publish(packet)) => Note::Written(packet),
         Event::Outgoing(_) => return None,
         Event::Incoming(Packet::PubAck(ack)) => Note::Acknowledged(ack.pkid, reason(ack.reason)),
-        Event::Incoming(Packet::Publish(publish)) => Note::Message(publish),
-        Event::Incoming(Packet::ConnAck(connack)) => Note::Connected(connack),
-        Event::Incoming(Packet::SubAck(suback)) => Note::Subscribed(suback),
+        Event::Incoming(Packet::Publish(publish)) => Note::Message(Box::new(publish)),
+        Event::Incoming(Packet::ConnAck(connack)) => Note::Connected(Box::new(connack)),
+        Event::Incoming(Packet::SubAck(suback)) => Note::Subscribed(Box::new(suback)),
         Event::Incoming(_) => Note::Heard,
     })
 }

@@ -13,28 +13,28 @@ use super::connection::{Connection, Note};
 use super::failure::Failure;
 use super::inbound::{Ears, Heard};
 use super::lane::LaneWork;
-use super::ledger::{Ledger, OutOfStep, Ticket};
+use super::ledger::{OutOfStep, Ticket};
 use super::link::LinkReport;
+use super::live::Live;
+use super::notable::{Refused, hub_status, refusal};
 use super::own::{EVENT, OwnMessages};
+use super::probe::Prober;
 use super::reader::Answer;
 use crate::delivery::backoff::Backoff;
-use crate::delivery::{Action, Alarm, Input, Millis, Nonce, Reason};
+use crate::delivery::{Action, Input, Millis, Nonce, Reason};
 use crate::health::{Phase, Reports};
 use crate::outbox::{Mark, Outbox};
-use crate::transaction::Hub;
 use crate::wire::to_json;
 use crate::wire::topic::Root;
 
-/// Publishes of the broker's Receive Maximum that are left to our own messages, if it is large enough.
-const OWN_SHARE: usize = 8;
 /// Our own messages must be acknowledged within this while nothing else is under way.
 const OWN_PATIENCE: Duration = Duration::from_secs(15);
 /// Numbers for health are renewed this often.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// Ticks are at least this far apart.
+const TICK_EVERY: Duration = Duration::from_millis(5);
 /// Batches of events that are applied before the window is refilled.
 const MOST_BATCHES: usize = 4;
-/// Warnings about what is not obeyed are logged at most this often.
-const WARN_EVERY: Duration = Duration::from_secs(30);
 
 /// Everything that outlives a connection.
 pub(super) struct Driver {
@@ -53,13 +53,7 @@ pub(super) struct Driver {
     pub(super) started: Instant,
     pub(super) keep_alive: Duration,
     pub(super) refused: Refused,
-}
-
-/// What came and was not obeyed: counted, and logged at a limited rate.
-#[derive(Default)]
-pub(super) struct Refused {
-    total: u64,
-    logged: Option<Instant>,
+    pub(super) probe: Prober,
 }
 
 /// Why a live connection is left.
@@ -67,43 +61,6 @@ pub(super) enum Left {
     Lost(Failure),
     /// `asked` is done: the connection stands.
     Asked(Connection),
-}
-
-/// What belongs to one connection.
-struct Live {
-    connection: Connection,
-    ledger: Ledger,
-    heard: Instant,
-    /// Last settled publish, or the first that was handed over with none before it.
-    settled: Instant,
-    /// When the numbers for health are due.
-    look: Instant,
-    leave: Option<Failure>,
-}
-
-impl Live {
-    fn may_send(&self) -> bool {
-        let allowed = usize::from(self.connection.allowed.inflight.max(1));
-        self.ledger.transactions() < allowed - OWN_SHARE.min(allowed / 2)
-            && self.ledger.outstanding() < allowed
-    }
-
-    fn may_speak(&self) -> bool {
-        let allowed = usize::from(self.connection.allowed.inflight.max(1));
-        self.ledger.outstanding() - self.ledger.transactions() < OWN_SHARE.min(allowed / 2).max(1)
-            && self.ledger.outstanding() < allowed
-    }
-
-    fn hand(&mut self, ticket: Ticket) {
-        if self.ledger.outstanding() == 0 {
-            self.settled = Instant::now();
-        }
-        self.ledger.hand(ticket);
-    }
-
-    fn lose(&mut self, sentence: &str) {
-        self.leave.get_or_insert_with(|| Failure::new(Phase::Live, sentence));
-    }
 }
 
 impl Driver {
@@ -118,10 +75,8 @@ impl Driver {
         nonce: Nonce,
         asked: impl Future<Output = ()>,
     ) -> Left {
-        let now = Instant::now();
         let allowed = connection.allowed;
-        let ledger = Ledger::default();
-        let mut live = Live { connection, ledger, heard: now, settled: now, look: now, leave: None };
+        let mut live = Live::new(connection);
         self.say_health();
         self.link.up();
         let millis = self.now();
@@ -153,6 +108,9 @@ impl Driver {
             if let Some(failure) = live.leave.take() {
                 return Err(failure);
             }
+            if live.broken {
+                return Err(live.connection.failure(Phase::Live).await);
+            }
             let due = self.due(live);
             tokio::select! {
                 notes = live.connection.notes() => match notes {
@@ -176,18 +134,19 @@ impl Driver {
             self.lanes[index].look_at_tail(now);
             self.act(index, Some(live));
         }
-        while live.leave.is_none()
+        while !live.broken
             && live.may_speak()
             && let Some(message) = self.own.next()
         {
             live.hand(Ticket::Control(message.name));
             if !live.connection.publish(&message.topic, message.retain, message.payload, None) {
-                live.lose("the MQTT client takes nothing more");
+                live.broken = true;
             }
         }
         for index in 0..self.lanes.len() {
             // An offer that is not sent has no room: the machine is asked again when something has changed.
             while live.leave.is_none()
+                && !live.broken
                 && live.may_send()
                 && self.lanes[index].offer(now)
                 && self.act(index, Some(live))
@@ -256,7 +215,7 @@ impl Driver {
         let (payload, properties) = ready.into_publish(round);
         live.hand(Ticket::Transaction { lane: index, position });
         if !live.connection.publish(&self.lanes[index].topic, false, payload, Some(properties)) {
-            live.lose("the MQTT client takes nothing more");
+            live.broken = true;
         }
         self.link.now.forwarded_total += 1;
     }
@@ -334,7 +293,12 @@ impl Driver {
                 self.lanes[lane].handle(Input::Gap { epoch, expected, round }, now);
             }
             Heard::HubStatus { hub, online } => hub_status(&hub, online),
-            Heard::ProbeReply(_) | Heard::Other => {}
+            Heard::ProbeReply(id) => {
+                if let Some(round_trip) = self.probe.returned(&id) {
+                    self.link.now.probe = Some((round_trip, std::time::Instant::now()));
+                }
+            }
+            Heard::Other => {}
         }
     }
 
@@ -352,6 +316,7 @@ impl Driver {
     }
 
     fn tick(&mut self, live: &mut Live) {
+        live.ticked = Instant::now();
         let now = self.now();
         for lane in &mut self.lanes {
             if lane.machine.deadline().is_some_and(|at| at <= now) {
@@ -361,6 +326,10 @@ impl Driver {
         if live.look <= Instant::now() {
             live.look = Instant::now() + LOOK_EVERY;
             self.measure();
+            if let Some(probe) = self.probe.due() {
+                let topic = self.root.plain("probe");
+                self.own.say("probe", topic, false, to_json(&probe));
+            }
         }
         if live.heard.elapsed() > self.keep_alive.mul_f32(2.5) {
             live.lose("the broker fell silent");
@@ -391,82 +360,7 @@ impl Driver {
     fn due(&self, live: &Live) -> Instant {
         let lanes = self.lanes.iter().filter_map(LaneWork::deadline).min();
         let at = lanes.map(|at| self.started + Duration::from_millis(at));
-        at.map_or(live.look, |at| at.min(live.look))
-    }
-
-    fn alarm(&mut self, index: usize, alarm: &Alarm) {
-        let lane = self.lanes[index].lane.clone();
-        let (level, code, detail) = match alarm {
-            Alarm::Held(position) => {
-                tracing::error!(%lane, position, "A transaction cannot be sent, its lane stands");
-                ("alarm", "held", format!("lane {lane} stands: the broker does not take position {position}"))
-            }
-            Alarm::Released(position) => {
-                tracing::info!(%lane, position, "A held transaction goes on");
-                ("info", "released", format!("lane {lane} goes on at position {position}"))
-            }
-            Alarm::Diverged { through, position } => {
-                tracing::error!(%lane, position, through, "The hub has another history than this gateway, a new epoch begins");
-                self.link.now.diverged = format!("lane {lane} differs from the hub at position {position}");
-                (
-                    "alarm",
-                    "diverged",
-                    format!(
-                        "lane {lane}: the hub says {through}, which is not our history: a new epoch begins"
-                    ),
-                )
-            }
-            Alarm::HubRestored { from, to } => {
-                tracing::warn!(%lane, from, to, "The hub was restored, what it has lost goes again");
-                ("warning", "hub.restored", format!("lane {lane}: positions {from} to {to} go again"))
-            }
-            Alarm::Hole(position) => {
-                tracing::error!(%lane, position, "A transaction is not to be had any more, its lane stands until it is released");
-                (
-                    "alarm",
-                    "hole",
-                    format!("lane {lane} stands: position {position} is not to be had any more"),
-                )
-            }
-            Alarm::Refused { position, reason } => {
-                tracing::warn!(%lane, position, reason = refusal(*reason), "The broker refused a transaction, it goes again");
-                (
-                    "warning",
-                    "refused",
-                    format!("lane {lane}: the broker refused position {position}: {}", refusal(*reason)),
-                )
-            }
-        };
-        self.own.event(level, code, "", detail);
-    }
-}
-
-impl Refused {
-    fn count(&mut self, reason: &dyn std::fmt::Display) {
-        self.total += 1;
-        if self.logged.is_none_or(|at| at.elapsed() >= WARN_EVERY) {
-            self.logged = Some(Instant::now());
-            tracing::warn!(%reason, total = self.total, "A message from the broker was not obeyed");
-        }
-    }
-}
-
-fn hub_status(hub: &Hub, online: bool) {
-    if online {
-        tracing::info!(%hub, "The hub is online");
-    } else {
-        tracing::info!(%hub, "The hub is offline");
-    }
-}
-
-/// MQTT 5 §3.4.2.1 in words.
-fn refusal(code: u8) -> String {
-    match code {
-        0x10 => "nobody subscribes to it: is the hub running?".to_owned(),
-        0x87 => "not authorised: does the broker's ACL know this gateway?".to_owned(),
-        0x97 => "quota exceeded".to_owned(),
-        0x90 => "topic not valid".to_owned(),
-        0x99 => "payload not valid".to_owned(),
-        _ => format!("reason code {code:#04x}"),
+        // A deadline that its tick does not move must not spin.
+        at.map_or(live.look, |at| at.max(live.ticked + TICK_EVERY).min(live.look))
     }
 }

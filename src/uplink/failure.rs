@@ -138,7 +138,9 @@ fn certificate_sentence(why: &CertificateError) -> String {
         C::NotValidYet | C::NotValidYetContext { .. } => {
             "the broker's certificate is not valid yet: is this box's clock right?".to_owned()
         }
-        C::UnknownIssuer | C::BadSignature => "the broker's certificate was signed by a CA that we do not know".to_owned(),
+        C::UnknownIssuer | C::BadSignature => {
+            "the broker's certificate was signed by a CA that we do not know".to_owned()
+        }
         C::NotValidForName | C::NotValidForNameContext { .. } => {
             "the broker's certificate is for another name than the one configured".to_owned()
         }

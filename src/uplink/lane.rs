@@ -156,6 +156,7 @@ impl LaneWork {
             self.fork_again = None;
             self.reader.new_epoch(after);
         }
+        self.again_at = self.again_at.filter(|at| now < *at);
         let next = self.machine.next();
         let from = match self.ahead.front() {
             Some(front) if front.position <= next && next <= self.read_through => self.read_through,
@@ -166,12 +167,10 @@ impl LaneWork {
             None => next,
         };
         let full = self.ahead.len() >= READ_RECORDS || self.ahead_bytes >= READ_BYTES as u64;
-        let wait = self.again_at.is_some_and(|at| now < at);
         let missing = self.gone.is_some() || self.machine.counts().hole == Some(next);
-        if self.reading || full || wait || missing || from > self.machine.tail() {
+        if self.reading || full || self.again_at.is_some() || missing || from > self.machine.tail() {
             return;
         }
-        self.again_at = None;
         self.reading = true;
         self.reader.read(self.generation, from, READ_RECORDS, READ_BYTES);
     }

@@ -23,9 +23,16 @@ pub(super) enum Ticket {
 pub(super) struct Ledger {
     /// Handed to rumqttc, not written yet.
     handed: VecDeque<Ticket>,
-    /// Written, with packet identifier, and with their outcome if that has come out of order.
-    written: VecDeque<(u16, Ticket, Option<Result<(), u8>>)>,
+    written: VecDeque<Written>,
     transactions: usize,
+}
+
+/// Written under a packet identifier; the outcome is there only if it came out of order.
+#[derive(Debug)]
+struct Written {
+    packet: u16,
+    ticket: Ticket,
+    outcome: Option<Result<(), u8>>,
 }
 
 /// The broker acknowledged what was never sent, or wrote what was never handed over.
@@ -42,7 +49,7 @@ impl Ledger {
     /// rumqttc has written the oldest that was handed over, under this packet identifier.
     pub(super) fn written(&mut self, packet: u16) -> Result<(), OutOfStep> {
         let ticket = self.handed.pop_front().ok_or(OutOfStep)?;
-        self.written.push_back((packet, ticket, None));
+        self.written.push_back(Written { packet, ticket, outcome: None });
         Ok(())
     }
 
@@ -57,10 +64,10 @@ impl Ledger {
         let entry = self
             .written
             .iter_mut()
-            .find(|(id, _, known)| *id == packet && known.is_none())
+            .find(|written| written.packet == packet && written.outcome.is_none())
             .ok_or(OutOfStep)?;
-        entry.2 = Some(outcome);
-        while let Some((_, ticket, Some(outcome))) = self.written.front().copied() {
+        entry.outcome = Some(outcome);
+        while let Some(&Written { ticket, outcome: Some(outcome), .. }) = self.written.front() {
             self.written.pop_front();
             self.transactions -= usize::from(matches!(ticket, Ticket::Transaction { .. }));
             settled(ticket, outcome);

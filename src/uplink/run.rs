@@ -14,12 +14,14 @@ use tokio::time::{Instant, sleep};
 
 use super::clock::TrustedClock;
 use super::connection::{Connection, Plan};
-use super::driver::{Driver, Left, Refused};
+use super::driver::{Driver, Left};
 use super::failure::Failure;
 use super::inbound::Ears;
 use super::lane::LaneWork;
 use super::link::LinkReport;
+use super::notable::Refused;
 use super::own::OwnMessages;
+use super::probe::Prober;
 use super::reader::Reader;
 use super::renewal::Renewal;
 use super::settings::Settings;
@@ -98,6 +100,7 @@ pub async fn run(
         started: Instant::now(),
         keep_alive: settings.keep_alive,
         refused: Refused::default(),
+        probe: Prober::default(),
     };
     driver.link.begin(driver.confirmed_sum());
     let mut uplink = Uplink {

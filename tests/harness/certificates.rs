@@ -111,6 +111,8 @@ impl Certificates {
         let files = CertificateFiles { certificate: stem.join("certificate.pem"), key: stem.join("key.pem") };
         std::fs::write(&files.certificate, certificate.pem()).unwrap();
         std::fs::write(&files.key, key.serialize_pem()).unwrap();
+        let private = std::os::unix::fs::PermissionsExt::from_mode(0o600);
+        std::fs::set_permissions(&files.key, private).unwrap();
         files
     }
 }

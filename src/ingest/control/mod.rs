@@ -5,6 +5,7 @@
 //! follows as plain bytes, after [`Reply::Send`]. Whoever may open the socket (mode 0660) may submit and see headers;
 //! bodies never leave through it.
 
+mod answers;
 pub mod client;
 pub mod kept;
 pub mod server;

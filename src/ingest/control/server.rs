@@ -14,11 +14,12 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use crate::ingest::control::kept::{Kept, READ_BYTES, READ_RECORDS};
-use crate::ingest::control::{Entry, LINE_BYTES, LIST_LIMIT, Receipt, Reply, Request, Which, verify};
+use crate::ingest::control::answers::{Say, list, show, verify_lanes};
+use crate::ingest::control::kept::Kept;
+use crate::ingest::control::{LINE_BYTES, Receipt, Reply, Request};
 use crate::ingest::{Budget, Counters, count};
-use crate::outbox::{ReadError, Submission};
-use crate::transaction::{Body, Gateway, Lane, Position, Practice};
+use crate::outbox::Submission;
+use crate::transaction::{Body, Gateway, Lane, Practice};
 
 /// Most clients at once.
 const MAX_CLIENTS: usize = 16;
@@ -298,7 +299,7 @@ impl<K: Kept> Client<K> {
     /// An answer of many lines, made by a thread of its own because it reads the disk. A client that has gone ends it.
     async fn stream_of(
         &mut self,
-        make: impl FnOnce(&mut dyn FnMut(Reply) -> ControlFlow<()>) -> Result<(), String> + Send + 'static,
+        make: impl FnOnce(Say<'_>) -> Result<(), String> + Send + 'static,
     ) -> io::Result<()> {
         let (lines, mut replies) = mpsc::channel(64);
         let work = tokio::task::spawn_blocking(move || {
@@ -317,116 +318,6 @@ impl<K: Kept> Client<K> {
         };
         self.say(&last).await
     }
-}
-
-type Say<'a> = &'a mut dyn FnMut(Reply) -> ControlFlow<()>;
-
-fn chosen<K: Kept>(kept: &K, lane: Option<&Lane>) -> Result<Vec<Lane>, String> {
-    let lanes = kept.lanes();
-    match lane {
-        None => Ok(lanes),
-        Some(lane) if lanes.contains(lane) => Ok(vec![lane.clone()]),
-        Some(lane) => Err(format!("there is no lane {lane:?} in the configuration")),
-    }
-}
-
-fn list<K: Kept>(
-    kept: &K,
-    lane: Option<&Lane>,
-    from: Option<Position>,
-    limit: u32,
-    say: Say<'_>,
-) -> Result<(), String> {
-    for lane in chosen(kept, lane)? {
-        let confirmed = kept.mark(&lane).map_or(0, |mark| mark.position);
-        let from = from.unwrap_or(confirmed + 1);
-        let last =
-            kept.tail(&lane).min(from.saturating_add(u64::from(limit.min(LIST_LIMIT))).saturating_sub(1));
-        if entries(kept, &lane, from, last, &mut |entry| say(Reply::Entry(entry)))?.is_break() {
-            return Ok(());
-        }
-    }
-    Ok(())
-}
-
-fn show<K: Kept>(kept: &K, lane: Option<&Lane>, which: Which, say: Say<'_>) -> Result<(), String> {
-    let mut found = false;
-    for lane in chosen(kept, lane)? {
-        let (first, last) = match which {
-            Which::Position(position) => (position, position),
-            Which::Id(_) => (kept.first_retained(&lane).unwrap_or(1), Position::MAX),
-        };
-        let over = entries(kept, &lane, first, last.min(kept.tail(&lane)), &mut |entry| {
-            let wanted = match which {
-                Which::Position(_) => true,
-                Which::Id(id) => entry.header.as_ref().is_some_and(|header| header.id == id),
-            };
-            if !wanted {
-                return ControlFlow::Continue(());
-            }
-            found = true;
-            let heard = say(Reply::Entry(entry));
-            if matches!(which, Which::Id(_)) { ControlFlow::Break(()) } else { heard }
-        })?;
-        if over.is_break() {
-            break;
-        }
-    }
-    if found { Ok(()) } else { Err("no such transaction is kept here".to_owned()) }
-}
-
-/// Every header from `from` through `last`, with a line for each record that is gone.
-fn entries<K: Kept>(
-    kept: &K,
-    lane: &Lane,
-    from: Position,
-    last: Position,
-    each: &mut dyn FnMut(Entry) -> ControlFlow<()>,
-) -> Result<ControlFlow<()>, String> {
-    let confirmed = kept.mark(lane).map_or(0, |mark| mark.position);
-    let mut next = from.max(1);
-    while next <= last {
-        let wanted = usize::try_from(last - next + 1).unwrap_or(READ_RECORDS).min(READ_RECORDS);
-        let batch = match kept.read(lane, next, wanted, READ_BYTES) {
-            Ok(batch) => batch,
-            Err(ReadError::Gone { .. }) => Vec::new(),
-            Err(error) => return Err(error.to_string()),
-        };
-        let before = next;
-        for stored in batch.iter().take_while(|stored| stored.position <= last) {
-            if stored.position != next {
-                break;
-            }
-            next += 1;
-            if each(Entry::stored(lane.clone(), stored, confirmed)).is_break() {
-                return Ok(ControlFlow::Break(()));
-            }
-        }
-        if next == before {
-            next += 1;
-            if each(Entry::gone(lane.clone(), before, confirmed)).is_break() {
-                return Ok(ControlFlow::Break(()));
-            }
-        }
-    }
-    Ok(ControlFlow::Continue(()))
-}
-
-fn verify_lanes<K: Kept>(kept: &K, lane: Option<&Lane>, say: Say<'_>) -> Result<(), String> {
-    for lane in chosen(kept, lane)? {
-        let walked = verify::verify(kept, &lane, |position, tail| {
-            say(Reply::Progress { lane: lane.clone(), position, tail })
-        });
-        match walked.map_err(|error| error.to_string())? {
-            Some(verdict) => {
-                if say(Reply::Verified(verdict)).is_break() {
-                    return Ok(());
-                }
-            }
-            None => return Ok(()),
-        }
-    }
-    Ok(())
 }
 
 fn is_name(text: &str) -> bool {

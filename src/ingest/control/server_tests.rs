@@ -10,10 +10,10 @@ use uuid::Uuid;
 use super::*;
 use crate::chain::ChainValue;
 use crate::ingest::Acceptor;
-use crate::ingest::control::State;
 use crate::ingest::control::client::{Client as Blocking, ClientError};
-use crate::outbox::{Accepted, Mark, Refusal, Stored};
-use crate::transaction::{Clock, Epoch, Transaction, TransactionId};
+use crate::ingest::control::{State, Which};
+use crate::outbox::{Accepted, Mark, ReadError, Refusal, Stored};
+use crate::transaction::{Clock, Epoch, Position, Transaction, TransactionId};
 
 /// An outbox in memory with one lane.
 #[derive(Clone, Default)]

@@ -301,27 +301,30 @@ impl Line {
     }
 }
 
-/// Gives each acknowledgment its own MSH-10: the start in milliseconds and a count, both hexadecimal.
+/// Gives each acknowledgment its own MSH-10: the start in tenths of a second, the door's port and a count, all
+/// hexadecimal. The count goes round after 268 million.
 #[derive(Debug)]
 pub struct ControlIds {
     started: UnixMillis,
+    port: u16,
     next: std::sync::atomic::AtomicU32,
 }
 
 impl ControlIds {
-    /// Ids of a door that started at `started`.
+    /// Ids of the door on `port` that started at `started`.
     #[must_use]
-    pub fn new(started: UnixMillis) -> Self {
-        Self { started, next: std::sync::atomic::AtomicU32::new(0) }
+    pub fn new(started: UnixMillis, port: u16) -> Self {
+        Self { started, port, next: std::sync::atomic::AtomicU32::new(0) }
     }
 
-    /// The next one: 19 characters.
+    /// The next one: 20 characters, as many as the oldest versions allow.
     #[must_use]
     pub fn next(&self) -> String {
         let count = self.next.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         let mut id = Vec::with_capacity(20);
         // Writing to a Vec cannot fail.
-        let _ = write!(id, "{:011x}{count:08x}", self.started & 0xfff_ffff_ffff);
+        let started = (self.started / 100) & 0xf_ffff_ffff;
+        let _ = write!(id, "{started:09x}{:04x}{:07x}", self.port, count & 0xfff_ffff);
         String::from_utf8(id).unwrap_or_default()
     }
 }
@@ -446,10 +449,10 @@ mod tests {
 
     #[test]
     fn control_ids_differ_and_fit() {
-        let ids = ControlIds::new(1_795_385_530_123);
-        let (one, two) = (ids.next(), ids.next());
-        assert_ne!(one, two);
-        assert_eq!(one.len(), 19);
+        let ids = ControlIds::new(1_795_385_530_123, 2575);
+        assert_eq!((ids.next(), ids.next()), ("42e2217450a0f0000000".into(), "42e2217450a0f0000001".into()));
+        assert_ne!(ids.next(), ControlIds::new(1_795_385_530_123, 2576).next());
+        assert_eq!(ControlIds::new(u64::MAX, u16::MAX).next().len(), 20);
     }
 
     fn hostile() -> impl Strategy<Value = Vec<u8>> {

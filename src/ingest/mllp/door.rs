@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -18,6 +18,8 @@ use crate::ingest::mllp::connection::Connection;
 use crate::ingest::{Acceptor, Budget, Counters, count};
 use crate::transaction::{Gateway, Lane, Practice, unix_millis_now};
 
+/// Connections that may wait for `accept`.
+const BACKLOG: u32 = 1024;
 /// Pause after a failed `accept`.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// At most one warning of a kind in this time.
@@ -176,7 +178,7 @@ impl Door {
     /// [`ListenError`].
     pub async fn listen(settings: Settings) -> Result<Self, ListenError> {
         let failed = |source| ListenError { address: settings.listen, source };
-        let listener = TcpListener::bind(settings.listen).await.map_err(failed)?;
+        let listener = bind(settings.listen).map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
         Ok(Self { listener, address, settings })
     }
@@ -201,7 +203,7 @@ impl Door {
             acceptor,
             counters,
             budget,
-            control_ids: ControlIds::new(unix_millis_now()),
+            control_ids: ControlIds::new(unix_millis_now(), self.address.port()),
             started: Instant::now(),
             closed_until: AtomicU64::new(0),
         });
@@ -253,6 +255,25 @@ impl Door {
     }
 }
 
+/// Also on an address that the box does not have yet: after a power cut it may be up before its network is.
+fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
+    let (socket, freed) = if address.is_ipv4() {
+        let socket = TcpSocket::new_v4()?;
+        let freed = rustix::net::sockopt::set_ip_freebind(&socket, true);
+        (socket, freed)
+    } else {
+        let socket = TcpSocket::new_v6()?;
+        let freed = rustix::net::sockopt::set_ipv6_freebind(&socket, true);
+        (socket, freed)
+    };
+    if let Err(error) = freed {
+        tracing::debug!(%error, "Cannot listen on addresses that are not there yet");
+    }
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
+}
+
 fn turned_away<A>(shared: &Shared<A>, peer: SocketAddr, open: usize) -> Option<&'static str> {
     let allowed = &shared.settings.allowed_addresses;
     if !allowed.is_empty() && !allowed.iter().any(|range| range.contains(peer.ip())) {
@@ -298,6 +319,17 @@ impl Warnings {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn an_address_that_is_not_there_yet_is_no_obstacle() {
+        // Of the range for documentation: nobody has it.
+        for address in ["192.0.2.1:0", "[2001:db8::1]:0"] {
+            let bound = bind(address.parse().unwrap());
+            assert!(bound.is_ok(), "{address}: {bound:?}");
+        }
+        let taken = bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        assert!(bind(taken.local_addr().unwrap()).is_err(), "one door an address");
+    }
 
     #[test]
     fn address_ranges() {

@@ -11,3 +11,5 @@ pub mod msh;
 
 #[cfg(test)]
 mod door_tests;
+#[cfg(test)]
+mod outbox_tests;

@@ -1,0 +1,80 @@
+//! What time brings: stalls, overdue receipts, unanswered questions, another try of what is held.
+
+use super::super::{Action, Millis, Reason};
+use super::{ASK_AGAIN, Delivery, ENDINGS, Link, Why};
+
+/// At most this long between two questions.
+const ASK_SELDOM: Millis = 60_000;
+/// Doublings of a timeout on one head.
+const MOST_DOUBLINGS: u32 = 6;
+/// A head that is held for its endings is tried once more, alone, after this: the link may have been to blame.
+const TRY_HELD_AGAIN: Millis = 3_600_000;
+/// Rate assumed for a single large record before any was measured: 64 kbit/s, in bytes a second.
+const SLOWEST: u64 = 8_000;
+
+impl Delivery {
+    pub(super) fn everything_in_doubt(&mut self, now: Millis, out: &mut Vec<Action>) {
+        for hub in &mut self.hubs {
+            hub.unsettle();
+        }
+        self.rewind();
+        if let Some(link) = &mut self.link {
+            link.ask_again = ASK_AGAIN;
+        }
+        self.ask(now, out);
+    }
+
+    /// When a connection whose broker takes nothing is given up.
+    pub(super) fn stalled_at(&self, link: &Link) -> Option<Millis> {
+        let patience = self.window.patience().unwrap_or_else(|| match self.window.in_flight() {
+            1 => self.window.bytes().saturating_mul(1_000) / SLOWEST,
+            _ => 0,
+        });
+        let patience = self.limits.stall_timeout.max(patience) << self.trips.min(MOST_DOUBLINGS);
+        (link.unacked > 0).then(|| link.moved.saturating_add(patience))
+    }
+
+    /// When the hub should have had what the broker has taken.
+    pub(super) fn overdue_at(&self, link: &Link) -> Option<Millis> {
+        let patience = self.limits.receipt_timeout << self.misses.min(MOST_DOUBLINGS);
+        let taken = self.window.in_flight() > 0 && link.taken > self.confirmed;
+        (taken && self.settled() && !self.hubs.is_empty()).then(|| link.moved.saturating_add(patience))
+    }
+
+    pub(super) fn try_held_at(&self) -> Option<Millis> {
+        match self.held?.why {
+            Why::TooLarge => None,
+            Why::Endings(since) => Some(since.saturating_add(TRY_HELD_AGAIN)),
+        }
+    }
+
+    pub(super) fn tick(&mut self, now: Millis, out: &mut Vec<Action>) {
+        let Some(link) = &self.link else { return };
+        let (asked, again) = (link.asked, link.ask_again);
+        let due = |at: Option<Millis>| at.is_some_and(|at| now >= at);
+        if due(self.try_held_at()) {
+            self.suspect = self.held.map(|held| (held.position, ENDINGS - 1));
+            self.release(out);
+        }
+        let Some(link) = &self.link else { return };
+        if due(self.stalled_at(link)) {
+            self.trips = self.trips.saturating_add(1).min(MOST_DOUBLINGS);
+            self.reconnect(Reason::Stalled, now, out);
+        } else if due(self.overdue_at(link)) {
+            // The broker took it and the hub does not say so: lost on the way, or the hub is gone. It answers,
+            // and everything goes again, or it does not, and the broker is spared.
+            self.misses = self.misses.saturating_add(1).min(MOST_DOUBLINGS);
+            self.window.halve();
+            self.everything_in_doubt(now, out);
+        } else if !self.settled() && self.forking.is_none() && now >= asked.saturating_add(again) {
+            if let Some(link) = &mut self.link {
+                link.ask_again = again.saturating_mul(2).min(ASK_SELDOM);
+            }
+            // A look-up that was never answered must not stand in the way of the next answer.
+            for hub in self.hubs.iter_mut().filter(|hub| !hub.settled) {
+                hub.claims.clear();
+            }
+            self.ask(now, out);
+        }
+    }
+}

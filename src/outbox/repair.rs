@@ -1,0 +1,307 @@
+//! A segment that sled cannot read any more: what can be had of it goes to a new one in its place; the damaged one is set
+//! aside by rename, as a copy may not fit, and is never deleted.
+//!
+//! The new one is finished beside the old before either is renamed, so that a crash at any moment leaves one of
+//! them in place: `{ordinal}.new` with `{ordinal}` there is unfinished work, without it the finished one.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{self, Read as _};
+use std::path::{Path, PathBuf};
+
+use uuid::Uuid;
+
+use super::files;
+use super::lane::LaneShared;
+use super::quarantine::Quarantine;
+use super::record::{CHUNK_MAGIC, VALUE_BYTES, parse_chunk};
+use super::salvage::scan_directory;
+use super::seal::Sealer;
+use super::segment::{Extent, Segment, SegmentError, SegmentHeader, parse_header};
+use super::shared::Shared;
+use super::writer::Job;
+use crate::chain::ChainValue;
+use crate::delivery::Numbering;
+use crate::transaction::{Lane, Position};
+
+/// What is known of a damaged segment from elsewhere.
+pub(crate) struct Damaged<'a> {
+    /// The store's directory.
+    pub(crate) store: &'a Path,
+    /// Its lane, and the lane's number.
+    pub(crate) lane: (&'a Lane, u16),
+    /// Its ordinal and directory.
+    pub(crate) ordinal: u64,
+    pub(crate) directory: &'a Path,
+    /// What the ledger says of it.
+    pub(crate) extent: Option<Extent>,
+    /// The lane's epochs.
+    pub(crate) numbering: Option<&'a Numbering>,
+    /// A position in it whose chain value is known from elsewhere: the end of the row's part, or the sidecar's.
+    pub(crate) known: Option<(Position, ChainValue)>,
+    /// The last position that counts in it, if a later segment says so.
+    pub(crate) through: Option<Position>,
+}
+
+/// What came of it.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Outcome {
+    /// Records in the new segment.
+    pub(crate) records: u64,
+    /// Its first and last position.
+    pub(crate) range: Option<(Position, Position)>,
+    /// Records that lost against another one for the same position; they are in quarantine.
+    pub(crate) rivals: u64,
+}
+
+/// One record that was found.
+#[derive(Debug, Clone, Copy)]
+struct Candidate {
+    /// The how-manieth of the scan.
+    number: usize,
+    previous: ChainValue,
+    chain: ChainValue,
+}
+
+/// Salvages a damaged segment into a new one in its place. No handle of it may be open here.
+pub(crate) fn salvage_segment(
+    damaged: &Damaged<'_>,
+    sealer: &Sealer,
+    quarantine: &Quarantine,
+) -> Result<Outcome, SegmentError> {
+    let scan = scan_directory(damaged.directory).map_err(SegmentError::Files)?;
+    let mut found: BTreeMap<Position, Vec<Candidate>> = BTreeMap::new();
+    let header = header_in(damaged.directory);
+    let base = header.as_ref().map(|h| h.base).or(damaged.extent.map(|e| e.base)).unwrap_or(1);
+    for (number, salvaged) in scan.records().enumerate() {
+        let position = salvaged.position;
+        let Ok((header, _)) = sealer.open(&salvaged.record) else { continue };
+        if header.lane == damaged.lane.1 && position >= base && damaged.through.is_none_or(|last| position <= last) {
+            let candidate = Candidate { number, previous: header.previous, chain: header.chain };
+            found.entry(position).or_default().push(candidate);
+        }
+    }
+    let chosen = choose(&found, damaged.known);
+
+    let fresh = damaged.directory.with_extension("new");
+    if fresh.exists() {
+        fs::remove_dir_all(&fresh).map_err(SegmentError::Files)?;
+    }
+    let segment = Segment::create(&fresh)?;
+    let first = chosen.first_key_value();
+    let header = header.unwrap_or_else(|| SegmentHeader {
+        lane: damaged.lane.1,
+        ordinal: damaged.ordinal,
+        base: damaged.extent.map(|e| e.base).or(first.map(|(position, _)| *position)).unwrap_or(base),
+        previous: damaged
+            .extent
+            .map(|e| e.previous)
+            .or(first.map(|(_, candidate)| candidate.previous))
+            .unwrap_or(ChainValue([0; 32])),
+        numbering: damaged.numbering.cloned().unwrap_or_else(|| Numbering::new(crate::transaction::Epoch(Uuid::now_v7()))),
+        predecessor: None,
+    });
+    segment.begin(&header)?;
+    let mut rivals = 0;
+    for (number, salvaged) in scan.records().enumerate() {
+        match chosen.get(&salvaged.position) {
+            Some(candidate) if candidate.number == number => segment.append(salvaged.position, &salvaged.record)?,
+            Some(_) => {
+                rivals += 1;
+                let _ = quarantine.keep("rival record", damaged.lane.0.as_str(), &salvaged.record);
+            }
+            None => {}
+        }
+    }
+    segment.barrier()?;
+    drop(segment);
+    replace(damaged, &fresh).map_err(SegmentError::Files)?;
+    let range = chosen.keys().next().copied().zip(chosen.keys().next_back().copied());
+    Ok(Outcome { records: chosen.len() as u64, range, rivals })
+}
+
+/// The damaged one goes aside, the new one takes its place.
+fn replace(damaged: &Damaged<'_>, fresh: &Path) -> io::Result<()> {
+    let aside = damaged.store.join("aside");
+    files::create_directory(&aside)?;
+    files::sync_tree(fresh)?;
+    if let Some(parent) = fresh.parent() {
+        files::sync_directory(parent)?;
+    }
+    let name = format!("{}-{:010}-{}", damaged.lane.0, damaged.ordinal, Uuid::now_v7());
+    fs::rename(damaged.directory, aside.join(name))?;
+    files::sync_directory(&aside)?;
+    fs::rename(fresh, damaged.directory)?;
+    fresh.parent().map_or(Ok(()), files::sync_directory)
+}
+
+/// Finishes or forgets what a crash left of [`salvage_segment`] in a lane's directory.
+pub(crate) fn finish_replacements(directory: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(directory)? {
+        let fresh = entry?.path();
+        if fresh.extension().is_some_and(|extension| extension == "new") {
+            let place = fresh.with_extension("");
+            if place.exists() {
+                fs::remove_dir_all(&fresh)?;
+            } else {
+                fs::rename(&fresh, &place)?;
+            }
+            files::sync_directory(directory)?;
+        }
+    }
+    Ok(())
+}
+
+/// Among rivals the one counts whose chain reaches the value that is known, from the end backwards.
+fn choose(
+    found: &BTreeMap<Position, Vec<Candidate>>,
+    known: Option<(Position, ChainValue)>,
+) -> BTreeMap<Position, Candidate> {
+    let mut chosen: BTreeMap<Position, Candidate> = BTreeMap::new();
+    // The value that the record at a position must have, seen from the one after it.
+    let mut wanted: Option<(Position, ChainValue)> = None;
+    for (position, candidates) in found.iter().rev() {
+        let value = known
+            .filter(|(at, _)| at == position)
+            .or(wanted.filter(|(at, _)| at == position))
+            .map(|(_, value)| value);
+        let fits = value.and_then(|value| candidates.iter().find(|c| c.chain == value));
+        // Nothing decides: the one that follows from what is before it, then the one that was found last.
+        let before = found.get(&(position - 1));
+        let follows = || {
+            candidates.iter().rev().find(|c| before.is_some_and(|b| b.iter().any(|before| before.chain == c.previous)))
+        };
+        if let Some(candidate) = fits.or_else(follows).or(candidates.last()) {
+            chosen.insert(*position, *candidate);
+            wanted = Some((position - 1, candidate.previous));
+        }
+    }
+    chosen
+}
+
+/// Whether a segment was ever begun: it has a header or a whole record, wherever in its files. One that a crash left half
+/// made has neither.
+pub(crate) fn was_begun(directory: &Path) -> io::Result<bool> {
+    Ok(header_in(directory).is_some() || scan_directory(directory)?.records().next().is_some())
+}
+
+/// The segment's header, as it lies in the damaged file.
+fn header_in(directory: &Path) -> Option<SegmentHeader> {
+    let mut file = File::open(directory.join(super::segment::DATABASE_FILE)).ok()?;
+    let mut window: Vec<u8> = Vec::new();
+    loop {
+        let kept = window.len().min(VALUE_BYTES);
+        window.drain(..window.len() - kept);
+        let read = (&mut file).take(1 << 20).read_to_end(&mut window).ok()?;
+        let mut at = 0;
+        while let Some(found) = window.get(at..)?.windows(4).position(|bytes| bytes == CHUNK_MAGIC) {
+            at += found;
+            let header = window.get(at..).and_then(parse_chunk).filter(|chunk| chunk.position == 0);
+            if let Some(header) = header.and_then(|chunk| parse_header(chunk.part)) {
+                return Some(header);
+            }
+            at += 1;
+        }
+        if read == 0 {
+            return None;
+        }
+    }
+}
+
+/// What a reader who found damage can do next.
+pub(crate) enum Repaired {
+    /// There is something new to be read.
+    Yes,
+    /// It was done before, or gave nothing: what is missing is lost.
+    Useless,
+    /// Not now.
+    Later(String),
+}
+
+impl Shared {
+    /// Sets a damaged segment of the row aside and salvages what is in it into a new one. Once a run: what is still
+    /// missing then is lost.
+    pub(crate) fn repair(&self, lane: &LaneShared, ordinal: u64) -> Repaired {
+        let mut repaired = super::lane::locked(&lane.repaired);
+        if repaired.contains(&ordinal) {
+            return Repaired::Useless;
+        }
+        let (extent, through, known, numbering, written) = {
+            let state = lane.state();
+            let Some(extent) = state.row.get(&ordinal).copied() else { return Repaired::Yes };
+            let next = state.row.range(ordinal + 1..).next().map(|(_, next)| *next);
+            let through = next.map_or(state.tail, |next| next.base - 1);
+            let chain = next.map_or(state.chain, |next| next.previous);
+            (extent, through, (through, chain), state.numbering.clone(), next.is_none())
+        };
+        if written {
+            // The writer has it: it goes on elsewhere, and then this one can be replaced.
+            if let Some((index, _)) = self.lane(&lane.name) {
+                self.job(Job::Retire { lane: index, tail: None });
+            }
+            return Repaired::Later("a damaged segment is being left".into());
+        }
+        drop(lane.handles.forget(ordinal));
+        let directory: PathBuf = lane.segment_directory(ordinal);
+        let damaged = Damaged {
+            store: &self.settings.directory,
+            lane: (&lane.name, lane.id),
+            ordinal,
+            directory: &directory,
+            extent: Some(extent),
+            numbering: Some(&numbering),
+            known: Some(known),
+            through: Some(through),
+        };
+        match salvage_segment(&damaged, &self.sealer, &self.quarantine) {
+            Ok(outcome) => {
+                repaired.insert(ordinal);
+                let lost = (through + 1 - extent.base).saturating_sub(outcome.records);
+                tracing::error!(lane = %lane.name, ordinal, salvaged = outcome.records, lost, "Damaged segment was replaced by what could be salvaged");
+                self.notable("salvaged", told(&lane.name, ordinal, &outcome, lost));
+                Repaired::Yes
+            }
+            Err(error) if error.is_full() => {
+                self.out_of_room();
+                Repaired::Later(error.to_string())
+            }
+            Err(error) => {
+                tracing::error!(lane = %lane.name, ordinal, error = %error, "Damaged segment could not be salvaged");
+                Repaired::Later(error.to_string())
+            }
+        }
+    }
+}
+
+/// One sentence of a replaced segment.
+pub(crate) fn told(lane: &Lane, ordinal: u64, outcome: &Outcome, lost: u64) -> String {
+    format!(
+        "segment {ordinal} of lane {lane} was damaged and set aside; {} records were salvaged, {lost} are missing, {} rivals are in quarantine",
+        outcome.records, outcome.rivals
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn candidate(number: usize, previous: u8, chain: u8) -> Candidate {
+        Candidate { number, previous: ChainValue([previous; 32]), chain: ChainValue([chain; 32]) }
+    }
+
+    fn numbers(chosen: &BTreeMap<Position, Candidate>) -> Vec<usize> {
+        chosen.values().map(|c| c.number).collect()
+    }
+
+    #[test]
+    fn the_rival_whose_chain_reaches_the_known_value_wins() {
+        let found = BTreeMap::from([
+            (1, vec![candidate(0, 0, 1)]),
+            (2, vec![candidate(1, 1, 2), candidate(2, 1, 22)]),
+            (3, vec![candidate(3, 2, 3), candidate(4, 22, 33)]),
+        ]);
+        assert_eq!(numbers(&choose(&found, Some((3, ChainValue([3; 32]))))), [0, 1, 3]);
+        assert_eq!(numbers(&choose(&found, Some((3, ChainValue([33; 32]))))), [0, 2, 4]);
+        assert_eq!(numbers(&choose(&found, Some((2, ChainValue([22; 32]))))), [0, 2, 4]);
+    }
+}
