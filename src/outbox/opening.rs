@@ -46,7 +46,8 @@ pub(crate) fn open(settings: Settings, key: &OutboxKey) -> Result<Running, OpenE
     let path = directory.join("marks");
     let marks = Marks::open(&path).map_err(io_error("open", &path))?;
     let path = directory.join("ballast");
-    let ballast = Ballast::open(&path, settings.segment_bytes.saturating_mul(4)).map_err(io_error("open", &path))?;
+    let ballast =
+        Ballast::open(&path, settings.segment_bytes.saturating_mul(4)).map_err(io_error("open", &path))?;
     let path = directory.join("quarantine");
     let quarantine = Quarantine::open(&path, &key.derived("quarantine"), settings.quarantine_bytes)
         .map_err(io_error("open", &path))?;
@@ -57,7 +58,17 @@ pub(crate) fn open(settings: Settings, key: &OutboxKey) -> Result<Running, OpenE
     let ids = recovery::lane_ids(&settings, &mut notables)?;
     let mut found = Vec::new();
     for (lane, id) in settings.lanes.iter().zip(ids) {
-        found.push(recovery::open_lane(&settings, lane, id, &sealer, &sidecar, &marks, &quarantine, &ballast, &mut notables)?);
+        found.push(recovery::open_lane(
+            &settings,
+            lane,
+            id,
+            &sealer,
+            &sidecar,
+            &marks,
+            &quarantine,
+            &ballast,
+            &mut notables,
+        )?);
     }
     let (chores, work) = channel();
     let (jobs, queue) = channel();
@@ -100,8 +111,15 @@ pub(crate) fn open(settings: Settings, key: &OutboxKey) -> Result<Running, OpenE
     })
 }
 
-fn spawn(name: &str, directory: &Path, body: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, OpenError> {
-    std::thread::Builder::new().name(name.into()).spawn(body).map_err(io_error("start a thread for", directory))
+fn spawn(
+    name: &str,
+    directory: &Path,
+    body: impl FnOnce() + Send + 'static,
+) -> Result<JoinHandle<()>, OpenError> {
+    std::thread::Builder::new()
+        .name(name.into())
+        .spawn(body)
+        .map_err(io_error("start a thread for", directory))
 }
 
 impl Running {
