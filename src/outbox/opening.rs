@@ -19,7 +19,7 @@ use super::shared::{Chore, Parts, Shared};
 use super::sidecar::Sidecar;
 use super::space::Ballast;
 use super::writer::{Job, Writer};
-use super::{OpenError, OutboxKey, Refusal, Settings, keeper, maker, recovery};
+use super::{Notable, OpenError, OutboxKey, Refusal, Settings, keeper, maker, recovery};
 
 /// An outbox whose threads run.
 pub(crate) struct Running {
@@ -53,6 +53,24 @@ pub(crate) fn open(settings: Settings, key: &OutboxKey) -> Result<Running, OpenE
         .map_err(io_error("open", &path))?;
     let path = directory.join("index");
     let index = DuplicateIndex::open(&path, &key.derived("index")).map_err(io_error("open", &path))?;
+    for (damaged, code, detail) in [
+        (
+            sidecar.was_damaged(),
+            "damaged",
+            "the sidecar was damaged: a tail that the disk has lost would not show",
+        ),
+        (
+            marks.was_damaged(),
+            "damaged",
+            "the confirmed marks were damaged: what the hub has may be sent once more",
+        ),
+        (index.was_rebuilt(), "index.rebuilt", "the duplicate index is made again from what is kept"),
+    ] {
+        if damaged {
+            tracing::warn!(code, detail, "A file of the store had to be begun anew");
+            notables.push(Notable { code, detail: detail.to_owned() });
+        }
+    }
 
     let sealer = Sealer::new(key);
     let ids = recovery::lane_ids(&settings, &mut notables)?;

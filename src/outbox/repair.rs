@@ -70,6 +70,13 @@ pub(crate) fn salvage_segment(
     quarantine: &Quarantine,
 ) -> Result<Outcome, SegmentError> {
     let scan = scan_directory(damaged.directory).map_err(SegmentError::Files)?;
+    tracing::warn!(
+        lane = %damaged.lane.0,
+        segment = damaged.ordinal,
+        unreadable_bytes = scan.unreadable_bytes(),
+        in_pieces = ?scan.in_pieces(),
+        "Scanned a damaged segment for records"
+    );
     let mut found: BTreeMap<Position, Vec<Candidate>> = BTreeMap::new();
     let header = header_in(damaged.directory);
     let base = header.as_ref().map(|h| h.base).or(damaged.extent.map(|e| e.base)).unwrap_or(1);
