@@ -1,7 +1,7 @@
 //! The real outbox against a model that is a list: whatever is submitted, confirmed, renumbered, closed, crashed and
 //! opened again, in whatever order, what is read and counted is what the model says.
 
-#![allow(missing_docs, reason = "a test")]
+#![allow(missing_docs, clippy::unwrap_used, reason = "a test")]
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -119,7 +119,8 @@ impl World {
     }
 
     fn open(&mut self) {
-        let outbox = Outbox::open(settings(self.directory.path(), self.retention), OutboxKey::new([7; 32])).unwrap();
+        let outbox =
+            Outbox::open(settings(self.directory.path(), self.retention), OutboxKey::new([7; 32])).unwrap();
         for notable in outbox.notables() {
             assert!(!["store.shortfall", "salvaged", "tail.trimmed"].contains(&notable.code), "{notable:?}");
         }
@@ -178,10 +179,16 @@ impl World {
                 // What was pruned may be known or not; what is known must be the first one or its successor.
                 let (_, record) = (1u64..).zip(&model.records).find(|(p, _)| *p == answer.position).unwrap();
                 assert_eq!((&record.key, &record.body), (&key, &body));
-                assert!(answer.id == record.id || answer.position < retained.max(outbox.first_retained(&model.lane).unwrap()));
+                assert!(
+                    answer.id == record.id
+                        || answer.position < retained.max(outbox.first_retained(&model.lane).unwrap())
+                );
             } else {
                 if let Some((position, _)) = known {
-                    assert!(position < outbox.first_retained(&model.lane).unwrap(), "{key} was at {position} already");
+                    assert!(
+                        position < outbox.first_retained(&model.lane).unwrap(),
+                        "{key} was at {position} already"
+                    );
                 }
                 assert_eq!(answer.position, model.tail() + 1);
                 model.records.push(Record { id: answer.id, key, body });
@@ -194,8 +201,12 @@ impl World {
         match step {
             Step::Submit { lane, messages } => {
                 // Key 0 is none; the same key with another body is another message.
-                let name = |key: u8| if key == 0 { String::new() } else { format!("K{key}-{}", self.lanes[lane].tail() / 40) };
-                let messages = messages.into_iter().map(|(key, body)| (name(key), vec![b'a' + body; usize::from(body) * 300 + usize::from(key)]));
+                let name = |key: u8| {
+                    if key == 0 { String::new() } else { format!("K{key}-{}", self.lanes[lane].tail() / 40) }
+                };
+                let messages = messages.into_iter().map(|(key, body)| {
+                    (name(key), vec![b'a' + body; usize::from(body) * 300 + usize::from(key)])
+                });
                 let messages = messages.collect();
                 self.submit(lane, messages);
             }
@@ -259,7 +270,10 @@ impl World {
             assert_eq!(counts.accepted, counts.confirmed + counts.waiting + counts.damaged);
             assert_eq!(counts.confirmed, model.mark);
             let pruned = |retained: Position| (retained - 1).saturating_sub(model.mark);
-            assert!((pruned(retained_before)..=pruned(outbox.first_retained(lane).unwrap())).contains(&counts.damaged));
+            assert!(
+                (pruned(retained_before)..=pruned(outbox.first_retained(lane).unwrap()))
+                    .contains(&counts.damaged)
+            );
             assert!(retained_before - 1 <= *model.marks.last().unwrap(), "pruned what was never confirmed");
             assert_eq!(outbox.numbering(lane).unwrap(), model.numbering);
 

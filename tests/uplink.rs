@@ -27,6 +27,7 @@ async fn a_backlog_arrives_in_order_once_and_is_confirmed() {
     let link = gateway.link();
     assert!(link.up && link.phase == Phase::Live && link.last_receipt.is_some(), "{link:?}");
     assert_eq!(hub.status_of_gateway().unwrap().status, "online");
+    eventually("a probe has come back", SOON, || gateway.link().probe).await;
     gateway.stop().await;
     eventually("a clean stop says so", SOON, || {
         hub.status_of_gateway().filter(|status| status.status == "stopping")

@@ -13,6 +13,7 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use super::answers::Answers;
 use super::fleet::Fleet;
 use super::intake::{Arrived, Intake, Verdict};
+use super::refusals::{Refusals, reason};
 use super::store::{Entry, LaneName, Mark, Store, StoreError};
 use crate::delivery::{Nonce, Through};
 use crate::transaction::{Gateway, Practice, TransactionId, rfc3339, unix_millis_now};
@@ -28,8 +29,6 @@ const TOO_MANY_LANES: &str = "number of lanes";
 const MOST_TOPICS: usize = 10_000;
 /// How long a store that has failed is left alone before the next trial, and at most.
 const TRIAL: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
-/// The same refusal of the same gateway is logged at most once in this time.
-const LOG_INTERVAL: Duration = Duration::from_secs(10);
 /// Largest status, health, info or event that is looked at, bytes.
 const MOST_PRESENCE: usize = 16 * 1024;
 
@@ -67,17 +66,12 @@ pub struct Desk {
     /// Lanes that get a receipt when the group is stored, with the nonce of the question that it answers.
     due: BTreeMap<LaneName, Option<String>>,
     probes: Vec<(Practice, Gateway, Bytes)>,
-    refused: HashMap<(String, &'static str), Refused>,
+    refusals: Refusals,
     /// Lanes whose gateway has asked for the position since this hub started, with the last nonce.
     asked: HashMap<LaneName, String>,
     /// Lanes of which nothing more is taken in this group.
     unsure: Vec<LaneName>,
     trouble: Option<Trouble>,
-}
-
-struct Refused {
-    count: u64,
-    logged: Option<Instant>,
 }
 
 struct Trouble {
@@ -102,7 +96,7 @@ impl Desk {
             group_bytes: 0,
             due: BTreeMap::new(),
             probes: Vec::new(),
-            refused: HashMap::new(),
+            refusals: Refusals::default(),
             asked: HashMap::new(),
             unsure: Vec::new(),
             trouble: None,
@@ -373,26 +367,8 @@ impl Desk {
     }
 
     fn refuse(&mut self, who: String, why: &'static str) {
-        if self.refused.len() >= 1_000 {
-            self.refused.retain(|_, refused| refused.logged.is_some_and(|at| at.elapsed() < LOG_INTERVAL));
-        }
-        let refused = self.refused.entry((who.clone(), why)).or_insert(Refused { count: 0, logged: None });
-        refused.count += 1;
-        if refused.logged.is_none_or(|at| at.elapsed() >= LOG_INTERVAL) {
-            refused.logged = Some(Instant::now());
-            tracing::warn!(gateway = who, reason = why, count = refused.count, "Refused what a gateway sent");
-        }
+        self.refusals.count(&who, why, Instant::now());
         self.fleet.refused(&who);
-    }
-}
-
-fn reason(error: &WireError) -> &'static str {
-    match error {
-        WireError::Missing(name) | WireError::Malformed(name) => name,
-        WireError::Json(_) => "not the expected JSON",
-        WireError::Schema(_) => "unknown schema",
-        WireError::Signature => "signature",
-        WireError::Topic => "topic",
     }
 }
 

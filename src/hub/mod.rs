@@ -17,6 +17,7 @@ pub mod desk;
 pub mod fleet;
 pub mod intake;
 pub mod link;
+mod refusals;
 pub mod report;
 pub mod run;
 pub mod store;

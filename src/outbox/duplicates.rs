@@ -29,7 +29,12 @@ impl Shared {
     ///
     /// # Errors
     /// What the trouble is: it cannot be said whether it is stored.
-    pub(crate) fn find_stored(&self, lane: usize, submission: &Submission, tags: Tags) -> Result<Known, String> {
+    pub(crate) fn find_stored(
+        &self,
+        lane: usize,
+        submission: &Submission,
+        tags: Tags,
+    ) -> Result<Known, String> {
         let found = locked(&self.index).find_tags(tags).map_err(|error| error.to_string())?;
         let lane = &self.lanes[lane];
         let mut known = Known::default();
@@ -126,7 +131,9 @@ impl Shared {
                 Ok(records) => {
                     let tagged: Vec<_> = records
                         .iter()
-                        .map(|(header, t)| (header.position, self.tagger.tags(&t.source, &t.key, t.body.as_bytes())))
+                        .map(|(header, t)| {
+                            (header.position, self.tagger.tags(&t.source, &t.key, t.body.as_bytes()))
+                        })
                         .collect();
                     let mut index = locked(&self.index);
                     for (position, tags) in tagged {
@@ -138,7 +145,8 @@ impl Shared {
                 }
                 Err(ReadError::Gone { .. }) => {
                     let state = lane.state();
-                    from = state.holes.at(from).map_or(from + 1, |(_, end)| end + 1).max(state.first_retained());
+                    from =
+                        state.holes.at(from).map_or(from + 1, |(_, end)| end + 1).max(state.first_retained());
                 }
                 Err(ReadError::Trouble(_)) => return true,
             }

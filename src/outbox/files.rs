@@ -77,7 +77,8 @@ pub(crate) fn load<T: DeserializeOwned>(path: &Path) -> io::Result<Option<T>> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         other => other?,
     };
-    let damaged = || io::Error::new(io::ErrorKind::InvalidData, "the file's checksum does not fit its content");
+    let damaged =
+        || io::Error::new(io::ErrorKind::InvalidData, "the file's checksum does not fit its content");
     let (json, sum) = text.split_once('\n').ok_or_else(damaged)?;
     if u32::from_str_radix(sum.trim_end(), 16).ok() != Some(crc32c::crc32c(json.as_bytes())) {
         return Err(damaged());

@@ -135,12 +135,6 @@ impl DuplicateIndex {
         self.tagger.clone()
     }
 
-    /// Records that may be the same transaction: those with the same body first, then the latest first.
-    /// `key` empty: the content stands for it.
-    pub(crate) fn find(&self, source: &str, key: &str, body: &[u8]) -> io::Result<Vec<Found>> {
-        self.find_tags(self.tagger.tags(source, key, body))
-    }
-
     /// As [`DuplicateIndex::find`].
     pub(crate) fn find_tags(&self, tags: Tags) -> io::Result<Vec<Found>> {
         let mut found = Vec::new();
@@ -151,21 +145,6 @@ impl DuplicateIndex {
         found.retain(|f| f.position > self.lanes.get(&f.lane).map_or(0, |lane| lane.forgotten));
         found.sort_by_key(|f| (!f.same_body, std::cmp::Reverse(f.position)));
         Ok(found)
-    }
-
-    /// Notes a record. A lane's records are to be inserted in their order.
-    ///
-    /// # Errors
-    /// After one, `synced_through` stays before this record until the index is opened again and filled up.
-    pub(crate) fn insert(
-        &mut self,
-        lane: u16,
-        position: Position,
-        source: &str,
-        key: &str,
-        body: &[u8],
-    ) -> io::Result<()> {
-        self.insert_tags(lane, position, self.tagger.tags(source, key, body))
     }
 
     /// As [`DuplicateIndex::insert`].
@@ -182,13 +161,6 @@ impl DuplicateIndex {
     /// The position of `lane` up to which a crash now would leave the index whole; 0: nothing.
     pub(crate) fn synced_through(&self, lane: u16) -> Position {
         self.lanes.get(&lane).map_or(0, |state| state.synced)
-    }
-
-    /// Makes everything inserted so far durable. Blocks for as long as the disk takes.
-    pub(crate) fn sync(&mut self) -> io::Result<()> {
-        let sync = self.begin_sync();
-        let result = sync.run();
-        self.end_sync(sync, result)
     }
 
     /// The first part of a sync in three: this, [`Sync::run`] elsewhere, [`DuplicateIndex::end_sync`].
@@ -380,6 +352,30 @@ fn count(items: usize) -> [u8; 2] {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// In one step, where the store takes several.
+    impl DuplicateIndex {
+        fn find(&self, source: &str, key: &str, body: &[u8]) -> io::Result<Vec<Found>> {
+            self.find_tags(self.tagger.tags(source, key, body))
+        }
+
+        fn insert(
+            &mut self,
+            lane: u16,
+            position: Position,
+            source: &str,
+            key: &str,
+            body: &[u8],
+        ) -> io::Result<()> {
+            self.insert_tags(lane, position, self.tagger.tags(source, key, body))
+        }
+
+        fn sync(&mut self) -> io::Result<()> {
+            let sync = self.begin_sync();
+            let result = sync.run();
+            self.end_sync(sync, result)
+        }
+    }
 
     const KEY: [u8; 32] = [5; 32];
 

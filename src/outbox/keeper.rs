@@ -231,7 +231,10 @@ impl Keeper {
             loop {
                 let (ordinal, last, backed_up) = {
                     let state = lane.state();
-                    let Some(ordinal) = state.row.keys().next().copied().filter(|_| state.row.len() > 1) else { break };
+                    let Some(ordinal) = state.row.keys().next().copied().filter(|_| state.row.len() > 1)
+                    else {
+                        break;
+                    };
                     let last = state.last_of(ordinal);
                     if last > state.mark.position {
                         break;

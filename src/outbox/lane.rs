@@ -63,7 +63,10 @@ impl Holes {
 
     /// How many positions of `after + 1 ..= through` are missing.
     pub(crate) fn count(&self, after: Position, through: Position) -> u64 {
-        self.0.iter().map(|(a, b)| (*b).min(through).saturating_add(1).saturating_sub((*a).max(after + 1))).sum()
+        self.0
+            .iter()
+            .map(|(a, b)| (*b).min(through).saturating_add(1).saturating_sub((*a).max(after + 1)))
+            .sum()
     }
 }
 
@@ -312,7 +315,11 @@ mod tests {
             for (from, through) in [(15, 16), (20, 22), (34, 35)] {
                 state.holes.add(from, through);
                 let counts = state.counts();
-                assert_eq!(counts.accepted, counts.confirmed + counts.waiting + counts.damaged, "mark {mark}");
+                assert_eq!(
+                    counts.accepted,
+                    counts.confirmed + counts.waiting + counts.damaged,
+                    "mark {mark}"
+                );
                 let missing = |p: Position| p < 11 || state.holes.at(p).is_some();
                 let damaged = (mark + 1..=35).filter(|p| missing(*p)).count() as u64;
                 assert_eq!(counts.damaged, damaged, "mark {mark}");

@@ -56,6 +56,7 @@ mod tests;
 mod writer;
 
 pub use errors::{OpenError, ReadError, Refusal};
+pub use quarantine::Entry as QuarantineEntry;
 pub use seal::OutboxKey;
 
 use std::path::PathBuf;
@@ -367,6 +368,30 @@ impl Outbox {
                 Refusal::Trouble(error.to_string())
             }
         })
+    }
+
+    /// What is in quarantine, oldest first. Blocking.
+    ///
+    /// # Errors
+    /// [`Refusal::Trouble`]: the directory cannot be read.
+    pub fn quarantined(&self) -> Result<Vec<QuarantineEntry>, Refusal> {
+        self.shared().quarantine.list().map_err(|error| Refusal::Trouble(error.to_string()))
+    }
+
+    /// An entry of the quarantine with its bytes; `None`: there is none of this number. Blocking.
+    ///
+    /// # Errors
+    /// [`Refusal::Trouble`]: it is damaged or cannot be read.
+    pub fn quarantined_bytes(&self, id: u64) -> Result<Option<(QuarantineEntry, Vec<u8>)>, Refusal> {
+        self.shared().quarantine.get(id).map_err(|error| Refusal::Trouble(error.to_string()))
+    }
+
+    /// Removes an entry of the quarantine for good, as a person has decided; false: there is none. Blocking.
+    ///
+    /// # Errors
+    /// [`Refusal::Trouble`]: it cannot be removed.
+    pub fn discard_quarantined(&self, id: u64) -> Result<bool, Refusal> {
+        self.shared().quarantine.remove(id).map_err(|error| Refusal::Trouble(error.to_string()))
     }
 
     /// How far the clock can be believed from now on; stamped on what is accepted. Untrusted until told otherwise.

@@ -19,7 +19,7 @@ use super::shared::{Chore, Parts, Shared};
 use super::sidecar::Sidecar;
 use super::space::Ballast;
 use super::writer::{Job, Writer};
-use super::{OpenError, OutboxKey, Refusal, Settings, keeper, maker, recovery};
+use super::{Notable, OpenError, OutboxKey, Refusal, Settings, keeper, maker, recovery};
 
 /// An outbox whose threads run.
 pub(crate) struct Running {
@@ -46,18 +46,47 @@ pub(crate) fn open(settings: Settings, key: &OutboxKey) -> Result<Running, OpenE
     let path = directory.join("marks");
     let marks = Marks::open(&path).map_err(io_error("open", &path))?;
     let path = directory.join("ballast");
-    let ballast = Ballast::open(&path, settings.segment_bytes.saturating_mul(4)).map_err(io_error("open", &path))?;
+    let ballast =
+        Ballast::open(&path, settings.segment_bytes.saturating_mul(4)).map_err(io_error("open", &path))?;
     let path = directory.join("quarantine");
     let quarantine = Quarantine::open(&path, &key.derived("quarantine"), settings.quarantine_bytes)
         .map_err(io_error("open", &path))?;
     let path = directory.join("index");
     let index = DuplicateIndex::open(&path, &key.derived("index")).map_err(io_error("open", &path))?;
+    for (damaged, code, detail) in [
+        (
+            sidecar.was_damaged(),
+            "damaged",
+            "the sidecar was damaged: a tail that the disk has lost would not show",
+        ),
+        (
+            marks.was_damaged(),
+            "damaged",
+            "the confirmed marks were damaged: what the hub has may be sent once more",
+        ),
+        (index.was_rebuilt(), "index.rebuilt", "the duplicate index is made again from what is kept"),
+    ] {
+        if damaged {
+            tracing::warn!(code, detail, "A file of the store had to be begun anew");
+            notables.push(Notable { code, detail: detail.to_owned() });
+        }
+    }
 
     let sealer = Sealer::new(key);
     let ids = recovery::lane_ids(&settings, &mut notables)?;
     let mut found = Vec::new();
     for (lane, id) in settings.lanes.iter().zip(ids) {
-        found.push(recovery::open_lane(&settings, lane, id, &sealer, &sidecar, &marks, &quarantine, &ballast, &mut notables)?);
+        found.push(recovery::open_lane(
+            &settings,
+            lane,
+            id,
+            &sealer,
+            &sidecar,
+            &marks,
+            &quarantine,
+            &ballast,
+            &mut notables,
+        )?);
     }
     let (chores, work) = channel();
     let (jobs, queue) = channel();
@@ -100,8 +129,15 @@ pub(crate) fn open(settings: Settings, key: &OutboxKey) -> Result<Running, OpenE
     })
 }
 
-fn spawn(name: &str, directory: &Path, body: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, OpenError> {
-    std::thread::Builder::new().name(name.into()).spawn(body).map_err(io_error("start a thread for", directory))
+fn spawn(
+    name: &str,
+    directory: &Path,
+    body: impl FnOnce() + Send + 'static,
+) -> Result<JoinHandle<()>, OpenError> {
+    std::thread::Builder::new()
+        .name(name.into())
+        .spawn(body)
+        .map_err(io_error("start a thread for", directory))
 }
 
 impl Running {

@@ -3,12 +3,12 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use super::Refusal;
 use super::lane::LaneShared;
 use super::seal::Place;
 use super::segment::{Extent, Segment, SegmentError, SegmentHeader};
 use super::shared::{Chore, Shared};
 use super::tags::Tags;
-use super::Refusal;
 use crate::chain::ChainValue;
 use crate::delivery::{Numbering, Renumbering};
 use crate::transaction::{Epoch, Position, Transaction};
@@ -96,7 +96,12 @@ impl Pen {
     }
 
     /// Gives a transaction its place and seals it.
-    pub(crate) fn number(&mut self, shared: &Shared, transaction: Transaction, tags: Tags) -> Result<Ready, String> {
+    pub(crate) fn number(
+        &mut self,
+        shared: &Shared,
+        transaction: Transaction,
+        tags: Tags,
+    ) -> Result<Ready, String> {
         let position = self.last + 1;
         let Renumbering { epoch, base } = self.numbered;
         let previous = self.last_chain;
@@ -130,7 +135,10 @@ impl Pen {
                 }
                 Err(error) => {
                     tracing::error!(lane = %self.lane.name, error = %error, "Segment failed, what is beyond its last barrier goes to a new one");
-                    shared.notable("store.trouble", format!("a segment of lane {} failed and was replaced: {error}", self.lane.name));
+                    shared.notable(
+                        "store.trouble",
+                        format!("a segment of lane {} failed and was replaced: {error}", self.lane.name),
+                    );
                     let dead = self.active.take();
                     self.let_go(shared, dead);
                 }
@@ -145,7 +153,10 @@ impl Pen {
             self.trouble = None;
             let seconds = self.failing_since.take().map_or(0, |since| since.elapsed().as_secs());
             tracing::info!(lane = %self.lane.name, seconds, "Store works again");
-            shared.notable("store.works", format!("lane {} can be stored again after {seconds} s", self.lane.name));
+            shared.notable(
+                "store.works",
+                format!("lane {} can be stored again after {seconds} s", self.lane.name),
+            );
         }
     }
 
@@ -164,7 +175,10 @@ impl Pen {
                 let text = error.to_string();
                 if self.trouble.is_none() {
                     tracing::error!(lane = %self.lane.name, error = %text, "Store refuses new work until it can write again");
-                    shared.notable("store.trouble", format!("lane {} cannot be stored: {text}", self.lane.name));
+                    shared.notable(
+                        "store.trouble",
+                        format!("lane {} cannot be stored: {text}", self.lane.name),
+                    );
                     self.failing_since = Some(Instant::now());
                 }
                 self.trouble = Some(text.clone());
@@ -261,7 +275,8 @@ impl Pen {
 
     /// Leaves the present segment for a new one: it is to be pruned, or repaired. `tail`: only if nothing came since.
     pub(crate) fn retire(&mut self, shared: &Shared, tail: Option<Position>) {
-        let wanted = tail.is_none_or(|tail| tail == self.tail) && self.active.as_ref().is_some_and(|a| a.records > 0);
+        let wanted =
+            tail.is_none_or(|tail| tail == self.tail) && self.active.as_ref().is_some_and(|a| a.records > 0);
         if wanted && self.trouble.is_none() {
             self.roll(shared);
         }
@@ -277,7 +292,8 @@ impl Pen {
 
     fn go_on_in(&mut self, shared: &Shared, ordinal: u64, segment: Arc<Segment>) {
         self.lane.handles.register(ordinal, &segment);
-        let old = self.active.replace(Active { ordinal, segment, records: 0, bytes: 0, next_asked_for: false });
+        let old =
+            self.active.replace(Active { ordinal, segment, records: 0, bytes: 0, next_asked_for: false });
         self.publish(shared, Some(ordinal));
         self.let_go(shared, old);
     }
@@ -291,9 +307,9 @@ impl Pen {
         let chain = shared
             .chain_in(&self.lane, &numbering, self.tail)
             .map_err(|error| Refusal::Trouble(error.to_string()))?;
-        shared.save_numbering(&self.lane, &numbering).map_err(|error| {
-            Refusal::Trouble(format!("the lane's epochs could not be written: {error}"))
-        })?;
+        shared
+            .save_numbering(&self.lane, &numbering)
+            .map_err(|error| Refusal::Trouble(format!("the lane's epochs could not be written: {error}")))?;
         self.numbered = numbering.current();
         self.tail_chain = chain;
         self.last = self.tail;
@@ -307,7 +323,8 @@ impl Pen {
             self.roll(shared);
         }
         tracing::info!(lane = %self.lane.name, after, epoch = %self.numbered.epoch, "Lane has a new epoch");
-        shared.notable("epoch.new", format!("lane {} has a new epoch after position {after}", self.lane.name));
+        shared
+            .notable("epoch.new", format!("lane {} has a new epoch after position {after}", self.lane.name));
         Ok(numbering)
     }
 }

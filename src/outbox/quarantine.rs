@@ -40,19 +40,19 @@ const MOST_SOURCE_BYTES: usize = 1024;
 
 /// One thing in quarantine.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Entry {
+pub struct Entry {
     /// Names it; never used twice.
-    pub(crate) id: u64,
+    pub id: u64,
     /// Why it is here; empty when damaged.
-    pub(crate) reason: String,
+    pub reason: String,
     /// Where it came from; empty when damaged.
-    pub(crate) source: String,
+    pub source: String,
     /// Length of what is kept, bytes.
-    pub(crate) bytes: u64,
+    pub bytes: u64,
     /// When it came; 0 when damaged.
-    pub(crate) time: UnixMillis,
+    pub time: UnixMillis,
     /// The file is not what was written.
-    pub(crate) damaged: bool,
+    pub damaged: bool,
 }
 
 /// The entries of one store.

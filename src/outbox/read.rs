@@ -66,8 +66,10 @@ impl Shared {
         position: Position,
     ) -> Result<ChainValue, ReadError> {
         let cached = locked(&lane.computed).filter(|c| c.numbered == numbered && c.position < position);
-        let (mut at, mut chain) = cached
-            .map_or_else(|| (numbered.base, ChainValue::first(numbered.epoch, lane.name.as_str())), |c| (c.position, c.chain));
+        let (mut at, mut chain) = cached.map_or_else(
+            || (numbered.base, ChainValue::first(numbered.epoch, lane.name.as_str())),
+            |c| (c.position, c.chain),
+        );
         while at + 1 < position {
             let wanted = WALK_RECORDS.min(usize::try_from(position - at - 1).unwrap_or(WALK_RECORDS));
             match self.records(lane, at + 1, wanted, WALK_BYTES) {
@@ -246,7 +248,12 @@ impl Shared {
     }
 
     /// A handle that failed is dead. Damage is repaired; the rest may be better next time.
-    fn failed<T>(&self, lane: &LaneShared, ordinal: u64, error: &SegmentError) -> Result<Option<T>, ReadError> {
+    fn failed<T>(
+        &self,
+        lane: &LaneShared,
+        ordinal: u64,
+        error: &SegmentError,
+    ) -> Result<Option<T>, ReadError> {
         if lane.state().row.contains_key(&ordinal) {
             tracing::warn!(lane = %lane.name, ordinal, error = %error, "Segment could not be read");
             drop(lane.handles.forget(ordinal));
@@ -291,7 +298,10 @@ impl Shared {
         };
         if new {
             tracing::error!(lane = %lane.name, from, through = lost_through, "Records are lost");
-            self.notable("damaged", format!("positions {from} to {lost_through} of lane {} are lost", lane.name));
+            self.notable(
+                "damaged",
+                format!("positions {from} to {lost_through} of lane {} are lost", lane.name),
+            );
         }
     }
 }

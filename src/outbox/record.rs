@@ -313,7 +313,8 @@ mod tests {
     }
 
     fn assemble(values: &[Vec<u8>]) -> Result<Vec<u8>, RecordError> {
-        let parsed: Vec<_> = values.iter().map(|v| parse_chunk(v).ok_or(RecordError::Chunks)).collect::<Result<_, _>>()?;
+        let parsed: Vec<_> =
+            values.iter().map(|v| parse_chunk(v).ok_or(RecordError::Chunks)).collect::<Result<_, _>>()?;
         let mut assembly = Assembly::begin(parsed.first().ok_or(RecordError::Chunks)?)?;
         for chunk in &parsed[1..] {
             assembly.add(chunk)?;
@@ -326,9 +327,25 @@ mod tests {
         let hex = |bytes: &[u8]| bytes.iter().map(|b| format!("{b:02x}")).collect::<String>();
         let value = chunks(0x0102_0304_0506_0708, &record(b"sealed")).next().unwrap();
         let expected = [
-            "50475763", "d270f684", "0102030405060708", "86471cfb", "00000000", "00000001", "008e",
-            "50475772", "01", "00", "0003", "6b65796964363738", "0123456789abcdef0123456789abcdef",
-            "0102030405060708", "00000006", &"aa".repeat(32), &"bb".repeat(32), &"cc".repeat(24), "86471cfb",
+            "50475763",
+            "d270f684",
+            "0102030405060708",
+            "86471cfb",
+            "00000000",
+            "00000001",
+            "008e",
+            "50475772",
+            "01",
+            "00",
+            "0003",
+            "6b65796964363738",
+            "0123456789abcdef0123456789abcdef",
+            "0102030405060708",
+            "00000006",
+            &"aa".repeat(32),
+            &"bb".repeat(32),
+            &"cc".repeat(24),
+            "86471cfb",
             "7365616c6564",
         ]
         .concat();

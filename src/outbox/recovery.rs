@@ -128,7 +128,8 @@ pub(crate) fn claim(settings: &Settings, key: &OutboxKey) -> Result<File, OpenEr
     }
     if !there {
         if directory.join("segments").exists() {
-            let missing = io::Error::new(io::ErrorKind::NotFound, "there are segments, but the file FORMAT is missing");
+            let missing =
+                io::Error::new(io::ErrorKind::NotFound, "there are segments, but the file FORMAT is missing");
             return Err(failed("read", &path)(missing));
         }
         let format = Format {
@@ -158,7 +159,9 @@ pub(crate) fn lane_ids(settings: &Settings, notables: &mut Vec<Notable>) -> Resu
     for lane in known.iter().filter(|known| settings.lanes.iter().all(|lane| lane.lane != **known)) {
         notables.push(Notable {
             code: "lane.unconfigured",
-            detail: format!("the store has a lane {lane} that the configuration does not name; it is kept and not sent"),
+            detail: format!(
+                "the store has a lane {lane} that the configuration does not name; it is kept and not sent"
+            ),
         });
     }
     let id = |lane: &LaneSettings| known.iter().position(|known| *known == lane.lane).unwrap_or_default();
@@ -293,11 +296,18 @@ pub(crate) fn open_lane(
 }
 
 /// A small file that can be made again: damage is told and not fatal.
-fn read_kept<T: serde::de::DeserializeOwned>(path: &Path, lane: &Lane, notables: &mut Vec<Notable>) -> Option<T> {
+fn read_kept<T: serde::de::DeserializeOwned>(
+    path: &Path,
+    lane: &Lane,
+    notables: &mut Vec<Notable>,
+) -> Option<T> {
     files::load(path).unwrap_or_else(|error| {
         tracing::warn!(path = %path.display(), error = %error, "Small file is damaged and is made again");
         let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
-        notables.push(Notable { code: "damaged", detail: format!("the {name} of lane {lane} was damaged and is made again") });
+        notables.push(Notable {
+            code: "damaged",
+            detail: format!("the {name} of lane {lane} was damaged and is made again"),
+        });
         None
     })
 }
@@ -333,7 +343,12 @@ struct Context<'a> {
 
 /// The newest segment that was begun. Newer ones were only made ahead, and go; a damaged one is replaced by what can be
 /// salvaged of it.
-fn newest_begun(context: &Context<'_>, ledger: Option<&Ledger>, ordinals: &mut BTreeSet<u64>, notables: &mut Vec<Notable>) -> Result<Option<Newest>, OpenError> {
+fn newest_begun(
+    context: &Context<'_>,
+    ledger: Option<&Ledger>,
+    ordinals: &mut BTreeSet<u64>,
+    notables: &mut Vec<Notable>,
+) -> Result<Option<Newest>, OpenError> {
     while let Some(ordinal) = ordinals.last().copied() {
         let path = context.directory.join(format!("{ordinal:010}"));
         // A crash while it was made ahead leaves one that sled may refuse; nothing was in it.
@@ -395,8 +410,8 @@ fn open_or_salvage(
                 known: sidecar,
                 through,
             };
-            let outcome =
-                salvage_segment(&damaged, context.sealer, context.quarantine).map_err(segment_failed(path))?;
+            let outcome = salvage_segment(&damaged, context.sealer, context.quarantine)
+                .map_err(segment_failed(path))?;
             let accepted = through.or(sidecar.map(|(position, _)| position)).unwrap_or(0);
             let lost = outcome
                 .range
@@ -432,7 +447,8 @@ fn older(
     let mut row: BTreeMap<u64, Extent> = BTreeMap::new();
     let mut next_base = header.base;
     for ordinal in ordinals.range(..newest).rev().copied() {
-        let told = header.predecessor.filter(|(predecessor, _)| *predecessor == ordinal).map(|(_, extent)| extent);
+        let told =
+            header.predecessor.filter(|(predecessor, _)| *predecessor == ordinal).map(|(_, extent)| extent);
         let known = told.or_else(|| ledger.and_then(|ledger| ledger.row.get(&ordinal).copied()));
         let extent = match known {
             Some(extent) => extent,
@@ -444,7 +460,9 @@ fn older(
                     continue;
                 }
                 match open_or_salvage(context, ledger, ordinal, &path, Some(next_base - 1), notables)? {
-                    (_, Some(header)) => Extent { base: header.base, previous: header.previous, bytes: 0, oldest: None },
+                    (_, Some(header)) => {
+                        Extent { base: header.base, previous: header.previous, bytes: 0, oldest: None }
+                    }
                     (segment, None) => {
                         // Made ahead, and overtaken by one that the writer needed sooner.
                         drop(segment);
@@ -508,7 +526,9 @@ fn last_record(
                 tracing::warn!(%lane, position = last, "Trimmed an incomplete last record");
                 notables.push(Notable {
                     code: "tail.trimmed",
-                    detail: format!("position {last} of lane {lane} was cut short by a crash before it was answered"),
+                    detail: format!(
+                        "position {last} of lane {lane} was cut short by a crash before it was answered"
+                    ),
                 });
             }
             // It was answered: it stays, and a reader will find it damaged.

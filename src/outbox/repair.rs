@@ -70,13 +70,23 @@ pub(crate) fn salvage_segment(
     quarantine: &Quarantine,
 ) -> Result<Outcome, SegmentError> {
     let scan = scan_directory(damaged.directory).map_err(SegmentError::Files)?;
+    tracing::warn!(
+        lane = %damaged.lane.0,
+        segment = damaged.ordinal,
+        unreadable_bytes = scan.unreadable_bytes(),
+        in_pieces = ?scan.in_pieces(),
+        "Scanned a damaged segment for records"
+    );
     let mut found: BTreeMap<Position, Vec<Candidate>> = BTreeMap::new();
     let header = header_in(damaged.directory);
     let base = header.as_ref().map(|h| h.base).or(damaged.extent.map(|e| e.base)).unwrap_or(1);
     for (number, salvaged) in scan.records().enumerate() {
         let position = salvaged.position;
         let Ok((header, _)) = sealer.open(&salvaged.record) else { continue };
-        if header.lane == damaged.lane.1 && position >= base && damaged.through.is_none_or(|last| position <= last) {
+        if header.lane == damaged.lane.1
+            && position >= base
+            && damaged.through.is_none_or(|last| position <= last)
+        {
             let candidate = Candidate { number, previous: header.previous, chain: header.chain };
             found.entry(position).or_default().push(candidate);
         }
@@ -98,14 +108,19 @@ pub(crate) fn salvage_segment(
             .map(|e| e.previous)
             .or(first.map(|(_, candidate)| candidate.previous))
             .unwrap_or(ChainValue([0; 32])),
-        numbering: damaged.numbering.cloned().unwrap_or_else(|| Numbering::new(crate::transaction::Epoch(Uuid::now_v7()))),
+        numbering: damaged
+            .numbering
+            .cloned()
+            .unwrap_or_else(|| Numbering::new(crate::transaction::Epoch(Uuid::now_v7()))),
         predecessor: None,
     });
     segment.begin(&header)?;
     let mut rivals = 0;
     for (number, salvaged) in scan.records().enumerate() {
         match chosen.get(&salvaged.position) {
-            Some(candidate) if candidate.number == number => segment.append(salvaged.position, &salvaged.record)?,
+            Some(candidate) if candidate.number == number => {
+                segment.append(salvaged.position, &salvaged.record)?
+            }
             Some(_) => {
                 rivals += 1;
                 let _ = quarantine.keep("rival record", damaged.lane.0.as_str(), &salvaged.record);
@@ -169,7 +184,10 @@ fn choose(
         // Nothing decides: the one that follows from what is before it, then the one that was found last.
         let before = found.get(&(position - 1));
         let follows = || {
-            candidates.iter().rev().find(|c| before.is_some_and(|b| b.iter().any(|before| before.chain == c.previous)))
+            candidates
+                .iter()
+                .rev()
+                .find(|c| before.is_some_and(|b| b.iter().any(|before| before.chain == c.previous)))
         };
         if let Some(candidate) = fits.or_else(follows).or(candidates.last()) {
             chosen.insert(*position, *candidate);

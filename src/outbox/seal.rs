@@ -149,7 +149,8 @@ impl Sealer {
             lane: place.lane,
             epoch: place.epoch,
             position: place.position,
-            sealed_length: u32::try_from(record.len() - HEADER_BYTES + TAG_BYTES).map_err(|_| RecordError::Content)?,
+            sealed_length: u32::try_from(record.len() - HEADER_BYTES + TAG_BYTES)
+                .map_err(|_| RecordError::Content)?,
             previous: place.previous,
             chain: place.chain,
             nonce,
@@ -183,7 +184,12 @@ impl Sealer {
         let mut bytes = bytes.to_vec();
         let covered = record.get(..SEALED_HEADER_BYTES).ok_or(RecordError::NotARecord)?;
         self.cipher
-            .decrypt_in_place_detached(XNonce::from_slice(&header.nonce), covered, &mut bytes, Tag::from_slice(tag))
+            .decrypt_in_place_detached(
+                XNonce::from_slice(&header.nonce),
+                covered,
+                &mut bytes,
+                Tag::from_slice(tag),
+            )
             .map_err(|_| RecordError::Seal)?;
         let sealed: Sealed<'_> = postcard::from_bytes(&bytes).map_err(|_| RecordError::Content)?;
         let body = match sealed.packing {
@@ -247,14 +253,18 @@ mod tests {
     #[test]
     fn what_is_sealed_comes_back_and_cannot_be_read_without_the_key() {
         let sealer = Sealer::new(&OutboxKey::new([7; 32]));
-        let random: Vec<u8> = (0..5000u32).map(|n| u8::try_from(n.wrapping_mul(2_654_435_761) >> 24).unwrap()).collect();
+        let random: Vec<u8> =
+            (0..5000u32).map(|n| u8::try_from(n.wrapping_mul(2_654_435_761) >> 24).unwrap()).collect();
         for body in [vec![], b"PID|1||9434765919".to_vec(), b"PID|1||9434765919".repeat(100), random] {
             let record = sealer.seal(&PLACE, &transaction(body.clone())).unwrap();
             assert!(!record.windows(10).any(|w| w == b"9434765919" || w == b"MSG0001\0\0\0"));
             let (header, read) = sealer.open(&record).unwrap();
             assert_eq!(read, transaction(body));
             assert_eq!((header.position, header.chain), (9, ChainValue([2; 32])));
-            assert_eq!(Sealer::new(&OutboxKey::new([8; 32])).open(&record).unwrap_err(), RecordError::OtherKey);
+            assert_eq!(
+                Sealer::new(&OutboxKey::new([8; 32])).open(&record).unwrap_err(),
+                RecordError::OtherKey
+            );
         }
     }
 

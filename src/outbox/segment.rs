@@ -14,8 +14,8 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-use super::{files, log_check};
 use super::record::{self, Assembly, RecordError};
+use super::{files, log_check};
 use crate::chain::ChainValue;
 use crate::delivery::Numbering;
 use crate::transaction::{Position, UnixMillis};
@@ -191,7 +191,10 @@ impl Segment {
             })
         };
         // On a thread of its own, so that nothing that a panic leaves behind is ours.
-        let thread = std::thread::Builder::new().name("segment-open".into()).spawn(open).map_err(SegmentError::Files)?;
+        let thread = std::thread::Builder::new()
+            .name("segment-open".into())
+            .spawn(open)
+            .map_err(SegmentError::Files)?;
         let db = thread.join().unwrap_or(Err(SegmentError::Panicked))?;
         let file = File::open(directory.join(DATABASE_FILE)).map_err(SegmentError::Files)?;
         Ok(Self {
@@ -265,7 +268,10 @@ impl Segment {
     pub(crate) fn last_position(&self) -> Result<Option<Position>, SegmentError> {
         contained(|| {
             let last = self.db.last().map_err(SegmentError::Database)?;
-            Ok(last.and_then(|(key, _)| record::parse_key(&key)).map(|(position, _)| position).filter(|p| *p > 0))
+            Ok(last
+                .and_then(|(key, _)| record::parse_key(&key))
+                .map(|(position, _)| position)
+                .filter(|p| *p > 0))
         })
     }
 
@@ -291,7 +297,8 @@ impl Segment {
                 current = match current.take() {
                     Some((at, assembly)) if at == position => Some((
                         at,
-                        assembly.and_then(|mut assembly| chunk.and_then(|c| assembly.add(&c)).map(|()| assembly)),
+                        assembly
+                            .and_then(|mut assembly| chunk.and_then(|c| assembly.add(&c)).map(|()| assembly)),
                     )),
                     other => {
                         if let Some((at, assembly)) = other

@@ -7,13 +7,13 @@ use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use super::lane::{LaneShared, locked};
+use super::admission::Space;
 use super::admission::{Admission, Limits};
 use super::index::DuplicateIndex;
+use super::lane::{LaneShared, locked};
 use super::quarantine::Quarantine;
 use super::seal::Sealer;
 use super::segment::Segment;
-use super::admission::Space;
 use super::space::Ballast;
 use super::tags::Tagger;
 use super::writer::Job;
@@ -191,7 +191,11 @@ impl Shared {
         self.free_bytes.store(space.free_bytes, Ordering::Relaxed);
         match changed {
             Some(Some(reason)) => {
-                tracing::warn!(free_bytes = space.free_bytes, store_bytes = space.store_bytes, "Store is full and refuses new work");
+                tracing::warn!(
+                    free_bytes = space.free_bytes,
+                    store_bytes = space.store_bytes,
+                    "Store is full and refuses new work"
+                );
                 self.notable("store.low", reason);
             }
             Some(None) => {
@@ -215,7 +219,10 @@ impl Shared {
         if self.ballast.is_held().unwrap_or(false) && self.ballast.release().is_ok() {
             locked(&self.released).replace(Instant::now());
             tracing::warn!("Disk is full, ballast released");
-            self.notable("store.ballast", "the disk is full; the reserve for opening and draining was released".into());
+            self.notable(
+                "store.ballast",
+                "the disk is full; the reserve for opening and draining was released".into(),
+            );
         }
     }
 
@@ -299,7 +306,8 @@ impl Latency {
 
     fn p99(&mut self, now: Instant) -> f64 {
         self.turn(now);
-        let sums: Vec<u64> = (0..BUCKETS).map(|b| self.slices.iter().map(|s| u64::from(s[b])).sum()).collect();
+        let sums: Vec<u64> =
+            (0..BUCKETS).map(|b| self.slices.iter().map(|s| u64::from(s[b])).sum()).collect();
         let total: u64 = sums.iter().sum();
         let mut beyond = total / 100;
         for (bucket, count) in sums.iter().enumerate().rev() {

@@ -144,18 +144,24 @@ fn repetitions_in_one_group_share_their_fate() {
     let outbox = open(directory.path());
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     let answers = runtime.block_on(async {
-        let tasks: Vec<_> = (0..50).map(|n| {
-            let outbox = outbox.clone();
-            async move { outbox.submit(submission("A", if n % 2 == 0 { b"one" } else { b"two" })).await.unwrap() }
-        }).collect();
+        let tasks: Vec<_> = (0..50)
+            .map(|n| {
+                let outbox = outbox.clone();
+                async move {
+                    outbox.submit(submission("A", if n % 2 == 0 { b"one" } else { b"two" })).await.unwrap()
+                }
+            })
+            .collect();
         let mut set = tokio::task::JoinSet::new();
         let local = tokio::task::LocalSet::new();
-        local.run_until(async {
-            for task in tasks {
-                set.spawn_local(task);
-            }
-            set.join_all().await
-        }).await
+        local
+            .run_until(async {
+                for task in tasks {
+                    set.spawn_local(task);
+                }
+                set.join_all().await
+            })
+            .await
     });
     assert_eq!(answers.iter().filter(|a| !a.repeated).count(), 2);
     assert_eq!(answers.iter().filter(|a| a.key_reused).count(), 1);
@@ -263,7 +269,11 @@ fn a_destroyed_segment_is_salvaged_when_it_is_read_and_what_is_lost_is_named() {
     assert!(matches!(outbox.read(&clinical(), 3, 100, usize::MAX), Err(ReadError::Gone { position: 3, .. })));
     let rest = outbox.read(&clinical(), 4, 100, usize::MAX).unwrap();
     assert_eq!(rest.iter().map(|s| s.position).collect::<Vec<_>>(), (4..=24).collect::<Vec<_>>());
-    assert_eq!(outbox.chain_at(&clinical(), 3), Some(rest[0].previous), "its neighbour knows its chain value");
+    assert_eq!(
+        outbox.chain_at(&clinical(), 3),
+        Some(rest[0].previous),
+        "its neighbour knows its chain value"
+    );
     assert_eq!(counts(&outbox).damaged, 1);
     let codes = codes(&outbox);
     assert!(codes.contains(&"salvaged") && codes.contains(&"damaged"), "{codes:?}");
@@ -359,8 +369,15 @@ fn wrong_key_owner_version_and_a_second_process_are_refused_untouched() {
     assert!(matches!(Outbox::open(settings(directory.path()), key()), Err(OpenError::InUse(_))));
     outbox.close();
     let list = || {
-        let mut all: Vec<_> = std::process::Command::new("find").arg(directory.path()).args(["-printf", "%p %T@ %s\n"])
-            .output().unwrap().stdout.split(|b| *b == b'\n').map(<[u8]>::to_vec).collect();
+        let mut all: Vec<_> = std::process::Command::new("find")
+            .arg(directory.path())
+            .args(["-printf", "%p %T@ %s\n"])
+            .output()
+            .unwrap()
+            .stdout
+            .split(|b| *b == b'\n')
+            .map(<[u8]>::to_vec)
+            .collect();
         all.sort();
         all
     };
@@ -372,7 +389,10 @@ fn wrong_key_owner_version_and_a_second_process_are_refused_untouched() {
     assert_eq!(list(), before, "nothing was written");
     files::save(&directory.path().join("FORMAT"), &serde_json::json!({"format": 2, "anything": 1})).unwrap();
     let before = list();
-    assert!(matches!(Outbox::open(settings(directory.path()), key()), Err(OpenError::Newer { found: 2, .. })));
+    assert!(matches!(
+        Outbox::open(settings(directory.path()), key()),
+        Err(OpenError::Newer { found: 2, .. })
+    ));
     assert_eq!(list(), before, "nothing was written");
 }
 
@@ -427,11 +447,16 @@ fn confirm_through(outbox: &Outbox, position: Position, backed_up: Option<Positi
 #[test]
 fn confirmed_segments_go_after_their_retention_and_nothing_else_does() {
     let directory = tempfile::tempdir().unwrap();
-    let outbox = Outbox::open(Settings { retention: Duration::ZERO, ..settings(directory.path()) }, key()).unwrap();
+    let outbox =
+        Outbox::open(Settings { retention: Duration::ZERO, ..settings(directory.path()) }, key()).unwrap();
     add(&outbox, 1..=30);
     confirm_through(&outbox, 12, None);
     eventually("the first segment is pruned", || outbox.first_retained(&clinical()) == Some(9));
-    eventually("its files are gone", || segment_files(directory.path()).iter().all(|f| !f.starts_with(directory.path().join("segments/clinical/0000000001"))));
+    eventually("its files are gone", || {
+        segment_files(directory.path())
+            .iter()
+            .all(|f| !f.starts_with(directory.path().join("segments/clinical/0000000001")))
+    });
     assert_eq!(counts(&outbox).damaged, 0);
     assert!(matches!(outbox.read(&clinical(), 8, 1, 0), Err(ReadError::Gone { .. })));
     assert_eq!(outbox.read(&clinical(), 9, 1, 0).unwrap()[0].position, 9);
@@ -440,7 +465,9 @@ fn confirmed_segments_go_after_their_retention_and_nothing_else_does() {
     outbox.confirm(&clinical(), Mark { position: 3, chain }, None);
     assert_eq!((counts(&outbox).confirmed, counts(&outbox).damaged, counts(&outbox).waiting), (3, 5, 22));
     outbox.close();
-    let outbox = Outbox::open(Settings { retention: Duration::from_secs(3600), ..settings(directory.path()) }, key()).unwrap();
+    let outbox =
+        Outbox::open(Settings { retention: Duration::from_secs(3600), ..settings(directory.path()) }, key())
+            .unwrap();
     assert_eq!(outbox.mark(&clinical()).unwrap().position, 3);
     confirm_through(&outbox, 30, None);
     std::thread::sleep(Duration::from_millis(300));
@@ -469,7 +496,8 @@ fn for_lack_of_space_only_what_the_hub_has_a_backup_of_goes_early() {
 fn large_bodies_and_limits() {
     let directory = tempfile::tempdir().unwrap();
     let outbox = open(directory.path());
-    let large: Vec<u8> = (0..20_000_000u32).map(|n| u8::try_from(n.wrapping_mul(2_654_435_761) >> 24).unwrap()).collect();
+    let large: Vec<u8> =
+        (0..20_000_000u32).map(|n| u8::try_from(n.wrapping_mul(2_654_435_761) >> 24).unwrap()).collect();
     submit(&outbox, submission("L", &large)).unwrap();
     submit(&outbox, submission("E", b"")).unwrap();
     let read = outbox.read(&clinical(), 1, 9, usize::MAX).unwrap();

@@ -174,7 +174,8 @@ impl Writer {
                 continue;
             }
             let outcome = pen.store(&self.shared, std::mem::take(&mut batch.ready));
-            self.shared.answered(batch.waiters.iter().map(|w| (w.cost, w.entered.elapsed())), outcome.is_ok());
+            self.shared
+                .answered(batch.waiters.iter().map(|w| (w.cost, w.entered.elapsed())), outcome.is_ok());
             for waiter in batch.waiters {
                 let _ = waiter.answer.send(match &outcome {
                     Ok(()) => Ok(waiter.accepted),
@@ -185,12 +186,7 @@ impl Writer {
     }
 
     /// Decides about one submission: a repetition, refused, or new in its lane's batch.
-    fn admit(
-        &mut self,
-        queued: Queued,
-        batches: &mut [Batch],
-        seen: &mut HashMap<u64, Vec<(usize, usize)>>,
-    ) {
+    fn admit(&mut self, queued: Queued, batches: &mut [Batch], seen: &mut HashMap<u64, Vec<(usize, usize)>>) {
         let Queued { lane, submission, tags, cost, entered, answer } = queued;
         let shared = Arc::clone(&self.shared);
         let refuse = |answer: oneshot::Sender<_>, refusal| {

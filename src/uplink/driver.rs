@@ -13,10 +13,12 @@ use super::connection::{Connection, Note};
 use super::failure::Failure;
 use super::inbound::{Ears, Heard};
 use super::lane::LaneWork;
-use super::ledger::{Ledger, OutOfStep, Ticket};
+use super::ledger::{OutOfStep, Ticket};
 use super::link::LinkReport;
+use super::live::Live;
 use super::notable::{Refused, hub_status, refusal};
 use super::own::{EVENT, OwnMessages};
+use super::probe::Prober;
 use super::reader::Answer;
 use crate::delivery::backoff::Backoff;
 use crate::delivery::{Action, Input, Millis, Nonce, Reason};
@@ -25,8 +27,6 @@ use crate::outbox::{Mark, Outbox};
 use crate::wire::to_json;
 use crate::wire::topic::Root;
 
-/// Publishes of the broker's Receive Maximum that are left to our own messages, if it is large enough.
-const OWN_SHARE: usize = 8;
 /// Our own messages must be acknowledged within this while nothing else is under way.
 const OWN_PATIENCE: Duration = Duration::from_secs(15);
 /// Numbers for health are renewed this often.
@@ -53,6 +53,7 @@ pub(super) struct Driver {
     pub(super) started: Instant,
     pub(super) keep_alive: Duration,
     pub(super) refused: Refused,
+    pub(super) probe: Prober,
 }
 
 /// Why a live connection is left.
@@ -60,47 +61,6 @@ pub(super) enum Left {
     Lost(Failure),
     /// `asked` is done: the connection stands.
     Asked(Connection),
-}
-
-/// What belongs to one connection.
-struct Live {
-    connection: Connection,
-    ledger: Ledger,
-    heard: Instant,
-    /// Last settled publish, or the first that was handed over with none before it.
-    settled: Instant,
-    /// When the numbers for health are due.
-    look: Instant,
-    /// The machines were told the time at most [`TICK_EVERY`] ago.
-    ticked: Instant,
-    leave: Option<Failure>,
-    /// rumqttc takes nothing any more: it has ended, and knows why.
-    broken: bool,
-}
-
-impl Live {
-    fn may_send(&self) -> bool {
-        let allowed = usize::from(self.connection.allowed.inflight.max(1));
-        self.ledger.transactions() < allowed - OWN_SHARE.min(allowed / 2)
-            && self.ledger.outstanding() < allowed
-    }
-
-    fn may_speak(&self) -> bool {
-        let allowed = usize::from(self.connection.allowed.inflight.max(1));
-        self.ledger.outstanding() - self.ledger.transactions() < OWN_SHARE.min(allowed / 2).max(1)
-            && self.ledger.outstanding() < allowed
-    }
-
-    fn hand(&mut self, ticket: Ticket) {
-        if self.ledger.outstanding() == 0 {
-            self.settled = Instant::now();
-        }
-        self.ledger.hand(ticket);
-    }
-
-    fn lose(&mut self, sentence: &str) {
-        self.leave.get_or_insert_with(|| Failure::new(Phase::Live, sentence));
-    }
 }
 
 impl Driver {
@@ -115,19 +75,8 @@ impl Driver {
         nonce: Nonce,
         asked: impl Future<Output = ()>,
     ) -> Left {
-        let now = Instant::now();
         let allowed = connection.allowed;
-        let ledger = Ledger::default();
-        let mut live = Live {
-            connection,
-            ledger,
-            heard: now,
-            settled: now,
-            look: now,
-            ticked: now,
-            leave: None,
-            broken: false,
-        };
+        let mut live = Live::new(connection);
         self.say_health();
         self.link.up();
         let millis = self.now();
@@ -344,7 +293,12 @@ impl Driver {
                 self.lanes[lane].handle(Input::Gap { epoch, expected, round }, now);
             }
             Heard::HubStatus { hub, online } => hub_status(&hub, online),
-            Heard::ProbeReply(_) | Heard::Other => {}
+            Heard::ProbeReply(id) => {
+                if let Some(round_trip) = self.probe.returned(&id) {
+                    self.link.now.probe = Some((round_trip, std::time::Instant::now()));
+                }
+            }
+            Heard::Other => {}
         }
     }
 
@@ -372,6 +326,10 @@ impl Driver {
         if live.look <= Instant::now() {
             live.look = Instant::now() + LOOK_EVERY;
             self.measure();
+            if let Some(probe) = self.probe.due() {
+                let topic = self.root.plain("probe");
+                self.own.say("probe", topic, false, to_json(&probe));
+            }
         }
         if live.heard.elapsed() > self.keep_alive.mul_f32(2.5) {
             live.lose("the broker fell silent");

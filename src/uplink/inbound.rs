@@ -5,7 +5,7 @@ use rumqttc::v5::mqttbytes::v5::Publish;
 use super::settings::PinnedHub;
 use crate::delivery;
 use crate::transaction::{Epoch, Gateway, Hub, Lane, Practice, Sequence};
-use crate::wire::presence::Status;
+use crate::wire::presence::{Probe, Status};
 use crate::wire::receipt::{self, nonce_bytes};
 use crate::wire::topic::{Kind, Topic};
 use crate::wire::{self, WireError, signature};
@@ -27,8 +27,8 @@ pub(super) enum Heard {
     Gap { lane: usize, epoch: Epoch, expected: Sequence, round: u64 },
     /// A configured hub is there (or not).
     HubStatus { hub: Hub, online: bool },
-    /// A reply to a probe.
-    ProbeReply(Vec<u8>),
+    /// A configured hub's reply to the probe of this id.
+    ProbeReply(String),
     /// A notice from central IT, a command, another hub's status: nothing for delivery.
     Other,
 }
@@ -70,7 +70,15 @@ impl Ears {
                 let lane = self.lane(&lane)?;
                 Ok(Heard::Gap { lane, epoch: gap.epoch, expected: gap.expected, round: gap.round })
             }
-            Kind::ProbeReply => Ok(Heard::ProbeReply(publish.payload.to_vec())),
+            Kind::ProbeReply => {
+                // The topic names no hub: any of those that we know may have answered.
+                let signature = signature_of(publish);
+                let known = |hub: &PinnedHub| hub.key.verify(text, &publish.payload, signature).is_ok();
+                if !self.hubs.iter().any(known) {
+                    return Err(WireError::Signature.into());
+                }
+                Ok(Heard::ProbeReply(wire::from_json::<Probe>(&publish.payload)?.id))
+            }
             _ => Ok(Heard::Other),
         }
     }
@@ -78,12 +86,7 @@ impl Ears {
     fn receipt(&self, hub: &Hub, lane: &Lane, topic: &str, publish: &Publish) -> Result<Heard, Unheard> {
         let index = self.hub(hub)?;
         let lane = self.lane(lane)?;
-        let signature = publish
-            .properties
-            .iter()
-            .flat_map(|properties| &properties.user_properties)
-            .find_map(|(name, value)| (name == signature::PROPERTY).then_some(value.as_str()));
-        self.hubs[index].key.verify(topic, &publish.payload, signature)?;
+        self.hubs[index].key.verify(topic, &publish.payload, signature_of(publish))?;
         let body: receipt::Receipt = wire::from_json(&publish.payload)?;
         if body.hub != *hub {
             return Err(Unheard::OtherHub);
@@ -127,6 +130,15 @@ impl Ears {
     fn lane(&self, lane: &Lane) -> Result<usize, Unheard> {
         self.lanes.iter().position(|known| known == lane).ok_or(Unheard::UnknownLane)
     }
+}
+
+/// The user property that carries it.
+fn signature_of(publish: &Publish) -> Option<&str> {
+    publish
+        .properties
+        .iter()
+        .flat_map(|properties| &properties.user_properties)
+        .find_map(|(name, value)| (name == signature::PROPERTY).then_some(value.as_str()))
 }
 
 /// Seconds since the epoch; 0 for a time that cannot be read: it can then prove nothing.

@@ -4,9 +4,9 @@
 //! - [`run`]: connection after connection, upstream after upstream, with full-jitter delays between them
 //! - `renewal`, [`tls`], `clock`: certificates, tried before they replace the old, judged by a time that never goes back
 //! - `transport`, `connection`: name, socket, TLS, CONNECT, SUBSCRIBE; every failure names its [`crate::health::Phase`]
-//! - `driver`: events to the machines of [`crate::delivery`], their actions to the wire; `lane` and `reader` bring
+//! - `driver`, `live`: events to the machines of [`crate::delivery`], their actions to the wire; `lane` and `reader` bring
 //!   the records, `ledger` tells whose a PUBACK is, `inbound` whose a receipt
-//! - `own`, `link`, `notable`: what the gateway says of itself, upstream, to health and to people
+//! - `own`, `link`, `probe`, `notable`: what the gateway says of itself, upstream, to health and to people
 //!
 //! Nothing that was handed to rumqttc counts as progress: only the contiguous prefix of PUBACKs (flow) and
 //! verified receipts (delivery) reach the machines.
@@ -19,8 +19,10 @@ mod inbound;
 mod lane;
 mod ledger;
 mod link;
+mod live;
 mod notable;
 mod own;
+mod probe;
 mod reader;
 mod renewal;
 mod run;

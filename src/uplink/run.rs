@@ -21,6 +21,7 @@ use super::lane::LaneWork;
 use super::link::LinkReport;
 use super::notable::Refused;
 use super::own::OwnMessages;
+use super::probe::Prober;
 use super::reader::Reader;
 use super::renewal::Renewal;
 use super::settings::Settings;
@@ -99,6 +100,7 @@ pub async fn run(
         started: Instant::now(),
         keep_alive: settings.keep_alive,
         refused: Refused::default(),
+        probe: Prober::default(),
     };
     driver.link.begin(driver.confirmed_sum());
     let mut uplink = Uplink {

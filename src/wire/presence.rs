@@ -85,3 +85,14 @@ pub struct Event {
     /// One sentence, no patient data.
     pub detail: String,
 }
+
+/// `probe` and, unchanged and signed by the hub, `probe/reply`: its round trip proves the whole path.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Probe {
+    /// 1.
+    pub schema: u32,
+    /// UUIDv7: whose reply it is.
+    pub id: String,
+    /// RFC 3339, by the gateway's clock.
+    pub time: String,
+}

@@ -1,7 +1,18 @@
 //! What the end-to-end tests stand on: fresh certificates, a real Mosquitto and a proxy that breaks links.
 //!
 //! Everything listens on loopback, on ports that the system picked, below directories that clean up after themselves.
-#![allow(dead_code, unreachable_pub, reason = "each test file uses its own part of the harness")]
+#![allow(
+    dead_code,
+    unreachable_pub,
+    missing_docs,
+    reason = "each test file uses its own part of the harness"
+)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::print_stderr,
+    reason = "a test that cannot go on fails"
+)]
 
 mod certificates;
 mod mosquitto;

@@ -1,4 +1,6 @@
 //! A gateway without doors and a scripted hub, for the uplink's tests.
+#![allow(dead_code, unreachable_pub, missing_docs, reason = "each test file uses its own part of the kit")]
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on fails")]
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -381,6 +383,9 @@ impl Serve {
         let silent = self.silent.load(Ordering::SeqCst);
         match kind {
             Kind::Status => state.status = from_json(&publish.payload).ok(),
+            Kind::Probe if !silent => {
+                return vec![(root.plain("probe/reply"), false, publish.payload.to_vec())];
+            }
             Kind::Event => state.events.extend(from_json::<Event>(&publish.payload).ok()),
             Kind::Position(lane) if !silent => {
                 let question: Position = from_json(&publish.payload).unwrap();

@@ -4,6 +4,7 @@
 //! that every entry is on stable storage and its mark with it; after `Err` every lane is either as before or
 //! advanced, and [`Store::marks`] says which; and the marks after a restart are those of the stored transactions.
 
+mod files;
 mod ids;
 pub mod line;
 pub mod ndjson;

@@ -1,0 +1,163 @@
+//! The files and directories of the embedded store: names, creation, and what is set aside.
+
+use std::collections::HashSet;
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+
+use super::tail::{self, Tail};
+use super::{LaneName, Mark, StoreError};
+use crate::transaction::{Gateway, Lane, Practice, unix_millis_now};
+
+pub(super) fn failed<'a>(action: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> StoreError + 'a {
+    move |source| StoreError::Io { action, path: path.to_owned(), source }
+}
+
+pub(super) fn rotated_path(path: &Path, ordinal: u32) -> PathBuf {
+    path.with_extension(format!("{ordinal:06}.ndjson"))
+}
+
+/// The highest ordinal among a lane's files that were renamed aside; 0: none.
+pub(super) fn last_rotated(directory: &Path, lane: &Lane) -> Result<u32, StoreError> {
+    let mut last = 0;
+    for entry in fs::read_dir(directory).map_err(failed("list", directory))? {
+        let name = entry.map_err(failed("list", directory))?.file_name();
+        let ordinal = name
+            .to_str()
+            .and_then(|name| name.strip_prefix(lane.as_str())?.strip_prefix('.')?.strip_suffix(".ndjson"))
+            .and_then(|digits| digits.parse().ok());
+        last = last.max(ordinal.unwrap_or(0));
+    }
+    Ok(last)
+}
+
+/// The marks of all lanes without opening the store: reads only, beside a running hub.
+///
+/// # Errors
+/// [`StoreError`] when a file cannot be read.
+pub fn peek(directory: &Path) -> Result<Vec<(LaneName, Vec<Mark>)>, StoreError> {
+    let mut found = Vec::new();
+    for name in lanes_in(directory)? {
+        let mut marks = None;
+        for path in files_of(directory, &name)?.into_iter().rev().filter(|path| path.exists()) {
+            let file = File::open(&path).map_err(failed("open", &path))?;
+            marks = tail::read(&file, &name).map_err(failed("read", &path))?.marks;
+            if marks.is_some() {
+                break;
+            }
+        }
+        found.push((name, marks.unwrap_or_default()));
+    }
+    Ok(found)
+}
+
+/// Every lane that has files below `directory`.
+///
+/// # Errors
+/// [`StoreError`] when a directory cannot be listed.
+pub fn lanes_in(directory: &Path) -> Result<Vec<LaneName>, StoreError> {
+    let mut lanes = HashSet::new();
+    for (practice, path) in children(directory)? {
+        let Ok(practice) = Practice::new(&practice) else { continue };
+        for (gateway, path) in children(&path)? {
+            let Ok(gateway) = Gateway::new(&gateway) else { continue };
+            for entry in fs::read_dir(&path).map_err(failed("list", &path))? {
+                let name = entry.map_err(failed("list", &path))?.file_name();
+                let Some(name) = name.to_str() else { continue };
+                let Some((lane, rest)) = name.split_once('.') else { continue };
+                if let (true, Ok(lane)) = (rest.ends_with("ndjson"), Lane::new(lane)) {
+                    lanes.insert(LaneName { practice: practice.clone(), gateway: gateway.clone(), lane });
+                }
+            }
+        }
+    }
+    let mut lanes: Vec<_> = lanes.into_iter().collect();
+    lanes.sort();
+    Ok(lanes)
+}
+
+fn children(directory: &Path) -> Result<Vec<(String, PathBuf)>, StoreError> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(directory).map_err(failed("list", directory))? {
+        let entry = entry.map_err(failed("list", directory))?;
+        if let (true, Ok(name)) = (entry.path().is_dir(), entry.file_name().into_string()) {
+            found.push((name, entry.path()));
+        }
+    }
+    Ok(found)
+}
+
+/// The files of a lane, in the order of its transactions.
+///
+/// # Errors
+/// [`StoreError`] when the directory cannot be listed.
+pub fn files_of(directory: &Path, lane: &LaneName) -> Result<Vec<PathBuf>, StoreError> {
+    let parent = directory.join(lane.practice.as_str()).join(lane.gateway.as_str());
+    let path = parent.join(format!("{}.ndjson", lane.lane));
+    let mut paths: Vec<_> =
+        (1..=last_rotated(&parent, &lane.lane)?).map(|ordinal| rotated_path(&path, ordinal)).collect();
+    paths.push(path);
+    Ok(paths)
+}
+
+/// Makes a directory, mode 0700, and syncs the one above it.
+pub(super) fn create_directory(path: &Path) -> Result<(), StoreError> {
+    if path.is_dir() {
+        return Ok(());
+    }
+    DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed("create", path))?;
+    path.parent().map_or(Ok(()), sync_directory)
+}
+
+fn sync_directory(path: &Path) -> Result<(), StoreError> {
+    let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
+    File::open(path).and_then(|directory| directory.sync_all()).map_err(failed("sync", path))
+}
+
+/// Opens a file for reading and writing; a new one is on stable storage with its name before anything is in it.
+pub(super) fn open_synced(path: &Path) -> Result<File, StoreError> {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).mode(0o600);
+    match options.open(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let file = options.create_new(true).open(path).map_err(failed("create", path))?;
+            file.sync_all().map_err(failed("sync", path))?;
+            path.parent().map_or(Ok(()), sync_directory)?;
+            Ok(file)
+        }
+        opened => opened.map_err(failed("open", path)),
+    }
+}
+
+/// Keeps what is torn beside the file, then cuts it off.
+pub(super) fn set_aside(file: &File, path: &Path, tail: &Tail) -> Result<(), StoreError> {
+    if tail.good >= tail.length {
+        return Ok(());
+    }
+    let aside = path.with_extension(format!("torn-{}", unix_millis_now()));
+    let copy = open_synced(&aside)?;
+    let mut block = vec![0; 64 * 1024];
+    let mut at = tail.good;
+    while at < tail.length {
+        let count = file.read_at(&mut block, at).map_err(failed("read", path))?;
+        if count == 0 {
+            break;
+        }
+        if let Err(source) = copy.write_all_at(&block[..count], at - tail.good) {
+            let _ = fs::remove_file(&aside);
+            return Err(failed("write", &aside)(source));
+        }
+        at += count as u64;
+    }
+    copy.sync_all().map_err(failed("sync", &aside))?;
+    file.set_len(tail.good).map_err(failed("cut", path))?;
+    file.sync_all().map_err(failed("sync", path))?;
+    tracing::warn!(
+        file = %path.display(),
+        kept = %aside.display(),
+        bytes = tail.length - tail.good,
+        "The end of a lane file was torn and is cut off; the gateway sends again what was in it"
+    );
+    Ok(())
+}
