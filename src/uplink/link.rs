@@ -46,10 +46,18 @@ impl LinkReport {
         }
     }
 
-    /// An attempt has come this far.
+    /// An attempt has come this far. What failed the last one stands, phase and sentence together, until this one
+    /// has come further: a repeated attempt must not show the reason under another phase every second.
     pub(super) fn phase(&mut self, phase: Phase, upstream: &str) {
+        let same = self.now.upstream == upstream;
+        if same && !self.now.failure.is_empty() && self.now.phase != Phase::Live {
+            if phase <= self.now.phase {
+                return;
+            }
+            self.now.failure.clear();
+        }
         self.now.phase = phase;
-        if self.now.upstream != upstream {
+        if !same {
             self.now.upstream = upstream.to_owned();
         }
         self.publish();

@@ -225,7 +225,7 @@ impl Uplink {
     /// Down is said once, and again only when the reason changes: attempts repeat for weeks.
     fn note_down(&mut self, failure: &Failure) {
         let link = &mut self.driver.link;
-        let news = link.now.up || link.now.failure != failure.sentence;
+        let news = link.now.up || self.said != failure.sentence;
         if news {
             tracing::warn!(
                 phase = failure.phase.as_str(),
