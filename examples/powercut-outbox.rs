@@ -272,6 +272,12 @@ fn read_all(outbox: &Outbox, lane: &Lane) -> Vec<Stored> {
                 fail("LOST", &format!("{lane} {next} is not there, the tail is {tail}"))
             }
             Ok(read) => all.extend(read),
+            // What is confirmed is pruned while we read: begin again behind it. What may be gone is judged later.
+            Err(_) if outbox.first_retained(lane).is_some_and(|first| first > next) => {
+                all.clear();
+                next = outbox.first_retained(lane).unwrap_or(next);
+                continue;
+            }
             Err(error) => {
                 fail("LOST", &format!("{lane} {next}: {error}; the tail is {tail}; {:?}", outbox.notables()))
             }
@@ -407,6 +413,11 @@ fn check(directory: &Path, events: &str) {
             promised.may_be_gone,
             tail + 1 - all.len() as u64
         ));
+    }
+    for (lane, counts) in outbox.snapshot().lanes {
+        if counts.damaged > 0 || counts.accepted != counts.confirmed + counts.waiting {
+            fail("DAMAGED", &format!("{lane}: {counts:?}, though nothing was destroyed"));
+        }
     }
     let notables: Vec<_> = outbox.notables().into_iter().map(|notable| notable.code).collect();
     judge_future(directory, outbox, &lanes);

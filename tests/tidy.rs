@@ -1,4 +1,11 @@
 //! Style as a test: what a reviewer would otherwise have to say every time.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a test stops at the first thing that goes wrong, and prints"
+)]
 
 use std::path::{Path, PathBuf};
 

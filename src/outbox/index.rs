@@ -310,7 +310,7 @@ impl DuplicateIndex {
     }
 
     /// `None`: it does not fit this key, or a table is not what the state says.
-    fn decode(&self, payload: &[u8]) -> io::Result<Option<(Vec<Table>, BTreeMap<u16, LaneState>)>> {
+    fn decode(&self, payload: &[u8]) -> io::Result<Option<Decoded>> {
         let Some((tables, lanes)) = parse(payload, self.tagger.id()) else { return Ok(None) };
         let mut opened = Vec::with_capacity(tables.len());
         for (number, buckets, used, last) in tables {
@@ -320,6 +320,9 @@ impl DuplicateIndex {
         Ok(Some((opened, lanes)))
     }
 }
+
+/// What the state file says: the tables, oldest first, and the lanes.
+type Decoded = (Vec<Table>, BTreeMap<u16, LaneState>);
 
 type TableState = (u64, u64, u64, BTreeMap<u16, Position>);
 
@@ -452,7 +455,7 @@ mod tests {
             for (at, piece) in before.chunks(512).enumerate() {
                 let mut hash = DefaultHasher::new();
                 (round, at).hash(&mut hash);
-                if hash.finish() % 2 == 0 {
+                if hash.finish().is_multiple_of(2) {
                     torn[at * 512..][..512].copy_from_slice(piece);
                 }
             }

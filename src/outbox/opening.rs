@@ -14,6 +14,7 @@ use super::lane::locked;
 use super::marks::Marks;
 use super::pen::Pen;
 use super::quarantine::Quarantine;
+use super::recovery::Neighbours;
 use super::seal::Sealer;
 use super::shared::{Chore, Parts, Shared};
 use super::sidecar::Sidecar;
@@ -75,18 +76,15 @@ pub(crate) fn open(settings: Settings, key: &OutboxKey) -> Result<Running, OpenE
     let sealer = Sealer::new(key);
     let ids = recovery::lane_ids(&settings, &mut notables)?;
     let mut found = Vec::new();
+    let neighbours = Neighbours {
+        sealer: &sealer,
+        sidecar: &sidecar,
+        marks: &marks,
+        quarantine: &quarantine,
+        ballast: &ballast,
+    };
     for (lane, id) in settings.lanes.iter().zip(ids) {
-        found.push(recovery::open_lane(
-            &settings,
-            lane,
-            id,
-            &sealer,
-            &sidecar,
-            &marks,
-            &quarantine,
-            &ballast,
-            &mut notables,
-        )?);
+        found.push(recovery::open_lane(&settings, lane, id, &neighbours, &mut notables)?);
     }
     let (chores, work) = channel();
     let (jobs, queue) = channel();

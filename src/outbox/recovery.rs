@@ -168,18 +168,29 @@ pub(crate) fn lane_ids(settings: &Settings, notables: &mut Vec<Notable>) -> Resu
     Ok(settings.lanes.iter().map(|lane| u16::try_from(id(lane)).unwrap_or(u16::MAX)).collect())
 }
 
+/// What stands beside the lanes and is open before them.
+pub(crate) struct Neighbours<'a> {
+    /// The key at work.
+    pub(crate) sealer: &'a Sealer,
+    /// What each lane had accepted last.
+    pub(crate) sidecar: &'a Sidecar,
+    /// What is confirmed.
+    pub(crate) marks: &'a Marks,
+    /// Where pieces go.
+    pub(crate) quarantine: &'a Quarantine,
+    /// Space for when there is none.
+    pub(crate) ballast: &'a Ballast,
+}
+
 /// Opens one lane.
 pub(crate) fn open_lane(
     settings: &Settings,
     lane: &LaneSettings,
     id: u16,
-    sealer: &Sealer,
-    sidecar: &Sidecar,
-    marks: &Marks,
-    quarantine: &Quarantine,
-    ballast: &Ballast,
+    neighbours: &Neighbours<'_>,
     notables: &mut Vec<Notable>,
 ) -> Result<Found, OpenError> {
+    let Neighbours { sealer, sidecar, marks, quarantine, ballast } = *neighbours;
     let name = &lane.lane;
     let directory = settings.directory.join("segments").join(name.as_str());
     files::create_directory(&directory).map_err(failed("create", &directory))?;

@@ -105,6 +105,9 @@ pub(crate) struct Extent {
     pub(crate) oldest: Option<UnixMillis>,
 }
 
+/// A position and its record as it lies there, or why it does not.
+pub(crate) type FirstRecord = (Position, Result<Vec<u8>, RecordError>);
+
 /// An open segment.
 pub(crate) struct Segment {
     db: sled::Db,
@@ -325,7 +328,7 @@ impl Segment {
         &self,
         from: Position,
         through: Position,
-    ) -> Result<Option<(Position, Result<Vec<u8>, RecordError>)>, SegmentError> {
+    ) -> Result<Option<FirstRecord>, SegmentError> {
         let mut first = None;
         self.visit(from, through, &mut |position, record| {
             first = Some((position, record));
