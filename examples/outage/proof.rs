@@ -86,11 +86,6 @@ impl Proof {
         Ok(proof)
     }
 
-    /// Whether everything is as promised.
-    pub(crate) fn holds(&self) -> bool {
-        self.lost == 0 && self.repeated == 0 && self.out_of_order == 0 && self.chain_ok && self.accepted > 0
-    }
-
     /// One line of JSON for programs.
     pub(crate) fn json(&self) -> String {
         format!(

@@ -105,8 +105,8 @@ pub(crate) struct Extent {
     pub(crate) oldest: Option<UnixMillis>,
 }
 
-/// A position and its record as it lies there, or why it does not.
-pub(crate) type FirstRecord = (Position, Result<Vec<u8>, RecordError>);
+/// A position that has chunks, and its record if they make one.
+pub(crate) type Shown = (Position, Result<Vec<u8>, RecordError>);
 
 /// An open segment.
 pub(crate) struct Segment {
@@ -324,11 +324,7 @@ impl Segment {
     ///
     /// # Errors
     /// [`SegmentError`]
-    pub(crate) fn first(
-        &self,
-        from: Position,
-        through: Position,
-    ) -> Result<Option<FirstRecord>, SegmentError> {
+    pub(crate) fn first(&self, from: Position, through: Position) -> Result<Option<Shown>, SegmentError> {
         let mut first = None;
         self.visit(from, through, &mut |position, record| {
             first = Some((position, record));
