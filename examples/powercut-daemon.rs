@@ -47,7 +47,7 @@ impl Random {
 fn body_of(key: &str) -> Vec<u8> {
     let seed = key.bytes().fold(7, |h: u64, b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3));
     let mut random = Random(seed);
-    let most = if random.next() % 8 == 0 { 20_000 } else { 1500 };
+    let most = if random.next().is_multiple_of(8) { 20_000 } else { 1500 };
     let filler: String =
         (0..random.next() % most).map(|_| char::from(b'a' + (random.next() % 26) as u8)).collect();
     format!("MSH|^~\\&|CUT|WARD|GW|GP|20261122||ORU^R01|{key}|P|2.4\rOBX|1|TX|||{filler}\r").into_bytes()

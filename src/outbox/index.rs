@@ -310,7 +310,7 @@ impl DuplicateIndex {
     }
 
     /// `None`: it does not fit this key, or a table is not what the state says.
-    fn decode(&self, payload: &[u8]) -> io::Result<Option<(Vec<Table>, BTreeMap<u16, LaneState>)>> {
+    fn decode(&self, payload: &[u8]) -> io::Result<Option<Opened>> {
         let Some((tables, lanes)) = parse(payload, self.tagger.id()) else { return Ok(None) };
         let mut opened = Vec::with_capacity(tables.len());
         for (number, buckets, used, last) in tables {
@@ -321,6 +321,7 @@ impl DuplicateIndex {
     }
 }
 
+type Opened = (Vec<Table>, BTreeMap<u16, LaneState>);
 type TableState = (u64, u64, u64, BTreeMap<u16, Position>);
 
 fn parse(payload: &[u8], key_id: [u8; 8]) -> Option<(Vec<TableState>, BTreeMap<u16, LaneState>)> {
