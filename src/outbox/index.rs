@@ -310,7 +310,7 @@ impl DuplicateIndex {
     }
 
     /// `None`: it does not fit this key, or a table is not what the state says.
-    fn decode(&self, payload: &[u8]) -> io::Result<Option<Decoded>> {
+    fn decode(&self, payload: &[u8]) -> io::Result<Option<Opened>> {
         let Some((tables, lanes)) = parse(payload, self.tagger.id()) else { return Ok(None) };
         let mut opened = Vec::with_capacity(tables.len());
         for (number, buckets, used, last) in tables {
@@ -321,9 +321,7 @@ impl DuplicateIndex {
     }
 }
 
-/// What the state file says: the tables, oldest first, and the lanes.
-type Decoded = (Vec<Table>, BTreeMap<u16, LaneState>);
-
+type Opened = (Vec<Table>, BTreeMap<u16, LaneState>);
 type TableState = (u64, u64, u64, BTreeMap<u16, Position>);
 
 fn parse(payload: &[u8], key_id: [u8; 8]) -> Option<(Vec<TableState>, BTreeMap<u16, LaneState>)> {
@@ -455,7 +453,7 @@ mod tests {
             for (at, piece) in before.chunks(512).enumerate() {
                 let mut hash = DefaultHasher::new();
                 (round, at).hash(&mut hash);
-                if hash.finish().is_multiple_of(2) {
+                if hash.finish() % 2 == 0 {
                     torn[at * 512..][..512].copy_from_slice(piece);
                 }
             }

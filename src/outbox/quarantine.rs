@@ -204,7 +204,7 @@ impl Quarantine {
         body: &[u8],
     ) -> io::Result<Vec<u8>> {
         const TAG_BYTES: usize = 16;
-        let source = source.get(..source.floor_char_boundary(MOST_SOURCE_BYTES)).unwrap_or_default();
+        let source = cut_between_characters(source);
         let mut head = u16::try_from(reason.len()).map_err(io::Error::other)?.to_be_bytes().to_vec();
         head.extend(reason.bytes());
         head.extend(source.bytes());
@@ -335,6 +335,12 @@ fn write_synced(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
     file.write_all(bytes)?;
     file.sync_all()
+}
+
+fn cut_between_characters(source: &str) -> &str {
+    let whole =
+        source.char_indices().map(|(at, c)| at + c.len_utf8()).take_while(|end| *end <= MOST_SOURCE_BYTES);
+    source.get(..whole.last().unwrap_or(0)).unwrap_or_default()
 }
 
 fn random() -> io::Result<[u8; 24]> {
