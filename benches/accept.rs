@@ -3,6 +3,13 @@
 //!     cargo bench --bench accept
 //!
 //! Rounds of both are interleaved and the median is shown. `PGW_BENCH_DIR` names the directory (a real disk, not tmpfs).
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a benchmark stops at the first thing that goes wrong, and prints"
+)]
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};

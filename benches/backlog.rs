@@ -5,6 +5,13 @@
 //!
 //! Each step runs in a process of its own (this program, started again), so that memory is that of one life of a
 //! gateway's outbox. `PGW_BENCH_DIR` names the directory (a real disk, not tmpfs).
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a benchmark stops at the first thing that goes wrong, and prints"
+)]
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

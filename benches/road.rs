@@ -5,6 +5,13 @@
 //!     PGW_BENCH_COUNT=20000 cargo bench --bench road
 //!
 //! `PGW_BENCH_DIR` names the directory (a real disk, not tmpfs). Needs Mosquitto.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a benchmark stops at the first thing that goes wrong, and prints"
+)]
 
 #[path = "../tests/harness/mod.rs"]
 mod harness;

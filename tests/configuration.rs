@@ -1,4 +1,11 @@
 //! Configuration: the reference files are complete and true, and errors say file, line, key and what is allowed.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a test stops at the first thing that goes wrong, and prints"
+)]
 
 use std::path::{Path, PathBuf};
 

@@ -1,4 +1,11 @@
 //! The daemon's life as systemd and a person see it: ready, watchdog, stopping, exit codes, `init` and `check`.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a test stops at the first thing that goes wrong, and prints"
+)]
 
 mod harness;
 

@@ -1,5 +1,12 @@
 //! What `deploy/` ships works: the units are as closed as they say, the broker's configuration and access rules let a
 //! gateway and a hub do their work.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a test stops at the first thing that goes wrong, and prints"
+)]
 
 mod harness;
 

@@ -1,4 +1,11 @@
 //! The harness itself: a fault that does not happen would make every test on it worthless.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a test stops at the first thing that goes wrong, and prints"
+)]
 
 mod harness;
 

@@ -2,6 +2,13 @@
 //!
 //! One oracle judges every run: what a sender was told is safe must stand in the hub's store exactly once, in the
 //! order in which that sender got its acknowledgments, on an unbroken chain.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a test stops at the first thing that goes wrong, and prints"
+)]
 
 mod harness;
 #[path = "../examples/outage/proof.rs"]

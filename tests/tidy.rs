@@ -1,4 +1,11 @@
 //! Style as a test: what a reviewer would otherwise have to say every time.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a test stops at the first thing that goes wrong, and prints"
+)]
 
 use std::path::{Path, PathBuf};
 
@@ -42,7 +49,7 @@ fn files_are_short() {
     /// About 400; a little more is better than a cut in the wrong place.
     const LINES: usize = 500;
     /// Debts: longer than that today, with the length that they must not grow beyond.
-    const DEBTS: [(&str, usize); 1] = [("outbox/recovery.rs", 560)];
+    const DEBTS: [(&str, usize); 0] = [];
     for (name, code) in product() {
         let lines = code.lines().count();
         let debt = DEBTS.iter().find(|(of, _)| *of == name).map(|(_, most)| *most);

@@ -1,4 +1,11 @@
 //! The uplink against a real Mosquitto over mutual TLS, with a scripted hub at the other end.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a test stops at the first thing that goes wrong, and prints"
+)]
 
 mod harness;
 mod uplink_kit;

@@ -1,4 +1,11 @@
 //! The test vectors of `docs/wire-format.md` are what the code computes: the document is the contract.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a test stops at the first thing that goes wrong, and prints"
+)]
 
 use practice_gateway::chain::{ChainValue, Link};
 use practice_gateway::transaction::{Epoch, Lane};

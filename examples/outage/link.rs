@@ -8,15 +8,15 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
 /// A link that can be cut and restored.
-pub struct Link {
+pub(crate) struct Link {
     /// Where the gateway connects to.
-    pub address: SocketAddr,
+    pub(crate) address: SocketAddr,
     up: watch::Sender<bool>,
 }
 
 impl Link {
     /// Listens on a free port of the loopback and passes everything on to `broker`.
-    pub async fn start(broker: String) -> std::io::Result<Self> {
+    pub(crate) async fn start(broker: String) -> std::io::Result<Self> {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
         let address = listener.local_addr()?;
         let (up, state) = watch::channel(true);
@@ -45,12 +45,12 @@ impl Link {
     }
 
     /// Cuts every connection and refuses new ones.
-    pub fn cut(&self) {
+    pub(crate) fn cut(&self) {
         self.up.send_replace(false);
     }
 
     /// Lets connections through again.
-    pub fn restore(&self) {
+    pub(crate) fn restore(&self) {
         self.up.send_replace(true);
     }
 }

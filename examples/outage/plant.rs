@@ -11,9 +11,9 @@ use serde_json::Value;
 use crate::{Arguments, Result, finish, progress, until};
 
 /// Where the broker is, and what is needed to talk to it.
-pub struct Broker {
+pub(crate) struct Broker {
     /// `host:port`.
-    pub address: String,
+    pub(crate) address: String,
     ca: PathBuf,
     gateway: (PathBuf, PathBuf),
     hub: (PathBuf, PathBuf),
@@ -21,7 +21,7 @@ pub struct Broker {
 
 impl Broker {
     /// A broker that somebody else runs.
-    pub fn named(arguments: &Arguments, address: &str) -> Result<Self> {
+    pub(crate) fn named(arguments: &Arguments, address: &str) -> Result<Self> {
         let file = |path: &Option<PathBuf>| -> Result<PathBuf> {
             Ok(std::fs::canonicalize(path.as_ref().ok_or("a certificate file is missing")?)?)
         };
@@ -34,7 +34,7 @@ impl Broker {
     }
 
     /// rumqttd in this process, with mutual TLS and certificates made for this run.
-    pub fn embedded(directory: &Path) -> Result<Self> {
+    pub(crate) fn embedded(directory: &Path) -> Result<Self> {
         let tls = directory.join("tls");
         std::fs::create_dir_all(&tls)?;
         let mut params = CertificateParams::new(Vec::new())?;
@@ -80,11 +80,11 @@ impl Broker {
 }
 
 /// The gateway and the hub, each a process of its own.
-pub struct Plant {
+pub(crate) struct Plant {
     /// The gateway's MLLP door.
-    pub door: SocketAddr,
+    pub(crate) door: SocketAddr,
     /// The hub's store.
-    pub store: PathBuf,
+    pub(crate) store: PathBuf,
     config: PathBuf,
     processes: Vec<(&'static str, Child)>,
     directory: PathBuf,
@@ -92,7 +92,7 @@ pub struct Plant {
 
 impl Plant {
     /// Makes keys and configuration files, as the programs' own `init` does, and starts both.
-    pub fn start(directory: &Path, broker: &Broker, link: SocketAddr) -> Result<Self> {
+    pub(crate) fn start(directory: &Path, broker: &Broker, link: SocketAddr) -> Result<Self> {
         let door = free_address()?;
         let store = directory.join("hub");
         let (config, hub_config) = (directory.join("gateway.toml"), directory.join("hub.toml"));
@@ -166,14 +166,14 @@ impl Plant {
     }
 
     /// What `practice-gateway status --json` says.
-    pub fn status(&self) -> Result<Value> {
+    pub(crate) fn status(&self) -> Result<Value> {
         let output =
             own("practice-gateway", &["status", "--json"], &self.config).stderr(Stdio::null()).output()?;
         Ok(serde_json::from_slice(&output.stdout).unwrap_or(Value::Null))
     }
 
     /// Waits until the status is as wanted.
-    pub async fn wait_for(&mut self, what: &str, wanted: impl Fn(&Value) -> bool) -> Result<()> {
+    pub(crate) async fn wait_for(&mut self, what: &str, wanted: impl Fn(&Value) -> bool) -> Result<()> {
         let logs = self.directory.clone();
         until(what, Duration::from_secs(60), || {
             for (program, child) in &mut self.processes {
@@ -192,7 +192,7 @@ impl Plant {
     }
 
     /// Shows the backlog drain until `total` are confirmed.
-    pub async fn drain(&self, what: &'static str, total: u64) -> Result<()> {
+    pub(crate) async fn drain(&self, what: &'static str, total: u64) -> Result<()> {
         let already = self.status()?["confirmed_total"].as_u64().unwrap_or(0);
         let bar = progress(total.saturating_sub(already), what);
         until("the backlog to drain", Duration::from_secs(600), || {
@@ -206,7 +206,7 @@ impl Plant {
     }
 
     /// Stops both with SIGTERM, the gateway first, and waits for them.
-    pub fn stop(&mut self) -> Result<()> {
+    pub(crate) fn stop(&mut self) -> Result<()> {
         while let Some((program, mut child)) = self.processes.pop() {
             if let Some(pid) = rustix::process::Pid::from_raw(i32::try_from(child.id())?) {
                 rustix::process::kill_process(pid, rustix::process::Signal::TERM)?;

@@ -10,24 +10,27 @@ use practice_gateway::transaction::Epoch;
 
 /// What the proof found; every figure but the first two must be zero.
 #[derive(Debug, Default)]
-pub struct Proof {
+pub(crate) struct Proof {
     /// Messages that a sender was told are safe.
-    pub accepted: usize,
+    pub(crate) accepted: usize,
     /// Transactions in the hub's store.
-    pub delivered: usize,
+    pub(crate) delivered: usize,
     /// Acknowledged and not in the store.
-    pub lost: usize,
+    pub(crate) lost: usize,
     /// In the store more often than acknowledged, or an id twice.
-    pub repeated: usize,
+    pub(crate) repeated: usize,
     /// Not in the order of acceptance, or a hole in the sequence.
-    pub out_of_order: usize,
+    pub(crate) out_of_order: usize,
     /// Whether every chain value was computed again and found equal.
-    pub chain_ok: bool,
+    pub(crate) chain_ok: bool,
 }
 
 impl Proof {
     /// Compares. `acknowledged` holds, for each sender, the bodies in the order in which it was told that they are safe.
-    pub fn of(store: &Path, acknowledged: &[Vec<Vec<u8>>]) -> Result<Self, Box<dyn std::error::Error>> {
+    pub(crate) fn of(
+        store: &Path,
+        acknowledged: &[Vec<Vec<u8>>],
+    ) -> Result<Self, Box<dyn std::error::Error>> {
         let mut proof = Self { chain_ok: true, ..Self::default() };
         proof.accepted = acknowledged.iter().map(Vec::len).sum();
         let mut arrived: HashMap<Vec<u8>, Vec<usize>> = HashMap::new();
@@ -83,13 +86,8 @@ impl Proof {
         Ok(proof)
     }
 
-    /// Whether everything is as promised.
-    pub fn holds(&self) -> bool {
-        self.lost == 0 && self.repeated == 0 && self.out_of_order == 0 && self.chain_ok && self.accepted > 0
-    }
-
     /// One line of JSON for programs.
-    pub fn json(&self) -> String {
+    pub(crate) fn json(&self) -> String {
         format!(
             r#"{{"accepted":{},"delivered":{},"lost":{},"repeated":{},"out_of_order":{},"chain_ok":{}}}"#,
             self.accepted, self.delivered, self.lost, self.repeated, self.out_of_order, self.chain_ok

@@ -7,7 +7,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
 /// Splits a file of MLLP frames, or makes up `count` results where there is no file.
-pub fn messages(file: Option<&Path>, count: usize) -> std::io::Result<Vec<Vec<u8>>> {
+pub(crate) fn messages(file: Option<&Path>, count: usize) -> std::io::Result<Vec<Vec<u8>>> {
     let Some(file) = file else {
         return Ok((1..=count).map(made_up).collect());
     };
@@ -39,21 +39,21 @@ fn made_up(number: usize) -> Vec<u8> {
 }
 
 /// One sender with one connection.
-pub struct Sender {
+pub(crate) struct Sender {
     stream: TcpStream,
     buffer: Vec<u8>,
 }
 
 impl Sender {
     /// Connects to the gateway's MLLP door.
-    pub async fn connect(door: SocketAddr) -> std::io::Result<Self> {
+    pub(crate) async fn connect(door: SocketAddr) -> std::io::Result<Self> {
         let stream = TcpStream::connect(door).await?;
         stream.set_nodelay(true)?;
         Ok(Self { stream, buffer: Vec::with_capacity(2048) })
     }
 
     /// Sends one message and waits for its acknowledgment: `true` when it is positive.
-    pub async fn send(&mut self, message: &[u8]) -> std::io::Result<bool> {
+    pub(crate) async fn send(&mut self, message: &[u8]) -> std::io::Result<bool> {
         let mut frame = Vec::with_capacity(message.len() + 3);
         frame.push(0x0b);
         frame.extend_from_slice(message);

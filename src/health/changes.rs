@@ -1,4 +1,5 @@
 //! What has changed since the last look, as events: each is raised once, when it begins and when it is over.
+//! What the uplink's machines alarm about (held, diverged ...) is raised by the uplink, which knows the place.
 
 use std::time::{Duration, Instant};
 
@@ -21,8 +22,6 @@ pub(super) struct Changes {
     outage: Option<Instant>,
     refusing: bool,
     store_low: bool,
-    held: bool,
-    diverged: bool,
     numbers_wrong: bool,
     certificate: Certificate,
     clock: Option<Clock>,
@@ -52,8 +51,8 @@ pub(super) fn certificate_days(looks: &Looks<'_>) -> Option<i64> {
 /// An event for something that the outbox noted.
 pub(super) fn from_notable(notable: &Notable) -> Raised {
     let level = match notable.code {
-        "damaged" | "store.trouble" => Level::Alarm,
-        "store.recovered" | "pruned" => Level::Info,
+        "damaged" | "salvaged" | "store.trouble" | "store.shortfall" => Level::Alarm,
+        "store.works" | "store.room" | "index.rebuilt" => Level::Info,
         _ => Level::Warning,
     };
     Raised { level, code: notable.code, phase: "", detail: notable.detail.clone() }
@@ -79,16 +78,7 @@ impl Changes {
             "store.accepting",
         );
         let low = format!("{} of {} bytes are used", outbox.store_bytes, outbox.limit_bytes);
-        flag(&mut self.store_low, store_low(outbox), (Level::Warning, "store.low", low), "store.enough");
-        let held = format!("{} too large for the broker: its lane stands", looks.link.held);
-        flag(&mut self.held, looks.link.held > 0, (Level::Alarm, "held", held), "held.released");
-        let diverged = looks.link.diverged.clone();
-        flag(
-            &mut self.diverged,
-            !diverged.is_empty(),
-            (Level::Alarm, "diverged", diverged),
-            "diverged.settled",
-        );
+        flag(&mut self.store_low, store_low(outbox), (Level::Warning, "store.filling", low), "store.eased");
         let numbers = format!(
             "accepted {}, confirmed {}, waiting {}, damaged {}",
             counts.accepted, counts.confirmed, counts.waiting, counts.damaged

@@ -4,9 +4,9 @@ use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 
 use super::lane::locked;
-use super::recovery::{discard, empty_trash};
 use super::segment::Segment;
 use super::shared::{Chore, Shared};
+use super::trash::{discard, empty_trash};
 
 /// Runs until it is told to stop.
 pub(crate) fn run(shared: &Arc<Shared>, chores: &Receiver<Chore>) {

@@ -27,6 +27,7 @@
 
 mod admission;
 mod alternating;
+mod claim;
 mod duplicates;
 mod errors;
 mod files;
@@ -53,6 +54,7 @@ mod space;
 mod tags;
 #[cfg(test)]
 mod tests;
+mod trash;
 mod writer;
 
 pub use errors::{OpenError, ReadError, Refusal};
@@ -411,7 +413,7 @@ impl Outbox {
     /// # Errors
     /// [`OpenError`].
     pub fn identify(settings: &Settings, key: &OutboxKey) -> Result<bool, OpenError> {
-        recovery::identify(settings, key)
+        claim::identify(settings, key)
     }
 
     /// Numbers for health.

@@ -8,18 +8,20 @@ use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
+use super::claim::failed;
 use super::index::DuplicateIndex;
 use super::keeper::Keeper;
 use super::lane::locked;
 use super::marks::Marks;
 use super::pen::Pen;
 use super::quarantine::Quarantine;
+use super::recovery::Beside;
 use super::seal::Sealer;
 use super::shared::{Chore, Parts, Shared};
 use super::sidecar::Sidecar;
 use super::space::Ballast;
 use super::writer::{Job, Writer};
-use super::{Notable, OpenError, OutboxKey, Refusal, Settings, keeper, maker, recovery};
+use super::{Notable, OpenError, OutboxKey, Refusal, Settings, claim, keeper, maker, recovery, trash};
 
 /// An outbox whose threads run.
 pub(crate) struct Running {
@@ -31,28 +33,23 @@ pub(crate) struct Running {
     lock: Mutex<Option<File>>,
 }
 
-fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> OpenError {
-    let path = path.to_owned();
-    move |source| OpenError::Io { action, path, source }
-}
-
 /// As [`super::Outbox::open`].
 pub(crate) fn open(settings: Settings, key: &OutboxKey) -> Result<Running, OpenError> {
     let directory = settings.directory.clone();
-    let lock = recovery::claim(&settings, key)?;
+    let lock = claim::claim(&settings, key)?;
     let mut notables = Vec::new();
     let path = directory.join("sidecar");
-    let sidecar = Sidecar::open(&path).map_err(io_error("open", &path))?;
+    let sidecar = Sidecar::open(&path).map_err(failed("open", &path))?;
     let path = directory.join("marks");
-    let marks = Marks::open(&path).map_err(io_error("open", &path))?;
+    let marks = Marks::open(&path).map_err(failed("open", &path))?;
     let path = directory.join("ballast");
     let ballast =
-        Ballast::open(&path, settings.segment_bytes.saturating_mul(4)).map_err(io_error("open", &path))?;
+        Ballast::open(&path, settings.segment_bytes.saturating_mul(4)).map_err(failed("open", &path))?;
     let path = directory.join("quarantine");
     let quarantine = Quarantine::open(&path, &key.derived("quarantine"), settings.quarantine_bytes)
-        .map_err(io_error("open", &path))?;
+        .map_err(failed("open", &path))?;
     let path = directory.join("index");
-    let index = DuplicateIndex::open(&path, &key.derived("index")).map_err(io_error("open", &path))?;
+    let index = DuplicateIndex::open(&path, &key.derived("index")).map_err(failed("open", &path))?;
     for (damaged, code, detail) in [
         (
             sidecar.was_damaged(),
@@ -73,20 +70,18 @@ pub(crate) fn open(settings: Settings, key: &OutboxKey) -> Result<Running, OpenE
     }
 
     let sealer = Sealer::new(key);
-    let ids = recovery::lane_ids(&settings, &mut notables)?;
+    let ids = claim::lane_ids(&settings, &mut notables)?;
     let mut found = Vec::new();
     for (lane, id) in settings.lanes.iter().zip(ids) {
-        found.push(recovery::open_lane(
-            &settings,
-            lane,
-            id,
-            &sealer,
-            &sidecar,
-            &marks,
-            &quarantine,
-            &ballast,
-            &mut notables,
-        )?);
+        let beside = Beside {
+            settings: &settings,
+            sealer: &sealer,
+            sidecar: &sidecar,
+            marks: &marks,
+            quarantine: &quarantine,
+            ballast: &ballast,
+        };
+        found.push(recovery::open_lane(&beside, lane, id, &mut notables)?);
     }
     let (chores, work) = channel();
     let (jobs, queue) = channel();
@@ -102,7 +97,7 @@ pub(crate) fn open(settings: Settings, key: &OutboxKey) -> Result<Running, OpenE
             };
             let chain = shared
                 .chain_in(&found.lane, &numbering, tail)
-                .map_err(|error| io_error("read", &found.lane.directory)(io::Error::other(error)))?;
+                .map_err(|error| failed("read", &found.lane.directory)(io::Error::other(error)))?;
             found.lane.state().chain = chain;
         }
         pens.push(Pen::new(found.lane, index, found.active, found.last_ordinal));
@@ -134,10 +129,7 @@ fn spawn(
     directory: &Path,
     body: impl FnOnce() + Send + 'static,
 ) -> Result<JoinHandle<()>, OpenError> {
-    std::thread::Builder::new()
-        .name(name.into())
-        .spawn(body)
-        .map_err(io_error("start a thread for", directory))
+    std::thread::Builder::new().name(name.into()).spawn(body).map_err(failed("start a thread for", directory))
 }
 
 impl Running {
@@ -171,7 +163,7 @@ impl Running {
             lane.handles.clear();
             if let Some((ordinal, segment)) = locked(&lane.ahead).take() {
                 drop(segment);
-                let _ = recovery::discard(&self.shared.settings.directory, &lane.segment_directory(ordinal));
+                let _ = trash::discard(&self.shared.settings.directory, &lane.segment_directory(ordinal));
             }
         }
         drop(locked(&self.lock).take());

@@ -144,12 +144,12 @@ impl Pen {
                 }
             }
         }
-        self.to_new_segment(shared)
+        self.replace_segment(shared)
     }
 
     /// Tries again to write what could not be written.
     pub(crate) fn settle(&mut self, shared: &Shared) {
-        if self.trouble.is_some() && self.to_new_segment(shared).is_ok() {
+        if self.trouble.is_some() && self.replace_segment(shared).is_ok() {
             self.trouble = None;
             let seconds = self.failing_since.take().map_or(0, |since| since.elapsed().as_secs());
             tracing::info!(lane = %self.lane.name, seconds, "Store works again");
@@ -161,7 +161,7 @@ impl Pen {
     }
 
     /// Writes what is unsettled to a new segment, which follows or replaces the present one.
-    fn to_new_segment(&mut self, shared: &Shared) -> Result<(), String> {
+    fn replace_segment(&mut self, shared: &Shared) -> Result<(), String> {
         let outcome = self.begin_segment(shared);
         match outcome {
             Ok((ordinal, segment)) => {

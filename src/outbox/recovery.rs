@@ -5,16 +5,16 @@
 //! store start silently empty.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{self, File};
+use std::fs;
 use std::io;
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
-use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use uuid::Uuid;
 
+use super::claim::failed;
 use super::lane::{Handles, LaneShared, LaneState, Ledger};
 use super::marks::Marks;
 use super::quarantine::Quarantine;
@@ -24,27 +24,17 @@ use super::segment::{DATABASE_FILE, Extent, Segment, SegmentError, SegmentHeader
 use super::shared::lane_file;
 use super::sidecar::Sidecar;
 use super::space::Ballast;
-use super::{LaneSettings, Mark, Notable, OpenError, OutboxKey, Settings, files};
+use super::trash::discard;
+use super::{LaneSettings, Mark, Notable, OpenError, Settings, files};
 use crate::chain::ChainValue;
 use crate::delivery::Numbering;
-use crate::transaction::{Epoch, Gateway, Lane, Position, Practice};
+use crate::transaction::{Epoch, Lane, Position};
 
-/// Newest format that this build reads, and the one that it writes.
-pub(crate) const FORMAT: u32 = 1;
 /// Of the ledger.
 pub(crate) const LEDGER_VERSION: u32 = 1;
 /// Records at the end of the newest segment from which its payload is estimated.
 const SAMPLE_RECORDS: u64 = 32;
 const SAMPLE_BYTES: u64 = 4 << 20;
-
-/// Whose store it is. Written once, before anything else.
-#[derive(Debug, Serialize, Deserialize)]
-struct Format {
-    format: u32,
-    practice: Practice,
-    gateway: Gateway,
-    key_id: String,
-}
 
 /// A lane as it was found.
 pub(crate) struct Found {
@@ -55,11 +45,6 @@ pub(crate) struct Found {
     pub(crate) last_ordinal: u64,
     /// The last record was accepted in an older epoch: the chain value at the tail has to be computed.
     pub(crate) chain_unknown: bool,
-}
-
-fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> OpenError {
-    let path = path.to_owned();
-    move |source| OpenError::Io { action, path, source }
 }
 
 fn segment_failed(path: &Path) -> impl FnOnce(SegmentError) -> OpenError {
@@ -74,112 +59,24 @@ fn segment_failed(path: &Path) -> impl FnOnce(SegmentError) -> OpenError {
     }
 }
 
-/// Checks whose store it is; whether there is one. Nothing is written.
-pub(crate) fn identify(settings: &Settings, key: &OutboxKey) -> Result<bool, OpenError> {
-    let directory = &settings.directory;
-    let path = directory.join("FORMAT");
-    let found = files::load::<serde_json::Value>(&path).map_err(failed("read", &path))?;
-    if let Some(found) = &found {
-        let version = found.get("format").and_then(serde_json::Value::as_u64).unwrap_or(u64::MAX);
-        if version > u64::from(FORMAT) {
-            return Err(OpenError::Newer {
-                directory: directory.clone(),
-                found: u32::try_from(version).unwrap_or(u32::MAX),
-                known: FORMAT,
-            });
-        }
-        let format: Format = serde_json::from_value(found.clone())
-            .map_err(|error| failed("read", &path)(io::Error::new(io::ErrorKind::InvalidData, error)))?;
-        if (&format.practice, &format.gateway) != (&settings.practice, &settings.gateway) {
-            return Err(OpenError::OtherOwner {
-                directory: directory.clone(),
-                owner: format!("{}.{}", format.practice, format.gateway),
-                configured: format!("{}.{}", settings.practice, settings.gateway),
-            });
-        }
-        if format.key_id != key.id() {
-            return Err(OpenError::WrongKey {
-                directory: directory.clone(),
-                expected: format.key_id,
-                given: key.id(),
-            });
-        }
-    }
-    Ok(found.is_some())
-}
-
-/// Checks whose store it is, before anything is written, and takes its lock.
-pub(crate) fn claim(settings: &Settings, key: &OutboxKey) -> Result<File, OpenError> {
-    let there = identify(settings, key)?;
-    let directory = &settings.directory;
-    let path = directory.join("FORMAT");
-    files::create_directory(directory).map_err(failed("create", directory))?;
-    let lock_path = directory.join("lock");
-    let lock = File::options()
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .open(&lock_path)
-        .map_err(failed("open", &lock_path))?;
-    match lock.try_lock() {
-        Ok(()) => {}
-        Err(fs::TryLockError::WouldBlock) => return Err(OpenError::InUse(directory.clone())),
-        Err(fs::TryLockError::Error(source)) => return Err(failed("lock", &lock_path)(source)),
-    }
-    if !there {
-        if directory.join("segments").exists() {
-            let missing =
-                io::Error::new(io::ErrorKind::NotFound, "there are segments, but the file FORMAT is missing");
-            return Err(failed("read", &path)(missing));
-        }
-        let format = Format {
-            format: FORMAT,
-            practice: settings.practice.clone(),
-            gateway: settings.gateway.clone(),
-            key_id: key.id(),
-        };
-        files::save(&path, &format).map_err(failed("write", &path))?;
-    }
-    Ok(lock)
-}
-
-/// The numbers of the lanes: what records name a lane by. Only ever appended to.
-pub(crate) fn lane_ids(settings: &Settings, notables: &mut Vec<Notable>) -> Result<Vec<u16>, OpenError> {
-    let path = settings.directory.join("lanes.list");
-    let mut known: Vec<Lane> = files::load(&path).map_err(failed("read", &path))?.unwrap_or_default();
-    let before = known.len();
-    for lane in &settings.lanes {
-        if !known.contains(&lane.lane) {
-            known.push(lane.lane.clone());
-        }
-    }
-    if known.len() > before {
-        files::save(&path, &known).map_err(failed("write", &path))?;
-    }
-    for lane in known.iter().filter(|known| settings.lanes.iter().all(|lane| lane.lane != **known)) {
-        notables.push(Notable {
-            code: "lane.unconfigured",
-            detail: format!(
-                "the store has a lane {lane} that the configuration does not name; it is kept and not sent"
-            ),
-        });
-    }
-    let id = |lane: &LaneSettings| known.iter().position(|known| *known == lane.lane).unwrap_or_default();
-    Ok(settings.lanes.iter().map(|lane| u16::try_from(id(lane)).unwrap_or(u16::MAX)).collect())
+/// What a lane is opened with.
+pub(crate) struct Beside<'a> {
+    pub(crate) settings: &'a Settings,
+    pub(crate) sealer: &'a Sealer,
+    pub(crate) sidecar: &'a Sidecar,
+    pub(crate) marks: &'a Marks,
+    pub(crate) quarantine: &'a Quarantine,
+    pub(crate) ballast: &'a Ballast,
 }
 
 /// Opens one lane.
 pub(crate) fn open_lane(
-    settings: &Settings,
+    beside: &Beside<'_>,
     lane: &LaneSettings,
     id: u16,
-    sealer: &Sealer,
-    sidecar: &Sidecar,
-    marks: &Marks,
-    quarantine: &Quarantine,
-    ballast: &Ballast,
     notables: &mut Vec<Notable>,
 ) -> Result<Found, OpenError> {
+    let Beside { settings, sealer, sidecar, marks, quarantine, ballast } = *beside;
     let name = &lane.lane;
     let directory = settings.directory.join("segments").join(name.as_str());
     files::create_directory(&directory).map_err(failed("create", &directory))?;
@@ -220,6 +117,7 @@ pub(crate) fn open_lane(
     let mut holes = ledger.as_ref().map(|ledger| ledger.holes.clone()).unwrap_or_default();
     let (mut tail, mut chain, mut chain_unknown) = (0, first, false);
     let mut active = None;
+    let mut end_unknown = false;
     let mut ledger_stale = ledger.is_none();
 
     if let Some((ordinal, segment, header)) = newest {
@@ -227,7 +125,13 @@ pub(crate) fn open_lane(
         let end = last_record(name, &segment, sealer, header.base, sidecar, quarantine, notables)
             .map_err(segment_failed(segment.directory()))?;
         tail = end.position.unwrap_or(header.base - 1);
-        chain = end.chain.unwrap_or(header.previous);
+        if end.damaged {
+            ledger_stale |= holes.add(tail, tail);
+        }
+        // The last record is damaged: only the sidecar may still know its chain value.
+        let beside_it = sidecar.last(name).filter(|(position, _)| *position == tail).map(|(_, chain)| chain);
+        end_unknown = end.position.is_some() && end.chain.or(beside_it).is_none();
+        chain = end.chain.or(beside_it.filter(|_| end.position.is_some())).unwrap_or(header.previous);
         chain_unknown = end.epoch.is_some_and(|epoch| epoch != numbering.at(tail + 1).epoch)
             || (end.epoch.is_none() && header.numbering != numbering);
         let records = tail + 1 - header.base;
@@ -243,13 +147,14 @@ pub(crate) fn open_lane(
     }
 
     let vouched = sidecar.last(name).map_or(0, |(position, _)| position).max(mark.position);
-    if vouched > tail {
+    if vouched > tail || end_unknown {
         let epoch = Epoch(Uuid::now_v7());
+        let vouched = vouched.max(tail);
         notables.push(Notable {
             code: "store.shortfall",
             detail: format!(
-                "lane {name} ends at position {tail}, but {vouched} was accepted: {} to {vouched} are lost, and a new epoch begins",
-                tail + 1
+                "lane {name} is whole through position {} only, but {vouched} was accepted; a new epoch begins",
+                if end_unknown { tail - 1 } else { tail }
             ),
         });
         tracing::error!(lane = %name, found = tail, accepted = vouched, "Store ends before what it had accepted");
@@ -493,6 +398,8 @@ struct End {
     oldest: Option<u64>,
     average_bytes: u64,
     trimmed: bool,
+    /// The record at `position` was answered and cannot be read.
+    damaged: bool,
 }
 
 fn last_record(
@@ -516,7 +423,7 @@ fn last_record(
                 break;
             }
             // Nobody was told of it: a crash cut it short. Its pieces are kept all the same.
-            _ if last > vouched => {
+            _ if last > vouched && !end.trimmed => {
                 quarantine
                     .keep("incomplete record", lane.as_str(), &segment.pieces(last)?)
                     .map_err(SegmentError::Files)?;
@@ -531,10 +438,16 @@ fn last_record(
                     ),
                 });
             }
-            // It was answered: it stays, and a reader will find it damaged.
+            // It was answered: it stays where it is, and everybody is told that it is damaged.
             _ => {
                 end.position = Some(last);
                 end.trimmed = true;
+                end.damaged = true;
+                tracing::error!(%lane, position = last, "The last record is damaged");
+                notables.push(Notable {
+                    code: "damaged",
+                    detail: format!("position {last} of lane {lane} was accepted and is damaged"),
+                });
                 break;
             }
         }
@@ -554,28 +467,4 @@ fn last_record(
         end.oldest = oldest.and_then(|(_, bytes)| sealer.open(&bytes.ok()?).ok()).map(|(_, t)| t.time);
     }
     Ok(end)
-}
-
-/// Removes a directory: to the trash by rename, durably, and only then its files.
-pub(crate) fn discard(store: &Path, directory: &Path) -> io::Result<()> {
-    let trash = store.join("trash");
-    files::create_directory(&trash)?;
-    let name = directory.file_name().and_then(|n| n.to_str()).unwrap_or("segment");
-    let lane = directory.parent().and_then(Path::file_name).and_then(|n| n.to_str()).unwrap_or("lane");
-    let target = trash.join(format!("{lane}-{name}-{}", Uuid::now_v7()));
-    fs::rename(directory, &target)?;
-    directory.parent().map_or(Ok(()), files::sync_directory)?;
-    fs::remove_dir_all(target)
-}
-
-/// What a crash left in the trash.
-pub(crate) fn empty_trash(store: &Path) -> io::Result<()> {
-    let trash = store.join("trash");
-    if !trash.is_dir() {
-        return Ok(());
-    }
-    for entry in fs::read_dir(&trash)? {
-        fs::remove_dir_all(entry?.path())?;
-    }
-    Ok(())
 }

@@ -105,6 +105,9 @@ pub(crate) struct Extent {
     pub(crate) oldest: Option<UnixMillis>,
 }
 
+/// A position that has chunks, and its record if they make one.
+pub(crate) type Shown = (Position, Result<Vec<u8>, RecordError>);
+
 /// An open segment.
 pub(crate) struct Segment {
     db: sled::Db,
@@ -321,11 +324,7 @@ impl Segment {
     ///
     /// # Errors
     /// [`SegmentError`]
-    pub(crate) fn first(
-        &self,
-        from: Position,
-        through: Position,
-    ) -> Result<Option<(Position, Result<Vec<u8>, RecordError>)>, SegmentError> {
+    pub(crate) fn first(&self, from: Position, through: Position) -> Result<Option<Shown>, SegmentError> {
         let mut first = None;
         self.visit(from, through, &mut |position, record| {
             first = Some((position, record));

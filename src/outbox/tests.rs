@@ -359,6 +359,14 @@ fn only_an_unanswered_last_record_is_trimmed() {
     let outbox = open(directory.path());
     assert_eq!(tail(&outbox), 5);
     assert_eq!(outbox.read(&clinical(), 4, 9, usize::MAX).unwrap().len(), 1);
+    // The sidecar knows its chain value, so the lane goes on in its epoch.
+    add(&outbox, 6..=6);
+    assert_eq!(outbox.numbering(&clinical()).unwrap().epochs().len(), 1);
+    let damaged = outbox.chain_at(&clinical(), 5).unwrap();
+    let next = &outbox.read(&clinical(), 6, 9, usize::MAX).unwrap()[0];
+    assert_eq!(next.previous, damaged);
+    assert_eq!(next.previous.next_for(next.epoch, &clinical(), 6, &next.transaction), next.chain);
+    assert_eq!(counts(&outbox).damaged, 1);
 }
 
 #[test]

@@ -16,6 +16,8 @@ const SMOOTH_SECONDS: f64 = 5.0;
 pub(super) struct LinkReport {
     sender: watch::Sender<LinkSnapshot>,
     pub(super) now: LinkSnapshot,
+    /// The upstream of the attempt under way.
+    trying: String,
     published: Instant,
     measured: Instant,
     measured_confirmed: u64,
@@ -27,6 +29,7 @@ impl LinkReport {
         Self {
             sender,
             now: LinkSnapshot::starting(now),
+            trying: String::new(),
             published: now,
             measured: now,
             measured_confirmed: 0,
@@ -46,18 +49,28 @@ impl LinkReport {
         }
     }
 
-    /// An attempt has come this far.
+    /// An attempt has come this far. What failed the last one stands, upstream, phase and sentence together, until
+    /// this one has come further: a repeated attempt must not show a reason under another's phase every second.
     pub(super) fn phase(&mut self, phase: Phase, upstream: &str) {
-        self.now.phase = phase;
-        if self.now.upstream != upstream {
-            self.now.upstream = upstream.to_owned();
+        if self.trying != upstream {
+            self.trying = upstream.to_owned();
         }
+        let stands = !self.now.failure.is_empty() && self.now.phase != Phase::Live;
+        if stands && (self.trying != self.now.upstream || phase <= self.now.phase) {
+            return;
+        }
+        if stands {
+            self.now.failure.clear();
+        }
+        self.now.phase = phase;
+        self.now.upstream.clone_from(&self.trying);
         self.publish();
     }
 
     /// Live.
     pub(super) fn up(&mut self) {
         self.now.up = true;
+        self.now.upstream.clone_from(&self.trying);
         self.now.phase = Phase::Live;
         self.now.failure.clear();
         self.now.down_since = None;
@@ -67,6 +80,7 @@ impl LinkReport {
     /// Failed, or lost.
     pub(super) fn down(&mut self, failure: &Failure) {
         self.now.up = false;
+        self.now.upstream.clone_from(&self.trying);
         self.now.phase = failure.phase;
         self.now.failure.clone_from(&failure.sentence);
         self.now.down_since.get_or_insert_with(Instant::now);
@@ -95,5 +109,35 @@ impl LinkReport {
     /// The first sum: what was confirmed before this process is no rate of it.
     pub(super) fn begin(&mut self, confirmed: u64) {
         self.measured_confirmed = confirmed;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shown(report: &LinkReport) -> (Phase, &str, &str) {
+        (report.now.phase, report.now.failure.as_str(), report.now.upstream.as_str())
+    }
+
+    #[test]
+    fn a_failure_stands_with_its_phase_until_an_attempt_comes_further() {
+        let mut report = LinkReport::new(watch::channel(LinkSnapshot::starting(Instant::now())).0);
+        report.phase(Phase::Tls, "a:1");
+        report.down(&Failure::new(Phase::Tls, "expired"));
+        for phase in [Phase::Dns, Phase::Tcp, Phase::Tls] {
+            report.phase(phase, "a:1");
+            assert_eq!(shown(&report), (Phase::Tls, "expired", "a:1"));
+        }
+        report.phase(Phase::Tcp, "b:1");
+        assert_eq!(shown(&report), (Phase::Tls, "expired", "a:1"));
+        report.down(&Failure::new(Phase::Tcp, "refused"));
+        assert_eq!(shown(&report), (Phase::Tcp, "refused", "b:1"));
+        report.phase(Phase::Tls, "b:1");
+        assert_eq!(shown(&report), (Phase::Tls, "", "b:1"));
+        report.up();
+        report.down(&Failure::new(Phase::Live, "reset"));
+        report.phase(Phase::Dns, "b:1");
+        assert_eq!(shown(&report), (Phase::Dns, "reset", "b:1"), "after a loss the way back is shown");
     }
 }

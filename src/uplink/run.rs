@@ -106,6 +106,7 @@ pub async fn run(
     let mut uplink = Uplink {
         renewal: Renewal::new(settings.tls.clone(), clock, reload),
         known: vec![Vec::new(); settings.upstreams.len()],
+        said: vec![String::new(); settings.upstreams.len()],
         settings,
         driver,
         upstream: 0,
@@ -122,6 +123,8 @@ struct Uplink {
     known: Vec<Vec<SocketAddr>>,
     /// The one to be tried next.
     upstream: usize,
+    /// What was last logged of each upstream.
+    said: Vec<String>,
     /// The last session used, should the file fail.
     session: u64,
 }
@@ -210,6 +213,7 @@ impl Uplink {
         let session = self.session;
         tracing::info!(upstream = %self.settings.upstreams[self.upstream], session, "The link is up");
         self.driver.backoff.connected();
+        self.said.iter_mut().for_each(String::clear);
         let mut info = self.settings.info.clone();
         if let Some(expires) = self.renewal.succeeded() {
             self.driver.link.now.certificate_expires = Some(expires);
@@ -224,15 +228,12 @@ impl Uplink {
 
     /// Down is said once, and again only when the reason changes: attempts repeat for weeks.
     fn note_down(&mut self, failure: &Failure) {
-        let link = &mut self.driver.link;
-        let news = link.now.up || link.now.failure != failure.sentence;
-        if news {
-            tracing::warn!(
-                phase = failure.phase.as_str(),
-                reason = failure.sentence,
-                upstream = link.now.upstream,
-                "The link is down"
-            );
+        let (link, said) = (&mut self.driver.link, &mut self.said[self.upstream]);
+        if *said != failure.sentence {
+            said.clone_from(&failure.sentence);
+            let upstream = &self.settings.upstreams[self.upstream];
+            let (phase, reason) = (failure.phase.as_str(), failure.sentence.as_str());
+            tracing::warn!(phase, reason, %upstream, "The link is down");
         }
         link.down(failure);
     }
