@@ -246,7 +246,7 @@ mod tests {
     fn chunks_are_found_in_any_order_and_repeated_and_across_window_borders() {
         let mut bytes = vec![b'P'; WINDOW_BYTES - 2000];
         let one = values(1, 10_000, 1);
-        for value in one.iter().rev().chain(&one).chain(&values(2, 0, 2)) {
+        for value in one.iter().rev().chain(&one[..2]).chain(&values(2, 0, 2)) {
             bytes.extend(value);
             bytes.extend(b"PGWPGWc garbage");
         }
