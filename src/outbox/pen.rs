@@ -259,7 +259,7 @@ impl Pen {
             state.chain = self.tail_chain;
         }
         self.lane.tail.send_replace(self.tail);
-        if active.is_half_full(shared) && !active.next_asked_for {
+        if active.is_nearly_full(shared) && !active.next_asked_for {
             active.next_asked_for = true;
             self.last_ordinal += 1;
             shared.chore(Chore::MakeAhead { lane: self.index, ordinal: self.last_ordinal });
@@ -334,8 +334,9 @@ impl Active {
         self.records >= shared.settings.segment_records || self.bytes >= shared.settings.segment_bytes
     }
 
-    fn is_half_full(&self, shared: &Shared) -> bool {
-        self.records * 2 >= shared.settings.segment_records || self.bytes * 2 >= shared.settings.segment_bytes
+    fn is_nearly_full(&self, shared: &Shared) -> bool {
+        self.records * 4 >= shared.settings.segment_records * 3
+            || self.bytes * 4 >= shared.settings.segment_bytes * 3
     }
 }
 

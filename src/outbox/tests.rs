@@ -362,11 +362,9 @@ fn only_an_unanswered_last_record_is_trimmed() {
     // The sidecar knows its chain value, so the lane goes on in its epoch.
     add(&outbox, 6..=6);
     assert_eq!(outbox.numbering(&clinical()).unwrap().epochs().len(), 1);
-    let damaged = outbox.chain_at(&clinical(), 5).unwrap();
-    let next = &outbox.read(&clinical(), 6, 9, usize::MAX).unwrap()[0];
-    assert_eq!(next.previous, damaged);
-    assert_eq!(next.previous.next_for(next.epoch, &clinical(), 6, &next.transaction), next.chain);
-    assert_eq!(counts(&outbox).damaged, 1);
+    // And once its segment is no longer written, salvage finds the answered record in sled's log.
+    assert_eq!(bodies(&outbox), expected(1..=6));
+    assert_eq!(counts(&outbox).damaged, 0);
 }
 
 #[test]
