@@ -47,7 +47,7 @@ impl Mosquitto {
             let (port, plain_port) = (free_port(), free_port());
             let mut conf = format!(
                 "user root\npersistence false\nlog_type error\nlog_type warning\nlog_type notice\n\
-                 per_listener_settings false\nallow_anonymous true\nmax_queued_messages 0\nmax_inflight_messages 1024\n\
+                 per_listener_settings false\nallow_anonymous true\nmax_queued_messages 0\nmax_inflight_messages 1024\nset_tcp_nodelay true\n\
                  {extra}\n\
                  listener {port} 127.0.0.1\ncafile {ca}\ncertfile {cert}\nkeyfile {key}\n\
                  require_certificate true\nuse_identity_as_username true\n\
