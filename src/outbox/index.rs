@@ -453,7 +453,7 @@ mod tests {
             for (at, piece) in before.chunks(512).enumerate() {
                 let mut hash = DefaultHasher::new();
                 (round, at).hash(&mut hash);
-                if hash.finish() % 2 == 0 {
+                if hash.finish().is_multiple_of(2) {
                     torn[at * 512..][..512].copy_from_slice(piece);
                 }
             }
