@@ -125,9 +125,6 @@ pub(crate) fn open_lane(
         let end = last_record(name, &segment, sealer, header.base, sidecar, quarantine, notables)
             .map_err(segment_failed(segment.directory()))?;
         tail = end.position.unwrap_or(header.base - 1);
-        if end.damaged {
-            ledger_stale |= holes.add(tail, tail);
-        }
         // The last record is damaged: only the sidecar may still know its chain value.
         let beside_it = sidecar.last(name).filter(|(position, _)| *position == tail).map(|(_, chain)| chain);
         end_unknown = end.position.is_some() && end.chain.or(beside_it).is_none();
@@ -398,8 +395,6 @@ struct End {
     oldest: Option<u64>,
     average_bytes: u64,
     trimmed: bool,
-    /// The record at `position` was answered and cannot be read.
-    damaged: bool,
 }
 
 fn last_record(
@@ -438,16 +433,10 @@ fn last_record(
                     ),
                 });
             }
-            // It was answered: it stays where it is, and everybody is told that it is damaged.
+            // It was answered: it stays. A reader will find it damaged, and salvage may find it whole.
             _ => {
                 end.position = Some(last);
                 end.trimmed = true;
-                end.damaged = true;
-                tracing::error!(%lane, position = last, "The last record is damaged");
-                notables.push(Notable {
-                    code: "damaged",
-                    detail: format!("position {last} of lane {lane} was accepted and is damaged"),
-                });
                 break;
             }
         }
