@@ -135,7 +135,7 @@ impl DuplicateIndex {
         self.tagger.clone()
     }
 
-    /// As [`DuplicateIndex::find`].
+    /// Where something with these tags was stored, as far as the index knows: a hint.
     pub(crate) fn find_tags(&self, tags: Tags) -> io::Result<Vec<Found>> {
         let mut found = Vec::new();
         for table in &self.tables {
@@ -147,7 +147,7 @@ impl DuplicateIndex {
         Ok(found)
     }
 
-    /// As [`DuplicateIndex::insert`].
+    /// Remembers a stored transaction by its tags.
     pub(crate) fn insert_tags(&mut self, lane: u16, position: Position, tags: Tags) -> io::Result<()> {
         let result = self.place(lane, position, tags);
         let state = self.lanes.entry(lane).or_default();

@@ -1,7 +1,7 @@
 //! The uplink: rumqttc and TLS, one connection at a time, thrown away on any error (design section 6).
 //!
 //! In the order in which a connection passes them:
-//! - [`run`]: connection after connection, upstream after upstream, with full-jitter delays between them
+//! - [`mod@run`]: connection after connection, upstream after upstream, with full-jitter delays between them
 //! - `renewal`, [`tls`], `clock`: certificates, tried before they replace the old, judged by a time that never goes back
 //! - `transport`, `connection`: name, socket, TLS, CONNECT, SUBSCRIBE; every failure names its [`crate::health::Phase`]
 //! - `driver`, `live`: events to the machines of [`crate::delivery`], their actions to the wire; `lane` and `reader` bring
