@@ -41,7 +41,7 @@ fn names() -> (Practice, GatewayId) {
 pub struct Gateway {
     pub settings: Settings,
     pub outbox: Outbox,
-    directory: TempDir,
+    directory: Directory,
     link: Option<watch::Receiver<LinkSnapshot>>,
     shutdown: watch::Sender<bool>,
     reload: watch::Sender<u64>,
@@ -52,7 +52,7 @@ pub struct Gateway {
 
 impl Gateway {
     pub fn new(certificates: &Certificates, hub: PublicKey) -> Self {
-        let directory = TempDir::with_prefix("pgw-uplink-").unwrap();
+        let directory = Directory(Some(TempDir::with_prefix("pgw-uplink-").unwrap()));
         let (practice, gateway) = names();
         let lane = |name: &str, urgent| LaneSettings { lane: Lane::new(name).unwrap(), urgent };
         let outbox = Outbox::open(
@@ -222,6 +222,27 @@ impl Drop for Gateway {
         self.shutdown.send_replace(true);
         if let Some(task) = self.task.take() {
             task.abort();
+        }
+    }
+}
+
+/// Removed whole, though the outbox's threads may still be ending in it.
+struct Directory(Option<TempDir>);
+
+impl Directory {
+    fn path(&self) -> &std::path::Path {
+        self.0.as_ref().unwrap().path()
+    }
+}
+
+impl Drop for Directory {
+    fn drop(&mut self) {
+        let path = self.0.take().unwrap().keep();
+        for _ in 0..500 {
+            if std::fs::remove_dir_all(&path).is_ok() || !path.exists() {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(10));
         }
     }
 }
