@@ -20,9 +20,6 @@ use std::time::{Duration, Instant};
 use practice_gateway::outbox::{LaneSettings, Outbox, OutboxKey, Settings, Submission};
 use practice_gateway::transaction::{Body, Gateway, Lane, Practice};
 
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 const BODY: usize = 1024;
 const ROUNDS: usize = 5;
 

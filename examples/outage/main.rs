@@ -35,9 +35,6 @@ use plant::{Broker, Plant};
 use proof::Proof;
 use sender::Sender;
 
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 /// Shows a surgery working through an outage, and proves that nothing was lost.
 #[derive(Debug, Parser)]
 struct Arguments {

@@ -3,9 +3,6 @@
 use std::process::ExitCode;
 
 /// The same as the gateway's.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 fn main() -> ExitCode {
     practice_gateway::cli::hub::main(std::env::args_os())
 }
