@@ -51,9 +51,12 @@ mod segment;
 mod shared;
 mod sidecar;
 mod space;
+mod syncer;
 mod tags;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tests_barrier;
 mod trash;
 mod writer;
 

@@ -21,7 +21,7 @@ use super::shared::{Chore, Parts, Shared};
 use super::sidecar::Sidecar;
 use super::space::Ballast;
 use super::writer::{Job, Writer};
-use super::{Notable, OpenError, OutboxKey, Refusal, Settings, claim, keeper, maker, recovery, trash};
+use super::{Notable, OpenError, OutboxKey, Refusal, Settings, claim, keeper, maker, recovery, syncer, trash};
 
 /// An outbox whose threads run.
 pub(crate) struct Running {
@@ -107,10 +107,13 @@ pub(crate) fn open(settings: Settings, key: &OutboxKey) -> Result<Running, OpenE
     shared.fill_index_newest();
 
     let (stop_keeper, keeper_stopped) = channel();
-    let writer = Writer::new(Arc::clone(&shared), queue, pens);
+    let (syncer, wanted) = channel();
+    let writer = Writer::new(Arc::clone(&shared), queue, pens, syncer);
+    let settled = jobs.clone();
     let maker_shared = Arc::clone(&shared);
     let threads = vec![
         spawn("outbox-writer", &directory, move || writer.run())?,
+        spawn("outbox-syncer", &directory, move || syncer::run(&wanted, &settled))?,
         spawn("outbox-maker", &directory, move || maker::run(&maker_shared, &work))?,
         spawn("outbox-keeper", &directory, move || keeper::run(keeper, &keeper_stopped))?,
     ];
@@ -148,13 +151,15 @@ impl Running {
         self.stopping.store(true, Ordering::SeqCst);
         let mut threads = std::mem::take(&mut *locked(&self.threads)).into_iter();
         let _ = self.jobs.send(Job::Stop);
-        let (writer, maker, keeper) = (threads.next(), threads.next(), threads.next());
+        let (writer, syncer) = (threads.next(), threads.next());
+        let (maker, keeper) = (threads.next(), threads.next());
         let join = |thread: Option<JoinHandle<()>>| {
             if let Some(thread) = thread {
                 let _ = thread.join();
             }
         };
         join(writer);
+        join(syncer);
         let _ = self.keeper.send(());
         join(keeper);
         self.shared.chore(Chore::Stop);

@@ -1,5 +1,6 @@
 //! The writer's end of a lane: numbers, and the segment that is written now.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -9,6 +10,7 @@ use super::seal::Place;
 use super::segment::{Extent, Segment, SegmentError, SegmentHeader};
 use super::shared::{Chore, Shared};
 use super::tags::Tags;
+use super::writer::{GROUP_BYTES, GROUP_RECORDS};
 use crate::chain::ChainValue;
 use crate::delivery::{Numbering, Renumbering};
 use crate::transaction::{Epoch, Position, Transaction};
@@ -49,8 +51,14 @@ pub(crate) struct Pen {
     /// Last position given out, and the chain value there.
     last: Position,
     last_chain: ChainValue,
-    /// Numbered, written once, and not behind the barrier: goes before anything else.
-    unsettled: Vec<Ready>,
+    /// Numbered, and not behind the barrier: goes before anything else.
+    unsettled: VecDeque<Ready>,
+    /// So many of them are in the segment that is written now.
+    appended: usize,
+    /// So many of those are covered by the barrier under way.
+    under_way: Option<usize>,
+    /// The segment took one of them only in part, or not at all: it takes no more.
+    broken: Option<SegmentError>,
     trouble: Option<String>,
     failing_since: Option<Instant>,
 }
@@ -81,7 +89,10 @@ impl Pen {
             tail_chain: chain,
             last: tail,
             last_chain: chain,
-            unsettled: Vec::new(),
+            unsettled: VecDeque::new(),
+            appended: 0,
+            under_way: None,
+            broken: None,
             trouble: None,
             failing_since: None,
         }
@@ -95,13 +106,46 @@ impl Pen {
         self.trouble.is_some()
     }
 
-    /// Gives a transaction its place and seals it.
-    pub(crate) fn number(
+    /// Last position behind the barrier.
+    pub(crate) fn tail(&self) -> Position {
+        self.tail
+    }
+
+    /// A record that is not behind the barrier yet.
+    pub(crate) fn unsettled_at(&self, position: Position) -> Option<&Ready> {
+        let index = position.checked_sub(self.tail + 1)?;
+        self.unsettled.get(usize::try_from(index).ok()?)
+    }
+
+    /// Whether nothing is waiting for a barrier.
+    pub(crate) fn is_settled(&self) -> bool {
+        self.unsettled.is_empty()
+    }
+
+    /// Whether a barrier is under way.
+    pub(crate) fn is_under_way(&self) -> bool {
+        self.under_way.is_some()
+    }
+
+    /// How many more are taken while the barrier under way has not ended: 0 when a whole group waits behind it, or when the
+    /// segment is full, as the next one begins only when all of this one is settled.
+    pub(crate) fn room(&self, shared: &Shared) -> usize {
+        let Some(covered) = self.under_way else { return GROUP_RECORDS };
+        let behind = self.unsettled.iter().skip(covered);
+        let full = self.active.as_ref().is_some_and(|active| active.is_full(shared));
+        if full || behind.map(|ready| ready.record.len()).sum::<usize>() >= GROUP_BYTES {
+            return 0;
+        }
+        (GROUP_RECORDS + covered).saturating_sub(self.unsettled.len())
+    }
+
+    /// Gives a transaction its place, seals it, and takes it. Where it is now.
+    pub(crate) fn take(
         &mut self,
         shared: &Shared,
         transaction: Transaction,
         tags: Tags,
-    ) -> Result<Ready, String> {
+    ) -> Result<&Ready, String> {
         let position = self.last + 1;
         let Renumbering { epoch, base } = self.numbered;
         let previous = self.last_chain;
@@ -110,39 +154,76 @@ impl Pen {
         let record = shared.sealer.seal(&place, &transaction).map_err(|error| error.to_string())?;
         self.last = position;
         self.last_chain = chain;
-        Ok(Ready { position, chain, record, transaction, tags })
+        let at = self.unsettled.len();
+        self.unsettled.push_back(Ready { position, chain, record, transaction, tags });
+        Ok(&self.unsettled[at])
     }
 
-    /// Brings records behind the barrier and publishes them.
+    /// Adds what was taken to the segment, also while a barrier is under way for what came before. A segment that is
+    /// full gets nothing more: the next barrier is that of a new one.
+    pub(crate) fn append(&mut self, shared: &Shared) {
+        let Some(active) = self.active.as_ref().filter(|active| !active.is_full(shared)) else { return };
+        while self.broken.is_none()
+            && let Some(ready) = self.unsettled.get(self.appended)
+        {
+            match active.segment.append(ready.position, &ready.record) {
+                Ok(()) => self.appended += 1,
+                Err(error) => self.broken = Some(error),
+            }
+        }
+    }
+
+    /// The segment whose barrier is due, if one is; [`Pen::settled`] is told its outcome. `None` with something
+    /// unsettled and nothing under way: [`Pen::replace`].
+    pub(crate) fn begin_barrier(&mut self) -> Option<Arc<Segment>> {
+        if self.under_way.is_some() || self.trouble.is_some() || self.broken.is_some() || self.appended == 0 {
+            return None;
+        }
+        let active = self.active.as_ref()?;
+        self.under_way = Some(self.appended);
+        Some(Arc::clone(&active.segment))
+    }
+
+    /// The barrier that was under way has ended: publishes what it covers.
     ///
     /// # Errors
-    /// What the trouble is; they are kept, and written by [`Pen::settle`] before anything else.
-    pub(crate) fn store(&mut self, shared: &Shared, ready: Vec<Ready>) -> Result<(), String> {
+    /// What the trouble is; all is kept, and written by [`Pen::settle`] before anything else.
+    pub(crate) fn settled(
+        &mut self,
+        shared: &Shared,
+        outcome: Result<(), SegmentError>,
+    ) -> Result<(), String> {
+        let covered = self.under_way.take().unwrap_or_default();
+        match outcome {
+            Ok(()) => {
+                self.appended -= covered;
+                self.publish(shared, None, covered);
+                Ok(())
+            }
+            Err(error) => {
+                self.broken = Some(error);
+                self.replace(shared)
+            }
+        }
+    }
+
+    /// Goes on in a new segment with all that is unsettled, the present one being full, absent or broken.
+    ///
+    /// # Errors
+    /// As [`Pen::settled`].
+    pub(crate) fn replace(&mut self, shared: &Shared) -> Result<(), String> {
         if let Some(trouble) = &self.trouble {
             return Err(trouble.clone());
         }
-        if ready.is_empty() {
-            return Ok(());
-        }
-        self.unsettled = ready;
-        if let Some(active) = &self.active
-            && !active.is_full(shared)
-        {
-            match write(&active.segment, None, &self.unsettled) {
-                Ok(()) => {
-                    self.publish(shared, None);
-                    return Ok(());
-                }
-                Err(error) => {
-                    tracing::error!(lane = %self.lane.name, error = %error, "Segment failed, what is beyond its last barrier goes to a new one");
-                    shared.notable(
-                        "store.trouble",
-                        format!("a segment of lane {} failed and was replaced: {error}", self.lane.name),
-                    );
-                    let dead = self.active.take();
-                    self.let_go(shared, dead);
-                }
-            }
+        self.appended = 0;
+        if let Some(error) = self.broken.take() {
+            tracing::error!(lane = %self.lane.name, error = %error, "Segment failed, what is beyond its last barrier goes to a new one");
+            shared.notable(
+                "store.trouble",
+                format!("a segment of lane {} failed and was replaced: {error}", self.lane.name),
+            );
+            let dead = self.active.take();
+            self.let_go(shared, dead);
         }
         self.replace_segment(shared)
     }
@@ -214,7 +295,7 @@ impl Pen {
             }
         };
         let segment = Arc::new(segment);
-        match write(&segment, Some(&header), &self.unsettled) {
+        match begin(&segment, &header, &self.unsettled) {
             Ok(()) => Ok((ordinal, segment)),
             Err(error) => {
                 // Its base hides nothing that was answered, but it must not count at the next start.
@@ -225,9 +306,9 @@ impl Pen {
         }
     }
 
-    /// What is unsettled is behind the barrier now.
-    fn publish(&mut self, shared: &Shared, begun: Option<u64>) {
-        let settled = std::mem::take(&mut self.unsettled);
+    /// The first `count` of what is unsettled are behind the barrier now.
+    fn publish(&mut self, shared: &Shared, begun: Option<u64>, count: usize) {
+        let settled: Vec<_> = self.unsettled.drain(..count).collect();
         let Some(active) = &mut self.active else { return };
         let bytes: u64 = settled.iter().map(|ready| ready.transaction.body.len() as u64).sum();
         active.records += settled.len() as u64;
@@ -294,7 +375,7 @@ impl Pen {
         self.lane.handles.register(ordinal, &segment);
         let old =
             self.active.replace(Active { ordinal, segment, records: 0, bytes: 0, next_asked_for: false });
-        self.publish(shared, Some(ordinal));
+        self.publish(shared, Some(ordinal), self.unsettled.len());
         self.let_go(shared, old);
     }
 
@@ -340,11 +421,9 @@ impl Active {
     }
 }
 
-fn write(segment: &Segment, header: Option<&SegmentHeader>, ready: &[Ready]) -> Result<(), SegmentError> {
-    if let Some(header) = header {
-        segment.begin(header)?;
-    }
-    for ready in ready {
+fn begin(segment: &Segment, header: &SegmentHeader, first: &VecDeque<Ready>) -> Result<(), SegmentError> {
+    segment.begin(header)?;
+    for ready in first {
         segment.append(ready.position, &ready.record)?;
     }
     segment.barrier()

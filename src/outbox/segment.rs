@@ -408,7 +408,7 @@ pub(crate) mod faults {
     use std::io;
     use std::path::{Path, PathBuf};
     use std::sync::atomic::{AtomicU32, Ordering};
-    use std::sync::{Arc, Mutex};
+    use std::sync::{Arc, Condvar, Mutex};
 
     #[derive(Debug, Clone, Copy)]
     pub(crate) enum Point {
@@ -417,17 +417,33 @@ pub(crate) mod faults {
         Sync,
     }
 
-    /// How many of the next calls at each point fail, as on a full disk.
     #[derive(Debug, Default)]
-    pub(crate) struct Faults([AtomicU32; 3]);
+    pub(crate) struct Faults {
+        /// How many of the next calls at each point fail, as on a full disk.
+        failing: [AtomicU32; 3],
+        /// How many syncs may still come to their end; none: as many as like.
+        allowed: Mutex<Option<u32>>,
+        allowed_more: Condvar,
+    }
 
     impl Faults {
         pub(crate) fn fail_next(&self, point: Point, times: u32) {
-            self.0[point as usize].store(times, Ordering::SeqCst);
+            self.failing[point as usize].store(times, Ordering::SeqCst);
+        }
+
+        /// From now on so many syncs end, and the next ones wait, as on a disk that hangs.
+        pub(crate) fn allow_syncs(&self, syncs: Option<u32>) {
+            *self.allowed.lock().unwrap() = syncs;
+            self.allowed_more.notify_all();
         }
 
         pub(crate) fn check(&self, point: Point) -> io::Result<()> {
-            let left = &self.0[point as usize];
+            if matches!(point, Point::Sync) {
+                let allowed = self.allowed.lock().unwrap();
+                let mut allowed = self.allowed_more.wait_while(allowed, |n| *n == Some(0)).unwrap();
+                *allowed = allowed.map(|n| n - 1);
+            }
+            let left = &self.failing[point as usize];
             match left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1)) {
                 Ok(_) => Err(io::ErrorKind::StorageFull.into()),
                 Err(_) => Ok(()),

@@ -5,7 +5,7 @@ use std::path::Path;
 use super::segment::faults::{self, Point};
 use super::*;
 
-fn settings(directory: &Path) -> Settings {
+pub(super) fn settings(directory: &Path) -> Settings {
     Settings {
         directory: directory.to_owned(),
         practice: Practice::new("B86022").unwrap(),
@@ -26,7 +26,7 @@ fn settings(directory: &Path) -> Settings {
     }
 }
 
-fn clinical() -> Lane {
+pub(super) fn clinical() -> Lane {
     Lane::new("clinical").unwrap()
 }
 
@@ -34,7 +34,7 @@ fn urgent() -> Lane {
     Lane::new("urgent").unwrap()
 }
 
-fn key() -> OutboxKey {
+pub(super) fn key() -> OutboxKey {
     OutboxKey::new([7; 32])
 }
 
@@ -42,7 +42,7 @@ fn open(directory: &Path) -> Outbox {
     Outbox::open(settings(directory), key()).unwrap()
 }
 
-fn submission(key: &str, body: &[u8]) -> Submission {
+pub(super) fn submission(key: &str, body: &[u8]) -> Submission {
     Submission {
         lane: clinical(),
         event_type: "hl7v2.oru_r01".into(),
@@ -60,18 +60,18 @@ fn submit(outbox: &Outbox, submission: Submission) -> Result<Accepted, Refusal> 
     tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(outbox.submit(submission))
 }
 
-fn add(outbox: &Outbox, numbers: impl IntoIterator<Item = u32>) {
+pub(super) fn add(outbox: &Outbox, numbers: impl IntoIterator<Item = u32>) {
     for number in numbers {
         submit(outbox, submission(&format!("K{number}"), format!("body {number}").as_bytes())).unwrap();
     }
 }
 
-fn tail(outbox: &Outbox) -> Position {
+pub(super) fn tail(outbox: &Outbox) -> Position {
     *outbox.tail(&clinical()).unwrap().borrow()
 }
 
 /// Reads a lane from its beginning and checks numbers and chain.
-fn bodies(outbox: &Outbox) -> Vec<String> {
+pub(super) fn bodies(outbox: &Outbox) -> Vec<String> {
     let mut bodies = Vec::new();
     let mut from = 1;
     let mut last: Option<Stored> = None;
@@ -94,11 +94,11 @@ fn bodies(outbox: &Outbox) -> Vec<String> {
     }
 }
 
-fn expected(numbers: impl IntoIterator<Item = u32>) -> Vec<String> {
+pub(super) fn expected(numbers: impl IntoIterator<Item = u32>) -> Vec<String> {
     numbers.into_iter().map(|n| format!("body {n}")).collect()
 }
 
-fn codes(outbox: &Outbox) -> Vec<&'static str> {
+pub(super) fn codes(outbox: &Outbox) -> Vec<&'static str> {
     outbox.notables().into_iter().map(|notable| notable.code).collect()
 }
 
@@ -437,7 +437,7 @@ fn a_new_epoch_renumbers_what_is_there_without_rewriting_it() {
     assert_eq!(outbox.numbering(&clinical()).unwrap().epochs().len(), 3);
 }
 
-fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+pub(super) fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
     let begun = Instant::now();
     while !holds() {
         assert!(begun.elapsed() < Duration::from_secs(20), "never: {what}");

@@ -3,20 +3,27 @@
 //! A group is what is queued at that moment, at most [`GROUP_RECORDS`] and about [`GROUP_BYTES`]; nobody waits for it to fill. It is
 //! numbered, chained, sealed, inserted, brought behind the barrier, and only then published and answered.
 //!
+//! Where more is queued already, the barrier is waited for elsewhere ([`super::syncer`]) while the next group is
+//! made ready and inserted; it is not covered by that barrier and waits for one of its own. At most one barrier a
+//! lane is under way, and one group behind it.
+//!
 //! When a segment fails, everything beyond its last good barrier is written again to another one, before
 //! anything else; until that works the lane refuses, and tries again by itself.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 use uuid::Uuid;
 
-use super::pen::{Pen, Ready};
+use super::pen::Pen;
+use super::segment::SegmentError;
 use super::shared::Shared;
+use super::syncer::Wanted;
 use super::tags::Tags;
 use super::{Accepted, Refusal, Submission};
 use crate::delivery::Numbering;
@@ -51,7 +58,14 @@ pub(crate) enum Job {
         /// The tail that was seen; if it has moved on, there is no need any more.
         tail: Option<Position>,
     },
-    /// Say that the writer moves.
+    /// The barrier under way in a lane has ended.
+    Settled {
+        /// Index of the lane.
+        lane: usize,
+        /// How.
+        outcome: Result<(), SegmentError>,
+    },
+    /// Say that the writer moves, and the disk with it.
     Pulse(std::sync::mpsc::SyncSender<()>),
     /// Finish what was taken, and end.
     Stop,
@@ -67,7 +81,7 @@ pub(crate) struct Queued {
     pub(crate) answer: oneshot::Sender<Result<Accepted, Refusal>>,
 }
 
-/// Somebody who waits for a record of the group.
+/// Somebody who waits for a record to be behind the barrier.
 struct Waiter {
     entered: Instant,
     cost: u64,
@@ -75,78 +89,91 @@ struct Waiter {
     accepted: Accepted,
 }
 
-/// What a group holds for one lane.
-#[derive(Default)]
-struct Batch {
-    ready: Vec<Ready>,
-    waiters: Vec<Waiter>,
-}
-
 /// The writer's own state; it lives on the writer's thread.
 pub(crate) struct Writer {
     shared: Arc<Shared>,
     jobs: Receiver<Job>,
+    /// Taken from the queue, and not done yet: goes before it.
+    held: VecDeque<Job>,
+    syncer: Sender<Wanted>,
     pens: Vec<Pen>,
+    /// Who waits, for each lane.
+    waiters: Vec<Vec<Waiter>>,
+    /// Lane and position of what is unsettled, by a hash that says where to compare. What is settled meanwhile does no
+    /// harm.
+    seen: HashMap<u64, Vec<(usize, Position)>>,
+    /// Between two tries of a lane in trouble.
     pause: Duration,
+    retry_at: Option<Instant>,
 }
 
 impl Writer {
-    pub(crate) fn new(shared: Arc<Shared>, jobs: Receiver<Job>, pens: Vec<Pen>) -> Self {
-        Self { shared, jobs, pens, pause: FIRST_PAUSE }
+    pub(crate) fn new(
+        shared: Arc<Shared>,
+        jobs: Receiver<Job>,
+        pens: Vec<Pen>,
+        syncer: Sender<Wanted>,
+    ) -> Self {
+        let waiters = pens.iter().map(|_| Vec::new()).collect();
+        let (held, seen) = (VecDeque::new(), HashMap::new());
+        Self { shared, jobs, held, syncer, pens, waiters, seen, pause: FIRST_PAUSE, retry_at: None }
     }
 
     /// Runs until it is stopped or nobody can submit any more.
     pub(crate) fn run(mut self) {
-        let mut group = Vec::with_capacity(GROUP_RECORDS);
         loop {
-            let job = if self.pens.iter().any(Pen::is_in_trouble) {
-                match self.jobs.recv_timeout(self.pause) {
-                    Ok(job) => Some(job),
-                    Err(RecvTimeoutError::Timeout) => {
-                        self.retry();
-                        None
+            let Some(job) = self.next_job() else { return };
+            match job {
+                Job::Submit(first) => self.store(*first),
+                Job::Settled { lane, outcome } => self.settled(lane, outcome),
+                other => {
+                    self.settle_all();
+                    if self.other(other).is_break() {
+                        return;
                     }
-                    Err(RecvTimeoutError::Disconnected) => return,
-                }
-            } else {
-                match self.jobs.recv() {
-                    Ok(job) => Some(job),
-                    Err(_) => return,
-                }
-            };
-            let Some(job) = job else { continue };
-            let mut bytes = 0;
-            let mut other = self.take(job, &mut group, &mut bytes);
-            while other.is_none() && group.len() < GROUP_RECORDS && bytes < GROUP_BYTES {
-                match self.jobs.try_recv() {
-                    Ok(job) => other = self.take(job, &mut group, &mut bytes),
-                    Err(_) => break,
                 }
             }
-            self.store(&mut group);
-            match other {
-                None | Some(Job::Submit(_)) => {}
-                Some(Job::NewEpoch { lane, after, answer }) => {
-                    let outcome = self.pens[lane].new_epoch(&self.shared, after);
-                    let _ = answer.send(outcome);
-                }
-                Some(Job::Retire { lane, tail }) => self.pens[lane].retire(&self.shared, tail),
-                Some(Job::Pulse(answer)) => drop(answer.send(())),
-                Some(Job::Stop) => return,
-            }
+            self.begin_barriers();
         }
     }
 
-    /// Takes a submission into the group; anything else ends the group and is done after it.
-    fn take(&self, job: Job, group: &mut Vec<Queued>, bytes: &mut usize) -> Option<Job> {
-        match job {
-            Job::Submit(queued) => {
-                *bytes += queued.submission.body.len();
-                group.push(*queued);
-                None
+    /// The next job; meanwhile a lane in trouble is tried again when it is time, however much comes in. `None`: nobody can
+    /// submit any more.
+    fn next_job(&mut self) -> Option<Job> {
+        while self.pens.iter().any(Pen::is_in_trouble) {
+            let pause = self.pause;
+            let at = *self.retry_at.get_or_insert_with(|| Instant::now() + pause);
+            let left = at.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                self.retry_at = None;
+                self.retry();
+                continue;
             }
-            other => Some(other),
+            if let Some(job) = self.held.pop_front() {
+                return Some(job);
+            }
+            match self.jobs.recv_timeout(left) {
+                Ok(job) => return Some(job),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return None,
+            }
         }
+        self.held.pop_front().or_else(|| self.jobs.recv().ok())
+    }
+
+    /// What is done when all that came before it is settled.
+    fn other(&mut self, job: Job) -> ControlFlow<()> {
+        match job {
+            Job::NewEpoch { lane, after, answer } => {
+                let outcome = self.pens[lane].new_epoch(&self.shared, after);
+                let _ = answer.send(outcome);
+            }
+            Job::Retire { lane, tail } => self.pens[lane].retire(&self.shared, tail),
+            Job::Pulse(answer) => drop(answer.send(())),
+            Job::Stop => return ControlFlow::Break(()),
+            Job::Submit(_) | Job::Settled { .. } => {}
+        }
+        ControlFlow::Continue(())
     }
 
     fn retry(&mut self) {
@@ -159,34 +186,114 @@ impl Writer {
         }
     }
 
-    fn store(&mut self, group: &mut Vec<Queued>) {
-        if group.is_empty() {
-            return;
-        }
-        let mut batches: Vec<Batch> = self.pens.iter().map(|_| Batch::default()).collect();
-        // Repetitions within the group, by a hash that says where to compare.
-        let mut seen: HashMap<u64, Vec<(usize, usize)>> = HashMap::with_capacity(group.len());
-        for queued in group.drain(..) {
-            self.admit(queued, &mut batches, &mut seen);
-        }
-        for (pen, mut batch) in self.pens.iter_mut().zip(batches) {
-            if batch.ready.is_empty() && batch.waiters.is_empty() {
-                continue;
+    /// Takes what is queued, as a group, and adds it to the segments.
+    fn store(&mut self, first: Queued) {
+        let mut most = GROUP_RECORDS;
+        for lane in 0..self.pens.len() {
+            while self.pens[lane].room(&self.shared) == 0 {
+                self.wait_for(lane);
+                self.begin_barriers();
             }
-            let outcome = pen.store(&self.shared, std::mem::take(&mut batch.ready));
-            self.shared
-                .answered(batch.waiters.iter().map(|w| (w.cost, w.entered.elapsed())), outcome.is_ok());
-            for waiter in batch.waiters {
-                let _ = waiter.answer.send(match &outcome {
-                    Ok(()) => Ok(waiter.accepted),
-                    Err(trouble) => Err(Refusal::Trouble(trouble.clone())),
-                });
+            most = most.min(self.pens[lane].room(&self.shared));
+        }
+        let (mut taken, mut bytes) = (0, 0);
+        let mut next = Some(first);
+        while let Some(queued) = next.take() {
+            taken += 1;
+            bytes += queued.submission.body.len();
+            self.admit(queued);
+            if taken == most || bytes >= GROUP_BYTES {
+                break;
+            }
+            match self.held.pop_front().or_else(|| self.jobs.try_recv().ok()) {
+                Some(Job::Submit(queued)) => next = Some(*queued),
+                Some(other) => self.held.push_front(other),
+                None => {}
+            }
+        }
+        for pen in &mut self.pens {
+            pen.append(&self.shared);
+        }
+    }
+
+    /// Begins every barrier that is due: here if nothing else is to be done, else elsewhere.
+    fn begin_barriers(&mut self) {
+        for lane in 0..self.pens.len() {
+            while !self.pens[lane].is_settled()
+                && !self.pens[lane].is_under_way()
+                && !self.pens[lane].is_in_trouble()
+            {
+                let Some(segment) = self.pens[lane].begin_barrier() else {
+                    let outcome = self.pens[lane].replace(&self.shared);
+                    self.answer(lane, outcome);
+                    continue;
+                };
+                if self.held.is_empty() {
+                    self.held.extend(self.jobs.try_recv());
+                }
+                let quiet = self.held.is_empty();
+                if quiet || self.syncer.send(Wanted { lane, segment: Arc::clone(&segment) }).is_err() {
+                    self.settled(lane, segment.barrier());
+                }
             }
         }
     }
 
-    /// Decides about one submission: a repetition, refused, or new in its lane's batch.
-    fn admit(&mut self, queued: Queued, batches: &mut [Batch], seen: &mut HashMap<u64, Vec<(usize, usize)>>) {
+    fn settled(&mut self, lane: usize, outcome: Result<(), SegmentError>) {
+        let outcome = self.pens[lane].settled(&self.shared, outcome);
+        self.answer(lane, outcome);
+    }
+
+    /// Waits for the end of the barrier under way in a lane.
+    fn wait_for(&mut self, lane: usize) {
+        let ours = |job: &Job| matches!(job, Job::Settled { lane: settled, .. } if *settled == lane);
+        let mut job = self.held.iter().position(ours).and_then(|index| self.held.remove(index));
+        while self.pens[lane].is_under_way() {
+            match job.take().or_else(|| self.jobs.recv().ok()) {
+                Some(Job::Settled { lane, outcome }) => self.settled(lane, outcome),
+                Some(other) => self.held.push_back(other),
+                None => return,
+            }
+        }
+    }
+
+    /// Brings everything that was taken behind its barrier, or into trouble.
+    fn settle_all(&mut self) {
+        for lane in 0..self.pens.len() {
+            loop {
+                self.begin_barriers();
+                if !self.pens[lane].is_under_way() {
+                    break;
+                }
+                self.wait_for(lane);
+            }
+        }
+    }
+
+    /// Answers those whose records are behind the barrier; in trouble, all.
+    fn answer(&mut self, lane: usize, outcome: Result<(), String>) {
+        let tail = self.pens[lane].tail();
+        let done: Vec<_> = self.waiters[lane]
+            .extract_if(.., |waiter| outcome.is_err() || waiter.accepted.position <= tail)
+            .collect();
+        self.shared.answered(done.iter().map(|w| (w.cost, w.entered.elapsed())), outcome.is_ok());
+        for waiter in done {
+            let _ = waiter.answer.send(match &outcome {
+                Ok(()) => Ok(waiter.accepted),
+                Err(trouble) => Err(Refusal::Trouble(trouble.clone())),
+            });
+        }
+        if self.seen.len() > 4 * GROUP_RECORDS {
+            let pens = &self.pens;
+            self.seen.retain(|_, places| {
+                places.retain(|(lane, position)| *position > pens[*lane].tail());
+                !places.is_empty()
+            });
+        }
+    }
+
+    /// Decides about one submission: a repetition, refused, or new in its lane.
+    fn admit(&mut self, queued: Queued) {
         let Queued { lane, submission, tags, cost, entered, answer } = queued;
         let shared = Arc::clone(&self.shared);
         let refuse = |answer: oneshot::Sender<_>, refusal| {
@@ -194,23 +301,21 @@ impl Writer {
             let _ = answer.send(Err(refusal));
         };
         let mut key_reused = false;
-        // A repetition of a queued record shares that record's barrier and fate.
-        for (batch_index, index) in seen.get(&tags.key).into_iter().flatten().copied() {
-            let batch = &mut batches[batch_index];
-            let Some(Ready { position, transaction: first, .. }) = batch.ready.get(index) else { continue };
+        // A repetition of an unsettled record shares that record's barrier and fate.
+        for (first_lane, position) in self.seen.get(&tags.key).into_iter().flatten().copied() {
+            let Some(first) = self.pens[first_lane].unsettled_at(position) else { continue };
+            let first = &first.transaction;
             if first.source != submission.source || first.key != submission.key {
                 continue;
             }
-            if batch_index == lane && first.body == submission.body {
-                let accepted = Accepted {
-                    id: first.id,
-                    position: *position,
-                    time: first.time,
-                    repeated: true,
-                    key_reused: false,
-                };
+            if first_lane == lane && first.body == submission.body {
+                if let Some(trouble) = self.pens[lane].trouble() {
+                    return refuse(answer, Refusal::Trouble(trouble.to_owned()));
+                }
+                let (id, time) = (first.id, first.time);
+                let accepted = Accepted { id, position, time, repeated: true, key_reused: false };
                 shared.repeated.fetch_add(1, Ordering::Relaxed);
-                batch.waiters.push(Waiter { entered, cost, answer, accepted });
+                self.waiters[lane].push(Waiter { entered, cost, answer, accepted });
                 return;
             }
             key_reused |= !submission.key.is_empty() && first.body != submission.body;
@@ -234,7 +339,6 @@ impl Writer {
         if let Some(trouble) = pen.trouble() {
             return refuse(answer, Refusal::Trouble(trouble.to_owned()));
         }
-        let batch = &mut batches[lane];
         let transaction = Transaction {
             id: TransactionId(Uuid::now_v7()),
             time: unix_millis_now(),
@@ -248,19 +352,13 @@ impl Writer {
             test_data: submission.test_data,
             body: submission.body,
         };
-        let ready = match pen.number(&shared, transaction, tags) {
+        let ready = match pen.take(&shared, transaction, tags) {
             Ok(ready) => ready,
             Err(trouble) => return refuse(answer, Refusal::Trouble(trouble)),
         };
-        let accepted = Accepted {
-            id: ready.transaction.id,
-            position: ready.position,
-            time: ready.transaction.time,
-            repeated: false,
-            key_reused,
-        };
-        seen.entry(tags.key).or_default().push((lane, batch.ready.len()));
-        batch.ready.push(ready);
-        batch.waiters.push(Waiter { entered, cost, answer, accepted });
+        let (id, position, time) = (ready.transaction.id, ready.position, ready.transaction.time);
+        let accepted = Accepted { id, position, time, repeated: false, key_reused };
+        self.seen.entry(tags.key).or_default().push((lane, position));
+        self.waiters[lane].push(Waiter { entered, cost, answer, accepted });
     }
 }
