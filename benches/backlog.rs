@@ -25,11 +25,8 @@ use practice_gateway::transaction::{Body, Gateway, Lane, Practice};
 const BODY: usize = 1024;
 
 /// As `deploy/` starts the gateway: memory of a dropped segment goes back to the system.
-const ALLOCATOR: [(&str, &str); 3] = [
-    ("MALLOC_ARENA_MAX", "2"),
-    ("MALLOC_TRIM_THRESHOLD_", "1048576"),
-    ("MALLOC_MMAP_THRESHOLD_", "131072"),
-];
+const ALLOCATOR: [(&str, &str); 3] =
+    [("MALLOC_ARENA_MAX", "2"), ("MALLOC_TRIM_THRESHOLD_", "1048576"), ("MALLOC_MMAP_THRESHOLD_", "131072")];
 
 fn lane() -> Lane {
     Lane::new("clinical").expect("a lane")

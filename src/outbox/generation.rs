@@ -27,9 +27,11 @@ const SAME_KEY: usize = 8;
 /// Buckets that are looked at before the table counts as full.
 const PROBES: u64 = 16;
 const POSITION_BITS: u32 = 48;
+/// Buckets that are read at once where all are.
+const VISIT_BUCKETS: usize = 256;
 
-/// An open table.
-#[derive(Debug)]
+/// An open table; clones share its file.
+#[derive(Debug, Clone)]
 pub(super) struct Generation {
     file: Arc<File>,
     buckets: u64,
@@ -116,6 +118,22 @@ impl Generation {
         let Some(offset) = end.free else { return Ok(Place::None) };
         self.file.write_all_at(&new.encode(), offset)?;
         Ok(Place::Taken)
+    }
+
+    /// Shows the tags of every slot, from the first bucket to the last.
+    pub(super) fn visit(&self, mut visitor: impl FnMut(Tags)) -> io::Result<()> {
+        let mut many = vec![0; VISIT_BUCKETS * BUCKET_BYTES];
+        let bytes = self.buckets * BUCKET_BYTES as u64;
+        let mut at = 0;
+        while at < bytes {
+            let length = many.len().min(usize::try_from(bytes - at).unwrap_or(usize::MAX));
+            self.file.read_exact_at(&mut many[..length], at)?;
+            for bucket in many[..length].as_chunks::<BUCKET_BYTES>().0 {
+                Bucket(*bucket).slots().filter(|slot| slot.tags.key != 0).for_each(|slot| visitor(slot.tags));
+            }
+            at += length as u64;
+        }
+        Ok(())
     }
 
     fn home(&self, tags: Tags) -> u64 {

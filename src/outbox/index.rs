@@ -21,6 +21,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::alternating::{self, Alternating, Take, sync_directory};
+use super::filter::Filter;
 use super::generation::{Generation, Place, SLOTS};
 use super::tags::{Tagger, Tags};
 use crate::transaction::Position;
@@ -54,6 +55,9 @@ pub(crate) struct DuplicateIndex {
     lanes: BTreeMap<u16, LaneState>,
     removable: Vec<PathBuf>,
     rebuilt: bool,
+    filter: Filter,
+    /// Whether the filter knows all that the tables hold.
+    filtered: bool,
 }
 
 struct Table {
@@ -94,6 +98,20 @@ impl Sync {
     }
 }
 
+/// The tables of the index at one moment.
+pub(crate) struct Tables(Vec<Generation>);
+
+impl Tables {
+    /// Reads them all.
+    pub(crate) fn filter(&self) -> io::Result<Filter> {
+        let mut filter = Filter::new();
+        for table in &self.0 {
+            table.visit(|tags| filter.add(tags))?;
+        }
+        Ok(filter)
+    }
+}
+
 impl DuplicateIndex {
     /// Opens or creates the index. One that is damaged or made with another key is begun anew
     /// ([`DuplicateIndex::was_rebuilt`]); `synced_through` then sends the caller over all of its records.
@@ -109,6 +127,8 @@ impl DuplicateIndex {
             lanes: BTreeMap::new(),
             removable: Vec::new(),
             rebuilt: false,
+            filter: Filter::new(),
+            filtered: false,
         };
         match found {
             alternating::Found::Nothing => {}
@@ -138,6 +158,9 @@ impl DuplicateIndex {
     /// Where something with these tags was stored, as far as the index knows: a hint.
     pub(crate) fn find_tags(&self, tags: Tags) -> io::Result<Vec<Found>> {
         let mut found = Vec::new();
+        if self.filtered && !self.filter.may_have(tags) {
+            return Ok(found);
+        }
         for table in &self.tables {
             table.slots.find(tags, &mut found)?;
         }
@@ -147,8 +170,20 @@ impl DuplicateIndex {
         Ok(found)
     }
 
+    /// The tables as they are, for a filter to be made of them on any thread: [`Tables::filter`].
+    pub(crate) fn tables(&self) -> Tables {
+        Tables(self.tables.iter().map(|table| table.slots.clone()).collect())
+    }
+
+    /// The filter of the tables as they were; what was inserted meanwhile is known. Look-ups cost less from now on.
+    pub(crate) fn use_filter(&mut self, filter: &Filter) {
+        self.filter.join(filter);
+        self.filtered = true;
+    }
+
     /// Remembers a stored transaction by its tags.
     pub(crate) fn insert_tags(&mut self, lane: u16, position: Position, tags: Tags) -> io::Result<()> {
+        self.filter.add(tags);
         let result = self.place(lane, position, tags);
         let state = self.lanes.entry(lane).or_default();
         match result {
@@ -360,6 +395,11 @@ mod tests {
             self.find_tags(self.tagger.tags(source, key, body))
         }
 
+        fn load_filter(&mut self) {
+            let filter = self.tables().filter().unwrap();
+            self.use_filter(&filter);
+        }
+
         fn insert(
             &mut self,
             lane: u16,
@@ -409,13 +449,22 @@ mod tests {
         index.sync().unwrap();
         let bytes = bytes_on_disk(directory.path());
         assert!(bytes / 300_000 < 60, "{bytes}");
-        let again = DuplicateIndex::open(directory.path(), &KEY).unwrap();
+        let mut again = DuplicateIndex::open(directory.path(), &KEY).unwrap();
         assert!(!again.was_rebuilt());
         assert_eq!(again.synced_through(0), 300_000);
-        for index in [&index, &again] {
-            assert!((1..=300_000).step_by(7).all(|n| find(index, n) == hit(n)));
-            assert!((300_001..310_000).all(|n| find(index, n).is_empty()));
-        }
+        let check = |index: &DuplicateIndex, last: u64| {
+            assert!((1..=last).step_by(7).all(|n| find(index, n) == hit(n)));
+            assert!((last + 1..310_000).all(|n| find(index, n).is_empty()));
+        };
+        check(&again, 300_000);
+        index.load_filter();
+        check(&index, 300_000);
+        // What comes while the filter is made of the tables is known all the same.
+        let tables = again.tables();
+        fill(&mut again, 300_001..=300_500);
+        check(&again, 300_500);
+        again.use_filter(&tables.filter().unwrap());
+        check(&again, 300_500);
     }
 
     #[test]

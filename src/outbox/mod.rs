@@ -31,6 +31,7 @@ mod claim;
 mod duplicates;
 mod errors;
 mod files;
+mod filter;
 mod generation;
 mod index;
 mod keeper;

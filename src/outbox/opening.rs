@@ -21,7 +21,9 @@ use super::shared::{Chore, Parts, Shared};
 use super::sidecar::Sidecar;
 use super::space::Ballast;
 use super::writer::{Job, Writer};
-use super::{Notable, OpenError, OutboxKey, Refusal, Settings, claim, keeper, maker, recovery, syncer, trash};
+use super::{
+    Notable, OpenError, OutboxKey, Refusal, Settings, claim, keeper, maker, recovery, syncer, trash,
+};
 
 /// An outbox whose threads run.
 pub(crate) struct Running {
