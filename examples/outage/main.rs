@@ -115,7 +115,7 @@ async fn show(arguments: Arguments) -> Result<bool> {
     };
     let link = Link::start(broker.address.clone()).await?;
     let mut plant = Plant::start(&directory, &broker, link.address)?;
-    plant.wait_for("the link to come up", |status| status["link_up"] == true).await?;
+    plant.wait_for("the link to come up", |status| status["link_up"] == 1).await?;
     println!("broker {}, gateway and hub are up; the MLLP door is {}", broker.address, plant.door);
 
     let messages = sender::messages(arguments.messages.as_deref(), arguments.count)?;
@@ -128,7 +128,7 @@ async fn show(arguments: Arguments) -> Result<bool> {
 
     println!("\n2. The link is cut; the surgery goes on");
     link.cut();
-    plant.wait_for("the gateway to notice", |status| status["link_up"] == false).await?;
+    plant.wait_for("the gateway to notice", |status| status["link_up"] == 0).await?;
     send(&plant, &messages[third..2 * third], &mut acknowledged).await?;
     let status = plant.status()?;
     println!("   accepted and waiting: {} messages, {} bytes", status["waiting"], status["waiting_bytes"]);

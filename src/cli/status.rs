@@ -60,13 +60,13 @@ pub fn page(status: &Value) -> String {
     row("state", format!("{}{reason}, up for {}", text("state"), time("uptime_seconds")));
     row(
         "link",
-        match status["link_up"].as_bool() {
-            Some(true) => format!(
+        match status["link_up"].as_u64() {
+            Some(1) => format!(
                 "up; last receipt {} ago, round trip {}",
                 time("last_receipt_age_seconds"),
                 time("probe_rtt_seconds")
             ),
-            Some(false) => format!(
+            Some(_) => format!(
                 "DOWN for {} at {}; last receipt {} ago",
                 time("outage_seconds"),
                 text("link_phase"),
@@ -176,7 +176,7 @@ mod tests {
     fn the_page_in_an_outage() {
         let status = json!({
             "practice": "B86022", "gateway": "gw1", "version": "0.1.0", "state": "buffering",
-            "state_reason": "no link", "uptime_seconds": 7300.0, "link_up": false, "link_phase": "tls",
+            "state_reason": "no link", "uptime_seconds": 7300.0, "link_up": 0, "link_phase": "tls",
             "outage_seconds": 3600, "last_receipt_age_seconds": 3601, "waiting": 120, "waiting_bytes": 3_145_728,
             "oldest_age_seconds": 3590, "forward_rate_per_second": 0.0, "drain_eta_seconds": null,
             "store_bytes": 1024, "store_limit_bytes": 6_442_450_944_u64, "disk_free_bytes": 10_000_000_000_u64,

@@ -10,7 +10,7 @@ pub const MAX_BYTES: usize = 1024;
 /// Longest reason, bytes, when there is room for it.
 const REASON_BYTES: usize = 120;
 
-/// The keys in the order in which they are sent. No patient, user, file or sender-host name is among them.
+/// The keys in the order in which they are sent; yes and no are 1 and 0, as Telegraf skips booleans. No patient, user, file or sender-host name is among them.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub(super) struct Payload {
     pub(super) schema: u32,
@@ -22,7 +22,7 @@ pub(super) struct Payload {
     pub(super) state_code: u8,
     pub(super) state_reason: String,
     pub(super) uptime_seconds: u64,
-    pub(super) link_up: bool,
+    pub(super) link_up: u8,
     pub(super) link_phase: &'static str,
     pub(super) outage_seconds: u64,
     pub(super) last_receipt_age_seconds: Option<u64>,
@@ -48,7 +48,7 @@ pub(super) struct Payload {
     pub(super) disk_free_bytes: u64,
     pub(super) space_days: Option<u64>,
     pub(super) rss_bytes: u64,
-    pub(super) clock_synced: bool,
+    pub(super) clock_synced: u8,
     pub(super) cert_expires_seconds: Option<i64>,
     pub(super) version: &'static str,
 }

@@ -270,7 +270,7 @@ impl Judge {
             state_code: 0,
             state_reason: String::new(),
             uptime_seconds: uptime,
-            link_up: link.up,
+            link_up: link.up.into(),
             link_phase: link.phase.as_str(),
             outage_seconds: link.down_since.map_or(0, age),
             last_receipt_age_seconds: link.last_receipt.map(age),
@@ -303,7 +303,7 @@ impl Judge {
                 uptime,
             ),
             rss_bytes: looks.rss_bytes,
-            clock_synced: looks.clock == Clock::Synced,
+            clock_synced: (looks.clock == Clock::Synced).into(),
             cert_expires_seconds: link.certificate_expires.map(|end| seconds_until(end, looks.time)),
             version: env!("CARGO_PKG_VERSION"),
         }

@@ -251,7 +251,7 @@ impl Site {
     /// Waits for the link to be up or down.
     pub fn wait_for_link(&self, up: bool) {
         eventually_blocking(&format!("link_up = {up}"), Duration::from_secs(60), || {
-            (self.status()?["link_up"] == up).then_some(())
+            (self.status()?["link_up"] == u8::from(up)).then_some(())
         });
     }
 }
