@@ -199,12 +199,12 @@ fn outbox_settings(
         )?,
         segment_bytes,
         retention: source.duration("outbox.retention_days", raw.retention_days, 35.0, 0.0..=3650.0, day)?,
-        // Two segments of ballast and one to write in must fit twice over.
+        // The ballast is as large as four segments' payload: as much again must be left to work in.
         limit_bytes: source.number(
             "outbox.limit_bytes",
             raw.limit_bytes,
             6 << 30,
-            8 * segment_bytes.min(4 << 20)..=64 * TIB,
+            8 * segment_bytes..=64 * TIB,
         )?,
         min_free_bytes: source.number("outbox.min_free_bytes", raw.min_free_bytes, 64 * MIB, 0..=TIB)?,
         min_free_percent: source.number("outbox.min_free_percent", raw.min_free_percent, 10, 0..=90)?,

@@ -20,6 +20,8 @@ use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 
+use super::files::is_unreadable;
+
 /// Room of one slot; a payload may have 24 bytes less.
 pub(crate) const SLOT_BYTES: u64 = 64 * 1024;
 const HEAD: usize = 20;
@@ -72,7 +74,13 @@ impl Alternating {
         let mut best: Option<(u64, Vec<u8>)> = None;
         for slot in 0..2 {
             let mut bytes = vec![0; SLOT_BYTES as usize];
-            file.read_exact_at(&mut bytes, slot * SLOT_BYTES)?;
+            match file.read_exact_at(&mut bytes, slot * SLOT_BYTES) {
+                Err(error) if is_unreadable(&error) => {
+                    written = true;
+                    continue;
+                }
+                other => other?,
+            }
             written |= bytes.iter().any(|b| *b != 0);
             let Some((generation, payload)) = parse(&bytes, magic, version) else { continue };
             if generation % 2 == slot && best.as_ref().is_none_or(|(other, _)| generation > *other) {

@@ -86,6 +86,13 @@ pub(crate) fn load<T: DeserializeOwned>(path: &Path) -> io::Result<Option<T>> {
     Ok(Some(serde_json::from_str(json)?))
 }
 
+/// Whether the disk could not give back what was written: damage, and no passing trouble.
+pub(super) fn is_unreadable(error: &io::Error) -> bool {
+    /// EIO, ENODATA (a bad sector on some disks), EBADMSG and EUCLEAN (checksums of the file system).
+    const CODES: [i32; 4] = [5, 61, 74, 117];
+    error.raw_os_error().is_some_and(|code| CODES.contains(&code))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -188,9 +188,15 @@ impl DuplicateIndex {
         let state = self.lanes.entry(lane).or_default();
         match result {
             Ok(()) => state.inserted = state.inserted.max(position),
-            Err(_) => state.missing = Some(state.missing.map_or(position, |first| first.min(position))),
+            Err(_) => self.lacks(lane, position),
         }
         result
+    }
+
+    /// This position is not in it, and it must not claim that: the next start makes its tags again.
+    pub(crate) fn lacks(&mut self, lane: u16, position: Position) {
+        let state = self.lanes.entry(lane).or_default();
+        state.missing = Some(state.missing.map_or(position, |first| first.min(position)));
     }
 
     /// The position of `lane` up to which a crash now would leave the index whole; 0: nothing.

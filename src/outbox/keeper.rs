@@ -40,6 +40,7 @@ pub(crate) struct Keeper {
     durable: Vec<Position>,
     tails: Vec<(Position, Instant)>,
     filled: bool,
+    sidecar_fails: bool,
     /// The word to stop came, perhaps in the middle of a tick.
     stopped: bool,
 }
@@ -77,6 +78,7 @@ impl Keeper {
             durable,
             tails,
             filled: false,
+            sidecar_fails: false,
             stopped: false,
         }
     }
@@ -128,8 +130,13 @@ impl Keeper {
                 self.sidecar.record(&lane.name, tail, chain);
             }
         }
-        if let Err(error) = self.sidecar.sync() {
-            tracing::warn!(error = %error, "Sidecar could not be written");
+        match self.sidecar.sync() {
+            Ok(()) => self.sidecar_fails = false,
+            Err(error) if !self.sidecar_fails => {
+                self.sidecar_fails = true;
+                tracing::warn!(error = %error, "Sidecar could not be written, it is tried again and again");
+            }
+            Err(_) => {}
         }
     }
 
@@ -234,12 +241,14 @@ impl Keeper {
     }
 
     /// Removes whole segments that are confirmed and past their retention; earlier only for lack of space, and then
-    /// only what the hub has a backup of.
+    /// only what the hub has a backup of. What has no backup stays until the hubs have answered on the present
+    /// connection: one that comes back from a backup still wants what it had confirmed.
     fn prune(&mut self) {
         let lanes = self.shared.lanes.clone();
         for (index, lane) in lanes.iter().enumerate() {
+            self.note_confirmed(lane);
             loop {
-                let (ordinal, last, backed_up) = {
+                let (ordinal, last, answered, backed_up) = {
                     let state = lane.state();
                     let Some(ordinal) = state.row.keys().next().copied().filter(|_| state.row.len() > 1)
                     else {
@@ -249,10 +258,11 @@ impl Keeper {
                     if last > state.mark.position {
                         break;
                     }
-                    (ordinal, last, state.backed_up_through.is_some_and(|through| through >= last))
+                    let backed_up = state.backed_up_through.is_some_and(|through| through >= last);
+                    (ordinal, last, state.answered, backed_up)
                 };
-                self.marks.segment_confirmed(&lane.name, ordinal, last);
-                let expired = self.marks.expired(&lane.name, ordinal, self.shared.settings.retention);
+                let expired =
+                    answered && self.marks.expired(&lane.name, ordinal, self.shared.settings.retention);
                 let forced = !expired && backed_up && self.shared.refusing().is_some();
                 if (!expired && !forced) || !self.confirmed_durably(index, last) {
                     break;
@@ -266,6 +276,19 @@ impl Keeper {
                 }
                 self.remove(lane, ordinal, last);
             }
+        }
+    }
+
+    /// The retention of each segment begins when it is wholly confirmed, whatever is before it.
+    fn note_confirmed(&mut self, lane: &LaneShared) {
+        let state = lane.state();
+        let left = state.row.len().saturating_sub(1);
+        for ordinal in state.row.keys().take(left) {
+            let last = state.last_of(*ordinal);
+            if last > state.mark.position {
+                break;
+            }
+            self.marks.segment_confirmed(&lane.name, *ordinal, last);
         }
     }
 
@@ -302,7 +325,10 @@ impl Keeper {
             let seen = &mut self.tails[index];
             if seen.0 != tail || !confirmed {
                 *seen = (tail, now);
-            } else if bytes > RETIRE_BYTES && now.duration_since(seen.1) >= RETIRE_AFTER {
+            } else if bytes > RETIRE_BYTES
+                // Left earlier it would not be removed earlier.
+                && now.duration_since(seen.1) >= RETIRE_AFTER.max(self.shared.settings.retention)
+            {
                 seen.1 = now;
                 self.shared.job(Job::Retire { lane: index, tail: Some(tail) });
             }

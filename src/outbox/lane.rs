@@ -18,7 +18,7 @@ use crate::delivery::Numbering;
 use crate::transaction::{Lane, Position, UnixMillis};
 
 /// Handles that are kept open for reading besides the one that is written.
-const OPEN_FOR_READING: usize = 1;
+const OPEN_FOR_READING: usize = 2;
 
 /// A panic elsewhere while the lock was held leaves numbers that are whole: each change is one assignment deep.
 pub(crate) fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -93,6 +93,8 @@ pub(crate) struct LaneState {
     pub(crate) ledger_stale: bool,
     /// The mark has changed since it was handed to the marks file.
     pub(crate) mark_stale: bool,
+    /// The mark was confirmed, or confirmed again, on the connection that is up now.
+    pub(crate) answered: bool,
 }
 
 impl LaneState {
@@ -305,6 +307,7 @@ mod tests {
             oldest: None,
             ledger_stale: false,
             mark_stale: false,
+            answered: false,
         }
     }
 

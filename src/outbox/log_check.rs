@@ -7,11 +7,16 @@
 //! The file is a row of pieces of 512 KiB in no order. Each begins with CRC-32 (inverted), LSN and another number, 20 bytes;
 //! messages follow: CRC-32 (inverted) of the body and of the header's rest, kind, and three numbers of
 //! variable length: length, piece number (LSN / 512 KiB), page. A message of kind 2 ends its piece, else less than 32 bytes are left
-//! at the end. Zeros after a message are room that was not used yet. The piece with the highest LSN may end in what a crash left.
+//! at the end. Zeros after a message are room that was not used yet. The piece with the highest LSN may end in what a crash left: no record
+//! that is known to be durable lies only behind that.
 
+use std::collections::BTreeSet;
 use std::fs::File;
-use std::io::{self, Read as _};
+use std::io::{self, Read as _, Seek as _};
 use std::path::Path;
+
+use super::record::{CHUNK_MAGIC, parse_chunk};
+use crate::transaction::Position;
 
 const PIECE_BYTES: usize = 512 * 1024;
 const PIECE_HEADER_BYTES: usize = 20;
@@ -20,20 +25,15 @@ const LEAST_ROOM_BYTES: usize = 32;
 const CAP: u8 = 2;
 const NEWEST_KIND: u8 = 11;
 
-/// How one piece ends.
-enum End {
-    Sound,
-    /// A message that cannot be read, and something behind it.
-    Broken,
-}
-
-/// Whether sled will find everything in this file that was ever made durable.
-pub(crate) fn is_sound(database: &Path) -> io::Result<bool> {
+/// Whether sled will find everything in this file that was ever made durable; `durable`: the records up to this
+/// position are known to have been.
+pub(crate) fn is_sound(database: &Path, durable: Position) -> io::Result<bool> {
     let mut file = File::open(database)?;
     let mut piece = Vec::with_capacity(PIECE_BYTES);
     let mut highest = None;
-    let mut broken: Vec<u64> = Vec::new();
-    loop {
+    // Piece number, LSN, and where the walk ended.
+    let mut broken: Vec<(u64, u64, usize)> = Vec::new();
+    for number in 0.. {
         piece.clear();
         if (&mut file).take(PIECE_BYTES as u64).read_to_end(&mut piece)? == 0 {
             break;
@@ -44,11 +44,46 @@ pub(crate) fn is_sound(database: &Path) -> io::Result<bool> {
         }
         let Some(lsn) = piece_lsn(header) else { return Ok(false) };
         highest = highest.max(Some(lsn));
-        if let End::Broken = walk(&piece, lsn / PIECE_BYTES as u64) {
-            broken.push(lsn);
+        if let Some(end) = walk(&piece, lsn / PIECE_BYTES as u64) {
+            broken.push((number, lsn, end));
         }
     }
-    Ok(broken.iter().all(|lsn| Some(*lsn) == highest))
+    match broken[..] {
+        [] => Ok(true),
+        [(number, lsn, end)] if Some(lsn) == highest => {
+            Ok(!lies_behind(&mut file, number * PIECE_BYTES as u64 + end as u64, durable)?)
+        }
+        _ => Ok(false),
+    }
+}
+
+/// Whether a chunk of a durable record lies behind the break at `from` and nowhere else. A copy alone is no
+/// proof: sled writes what it has again and again.
+fn lies_behind(file: &mut File, from: u64, durable: Position) -> io::Result<bool> {
+    file.seek(io::SeekFrom::Start(0))?;
+    let until = (from / PIECE_BYTES as u64 + 1) * PIECE_BYTES as u64;
+    let (mut behind, mut elsewhere) = (BTreeSet::new(), BTreeSet::new());
+    let mut piece = Vec::with_capacity(PIECE_BYTES);
+    let mut start = 0;
+    loop {
+        piece.clear();
+        if file.take(PIECE_BYTES as u64).read_to_end(&mut piece)? == 0 {
+            return Ok(behind.difference(&elsewhere).next().is_some());
+        }
+        let mut at = 0;
+        while let Some(found) =
+            piece.get(at..).and_then(|rest| rest.windows(4).position(|w| w == CHUNK_MAGIC))
+        {
+            at += found;
+            if let Some(chunk) = piece.get(at..).and_then(parse_chunk).filter(|c| c.position <= durable) {
+                let place = start + at as u64;
+                let set = if (from..until).contains(&place) { &mut behind } else { &mut elsewhere };
+                set.insert((chunk.position, chunk.tag, chunk.index));
+            }
+            at += 1;
+        }
+        start += piece.len() as u64;
+    }
 }
 
 fn piece_lsn(header: &[u8; PIECE_HEADER_BYTES]) -> Option<u64> {
@@ -57,20 +92,21 @@ fn piece_lsn(header: &[u8; PIECE_HEADER_BYTES]) -> Option<u64> {
     (crc32fast::hash(header.get(4..)?) == stored).then_some(lsn)
 }
 
-fn walk(piece: &[u8], number: u64) -> End {
+/// Where a message cannot be read and something is behind it.
+fn walk(piece: &[u8], number: u64) -> Option<usize> {
     let mut at = PIECE_HEADER_BYTES;
     while at + LEAST_ROOM_BYTES <= PIECE_BYTES {
         let rest = piece.get(at..).unwrap_or_default();
         match message(rest, number) {
-            Some((CAP, _)) => return End::Sound,
+            Some((CAP, _)) => return None,
             Some((_, length)) => at += length,
             None => {
                 let unused = rest.iter().take(LEAST_ROOM_BYTES).all(|byte| *byte == 0);
-                return if unused { End::Sound } else { End::Broken };
+                return (!unused).then_some(at);
             }
         }
     }
-    End::Sound
+    None
 }
 
 /// Kind and whole length of the message that begins here.
@@ -131,10 +167,10 @@ mod tests {
     fn what_sled_wrote_is_sound_and_a_flipped_bit_before_the_end_is_not() {
         let directory = tempfile::tempdir().unwrap();
         let path = database(directory.path());
-        assert!(is_sound(&path).unwrap());
+        assert!(is_sound(&path, 0).unwrap());
         let whole = std::fs::read(&path).unwrap();
         let pieces = whole.chunks(PIECE_BYTES);
-        let lsns: Vec<_> = pieces.clone().map(|p| piece_lsn(p.first_chunk().unwrap())).collect();
+        let lsns: Vec<_> = pieces.clone().map(|p| p.first_chunk().and_then(piece_lsn)).collect();
         assert!(lsns.len() >= 4);
         let highest = lsns.iter().max().unwrap();
         for (index, lsn) in lsns.iter().enumerate().filter(|(_, lsn)| lsn.is_some() && *lsn != highest) {
@@ -142,7 +178,7 @@ mod tests {
                 let mut damaged = whole.clone();
                 damaged[index * PIECE_BYTES + offset] ^= 0x10;
                 std::fs::write(&path, &damaged).unwrap();
-                assert!(!is_sound(&path).unwrap(), "piece {index} {lsn:?} offset {offset}");
+                assert!(!is_sound(&path, 0).unwrap(), "piece {index} {lsn:?} offset {offset}");
             }
         }
     }
@@ -152,11 +188,11 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = database(directory.path());
         let whole = std::fs::read(&path).unwrap();
-        let lsns: Vec<_> = whole.chunks(PIECE_BYTES).map(|p| piece_lsn(p.first_chunk().unwrap())).collect();
+        let lsns: Vec<_> = whole.chunks(PIECE_BYTES).map(|p| p.first_chunk().and_then(piece_lsn)).collect();
         let newest = lsns.iter().enumerate().max_by_key(|(_, lsn)| **lsn).unwrap().0;
         let mut torn = whole.clone();
         torn[newest * PIECE_BYTES + 40..][..3].fill(0xaa);
         std::fs::write(&path, &torn).unwrap();
-        assert!(is_sound(&path).unwrap());
+        assert!(is_sound(&path, 0).unwrap());
     }
 }

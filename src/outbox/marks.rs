@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Mark;
 use super::alternating::{parent, sync_directory};
+use super::files::is_unreadable;
 use crate::chain::ChainValue;
 use crate::transaction::{Lane, Position};
 
@@ -64,6 +65,7 @@ impl Marks {
         let (content, damaged) = match std::fs::read(path) {
             Ok(bytes) => decode(&bytes).map_or((none, true), |content| (content, false)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => (none, false),
+            Err(error) if is_unreadable(&error) => (none, true),
             Err(error) => return Err(error),
         };
         Ok(Self { path: path.to_owned(), content, unsaved: false, damaged })

@@ -58,6 +58,8 @@ mod tags;
 mod tests;
 #[cfg(test)]
 mod tests_barrier;
+#[cfg(test)]
+mod tests_damage;
 mod trash;
 mod writer;
 
@@ -333,6 +335,15 @@ impl Outbox {
             state.mark = mark;
             state.backed_up_through = backed_up_through;
             state.mark_stale = true;
+            state.answered = true;
+        }
+    }
+
+    /// The connection is gone: until the hubs have answered on the next one nothing is pruned on the word of the last. They
+    /// may have been restored from a backup meanwhile.
+    pub fn link_lost(&self) {
+        for lane in &self.shared().lanes {
+            lane.state().answered = false;
         }
     }
 
@@ -405,11 +416,14 @@ impl Outbox {
         self.shared().set_clock(clock);
     }
 
-    /// Whether the writer has come round within this time: for the watchdog. Blocking.
+    /// Whether every thread of the outbox runs and the writer has come round within this time, the disk with it: for the
+    /// watchdog. Blocking.
     #[must_use]
     pub fn pulse(&self, within: Duration) -> bool {
         let (answer, pulse) = std::sync::mpsc::sync_channel(1);
-        self.running.jobs.send(Job::Pulse(answer)).is_ok() && pulse.recv_timeout(within).is_ok()
+        self.shared().all_threads_run()
+            && self.running.jobs.send(Job::Pulse(answer)).is_ok()
+            && pulse.recv_timeout(within).is_ok()
     }
 
     /// Whether there is a store, of a known format, of this owner and this key. Nothing is opened or written.

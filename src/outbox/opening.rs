@@ -2,7 +2,6 @@
 
 use std::fs::File;
 use std::io;
-use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex};
@@ -114,10 +113,10 @@ pub(crate) fn open(settings: Settings, key: &OutboxKey) -> Result<Running, OpenE
     let settled = jobs.clone();
     let maker_shared = Arc::clone(&shared);
     let threads = vec![
-        spawn("outbox-writer", &directory, move || writer.run())?,
-        spawn("outbox-syncer", &directory, move || syncer::run(&wanted, &settled))?,
-        spawn("outbox-maker", &directory, move || maker::run(&maker_shared, &work))?,
-        spawn("outbox-keeper", &directory, move || keeper::run(keeper, &keeper_stopped))?,
+        spawn("outbox-writer", &shared, move || writer.run())?,
+        spawn("outbox-syncer", &shared, move || syncer::run(&wanted, &settled))?,
+        spawn("outbox-maker", &shared, move || maker::run(&maker_shared, &work))?,
+        spawn("outbox-keeper", &shared, move || keeper::run(keeper, &keeper_stopped))?,
     ];
     Ok(Running {
         shared,
@@ -129,12 +128,27 @@ pub(crate) fn open(settings: Settings, key: &OutboxKey) -> Result<Running, OpenE
     })
 }
 
+/// Tells of its thread's end, however that comes.
+struct Told(Arc<Shared>);
+
+impl Drop for Told {
+    fn drop(&mut self) {
+        self.0.thread_ended();
+    }
+}
+
 fn spawn(
     name: &str,
-    directory: &Path,
+    shared: &Arc<Shared>,
     body: impl FnOnce() + Send + 'static,
 ) -> Result<JoinHandle<()>, OpenError> {
-    std::thread::Builder::new().name(name.into()).spawn(body).map_err(failed("start a thread for", directory))
+    let told = Told(Arc::clone(shared));
+    let run = move || {
+        let _told = told;
+        body();
+    };
+    let directory = &shared.settings.directory;
+    std::thread::Builder::new().name(name.into()).spawn(run).map_err(failed("start a thread for", directory))
 }
 
 impl Running {

@@ -232,6 +232,7 @@ impl Pen {
     pub(crate) fn settle(&mut self, shared: &Shared) {
         if self.trouble.is_some() && self.replace_segment(shared).is_ok() {
             self.trouble = None;
+            shared.in_trouble(&self.lane.name, None);
             let seconds = self.failing_since.take().map_or(0, |since| since.elapsed().as_secs());
             tracing::info!(lane = %self.lane.name, seconds, "Store works again");
             shared.notable(
@@ -263,6 +264,7 @@ impl Pen {
                     self.failing_since = Some(Instant::now());
                 }
                 self.trouble = Some(text.clone());
+                shared.in_trouble(&self.lane.name, Some(&text));
                 Err(text)
             }
         }
@@ -279,7 +281,15 @@ impl Pen {
                 }
                 let ordinal = self.last_ordinal + 1;
                 self.last_ordinal = ordinal;
-                (ordinal, Segment::create(&self.lane.segment_directory(ordinal))?)
+                let directory = self.lane.segment_directory(ordinal);
+                match Segment::create(&directory) {
+                    Ok(segment) => (ordinal, segment),
+                    Err(error) => {
+                        // Each try would leave one more, on a disk that is full already.
+                        shared.chore(Chore::Discard(directory));
+                        return Err(error);
+                    }
+                }
             }
         };
         self.newest = ordinal;
@@ -357,7 +367,7 @@ impl Pen {
     /// Leaves the present segment for a new one: it is to be pruned, or repaired. `tail`: only if nothing came since.
     pub(crate) fn retire(&mut self, shared: &Shared, tail: Option<Position>) {
         let wanted =
-            tail.is_none_or(|tail| tail == self.tail) && self.active.as_ref().is_some_and(|a| a.records > 0);
+            tail.is_none_or(|tail| tail == self.tail) && self.active.as_ref().is_none_or(|a| a.records > 0);
         if wanted && self.trouble.is_none() {
             self.roll(shared);
         }

@@ -107,11 +107,30 @@ impl Quarantine {
     /// # Errors
     /// `StorageFull` when the limit is reached; else the file system's.
     pub(crate) fn keep(&self, reason: &'static str, source: &str, bytes: &[u8]) -> io::Result<u64> {
+        self.keep_within(self.limit_bytes, MOST_ENTRIES, reason, source, bytes)
+    }
+
+    /// The same for what the store itself must put aside to open: junk that strangers sent must not keep it shut.
+    ///
+    /// # Errors
+    /// The file system's.
+    pub(crate) fn keep_own(&self, reason: &'static str, source: &str, bytes: &[u8]) -> io::Result<u64> {
+        self.keep_within(u64::MAX, usize::MAX, reason, source, bytes)
+    }
+
+    fn keep_within(
+        &self,
+        limit_bytes: u64,
+        most_entries: usize,
+        reason: &'static str,
+        source: &str,
+        bytes: &[u8],
+    ) -> io::Result<u64> {
         let mut state = self.state();
         let id = state.last_id + 1;
         let file = self.seal(id, unix_millis_now(), reason, source, bytes)?;
         let length = file.len() as u64;
-        if state.count >= MOST_ENTRIES || state.bytes.saturating_add(length) > self.limit_bytes {
+        if state.count >= most_entries || state.bytes.saturating_add(length) > limit_bytes {
             return Err(io::Error::new(io::ErrorKind::StorageFull, "the quarantine is full"));
         }
         let (fresh, path) = (self.path(id, Kind::New), self.path(id, Kind::Entry));

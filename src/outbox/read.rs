@@ -244,7 +244,8 @@ impl Shared {
 
     /// The handle of a segment of the row.
     pub(crate) fn segment(&self, lane: &LaneShared, ordinal: u64) -> Result<Arc<Segment>, SegmentError> {
-        lane.handles.get(ordinal, || Segment::open(&lane.segment_directory(ordinal)))
+        let durable = lane.state().last_of(ordinal);
+        lane.handles.get(ordinal, || Segment::open(&lane.segment_directory(ordinal), durable))
     }
 
     /// A handle that failed is dead. Damage is repaired; the rest may be better next time.

@@ -122,8 +122,12 @@ pub(crate) fn open_lane(
 
     if let Some((ordinal, segment, header)) = newest {
         row = older(&context, ledger.as_ref(), &ordinals, ordinal, &header, &mut ledger_stale, notables)?;
-        let end = last_record(name, &segment, sealer, header.base, sidecar, quarantine, notables)
-            .map_err(segment_failed(segment.directory()))?;
+        let mut end = last_record(name, &segment, sealer, header.base, sidecar, quarantine, notables);
+        if end.as_ref().is_err_and(SegmentError::is_full) {
+            ballast.release().map_err(failed("release the ballast for", &directory))?;
+            end = last_record(name, &segment, sealer, header.base, sidecar, quarantine, notables);
+        }
+        let end = end.map_err(segment_failed(segment.directory()))?;
         tail = end.position.unwrap_or(header.base - 1);
         // The last record is damaged: only the sidecar may still know its chain value.
         let beside_it = sidecar.last(name).filter(|(position, _)| *position == tail).map(|(_, chain)| chain);
@@ -177,6 +181,7 @@ pub(crate) fn open_lane(
         oldest: None,
         ledger_stale,
         mark_stale: false,
+        answered: false,
     };
     let handles = Handles::default();
     if let Some((ordinal, segment, _, _)) = &active {
@@ -291,17 +296,18 @@ fn open_or_salvage(
     through: Option<Position>,
     notables: &mut Vec<Notable>,
 ) -> Result<(Segment, Option<SegmentHeader>), OpenError> {
-    let opened = match open_begun(path) {
+    let sidecar = context.sidecar.last(context.lane);
+    let durable = through.or(sidecar.map(|(position, _)| position)).unwrap_or(0);
+    let opened = match open_begun(path, durable) {
         Err(error) if error.is_full() => {
             context.ballast.release().map_err(failed("release the ballast for", path))?;
-            open_begun(path)
+            open_begun(path, durable)
         }
         other => other,
     };
     let opened = match opened {
         Err(error) if error.is_damage() => {
             tracing::error!(lane = %context.lane, ordinal, error = %error, "Segment is damaged, salvaging what is in it");
-            let sidecar = context.sidecar.last(context.lane);
             let damaged = Damaged {
                 store: context.store,
                 lane: (context.lane, context.id),
@@ -314,12 +320,11 @@ fn open_or_salvage(
             };
             let outcome = salvage_segment(&damaged, context.sealer, context.quarantine)
                 .map_err(segment_failed(path))?;
-            let accepted = through.or(sidecar.map(|(position, _)| position)).unwrap_or(0);
             let lost = outcome
                 .range
-                .map_or(0, |(first, last)| (last.max(accepted) + 1 - first).saturating_sub(outcome.records));
+                .map_or(0, |(first, last)| (last.max(durable) + 1 - first).saturating_sub(outcome.records));
             notables.push(Notable { code: "salvaged", detail: told(context.lane, ordinal, &outcome, lost) });
-            open_begun(path)
+            open_begun(path, durable)
         }
         other => other,
     };
@@ -327,8 +332,8 @@ fn open_or_salvage(
 }
 
 /// Opens a segment and its header. One without a header that holds records is damaged.
-fn open_begun(path: &Path) -> Result<(Segment, Option<SegmentHeader>), SegmentError> {
-    let segment = Segment::open(path)?;
+fn open_begun(path: &Path, durable: Position) -> Result<(Segment, Option<SegmentHeader>), SegmentError> {
+    let segment = Segment::open(path, durable)?;
     let header = segment.header()?;
     if header.is_none() && segment.last_position()?.is_some() {
         return Err(SegmentError::Header);
@@ -420,7 +425,7 @@ fn last_record(
             // Nobody was told of it: a crash cut it short. Its pieces are kept all the same.
             _ if last > vouched && !end.trimmed => {
                 quarantine
-                    .keep("incomplete record", lane.as_str(), &segment.pieces(last)?)
+                    .keep_own("incomplete record", lane.as_str(), &segment.pieces(last)?)
                     .map_err(SegmentError::Files)?;
                 segment.remove(last)?;
                 segment.barrier()?;

@@ -91,7 +91,13 @@ pub(crate) fn salvage_segment(
             found.entry(position).or_default().push(candidate);
         }
     }
-    let chosen = choose(&found, damaged.known);
+    let mut chosen = choose(&found, damaged.known);
+    if damaged.through.is_none() {
+        // What a crash left behind a gap was never answered, and would make a hole where there is none.
+        let durable = damaged.known.map_or(0, |(position, _)| position).max(base.saturating_sub(1));
+        let end = (durable + 1..).find(|position| !chosen.contains_key(position)).unwrap_or(u64::MAX);
+        chosen.split_off(&end);
+    }
 
     let fresh = damaged.directory.with_extension("new");
     if fresh.exists() {
@@ -123,7 +129,7 @@ pub(crate) fn salvage_segment(
             }
             Some(_) => {
                 rivals += 1;
-                let _ = quarantine.keep("rival record", damaged.lane.0.as_str(), &salvaged.record);
+                let _ = quarantine.keep_own("rival record", damaged.lane.0.as_str(), &salvaged.record);
             }
             None => {}
         }

@@ -110,7 +110,8 @@ pub(crate) type Shown = (Position, Result<Vec<u8>, RecordError>);
 
 /// An open segment.
 pub(crate) struct Segment {
-    db: sled::Db,
+    /// Taken when it is dropped, and only then.
+    database: Option<sled::Db>,
     file: File,
     directory: PathBuf,
     #[cfg(test)]
@@ -128,6 +129,21 @@ fn contained<T>(call: impl FnOnce() -> Result<T, SegmentError>) -> Result<T, Seg
     catch_unwind(AssertUnwindSafe(call)).unwrap_or(Err(SegmentError::Panicked))
 }
 
+/// sled panics in its own drop when its last fsync fails; two such panics at once would be the end of the process.
+impl Drop for Segment {
+    fn drop(&mut self) {
+        let database = self.database.take();
+        let dropped = catch_unwind(AssertUnwindSafe(|| {
+            drop(database);
+            #[cfg(test)]
+            assert!(self.faults.check(faults::Point::Close).is_ok(), "planted");
+        }));
+        if dropped.is_err() {
+            tracing::warn!(directory = %self.directory.display(), "Segment's database panicked when it was closed");
+        }
+    }
+}
+
 impl Segment {
     /// Makes a segment that is empty, and makes every file and directory of it durable.
     ///
@@ -138,7 +154,7 @@ impl Segment {
         let segment = Self::open_database(directory)?;
         #[cfg(test)]
         segment.faults.check(faults::Point::Create).map_err(SegmentError::Files)?;
-        segment.db.flush().map_err(SegmentError::Database)?;
+        segment.db()?.flush().map_err(SegmentError::Database)?;
         files::sync_tree(directory).map_err(SegmentError::Files)?;
         if let Some(parent) = directory.parent() {
             files::sync_directory(parent).map_err(SegmentError::Files)?;
@@ -147,18 +163,28 @@ impl Segment {
     }
 
     /// Opens a segment that is there: clears away what a crash left half made, waits for a lock that a dropped handle
-    /// still holds, and tries again without sled's snapshot.
+    /// still holds, and tries again without sled's snapshot. `durable`: the records up to this position are known to have
+    /// been behind the barrier.
     ///
     /// # Errors
     /// [`SegmentError`]; if it [is damage](SegmentError::is_damage), salvage is next.
-    pub(crate) fn open(directory: &Path) -> Result<Self, SegmentError> {
+    pub(crate) fn open(directory: &Path, durable: Position) -> Result<Self, SegmentError> {
         repair_leftovers(directory).map_err(SegmentError::Files)?;
         if !directory.join(DATABASE_FILE).is_file() {
             let missing = io::Error::new(io::ErrorKind::NotFound, "the segment has no database file");
             return Err(SegmentError::Files(missing));
         }
-        if !log_check::is_sound(&directory.join(DATABASE_FILE)).map_err(SegmentError::Files)? {
-            return Err(SegmentError::Unsound);
+        let sound = log_check::is_sound(&directory.join(DATABASE_FILE), durable);
+        #[cfg(test)]
+        let sound = match faults::of(directory).check(faults::Point::Read) {
+            Ok(()) => sound,
+            Err(_) => Err(io::Error::from_raw_os_error(5)),
+        };
+        match sound {
+            Ok(true) => {}
+            Ok(false) => return Err(SegmentError::Unsound),
+            Err(error) if files::is_unreadable(&error) => return Err(SegmentError::Unsound),
+            Err(error) => return Err(SegmentError::Files(error)),
         }
         let begun = Instant::now();
         let mut without_snapshot = false;
@@ -201,12 +227,16 @@ impl Segment {
         let db = thread.join().unwrap_or(Err(SegmentError::Panicked))?;
         let file = File::open(directory.join(DATABASE_FILE)).map_err(SegmentError::Files)?;
         Ok(Self {
-            db,
+            database: Some(db),
             file,
             directory: directory.to_owned(),
             #[cfg(test)]
             faults: faults::of(directory),
         })
+    }
+
+    fn db(&self) -> Result<&sled::Db, SegmentError> {
+        self.database.as_ref().ok_or(SegmentError::Panicked)
     }
 
     /// Where it is.
@@ -220,7 +250,7 @@ impl Segment {
     /// [`SegmentError::Header`] if it cannot be read as one.
     pub(crate) fn header(&self) -> Result<Option<SegmentHeader>, SegmentError> {
         contained(|| {
-            let value = self.db.get(HEADER_KEY).map_err(SegmentError::Database)?;
+            let value = self.db()?.get(HEADER_KEY).map_err(SegmentError::Database)?;
             let parsed = |value: &[u8]| record::parse_chunk(value).and_then(|chunk| parse_header(chunk.part));
             value.map(|value| parsed(&value).ok_or(SegmentError::Header)).transpose()
         })
@@ -234,7 +264,7 @@ impl Segment {
         // A chunk like those of records, so that salvage finds it.
         let value = postcard::to_stdvec(header).map_err(|_| SegmentError::Header)?;
         let value = record::chunks(0, &value).next().ok_or(SegmentError::Header)?;
-        contained(|| self.db.insert(HEADER_KEY, value).map(|_| ()).map_err(SegmentError::Database))
+        contained(|| self.db()?.insert(HEADER_KEY, value).map(|_| ()).map_err(SegmentError::Database))
     }
 
     /// Adds a record; durable with the next [barrier](Segment::barrier).
@@ -246,7 +276,7 @@ impl Segment {
         self.faults.check(faults::Point::Append).map_err(SegmentError::Files)?;
         contained(|| {
             for (index, value) in (0u32..).zip(record::chunks(position, bytes)) {
-                self.db.insert(record::key(position, index), value).map_err(SegmentError::Database)?;
+                self.db()?.insert(record::key(position, index), value).map_err(SegmentError::Database)?;
             }
             Ok(())
         })
@@ -258,7 +288,7 @@ impl Segment {
     /// [`SegmentError`]: what was added since the last barrier may be lost, even if it can be read: it must be
     /// written again, to another segment.
     pub(crate) fn barrier(&self) -> Result<(), SegmentError> {
-        contained(|| self.db.flush().map(|_| ()).map_err(SegmentError::Database))?;
+        contained(|| self.db()?.flush().map(|_| ()).map_err(SegmentError::Database))?;
         #[cfg(test)]
         self.faults.check(faults::Point::Sync).map_err(SegmentError::Files)?;
         self.file.sync_data().map_err(SegmentError::Files)
@@ -270,7 +300,7 @@ impl Segment {
     /// [`SegmentError`]
     pub(crate) fn last_position(&self) -> Result<Option<Position>, SegmentError> {
         contained(|| {
-            let last = self.db.last().map_err(SegmentError::Database)?;
+            let last = self.db()?.last().map_err(SegmentError::Database)?;
             Ok(last
                 .and_then(|(key, _)| record::parse_key(&key))
                 .map(|(position, _)| position)
@@ -291,7 +321,7 @@ impl Segment {
     ) -> Result<(), SegmentError> {
         contained(|| {
             let mut current: Option<(Position, Result<Assembly, RecordError>)> = None;
-            for entry in self.db.range(record::key(from, 0)..=record::key(through, u32::MAX)) {
+            for entry in self.db()?.range(record::key(from, 0)..=record::key(through, u32::MAX)) {
                 let (key, value) = entry.map_err(SegmentError::Database)?;
                 let Some((position, _)) = record::parse_key(&key) else { continue };
                 let chunk = record::parse_chunk(&value)
@@ -340,7 +370,7 @@ impl Segment {
     pub(crate) fn pieces(&self, position: Position) -> Result<Vec<u8>, SegmentError> {
         contained(|| {
             let mut pieces = Vec::new();
-            for entry in self.db.range(record::key(position, 0)..=record::key(position, u32::MAX)) {
+            for entry in self.db()?.range(record::key(position, 0)..=record::key(position, u32::MAX)) {
                 pieces.extend_from_slice(&entry.map_err(SegmentError::Database)?.1);
             }
             Ok(pieces)
@@ -353,8 +383,8 @@ impl Segment {
     /// [`SegmentError`]
     pub(crate) fn remove(&self, position: Position) -> Result<(), SegmentError> {
         contained(|| {
-            for key in self.db.range(record::key(position, 0)..=record::key(position, u32::MAX)).keys() {
-                self.db.remove(key.map_err(SegmentError::Database)?).map_err(SegmentError::Database)?;
+            for key in self.db()?.range(record::key(position, 0)..=record::key(position, u32::MAX)).keys() {
+                self.db()?.remove(key.map_err(SegmentError::Database)?).map_err(SegmentError::Database)?;
             }
             Ok(())
         })
@@ -415,15 +445,18 @@ pub(crate) mod faults {
         Create,
         Append,
         Sync,
+        Close,
+        Read,
     }
 
     #[derive(Debug, Default)]
     pub(crate) struct Faults {
         /// How many of the next calls at each point fail, as on a full disk.
-        failing: [AtomicU32; 3],
+        failing: [AtomicU32; 5],
         /// How many syncs may still come to their end; none: as many as like.
         allowed: Mutex<Option<u32>>,
         allowed_more: Condvar,
+        waiting: AtomicU32,
     }
 
     impl Faults {
@@ -437,10 +470,17 @@ pub(crate) mod faults {
             self.allowed_more.notify_all();
         }
 
+        /// Threads whose sync waits.
+        pub(crate) fn waiting(&self) -> u32 {
+            self.waiting.load(Ordering::SeqCst)
+        }
+
         pub(crate) fn check(&self, point: Point) -> io::Result<()> {
             if matches!(point, Point::Sync) {
+                self.waiting.fetch_add(1, Ordering::SeqCst);
                 let allowed = self.allowed.lock().unwrap();
                 let mut allowed = self.allowed_more.wait_while(allowed, |n| *n == Some(0)).unwrap();
+                self.waiting.fetch_sub(1, Ordering::SeqCst);
                 *allowed = allowed.map(|n| n - 1);
             }
             let left = &self.failing[point as usize];
@@ -497,7 +537,7 @@ mod tests {
         }
         segment.barrier().unwrap();
         drop(segment);
-        let segment = Segment::open(&path).unwrap();
+        let segment = Segment::open(&path, 0).unwrap();
         assert_eq!(segment.header().unwrap(), Some(header()));
         assert_eq!(segment.last_position().unwrap(), Some(5));
         let mut all = Vec::new();
@@ -525,7 +565,7 @@ mod tests {
         for conf in [&b""[..], &CONF[..20]] {
             std::fs::write(path.join("conf"), conf).unwrap();
             std::fs::write(path.join("snap.00000000000000FF.generating"), b"half").unwrap();
-            let segment = Segment::open(&path).unwrap();
+            let segment = Segment::open(&path, 0).unwrap();
             assert_eq!(segment.last_position().unwrap(), Some(1));
             assert!(!path.join("snap.00000000000000FF.generating").exists());
         }
@@ -535,7 +575,11 @@ mod tests {
                 std::fs::write(path, b"not a snapshot at all").unwrap();
             }
         }
-        assert_eq!(Segment::open(&path).unwrap().last_position().unwrap(), Some(1), "without its snapshot");
+        assert_eq!(
+            Segment::open(&path, 0).unwrap().last_position().unwrap(),
+            Some(1),
+            "without its snapshot"
+        );
     }
 
     #[test]
@@ -547,7 +591,7 @@ mod tests {
             std::thread::sleep(Duration::from_millis(50));
             drop(segment);
         });
-        Segment::open(&path).unwrap();
+        Segment::open(&path, 0).unwrap();
         held.join().unwrap();
     }
 }

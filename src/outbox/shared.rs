@@ -1,8 +1,8 @@
 //! What the outbox's threads share: settings, lanes, counters, and the list of what people should know.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -81,6 +81,9 @@ pub(crate) struct Shared {
     notables: Mutex<VecDeque<Notable>>,
     latency: Mutex<Latency>,
     clock: AtomicU8,
+    /// What keeps a lane from being stored, by its name.
+    troubles: Mutex<BTreeMap<Lane, String>>,
+    thread_ended: AtomicBool,
 }
 
 impl Shared {
@@ -110,6 +113,8 @@ impl Shared {
             notables: Mutex::new(notables.into()),
             latency: Mutex::new(Latency::new(Instant::now())),
             clock: AtomicU8::new(2),
+            troubles: Mutex::default(),
+            thread_ended: AtomicBool::new(false),
         }
     }
 
@@ -182,6 +187,29 @@ impl Shared {
         locked(&self.admission).admit(false).err()
     }
 
+    /// A lane cannot be stored, or can be again.
+    pub(crate) fn in_trouble(&self, lane: &Lane, trouble: Option<&str>) {
+        let mut troubles = locked(&self.troubles);
+        match trouble {
+            Some(trouble) => drop(troubles.insert(lane.clone(), trouble.to_owned())),
+            None => drop(troubles.remove(lane)),
+        }
+    }
+
+    fn trouble(&self) -> Option<String> {
+        let troubles = locked(&self.troubles);
+        troubles.iter().next().map(|(lane, trouble)| format!("lane {lane} cannot be stored: {trouble}"))
+    }
+
+    /// A thread of the outbox has come to its end.
+    pub(crate) fn thread_ended(&self) {
+        self.thread_ended.store(true, Ordering::SeqCst);
+    }
+
+    pub(crate) fn all_threads_run(&self) -> bool {
+        !self.thread_ended.load(Ordering::SeqCst)
+    }
+
     /// The disk was measured.
     pub(crate) fn measured(&self, space: Space) {
         let changed = {
@@ -250,7 +278,7 @@ impl Shared {
             disk_free_bytes: self.free_bytes.load(Ordering::Relaxed),
             quarantined: self.quarantine.count() as u64,
             repeated_total: self.repeated.load(Ordering::Relaxed),
-            refusing: self.refusing(),
+            refusing: self.refusing().or_else(|| self.trouble()),
             accept_seconds_p99: locked(&self.latency).p99(Instant::now()),
         }
     }

@@ -38,7 +38,7 @@ pub(super) fn key() -> OutboxKey {
     OutboxKey::new([7; 32])
 }
 
-fn open(directory: &Path) -> Outbox {
+pub(super) fn open(directory: &Path) -> Outbox {
     Outbox::open(settings(directory), key()).unwrap()
 }
 
@@ -56,7 +56,7 @@ pub(super) fn submission(key: &str, body: &[u8]) -> Submission {
     }
 }
 
-fn submit(outbox: &Outbox, submission: Submission) -> Result<Accepted, Refusal> {
+pub(super) fn submit(outbox: &Outbox, submission: Submission) -> Result<Accepted, Refusal> {
     tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(outbox.submit(submission))
 }
 
@@ -211,7 +211,7 @@ fn a_store_that_cannot_write_refuses_and_gets_out_of_it_by_itself() {
 }
 
 /// A copy of the store as a crash of the process would leave it.
-fn copy(from: &Path, to: &Path) {
+pub(super) fn copy(from: &Path, to: &Path) {
     std::fs::create_dir_all(to).unwrap();
     for entry in std::fs::read_dir(from).unwrap() {
         let entry = entry.unwrap();
@@ -223,7 +223,7 @@ fn copy(from: &Path, to: &Path) {
     }
 }
 
-fn segment_files(directory: &Path) -> Vec<std::path::PathBuf> {
+pub(super) fn segment_files(directory: &Path) -> Vec<std::path::PathBuf> {
     let mut files: Vec<_> = std::fs::read_dir(directory.join("segments/clinical"))
         .unwrap()
         .map(|entry| entry.unwrap().path().join("db"))
@@ -232,7 +232,7 @@ fn segment_files(directory: &Path) -> Vec<std::path::PathBuf> {
     files
 }
 
-fn counts(outbox: &Outbox) -> LaneCounts {
+pub(super) fn counts(outbox: &Outbox) -> LaneCounts {
     let counts = outbox.snapshot().lanes[0].1.clone();
     assert_eq!(counts.accepted, counts.confirmed + counts.waiting + counts.damaged);
     counts
@@ -342,7 +342,7 @@ fn only_an_unanswered_last_record_is_trimmed() {
     outbox.close();
     let tear = |position| {
         let path = segment_files(directory.path()).pop().unwrap();
-        let segment = segment::Segment::open(path.parent().unwrap()).unwrap();
+        let segment = segment::Segment::open(path.parent().unwrap(), 0).unwrap();
         let torn = [[0xaa; 200].as_slice(), &[0; 9000]].concat();
         segment.append(position, &torn).unwrap();
         segment.barrier().unwrap();
@@ -445,7 +445,7 @@ pub(super) fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
     }
 }
 
-fn confirm_through(outbox: &Outbox, position: Position, backed_up: Option<Position>) {
+pub(super) fn confirm_through(outbox: &Outbox, position: Position, backed_up: Option<Position>) {
     let chain = outbox.chain_at(&clinical(), position).unwrap();
     outbox.confirm(&clinical(), Mark { position, chain }, backed_up);
 }

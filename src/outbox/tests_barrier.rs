@@ -25,13 +25,22 @@ fn queue(
 ) -> JoinSet<Result<Accepted, Refusal>> {
     let mut answers = JoinSet::new();
     for number in numbers {
-        let before = outbox.shared().queued_bytes.load(Ordering::Relaxed);
         let one = submission(&format!("K{number}"), format!("body {number}").as_bytes());
         let taker = outbox.clone();
         answers.spawn_on(async move { taker.submit(one).await }, runtime.handle());
-        eventually("it is queued", || outbox.shared().queued_bytes.load(Ordering::Relaxed) > before);
+        // On a runtime of one thread it is polled now, in its turn.
+        runtime.block_on(tokio::task::yield_now());
     }
     answers
+}
+
+/// Lets the disk go when a test ends, however it does: the outbox cannot close while it hangs.
+struct LetGo(Arc<faults::Faults>);
+
+impl Drop for LetGo {
+    fn drop(&mut self) {
+        self.0.allow_syncs(None);
+    }
 }
 
 /// The first submission keeps the writer at the disk, so that a group and ten more are queued behind it. Then one
@@ -43,26 +52,29 @@ fn the_next_group_waits_for_a_barrier_of_its_own() {
         let outbox = open(directory.path());
         add(&outbox, 1..=1);
         let faults = faults::in_store(directory.path());
+        let _let_go = LetGo(faults.clone());
         faults.allow_syncs(Some(0));
         let group = u32::try_from(GROUP_RECORDS).unwrap();
-        let runtime = runtime();
-        let answers = queue(&outbox, &runtime, 2..=group + 12);
-
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let first = queue(&outbox, &runtime, 2..=2);
+        eventually("the writer is at the disk", || faults.waiting() == 1);
+        let answers = queue(&outbox, &runtime, 3..=group + 12);
         if let Some(Point::Append) = failing {
             faults.fail_next(Point::Append, 1);
         }
         faults.allow_syncs(Some(1));
         eventually("the first is answered", || tail(&outbox) == 2);
+        assert!(runtime.block_on(first.join_all())[0].is_ok());
         // The writer is not at the disk now: it adds the ten while the group waits for its barrier.
         if let Some(Point::Sync) = failing {
             faults.fail_next(Point::Sync, 1);
         }
-        std::thread::sleep(Duration::from_millis(50));
+        eventually("the group is at the disk", || faults.waiting() == 1);
         assert_eq!(tail(&outbox), 2, "nothing is published before its barrier");
         if failing.is_none() {
             faults.allow_syncs(Some(1));
             eventually("the group is answered", || tail(&outbox) == u64::from(group) + 2);
-            std::thread::sleep(Duration::from_millis(50));
+            eventually("the ten are at the disk", || faults.waiting() == 1);
             assert_eq!(tail(&outbox), u64::from(group) + 2, "the ten wait for theirs");
         }
         faults.allow_syncs(None);

@@ -90,6 +90,7 @@ impl Driver {
             lane.handle(input, millis);
         }
         let left = self.serve(&mut live, asked).await;
+        self.outbox.link_lost();
         let millis = self.now();
         for index in 0..self.lanes.len() {
             self.lanes[index].disconnected(millis);
