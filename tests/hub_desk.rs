@@ -4,7 +4,7 @@
 mod hub_kit;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -20,7 +20,7 @@ use practice_gateway::wire::to_json;
 use practice_gateway::wire::topic::Root;
 use rumqttc::v5::mqttbytes::QoS;
 use rumqttc::v5::mqttbytes::v5::{Publish, PublishProperties};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::Semaphore;
 
 /// What a store can do wrong, switched from outside.
 #[derive(Default)]
@@ -85,7 +85,7 @@ impl Running {
         let answers = Answers::default();
         let limits = GroupLimits { transactions: 100, bytes: 1 << 20 };
         let desk = Desk::new(Box::new(store), answers.clone(), Fleet::open(directory.path()), limits);
-        let (arrivals, inbox) = mpsc::channel(1_000);
+        let (arrivals, inbox) = mpsc::channel();
         let thread = std::thread::spawn(move || desk.run(inbox));
         let room = Arc::new(Semaphore::new(1_000));
         Self { directory, faults, answers, arrivals: Some(arrivals), thread: Some(thread), room }
@@ -93,7 +93,7 @@ impl Running {
 
     fn publish(&self, publish: Publish) {
         let permit = self.room.clone().try_acquire_owned().unwrap();
-        self.arrivals.as_ref().unwrap().blocking_send(Arrival::Publish(publish, permit)).ok().unwrap();
+        self.arrivals.as_ref().unwrap().send(Arrival::Publishes(vec![publish], permit)).ok().unwrap();
     }
 
     fn send(&self, entry: &Entry) {
