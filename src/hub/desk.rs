@@ -37,8 +37,8 @@ const MOST_PRESENCE: usize = 16 * 1024;
 
 /// In a stream, groups are at least this far apart: a fraction of what a gateway's round trip takes.
 const GATHER: Duration = Duration::from_millis(2);
-/// Transactions for which nothing more is waited: half of the gateways' default window, which then never stands still.
-const ENOUGH: usize = 32;
+/// Transactions for which nothing more is waited: less than what one gateway's default window has under way at most.
+const ENOUGH: usize = 48;
 
 /// What reaches the store thread.
 pub enum Arrival {
@@ -301,25 +301,29 @@ impl Desk {
         }
         match verdict {
             Verdict::Store | Verdict::Known => {
-                self.due.entry(lane.clone()).or_default();
+                self.receipt_due(lane);
                 self.group_bytes += body.len();
                 let body = (verdict == Verdict::Store).then_some(body);
                 self.group.push(Entry { lane: lane.clone(), envelope, body });
             }
-            Verdict::Repeat | Verdict::Unasked => {
-                self.due.entry(lane.clone()).or_default();
-            }
+            Verdict::Repeat | Verdict::Unasked => self.receipt_due(lane),
             Verdict::Ahead { say } => {
                 if let Some(missed) = say {
                     self.answers.gap(lane, Gap::new(missed.epoch, missed.expected, missed.round));
                 }
             }
             Verdict::Diverged { .. } => {
-                self.due.entry(lane.clone()).or_default();
+                self.receipt_due(lane);
                 return Err(WireError::Malformed("chain"));
             }
         }
         Ok(())
+    }
+
+    fn receipt_due(&mut self, lane: &LaneName) {
+        if !self.due.contains_key(lane) {
+            self.due.insert(lane.clone(), None);
+        }
     }
 
     /// Every lane that the group may have touched begins again from its mark.

@@ -188,7 +188,8 @@ async fn connection(
     // A short queue: what waits shall wait in `answers`, where it coalesces.
     let (parcels, handed) = mpsc::channel(1);
     let (subscribed_sender, mut subscribed) = watch::channel(false);
-    let mut work = AbortOnDrop(tokio::spawn(work(mqtt, handed, arrivals.clone(), subscribed_sender, silence)));
+    let mut work =
+        AbortOnDrop(tokio::spawn(work(mqtt, handed, arrivals.clone(), subscribed_sender, silence)));
     let filters = HUB_FILTERS.map(|filter| Filter::new(filter, QoS::AtLeastOnce));
     tokio::select! {
         ended = &mut work.0 => return joined(ended),

@@ -65,7 +65,9 @@ impl Ready {
             return Some(self.frame);
         }
         // A round of another length: everything behind it moves.
-        let Packet::Publish(mut publish) = Packet::read(self.frame.bytes_mut(), None).ok()? else { return None };
+        let Packet::Publish(mut publish) = Packet::read(self.frame.bytes_mut(), None).ok()? else {
+            return None;
+        };
         let properties = &mut publish.properties.as_mut()?.user_properties;
         let (_, value) = properties.iter_mut().find(|(name, _)| name == "round")?;
         *value = round.to_string();
@@ -96,9 +98,17 @@ fn digits(number: u64) -> usize {
 /// What the thread is asked.
 enum Question {
     /// `round`: the present one; most of what is read will go in it.
-    Records { generation: u64, from: Position, most: usize, most_bytes: usize, round: u64 },
+    Records {
+        generation: u64,
+        from: Position,
+        most: usize,
+        most_bytes: usize,
+        round: u64,
+    },
     ChainAt(Position),
-    NewEpoch { after: Position },
+    NewEpoch {
+        after: Position,
+    },
 }
 
 /// What it answers, and for which lane.

@@ -62,9 +62,8 @@ pub async fn run(
     let mut lanes = Vec::with_capacity(settings.lanes.len());
     for (index, lane) in settings.lanes.iter().enumerate() {
         let topic = root.transactions(lane);
-        let reader =
-            Reader::start(outbox.clone(), lane.clone(), index, topic, answers_sender.clone())
-                .map_err(UplinkError::Thread)?;
+        let reader = Reader::start(outbox.clone(), lane.clone(), index, topic, answers_sender.clone())
+            .map_err(UplinkError::Thread)?;
         lanes.push(
             LaneWork::new(lane.clone(), root.position(lane), settings.delivery.clone(), &outbox, reader)
                 .map_err(|_| UplinkError::UnknownLane(lane.clone()))?,
