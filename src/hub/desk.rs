@@ -35,8 +35,10 @@ const TRIAL: (Duration, Duration) = (Duration::from_millis(500), Duration::from_
 /// Largest status, health, info or event that is looked at, bytes.
 const MOST_PRESENCE: usize = 16 * 1024;
 
-/// In a stream, groups are at least this far apart: a fraction of what a gateway's round trip takes.
+/// In a stream, groups are about this far apart: a fraction of what a gateway's round trip takes.
 const GATHER: Duration = Duration::from_millis(2);
+/// How often what has arrived meanwhile is looked at. Waking up for each read would cost more than the waiting saves.
+const LOOK: Duration = Duration::from_micros(500);
 /// Transactions for which nothing more is waited: less than what one gateway's default window has under way at most.
 const ENOUGH: usize = 48;
 
@@ -138,13 +140,17 @@ impl Desk {
         let mut stored: Option<Instant> = None;
         while let Ok(first) = arrivals.recv() {
             let mut next = Some(first);
-            while let Some(arrival) = next {
+            while let Some(arrival) = next.take() {
                 permits.extend(self.take(arrival));
-                next = if self.full() { None } else { arrivals.try_recv().ok() };
+                if self.full() {
+                    break;
+                }
+                next = arrivals.try_recv().ok();
                 if next.is_none() && !self.hurry && self.group.len() < ENOUGH {
                     let rest = stored.map_or(Duration::ZERO, |at| GATHER.saturating_sub(at.elapsed()));
                     if !rest.is_zero() {
-                        next = arrivals.recv_timeout(rest).ok();
+                        std::thread::sleep(rest.min(LOOK));
+                        next = Some(arrivals.try_recv().unwrap_or(Arrival::Tick));
                     }
                 }
             }

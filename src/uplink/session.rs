@@ -30,11 +30,6 @@ use tokio::time::{Instant, Sleep};
 const CHUNK_BYTES: usize = 64 * 1024;
 /// The read buffer is renewed when less than this is left of it.
 const LEAST_ROOM: usize = 16 * 1024;
-/// In a stream, reads are this far apart: what arrives packet by packet is then taken, answered and handed on together.
-/// Without it each end is woken for every second packet, and that is a third of its processor time.
-const PACE: Duration = Duration::from_millis(1);
-/// A read that brought as many packets is part of a stream.
-const STREAM: usize = 4;
 /// Events handed over at once, at most: small enough that the window is refilled while the rest is under way.
 const MOST_EVENTS: usize = 256;
 
@@ -125,9 +120,6 @@ pub(crate) struct Session<S> {
     maximum_outgoing: Option<u32>,
     keep_alive: Duration,
     ping: Pin<Box<Sleep>>,
-    /// The next read of a stream; nothing is read before.
-    pace: Pin<Box<Sleep>>,
-    streaming: bool,
     /// Handed over, not numbered yet.
     waiting: VecDeque<Parcel>,
     /// Its packet identifier is still another's: the broker acknowledges out of order.
@@ -160,8 +152,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
             maximum_outgoing: None,
             keep_alive,
             ping: Box::pin(tokio::time::sleep(keep_alive)),
-            pace: Box::pin(tokio::time::sleep(Duration::ZERO)),
-            streaming: false,
             waiting: VecDeque::new(),
             collided: None,
         };
@@ -221,18 +211,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
             let _ = self.ping.as_mut().poll(context);
         }
         loop {
-            let before = notes.len();
-            let may_read = !self.streaming || self.pace.as_mut().poll(context).is_ready();
-            let read = may_read && self.poll_read(context, notes)?;
-            if may_read {
-                // Only once everything that was there has been read.
-                self.streaming = !read && notes.len() - before >= STREAM;
-                if self.streaming {
-                    self.pace.as_mut().reset(Instant::now() + PACE);
-                    // Registers the new deadline.
-                    let _ = self.pace.as_mut().poll(context);
-                }
-            }
+            let read = self.poll_read(context, notes)?;
             let handed = self.poll_parcels(context, parcels, notes)?;
             let written = self.poll_write(context)?;
             if notes.len() >= MOST_EVENTS {
