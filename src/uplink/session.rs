@@ -597,9 +597,9 @@ mod tests {
         }
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn a_ping_that_is_not_answered_ends_it_and_what_was_said_last_is_heard() {
-        let (session, mut broker) = open(3, LONG).await;
+        let (session, mut broker) = open(3, Duration::from_secs(1)).await;
         let (_parcels, mut notes, task) = run(session);
         assert!(matches!(broker.hear().await, Packet::PingReq(_)));
         broker.say(&[Packet::PingResp(PingResp)]).await;
