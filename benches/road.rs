@@ -3,7 +3,10 @@
 //!
 //!     cargo bench --bench road            # 100,000 transactions
 //!     PGW_BENCH_COUNT=20000 cargo bench --bench road
+//!     PGW_BENCH_PARTS=replay cargo bench --bench road     # without rumqttc from memory; `memory`: that alone
+//!     PGW_BENCH_WINDOW=64 cargo bench --bench road        # window and inflight, and rumqttc's own limit; 256
 //!
+//! The end of the replay is seen by the size of the hub's file, for asking the gateway costs the processor that is measured.
 //! `PGW_BENCH_DIR` names the directory (a real disk, not tmpfs). Needs Mosquitto.
 #![allow(
     clippy::unwrap_used,
@@ -16,7 +19,7 @@
 #[path = "../tests/harness/mod.rs"]
 mod harness;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -30,22 +33,45 @@ use rumqttc::{TlsConfiguration, Transport};
 
 const BODY: usize = 1024;
 const SENDERS: usize = 64;
+/// How a group begins in the hub's file.
+const GROUP: &str = "{\"pgw\":\"group\"";
 
 fn main() {
-    let count = std::env::var("PGW_BENCH_COUNT").ok().and_then(|c| c.parse().ok()).unwrap_or(100_000);
-    let window = std::env::var("PGW_BENCH_WINDOW").ok().and_then(|c| c.parse().ok()).unwrap_or(256);
+    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse().ok());
+    let count = number("PGW_BENCH_COUNT").unwrap_or(100_000);
+    let window = number("PGW_BENCH_WINDOW").and_then(|window| u16::try_from(window).ok()).unwrap_or(256);
     let base = std::env::var_os("PGW_BENCH_DIR").map_or_else(|| PathBuf::from("target"), PathBuf::from);
     let _ = tokio_rustls::rustls::crypto::ring::default_provider().install_default();
 
+    let parts = std::env::var("PGW_BENCH_PARTS").unwrap_or_default();
     let certificates = Certificates::new();
     let mut broker = Mosquitto::start(&certificates);
+    let replayed = (parts != "memory").then(|| replay(&certificates, &mut broker, base, count, window));
+    if parts != "replay" {
+        let ceiling = from_memory(&certificates, broker.port(), count, window);
+        println!("rumqttc from memory, window {window}, same broker, no subscriber: {ceiling:.0}/s");
+        println!("figure rumqttc_from_memory_per_second {ceiling:.0} 1/s");
+        if let Some(replayed) = replayed {
+            println!("figure replay_ratio_to_rumqttc {:.3} ratio", replayed / ceiling);
+        }
+    }
+}
+
+/// Accepts `count` with the broker away, then brings it back: transactions a second into the hub's store.
+fn replay(
+    certificates: &Certificates,
+    broker: &mut Mosquitto,
+    base: PathBuf,
+    count: usize,
+    window: u16,
+) -> f64 {
     // No proxy: it would be a fifth process on two cores. The link is down because the broker is not there yet.
     let options = SiteOptions {
         base: Some(base),
-        uplink: format!("window = {window}\nwindow_bytes = 4194304\n"),
+        uplink: format!("window = {window}\ninflight = {window}\nwindow_bytes = 4194304\n"),
         ..SiteOptions::default()
     };
-    let mut site = Site::new(&certificates, broker.port(), broker.port(), options);
+    let mut site = Site::new(certificates, broker.port(), broker.port(), options);
     broker.kill();
     site.start_gateway();
 
@@ -57,36 +83,74 @@ fn main() {
     println!("figure mllp_{SENDERS}_p99 {p99:.3} ms");
 
     site.start_hub();
+    let file = site.store().join("B86022/gw1/clinical.ndjson");
     let pids = [("gateway", site.gateway_pid()), ("hub", site.hub_pid())];
     let before = pids.map(|(_, pid)| cpu_seconds(pid));
     broker.restart();
-    let mut first = None;
-    let mut start = Instant::now();
-    harness::eventually_blocking("the backlog to drain", Duration::from_secs(600), || {
-        let status = site.status()?;
-        let confirmed = status["confirmed_total"].as_u64()?;
-        if confirmed == 0 {
-            start = Instant::now(); // the reconnect delay is not the replay's
-        } else if first.is_none() {
-            first = Some((confirmed, Instant::now()));
-        }
-        (confirmed >= count as u64).then_some(())
+    let size = || std::fs::metadata(&file).map_or(0, |file| file.len());
+    let (first, begin) = harness::eventually_blocking("the first one", Duration::from_secs(60), || {
+        Some(size()).filter(|size| *size > 0).map(|size| (size, Instant::now()))
     });
-    let (early, since) = first.unwrap_or((0, start));
-    let measured = (count as u64 - early) as f64 / since.elapsed().as_secs_f64().max(1e-9);
-    println!("replayed over TLS into the hub's fsynced store: {measured:.0}/s");
-    println!("figure replay_per_second {measured:.0} 1/s");
-    for ((name, pid), before) in pids.into_iter().zip(before) {
-        let used = cpu_seconds(pid) - before;
-        println!("figure replay_cpu_{name} {used:.2} s");
+    let (mut last, mut end) = (first, begin);
+    while end.elapsed() < Duration::from_millis(500) {
+        std::thread::sleep(Duration::from_millis(5));
+        let size = size();
+        if size != last {
+            (last, end) = (size, Instant::now());
+        }
     }
-    println!("figure replay_cpu_broker {:.2} s", cpu_seconds(broker.pid()));
+    let used = pids.map(|(_, pid)| cpu_seconds(pid));
+    let brokers = cpu_seconds(broker.pid());
+    site.wait_for("confirmed_total", count as u64, Duration::from_secs(60));
+    assert_eq!(size(), last, "the replay stood still for half a second");
 
-    let ceiling = from_memory(&certificates, broker.port(), count, window);
-    println!("rumqttc from memory, window {window}, same broker, no subscriber: {ceiling:.0}/s");
-    println!("figure rumqttc_from_memory_per_second {ceiling:.0} 1/s");
-    println!("figure replay_ratio_to_rumqttc {:.3} ratio", measured / ceiling);
+    let share = (last - first) as f64 / last as f64;
+    let measured = count as f64 * share / (end - begin).as_secs_f64().max(1e-9);
+    println!("replayed over TLS into the hub's fsynced store, window {window}: {measured:.0}/s");
+    println!("figure replay_per_second {measured:.0} 1/s");
+    let each = |seconds: f64| seconds * 1e6 / count as f64;
+    for (index, (name, _)) in pids.into_iter().enumerate() {
+        println!("figure replay_cpu_{name} {:.1} us/transaction", each(used[index] - before[index]));
+    }
+    println!("figure replay_cpu_broker {:.1} us/transaction", each(brokers));
+
+    let stored = std::fs::read_to_string(&file).expect("the hub's file");
+    let groups = stored.lines().filter(|line| line.starts_with(GROUP)).count();
+    println!("figure replay_transactions_per_group {:.1} transactions", count as f64 / groups as f64);
+    println!("figure first_transaction_after_link_up {:.3} s", first_after_an_outage(&site, broker, &file));
     site.stop();
+    measured
+}
+
+/// One transaction is accepted while the broker is away; seconds from the moment at which both ends are connected
+/// again to the moment at which the hub stores it.
+fn first_after_an_outage(site: &Site, broker: &mut Mosquitto, file: &Path) -> f64 {
+    broker.kill();
+    let mut stream = connect(site.door).expect("the door");
+    let answer = exchange(&mut stream, &harness::senders::message(SENDERS, 0, 0)).expect("an answer");
+    assert!(positive(&answer));
+    let before = std::fs::metadata(file).map_or(0, |file| file.len());
+    broker.restart();
+    harness::eventually_blocking("the one that waits", Duration::from_secs(60), || {
+        std::fs::metadata(file).is_ok_and(|file| file.len() > before).then_some(())
+    });
+    let last = |text: &str, wanted: &str| {
+        text.lines().rfind(|line| line.contains(wanted)).map(moment).unwrap_or_else(|| panic!("{wanted}"))
+    };
+    let stored = std::fs::read_to_string(file).expect("the hub's file");
+    let group = stored.lines().rfind(|line| line.starts_with(GROUP)).expect("a group");
+    let stored = moment(group.trim_start_matches(GROUP));
+    let up = last(&site.log("gateway"), "The link is up");
+    let hub_up = last(&site.log("hub"), "The hub is connected and subscribed");
+    (stored - up.max(hub_up)).as_seconds_f64()
+}
+
+/// The RFC 3339 time with which a text begins.
+fn moment(text: &str) -> time::OffsetDateTime {
+    let end = text.find('Z').expect("a UTC time") + 1;
+    let start = text[..end].rfind(|c: char| !"0123456789-:.TZ".contains(c)).map_or(0, |at| at + 1);
+    time::OffsetDateTime::parse(&text[start..end], &time::format_description::well_known::Rfc3339)
+        .expect("an RFC 3339 time")
 }
 
 /// Messages a second and the 99th percentile in milliseconds.

@@ -4,7 +4,7 @@
 mod hub_kit;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -20,7 +20,7 @@ use practice_gateway::wire::to_json;
 use practice_gateway::wire::topic::Root;
 use rumqttc::v5::mqttbytes::QoS;
 use rumqttc::v5::mqttbytes::v5::{Publish, PublishProperties};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::Semaphore;
 
 /// What a store can do wrong, switched from outside.
 #[derive(Default)]
@@ -65,6 +65,16 @@ impl Store for Unreliable {
     }
 }
 
+fn wire(entry: &Entry) -> Publish {
+    let properties = PublishProperties {
+        content_type: Some(entry.envelope.content_type.clone()),
+        user_properties: entry.envelope.clone().into_properties(),
+        ..PublishProperties::default()
+    };
+    let topic = Root::new(&entry.lane.practice, &entry.lane.gateway).transactions(&entry.lane.lane);
+    Publish::new(topic, QoS::AtLeastOnce, entry.body.clone().unwrap(), Some(properties))
+}
+
 struct Running {
     directory: tempfile::TempDir,
     faults: Arc<Faults>,
@@ -85,7 +95,7 @@ impl Running {
         let answers = Answers::default();
         let limits = GroupLimits { transactions: 100, bytes: 1 << 20 };
         let desk = Desk::new(Box::new(store), answers.clone(), Fleet::open(directory.path()), limits);
-        let (arrivals, inbox) = mpsc::channel(1_000);
+        let (arrivals, inbox) = mpsc::channel();
         let thread = std::thread::spawn(move || desk.run(inbox));
         let room = Arc::new(Semaphore::new(1_000));
         Self { directory, faults, answers, arrivals: Some(arrivals), thread: Some(thread), room }
@@ -93,17 +103,18 @@ impl Running {
 
     fn publish(&self, publish: Publish) {
         let permit = self.room.clone().try_acquire_owned().unwrap();
-        self.arrivals.as_ref().unwrap().blocking_send(Arrival::Publish(publish, permit)).ok().unwrap();
+        self.arrivals.as_ref().unwrap().send(Arrival::Publishes(vec![publish], permit)).ok().unwrap();
     }
 
     fn send(&self, entry: &Entry) {
-        let properties = PublishProperties {
-            content_type: Some(entry.envelope.content_type.clone()),
-            user_properties: entry.envelope.clone().into_properties(),
-            ..PublishProperties::default()
-        };
-        let topic = Root::new(&entry.lane.practice, &entry.lane.gateway).transactions(&entry.lane.lane);
-        self.publish(Publish::new(topic, QoS::AtLeastOnce, entry.body.clone().unwrap(), Some(properties)));
+        self.publish(wire(entry));
+    }
+
+    /// All of them with one read, as a stream arrives.
+    fn send_together(&self, entries: &[Entry]) {
+        let permit = self.room.clone().try_acquire_owned().unwrap();
+        let publishes = entries.iter().map(wire).collect();
+        self.arrivals.as_ref().unwrap().send(Arrival::Publishes(publishes, permit)).ok().unwrap();
     }
 
     fn ask(&self, sender: &Sender, nonce: &str) {
@@ -200,6 +211,20 @@ fn a_full_disk_gives_no_receipt_and_gets_well_by_itself() {
         std::thread::sleep(Duration::from_millis(20));
     }
     assert_eq!(running.stored(&sender.lane), (1..=20).collect::<Vec<_>>());
+}
+
+#[test]
+fn groups_keep_their_limit_within_one_read_and_a_question_behind_them_speaks_of_them_all() {
+    let mut running = Running::start();
+    let mut sender = Sender::new(&lane("clinical"), 1);
+    assert_eq!(running.through(&sender, "first").0, 0);
+    running.send_together(&sender.take(250));
+    let (through, before) = running.through(&sender, "after");
+    assert_eq!(through, 250);
+    assert!(before.iter().all(|answer| matches!(answer, Answer::Receipt { nonce: None, .. })), "{before:?}");
+    assert_eq!(running.stored(&sender.lane), (1..=250).collect::<Vec<_>>());
+    let groups = running.faults.groups.lock().unwrap().clone();
+    assert!(groups.iter().all(|group| *group <= 100), "{groups:?}");
 }
 
 #[test]

@@ -187,6 +187,12 @@ impl Delivery {
         self.window.next()
     }
 
+    /// The round in which the next record would go now; `None`: there was no connection yet.
+    #[must_use]
+    pub fn round(&self) -> Option<u64> {
+        self.round
+    }
+
     /// When [`Input::Tick`] is due, at the latest.
     #[must_use]
     pub fn deadline(&self) -> Option<Millis> {

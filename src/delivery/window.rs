@@ -10,8 +10,10 @@ use crate::transaction::Position;
 const UNMEASURED_BYTES: u64 = 64 * 1024;
 /// Bytes under way that even the slowest link gets.
 const LEAST_BYTES: u64 = 16 * 1024;
-/// A measurement of the rate is taken over at least this long.
+/// A measurement of the rate is taken over at least this long, pauses not counted,
 const MEASURE: Millis = 100;
+/// or over so many bytes: a link that takes them sooner is fast.
+const MEASURE_BYTES: u64 = 1024 * 1024;
 /// A link may have about this long of its own rate under way.
 const FILL: Millis = 1_000;
 
@@ -44,7 +46,10 @@ pub(super) struct Window {
 /// Bytes that the broker takes in a second, measured while it was kept busy.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 struct Rate {
+    /// When the measurement began, moved on by every pause.
     since: Millis,
+    /// When a pause may have begun: the broker took something last.
+    last: Millis,
     taken: u64,
     bytes_per_second: Option<u64>,
 }
@@ -161,22 +166,25 @@ impl Window {
         self.clean = 0;
     }
 
-    /// Traffic begins on a quiet link: the rate is measured from here.
+    /// Traffic begins on a quiet link: the pause before it does not count. On a fast link every burst ends in one, and
+    /// a measurement that began anew each time would never be done.
     pub(super) fn busy(&mut self, now: Millis) {
-        self.rate.since = now;
-        self.rate.taken = 0;
+        self.rate.since = self.rate.since.saturating_add(now.saturating_sub(self.rate.last));
+        self.rate.last = now;
     }
 
     /// The broker has taken a record.
     pub(super) fn taken(&mut self, position: Position, now: Millis) {
         let bytes = self.index(position).and_then(|i| self.known.get(i)).map_or(0, |sent| sent.bytes);
-        self.rate.taken = self.rate.taken.saturating_add(bytes);
-        let took = now.saturating_sub(self.rate.since);
-        if took >= MEASURE && self.rate.taken > 0 {
-            let measured = self.rate.taken.saturating_mul(1_000) / took;
-            let before = self.rate.bytes_per_second.unwrap_or(measured);
-            self.rate.bytes_per_second = Some((before / 2).saturating_add(measured / 2).max(1));
-            self.busy(now);
+        let rate = &mut self.rate;
+        rate.taken = rate.taken.saturating_add(bytes);
+        rate.last = now;
+        let took = now.saturating_sub(rate.since);
+        if (took >= MEASURE || rate.taken >= MEASURE_BYTES) && rate.taken > 0 {
+            let measured = rate.taken.saturating_mul(1_000) / took.max(1);
+            let before = rate.bytes_per_second.unwrap_or(measured);
+            rate.bytes_per_second = Some((before / 2).saturating_add(measured / 2).max(1));
+            (rate.since, rate.taken) = (now, 0);
         }
     }
 
@@ -257,6 +265,27 @@ mod tests {
         fast.push(900_000, CHAIN);
         fast.taken(1, 100);
         assert_eq!(fast.free_bytes(), 100_000, "the configured limit holds");
+    }
+
+    #[test]
+    fn a_fast_link_is_measured_although_every_burst_ends_in_a_pause() {
+        let mut window = Window::new(&limits(1_000, 10_000_000), 0);
+        let mut now = 0;
+        for burst in 0..20 {
+            // 40 records of 1,500 bytes in 2 ms, then 50 ms of nothing.
+            window.busy(now);
+            for _ in 0..40 {
+                window.push(1_500, CHAIN);
+            }
+            now += 2;
+            for position in burst * 40 + 1..=burst * 40 + 40 {
+                window.taken(position, now);
+            }
+            window.confirm(burst * 40 + 40);
+            now += 50;
+        }
+        // 30 MB a second while it was busy: what it carries in a second may be under way, up to the configured limit.
+        assert_eq!(window.free_bytes(), 10_000_000);
     }
 
     #[test]

@@ -1,14 +1,17 @@
 //! The store thread: takes what has arrived as one group, judges it, stores it, and only then answers.
 //!
-//! A group is everything that has arrived, up to its limits; it never waits to grow. Receipts are made from
+//! A group is everything that has arrived, up to its limits. One that comes alone is stored at once; in a stream the
+//! next group is not begun sooner than [`GATHER`] after the last, unless [`ENOUGH`] is there: each group costs an
+//! fsync, and each lane in it a receipt, which is signed, carried and verified. Receipts are made from
 //! [`Store::marks_of`], and so can never say more than what is on stable storage.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use rumqttc::v5::mqttbytes::v5::Publish;
-use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::answers::Answers;
 use super::fleet::Fleet;
@@ -32,11 +35,17 @@ const TRIAL: (Duration, Duration) = (Duration::from_millis(500), Duration::from_
 /// Largest status, health, info or event that is looked at, bytes.
 const MOST_PRESENCE: usize = 16 * 1024;
 
+/// In a stream, groups are about this far apart: a fraction of what a gateway's round trip takes.
+const GATHER: Duration = Duration::from_millis(2);
+/// How often what has arrived meanwhile is looked at. Waking up for each read would cost more than the waiting saves.
+const LOOK: Duration = Duration::from_micros(500);
+/// Transactions for which nothing more is waited: less than what one gateway's default window has under way at most.
+const ENOUGH: usize = 48;
+
 /// What reaches the store thread.
-#[expect(clippy::large_enum_variant, reason = "nearly all of them are publishes")]
 pub enum Arrival {
-    /// A publish, with its share of the byte limit.
-    Publish(Publish, OwnedSemaphorePermit),
+    /// Publishes in the order of their arrival, with their share of the byte limit.
+    Publishes(Vec<Publish>, OwnedSemaphorePermit),
     /// A new connection is live: the broker may have lost the retained receipts.
     Connected,
     /// Time has passed.
@@ -72,6 +81,8 @@ pub struct Desk {
     /// Lanes of which nothing more is taken in this group.
     unsure: Vec<LaneName>,
     trouble: Option<Trouble>,
+    /// Somebody waits for an answer: the group is not kept waiting.
+    hurry: bool,
 }
 
 struct Trouble {
@@ -100,6 +111,7 @@ impl Desk {
             asked: HashMap::new(),
             unsure: Vec::new(),
             trouble: None,
+            hurry: false,
         };
         for (lane, marks) in desk.store.marks() {
             desk.restore(lane, &marks);
@@ -123,20 +135,38 @@ impl Desk {
     }
 
     /// Works until every sender is gone. Blocking.
-    pub fn run(mut self, mut arrivals: mpsc::Receiver<Arrival>) {
+    pub fn run(mut self, arrivals: Receiver<Arrival>) {
         let mut permits = Vec::new();
-        while let Some(first) = arrivals.blocking_recv() {
+        let mut stored: Option<Instant> = None;
+        while let Ok(first) = arrivals.recv() {
             let mut next = Some(first);
-            while let Some(arrival) = next {
+            while let Some(arrival) = next.take() {
                 permits.extend(self.take(arrival));
-                let full =
-                    self.group.len() >= self.limits.transactions || self.group_bytes >= self.limits.bytes;
-                next = if full { None } else { arrivals.try_recv().ok() };
+                if self.full() {
+                    break;
+                }
+                next = arrivals.try_recv().ok();
+                if next.is_none() && !self.hurry && self.group.len() < ENOUGH {
+                    let rest = stored.map_or(Duration::ZERO, |at| GATHER.saturating_sub(at.elapsed()));
+                    if !rest.is_zero() {
+                        std::thread::sleep(rest.min(LOOK));
+                        next = Some(arrivals.try_recv().unwrap_or(Arrival::Tick));
+                    }
+                }
             }
+            let group = !self.group.is_empty();
             self.finish();
             permits.clear();
+            if group {
+                stored = Some(Instant::now());
+            }
         }
         self.fleet.save(true);
+    }
+
+    /// What comes next begins a new group.
+    fn full(&self) -> bool {
+        self.group.len() >= self.limits.transactions || self.group_bytes >= self.limits.bytes
     }
 
     fn take(&mut self, arrival: Arrival) -> Option<OwnedSemaphorePermit> {
@@ -148,11 +178,17 @@ impl Desk {
                     let nonce = self.asked.get(&lane).cloned();
                     self.due.entry(lane).or_insert(nonce);
                 }
+                self.hurry = true;
                 None
             }
             Arrival::Tick => None,
-            Arrival::Publish(publish, permit) => {
-                self.publish(publish);
+            Arrival::Publishes(publishes, permit) => {
+                for publish in publishes {
+                    if self.full() {
+                        self.finish();
+                    }
+                    self.publish(publish);
+                }
                 Some(permit)
             }
         }
@@ -188,6 +224,7 @@ impl Desk {
             }
             Kind::Probe if publish.payload.len() <= MOST_PRESENCE => {
                 self.fleet.seen(&practice, &gateway, publish.retain);
+                self.hurry = true;
                 self.probes.push((practice, gateway, publish.payload));
             }
             Kind::Status | Kind::Health | Kind::Info | Kind::Event
@@ -219,6 +256,7 @@ impl Desk {
         if let Some(intake) = self.lanes.get_mut(&lane) {
             intake.statement(Some(Nonce::default()));
         }
+        self.hurry = true;
         self.asked.insert(lane.clone(), nonce.clone());
         self.due.insert(lane, Some(nonce));
     }
@@ -269,25 +307,29 @@ impl Desk {
         }
         match verdict {
             Verdict::Store | Verdict::Known => {
-                self.due.entry(lane.clone()).or_default();
+                self.receipt_due(lane);
                 self.group_bytes += body.len();
                 let body = (verdict == Verdict::Store).then_some(body);
                 self.group.push(Entry { lane: lane.clone(), envelope, body });
             }
-            Verdict::Repeat | Verdict::Unasked => {
-                self.due.entry(lane.clone()).or_default();
-            }
+            Verdict::Repeat | Verdict::Unasked => self.receipt_due(lane),
             Verdict::Ahead { say } => {
                 if let Some(missed) = say {
                     self.answers.gap(lane, Gap::new(missed.epoch, missed.expected, missed.round));
                 }
             }
             Verdict::Diverged { .. } => {
-                self.due.entry(lane.clone()).or_default();
+                self.receipt_due(lane);
                 return Err(WireError::Malformed("chain"));
             }
         }
         Ok(())
+    }
+
+    fn receipt_due(&mut self, lane: &LaneName) {
+        if !self.due.contains_key(lane) {
+            self.due.insert(lane.clone(), None);
+        }
     }
 
     /// Every lane that the group may have touched begins again from its mark.
@@ -313,6 +355,7 @@ impl Desk {
 
     /// Stores the group, then answers.
     fn finish(&mut self) {
+        self.hurry = false;
         if !self.group.is_empty() {
             let outcome = self.store.append(&self.group);
             let count = self.group.len();

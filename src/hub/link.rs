@@ -1,18 +1,20 @@
-//! One connection of the hub: its options, and what is published on it.
+//! One connection of the hub: how it is made, and what is published on it.
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use rumqttc::v5::MqttOptions;
 use rumqttc::v5::mqttbytes::QoS;
-use rumqttc::v5::mqttbytes::v5::{LastWill, PublishProperties};
-use rumqttc::{NetworkOptions, TlsConfiguration, Transport};
+use rumqttc::v5::mqttbytes::v5::{LastWill, Publish, PublishProperties};
 
 use super::Settings;
 use super::answers::Answer;
 use super::desk::now_text;
+use super::run::Ended;
+use crate::health::Phase;
 use crate::transaction::Hub;
-use crate::uplink::tls::{Identity, TlsError};
-use crate::uplink::{TlsFiles, TrustedClock};
+use crate::uplink::session::{Opening, Parcel, Session};
+use crate::uplink::tls::Identity;
+use crate::uplink::{Failure, TlsFiles, TrustedClock, Upstream, transport};
 use crate::wire::presence::Status;
 use crate::wire::receipt::{Receipt, Stored};
 use crate::wire::signature::{self, SigningKey};
@@ -22,38 +24,47 @@ use crate::wire::{SCHEMA, to_json};
 /// Most of our own publishes that are not acknowledged: what waits behind them coalesces.
 const IN_FLIGHT: u16 = 16;
 
-/// The options of the next connection: Clean Start, no session, a will of this session.
-///
-/// # Errors
-/// [`TlsError`]: the files cannot be read now, or do not fit.
-pub fn options(
+/// Makes the next connection: Clean Start, no session, a will of this session. Certificates are read at each, so that
+/// renewed ones are taken.
+pub(super) async fn open(
     settings: &Settings,
     session: u64,
     clock: &Arc<TrustedClock>,
-) -> Result<MqttOptions, TlsError> {
-    // Read at each connect, so that renewed certificates are taken.
+) -> Result<Session<Box<dyn transport::Stream>>, Ended> {
     let identity = Identity::load(&TlsFiles {
         ca: settings.ca_file.clone(),
         certificate: settings.certificate_file.clone(),
         key: settings.key_file.clone(),
     })?;
     let tls = identity.client_config(clock.clone())?;
-    let mut options =
-        MqttOptions::new(settings.hub.as_str(), settings.broker_host.as_str(), settings.broker_port);
-    options.set_transport(Transport::tls_with_config(TlsConfiguration::Rustls(tls)));
-    let mut network = NetworkOptions::new();
-    network.set_tcp_nodelay(true);
-    options.set_network_options(network);
-    // rumqttc panics below 5 s.
-    options.set_keep_alive(settings.keep_alive.max(std::time::Duration::from_secs(5)));
-    options.set_connection_timeout(settings.connect_timeout.as_secs().max(1));
-    options.set_clean_start(true);
-    options.set_receive_maximum(Some(settings.receive_maximum.max(1)));
-    options.set_max_packet_size(Some(settings.maximum_packet_bytes));
-    options.set_outgoing_inflight_upper_limit(IN_FLIGHT);
     let will = to_json(&Status::new("offline", session, "connection lost", now_text()));
-    options.set_last_will(LastWill::new(hub_status(&settings.hub), will, QoS::AtLeastOnce, true, None));
-    Ok(options)
+    let opening = Opening {
+        client_id: settings.hub.as_str().to_owned(),
+        will: LastWill::new(hub_status(&settings.hub), will, QoS::AtLeastOnce, true, None),
+        keep_alive: keep_alive(settings),
+        inflight: IN_FLIGHT,
+        receive_maximum: settings.receive_maximum,
+        maximum_packet_bytes: settings.maximum_packet_bytes,
+    };
+    let upstream = Upstream { host: settings.broker_host.clone(), port: settings.broker_port };
+    let limit = settings.connect_timeout.max(Duration::from_secs(1));
+    let attempt = async {
+        let mut addresses = Vec::new();
+        transport::resolve(&upstream, &mut addresses, limit).await?;
+        let socket = transport::open(&addresses, limit).await?;
+        let stream = transport::secure(socket, &upstream.host, tls, limit).await?;
+        let opened = Session::open(stream, opening).await;
+        opened.map_err(|error| Failure::session(Phase::Mqtt, &error))
+    };
+    match tokio::time::timeout(limit, attempt).await {
+        Ok(opened) => Ok(opened?.0),
+        Err(_) => Err(Ended::NoConnection(limit)),
+    }
+}
+
+/// The least that brokers take well is 5 s.
+pub(super) fn keep_alive(settings: &Settings) -> Duration {
+    settings.keep_alive.max(Duration::from_secs(5))
 }
 
 /// A publish that is ready to go out, QoS 1.
@@ -67,6 +78,15 @@ pub struct Outgoing {
     pub retain: bool,
     /// With the signature.
     pub properties: PublishProperties,
+}
+
+impl From<Outgoing> for Parcel {
+    fn from(outgoing: Outgoing) -> Self {
+        let Outgoing { topic, payload, retain, properties } = outgoing;
+        let mut publish = Publish::new(topic, QoS::AtLeastOnce, payload, Some(properties));
+        publish.retain = retain;
+        Parcel::Publish(publish)
+    }
 }
 
 /// Gives answers their form, numbers receipts and signs.

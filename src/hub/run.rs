@@ -1,10 +1,10 @@
-//! Runs the hub: one connection after another, each with a new event loop, and one store thread behind them all.
+//! Runs the hub: one connection after another, each with a new session, and one store thread behind them all.
 //!
 //! ```text
-//! broker ──► poll task ──bounded channel──► store thread (desk) ──► answers ──► speaker ──► broker
+//! broker ──► session task ──bounded queue──► store thread (desk) ──► answers ──► speaker ──► broker
 //! ```
 //!
-//! A full channel stops `poll()`, and so TCP, and so the broker: that is the back-pressure. What the broker then
+//! A full queue stops the session, and so TCP, and so the broker: that is the back-pressure. What the broker then
 //! drops is missed, named by a gap notice and sent again. Nothing that a PUBACK of ours said counts for anything:
 //! the receipt does.
 
@@ -13,12 +13,12 @@ use std::io::Write as _;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::mpsc as blocking;
 use std::time::{Duration, Instant};
 
 use ring::rand::{SecureRandom as _, SystemRandom};
 use rumqttc::v5::mqttbytes::QoS;
-use rumqttc::v5::mqttbytes::v5::{Filter, Packet, SubscribeReasonCode};
-use rumqttc::v5::{AsyncClient, ConnectionError, Event, EventLoop};
+use rumqttc::v5::mqttbytes::v5::{Filter, SubscribeReasonCode};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinHandle;
 
@@ -26,19 +26,23 @@ use super::Settings;
 use super::answers::Answers;
 use super::desk::{Arrival, Desk, GroupLimits};
 use super::fleet::Fleet;
-use super::link::{self, Outgoing, Speaker};
+use super::link::{self, Speaker};
 use super::store::ndjson::NdjsonStore;
 use super::store::{Store, StoreError};
-use crate::uplink::TrustedClock;
+use crate::health::Phase;
+use crate::uplink::session::{Note, Parcel, Session};
 use crate::uplink::tls::TlsError;
+use crate::uplink::{Failure, TrustedClock, transport};
 use crate::wire::WireError;
 use crate::wire::signature::SigningKey;
 use crate::wire::topic::HUB_FILTERS;
 
-/// Publishes between the poll task and the store thread.
-const QUEUE: usize = 4_096;
-/// Their payload bytes together, in units of 1 KiB.
+/// Payload bytes between the session and the store thread, in units of 1 KiB.
 const QUEUE_KIB: u32 = 64 * 1024;
+/// What the smallest publish counts: at most 4,096 of them wait.
+const LEAST_KIB: u32 = 16;
+/// Answers that are handed to the session at once, at most.
+const MOST_ANSWERS: usize = 16;
 /// A connection that lived this long was a good one: the next delay is short again.
 const GOOD_AFTER: Duration = Duration::from_secs(20);
 /// How often the store thread looks at what is due by time.
@@ -65,18 +69,20 @@ pub enum HubError {
 
 /// Why a connection has ended.
 #[derive(Debug, thiserror::Error)]
-enum Ended {
+pub(super) enum Ended {
     #[error("{0}")]
     Files(#[from] TlsError),
     #[error("{0}")]
-    Connection(Box<ConnectionError>),
+    Connection(#[from] Failure),
+    #[error("no connection within {0:?}")]
+    NoConnection(Duration),
     #[error("the broker refused the subscription to {0}")]
     Subscription(&'static str),
     #[error("nothing moved for {0:?}")]
     Silent(Duration),
     #[error("the store thread has ended")]
     NoStore,
-    #[error("the poll task has ended by a panic")]
+    #[error("the session's task has ended by a panic")]
     Panicked,
     #[error("the hub stops")]
     Stopping,
@@ -115,7 +121,7 @@ pub async fn run_with(
     let mut speaker = Speaker::new(settings.hub.clone(), random()? >> 11, key);
 
     let answers = Answers::default();
-    let (arrivals, inbox) = mpsc::channel(QUEUE);
+    let (arrivals, inbox) = blocking::channel();
     let limits = GroupLimits { transactions: settings.group_transactions, bytes: settings.group_bytes };
     let desk = Desk::new(store, answers.clone(), Fleet::open(&settings.directory), limits);
     let thread = std::thread::Builder::new()
@@ -154,8 +160,8 @@ pub async fn run_with(
 /// What every connection has in common.
 struct Road {
     clock: Arc<TrustedClock>,
-    /// To the store thread.
-    arrivals: mpsc::Sender<Arrival>,
+    /// To the store thread; what may wait there is bounded by permits.
+    arrivals: blocking::Sender<Arrival>,
     /// From it.
     answers: Answers,
 }
@@ -170,97 +176,115 @@ async fn connection(
     live: &watch::Sender<bool>,
 ) -> Ended {
     let Road { clock, arrivals, answers } = road;
-    let options = match link::options(settings, session, clock) {
-        Ok(options) => options,
-        Err(error) => return Ended::Files(error),
+    let opened = tokio::select! {
+        opened = link::open(settings, session, clock) => opened,
+        _ = stop.wait_for(|stop| *stop) => return Ended::Stopping,
     };
-    let silence = options.keep_alive() * 2 + settings.connect_timeout;
-    // A short request queue: what waits shall wait in `answers`, where it coalesces.
-    let (client, events) = AsyncClient::new(options, 2);
+    let mqtt = match opened {
+        Ok(mqtt) => mqtt,
+        Err(ended) => return ended,
+    };
+    let silence = link::keep_alive(settings) * 2 + settings.connect_timeout;
+    // A short queue: what waits shall wait in `answers`, where it coalesces.
+    let (parcels, handed) = mpsc::channel(1);
     let (subscribed_sender, mut subscribed) = watch::channel(false);
-    let mut poll = AbortOnDrop(tokio::spawn(poll(events, arrivals.clone(), subscribed_sender, silence)));
+    let mut work =
+        AbortOnDrop(tokio::spawn(work(mqtt, handed, arrivals.clone(), subscribed_sender, silence)));
     let filters = HUB_FILTERS.map(|filter| Filter::new(filter, QoS::AtLeastOnce));
     tokio::select! {
-        ended = &mut poll.0 => return joined(ended),
-        _ = client.subscribe_many(filters) => {}
+        ended = &mut work.0 => return joined(ended),
+        _ = parcels.send(vec![Parcel::Subscribe(filters.into())]) => {}
     }
     tokio::select! {
-        ended = &mut poll.0 => return joined(ended),
+        ended = &mut work.0 => return joined(ended),
         _ = subscribed.wait_for(|subscribed| *subscribed) => {}
         _ = stop.wait_for(|stop| *stop) => return Ended::Stopping,
     }
     tracing::info!(session, "The hub is connected and subscribed");
     live.send_replace(true);
-    let mut next = Some(speaker.status("online", session, "connected"));
     let mut tick = tokio::time::interval(TICK);
-    tokio::select! {
-        ended = &mut poll.0 => return joined(ended),
-        sent = arrivals.send(Arrival::Connected) => if sent.is_err() { return Ended::NoStore },
+    if arrivals.send(Arrival::Connected).is_err() {
+        return Ended::NoStore;
     }
+    let mut bundle = vec![Parcel::from(speaker.status("online", session, "connected"))];
     loop {
-        match next.take().or_else(|| answers.take().map(|answer| speaker.say(answer))) {
-            Some(outgoing) => tokio::select! {
-                ended = &mut poll.0 => return joined(ended),
-                _ = publish(&client, outgoing) => {}
-            },
-            None => tokio::select! {
-                ended = &mut poll.0 => return joined(ended),
+        // Signed only when the session can take them: a receipt that waits is replaced by a newer one.
+        let room = tokio::select! {
+            ended = &mut work.0 => return joined(ended),
+            room = parcels.reserve() => room,
+        };
+        while bundle.len() < MOST_ANSWERS
+            && let Some(answer) = answers.take()
+        {
+            bundle.push(speaker.say(answer).into());
+        }
+        if let (false, Ok(room)) = (bundle.is_empty(), room) {
+            room.send(std::mem::take(&mut bundle));
+        } else {
+            tokio::select! {
+                ended = &mut work.0 => return joined(ended),
                 () = answers.changed() => {}
-                _ = tick.tick() => { let _ = arrivals.try_send(Arrival::Tick); }
+                _ = tick.tick() => { let _ = arrivals.send(Arrival::Tick); }
                 _ = stop.wait_for(|stop| *stop) => break,
-            },
+            }
         }
         if *stop.borrow() {
             break;
         }
     }
     let farewell = async {
-        let _ = publish(&client, speaker.status("offline", session, "stopped")).await;
-        let _ = client.disconnect().await;
-        let _ = (&mut poll.0).await;
+        let last = vec![speaker.status("offline", session, "stopped").into(), Parcel::Disconnect];
+        let _ = parcels.send(last).await;
+        let _ = (&mut work.0).await;
     };
     let _ = tokio::time::timeout(FAREWELL, farewell).await;
     Ended::Stopping
 }
 
-async fn publish(client: &AsyncClient, outgoing: Outgoing) -> Result<(), rumqttc::v5::ClientError> {
-    let Outgoing { topic, payload, retain, properties } = outgoing;
-    client.publish_with_properties(topic, QoS::AtLeastOnce, retain, payload, properties).await
-}
-
-/// Drives the event loop; the only place that calls `poll()`, and never inside a `select!`.
-async fn poll(
-    mut events: EventLoop,
-    arrivals: mpsc::Sender<Arrival>,
+/// Drives the session.
+async fn work(
+    mut session: Session<Box<dyn transport::Stream>>,
+    mut parcels: mpsc::Receiver<Vec<Parcel>>,
+    arrivals: blocking::Sender<Arrival>,
     subscribed: watch::Sender<bool>,
     silence: Duration,
 ) -> Ended {
     let room = Arc::new(Semaphore::new(QUEUE_KIB as usize));
+    let mut notes = Vec::new();
     loop {
-        // rumqttc pings at every keep-alive, so that something always moves; after a timeout nothing of this
-        // event loop is used again.
-        let event = match tokio::time::timeout(silence, events.poll()).await {
-            Ok(Ok(event)) => event,
-            Ok(Err(error)) => return Ended::Connection(Box::new(error)),
-            Err(_) => return Ended::Silent(silence),
+        // It pings at every keep-alive, so that something always moves; after a timeout nothing of it is used again.
+        let ended = match tokio::time::timeout(silence, session.next(&mut parcels, &mut notes)).await {
+            Ok(Ok(())) => None,
+            Ok(Err(error)) => Some(Failure::session(Phase::Live, &error).into()),
+            Err(_) => Some(Ended::Silent(silence)),
         };
-        match event {
-            Event::Incoming(Packet::Publish(publish)) => {
-                let kib = u32::try_from(publish.payload.len() / 1024 + 1).unwrap_or(QUEUE_KIB).min(QUEUE_KIB);
-                let Ok(permit) = room.clone().acquire_many_owned(kib).await else { return Ended::NoStore };
-                if arrivals.send(Arrival::Publish(publish, permit)).await.is_err() {
-                    return Ended::NoStore;
+        let (mut publishes, mut kib) = (Vec::new(), 0);
+        for note in notes.drain(..) {
+            match note {
+                Note::Message(publish) => {
+                    let own = u32::try_from(publish.payload.len() / 1024 + 1).unwrap_or(QUEUE_KIB);
+                    kib = own.max(LEAST_KIB).saturating_add(kib).min(QUEUE_KIB);
+                    publishes.push(*publish);
                 }
-            }
-            Event::Incoming(Packet::SubAck(ack)) => {
-                for (code, filter) in ack.return_codes.iter().zip(HUB_FILTERS) {
-                    if !matches!(code, SubscribeReasonCode::Success(_)) {
-                        return Ended::Subscription(filter);
+                Note::Subscribed(ack) => {
+                    for (code, filter) in ack.return_codes.iter().zip(HUB_FILTERS) {
+                        if !matches!(code, SubscribeReasonCode::Success(_)) {
+                            return Ended::Subscription(filter);
+                        }
                     }
+                    subscribed.send_replace(true);
                 }
-                subscribed.send_replace(true);
+                Note::Written(_) | Note::Acknowledged(..) | Note::Heard => {}
             }
-            _ => {}
+        }
+        if !publishes.is_empty() {
+            let Ok(permit) = room.clone().acquire_many_owned(kib).await else { return Ended::NoStore };
+            if arrivals.send(Arrival::Publishes(publishes, permit)).is_err() {
+                return Ended::NoStore;
+            }
+        }
+        if let Some(ended) = ended {
+            return ended;
         }
     }
 }

@@ -1,50 +1,28 @@
 //! One connection, from the name look-up to the SUBACK, and then its events in batches.
 //!
-//! Nothing here outlives an error: the next connection has a new client, a new event loop and a new bridge.
+//! Nothing here outlives an error: the next connection has a new session and a new stream.
 
-use std::future::{Future as _, poll_fn};
-use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::task::Poll;
 use std::time::Duration;
 
+use bytes::Bytes;
+use rumqttc::v5::ConnectionError;
 use rumqttc::v5::mqttbytes::QoS;
-use rumqttc::v5::mqttbytes::v5::{
-    ConnAck, ConnectProperties, Filter, LastWill, Packet, PubAckReason, Publish, PublishProperties, SubAck,
-    SubscribeReasonCode,
-};
-use rumqttc::v5::{AsyncClient, ConnectionError, Event, EventLoop, MqttOptions};
-use rumqttc::{Outgoing, Transport};
+use rumqttc::v5::mqttbytes::v5::{Filter, LastWill, Publish, SubscribeReasonCode};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_rustls::rustls::ClientConfig;
 
 use super::failure::Failure;
+use super::session::{Frame, Note, Opening, Parcel, Session};
 use super::settings::Upstream;
-use super::transport::{self, Landing};
+use super::transport;
 use crate::health::Phase;
 
-/// Events handed over at once, at most: small enough that the window is refilled while the rest is being written.
-const BATCH: usize = 64;
-/// Batches that may wait for the driver; then the socket is not read any more.
+/// Batches of events that may wait for the driver; then the socket is not read any more.
 const BATCHES: usize = 16;
-
-/// What happened on the connection.
-#[derive(Debug)]
-pub(super) enum Note {
-    /// The oldest publish handed over is written under this packet identifier.
-    Written(u16),
-    /// A PUBACK; `Err`: its reason code.
-    Acknowledged(u16, Result<(), u8>),
-    /// A publish came.
-    Message(Box<Publish>),
-    /// Anything else came from the broker.
-    Heard,
-    Connected(Box<ConnAck>),
-    Subscribed(Box<SubAck>),
-}
 
 /// What a connection needs to know.
 pub(super) struct Plan<'a> {
@@ -70,12 +48,13 @@ pub(super) struct Allowed {
     pub(super) packet_bytes: Option<u64>,
 }
 
-/// A live connection. Dropping it ends its tasks and its socket at once.
+/// A live connection. Dropping it ends its task and its socket at once.
 pub(super) struct Connection {
-    client: AsyncClient,
+    parcels: mpsc::Sender<Vec<Parcel>>,
+    /// Handed over, and on the way with the next [`Connection::send`].
+    bundle: Vec<Parcel>,
     notes: mpsc::Receiver<Vec<Note>>,
-    events: Task<ConnectionError>,
-    bridge: Task<io::Result<()>>,
+    session: Task<ConnectionError>,
     pub(super) allowed: Allowed,
     /// Came before the SUBACK.
     early: Vec<Note>,
@@ -106,37 +85,39 @@ impl Connection {
             None => Box::new(socket),
         };
         phase(Phase::Mqtt);
-        let landing = Landing::new().map_err(|error| {
-            Failure::new(Phase::Mqtt, format!("the inner socket could not be made: {error}"))
-        })?;
-        let options = mqtt_options(&plan, landing.name());
-        let bridge = Task(tokio::spawn(landing.carry(stream)));
-        // Room for everything that the window allows and our own messages, so that handing over never waits.
-        let capacity = usize::from(plan.inflight) + 64;
-        let (client, event_loop) = AsyncClient::new(options, capacity);
-        let (sender, notes) = mpsc::channel(BATCHES);
-        let events = Task(tokio::spawn(run_event_loop(event_loop, sender)));
-        let allowed = Allowed { inflight: plan.inflight, packet_bytes: None };
-        let mut connection = Self { client, notes, events, bridge, allowed, early: Vec::new() };
-
-        let connack = connection
-            .wait_for(Phase::Mqtt, limit, |note| match note {
-                Note::Connected(connack) => Ok(connack),
-                other => Err(other),
-            })
-            .await?;
-        if let Some(properties) = connack.properties {
-            let inflight = properties.receive_max.unwrap_or(u16::MAX).min(plan.inflight);
-            connection.allowed =
-                Allowed { inflight, packet_bytes: properties.max_packet_size.map(u64::from) };
-        }
+        let opening = Opening {
+            client_id: plan.client_id,
+            will: plan.will,
+            // The least that brokers take well.
+            keep_alive: plan.keep_alive.max(Duration::from_secs(5)),
+            inflight: plan.inflight,
+            receive_maximum: plan.inflight,
+            maximum_packet_bytes: plan.max_incoming_packet_bytes,
+        };
+        let (session, connack) = match timeout(limit, Session::open(stream, opening)).await {
+            Ok(opened) => opened.map_err(|error| Failure::session(Phase::Mqtt, &error))?,
+            Err(_) => return Err(Failure::timeout(Phase::Mqtt, limit.as_secs())),
+        };
+        let allowed = connack.properties.map_or(
+            Allowed { inflight: plan.inflight, packet_bytes: None },
+            |properties| Allowed {
+                inflight: properties.receive_max.unwrap_or(u16::MAX).min(plan.inflight),
+                packet_bytes: properties.max_packet_size.map(u64::from),
+            },
+        );
 
         phase(Phase::Subscribe);
+        // Bundles are bounded by what may be outstanding, so that handing over never waits.
+        let (parcels, handed) = mpsc::channel(usize::from(plan.inflight) + 64);
+        let (sender, notes) = mpsc::channel(BATCHES);
+        let session = Task(tokio::spawn(run(session, handed, sender)));
+        let bundle = Vec::new();
+        let mut connection = Self { parcels, bundle, notes, session, allowed, early: Vec::new() };
         let filters = plan.filters.iter().map(|filter| Filter::new(filter.clone(), QoS::AtLeastOnce));
-        connection
-            .client
-            .try_subscribe_many(filters)
-            .map_err(|_| Failure::new(Phase::Subscribe, "the subscriptions could not be sent"))?;
+        connection.bundle.push(Parcel::Subscribe(filters.collect()));
+        if !connection.send() {
+            return Err(connection.failure(Phase::Subscribe).await);
+        }
         let suback = connection
             .wait_for(Phase::Subscribe, limit, |note| match note {
                 Note::Subscribed(suback) => Ok(suback),
@@ -202,125 +183,57 @@ impl Connection {
         self.early = batch;
     }
 
-    /// Hands a publish (QoS 1) to rumqttc. False: there is no room, which the window rules out on a sound connection.
-    pub(super) fn publish(
-        &self,
-        topic: &str,
-        retain: bool,
-        payload: bytes::Bytes,
-        properties: Option<PublishProperties>,
-    ) -> bool {
-        let topic = topic.to_owned();
-        match properties {
-            Some(properties) => {
-                self.client.try_publish_with_properties(topic, QoS::AtLeastOnce, retain, payload, properties)
-            }
-            None => self.client.try_publish(topic, QoS::AtLeastOnce, retain, payload),
-        }
-        .is_ok()
+    /// Hands over a publish (QoS 1). It goes with the next [`Connection::send`].
+    pub(super) fn publish(&mut self, topic: &str, retain: bool, payload: Bytes) {
+        let mut publish = Publish::new(topic, QoS::AtLeastOnce, payload, None);
+        publish.retain = retain;
+        self.bundle.push(Parcel::Publish(publish));
+    }
+
+    /// The same for one that is written already.
+    pub(super) fn frame(&mut self, frame: Frame) {
+        self.bundle.push(Parcel::Frame(frame));
+    }
+
+    /// Sends what was handed over, together. False: the session has ended, and knows why.
+    pub(super) fn send(&mut self) -> bool {
+        self.bundle.is_empty() || self.parcels.try_send(std::mem::take(&mut self.bundle)).is_ok()
     }
 
     /// Why it ended, once [`Connection::notes`] has given `None`.
     pub(super) async fn failure(&mut self, phase: Phase) -> Failure {
-        let grace = Duration::from_secs(1);
-        if let Ok(Ok(error)) = timeout(grace, &mut self.events.0).await
-            && let Some(failure) = Failure::mqtt(phase, &error)
-        {
-            return failure;
-        }
-        match timeout(grace, &mut self.bridge.0).await {
-            Ok(Ok(Err(error))) => Failure::stream(phase, Some(&error)),
+        match timeout(Duration::from_secs(1), &mut self.session.0).await {
+            Ok(Ok(error)) => Failure::session(phase, &error),
             _ => Failure::stream(phase, None),
         }
     }
 
     /// A clean end: DISCONNECT, so that the broker keeps the will to itself.
     pub(super) async fn close(mut self, limit: Duration) {
-        if self.client.try_disconnect().is_err() {
+        self.bundle.push(Parcel::Disconnect);
+        if !self.send() {
             return;
         }
+        // The broker closes when it has read it.
         let deadline = Instant::now() + limit;
-        let ended = async {
-            while self.notes.recv().await.is_some() {}
-            let _ = (&mut self.bridge.0).await;
-        };
-        let _ = timeout_at(deadline, ended).await;
+        let _ = timeout_at(deadline, async { while self.notes.recv().await.is_some() {} }).await;
     }
 }
 
-fn mqtt_options(plan: &Plan<'_>, address: &str) -> MqttOptions {
-    let mut options = MqttOptions::new(plan.client_id.clone(), address, 0);
-    options
-        .set_transport(Transport::Unix)
-        .set_clean_start(true)
-        .set_keep_alive(plan.keep_alive.max(Duration::from_secs(5)))
-        // Ours comes first, and has the better sentence.
-        .set_connection_timeout(plan.phase_timeout.as_secs().saturating_add(2))
-        .set_outgoing_inflight_upper_limit(plan.inflight)
-        .set_last_will(plan.will.clone());
-    let mut properties = ConnectProperties::new();
-    properties.session_expiry_interval = Some(0);
-    properties.receive_maximum = Some(plan.inflight);
-    properties.max_packet_size = Some(plan.max_incoming_packet_bytes);
-    options.set_connect_properties(properties);
-    options
-}
-
-/// Drives rumqttc until it fails. `poll()` is never cancelled between two of its awaits: it would leave a packet
-/// recorded but unwritten. Events go out in batches, whenever it would wait.
-async fn run_event_loop(mut event_loop: EventLoop, notes: mpsc::Sender<Vec<Note>>) -> ConnectionError {
-    let mut batch = Vec::with_capacity(BATCH);
+/// Drives a session until it fails; what has happened goes out in batches.
+async fn run(
+    mut session: Session<Box<dyn transport::Stream>>,
+    mut parcels: mpsc::Receiver<Vec<Parcel>>,
+    notes: mpsc::Sender<Vec<Note>>,
+) -> ConnectionError {
     loop {
-        let event = {
-            let mut poll = std::pin::pin!(event_loop.poll());
-            match poll_fn(|context| Poll::Ready(poll.as_mut().poll(context))).await {
-                Poll::Ready(event) => event,
-                Poll::Pending => {
-                    if !batch.is_empty() && notes.send(std::mem::take(&mut batch)).await.is_err() {
-                        return ConnectionError::RequestsDone;
-                    }
-                    poll.await
-                }
-            }
-        };
-        match event {
-            Ok(event) => batch.extend(note(event)),
-            Err(error) => {
-                if !batch.is_empty() {
-                    let _ = notes.send(batch).await;
-                }
-                return error;
-            }
+        let mut batch = Vec::new();
+        let ended = session.next(&mut parcels, &mut batch).await.err();
+        if !batch.is_empty() && notes.send(batch).await.is_err() {
+            return ended.unwrap_or(ConnectionError::RequestsDone);
         }
-        if batch.len() >= BATCH && notes.send(std::mem::take(&mut batch)).await.is_err() {
-            return ConnectionError::RequestsDone;
+        if let Some(error) = ended {
+            return error;
         }
-    }
-}
-
-fn note(event: Event) -> Option<Note> {
-    Some(match event {
-        Event::Outgoing(Outgoing::Publish(packet)) => Note::Written(packet),
-        Event::Outgoing(_) => return None,
-        Event::Incoming(Packet::PubAck(ack)) => Note::Acknowledged(ack.pkid, reason(ack.reason)),
-        Event::Incoming(Packet::Publish(publish)) => Note::Message(Box::new(publish)),
-        Event::Incoming(Packet::ConnAck(connack)) => Note::Connected(Box::new(connack)),
-        Event::Incoming(Packet::SubAck(suback)) => Note::Subscribed(Box::new(suback)),
-        Event::Incoming(_) => Note::Heard,
-    })
-}
-
-/// MQTT 5 §3.4.2.1: anything but 0 is not delivered, "no matching subscribers" included.
-fn reason(reason: PubAckReason) -> Result<(), u8> {
-    match reason {
-        PubAckReason::Success => Ok(()),
-        PubAckReason::NoMatchingSubscribers => Err(0x10),
-        PubAckReason::UnspecifiedError => Err(0x80),
-        PubAckReason::ImplementationSpecificError => Err(0x83),
-        PubAckReason::NotAuthorized => Err(0x87),
-        PubAckReason::TopicNameInvalid => Err(0x90),
-        PubAckReason::PacketIdentifierInUse => Err(0x91),
-        PubAckReason::QuotaExceeded => Err(0x97),
-        PubAckReason::PayloadFormatInvalid => Err(0x99),
     }
 }

@@ -9,7 +9,7 @@ use tokio::sync::{Notify, mpsc};
 use tokio::time::{Instant, sleep_until};
 
 use super::clock::TrustedClock;
-use super::connection::{Connection, Note};
+use super::connection::Connection;
 use super::failure::Failure;
 use super::inbound::{Ears, Heard};
 use super::lane::LaneWork;
@@ -20,6 +20,7 @@ use super::notable::{Refused, hub_status, refusal};
 use super::own::{EVENT, OwnMessages};
 use super::probe::Prober;
 use super::reader::Answer;
+use super::session::Note;
 use crate::delivery::backoff::Backoff;
 use crate::delivery::{Action, Input, Millis, Nonce, Reason};
 use crate::health::{Phase, Reports};
@@ -140,9 +141,7 @@ impl Driver {
             && let Some(message) = self.own.next()
         {
             live.hand(Ticket::Control(message.name));
-            if !live.connection.publish(&message.topic, message.retain, message.payload, None) {
-                live.broken = true;
-            }
+            live.connection.publish(&message.topic, message.retain, message.payload);
         }
         for index in 0..self.lanes.len() {
             // An offer that is not sent has no room: the machine is asked again when something has changed.
@@ -153,6 +152,9 @@ impl Driver {
                 && self.act(index, Some(live))
             {}
             self.lanes[index].read_ahead(now);
+        }
+        if !live.connection.send() {
+            live.broken = true;
         }
         let counts = self.lanes.iter().map(|lane| lane.machine.counts());
         self.link.now.in_flight = counts.map(|counts| u64::from(counts.in_flight)).sum();
@@ -213,11 +215,12 @@ impl Driver {
             live.lose("the record to be sent is not at hand");
             return;
         };
-        let (payload, properties) = ready.into_publish(round);
+        let Some(frame) = ready.into_frame(round) else {
+            live.lose("a record could not be written for the wire");
+            return;
+        };
         live.hand(Ticket::Transaction { lane: index, position });
-        if !live.connection.publish(&self.lanes[index].topic, false, payload, Some(properties)) {
-            live.broken = true;
-        }
+        live.connection.frame(frame);
         self.link.now.forwarded_total += 1;
     }
 
@@ -270,7 +273,7 @@ impl Driver {
                 Ok(heard) => self.heard(heard, now),
                 Err(reason) => self.refused.count(&reason),
             },
-            Note::Heard | Note::Connected(_) | Note::Subscribed(_) => {}
+            Note::Heard | Note::Subscribed(_) => {}
         }
         Ok(())
     }

@@ -77,8 +77,17 @@ impl Failure {
         Self::new(phase, sentence)
     }
 
-    /// rumqttc ended the connection in `phase`; `None`: the reason is the stream's, and the stream knows better.
-    pub(super) fn mqtt(phase: Phase, error: &ConnectionError) -> Option<Self> {
+    /// The session has ended in `phase`.
+    pub(crate) fn session(phase: Phase, error: &ConnectionError) -> Self {
+        let stream = match error {
+            ConnectionError::Io(error) => Some(error),
+            _ => None,
+        };
+        Self::mqtt(phase, error).unwrap_or_else(|| Self::stream(phase, stream))
+    }
+
+    /// What rumqttc's state machine found wrong; `None`: the reason is the stream's.
+    fn mqtt(phase: Phase, error: &ConnectionError) -> Option<Self> {
         let (phase, sentence) = match error {
             ConnectionError::ConnectionRefused(code) => (Phase::Mqtt, refusal(*code)),
             ConnectionError::NotConnAck(_) => {

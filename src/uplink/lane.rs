@@ -21,8 +21,6 @@ const AGAIN: Millis = 500;
 /// A lane at work.
 pub(super) struct LaneWork {
     pub(super) lane: Lane,
-    /// `txn/{lane}`.
-    pub(super) topic: String,
     /// `position/{lane}`.
     pub(super) position_topic: String,
     pub(super) machine: Delivery,
@@ -53,7 +51,7 @@ impl LaneWork {
     /// Takes the lane up where the outbox stands.
     pub(super) fn new(
         lane: Lane,
-        topics: (String, String),
+        position_topic: String,
         limits: Limits,
         outbox: &Outbox,
         reader: Reader,
@@ -64,10 +62,8 @@ impl LaneWork {
         let mark = outbox.mark(&lane).map_or((0, first), |mark| (mark.position, mark.chain));
         let now = *tail.borrow();
         let machine = Delivery::new(limits, numbering, mark, now);
-        let (topic, position_topic) = topics;
         Ok(Self {
             lane,
-            topic,
             position_topic,
             machine,
             actions: Vec::new(),
@@ -172,7 +168,8 @@ impl LaneWork {
             return;
         }
         self.reading = true;
-        self.reader.read(self.generation, from, READ_RECORDS, READ_BYTES);
+        let round = self.machine.round().unwrap_or_default();
+        self.reader.read(self.generation, from, (READ_RECORDS, READ_BYTES), round);
     }
 
     /// The thread has answered.

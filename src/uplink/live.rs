@@ -22,7 +22,7 @@ pub(super) struct Live {
     /// The machines were told the time at most 5 ms ago.
     pub(super) ticked: Instant,
     pub(super) leave: Option<Failure>,
-    /// rumqttc takes nothing any more: it has ended, and knows why.
+    /// The session takes nothing any more: it has ended, and knows why.
     pub(super) broken: bool,
 }
 

@@ -3,12 +3,13 @@
 //! In the order in which a connection passes them:
 //! - [`mod@run`]: connection after connection, upstream after upstream, with full-jitter delays between them
 //! - `renewal`, [`tls`], `clock`: certificates, tried before they replace the old, judged by a time that never goes back
-//! - `transport`, `connection`: name, socket, TLS, CONNECT, SUBSCRIBE; every failure names its [`crate::health::Phase`]
+//! - `transport`, `session`, `connection`: name, socket, TLS, CONNECT, SUBSCRIBE; every failure names its
+//!   [`crate::health::Phase`]; `session` is rumqttc's state machine and codec over our stream, for the hub too
 //! - `driver`, `live`: events to the machines of [`crate::delivery`], their actions to the wire; `lane` and `reader` bring
 //!   the records, `ledger` tells whose a PUBACK is, `inbound` whose a receipt
 //! - `own`, `link`, `probe`, `notable`: what the gateway says of itself, upstream, to health and to people
 //!
-//! Nothing that was handed to rumqttc counts as progress: only the contiguous prefix of PUBACKs (flow) and
+//! Nothing that was handed to the session counts as progress: only the contiguous prefix of PUBACKs (flow) and
 //! verified receipts (delivery) reach the machines.
 
 mod clock;
@@ -26,10 +27,11 @@ mod probe;
 mod reader;
 mod renewal;
 mod run;
+pub(crate) mod session;
 mod settings;
 mod state_file;
 pub mod tls;
-mod transport;
+pub(crate) mod transport;
 
 pub use clock::TrustedClock;
 pub use failure::Failure;

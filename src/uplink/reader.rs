@@ -5,63 +5,110 @@ use std::thread;
 
 use bytes::Bytes;
 use rumqttc::v5::mqttbytes::QoS;
-use rumqttc::v5::mqttbytes::v5::{Publish, PublishProperties};
+use rumqttc::v5::mqttbytes::v5::{Packet, Publish, PublishProperties};
 use tokio::sync::mpsc;
 
+use super::session::Frame;
 use crate::chain::ChainValue;
 use crate::delivery::Numbering;
 use crate::outbox::{Outbox, ReadError, Refusal, Stored};
 use crate::transaction::{Lane, Position};
 use crate::wire::envelope::Envelope;
 
-/// Written for the round until it is known: as long as the longest one.
-const ROUND_PLACEHOLDER: u64 = u64::MAX;
-const ROUND: &str = "round";
+/// How the property begins that holds the round: identifier, length and name (MQTT 5 §2.2.2.2). No value can hold
+/// this, for MQTT text has no NUL.
+const ROUND: &[u8] = b"\x26\x00\x05round";
+/// Digits of the longest round.
+const ROUND_DIGITS: usize = 20;
+/// Two lengths in the packet may each take a byte more for a longer round.
+const LENGTHS_GROW: usize = 2;
 
-/// A record made ready for the wire, but for its round.
+/// A record made ready for the wire.
 #[derive(Debug)]
 pub(super) struct Ready {
     pub(super) position: Position,
     /// Chain value on the wire.
     pub(super) chain: ChainValue,
-    /// Bytes of the whole MQTT packet: what the broker limits, and what a slow link carries.
+    /// Bytes of the whole MQTT packet in the longest round: what the broker limits, and what a slow link carries.
     pub(super) bytes: u64,
-    pub(super) payload: Bytes,
-    properties: PublishProperties,
+    /// The packet, with the round in which it was read.
+    frame: Frame,
+    round: u64,
 }
 
 impl Ready {
-    fn new(lane: &Lane, topic: &str, stored: Stored) -> Self {
+    /// Written here, on the lane's thread: properties are many small strings. `None`: larger than MQTT knows.
+    fn new(lane: &Lane, topic: &Bytes, round: u64, stored: Stored) -> Option<Self> {
         let transaction = &stored.transaction;
         let payload = transaction.body.to_bytes();
-        let envelope =
-            Envelope::new(lane, stored.epoch, stored.sequence, stored.chain, ROUND_PLACEHOLDER, transaction);
+        let envelope = Envelope::new(lane, stored.epoch, stored.sequence, stored.chain, round, transaction);
         let properties = PublishProperties {
             content_type: Some(envelope.content_type.clone()),
             user_properties: envelope.into_properties(),
             ..PublishProperties::default()
         };
-        let mut publish = Publish::new(topic, QoS::AtLeastOnce, payload.clone(), Some(properties));
-        publish.pkid = 1;
-        let bytes = publish.size() as u64;
-        let properties = publish.properties.unwrap_or_default();
-        Self { position: stored.position, chain: stored.chain, bytes, payload, properties }
+        let mut publish = Publish {
+            qos: QoS::AtLeastOnce,
+            topic: topic.clone(),
+            payload,
+            properties: Some(properties),
+            ..Publish::default()
+        };
+        let frame = Frame::new(&mut publish).ok()?;
+        let longest = frame.size() + ROUND_DIGITS + LENGTHS_GROW - digits(round);
+        Some(Self { position: stored.position, chain: stored.chain, bytes: longest as u64, frame, round })
     }
 
-    /// The publish's payload and properties in this round.
-    pub(super) fn into_publish(mut self, round: u64) -> (Bytes, PublishProperties) {
-        if let Some((_, value)) = self.properties.user_properties.iter_mut().find(|(name, _)| name == ROUND) {
-            *value = round.to_string();
+    /// The packet in this round. `None`: it cannot be written in it.
+    pub(super) fn into_frame(mut self, round: u64) -> Option<Frame> {
+        if round == self.round || self.rewrite_round(round) {
+            return Some(self.frame);
         }
-        (self.payload, self.properties)
+        // A round of another length: everything behind it moves.
+        let Packet::Publish(mut publish) = Packet::read(self.frame.bytes_mut(), None).ok()? else {
+            return None;
+        };
+        let properties = &mut publish.properties.as_mut()?.user_properties;
+        let (_, value) = properties.iter_mut().find(|(name, _)| name == "round")?;
+        *value = round.to_string();
+        Frame::new(&mut publish).ok()
     }
+
+    /// In its place, if it is as long as the one before.
+    fn rewrite_round(&mut self, round: u64) -> bool {
+        let text = round.to_string();
+        let bytes = self.frame.bytes_mut();
+        let Some(at) = bytes.windows(ROUND.len()).position(|window| window == ROUND) else { return false };
+        let from = at + ROUND.len() + 2;
+        match bytes.get_mut(from..from + text.len()) {
+            Some(there) if text.len() == digits(self.round) => {
+                there.copy_from_slice(text.as_bytes());
+                self.round = round;
+                true
+            }
+            _ => false,
+        }
+    }
+}
+
+fn digits(number: u64) -> usize {
+    number.checked_ilog10().map_or(1, |log| log as usize + 1)
 }
 
 /// What the thread is asked.
 enum Question {
-    Records { generation: u64, from: Position, most: usize, most_bytes: usize },
+    /// `round`: the present one; most of what is read will go in it.
+    Records {
+        generation: u64,
+        from: Position,
+        most: usize,
+        most_bytes: usize,
+        round: u64,
+    },
     ChainAt(Position),
-    NewEpoch { after: Position },
+    NewEpoch {
+        after: Position,
+    },
 }
 
 /// What it answers, and for which lane.
@@ -87,6 +134,7 @@ impl Reader {
         answers: mpsc::UnboundedSender<(usize, Answer)>,
     ) -> std::io::Result<Self> {
         let (questions, asked) = blocking::channel();
+        let topic = Bytes::from(topic);
         thread::Builder::new().name(format!("read-{lane}")).spawn(move || {
             while let Ok(question) = asked.recv() {
                 let answer = answer(&outbox, &lane, &topic, question);
@@ -98,8 +146,9 @@ impl Reader {
         Ok(Self { questions })
     }
 
-    pub(super) fn read(&self, generation: u64, from: Position, most: usize, most_bytes: usize) {
-        self.ask(Question::Records { generation, from, most, most_bytes });
+    pub(super) fn read(&self, generation: u64, from: Position, limits: (usize, usize), round: u64) {
+        let (most, most_bytes) = limits;
+        self.ask(Question::Records { generation, from, most, most_bytes, round });
     }
 
     pub(super) fn chain_at(&self, position: Position) {
@@ -119,12 +168,14 @@ impl Reader {
     }
 }
 
-fn answer(outbox: &Outbox, lane: &Lane, topic: &str, question: Question) -> Answer {
+fn answer(outbox: &Outbox, lane: &Lane, topic: &Bytes, question: Question) -> Answer {
     match question {
-        Question::Records { generation, from, most, most_bytes } => {
+        Question::Records { generation, from, most, most_bytes, round } => {
+            // One that MQTT cannot carry ends the row: doors take nothing so large.
+            let ready = |stored| Ready::new(lane, topic, round, stored);
             let records = outbox
                 .read(lane, from, most, most_bytes)
-                .map(|records| records.into_iter().map(|stored| Ready::new(lane, topic, stored)).collect());
+                .map(|records| records.into_iter().map_while(ready).collect());
             Answer::Records { generation, from, records }
         }
         Question::ChainAt(position) => Answer::ChainAt { position, chain: outbox.chain_at(lane, position) },
@@ -140,10 +191,8 @@ mod tests {
     use crate::transaction::{Body, Clock, Epoch, Transaction, TransactionId};
     use uuid::Uuid;
 
-    #[test]
-    fn the_size_is_that_of_the_packet_and_the_round_is_written_last() {
-        let lane = Lane::new("clinical").unwrap();
-        let stored = Stored {
+    fn stored(body: usize) -> Stored {
+        Stored {
             position: 9,
             epoch: Epoch(Uuid::nil()),
             sequence: 4,
@@ -160,19 +209,34 @@ mod tests {
                 correlation_id: String::new(),
                 clock: Clock::Synced,
                 test_data: false,
-                body: Body::new(vec![7; 5_000]),
+                body: Body::new(vec![7; body]),
             },
-        };
-        let ready = Ready::new(&lane, "topic", stored);
-        let said = ready.bytes;
-        assert_eq!((ready.position, ready.payload.len()), (9, 5_000));
-        let (payload, properties) = ready.into_publish(u64::MAX);
-        let mut publish = Publish::new("topic", QoS::AtLeastOnce, payload, Some(properties.clone()));
-        publish.pkid = 65_535;
-        let mut written = bytes::BytesMut::new();
-        publish.write(&mut written).unwrap();
-        assert_eq!(said, written.len() as u64);
-        let read = Envelope::from_properties(properties.content_type, properties.user_properties).unwrap();
-        assert_eq!((read.round, read.sequence), (u64::MAX, 4));
+        }
+    }
+
+    #[test]
+    fn a_packet_carries_the_round_in_which_it_goes_and_fits_its_announced_size() {
+        let lane = Lane::new("clinical").unwrap();
+        // The same round, one of the same length, longer and shorter ones; bodies around the steps of the lengths.
+        for (read, sent) in [(7, 7), (123, 456), (9, 10), (0, u64::MAX), (u64::MAX, 1)] {
+            for body in [0, 90, 15_900, 16_300, 5_000] {
+                let ready = Ready::new(&lane, &Bytes::from_static(b"topic"), read, stored(body)).unwrap();
+                let said = ready.bytes;
+                assert_eq!(ready.position, 9);
+                let mut frame = ready.into_frame(sent).unwrap();
+                assert!(frame.size() as u64 <= said, "{} > {said}", frame.size());
+                if sent == u64::MAX {
+                    assert!(said - frame.size() as u64 <= LENGTHS_GROW as u64);
+                }
+                let Ok(Packet::Publish(publish)) = Packet::read(frame.bytes_mut(), None) else {
+                    panic!("no publish");
+                };
+                assert_eq!((&publish.topic[..], &publish.payload[..]), (&b"topic"[..], &vec![7; body][..]));
+                let properties = publish.properties.unwrap();
+                let read =
+                    Envelope::from_properties(properties.content_type, properties.user_properties).unwrap();
+                assert_eq!((read.round, read.sequence), (sent, 4));
+            }
+        }
     }
 }

@@ -61,12 +61,11 @@ pub async fn run(
     let (answers_sender, answers) = mpsc::unbounded_channel();
     let mut lanes = Vec::with_capacity(settings.lanes.len());
     for (index, lane) in settings.lanes.iter().enumerate() {
-        let topics = (root.transactions(lane), root.position(lane));
-        let reader =
-            Reader::start(outbox.clone(), lane.clone(), index, topics.0.clone(), answers_sender.clone())
-                .map_err(UplinkError::Thread)?;
+        let topic = root.transactions(lane);
+        let reader = Reader::start(outbox.clone(), lane.clone(), index, topic, answers_sender.clone())
+            .map_err(UplinkError::Thread)?;
         lanes.push(
-            LaneWork::new(lane.clone(), topics, settings.delivery.clone(), &outbox, reader)
+            LaneWork::new(lane.clone(), root.position(lane), settings.delivery.clone(), &outbox, reader)
                 .map_err(|_| UplinkError::UnknownLane(lane.clone()))?,
         );
     }
@@ -256,10 +255,10 @@ impl Uplink {
     }
 
     /// A clean end: the broker is told, so that the will stays unsaid.
-    async fn farewell(&mut self, connection: Connection, stop: bool) {
+    async fn farewell(&mut self, mut connection: Connection, stop: bool) {
         if stop {
             let status = Status::new("stopping", self.session, "stopped", rfc3339(unix_millis_now()));
-            connection.publish(&self.driver.root.plain("status"), true, to_json(&status).into(), None);
+            connection.publish(&self.driver.root.plain("status"), true, to_json(&status).into());
         }
         connection.close(FAREWELL).await;
         let reason = if stop { "the gateway is stopping" } else { "the certificates are being replaced" };

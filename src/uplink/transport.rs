@@ -1,18 +1,14 @@
-//! Name, socket and handshake of a connection, each with its own deadline, and the bridge to rumqttc.
+//! Name, socket and handshake of a connection, each with its own deadline.
 //!
 //! rumqttc opens its sockets itself, and then a hung name server, a closed port and a refused certificate all
-//! look alike; and it writes and flushes every packet by itself, one TLS record and one system call each. So the
-//! socket and TLS are ours, and rumqttc speaks through an abstract Unix socket that only this process may join:
-//! what it writes in small pieces leaves in large ones.
+//! look alike: so the socket and TLS are ours, and [`super::session`] speaks MQTT over them.
 
-use std::io;
 use std::net::SocketAddr;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncWrite, copy_bidirectional_with_sizes};
-use tokio::net::{TcpStream, UnixListener, UnixStream, lookup_host};
+use tokio::io::{AsyncRead, AsyncWrite, BufReader};
+use tokio::net::{TcpStream, lookup_host};
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::ClientConfig;
@@ -22,15 +18,15 @@ use super::failure::Failure;
 use super::settings::Upstream;
 use crate::health::Phase;
 
-/// Bytes read at once in each direction.
+/// Bytes read from a socket at once. rustls asks for 4 KiB at a time, a system call each, were there no buffer beneath.
 const CHUNK_BYTES: usize = 64 * 1024;
 
 /// A byte stream to the broker, with TLS or without.
-pub(super) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+pub(crate) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 
 /// Looks a name up. `known` are the addresses of the last success: they serve when the name server does not.
-pub(super) async fn resolve(
+pub(crate) async fn resolve(
     upstream: &Upstream,
     known: &mut Vec<SocketAddr>,
     limit: Duration,
@@ -55,7 +51,7 @@ pub(super) async fn resolve(
 }
 
 /// Opens a socket to the first address that answers.
-pub(super) async fn open(addresses: &[SocketAddr], limit: Duration) -> Result<TcpStream, Failure> {
+pub(crate) async fn open(addresses: &[SocketAddr], limit: Duration) -> Result<TcpStream, Failure> {
     let mut last = Failure::new(Phase::Tcp, "there is no address to connect to");
     for address in addresses {
         match timeout(limit, TcpStream::connect(address)).await {
@@ -72,7 +68,7 @@ pub(super) async fn open(addresses: &[SocketAddr], limit: Duration) -> Result<Tc
 }
 
 /// The TLS handshake; the broker's certificate must be for `host`.
-pub(super) async fn secure(
+pub(crate) async fn secure(
     socket: TcpStream,
     host: &str,
     config: Arc<ClientConfig>,
@@ -81,49 +77,10 @@ pub(super) async fn secure(
     let name = ServerName::try_from(host.to_owned()).map_err(|_| {
         Failure::new(Phase::Tls, format!("{host:?} is not a name that a certificate can have"))
     })?;
-    match timeout(limit, TlsConnector::from(config).connect(name, socket)).await {
+    let buffered = BufReader::with_capacity(CHUNK_BYTES, socket);
+    match timeout(limit, TlsConnector::from(config).connect(name, buffered)).await {
         Ok(Ok(stream)) => Ok(Box::new(stream)),
         Ok(Err(error)) => Err(Failure::stream(Phase::Tls, Some(&error))),
         Err(_) => Err(Failure::timeout(Phase::Tls, limit.as_secs())),
-    }
-}
-
-/// Our end of the Unix socket, before rumqttc has come to it.
-pub(super) struct Landing {
-    listener: UnixListener,
-    name: String,
-}
-
-impl Landing {
-    /// An abstract name that nobody can guess: no file, and gone with the process.
-    pub(super) fn new() -> io::Result<Self> {
-        let mut random = [0; 16];
-        ring::rand::SecureRandom::fill(&ring::rand::SystemRandom::new(), &mut random)
-            .map_err(|_| io::Error::other("the system has no randomness"))?;
-        let name = format!("\0practice-gateway/{:032x}", u128::from_ne_bytes(random));
-        Ok(Self { listener: UnixListener::bind(Path::new(&name))?, name })
-    }
-
-    /// What rumqttc is told as its broker's address.
-    pub(super) fn name(&self) -> &str {
-        &self.name
-    }
-
-    /// Waits for rumqttc, and lets nobody else in.
-    async fn join(self) -> io::Result<UnixStream> {
-        let own = i32::try_from(std::process::id()).ok();
-        loop {
-            let (stream, _) = self.listener.accept().await?;
-            if stream.peer_cred()?.pid() == own {
-                return Ok(stream);
-            }
-            tracing::warn!("Another process tried to join the uplink's inner socket, it was turned away");
-        }
-    }
-
-    /// Carries bytes until either end is done: the broker's error, if it was the broker's.
-    pub(super) async fn carry(self, mut broker: Box<dyn Stream>) -> io::Result<()> {
-        let mut inner = self.join().await?;
-        copy_bidirectional_with_sizes(&mut inner, &mut broker, CHUNK_BYTES, CHUNK_BYTES).await.map(drop)
     }
 }
