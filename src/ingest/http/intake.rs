@@ -121,7 +121,7 @@ mod tests {
         assert_eq!(budget.free_bytes(), 1 << 20, "given back");
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn without_memory_it_is_for_later() {
         let budget = Budget::new(20 * 1024);
         let mut other = budget.share();
