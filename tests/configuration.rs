@@ -20,6 +20,8 @@ practice = "B86022"
 gateway = "gw1"
 [[mllp]]
 listen = "127.0.0.1:2575"
+[[http]]
+listen = "127.0.0.1:8080"
 [uplink]
 upstreams = ["broker.example.nhs.uk:8883"]
 ca_file = "/etc/practice-gateway/ca.pem"

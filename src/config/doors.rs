@@ -1,11 +1,15 @@
-//! `[[mllp]]` of `gateway.toml`, checked.
+//! `[[mllp]]` and `[[http]]` of `gateway.toml`, checked.
+
+use std::path::PathBuf;
 
 use toml::Spanned;
 
 use crate::config::ConfigError;
-use crate::config::raw::RawMllp;
+use crate::config::raw::{RawHttp, RawMllp};
 use crate::config::source::Source;
-use crate::ingest::mllp::door::{self, OnUnavailable};
+use crate::ingest::http::access::Files;
+use crate::ingest::http::door as http_door;
+use crate::ingest::mllp::door::{self, AddressRange, OnUnavailable};
 use crate::outbox;
 use crate::transaction::Lane;
 
@@ -15,24 +19,8 @@ pub(super) fn mllp(
     outbox: &outbox::Settings,
 ) -> Result<door::Settings, ConfigError> {
     let listen = source.required("mllp.listen", raw.listen, "an address and port: \"127.0.0.1:2575\"")?;
-    let lane = match raw.lane {
-        Some(text) => {
-            let lane: Lane = source.parsed("mllp.lane", &text)?;
-            if !outbox.lanes.iter().any(|known| known.lane == lane) {
-                return Err(source.wrong("mllp.lane", &text, "the name of a [[lane]]"));
-            }
-            lane
-        }
-        None => match outbox.lanes.first() {
-            Some(first) => first.lane.clone(),
-            None => return Err(source.missing("mllp.lane", "the name of a [[lane]]")),
-        },
-    };
-    let allowed_addresses = raw
-        .allow_addresses
-        .iter()
-        .map(|text| source.parsed("mllp.allow_addresses", text))
-        .collect::<Result<Vec<_>, _>>()?;
+    let lane = lane(source, "mllp.lane", raw.lane, outbox)?;
+    let allowed_addresses = addresses(source, "mllp.allow_addresses", &raw.allow_addresses)?;
     for sender in &raw.allow_senders {
         if !sender.get_ref().contains('|') {
             return Err(source.wrong("mllp.allow_senders", sender, "MSH-3|MSH-4 as the sender writes them"));
@@ -71,4 +59,78 @@ pub(super) fn mllp(
         allowed_addresses,
         allowed_senders: raw.allow_senders.into_iter().map(Spanned::into_inner).collect(),
     })
+}
+
+pub(super) fn http(
+    source: &Source,
+    raw: RawHttp,
+    outbox: &outbox::Settings,
+) -> Result<http_door::Settings, ConfigError> {
+    let written = source.required("http.listen", raw.listen, "an address and port: \"127.0.0.1:8080\"")?;
+    let listen = source.address("http.listen", &written)?;
+    let path = |given: Option<PathBuf>| given.map(|path| source.path(&path));
+    let tls = match (path(raw.certificate_file), path(raw.key_file)) {
+        (Some(certificate), Some(key)) => Some((certificate, key)),
+        (None, None) => None,
+        (None, Some(_)) => return Err(source.missing("http.certificate_file", "there beside key_file")),
+        (Some(_), None) => return Err(source.missing("http.key_file", "there beside certificate_file")),
+    };
+    let files = Files { tls, client_ca: path(raw.client_ca_file), tokens: path(raw.tokens_file) };
+    if files.client_ca.is_some() && files.tls.is_none() {
+        return Err(source.missing("http.certificate_file", "there where client_ca_file is"));
+    }
+    let guarded = files.tls.is_some() && (files.client_ca.is_some() || files.tokens.is_some());
+    if !listen.ip().is_loopback() && !guarded {
+        let allowed =
+            "a loopback address, or have certificate_file and key_file with client_ca_file or tokens_file";
+        return Err(source.wrong("http.listen", &written, allowed));
+    }
+    let lane = lane(source, "http.lane", raw.lane, outbox)?;
+    Ok(http_door::Settings {
+        listen,
+        practice: outbox.practice.clone(),
+        gateway: outbox.gateway.clone(),
+        lane,
+        lanes: outbox.lanes.iter().map(|lane| lane.lane.clone()).collect(),
+        body_limit_bytes: source.number(
+            "http.body_limit_bytes",
+            raw.body_limit_bytes,
+            usize::try_from(outbox.max_body_bytes).unwrap_or(usize::MAX),
+            1024..=outbox.max_body_bytes,
+        )?,
+        header_timeout: source.seconds("http.header_seconds", raw.header_seconds, 10.0, 0.1..=3600.0)?,
+        body_timeout: source.seconds("http.body_seconds", raw.body_seconds, 30.0, 0.1..=3600.0)?,
+        max_connections: source.number("http.max_connections", raw.max_connections, 256, 1..=10_000)?,
+        bars: source.word("http.fhir", raw.fhir, true, &[("bars", true), ("plain", false)])?,
+        allowed_addresses: addresses(source, "http.allow_addresses", &raw.allow_addresses)?,
+        files,
+    })
+}
+
+/// The lane that a door names, or the first.
+fn lane(
+    source: &Source,
+    key: &str,
+    given: Option<Spanned<String>>,
+    outbox: &outbox::Settings,
+) -> Result<Lane, ConfigError> {
+    const ALLOWED: &str = "the name of a [[lane]]";
+    let Some(text) = given else {
+        let first = outbox.lanes.first().map(|first| first.lane.clone());
+        return first.ok_or_else(|| source.missing(key, ALLOWED));
+    };
+    let lane: Lane = source.parsed(key, &text)?;
+    if outbox.lanes.iter().any(|known| known.lane == lane) {
+        Ok(lane)
+    } else {
+        Err(source.wrong(key, &text, ALLOWED))
+    }
+}
+
+fn addresses(
+    source: &Source,
+    key: &str,
+    given: &[Spanned<String>],
+) -> Result<Vec<AddressRange>, ConfigError> {
+    given.iter().map(|text| source.parsed(key, text)).collect()
 }

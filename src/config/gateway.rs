@@ -11,6 +11,7 @@ use crate::config::source::Source;
 use crate::config::uplink::{Confirm, Link, hubs, uplink};
 use crate::config::{ConfigError, doors, keys};
 use crate::ingest::control::server as control;
+use crate::ingest::http::door as http_door;
 use crate::ingest::mllp::door;
 use crate::outbox::{self, LaneSettings};
 use crate::transaction::{Gateway, Lane, Practice};
@@ -33,8 +34,10 @@ pub struct GatewayConfig {
     pub outbox_key_file: PathBuf,
     /// The control socket.
     pub control: control::Settings,
-    /// The doors.
+    /// The MLLP doors.
     pub mllp: Vec<door::Settings>,
+    /// The HTTP doors.
+    pub http: Vec<http_door::Settings>,
     /// Most bytes of unfinished input, all doors together.
     pub ingest_memory_bytes: u64,
     /// The store.
@@ -71,6 +74,11 @@ impl GatewayConfig {
             .into_iter()
             .map(|door| doors::mllp(&source, door, &outbox))
             .collect::<Result<Vec<_>, _>>()?;
+        let http = raw
+            .http
+            .into_iter()
+            .map(|door| doors::http(&source, door, &outbox))
+            .collect::<Result<Vec<_>, _>>()?;
         let ingest_memory_bytes =
             source.number("ingest.memory_bytes", raw.ingest.memory_bytes, 64 << 20, 1 << 20..=4 << 30)?;
         let hubs = hubs(&source, raw.hub)?;
@@ -81,7 +89,11 @@ impl GatewayConfig {
                 "there for each hub that must confirm (or uplink.confirm = \"puback\")",
             ));
         }
-        let uplink = uplink_settings(&source, link, hubs, &outbox, &data_directory, !mllp.is_empty());
+        let mut interfaces = Vec::new();
+        interfaces.extend((!mllp.is_empty()).then_some("mllp"));
+        interfaces.extend((!http.is_empty()).then_some("http"));
+        interfaces.push("control");
+        let uplink = uplink_settings(&source, link, hubs, &outbox, &data_directory, interfaces);
         let health_interval =
             source.seconds("health.interval_seconds", raw.health.interval_seconds, 60.0, 0.1..=3600.0)?;
         Ok(Self {
@@ -99,6 +111,7 @@ impl GatewayConfig {
             },
             data_directory,
             mllp,
+            http,
             ingest_memory_bytes,
             outbox,
             uplink,
@@ -114,7 +127,7 @@ fn uplink_settings(
     hubs: Vec<PinnedHub>,
     outbox: &outbox::Settings,
     data_directory: &Path,
-    mllp: bool,
+    interfaces: Vec<&str>,
 ) -> uplink::Settings {
     // Urgent lanes are served first.
     let (urgent, others): (Vec<_>, Vec<_>) = outbox.lanes.iter().partition(|lane| lane.urgent);
@@ -125,7 +138,7 @@ fn uplink_settings(
         schema: SCHEMA,
         version: env!("CARGO_PKG_VERSION").to_owned(),
         lanes: names.join(" "),
-        interfaces: String::from(if mllp { "mllp control" } else { "control" }),
+        interfaces: interfaces.join(" "),
         configuration_digest: keys::digest(source.text().as_bytes()),
         confirm: confirm.to_owned(),
         certificate_expires: String::new(),

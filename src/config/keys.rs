@@ -148,13 +148,13 @@ fn hexadecimal(bytes: &[u8]) -> String {
     bytes.iter().flat_map(|byte| [DIGITS[usize::from(byte >> 4)], DIGITS[usize::from(byte & 15)]]).collect()
 }
 
-fn read(file: &Path) -> Result<Zeroizing<Vec<u8>>, KeyError> {
+pub(crate) fn read(file: &Path) -> Result<Zeroizing<Vec<u8>>, KeyError> {
     std::fs::read(file)
         .map(Zeroizing::new)
         .map_err(|source| KeyError::Unreadable { file: file.to_owned(), source })
 }
 
-fn read_secret(file: &Path) -> Result<Zeroizing<Vec<u8>>, KeyError> {
+pub(crate) fn read_secret(file: &Path) -> Result<Zeroizing<Vec<u8>>, KeyError> {
     let facts =
         std::fs::metadata(file).map_err(|source| KeyError::Unreadable { file: file.to_owned(), source })?;
     let mode = facts.permissions().mode() & 0o777;

@@ -25,6 +25,8 @@ pub(super) struct RawGateway {
     #[serde(default)]
     pub(super) mllp: Vec<RawMllp>,
     #[serde(default)]
+    pub(super) http: Vec<RawHttp>,
+    #[serde(default)]
     pub(super) ingest: RawIngest,
     #[serde(default)]
     pub(super) outbox: RawOutbox,
@@ -65,6 +67,24 @@ pub(super) struct RawMllp {
     pub(super) allow_addresses: Vec<Spanned<String>>,
     #[serde(default)]
     pub(super) allow_senders: Vec<Spanned<String>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawHttp {
+    pub(super) listen: Text,
+    pub(super) lane: Text,
+    pub(super) body_limit_bytes: Number,
+    pub(super) header_seconds: Time,
+    pub(super) body_seconds: Time,
+    pub(super) max_connections: Number,
+    pub(super) fhir: Text,
+    #[serde(default)]
+    pub(super) allow_addresses: Vec<Spanned<String>>,
+    pub(super) certificate_file: Option<PathBuf>,
+    pub(super) key_file: Option<PathBuf>,
+    pub(super) client_ca_file: Option<PathBuf>,
+    pub(super) tokens_file: Option<PathBuf>,
 }
 
 #[derive(Default, Deserialize)]

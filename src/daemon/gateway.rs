@@ -14,11 +14,12 @@ use crate::daemon::tasks::{Ended, Stage, Tasks};
 use crate::daemon::{Fatal, close_umask, runtime, systemd};
 use crate::health::LinkSnapshot;
 use crate::health::watcher::{self, Eye};
-use crate::ingest::control::server::Control;
+use crate::ingest::control::server::{Control, StatusSource};
+use crate::ingest::http;
 use crate::ingest::mllp::door::Door;
 use crate::ingest::{Budget, Counters};
 use crate::outbox::{OpenError, Outbox};
-use crate::uplink;
+use crate::uplink::{self, TrustedClock};
 
 /// How long the outbox may take to finish what is under way and to close.
 const CLOSE_DEADLINE: Duration = Duration::from_secs(20);
@@ -100,8 +101,23 @@ async fn serve(config: GatewayConfig, outbox: Outbox) -> Result<(), Fatal> {
             Ok(())
         });
     }
-    let (stop, kept, asked) = (tasks.stop_of(Stage::Control), outbox.clone(), eye.clone());
-    let status = Arc::new(move || asked.status());
+    let reload = watch::Sender::new(0_u64);
+    let asked = eye.clone();
+    let status: StatusSource = Arc::new(move || asked.status());
+    for settings in config.http.clone() {
+        let name = format!("http {}", settings.listen);
+        let clock = TrustedClock::open(&config.uplink.state_directory);
+        let door = http::door::Door::listen(settings, clock).await.map_err(not_listening)?;
+        tracing::info!(address = %door.address(), "Opened an HTTP door");
+        let (stop, certificates, status) =
+            (tasks.stop_of(Stage::Doors), reload.subscribe(), Arc::clone(&status));
+        let (outbox, doors, budget) = (outbox.clone(), Arc::clone(&doors), budget.clone());
+        tasks.spawn(Stage::Doors, name, async move {
+            door.serve(outbox, status, doors, budget, certificates, stop).await;
+            Ok(())
+        });
+    }
+    let (stop, kept) = (tasks.stop_of(Stage::Control), outbox.clone());
     tasks.spawn(Stage::Control, "control", async move {
         control.serve(kept, status, doors, budget, stop).await;
         Ok(())
@@ -112,7 +128,6 @@ async fn serve(config: GatewayConfig, outbox: Outbox) -> Result<(), Fatal> {
         watcher::run(eye, interval, voice, stop).await;
         Ok(())
     });
-    let reload = watch::Sender::new(0_u64);
     let (stop, certificates) = (tasks.stop_of(Stage::Uplink), reload.subscribe());
     let (settings, sent) = (config.uplink, outbox.clone());
     tasks.spawn(Stage::Uplink, "uplink", async move {
@@ -158,6 +173,14 @@ async fn serve(config: GatewayConfig, outbox: Outbox) -> Result<(), Fatal> {
     });
     tasks.stop().await;
     fatal.map_or(Ok(()), Err)
+}
+
+fn not_listening(error: http::door::ListenError) -> Fatal {
+    let exit = match &error {
+        http::door::ListenError::Address { .. } => Exit::Unreachable,
+        http::door::ListenError::Access { .. } => Exit::Configuration,
+    };
+    Fatal::of(exit, "a door cannot be opened", error)
 }
 
 fn on_signal(kind: SignalKind) -> Result<Signal, Fatal> {

@@ -5,9 +5,11 @@
 //! buffer of theirs is bounded.
 //!
 //! - [`mllp`]: HL7 v2 over TCP
+//! - [`http`]: any bytes, FHIR messages and HL7 v2 over HTTP/1.1
 //! - [`control`]: the daemon's unix socket, for the command line
 
 pub mod control;
+pub mod http;
 pub mod mllp;
 
 use std::future::Future;

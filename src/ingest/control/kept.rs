@@ -5,9 +5,9 @@ use crate::outbox::{Mark, Outbox, ReadError, Stored};
 use crate::transaction::{Lane, Position};
 
 /// Records read at once.
-pub(super) const READ_RECORDS: usize = 256;
+pub(in crate::ingest) const READ_RECORDS: usize = 256;
 /// Payload bytes read at once, about.
-pub(super) const READ_BYTES: usize = 1 << 20;
+pub(in crate::ingest) const READ_BYTES: usize = 1 << 20;
 
 /// The outbox as the control socket reads it; tests have another.
 pub trait Kept: Acceptor {

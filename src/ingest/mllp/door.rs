@@ -21,11 +21,11 @@ use crate::transaction::{Gateway, Lane, Practice, unix_millis_now};
 /// Connections that may wait for `accept`.
 const BACKLOG: u32 = 1024;
 /// Pause after a failed `accept`.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+pub(in crate::ingest) const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// At most one warning of a kind in this time.
 const WARNING_INTERVAL: Duration = Duration::from_secs(30);
 /// How long connections have to end after a stop: what is being stored is still answered.
-const STOP_DEADLINE: Duration = Duration::from_secs(5);
+pub(in crate::ingest) const STOP_DEADLINE: Duration = Duration::from_secs(5);
 
 /// What a sender is told when nothing can be stored now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -256,7 +256,7 @@ impl Door {
 }
 
 /// Also on an address that the box does not have yet: after a power cut it may be up before its network is.
-fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
+pub(in crate::ingest) fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
     let (socket, freed) = if address.is_ipv4() {
         let socket = TcpSocket::new_v4()?;
         let freed = rustix::net::sockopt::set_ip_freebind(&socket, true);
@@ -288,7 +288,7 @@ fn turned_away<A>(shared: &Shared<A>, peer: SocketAddr, open: usize) -> Option<&
 }
 
 /// One acknowledgment is one segment, at once; a peer that is gone is found out in minutes, not never.
-fn prepare(stream: &TcpStream) {
+pub(in crate::ingest) fn prepare(stream: &TcpStream) {
     use rustix::net::sockopt;
     let prepared = stream.set_nodelay(true).and_then(|()| {
         sockopt::set_socket_keepalive(stream, true)?;
@@ -298,17 +298,18 @@ fn prepare(stream: &TcpStream) {
         Ok(())
     });
     if let Err(error) = prepared {
-        tracing::debug!(%error, "Could not set the options of an MLLP connection");
+        tracing::debug!(%error, "Could not set the options of a connection");
     }
 }
 
+/// Warnings at a limited rate.
 #[derive(Default)]
-struct Warnings {
+pub(in crate::ingest) struct Warnings {
     last: Option<Instant>,
 }
 
 impl Warnings {
-    fn seldom(&mut self, warn: impl FnOnce()) {
+    pub(in crate::ingest) fn seldom(&mut self, warn: impl FnOnce()) {
         if self.last.is_none_or(|last| last.elapsed() >= WARNING_INTERVAL) {
             self.last = Some(Instant::now());
             warn();

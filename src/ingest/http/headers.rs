@@ -1,0 +1,258 @@
+//! What the headers of a request say, and what they may not. Pure.
+
+use axum::http::{HeaderMap, HeaderName, HeaderValue};
+use uuid::Uuid;
+
+use crate::ingest::http::outcome::Problem;
+
+/// Names this request; a repetition keeps it.
+pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// Names the conversation that this request belongs to.
+pub const CORRELATION_ID: HeaderName = HeaderName::from_static("x-correlation-id");
+/// The sender's own key of the transaction; goes before every other.
+pub const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
+/// CloudEvents `type`, as its HTTP binding writes it.
+pub const EVENT_TYPE: HeaderName = HeaderName::from_static("ce-type");
+
+/// Longest id, key, type and content type that is taken.
+const WORD_BYTES: usize = 256;
+
+/// The ids of a request, checked.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct Ids {
+    /// `Idempotency-Key`; empty where there is none.
+    pub idempotency_key: String,
+    /// `X-Request-ID`; empty where there is none.
+    pub request_id: String,
+    /// `X-Correlation-ID`; empty where there is none.
+    pub correlation_id: String,
+}
+
+impl Ids {
+    /// Reads them. With `required` (the BaRS rule) both `X-Request-ID` and `X-Correlation-ID` must be UUIDs.
+    ///
+    /// # Errors
+    /// The [`Problem`] that names the header.
+    pub fn read(headers: &HeaderMap, required: bool) -> Result<Self, Problem> {
+        let word = |name: &HeaderName, wrong: Problem| match one(headers, name) {
+            Ok(value) if value.len() <= WORD_BYTES => Ok(value.to_owned()),
+            _ => Err(wrong),
+        };
+        let ids = Self {
+            idempotency_key: word(&IDEMPOTENCY_KEY, Problem::IDEMPOTENCY_KEY)?,
+            request_id: word(&REQUEST_ID, Problem::REQUEST_ID)?,
+            correlation_id: word(&CORRELATION_ID, Problem::CORRELATION_ID)?,
+        };
+        if required {
+            for (id, missing, wrong) in [
+                (&ids.request_id, Problem::NO_REQUEST_ID, Problem::REQUEST_ID),
+                (&ids.correlation_id, Problem::NO_CORRELATION_ID, Problem::CORRELATION_ID),
+            ] {
+                if id.is_empty() {
+                    return Err(missing);
+                }
+                if Uuid::try_parse(id).is_err() {
+                    return Err(wrong);
+                }
+            }
+        }
+        Ok(ids)
+    }
+
+    /// The key that the sender chose: the first that is there. Empty: none was chosen.
+    #[must_use]
+    pub fn chosen_key(&self) -> &str {
+        if self.idempotency_key.is_empty() { &self.request_id } else { &self.idempotency_key }
+    }
+}
+
+/// The one value of a header as text, trimmed; empty where there is none. Two are as wrong as bytes that are no text.
+fn one<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Result<&'a str, ()> {
+    let mut values = headers.get_all(name).iter();
+    match (values.next(), values.next()) {
+        (None, _) => Ok(""),
+        (Some(value), None) => value.to_str().map(str::trim).map_err(|_| ()),
+        _ => Err(()),
+    }
+}
+
+/// `Content-Type` as it was sent; empty where there is none.
+///
+/// # Errors
+/// [`Problem::MEDIA_TYPE`] for what is no media type, [`Problem::ENCODED`] for a body that is packed: the bytes that
+/// would be kept were not those that the receiver expects.
+pub fn content_type(headers: &HeaderMap) -> Result<&str, Problem> {
+    if let Ok(encoding) = one(headers, &axum::http::header::CONTENT_ENCODING)
+        && (encoding.is_empty() || encoding.eq_ignore_ascii_case("identity"))
+    {
+        let given = one(headers, &axum::http::header::CONTENT_TYPE).map_err(|()| Problem::MEDIA_TYPE)?;
+        return if given.is_empty() || is_media_type(given) { Ok(given) } else { Err(Problem::MEDIA_TYPE) };
+    }
+    Err(Problem::ENCODED)
+}
+
+fn is_media_type(text: &str) -> bool {
+    let (name, _) = text.split_once(';').unwrap_or((text, ""));
+    let token = |part: &str| {
+        !part.is_empty() && part.bytes().all(|b| b.is_ascii_alphanumeric() || b"!#$&-^_.+".contains(&b))
+    };
+    text.len() <= WORD_BYTES
+        && text.bytes().all(|b| b.is_ascii_graphic() || b == b' ')
+        && name.trim().split_once('/').is_some_and(|(kind, rest)| token(kind) && token(rest))
+}
+
+/// The media type alone, in lower case: no parameters.
+#[must_use]
+pub fn essence(content_type: &str) -> String {
+    content_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase()
+}
+
+/// CloudEvents `kind`, from the media type.
+#[must_use]
+pub fn kind(essence: &str) -> &'static str {
+    match essence {
+        "application/edifact" => "edifact",
+        name if name.starts_with("application/hl7-v2") || name.starts_with("x-application/hl7-v2") => "hl7v2",
+        name if name.starts_with("application/fhir+") => "fhir",
+        _ => "opaque",
+    }
+}
+
+/// `Ce-Type`; empty where there is none.
+///
+/// # Errors
+/// [`Problem::EVENT_TYPE`].
+pub fn event_type(headers: &HeaderMap) -> Result<&str, Problem> {
+    let given = one(headers, &EVENT_TYPE).map_err(|()| Problem::EVENT_TYPE)?;
+    let harmless = given.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-:/".contains(&b));
+    if harmless && given.len() <= WORD_BYTES { Ok(given) } else { Err(Problem::EVENT_TYPE) }
+}
+
+/// The bearer token of `Authorization`, if there is one.
+#[must_use]
+pub fn bearer(headers: &HeaderMap) -> Option<&str> {
+    let (scheme, token) = one(headers, &axum::http::header::AUTHORIZATION).ok()?.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
+}
+
+/// Puts the ids of a request onto its answer, as they came: always, whatever the answer is.
+pub fn echo(given: &[(HeaderName, HeaderValue)], answer: &mut HeaderMap) {
+    for (name, value) in given {
+        answer.insert(name.clone(), value.clone());
+    }
+}
+
+/// What [`echo`] needs of a request.
+#[must_use]
+pub fn to_echo(headers: &HeaderMap) -> Vec<(HeaderName, HeaderValue)> {
+    [REQUEST_ID, CORRELATION_ID]
+        .into_iter()
+        .filter_map(|name| headers.get(&name).map(|value| (name, value.clone())))
+        .filter(|(_, value)| value.len() <= WORD_BYTES)
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const ID: &str = "01939b1e-0000-7000-8000-000000000001";
+
+    fn map(pairs: &[(&'static str, &str)]) -> HeaderMap {
+        pairs.iter().map(|(name, value)| (HeaderName::from_static(name), value.parse().unwrap())).collect()
+    }
+
+    #[test]
+    fn the_first_key_that_is_there_is_the_key() {
+        let all = [("idempotency-key", "k"), ("x-request-id", "r"), ("x-correlation-id", "c")];
+        let ids = Ids::read(&map(&all), false).ok().unwrap();
+        assert_eq!((ids.chosen_key(), ids.correlation_id.as_str()), ("k", "c"));
+        assert_eq!(Ids::read(&map(&all[1..]), false).ok().unwrap().chosen_key(), "r");
+        assert_eq!(Ids::read(&map(&all[2..]), false).ok().unwrap().chosen_key(), "");
+    }
+
+    #[test]
+    fn bars_wants_both_ids_and_wants_uuids() {
+        let read = |pairs: &[(&'static str, &str)]| Ids::read(&map(pairs), true).err();
+        assert_eq!(read(&[("x-request-id", ID), ("x-correlation-id", ID)]), None);
+        assert_eq!(read(&[("x-correlation-id", ID)]), Some(Problem::NO_REQUEST_ID));
+        assert_eq!(read(&[("x-request-id", ID)]), Some(Problem::NO_CORRELATION_ID));
+        assert_eq!(read(&[("x-request-id", "1"), ("x-correlation-id", ID)]), Some(Problem::REQUEST_ID));
+        assert_eq!(read(&[("x-request-id", ID), ("x-correlation-id", "1")]), Some(Problem::CORRELATION_ID));
+    }
+
+    #[test]
+    fn two_of_one_or_too_long_is_wrong() {
+        let mut twice = map(&[("x-request-id", "a")]);
+        twice.append(REQUEST_ID, HeaderValue::from_static("b"));
+        assert_eq!(Ids::read(&twice, false).err(), Some(Problem::REQUEST_ID));
+        let long = "k".repeat(257);
+        assert_eq!(
+            Ids::read(&map(&[("idempotency-key", &long)]), false).err(),
+            Some(Problem::IDEMPOTENCY_KEY)
+        );
+    }
+
+    #[test]
+    fn media_types() {
+        let of = |value: &str| content_type(&map(&[("content-type", value)])).map(str::to_owned);
+        assert_eq!(of("Text/Plain; charset=x"), Ok("Text/Plain; charset=x".to_owned()));
+        assert_eq!(essence("Text/Plain ; charset=x"), "text/plain");
+        for bad in ["text", "/", "text/", "a b/c", "text/\"x"] {
+            assert_eq!(of(bad), Err(Problem::MEDIA_TYPE), "{bad}");
+        }
+        assert_eq!(content_type(&HeaderMap::new()), Ok(""));
+        let packed = map(&[("content-encoding", "gzip"), ("content-type", "a/b")]);
+        assert_eq!(content_type(&packed), Err(Problem::ENCODED));
+        assert!(content_type(&map(&[("content-encoding", "identity")])).is_ok());
+        for (given, expected) in [
+            ("application/edifact", "edifact"),
+            ("application/hl7-v2+er7", "hl7v2"),
+            ("application/fhir+xml", "fhir"),
+            ("text/plain", "opaque"),
+            ("", "opaque"),
+        ] {
+            assert_eq!(kind(given), expected);
+        }
+    }
+
+    #[test]
+    fn bearer_tokens() {
+        assert_eq!(bearer(&map(&[("authorization", "Bearer  abc ")])), Some("abc"));
+        assert_eq!(bearer(&map(&[("authorization", "bearer abc")])), Some("abc"));
+        for none in ["Basic abc", "Bearer", "abc"] {
+            assert_eq!(bearer(&map(&[("authorization", none)])), None, "{none}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_the_headers_hold_what_is_taken_is_short_and_harmless(
+            values in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..400), 6)
+        ) {
+            let mut headers = HeaderMap::new();
+            let names = [
+                REQUEST_ID, CORRELATION_ID, IDEMPOTENCY_KEY, EVENT_TYPE,
+                axum::http::header::CONTENT_TYPE, axum::http::header::AUTHORIZATION,
+            ];
+            for (name, value) in names.into_iter().zip(&values) {
+                if let Ok(value) = HeaderValue::from_bytes(value) {
+                    headers.insert(name, value);
+                }
+            }
+            if let Ok(ids) = Ids::read(&headers, false) {
+                prop_assert!(ids.chosen_key().len() <= WORD_BYTES && ids.correlation_id.is_ascii());
+            }
+            if let Ok(given) = content_type(&headers) {
+                prop_assert!(given.len() <= WORD_BYTES && given.bytes().all(|b| b.is_ascii_graphic() || b == b' '));
+                prop_assert!(kind(&essence(given)).len() < 10);
+            }
+            if let Ok(given) = event_type(&headers) {
+                prop_assert!(!given.contains([' ', '\n', '"']));
+            }
+            let _ = bearer(&headers);
+            prop_assert!(to_echo(&headers).len() <= 2);
+        }
+    }
+}

@@ -1,0 +1,179 @@
+//! The keys that senders have chosen lately, so that one key never stands for two contents. Pure.
+//!
+//! The outbox finds repetitions by itself, and takes a known key with other content as a new transaction, flagged: a
+//! sender's counter may have started again. HTTP senders choose keys that never come again, and are told of their
+//! mistake *before* anything is stored. What is too long ago for this table is taken and flagged: nothing is lost.
+
+use std::collections::{HashMap, VecDeque};
+
+use ring::digest::{Context, SHA256, digest};
+
+/// Keys that are remembered; about 6 MiB.
+pub const LIMIT: usize = 65_536;
+
+type Hash = [u8; 16];
+
+#[derive(Debug, Clone, Copy)]
+struct Seen {
+    body: Hash,
+    under_way: u32,
+    stored: bool,
+}
+
+/// What a door knows of the keys of its senders: hashes only.
+#[derive(Debug)]
+pub struct Keys {
+    seen: HashMap<Hash, Seen>,
+    /// The stored ones, oldest first.
+    order: VecDeque<Hash>,
+    limit: usize,
+}
+
+/// A key with its content, hashed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Tag {
+    name: Hash,
+    body: Hash,
+}
+
+impl Tag {
+    /// Of a key in a lane, by its sender.
+    #[must_use]
+    pub fn new(lane: &str, source: &str, key: &str, body: &[u8]) -> Self {
+        let mut name = Context::new(&SHA256);
+        for part in [lane, source] {
+            name.update(&(part.len() as u64).to_be_bytes());
+            name.update(part.as_bytes());
+        }
+        name.update(key.as_bytes());
+        Self { name: front(name.finish().as_ref()), body: front(digest(&SHA256, body).as_ref()) }
+    }
+}
+
+fn front(hash: &[u8]) -> Hash {
+    let mut front = Hash::default();
+    for (to, from) in front.iter_mut().zip(hash) {
+        *to = *from;
+    }
+    front
+}
+
+/// The key stands for another content.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Conflict;
+
+impl Keys {
+    /// Remembers at most `limit` stored keys.
+    #[must_use]
+    pub fn new(limit: usize) -> Self {
+        Self { seen: HashMap::new(), order: VecDeque::new(), limit }
+    }
+
+    /// A submission begins; [`Keys::ended`] must follow.
+    ///
+    /// # Errors
+    /// [`Conflict`]: it must not begin.
+    pub fn begin(&mut self, tag: Tag) -> Result<(), Conflict> {
+        let seen = self.seen.entry(tag.name).or_insert(Seen { body: tag.body, under_way: 0, stored: false });
+        if seen.body != tag.body {
+            return Err(Conflict);
+        }
+        seen.under_way += 1;
+        Ok(())
+    }
+
+    /// A submission that had begun was stored or not.
+    pub fn ended(&mut self, tag: Tag, stored: bool) {
+        let Some(seen) = self.seen.get_mut(&tag.name) else { return };
+        seen.under_way = seen.under_way.saturating_sub(1);
+        if stored && !seen.stored {
+            seen.stored = true;
+            self.order.push_back(tag.name);
+        } else if !seen.stored && seen.under_way == 0 {
+            self.seen.remove(&tag.name);
+        }
+        while self.order.len() > self.limit {
+            let Some(oldest) = self.order.pop_front() else { return };
+            match self.seen.get_mut(&oldest) {
+                // Somebody repeats it just now: it is forgotten when that has ended.
+                Some(seen) if seen.under_way > 0 => seen.stored = false,
+                _ => {
+                    self.seen.remove(&oldest);
+                }
+            }
+        }
+    }
+
+    /// Takes over what the store has, when the door opens.
+    pub fn stored_before(&mut self, tag: Tag) {
+        if self.begin(tag).is_ok() {
+            self.ended(tag, true);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn tag(key: &str, body: &str) -> Tag {
+        Tag::new("clinical", "urn:x", key, body.as_bytes())
+    }
+
+    #[test]
+    fn one_key_stands_for_one_content() {
+        let mut keys = Keys::new(10);
+        assert_eq!(keys.begin(tag("k", "a")), Ok(()));
+        assert_eq!(keys.begin(tag("k", "b")), Err(Conflict), "also while the first is under way");
+        keys.ended(tag("k", "a"), true);
+        assert_eq!(keys.begin(tag("k", "b")), Err(Conflict));
+        assert_eq!(keys.begin(tag("k", "a")), Ok(()));
+        assert_eq!(keys.begin(tag("l", "b")), Ok(()));
+        assert_ne!(tag("k", "a"), Tag::new("clinical", "urn:y", "k", b"a"));
+        assert_ne!(tag("k", "a"), Tag::new("urgent", "urn:x", "k", b"a"));
+    }
+
+    #[test]
+    fn what_was_not_stored_binds_nobody() {
+        let mut keys = Keys::new(10);
+        keys.begin(tag("k", "a")).unwrap();
+        keys.begin(tag("k", "a")).unwrap();
+        keys.ended(tag("k", "a"), false);
+        assert_eq!(keys.begin(tag("k", "b")), Err(Conflict), "one is under way still");
+        keys.ended(tag("k", "a"), false);
+        assert_eq!(keys.begin(tag("k", "b")), Ok(()));
+    }
+
+    #[test]
+    fn the_oldest_are_forgotten() {
+        let mut keys = Keys::new(2);
+        for key in ["a", "b", "c"] {
+            keys.stored_before(tag(key, "1"));
+        }
+        assert_eq!(keys.begin(tag("a", "2")), Ok(()));
+        assert_eq!(keys.begin(tag("b", "2")), Err(Conflict));
+    }
+
+    proptest! {
+        #[test]
+        fn memory_is_bounded_and_a_conflict_is_never_missed_within_it(
+            steps in proptest::collection::vec((0u8..6, 0u8..2, any::<bool>()), 0..200)
+        ) {
+            let mut keys = Keys::new(6);
+            let mut model: HashMap<u8, u8> = HashMap::new();
+            for (key, body, stored) in steps {
+                let tag = tag(&key.to_string(), &body.to_string());
+                let expected = model.get(&key).is_none_or(|known| *known == body);
+                prop_assert_eq!(keys.begin(tag).is_ok(), expected);
+                if expected {
+                    keys.ended(tag, stored);
+                    if stored {
+                        model.insert(key, body);
+                    }
+                }
+                prop_assert!(keys.seen.len() <= 6 && keys.order.len() <= 6);
+            }
+        }
+    }
+}

@@ -1,0 +1,19 @@
+//! The HTTP door: any bytes, FHIR messages, and HL7 v2, each answered in its own words (design section 8).
+//!
+//! `docs/openapi.yaml` is the contract; a test drives every route, method and status in it.
+//!
+//! - [`headers`], [`fhir`], [`outcome`], [`keys`] and [`metrics`] are pure
+//! - [`door`] listens and holds connections, [`access`] says who may send, `intake` reads a body within its limits
+//! - [`router`] has the routes, `submission` the one way from a request to `submit()`, `lookup` finds what was taken
+
+pub mod access;
+pub mod door;
+pub mod fhir;
+pub mod headers;
+mod intake;
+pub mod keys;
+mod lookup;
+pub mod metrics;
+pub mod outcome;
+pub mod router;
+mod submission;
