@@ -27,9 +27,15 @@
 
 mod admission;
 mod alternating;
+#[cfg(test)]
+mod barrier_tests;
 mod claim;
+#[cfg(test)]
+mod damage_tests;
 mod duplicates;
 mod errors;
+#[cfg(test)]
+mod faults_for_tests;
 mod files;
 mod filter;
 mod generation;
@@ -56,10 +62,6 @@ mod syncer;
 mod tags;
 #[cfg(test)]
 mod tests;
-#[cfg(test)]
-mod tests_barrier;
-#[cfg(test)]
-mod tests_damage;
 mod trash;
 mod writer;
 

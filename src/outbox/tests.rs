@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::segment::faults::{self, Point};
+use super::faults_for_tests::{self as faults, Point};
 use super::*;
 
 pub(super) fn settings(directory: &Path) -> Settings {

@@ -347,6 +347,8 @@ async fn converse<K: Kept, S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(shared.settings.header_timeout)
+        // Who has said all it has to say and closes its side still gets the answers.
+        .half_close(true)
         .max_headers(HEADERS)
         .max_buf_size(HEADER_BYTES)
         .serve_connection(TokioIo::new(stream), service);

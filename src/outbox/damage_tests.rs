@@ -1,6 +1,6 @@
 //! What a bad disk, a full quarantine and a long retention do to a store.
 
-use super::segment::faults::{self, Point};
+use super::faults_for_tests::{self as faults, Point};
 use super::segment::{DATABASE_FILE, Segment};
 use super::shared::Chore;
 use super::tests::{

@@ -4,7 +4,7 @@ use std::sync::atomic::AtomicBool;
 
 use tokio::task::JoinSet;
 
-use super::segment::faults::{self, Point};
+use super::faults_for_tests::{self as faults, Point};
 use super::tests::{add, bodies, clinical, codes, eventually, expected, key, settings, submission, tail};
 use super::writer::GROUP_RECORDS;
 use super::*;

@@ -1,0 +1,71 @@
+//! Faults that a unit test plants into every segment below a directory.
+
+use std::collections::HashMap;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Condvar, Mutex};
+
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Point {
+    Create,
+    Append,
+    Sync,
+    Close,
+    Read,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Faults {
+    /// How many of the next calls at each point fail, as on a full disk.
+    failing: [AtomicU32; 5],
+    /// How many syncs may still come to their end; none: as many as like.
+    allowed: Mutex<Option<u32>>,
+    allowed_more: Condvar,
+    waiting: AtomicU32,
+}
+
+impl Faults {
+    pub(crate) fn fail_next(&self, point: Point, times: u32) {
+        self.failing[point as usize].store(times, Ordering::SeqCst);
+    }
+
+    /// From now on so many syncs end, and the next ones wait, as on a disk that hangs.
+    pub(crate) fn allow_syncs(&self, syncs: Option<u32>) {
+        *self.allowed.lock().unwrap() = syncs;
+        self.allowed_more.notify_all();
+    }
+
+    /// Threads whose sync waits.
+    pub(crate) fn waiting(&self) -> u32 {
+        self.waiting.load(Ordering::SeqCst)
+    }
+
+    pub(crate) fn check(&self, point: Point) -> io::Result<()> {
+        if matches!(point, Point::Sync) {
+            self.waiting.fetch_add(1, Ordering::SeqCst);
+            let allowed = self.allowed.lock().unwrap();
+            let mut allowed = self.allowed_more.wait_while(allowed, |n| *n == Some(0)).unwrap();
+            self.waiting.fetch_sub(1, Ordering::SeqCst);
+            *allowed = allowed.map(|n| n - 1);
+        }
+        let left = &self.failing[point as usize];
+        match left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1)) {
+            Ok(_) => Err(io::ErrorKind::StorageFull.into()),
+            Err(_) => Ok(()),
+        }
+    }
+}
+
+static ALL: Mutex<Option<HashMap<PathBuf, Arc<Faults>>>> = Mutex::new(None);
+
+/// Those of the store that has `path` in it: `{store}/segments/{lane}/{ordinal}`.
+pub(crate) fn of(path: &Path) -> Arc<Faults> {
+    let store = path.ancestors().nth(3).unwrap_or(path);
+    in_store(store)
+}
+
+pub(crate) fn in_store(store: &Path) -> Arc<Faults> {
+    let mut all = ALL.lock().unwrap();
+    Arc::clone(all.get_or_insert_default().entry(store.to_owned()).or_default())
+}
