@@ -52,6 +52,9 @@ pub enum UplinkError {
     /// A lane's reader thread could not be started.
     #[error("cannot start a thread")]
     Thread(#[source] std::io::Error),
+    /// A lane's reader thread panicked.
+    #[error("the thread that reads lane {0} has failed")]
+    Reader(Lane),
     /// The system gives no random numbers.
     #[error("the system has no randomness")]
     Randomness,

@@ -132,10 +132,12 @@ impl Reader {
         index: usize,
         topic: String,
         answers: mpsc::UnboundedSender<(usize, Answer)>,
+        panicked: mpsc::UnboundedSender<Lane>,
     ) -> std::io::Result<Self> {
         let (questions, asked) = blocking::channel();
         let topic = Bytes::from(topic);
         thread::Builder::new().name(format!("read-{lane}")).spawn(move || {
+            let _told = TellsOfPanic { lane: lane.clone(), told: panicked };
             while let Ok(question) = asked.recv() {
                 let answer = answer(&outbox, &lane, &topic, question);
                 if answers.send((index, answer)).is_err() {
@@ -164,6 +166,20 @@ impl Reader {
             tracing::error!(
                 "A lane's reader thread has ended, the lane stands until the gateway starts again"
             );
+        }
+    }
+}
+
+/// A lane whose thread is gone would stand in silence: the process ends instead, and starts again.
+struct TellsOfPanic {
+    lane: Lane,
+    told: mpsc::UnboundedSender<Lane>,
+}
+
+impl Drop for TellsOfPanic {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            let _ = self.told.send(self.lane.clone());
         }
     }
 }
@@ -211,6 +227,20 @@ mod tests {
                 test_data: false,
                 body: Body::new(vec![7; body]),
             },
+        }
+    }
+
+    #[test]
+    fn a_panic_is_told_and_a_clean_end_is_not() {
+        let (told, mut hears) = mpsc::unbounded_channel();
+        for panics in [false, true] {
+            let told = TellsOfPanic { lane: Lane::new("clinical").unwrap(), told: told.clone() };
+            let ended = thread::spawn(move || {
+                let _told = told;
+                assert!(!panics, "planted");
+            });
+            assert_eq!(ended.join().is_err(), panics);
+            assert_eq!(hears.try_recv().is_ok(), panics);
         }
     }
 

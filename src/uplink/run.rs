@@ -59,11 +59,19 @@ pub async fn run(
     let root = Root::new(&settings.practice, &settings.gateway);
     let clock = TrustedClock::open(&settings.state_directory);
     let (answers_sender, answers) = mpsc::unbounded_channel();
+    let (panicked_sender, mut panicked) = mpsc::unbounded_channel();
     let mut lanes = Vec::with_capacity(settings.lanes.len());
     for (index, lane) in settings.lanes.iter().enumerate() {
         let topic = root.transactions(lane);
-        let reader = Reader::start(outbox.clone(), lane.clone(), index, topic, answers_sender.clone())
-            .map_err(UplinkError::Thread)?;
+        let reader = Reader::start(
+            outbox.clone(),
+            lane.clone(),
+            index,
+            topic,
+            answers_sender.clone(),
+            panicked_sender.clone(),
+        )
+        .map_err(UplinkError::Thread)?;
         lanes.push(
             LaneWork::new(lane.clone(), root.position(lane), settings.delivery.clone(), &outbox, reader)
                 .map_err(|_| UplinkError::UnknownLane(lane.clone()))?,
@@ -111,7 +119,10 @@ pub async fn run(
         upstream: 0,
         session: 0,
     };
-    uplink.work(&mut shutdown).await
+    tokio::select! {
+        done = uplink.work(&mut shutdown) => done,
+        Some(lane) = panicked.recv() => Err(UplinkError::Reader(lane)),
+    }
 }
 
 struct Uplink {
