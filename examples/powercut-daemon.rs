@@ -10,9 +10,12 @@
 //! and then opens the outbox itself and looks for everything that was acknowledged.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout)] // a workload: any surprise ends it
 
+#[path = "../tests/harness/ports.rs"]
+mod ports;
+
 use std::collections::{HashMap, HashSet};
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -67,7 +70,7 @@ impl Daemon {
         let mut file =
             std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&key).unwrap();
         writeln!(file, "{}", "07".repeat(32)).unwrap();
-        let mllp = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let mllp = ports::reserve();
         let configuration = format!(
             "practice = \"B86022\"\ngateway = \"gw1\"\ndata_directory = \"{data}\"\noutbox_key_file = \"outbox.key\"\n\
              [control]\nsocket = \"control.sock\"\n\

@@ -20,7 +20,7 @@ use harness::{CertificateFiles, Certificates, Mosquitto};
 
 /// A port on which nobody listens.
 fn dead_port() -> u16 {
-    std::net::TcpListener::bind(("127.0.0.1", 0)).and_then(|l| l.local_addr()).expect("a port").port()
+    harness::ports::reserve()
 }
 
 fn site(options: SiteOptions) -> (Site, Certificates) {

@@ -22,7 +22,7 @@ use harness::site::{Site, SiteOptions};
 const GATEWAY: &str = env!("CARGO_BIN_EXE_practice-gateway");
 
 fn dead_port() -> u16 {
-    std::net::TcpListener::bind(("127.0.0.1", 0)).and_then(|l| l.local_addr()).expect("a port").port()
+    harness::ports::reserve()
 }
 
 fn site(options: SiteOptions) -> (Site, Certificates) {

@@ -19,6 +19,8 @@
 
 mod link;
 mod plant;
+#[path = "../../tests/harness/ports.rs"]
+mod ports;
 mod proof;
 mod sender;
 

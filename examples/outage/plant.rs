@@ -1,6 +1,6 @@
 //! The plant: certificates, the broker, and the two real programs with their configuration files.
 
-use std::net::{SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -8,7 +8,7 @@ use std::time::Duration;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, KeyUsagePurpose};
 use serde_json::Value;
 
-use crate::{Arguments, Result, finish, progress, until};
+use crate::{Arguments, Result, finish, ports, progress, until};
 
 /// Where the broker is, and what is needed to talk to it.
 pub(crate) struct Broker {
@@ -58,7 +58,7 @@ impl Broker {
         let gateway = issue("B86022.gw1", Vec::new())?;
         let hub = issue("hub1", Vec::new())?;
 
-        let listen = free_address()?;
+        let listen = free_address();
         let config = serde_json::json!({
             "id": 0,
             "router": { "max_connections": 100, "max_outgoing_packet_count": 1000,
@@ -93,7 +93,7 @@ pub(crate) struct Plant {
 impl Plant {
     /// Makes keys and configuration files, as the programs' own `init` does, and starts both.
     pub(crate) fn start(directory: &Path, broker: &Broker, link: SocketAddr) -> Result<Self> {
-        let door = free_address()?;
+        let door = free_address();
         let store = directory.join("hub");
         let (config, hub_config) = (directory.join("gateway.toml"), directory.join("hub.toml"));
         let host = broker.address.rsplit_once(':').map_or("localhost", |(host, _)| host);
@@ -237,9 +237,8 @@ fn own(program: &str, words: &[&str], config: &Path) -> Command {
     command
 }
 
-/// A port that was free a moment ago.
-fn free_address() -> Result<SocketAddr> {
-    Ok(TcpListener::bind(("127.0.0.1", 0))?.local_addr()?)
+fn free_address() -> SocketAddr {
+    SocketAddr::from((Ipv4Addr::LOCALHOST, ports::reserve()))
 }
 
 fn private(path: &Path, bytes: &[u8]) -> std::io::Result<()> {

@@ -16,6 +16,7 @@
 
 mod certificates;
 mod mosquitto;
+pub mod ports;
 mod proxy;
 pub mod senders;
 pub mod site;

@@ -1,14 +1,14 @@
 //! A real Mosquitto as a child process, with mutual TLS.
 
 use std::fs::File;
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use tempfile::TempDir;
 
-use super::{CertificateFiles, Certificates, eventually_blocking};
+use super::{CertificateFiles, Certificates, eventually_blocking, ports};
 
 /// What may differ from test to test.
 #[derive(Debug, Clone, Default)]
@@ -42,9 +42,9 @@ impl Mosquitto {
         let mut directory = TempDir::with_prefix("pgw-mosquitto-").unwrap();
         let server = options.server.clone().unwrap_or_else(|| certificates.server());
         let ca = options.client_ca.clone().unwrap_or_else(|| certificates.ca());
-        // Another process can take a port between our look and Mosquitto's bind: then once more.
+        // A stranger can take a port between our look and Mosquitto's bind: then once more.
         for _ in 0..5 {
-            let (port, plain_port) = (free_port(), free_port());
+            let (port, plain_port) = (ports::reserve(), ports::reserve());
             let mut conf = format!(
                 "user root\npersistence false\nlog_type error\nlog_type warning\nlog_type notice\n\
                  per_listener_settings false\nallow_anonymous true\nmax_queued_messages 0\nmax_inflight_messages 1024\nset_tcp_nodelay true\n\
@@ -145,8 +145,4 @@ impl Drop for Mosquitto {
             eprintln!("Mosquitto's log:\n{}", self.log());
         }
     }
-}
-
-fn free_port() -> u16 {
-    TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap().port()
 }

@@ -1,7 +1,7 @@
 //! A surgery and a centre: the two real programs with their configuration, to be killed and started again.
 
 use std::fmt::Write as _;
-use std::net::{SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
@@ -9,7 +9,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use super::certificates::{CertificateFiles, Certificates};
-use super::eventually_blocking;
+use super::{eventually_blocking, ports};
 
 const GATEWAY: &str = env!("CARGO_BIN_EXE_practice-gateway");
 const HUB: &str = env!("CARGO_BIN_EXE_practice-hub");
@@ -51,7 +51,7 @@ impl Site {
             None => tempfile::tempdir(),
         }
         .expect("a directory");
-        let door = TcpListener::bind(("127.0.0.1", 0)).and_then(|l| l.local_addr()).expect("a free port");
+        let door = SocketAddr::from((Ipv4Addr::LOCALHOST, ports::reserve()));
         let site = Self { directory, door, gateway: None, hub: None };
         let hub_certificate = certificates.client("hub1");
         let quick =

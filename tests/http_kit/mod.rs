@@ -11,15 +11,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::io::{Read as _, Write as _};
-use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpStream};
 use std::os::unix::fs::PermissionsExt as _;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::harness::Certificates;
 use crate::harness::site::{Site, SiteOptions};
+use crate::harness::{Certificates, ports};
 
 /// A site with three HTTP doors.
 pub struct Doors {
@@ -33,7 +33,7 @@ pub struct Doors {
 }
 
 fn free() -> SocketAddr {
-    TcpListener::bind(("127.0.0.1", 0)).and_then(|l| l.local_addr()).expect("a free port")
+    SocketAddr::from((Ipv4Addr::LOCALHOST, ports::reserve()))
 }
 
 impl Doors {
