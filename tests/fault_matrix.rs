@@ -267,6 +267,138 @@ fn remounted_read_only() {
     disk_row(Failing::Remounted, true);
 }
 
+/// A small ext4 of its own on a loop device.
+struct SmallDisk {
+    image: tempfile::TempDir,
+    mounted: tempfile::TempDir,
+}
+
+impl SmallDisk {
+    fn new(mebibytes: u64) -> Self {
+        let disk = Self {
+            image: tempfile::tempdir().expect("a directory"),
+            mounted: tempfile::tempdir().expect("a directory"),
+        };
+        let image = std::fs::File::create(disk.path()).expect("an image");
+        image.set_len(mebibytes << 20).expect("its size");
+        run("mkfs.ext4", &["-q", "-F", &disk.path().display().to_string()]);
+        disk.mount();
+        disk
+    }
+
+    fn path(&self) -> PathBuf {
+        self.image.path().join("image")
+    }
+
+    fn mount(&self) {
+        let (image, at) = (self.path().display().to_string(), self.mounted.path().display().to_string());
+        run("mount", &["-o", "loop,errors=remount-ro", &image, &at]);
+    }
+
+    /// The device, for `/sys/fs/ext4`.
+    fn device(&self) -> String {
+        let mounts = std::fs::read_to_string("/proc/mounts").expect("the mounts");
+        let at = self.mounted.path().display().to_string();
+        let line = mounts.lines().find(|line| line.split(' ').nth(1) == Some(&at)).expect("it is mounted");
+        line.split(' ').next().and_then(|device| device.strip_prefix("/dev/")).expect("a device").to_owned()
+    }
+
+    fn unmount(&self) -> bool {
+        Command::new("umount").arg(self.mounted.path()).status().is_ok_and(|status| status.success())
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        // Whoever still has a file open there is killed by now; the kernel may take a moment to know it.
+        for _ in 0..100 {
+            if self.unmount() {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+}
+
+fn run(program: &str, words: &[&str]) {
+    let done = Command::new(program).args(words).output().expect("this row needs root and a loop device");
+    assert!(done.status.success(), "{program}: {}", String::from_utf8_lossy(&done.stderr));
+}
+
+fn on(disk: &SmallDisk) -> SiteOptions {
+    SiteOptions {
+        outbox: "segment_records = 200\nsegment_bytes = 1_048_576\nretention_days = 0\nmin_free_bytes = 8_388_608\n".into(),
+        data: Some(disk.mounted.path().join("data")),
+        ..SiteOptions::default()
+    }
+}
+
+#[test]
+#[ignore = "needs root and a loop device: tests/all.sh --long"]
+fn a_small_disk_full_to_the_last_byte_and_free_again_without_a_restart() {
+    let disk = SmallDisk::new(160);
+    let mut road = Road::prepare(on(&disk), &MosquittoOptions::default());
+    road.site.start_gateway();
+    let senders = Senders::start(road.site.door, 4, usize::MAX);
+    for round in 0..3 {
+        let accepted = road.site.status().expect("a status")["accepted_total"].as_u64().expect("a number");
+        road.site.wait_for("accepted_total", accepted + 100, PATIENCE);
+        let filler = disk.mounted.path().join("filler");
+        let file = std::fs::File::create(&filler).expect("a file");
+        // Somebody else fills the disk, to the last byte in the second round and beyond the outbox's own limit in the others.
+        let mut at = 0;
+        while file.write_all_at(&[7; 65_536], at).is_ok() && (round == 1 || at < 140 << 20) {
+            at += 65_536;
+        }
+        eventually_blocking("the gateway to refuse", PATIENCE, || {
+            assert!(road.site.gateway_ended().is_none(), "the gateway ended\n{}", road.site.log("gateway"));
+            let status = road.site.status()?;
+            adds_up(&status);
+            (status["state"] == "refusing").then_some(())
+        });
+        std::fs::remove_file(&filler).expect("removed");
+    }
+    let accepted = road.site.status().expect("a status")["accepted_total"].as_u64().expect("a number");
+    road.site.wait_for("accepted_total", accepted + 100, PATIENCE);
+    let safe = senders.stop();
+    road.site.start_hub();
+    road.judge(&safe);
+}
+
+#[test]
+#[ignore = "needs root and a loop device: tests/all.sh --long"]
+fn a_disk_that_the_kernel_remounts_read_only() {
+    let disk = SmallDisk::new(160);
+    let mut road = Road::prepare(on(&disk), &MosquittoOptions::default());
+    road.site.start_gateway();
+    let senders = Senders::start(road.site.door, 4, usize::MAX);
+    road.site.wait_for("accepted_total", 300, PATIENCE);
+    std::fs::write(format!("/sys/fs/ext4/{}/trigger_fs_error", disk.device()), "1")
+        .expect("a file system error");
+    eventually_blocking("the gateway to refuse, or to end", PATIENCE, || {
+        if road.site.gateway_ended().is_some() {
+            return Some(());
+        }
+        let status = road.site.status()?;
+        adds_up(&status);
+        (status["state"] == "refusing").then_some(())
+    });
+    // A person repairs the file system and starts the box again.
+    road.site.kill_gateway();
+    assert!(disk.unmount(), "nobody has a file open there");
+    let checked = Command::new("e2fsck").args(["-f", "-y"]).arg(disk.path()).output().expect("e2fsck");
+    assert!(
+        checked.status.code().is_some_and(|code| code < 4),
+        "{}",
+        String::from_utf8_lossy(&checked.stdout)
+    );
+    disk.mount();
+    road.site.start_gateway();
+    let safe = senders.stop();
+    road.site.start_hub();
+    road.judge(&safe);
+}
+
 fn files_below(directory: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir(directory).into_iter().flatten().filter_map(Result::ok) {

@@ -41,6 +41,8 @@ pub struct SiteOptions {
     pub certificate: Option<CertificateFiles>,
     /// Below this directory and not the system's temporary one.
     pub base: Option<PathBuf>,
+    /// Another data directory for the gateway, which alone lies there.
+    pub data: Option<PathBuf>,
 }
 
 impl Site {
@@ -102,7 +104,7 @@ impl Site {
         let _ = writeln!(
             gateway,
             "data_directory = {:?}\noutbox_key_file = {:?}",
-            site.path("data"),
+            options.data.unwrap_or_else(|| site.path("data")),
             site.path("outbox.key")
         );
         let _ = writeln!(gateway, "[control]\nsocket = {:?}", site.path("control.sock"));
