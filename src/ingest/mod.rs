@@ -7,10 +7,12 @@
 //! - [`mllp`]: HL7 v2 over TCP
 //! - [`http`]: any bytes, FHIR messages and HL7 v2 over HTTP/1.1
 //! - [`control`]: the daemon's unix socket, for the command line
+//! - [`origin`]: where refused input came from
 
 pub mod control;
 pub mod http;
 pub mod mllp;
+pub mod origin;
 
 use std::future::Future;
 use std::sync::Arc;
@@ -28,7 +30,7 @@ pub trait Acceptor: Clone + Send + Sync + 'static {
     /// [`Refusal`]: nothing was promised.
     fn submit(&self, submission: Submission) -> impl Future<Output = Result<Accepted, Refusal>> + Send;
 
-    /// Keeps refused input with its reason, and returns its number. Blocking.
+    /// Keeps refused input with its reason, and returns its number; `source` is a line of [`origin`]. Blocking.
     ///
     /// # Errors
     /// [`Refusal`] when there is no room for it.
@@ -98,6 +100,19 @@ counters! {
     unfinished,
     /// Bytes between frames that belonged to none.
     noise_bytes,
+}
+
+impl Counters {
+    /// One message is behind the barrier.
+    pub(crate) fn count_accepted(&self, accepted: &Accepted) {
+        count(&self.accepted);
+        if accepted.repeated {
+            count(&self.repeated);
+        }
+        if accepted.key_reused {
+            count(&self.key_reused);
+        }
+    }
 }
 
 /// Adds one.

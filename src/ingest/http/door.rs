@@ -2,7 +2,7 @@
 //!
 //! Limits on everything: connections, time for the handshake, for the headers, for a body; size of headers and bodies.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::pin;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
@@ -111,6 +111,7 @@ pub struct Door {
 /// What is known of a connection's other end.
 #[derive(Debug, Clone)]
 pub(super) struct Peer {
+    pub(super) address: IpAddr,
     /// Common name of the certificate that it has shown and that was verified.
     pub(super) certificate: Option<Arc<str>>,
 }
@@ -241,7 +242,8 @@ impl Door {
                     }
                     count(&shared.counters.connections);
                     count(&shared.counters.connections_total);
-                    connections.spawn(connection(stream, Arc::clone(&shared), router.clone(), stop.clone()));
+                    let (shared, router) = (Arc::clone(&shared), router.clone());
+                    connections.spawn(connection(stream, peer.ip(), shared, router, stop.clone()));
                 }
                 Err(error) => {
                     warnings.seldom(|| tracing::warn!(%error, "Could not take an HTTP connection"));
@@ -306,17 +308,18 @@ fn remember<K: Kept>(shared: &Shared<K>) {
 
 async fn connection<K: Kept>(
     stream: TcpStream,
+    address: IpAddr,
     shared: Arc<Shared<K>>,
     router: Router,
     stop: watch::Receiver<bool>,
 ) {
     let Some(tls) = shared.access().tls() else {
-        return converse(stream, Peer { certificate: None }, &shared, router, stop).await;
+        return converse(stream, Peer { address, certificate: None }, &shared, router, stop).await;
     };
     match timeout(HANDSHAKE_TIME, TlsAcceptor::from(tls).accept(stream)).await {
         Ok(Ok(stream)) => {
             let certificate = common_name(stream.get_ref().1).map(Arc::from);
-            converse(stream, Peer { certificate }, &shared, router, stop).await;
+            converse(stream, Peer { address, certificate }, &shared, router, stop).await;
         }
         Ok(Err(error)) => {
             count(&shared.counters.connections_refused);

@@ -5,6 +5,7 @@
 use std::collections::VecDeque;
 use std::io::ErrorKind;
 use std::mem::MaybeUninit;
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -21,6 +22,7 @@ use crate::ingest::mllp::codec::{Decoder, Event};
 use crate::ingest::mllp::door::{OnUnavailable, Shared};
 use crate::ingest::mllp::envelope;
 use crate::ingest::mllp::msh::Msh;
+use crate::ingest::origin::Origin;
 use crate::ingest::{Acceptor, Share, count};
 use crate::outbox::{Accepted, Submission};
 use crate::transaction::{Body, unix_millis_now};
@@ -36,6 +38,7 @@ const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 
 pub(super) struct Connection<A> {
     stream: TcpStream,
+    peer: IpAddr,
     shared: Arc<Shared<A>>,
     stop: watch::Receiver<bool>,
     decoder: Decoder,
@@ -79,12 +82,17 @@ impl<A> Future for Reader<'_, A> {
 }
 
 impl<A: Acceptor> Connection<A> {
-    pub(super) fn new(stream: TcpStream, shared: Arc<Shared<A>>, stop: watch::Receiver<bool>) -> Self {
+    pub(super) fn new(
+        stream: TcpStream,
+        peer: IpAddr,
+        shared: Arc<Shared<A>>,
+        stop: watch::Receiver<bool>,
+    ) -> Self {
         let settings = &shared.settings;
         let timeout = u64::try_from(settings.in_frame_timeout.as_millis()).unwrap_or(u64::MAX);
         let decoder = Decoder::new(settings.frame_limit_bytes, timeout);
         let share = shared.budget.share();
-        Self { stream, shared, stop, decoder, events: VecDeque::new(), share }
+        Self { stream, peer, shared, stop, decoder, events: VecDeque::new(), share }
     }
 
     /// Until the peer, a fault or the end of the daemon closes it.
@@ -212,12 +220,8 @@ impl<A: Acceptor> Connection<A> {
 
     fn count_accepted(&self, accepted: Accepted, msh: &Msh<'_>) {
         let counters = &self.shared.counters;
-        count(&counters.accepted);
-        if accepted.repeated {
-            count(&counters.repeated);
-        }
+        counters.count_accepted(&accepted);
         if accepted.key_reused {
-            count(&counters.key_reused);
             tracing::debug!(id = %accepted.id, "Accepted a message whose number was used before");
         }
         if matches!(msh.processing_id(), b"T" | b"D") {
@@ -236,8 +240,9 @@ impl<A: Acceptor> Connection<A> {
                 |msh| envelope::source(&settings.practice, &settings.gateway, msh),
             );
             let (acceptor, bytes) = (self.shared.acceptor.clone(), body.to_bytes());
+            let origin = Origin::line("mllp", self.peer, &source);
             let kept =
-                tokio::task::spawn_blocking(move || acceptor.quarantine(fault.reason, &source, &bytes)).await;
+                tokio::task::spawn_blocking(move || acceptor.quarantine(fault.reason, &origin, &bytes)).await;
             if !matches!(kept, Ok(Ok(_))) {
                 count(&self.shared.counters.quarantine_failed);
                 tracing::warn!(reason = fault.reason, "Could not keep a refused MLLP message in quarantine");

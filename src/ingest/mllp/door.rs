@@ -234,7 +234,8 @@ impl Door {
                     prepare(&stream);
                     count(&shared.counters.connections);
                     count(&shared.counters.connections_total);
-                    connections.spawn(Connection::new(stream, Arc::clone(&shared), stop.clone()).run());
+                    let connection = Connection::new(stream, peer.ip(), Arc::clone(&shared), stop.clone());
+                    connections.spawn(connection.run());
                 }
                 Err(error) => {
                     warnings.seldom(|| tracing::warn!(%error, "Could not take an MLLP connection"));
