@@ -7,12 +7,13 @@
 //! - [`mllp`]: HL7 v2 over TCP
 //! - [`http`]: any bytes, FHIR messages and HL7 v2 over HTTP/1.1
 //! - [`control`]: the daemon's unix socket, for the command line
-//! - [`origin`]: where refused input came from
+//! - [`origin`]: where refused input came from; [`tls`]: certificates of the doors
 
 pub mod control;
 pub mod http;
 pub mod mllp;
 pub mod origin;
+pub mod tls;
 
 use std::future::Future;
 use std::sync::Arc;
@@ -88,6 +89,10 @@ counters! {
     not_production,
     /// Refused messages that the quarantine had no room for.
     quarantine_failed,
+    /// Refused messages that were not kept because their sender's address had filled its share of the quarantine.
+    quarantine_passed_over,
+    /// Times that a connection was read more slowly because of the garbage that it brought.
+    slowed_down,
     /// Connections open now.
     connections,
     /// Connections ever taken.

@@ -2,7 +2,7 @@
 //!
 //! `{door} {address or -} {source}`. A line of another form is a source alone: the door follows from it then.
 
-use std::net::IpAddr;
+use core::net::IpAddr;
 
 /// Door, peer and sender of something that was refused.
 #[derive(Debug, Clone, PartialEq, Eq)]

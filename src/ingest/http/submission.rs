@@ -358,6 +358,7 @@ async fn refuse<K: Kept>(
         if let Some(address) = address {
             origin = Origin::line("http", address, &origin);
         }
+        let _slot = shared.quarantine_slot.acquire().await;
         let kept = tokio::task::spawn_blocking(move || kept.quarantine(reason, &origin, &bytes)).await;
         if !matches!(kept, Ok(Ok(_))) {
             count(&shared.counters.quarantine_failed);
