@@ -39,6 +39,8 @@ mod faults_for_tests;
 mod files;
 mod filter;
 mod generation;
+#[doc(hidden)]
+pub mod hostile;
 mod index;
 mod keeper;
 mod lane;
