@@ -15,6 +15,7 @@
 )]
 
 mod certificates;
+pub mod memory;
 mod mosquitto;
 pub mod ports;
 mod proxy;

@@ -21,6 +21,7 @@ pub struct Site {
     pub door: SocketAddr,
     gateway: Option<Child>,
     hub: Option<Child>,
+    environment: Vec<(String, String)>,
 }
 
 /// What may differ from test to test.
@@ -34,6 +35,8 @@ pub struct SiteOptions {
     pub uplink: String,
     /// Another client certificate for the gateway.
     pub certificate: Option<CertificateFiles>,
+    /// Environment of the gateway.
+    pub environment: Vec<(String, String)>,
     /// Below this directory and not the system's temporary one.
     pub base: Option<PathBuf>,
 }
@@ -52,7 +55,8 @@ impl Site {
         }
         .expect("a directory");
         let door = SocketAddr::from((Ipv4Addr::LOCALHOST, ports::reserve()));
-        let site = Self { directory, door, gateway: None, hub: None };
+        let environment = options.environment.clone();
+        let site = Self { directory, door, gateway: None, hub: None, environment };
         let hub_certificate = certificates.client("hub1");
         let quick =
             "backoff_first_loss_seconds = 0.2\nbackoff_base_seconds = 0.1\nbackoff_cap_seconds = 0.5\n";
@@ -155,7 +159,9 @@ impl Site {
 
     fn spawn(&self, program: &str, config: &Path, log: &str) -> Child {
         let log = std::fs::OpenOptions::new().create(true).append(true).open(self.path(log)).expect("a log");
+        let environment = if program == GATEWAY { &self.environment[..] } else { &[] };
         Command::new(program)
+            .envs(environment.iter().cloned())
             .args(["run", "--config"])
             .arg(config)
             .stdin(Stdio::null())
