@@ -1,6 +1,6 @@
 //! What garbage on one MLLP connection costs another one: a sender that waits for each answer, alone and beside a flood.
 //!
-//!     cargo bench --bench doors
+//!     cargo bench --bench garbage
 //!
 //! Rounds with and without the flood are interleaved, and medians compared. `PGW_BENCH_DIR` names the directory (a real disk, not
 //! tmpfs), `PGW_BENCH_SECONDS` the length of a round (2).
