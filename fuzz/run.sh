@@ -13,6 +13,7 @@ if ! rustup toolchain list 2>/dev/null | grep -q '^nightly'; then
     exit 0
 fi
 command -v cargo-fuzz >/dev/null 2>&1 || cargo install --locked cargo-fuzz
+cargo +nightly fuzz build --fuzz-dir .
 [ $# -gt 0 ] || set -- mllp msh fhir record receipt command configuration
 for target; do
     # What is found on the way stays out of the tree; the kept inputs begin the run.

@@ -19,7 +19,7 @@ use tokio::time::{sleep, sleep_until, timeout};
 use crate::delivery::Millis;
 use crate::ingest::mllp::ack::{Fault, Outcome, Stamp, acknowledgment};
 use crate::ingest::mllp::allowance::Garbage;
-use crate::ingest::mllp::codec::{Decoder, Event};
+use crate::ingest::mllp::codec::{Decoder, Event, HEAD_BYTES};
 use crate::ingest::mllp::door::{OnUnavailable, Shared};
 use crate::ingest::mllp::envelope;
 use crate::ingest::mllp::msh::Msh;
@@ -38,6 +38,8 @@ const UNASKED_BYTES: usize = 8 * 1024;
 const BUDGET_WAIT: Duration = Duration::from_secs(2);
 /// How long a peer may take to take its acknowledgment.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Of a larger message the first segment alone is held while it is stored.
+const LARGE_BYTES: usize = 64 * 1024;
 /// How long the end of a TLS connection may take.
 const GOODBYE_TIME: Duration = Duration::from_secs(1);
 
@@ -201,9 +203,11 @@ impl<A: Acceptor> Connection<A> {
 
     /// Submits one message and answers it.
     async fn frame(&mut self, body: Body) -> Result<(), Closed> {
-        let (message, size) = (body.clone(), body.len() as u64);
-        let Some(msh) = Msh::read(message.as_bytes()) else {
-            let batch = [&b"FHS"[..], b"BHS"].iter().any(|name| message.as_bytes().starts_with(name));
+        let size = body.len() as u64;
+        // What is held until the answer; the outbox lets a large message go as soon as it is sealed.
+        let front = front(&body);
+        let Some(msh) = Msh::read(front.as_bytes()) else {
+            let batch = [&b"FHS"[..], b"BHS"].iter().any(|name| body.as_bytes().starts_with(name));
             return self.refuse(&body, if batch { Fault::UNSUPPORTED } else { Fault::NO_HEADER }, size).await;
         };
         let settings = &self.shared.settings;
@@ -242,12 +246,11 @@ impl<A: Acceptor> Connection<A> {
                     }
                 }
             }
-            Err(crate::outbox::Refusal::TooLarge { .. }) => {
-                self.refuse(&message, Fault::TOO_LARGE, size).await
-            }
+            Err(crate::outbox::Refusal::TooLarge { .. }) => self.refuse(&front, Fault::TOO_LARGE, size).await,
             Err(refusal) => {
+                // No configuration that was checked brings this about: a large one is not held for it.
                 tracing::error!(%refusal, "The outbox refuses what the MLLP door brings");
-                self.refuse(&message, Fault::REFUSED, size).await
+                self.refuse(&front, Fault::REFUSED, size).await
             }
         }
     }
@@ -267,7 +270,14 @@ impl<A: Acceptor> Connection<A> {
     async fn refuse(&mut self, body: &Body, fault: Fault, size: u64) -> Result<(), Closed> {
         count(&self.shared.counters.refused);
         let msh = Msh::read(body.as_bytes());
-        if !body.is_empty() {
+        let is_cut = body.len() as u64 != size;
+        if is_cut && fault != Fault::TOO_LARGE {
+            // A part must not lie in quarantine as if it were the whole.
+            count(&self.shared.counters.quarantine_failed);
+        } else if is_cut {
+            let head = &body.as_bytes()[..body.len().min(HEAD_BYTES)];
+            self.keep(&Body::new(head.to_vec()), fault, msh.as_ref()).await;
+        } else if !body.is_empty() {
             self.keep(body, fault, msh.as_ref()).await;
         }
         self.acknowledge(msh.as_ref(), Outcome::Refused(fault)).await?;
@@ -342,4 +352,16 @@ impl<A: Acceptor> Connection<A> {
         self.decoder.resumed(self.shared.now());
         Ok(())
     }
+}
+
+/// All of a message that is not large; else a copy of its first segment, as far as anybody reads it.
+fn front(body: &Body) -> Body {
+    if body.len() <= LARGE_BYTES {
+        return body.clone();
+    }
+    let most = &body.as_bytes()[..LARGE_BYTES];
+    // A line end before the header is no end of it.
+    let begin = most.iter().position(|b| !matches!(b, b'\r' | b'\n')).unwrap_or(0);
+    let end = most[begin..].iter().position(|b| matches!(b, b'\r' | b'\n'));
+    Body::new(most[..end.map_or(LARGE_BYTES, |end| begin + end)].to_vec())
 }

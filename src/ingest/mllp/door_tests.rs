@@ -496,3 +496,24 @@ async fn noise_is_read_slowly_and_what_follows_it_is_taken() {
     assert!(begun.elapsed() >= Duration::from_millis(900), "a second for what is over 1 MiB");
     assert_eq!(door.counters.counts().noise_bytes, 5 << 18);
 }
+
+#[tokio::test]
+async fn of_a_large_message_that_the_outbox_refuses_no_part_is_kept_as_the_whole() {
+    let door = open(settings()).await;
+    let mut sender = door.sender().await;
+    let mut large = message("1", "AL");
+    large.resize(90_000, b'x');
+    sender.send(&large).await;
+    assert_eq!(sender.answer().await.as_deref(), Some("CA 1"));
+    assert_eq!(door.outbox.bodies(), [large.clone()], "it is stored whole");
+    door.outbox.refuse(Some(Refusal::UnknownLane(Lane::new("clinical").unwrap())));
+    sender.send(&large).await;
+    assert_eq!(sender.answer().await.as_deref(), Some("CR 1"));
+    assert!(door.outbox.reasons().is_empty());
+    assert_eq!(door.counters.counts().quarantine_failed, 1);
+    door.outbox.refuse(Some(Refusal::TooLarge { bytes: 90_000, limit: 1 }));
+    sender.send(&large).await;
+    assert_eq!(sender.answer().await.as_deref(), Some("CE 1"));
+    let kept = door.outbox.0.quarantined.lock().unwrap()[0].2.len();
+    assert!(kept <= 4096, "no more than the beginning, which is known as such: {kept}");
+}
