@@ -19,8 +19,11 @@ use practice_gateway::wire::from_json;
 use practice_gateway::wire::receipt::{Gap, Position, Receipt, nonce_bytes};
 use practice_gateway::wire::topic::Topic;
 
+/// What must hold for any bytes.
+pub type Check = fn(&[u8]);
+
 /// Every target by its name.
-pub const TARGETS: [(&str, fn(&[u8])); 7] = [
+pub const TARGETS: [(&str, Check); 7] = [
     ("mllp", mllp),
     ("msh", msh),
     ("fhir", fhir),

@@ -65,6 +65,6 @@ fi
 cargo test --locked
 
 if [ "${1:-}" = --long ]; then
-    PGW_LONG=1 cargo test --locked --release
+    PGW_LONG=1 cargo test --locked --release -- --include-ignored
     tests/powercut/run.sh
 fi

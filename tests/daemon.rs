@@ -113,6 +113,19 @@ fn a_door_that_is_taken_is_named() {
 }
 
 #[test]
+fn a_log_that_nobody_takes_stops_nothing() {
+    let (mut site, _certificates) = site(SiteOptions::default());
+    std::os::unix::fs::symlink("/dev/full", site.path("gateway.log")).expect("a link");
+    site.start_gateway();
+    let mut stream = connect(site.door).expect("the door");
+    for number in 0..3 {
+        assert!(positive(&exchange(&mut stream, &message(1, number, 100)).expect("an answer")));
+    }
+    assert_eq!(site.status().expect("a status")["accepted_total"], 3);
+    assert!(site.gateway_ended().is_none());
+}
+
+#[test]
 fn a_key_that_others_may_read_or_that_is_gone_starts_nothing() {
     let (site, _certificates) = site(SiteOptions::default());
     let key = site.path("outbox.key");

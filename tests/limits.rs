@@ -9,6 +9,7 @@
 
 mod harness;
 
+use std::ffi::OsString;
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 use std::time::Duration;
@@ -67,7 +68,7 @@ fn a_thousand_connections_are_open_at_once_and_each_is_answered() {
 }
 
 /// What the unit tells the allocator: without it memory that was given back stays with the process.
-fn environment() -> Vec<(String, String)> {
+fn environment() -> Vec<(OsString, OsString)> {
     let unit = include_str!("../deploy/usr/lib/systemd/system/practice-gateway.service");
     let line = unit.lines().find_map(|line| line.strip_prefix("Environment=")).expect("a line");
     line.split(' ').filter_map(|pair| pair.split_once('=')).map(|(k, v)| (k.into(), v.into())).collect()
@@ -76,8 +77,8 @@ fn environment() -> Vec<(String, String)> {
 #[test]
 fn a_frame_of_20_mb_costs_little_more_than_twice_its_size() {
     let certificates = Certificates::new();
-    let options = SiteOptions { environment: environment(), ..SiteOptions::default() };
-    let mut site = Site::new(&certificates, ports::reserve(), ports::reserve(), options);
+    let mut site = Site::new(&certificates, ports::reserve(), ports::reserve(), SiteOptions::default());
+    site.gateway_environment = environment();
     site.start_gateway();
     let pid = site.gateway_pid();
     let mut stream = connect(site.door).expect("the door");

@@ -132,6 +132,34 @@ impl Mosquitto {
         assert!(self.try_launch(), "Mosquitto does not start again: {}", self.log());
     }
 
+    /// Other rules from now on; it starts again.
+    pub fn set_acl(&mut self, rules: &str) {
+        std::fs::write(self.directory.path().join("acl"), rules).unwrap();
+        self.restart();
+    }
+
+    /// Judges clients by another CA from now on; it starts again.
+    pub fn set_client_ca(&mut self, ca: &std::path::Path) {
+        self.change(|line| line.starts_with("cafile "), &format!("cafile {}", ca.display()));
+        self.restart();
+    }
+
+    /// A setting of the whole broker, in place of one of the same name; it starts again.
+    pub fn set(&mut self, name: &str, value: &str) {
+        self.change(|line| line.starts_with(&format!("{name} ")), &format!("{name} {value}"));
+        self.restart();
+    }
+
+    fn change(&self, which: impl Fn(&str) -> bool, to: &str) {
+        let path = self.directory.path().join("mosquitto.conf");
+        let conf = std::fs::read_to_string(&path).unwrap();
+        let mut lines: Vec<&str> = conf.lines().filter(|line| !which(line)).collect();
+        // What belongs to a listener stands after it; the rest before.
+        let place = lines.iter().position(|line| line.starts_with("listener ")).unwrap();
+        lines.insert(place + usize::from(to.starts_with("cafile ")), to);
+        std::fs::write(path, lines.join("\n") + "\n").unwrap();
+    }
+
     /// Its log so far.
     pub fn log(&self) -> String {
         std::fs::read_to_string(self.directory.path().join("log")).unwrap_or_default()
