@@ -12,9 +12,6 @@
 )]
 
 mod harness;
-#[allow(dead_code, reason = "its figures are printed elsewhere")]
-#[path = "../examples/outage/proof.rs"]
-mod proof;
 
 use std::fmt::Write as _;
 use std::io::Write as _;
@@ -24,10 +21,10 @@ use std::process::{Command, Output};
 use std::time::Duration;
 
 use base64::Engine as _;
+use harness::proof::Proof;
 use harness::senders::message;
 use harness::site::{Site, SiteOptions};
 use harness::{CertificateFiles, Certificates, Mosquitto, ports};
-use proof::Proof;
 
 const PATIENCE: Duration = Duration::from_secs(120);
 

@@ -8,18 +8,15 @@
 )]
 
 mod harness;
-#[allow(dead_code, reason = "its figures are printed elsewhere")]
-#[path = "../examples/outage/proof.rs"]
-mod proof;
 
 use std::io::Write as _;
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
+use harness::proof::Proof;
 use harness::senders::{connect, exchange, message, positive};
 use harness::site::{Site, SiteOptions};
 use harness::{Certificates, Mosquitto};
-use proof::Proof;
 
 const GATEWAY: &str = env!("CARGO_BIN_EXE_practice-gateway");
 const PATIENCE: Duration = Duration::from_secs(60);
