@@ -23,6 +23,45 @@ if ! command -v mosquitto >/dev/null 2>&1 && ! [ -x /usr/sbin/mosquitto ]; then
     [ -z "${failed:-}" ] || exit 69
 fi
 
+# Programs that nobody here wrote, for tests/clients.rs: pinned, kept in target/clients. About ten seconds the first time.
+# Node takes minutes to install where it is not there: it is brought in for the long run only.
+clients="$PWD/target/clients"
+wanted="hl7==0.4.5 simple-hl7@3.3.0 node-hl7-client@4.0.0"
+install_debian() {
+    if [ "$(id -u)" != 0 ]; then
+        echo "$* missing and this is not root: run 'apt-get install $*' first" >&2
+        exit 69
+    fi
+    apt-get -o DPkg::Lock::Timeout=300 update
+    DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=300 install -y --no-install-recommends "$@"
+}
+has_node() { command -v node >/dev/null 2>&1 && command -v npm >/dev/null 2>&1; }
+command -v curl >/dev/null 2>&1 || install_debian curl
+[ "${1:-}" != --long ] || has_node || install_debian nodejs npm
+if has_node; then node=yes; else node=no; fi
+if [ "$(cat "$clients/installed" 2>/dev/null)" != "$wanted node=$node" ]; then
+    echo "installing MLLP clients from PyPI and npm" >&2
+    rm -rf "$clients"
+    mkdir -p "$clients"
+    # Debian's python3 has no venv of its own.
+    python3 -m venv "$clients/python" 2>/dev/null || {
+        install_debian python3 python3-venv
+        python3 -m venv --clear "$clients/python"
+    }
+    "$clients/python/bin/pip" install --quiet --disable-pip-version-check hl7==0.4.5
+    if [ $node = yes ]; then
+        mkdir "$clients/node"
+        npm install --silent --no-audit --no-fund --ignore-scripts --prefix "$clients/node" simple-hl7@3.3.0 node-hl7-client@4.0.0
+    fi
+    echo "$wanted node=$node" >"$clients/installed"
+fi
+PGW_CLIENTS="$clients"
+export PGW_CLIENTS
+if [ $node = yes ]; then
+    PGW_CLIENTS_NODE=1
+    export PGW_CLIENTS_NODE
+fi
+
 cargo test --locked
 
 if [ "${1:-}" = --long ]; then

@@ -219,6 +219,36 @@ fn names_are_given_once() {
 }
 
 #[test]
+fn an_mllp_door_has_routes_and_certificates() {
+    let with = |more: &str| gateway(&REQUIRED_GATEWAY.replace("[[http]]", &format!("{more}\n[[http]]")));
+    let lanes = "[[lane]]\nname = \"clinical\"\n[[lane]]\nname = \"results\"\n";
+    let table = "[[mllp.route]]\nmessage = \"ORU^R01\"\nlane = \"results\"\n";
+    let line = "route = [{ message = \"ORU^R01\", lane = \"results\" }]\n";
+    let [one, two] =
+        [table, line].map(|route| with(&format!("{route}{lanes}")).unwrap().mllp[0].routes.clone());
+    assert!(one.len() == 1 && one == two && one[0].lane.as_str() == "results");
+    for (wrong, says) in [
+        (
+            format!("{table}{}", lanes.replace("results", "letters")),
+            "mllp.route.lane = \"results\" is not allowed",
+        ),
+        (table.replace("ORU^R01", "ORU^"), "mllp.route.message = \"ORU^\" is not allowed"),
+        ("[[mllp.route]]\nlane = \"clinical\"".into(), "mllp.route.message is missing"),
+        ("[[mllp.route]]\nmessage = \"ADT\"".into(), "mllp.route.lane is missing"),
+        ("key_file = \"k\"".into(), "mllp.certificate_file is missing"),
+        ("certificate_file = \"c\"".into(), "mllp.key_file is missing"),
+        ("client_ca_file = \"ca\"".into(), "mllp.certificate_file is missing"),
+    ] {
+        let error = with(&wrong).expect_err(&wrong);
+        assert!(error.contains(says), "{wrong}: {error}");
+    }
+    let tls = with("certificate_file = \"c\"\nkey_file = \"/k\"\nclient_ca_file = \"ca\"").unwrap();
+    let files = tls.mllp[0].tls.clone().unwrap();
+    assert!(files.certificate.ends_with("c") && files.certificate.is_absolute());
+    assert_eq!((files.key, files.client_ca.is_some()), (PathBuf::from("/k"), true));
+}
+
+#[test]
 fn relative_paths_are_relative_to_the_file() {
     let file = file(&REQUIRED_GATEWAY.replace("/etc/practice-gateway/ca.pem", "tls/ca.pem"));
     let config = GatewayConfig::load(&file.path).unwrap();

@@ -190,6 +190,37 @@ fn check_says_what_is_wrong_and_what_to_do_one_line_each() {
 }
 
 #[test]
+fn check_says_that_an_open_door_is_open() {
+    let (site, certificates) = site(SiteOptions::default());
+    let text_before = std::fs::read_to_string(site.gateway_config()).expect("gateway.toml");
+    let server = certificates.server();
+    let tls = format!("certificate_file = {:?}\nkey_file = {:?}", server.certificate, server.key);
+    let ca = format!("{tls}\nclient_ca_file = {:?}", certificates.ca());
+    for (more, noted) in [
+        (String::new(), true),
+        ("allow_addresses = [\"10.0.0.0/8\"]".into(), false),
+        (tls.clone(), true),
+        (ca, false),
+    ] {
+        let door = format!("[[mllp]]\nlisten = \"0.0.0.0:2576\"\n{more}\n");
+        std::fs::write(site.gateway_config(), format!("{text_before}{door}")).expect("written");
+        let output = site.gateway_command(&["check"]);
+        let said = text(&output);
+        assert!(output.status.success(), "a note is no failure: {said}");
+        assert_eq!(said.contains("NOTE  mllp           0.0.0.0:2576: whoever"), noted, "{more}: {said}");
+        assert_eq!(said.contains("OK    mllp "), more.contains("key_file"), "{said}");
+    }
+    let broken = tls.replace("certificate.pem", "none.pem");
+    let door = format!("[[mllp]]\nlisten = \"127.0.0.1:2576\"\n{broken}\n");
+    std::fs::write(site.gateway_config(), format!("{text_before}{door}")).expect("written");
+    for (command, code) in [("check", 78), ("run", 78)] {
+        let output = site.gateway_command(&[command]);
+        assert_eq!(output.status.code(), Some(code), "{command}: {}", text(&output));
+        assert!(text(&output).contains("none.pem"), "{}", text(&output));
+    }
+}
+
+#[test]
 fn check_finds_each_wrong_certificate() {
     type Choose = fn(&Certificates, &Certificates) -> harness::CertificateFiles;
     let wrong: [(&str, Choose); 3] = [

@@ -56,7 +56,18 @@ impl GatewayConfig {
     /// # Errors
     /// [`ConfigError`], the first one found.
     pub fn load(file: &Path) -> Result<Self, ConfigError> {
-        let source = Source::read(file)?;
+        Self::checked(&Source::read(file)?, file)
+    }
+
+    /// The same of text that is not in `file`.
+    ///
+    /// # Errors
+    /// [`ConfigError`], the first one found.
+    pub fn of_text(file: &Path, text: &str) -> Result<Self, ConfigError> {
+        Self::checked(&Source::of(file, text.to_owned()), file)
+    }
+
+    fn checked(source: &Source, file: &Path) -> Result<Self, ConfigError> {
         let raw: RawGateway = source.parse()?;
         let practice_text =
             source.required("practice", raw.practice, "an ODS code, for example \"B86022\"")?;
@@ -66,23 +77,23 @@ impl GatewayConfig {
         let gateway: Gateway = source.parsed("gateway", &gateway_text)?;
         let data_directory =
             source.path(&raw.data_directory.unwrap_or_else(|| "/var/lib/practice-gateway".into()));
-        let lanes = lanes(&source, raw.lane)?;
+        let lanes = lanes(source, raw.lane)?;
         let outbox =
-            outbox_settings(&source, raw.outbox, &data_directory, practice.clone(), gateway.clone(), lanes)?;
+            outbox_settings(source, raw.outbox, &data_directory, practice.clone(), gateway.clone(), lanes)?;
         let mllp = raw
             .mllp
             .into_iter()
-            .map(|door| doors::mllp(&source, door, &outbox))
+            .map(|door| doors::mllp(source, door, &outbox))
             .collect::<Result<Vec<_>, _>>()?;
         let http = raw
             .http
             .into_iter()
-            .map(|door| doors::http(&source, door, &outbox))
+            .map(|door| doors::http(source, door, &outbox))
             .collect::<Result<Vec<_>, _>>()?;
         let ingest_memory_bytes =
             source.number("ingest.memory_bytes", raw.ingest.memory_bytes, 64 << 20, 1 << 20..=4 << 30)?;
-        let hubs = hubs(&source, raw.hub)?;
-        let link = uplink(&source, raw.uplink, hubs.len())?;
+        let hubs = hubs(source, raw.hub)?;
+        let link = uplink(source, raw.uplink, hubs.len())?;
         if hubs.is_empty() && link.confirm == Confirm::Receipt {
             return Err(source.missing(
                 "[[hub]]",
@@ -93,7 +104,7 @@ impl GatewayConfig {
         interfaces.extend((!mllp.is_empty()).then_some("mllp"));
         interfaces.extend((!http.is_empty()).then_some("http"));
         interfaces.push("control");
-        let uplink = uplink_settings(&source, link, hubs, &outbox, &data_directory, interfaces);
+        let uplink = uplink_settings(source, link, hubs, &outbox, &data_directory, interfaces);
         let health_interval =
             source.seconds("health.interval_seconds", raw.health.interval_seconds, 60.0, 0.1..=3600.0)?;
         Ok(Self {
@@ -116,7 +127,7 @@ impl GatewayConfig {
             outbox,
             uplink,
             health_interval,
-            log: log(&source, raw.log)?,
+            log: log(source, raw.log)?,
         })
     }
 }

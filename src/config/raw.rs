@@ -67,6 +67,18 @@ pub(super) struct RawMllp {
     pub(super) allow_addresses: Vec<Spanned<String>>,
     #[serde(default)]
     pub(super) allow_senders: Vec<Spanned<String>>,
+    #[serde(default)]
+    pub(super) route: Vec<RawRoute>,
+    pub(super) certificate_file: Option<PathBuf>,
+    pub(super) key_file: Option<PathBuf>,
+    pub(super) client_ca_file: Option<PathBuf>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawRoute {
+    pub(super) message: Text,
+    pub(super) lane: Text,
 }
 
 #[derive(Deserialize)]

@@ -52,7 +52,9 @@ pub(super) fn certificate_days(looks: &Looks<'_>) -> Option<i64> {
 pub(super) fn from_notable(notable: &Notable) -> Raised {
     let level = match notable.code {
         "damaged" | "salvaged" | "store.trouble" | "store.shortfall" => Level::Alarm,
-        "store.works" | "store.room" | "index.rebuilt" => Level::Info,
+        "store.works" | "store.room" | "index.rebuilt" | "quarantine.released" | "quarantine.discarded" => {
+            Level::Info
+        }
         _ => Level::Warning,
     };
     Raised { level, code: notable.code, phase: "", detail: notable.detail.clone() }

@@ -39,6 +39,8 @@ mod faults_for_tests;
 mod files;
 mod filter;
 mod generation;
+#[doc(hidden)]
+pub mod hostile;
 mod index;
 mod keeper;
 mod lane;
@@ -397,6 +399,14 @@ impl Outbox {
         self.shared().quarantine.list().map_err(|error| Refusal::Trouble(error.to_string()))
     }
 
+    /// An entry of the quarantine without its bytes; `None`: there is none of this number. Blocking.
+    ///
+    /// # Errors
+    /// [`Refusal::Trouble`]: it cannot be read.
+    pub fn quarantined_entry(&self, id: u64) -> Result<Option<QuarantineEntry>, Refusal> {
+        self.shared().quarantine.find(id).map_err(|error| Refusal::Trouble(error.to_string()))
+    }
+
     /// An entry of the quarantine with its bytes; `None`: there is none of this number. Blocking.
     ///
     /// # Errors
@@ -440,6 +450,11 @@ impl Outbox {
     #[must_use]
     pub fn snapshot(&self) -> Snapshot {
         self.shared().snapshot()
+    }
+
+    /// Something that people should know of: health says it with the next message.
+    pub fn note(&self, notable: Notable) {
+        self.shared().notable(notable.code, notable.detail);
     }
 
     /// What people should know of since the last call.

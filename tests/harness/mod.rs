@@ -16,6 +16,7 @@
 )]
 
 mod certificates;
+pub mod memory;
 mod mosquitto;
 pub mod ports;
 #[path = "../../examples/outage/proof.rs"]
