@@ -108,7 +108,7 @@ pub(super) fn http(
 }
 
 /// The lane that a door names, or the first.
-fn lane(
+pub(super) fn lane(
     source: &Source,
     key: &str,
     given: Option<Spanned<String>>,

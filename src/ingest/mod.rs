@@ -6,9 +6,11 @@
 //!
 //! - [`mllp`]: HL7 v2 over TCP
 //! - [`http`]: any bytes, FHIR messages and HL7 v2 over HTTP/1.1
+//! - [`folder`]: files that a sender leaves in a folder
 //! - [`control`]: the daemon's unix socket, for the command line
 
 pub mod control;
+pub mod folder;
 pub mod http;
 pub mod mllp;
 
@@ -98,6 +100,10 @@ counters! {
     unfinished,
     /// Bytes between frames that belonged to none.
     noise_bytes,
+    /// Folders that cannot be looked into, or in which files cannot be moved, now.
+    folders_away,
+    /// What stays in folders now because it is no file or cannot be read.
+    files_left,
 }
 
 /// Adds one.
