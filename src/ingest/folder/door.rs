@@ -1,7 +1,8 @@
 //! Looks into one folder again and again, and submits what it finds: one file after the other (design section 8).
 //!
-//! When one cannot be stored now, none behind it is tried: the order of a folder is the order of its lane. Everything
-//! that touches the folder is done on blocking threads; a share that hangs holds up this door alone.
+//! When one cannot be stored now or is still being written to, none behind it is tried: the order of a folder is the
+//! order of its lane. Everything that touches the folder is done on blocking threads; a share that hangs holds up this
+//! door alone.
 
 use std::ffi::OsStr;
 use std::io;
@@ -124,6 +125,8 @@ async fn told_to(stop: &mut watch::Receiver<bool>) {
 /// What is next after a file.
 enum Next {
     Go,
+    /// Those behind it wait for it.
+    Wait,
     /// Nothing more in this round.
     Pause,
 }
@@ -229,6 +232,7 @@ impl<A: Acceptor> Folder<A> {
                 }
                 match self.file(place, file, &mut left).await {
                     Next::Go => {}
+                    Next::Wait => break,
                     Next::Pause => {
                         // What was stored can be put away, whatever the outbox says now.
                         self.put_away().await;
@@ -254,9 +258,10 @@ impl<A: Acceptor> Folder<A> {
     async fn file(&mut self, place: Place, file: Candidate, left: &mut u64) -> Next {
         let Candidate { name, facts } = file;
         let settling = if place == Place::Folder { &self.settling } else { &self.claimed };
-        let age = settling.age(&name, Instant::now());
-        if age < self.settings.settle {
-            return Next::Go;
+        let now = Instant::now();
+        let age = settling.age(&name, now);
+        if !settling.is_settled(&name, now, self.settings.settle) {
+            return Next::Wait;
         }
         let limit = self.settings.file_limit_bytes as u64;
         let room = usize::try_from(facts.bytes.min(limit)).unwrap_or(usize::MAX);
@@ -283,7 +288,7 @@ impl<A: Acceptor> Folder<A> {
                     Place::Folder => self.settling.changed(&name),
                     Place::Taken => self.claimed.changed(&name),
                 }
-                return Next::Go;
+                return Next::Wait;
             }
             Taken::Gone => return Next::Go,
             Taken::Unreadable(kind) => {

@@ -22,22 +22,34 @@ pub(super) struct Candidate {
 }
 
 /// Since when each file has been as it is. No larger than the last look.
+///
+/// A file must have been seen in two looks, however short the time that is asked for: what is renamed in while a folder
+/// is being listed may be missed while a later file is seen, and would be overtaken.
 #[derive(Default)]
 pub(super) struct Settling {
-    since: HashMap<OsString, (Facts, Instant)>,
+    since: HashMap<OsString, Seen>,
+}
+
+struct Seen {
+    facts: Facts,
+    since: Instant,
+    looks: u32,
 }
 
 impl Settling {
     /// What a look has shown.
-    pub(super) fn handle<'a>(&mut self, seen: impl Iterator<Item = &'a Candidate>, now: Instant) {
+    pub(super) fn handle<'a>(&mut self, shown: impl Iterator<Item = &'a Candidate>, now: Instant) {
         let mut before = std::mem::take(&mut self.since);
-        for Candidate { name, facts } in seen {
-            let (name, since) = match before.remove_entry(name) {
-                Some((name, (known, since))) if known == *facts => (name, since),
-                Some((name, _)) => (name, now),
-                None => (name.clone(), now),
+        for Candidate { name, facts } in shown {
+            let new = Seen { facts: *facts, since: now, looks: 1 };
+            let (name, seen) = match before.remove_entry(name) {
+                Some((name, seen)) if seen.facts == *facts => {
+                    (name, Seen { looks: seen.looks.saturating_add(1), ..seen })
+                }
+                Some((name, _)) => (name, new),
+                None => (name.clone(), new),
             };
-            self.since.insert(name, (*facts, since));
+            self.since.insert(name, seen);
         }
     }
 
@@ -48,13 +60,24 @@ impl Settling {
 
     /// For how long a file has been as it is.
     pub(super) fn age(&self, name: &OsStr, now: Instant) -> Duration {
-        self.since.get(name).map_or(Duration::ZERO, |(_, since)| now.saturating_duration_since(*since))
+        self.since.get(name).map_or(Duration::ZERO, |seen| now.saturating_duration_since(seen.since))
     }
 
-    /// Until the first of those that are not old enough is; `None`: all are.
+    /// Whether it has been as it is for long enough.
+    pub(super) fn is_settled(&self, name: &OsStr, now: Instant, enough: Duration) -> bool {
+        self.since.get(name).is_some_and(|seen| seen.remaining(now, enough).is_none())
+    }
+
+    /// Until the first of those that have not settled has; `None`: all have.
     pub(super) fn next(&self, now: Instant, enough: Duration) -> Option<Duration> {
-        let ages = self.since.values().map(|(_, since)| now.saturating_duration_since(*since));
-        ages.filter(|age| *age < enough).map(|age| enough - age).min()
+        self.since.values().filter_map(|seen| seen.remaining(now, enough)).min()
+    }
+}
+
+impl Seen {
+    fn remaining(&self, now: Instant, enough: Duration) -> Option<Duration> {
+        let rest = enough.saturating_sub(now.saturating_duration_since(self.since));
+        (self.looks < 2 || !rest.is_zero()).then_some(rest)
     }
 }
 
@@ -67,23 +90,26 @@ mod tests {
     }
 
     #[test]
-    fn a_file_ages_only_while_it_stays_as_it_is() {
+    fn a_file_settles_only_while_it_stays_as_it_is() {
         let (start, second) = (Instant::now(), Duration::from_secs(1));
         let mut settling = Settling::default();
-        let age = |settling: &Settling, at| settling.age(OsStr::new("a"), start + at);
+        let settled =
+            |settling: &Settling, at, enough| settling.is_settled(OsStr::new("a"), start + at, enough);
         settling.handle([file("a", 1, 1)].iter(), start);
-        assert_eq!(age(&settling, second), second);
+        assert!(!settled(&settling, 9 * second, second), "it was seen once");
+        assert!(!settled(&settling, Duration::ZERO, Duration::ZERO));
+        assert_eq!(settling.next(start, Duration::ZERO), Some(Duration::ZERO));
         settling.handle([file("a", 1, 1), file("b", 1, 1)].iter(), start + second);
-        assert_eq!(age(&settling, 2 * second), 2 * second);
-        assert_eq!(settling.next(start + second, 2 * second), Some(second));
-        assert_eq!(settling.next(start + second, second), Some(second), "b is new");
+        assert!(settled(&settling, second, second) && !settled(&settling, second, 2 * second));
+        assert_eq!(settling.next(start + second, 3 * second), Some(2 * second));
+        assert_eq!(settling.age(OsStr::new("a"), start + 2 * second), 2 * second);
         for (at, bytes, modified) in [(3, 2, 1), (4, 2, 2)] {
             settling.handle([file("a", bytes, modified)].iter(), start + at * second);
-            assert_eq!(age(&settling, at * second), Duration::ZERO, "{bytes} {modified}");
+            assert!(!settled(&settling, at * second, Duration::ZERO), "{bytes} {modified}");
         }
         assert_eq!(settling.since.len(), 1, "b is forgotten");
         settling.changed(OsStr::new("a"));
-        assert_eq!(age(&settling, 9 * second), Duration::ZERO);
+        assert!(!settled(&settling, 9 * second, Duration::ZERO));
         assert_eq!(settling.next(start, second), None);
     }
 }

@@ -280,9 +280,9 @@ impl Shelf {
     fn write(&self, target: &Path, text: &[u8], mode: u32) -> io::Result<bool> {
         match fs::read(target) {
             Ok(there) if there == text => return Ok(true),
-            Ok(_) => return Ok(false),
             Err(error) if error.kind() == ErrorKind::NotFound => {}
-            Err(error) => return Err(error),
+            // Another one, or something that is no paper at all.
+            Ok(_) | Err(_) => return Ok(false),
         }
         let draft = self.taken.join(format!("{DRAFT}paper"));
         remove(&draft)?;
