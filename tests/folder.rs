@@ -11,6 +11,7 @@
 )]
 
 mod harness;
+#[allow(dead_code, reason = "its figures are printed elsewhere")]
 #[path = "../examples/outage/proof.rs"]
 mod proof;
 

@@ -14,7 +14,8 @@ use serde_json::Value;
 use tokio::sync::watch;
 use uuid::Uuid;
 
-use super::door::{Door, Folder, Settings};
+use super::door::{Door, Settings};
+use super::rounds::Folder;
 use super::rules::{Nature, Take};
 use super::shelf::Point;
 use crate::ingest::{Acceptor, Budget, Counters, Counts};

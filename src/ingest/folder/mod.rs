@@ -14,7 +14,7 @@
 //!
 //! - [`rules`], [`papers`] and `settle` are pure: which names are taken, what is written beside them, what is still written to
 //! - `scan` looks into the folder, `read` reads one file, `shelf` moves files and writes receipts; all of that blocks
-//! - [`door`] brings them together, `news` wakes it where the system tells of changes
+//! - `rounds` brings them together, [`door`] begins a round every few seconds, `news` earlier where the system tells of changes
 
 pub mod door;
 #[cfg(test)]
@@ -22,6 +22,7 @@ mod door_tests;
 mod news;
 pub mod papers;
 mod read;
+mod rounds;
 pub mod rules;
 mod scan;
 mod settle;
