@@ -377,6 +377,39 @@ async fn a_file_that_comes_under_the_same_name_while_the_first_is_stored_is_not_
 }
 
 #[tokio::test]
+async fn a_good_file_that_comes_in_the_place_of_a_bad_one_is_not_rejected_with_it() {
+    let scene = Scene::new();
+    scene.put("a", &"x".repeat(1001), 9);
+    let (path, draft) = (scene.path("a"), scene.directory.path().join("draft"));
+    let mut folder = scene.folder();
+    folder.shelf.faults.at(Point::Claim, move || {
+        fs::write(&draft, "good").unwrap();
+        fs::rename(&draft, &path).unwrap();
+    });
+    scene.round(&mut folder).await;
+    assert_eq!(scene.names("rejected"), set(&[]));
+    scene.round(&mut folder).await;
+    assert_eq!(scene.outbox.bodies(), ["good"]);
+    scene.all_put_away();
+}
+
+#[tokio::test]
+async fn a_name_that_is_still_being_put_away_waits_its_turn() {
+    let scene = Scene::new();
+    let mut folder = scene.folder();
+    scene.round(&mut folder).await;
+    fs::write(scene.path(".taken/a"), "one").unwrap();
+    scene.put("a", "two", 1);
+    folder.shelf.faults.fail(Point::Read, 1);
+    scene.round(&mut folder).await;
+    assert_eq!((scene.outbox.bodies().len(), scene.counts().folders_away), (0, 0));
+    scene.round(&mut folder).await;
+    scene.round(&mut folder).await;
+    assert_eq!(scene.outbox.bodies(), ["one", "two"]);
+    scene.all_put_away();
+}
+
+#[tokio::test]
 async fn a_file_that_is_written_to_again_after_it_was_read_is_stored_again() {
     let scene = Scene::new();
     scene.put("a", "half", 9);

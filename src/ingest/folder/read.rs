@@ -51,6 +51,11 @@ fn open(path: &Path) -> std::io::Result<(File, Facts)> {
 
 /// Reads a file that looked like `expected`, of at most `limit` bytes.
 pub(super) fn take(path: &Path, expected: Facts, limit: u64) -> Taken {
+    take_while(path, expected, limit, || ())
+}
+
+/// The same, with something that happens while it is read.
+fn take_while(path: &Path, expected: Facts, limit: u64, meanwhile: impl FnOnce()) -> Taken {
     let read = || {
         let (mut file, before) = open(path)?;
         if before != expected {
@@ -65,6 +70,7 @@ pub(super) fn take(path: &Path, expected: Facts, limit: u64) -> Taken {
         let mut bytes = Vec::with_capacity(usize::try_from(before.bytes).unwrap_or(0));
         // One more than there should be: a file that grows meanwhile shows it.
         (&mut file).take(before.bytes + 1).read_to_end(&mut bytes)?;
+        meanwhile();
         let same = bytes.len() as u64 == before.bytes && facts(&file.metadata()?) == before;
         Ok(if same { Taken::Whole(Bytes::from(bytes)) } else { Taken::Changed })
     };
@@ -117,6 +123,15 @@ mod tests {
         assert!(matches!(take(&path, look(&path), 5), Taken::Empty));
         std::fs::remove_file(&path).unwrap();
         assert!(matches!(take(&path, seen, 5), Taken::Gone));
+    }
+
+    #[test]
+    fn a_file_that_is_written_to_while_it_is_read_is_not_taken() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("a");
+        std::fs::write(&path, b"half").unwrap();
+        let taken = take_while(&path, look(&path), 10, || std::fs::write(&path, b"whole").unwrap());
+        assert!(matches!(taken, Taken::Changed));
     }
 
     #[test]

@@ -91,7 +91,7 @@ pub(super) struct Shelf {
 pub(super) enum Point {
     /// Before a file is read.
     Read,
-    /// Before files are moved into `.taken/`.
+    /// Before a file is moved into `.taken/`.
     Claim,
     /// Before receipts are written.
     Receipt,
@@ -207,6 +207,7 @@ impl Shelf {
     /// Into `.taken/`, with its second file before it: one that stayed would speak for the next of that name.
     /// False: it is not there any more.
     pub(super) fn claim(&self, name: &OsStr) -> io::Result<bool> {
+        self.point(Point::Claim)?;
         if self.take == Take::Ctl {
             for ctl in rules::ctl_names(name.as_bytes()) {
                 let ctl = OsString::from_vec(ctl);
@@ -227,7 +228,6 @@ impl Shelf {
         if items.is_empty() {
             return Ok(());
         }
-        self.point(Point::Claim)?;
         for item in items.iter_mut().filter(|item| item.step == Step::Stored) {
             item.file = self.claim(&item.name)?;
             item.step = Step::Claimed;
@@ -447,18 +447,31 @@ pub(super) mod faults {
     use std::io;
     use std::sync::Mutex;
 
-    /// Points that fail, and how often still.
+    type Action = Box<dyn FnOnce() + Send>;
+
+    /// Points that fail, and how often still; points where something happens, once.
     #[derive(Default)]
-    pub(crate) struct Faults(Mutex<Vec<(Point, u32)>>);
+    pub(crate) struct Faults {
+        failing: Mutex<Vec<(Point, u32)>>,
+        actions: Mutex<Vec<(Point, Action)>>,
+    }
 
     impl Faults {
         pub(crate) fn fail(&self, point: Point, times: u32) {
-            self.0.lock().unwrap().push((point, times));
+            self.failing.lock().unwrap().push((point, times));
+        }
+
+        pub(crate) fn at(&self, point: Point, action: impl FnOnce() + Send + 'static) {
+            self.actions.lock().unwrap().push((point, Box::new(action)));
         }
 
         pub(super) fn check(&self, point: Point) -> io::Result<()> {
-            let mut all = self.0.lock().unwrap();
-            match all.iter_mut().find(|(at, left)| *at == point && *left > 0) {
+            let mut actions = self.actions.lock().unwrap();
+            if let Some(index) = actions.iter().position(|(at, _)| *at == point) {
+                actions.remove(index).1();
+            }
+            let mut failing = self.failing.lock().unwrap();
+            match failing.iter_mut().find(|(at, left)| *at == point && *left > 0) {
                 Some((_, left)) => {
                     *left -= 1;
                     Err(io::ErrorKind::ReadOnlyFilesystem.into())
