@@ -344,7 +344,18 @@ fn a_full_store_leaves_every_file_where_it_is_and_takes_them_when_it_is_free() {
 #[test]
 fn a_folder_that_is_not_there_degrades_the_state_and_nothing_else() {
     let (mut site, _certificates) = alone("", "settle_seconds = 0");
+    let check = |site: &Site| {
+        let output = site.gateway_command(&["check"]);
+        (output.status.code(), String::from_utf8_lossy(&output.stdout).into_owned())
+    };
+    let (code, said) = check(&site);
+    assert!(code == Some(0) && said.contains("OK    folder "), "{said}");
     fs::remove_dir(site.path("in")).expect("removed");
+    let (code, said) = check(&site);
+    assert!(
+        code == Some(78) && said.contains("FAIL  folder ") && said.contains("-> make or mount it"),
+        "{said}"
+    );
     site.start_gateway();
     let reason = "1 of the folders cannot be used";
     eventually_blocking("the folder to be missed", PATIENCE, || {
