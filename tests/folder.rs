@@ -231,7 +231,7 @@ fn kill_9_between_storing_and_moving_loses_and_repeats_nothing() {
 }
 
 #[test]
-fn ten_thousand_files_at_once_need_no_more_memory_than_one() {
+fn ten_thousand_files_at_once_are_taken_in_bounded_memory() {
     const FILES: u64 = 10_000;
     let (mut site, _certificates) = alone("", "settle_seconds = 0");
     site.start_gateway();
@@ -242,7 +242,7 @@ fn ten_thousand_files_at_once_need_no_more_memory_than_one() {
     let elsewhere = site.path("elsewhere");
     fs::create_dir(&elsewhere).expect("made");
     for number in 1..FILES {
-        fs::write(elsewhere.join(format!("{number:06}.edi")), content(number, 1000)).expect("written");
+        fs::write(elsewhere.join(format!("{number:06}.edi")), content(number, 6000)).expect("written");
     }
     for number in 1..FILES {
         let name = format!("{number:06}.edi");
@@ -257,7 +257,8 @@ fn ten_thousand_files_at_once_need_no_more_memory_than_one() {
     let seconds = start.elapsed().as_secs_f64();
     println!("10,000 files in {seconds:.1} s; resident {before} bytes before, {most} at most");
     wait_for_receipts(&site, usize::try_from(FILES).expect("small"));
-    assert!(most < before + (32 << 20), "{before} bytes before, {most} at most");
+    // All of them together are 60 MB.
+    assert!(most < before + (48 << 20), "{before} bytes before, {most} at most");
     site.stop();
 }
 
