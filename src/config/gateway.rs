@@ -216,7 +216,7 @@ fn outbox_settings(
         segment_records: source.number(
             "outbox.segment_records",
             raw.segment_records,
-            16_384,
+            8_192,
             16..=1_000_000,
         )?,
         segment_bytes,

@@ -96,7 +96,7 @@ pub struct Settings {
     pub gateway: Gateway,
     /// The lanes, in the order of the configuration.
     pub lanes: Vec<LaneSettings>,
-    /// Records in a segment before it rolls (16,384).
+    /// Records in a segment before it rolls (8,192).
     pub segment_records: u64,
     /// Payload bytes in a segment before it rolls (32 MiB).
     pub segment_bytes: u64,
