@@ -544,6 +544,45 @@ async fn a_folder_that_goes_away_is_told_once_and_found_again() {
     scene.all_put_away();
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_share_that_hangs_is_told_of_and_waited_for() {
+    for point in [Point::Read, Point::Claim] {
+        let scene = Scene::new();
+        scene.put("a", "a", 1);
+        let mut folder = scene.folder();
+        folder.patience = Duration::from_millis(30);
+        let (answer, hanging) = std::sync::mpsc::channel::<()>();
+        folder.shelf.faults.at(point, move || hanging.recv().unwrap());
+        let at_work = tokio::spawn(async move {
+            folder.round().await;
+            folder.round().await;
+        });
+        let start = Instant::now();
+        while scene.counts().folders_away == 0 {
+            assert!(start.elapsed() < Duration::from_secs(20), "nobody is told that it hangs");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        answer.send(()).unwrap();
+        at_work.await.unwrap();
+        assert_eq!((scene.counts().folders_away, scene.outbox.bodies().len()), (0, 1));
+        scene.all_put_away();
+    }
+}
+
+#[tokio::test]
+async fn a_file_that_its_sender_takes_away_after_it_was_stored_has_its_receipt() {
+    let scene = Scene::new();
+    scene.put("a", "a", 1);
+    let path = scene.path("a");
+    scene.outbox.on_submit(move |_| {
+        fs::remove_file(&path).unwrap();
+        None
+    });
+    scene.round(&mut scene.folder()).await;
+    assert_eq!(scene.names("accepted"), set(&["clinical-000000000001.json"]));
+    scene.all_put_away();
+}
+
 #[tokio::test]
 async fn where_a_share_must_be_mounted_the_bare_directory_is_not_used() {
     let mut scene = Scene::new();

@@ -38,6 +38,9 @@ const BUDGET_WAIT: Duration = Duration::from_secs(2);
 /// What may be wrong with a folder.
 const AWAY: &str = "it cannot be looked into";
 const STUCK: &str = "files cannot be moved in it";
+const HANGS: &str = "it does not answer";
+/// How long a folder may take to answer before that is told.
+const PATIENCE: Duration = Duration::from_secs(30);
 /// After news, so that many files at once are one look.
 pub(super) const BREATH: Duration = Duration::from_millis(50);
 
@@ -77,6 +80,8 @@ pub(super) struct Folder<A> {
     /// Files that were stored or rejected.
     taken: u64,
     news: Option<News>,
+    /// [`PATIENCE`].
+    pub(super) patience: Duration,
 }
 
 impl<A: Acceptor> Folder<A> {
@@ -106,6 +111,7 @@ impl<A: Acceptor> Folder<A> {
             left: 0,
             taken: 0,
             news: None,
+            patience: PATIENCE,
         }
     }
 
@@ -136,16 +142,11 @@ impl<A: Acceptor> Folder<A> {
         }
         let (settings, shelf) = (Arc::clone(&self.settings), Arc::clone(&self.shelf));
         let watched = self.news.is_some();
-        let looked = spawn_blocking(move || look(&settings, &shelf, watched)).await;
-        let looked = match looked {
-            Ok(Ok(looked)) => looked,
-            Ok(Err(error)) => {
+        let looked = match self.blocking(move || look(&settings, &shelf, watched)).await.flatten() {
+            Ok(looked) => looked,
+            Err(error) => {
                 self.in_trouble(AWAY, &error);
                 self.news = None;
-                return self.longer();
-            }
-            Err(_) => {
-                self.in_trouble(AWAY, &io::Error::other("a fault of this program"));
                 return self.longer();
             }
         };
@@ -205,12 +206,11 @@ impl<A: Acceptor> Folder<A> {
             () = told_to(&mut self.stop) => return Next::Pause,
         }
         let (shelf, path) = (Arc::clone(&self.shelf), self.shelf.path(place, &name));
-        let taken = spawn_blocking(move || match shelf.point(Point::Read) {
+        let taken = self.blocking(move || match shelf.point(Point::Read) {
             Ok(()) => read::take(&path, facts, limit),
             Err(error) => Taken::Unreadable(error.kind()),
         });
-        let taken = taken.await;
-        let bytes = match taken.unwrap_or(Taken::Unreadable(io::ErrorKind::Other)) {
+        let bytes = match taken.await.unwrap_or_else(|error| Taken::Unreadable(error.kind())) {
             Taken::Whole(bytes) => bytes,
             Taken::Empty if age < self.settings.empty => return Next::Go,
             Taken::Empty => return self.reject(place, &name, facts, Reason::Empty).await,
@@ -308,7 +308,7 @@ impl<A: Acceptor> Folder<A> {
             return Next::Pause;
         }
         let (shelf, name) = (Arc::clone(&self.shelf), name.to_owned());
-        let rejected = spawn_blocking(move || {
+        let rejected = self.blocking(move || {
             if place == Place::Folder && !shelf.claim(&name)? {
                 return Ok(false);
             }
@@ -319,7 +319,7 @@ impl<A: Acceptor> Folder<A> {
             }
             shelf.reject(&name, facts, reason).map(|()| true)
         });
-        match rejected.await.unwrap_or_else(|_| Err(io::Error::other("a fault of this program"))) {
+        match rejected.await.flatten() {
             Ok(true) => {
                 self.well(STUCK);
                 self.taken += 1;
@@ -343,22 +343,50 @@ impl<A: Acceptor> Folder<A> {
             return true;
         }
         let (shelf, mut items) = (Arc::clone(&self.shelf), std::mem::take(&mut self.stored));
-        let put = spawn_blocking(move || {
+        let put = self.blocking(move || {
             let put = shelf.put_away(&mut items);
             (items, put)
         });
-        match put.await {
+        let put = match put.await {
             Ok((items, put)) => {
                 self.stored = items;
-                if put.is_ok() {
-                    self.well(STUCK);
-                }
-                put.map_err(|error| self.in_trouble(STUCK, &error)).is_ok()
+                put
             }
             // What it held is found in the folder again, and known.
-            Err(_) => {
-                self.in_trouble(STUCK, &io::Error::other("a fault of this program"));
+            Err(error) => Err(error),
+        };
+        match put {
+            Ok(()) => {
+                self.well(STUCK);
+                true
+            }
+            Err(error) => {
+                self.in_trouble(STUCK, &error);
                 false
+            }
+        }
+    }
+
+    /// Does on a blocking thread what touches the folder. A share that hangs is told of, and waited for: there is never
+    /// more than one thread that waits.
+    async fn blocking<T: Send + 'static>(
+        &mut self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> io::Result<T> {
+        let mut task = spawn_blocking(work);
+        loop {
+            match timeout(self.patience, &mut task).await {
+                Ok(done) => {
+                    self.well(HANGS);
+                    return done.map_err(|_| io::Error::other("a fault of this program"));
+                }
+                Err(_) => {
+                    let error = io::ErrorKind::TimedOut.into();
+                    self.in_trouble(HANGS, &error);
+                    if *self.stop.borrow() {
+                        return Err(error);
+                    }
+                }
             }
         }
     }
