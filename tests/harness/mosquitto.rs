@@ -17,6 +17,8 @@ pub struct MosquittoOptions {
     pub acl: Option<String>,
     /// Further lines of the configuration, for example `max_inflight_messages 20`.
     pub extra: String,
+    /// Further lines for the listener with TLS: before a listener they would open one on the default port.
+    pub listener: String,
     /// Another certificate than one for `localhost`.
     pub server: Option<CertificateFiles>,
     /// Another CA to judge clients by than the fleet's.
@@ -50,9 +52,10 @@ impl Mosquitto {
                  per_listener_settings false\nallow_anonymous true\nmax_queued_messages 0\nmax_inflight_messages 1024\nset_tcp_nodelay true\n\
                  {extra}\n\
                  listener {port} 127.0.0.1\ncafile {ca}\ncertfile {cert}\nkeyfile {key}\n\
-                 require_certificate true\nuse_identity_as_username true\n\
+                 require_certificate true\nuse_identity_as_username true\n{listener}\n\
                  listener {plain_port} 127.0.0.1\n",
                 extra = options.extra,
+                listener = options.listener,
                 ca = ca.display(),
                 cert = server.certificate.display(),
                 key = server.key.display(),
@@ -97,10 +100,19 @@ impl Mosquitto {
             {
                 return Some(false);
             }
-            (TcpStream::connect(("127.0.0.1", self.port)).is_ok()
-                && TcpStream::connect(("127.0.0.1", self.plain_port)).is_ok())
-            .then_some(true)
+            self.answers().then_some(true)
         })
+    }
+
+    /// Whether it serves: a port that is bound may belong to a broker that is about to give up over another one.
+    fn answers(&self) -> bool {
+        use std::io::{Read as _, Write as _};
+        let Ok(mut stream) = TcpStream::connect(("127.0.0.1", self.plain_port)) else { return false };
+        let _ = stream.set_read_timeout(Some(Duration::from_secs(2)));
+        // CONNECT of MQTT 3.1.1, a clean session, the client id "probe".
+        let connect = b"\x10\x11\0\x04MQTT\x04\x02\0\x0a\0\x05probe";
+        let mut answer = [0];
+        stream.write_all(connect).is_ok() && stream.read_exact(&mut answer).is_ok() && answer == [0x20]
     }
 
     /// Its process id, for `/proc`.
