@@ -11,9 +11,6 @@
 )]
 
 mod harness;
-#[allow(dead_code, reason = "its figures are printed elsewhere")]
-#[path = "../examples/outage/proof.rs"]
-mod proof;
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, FileTimes};
@@ -23,9 +20,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
+use harness::proof::Proof;
 use harness::site::{Site, SiteOptions, adds_up};
 use harness::{Certificates, Mosquitto, eventually_blocking};
-use proof::Proof;
 use serde_json::Value;
 
 const PATIENCE: Duration = Duration::from_secs(120);
