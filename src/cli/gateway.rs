@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use crate::cli::exit::{Exit, complain};
-use crate::cli::{check, init, outbox, parse, status, submit, verify};
+use crate::cli::{check, export, init, outbox, parse, status, submit, verify};
 use crate::config::GatewayConfig;
 use crate::daemon::{self, logs};
 
@@ -40,6 +40,10 @@ enum Command {
     Outbox(outbox::Outbox),
     /// Walks the chain of all that is kept.
     Verify(verify::Verify),
+    /// Writes what waits into one encrypted file, to be carried to the hub.
+    Export(export::Export),
+    /// Takes the hub's receipts in from a file.
+    Receipts(export::Receipts),
 }
 
 /// The program: `words` begin with its name.
@@ -77,5 +81,7 @@ fn run(words: impl IntoIterator<Item = OsString>, out: &mut dyn Write, err: &mut
         Command::Submit(command) => submit::run(&socket, &command, out, err),
         Command::Outbox(command) => outbox::run(&socket, &command, out, err),
         Command::Verify(command) => verify::run(&socket, &command, out, err),
+        Command::Export(command) => export::export(&config, &command, out, err),
+        Command::Receipts(command) => export::receipts(&socket, &command, out, err),
     }
 }

@@ -86,8 +86,10 @@ async fn serve(config: GatewayConfig, outbox: Outbox) -> Result<(), Fatal> {
     let (practice, gateway) = (config.practice.clone(), config.gateway.clone());
     let eye = Eye::new(practice, gateway, outbox.clone(), seen, Arc::clone(&doors));
 
+    let (orders, ordered) = uplink::orders();
     let control = Control::listen(config.control.clone())
-        .map_err(|error| Fatal::of(Exit::Unreachable, "there is no control socket", error))?;
+        .map_err(|error| Fatal::of(Exit::Unreachable, "there is no control socket", error))?
+        .with_orders(orders);
     for settings in config.mllp.clone() {
         let name = format!("mllp {}", settings.listen);
         let door = Door::listen(settings)
@@ -131,7 +133,7 @@ async fn serve(config: GatewayConfig, outbox: Outbox) -> Result<(), Fatal> {
     let (stop, certificates) = (tasks.stop_of(Stage::Uplink), reload.subscribe());
     let (settings, sent) = (config.uplink, outbox.clone());
     tasks.spawn(Stage::Uplink, "uplink", async move {
-        uplink::run(settings, sent, link, reports, stop, certificates)
+        uplink::run(settings, sent, link, reports, stop, certificates, ordered)
             .await
             .map_err(|error| error.to_string())
     });

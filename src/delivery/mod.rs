@@ -117,6 +117,9 @@ pub enum Input {
     },
     /// A verified receipt.
     Receipt(Receipt),
+    /// A verified receipt that came by file. Without a link it moves the mark forward if its chain value is ours; on a
+    /// link it is worth no more than any receipt that answers no question.
+    Carried(Receipt),
     /// The hub missed something.
     Gap {
         /// Epoch it speaks of.

@@ -341,6 +341,16 @@ impl Outbox {
         }
     }
 
+    /// Records a confirmed mark that no hub has answered for on a live connection: it came by file. Nothing is pruned on
+    /// its word.
+    pub fn confirm_by_file(&self, lane: &Lane, mark: Mark) {
+        if let Some(lane) = self.lane(lane) {
+            let mut state = lane.state();
+            state.mark = mark;
+            state.mark_stale = true;
+        }
+    }
+
     /// The connection is gone: until the hubs have answered on the next one nothing is pruned on the word of the last. They
     /// may have been restored from a backup meanwhile.
     pub fn link_lost(&self) {

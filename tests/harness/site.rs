@@ -59,9 +59,10 @@ impl Site {
         let mut hub = String::new();
         let _ = writeln!(
             hub,
-            "hub = \"hub1\"\nstore_directory = {:?}\nsigning_key_file = {:?}",
+            "hub = \"hub1\"\nstore_directory = {:?}\nsigning_key_file = {:?}\ncarry_key_file = {:?}",
             site.store(),
-            site.path("signing.key")
+            site.path("signing.key"),
+            site.path("carry.key")
         );
         let _ = writeln!(
             hub,

@@ -3,22 +3,29 @@
 //! One connection carries any number of requests, one after the other. A request is a line of JSON ([`Request`]); the
 //! answer is one or more lines ([`Reply`]), the last of which says so ([`Reply::is_last`]). Only a submission's body
 //! follows as plain bytes, after [`Reply::Send`]. Whoever may open the socket (mode 0660) may submit and see headers;
-//! bodies never leave through it.
+//! bodies leave through it only as a bundle that is encrypted to the configured hubs.
 
 mod answers;
+mod carried;
 pub mod client;
 pub mod kept;
 pub mod server;
 pub mod verify;
 
+pub(crate) use carried::export_from_stopped;
+
 use serde::{Deserialize, Serialize};
 
+use crate::carry::receipts;
 use crate::chain::ChainValue;
 use crate::outbox::{Accepted, Refusal, Stored};
 use crate::transaction::{Epoch, Lane, Position, Sequence, TransactionId, UnixMillis, rfc3339};
 
 /// Longest line in either direction, its end included.
 pub const LINE_BYTES: usize = 64 * 1024;
+
+/// Most bytes of a bundle in one [`Reply::Piece`].
+pub const PIECE_BYTES: usize = 32 * 1024;
 
 /// Most entries that one [`Request::List`] gives.
 pub const LIST_LIMIT: u32 = 10_000;
@@ -63,6 +70,15 @@ pub enum Request {
         /// Only this lane; otherwise all.
         lane: Option<Lane>,
     },
+    /// What waits, as a bundle encrypted to the configured hubs; answered by [`Reply::Piece`]s.
+    Export {
+        /// Only this lane; otherwise all.
+        lane: Option<Lane>,
+        /// From this position; otherwise the oldest that waits.
+        from: Option<Position>,
+    },
+    /// A hub's receipt that came by file.
+    Receipt(receipts::Line),
 }
 
 /// How one transaction is named.
@@ -120,6 +136,31 @@ pub enum Reply {
     },
     /// A lane has been walked.
     Verified(verify::Verdict),
+    /// The next bytes of a bundle, encrypted, in base64.
+    Piece {
+        /// At most [`PIECE_BYTES`] of them.
+        base64: String,
+    },
+    /// What a bundle holds of a lane.
+    Exported {
+        /// Which.
+        lane: Lane,
+        /// Transactions.
+        count: u64,
+        /// The first position.
+        first: Position,
+        /// The last.
+        last: Position,
+        /// A position that is lost, before which it had to stop.
+        stopped_before: Option<Position>,
+    },
+    /// A receipt that came by file was believed.
+    Heard {
+        /// Its lane.
+        lane: Lane,
+        /// Confirmed through this position now.
+        confirmed: Position,
+    },
     /// That was all.
     End {},
     /// The request cannot be answered; the connection may be closed.
@@ -133,7 +174,15 @@ impl Reply {
     /// Whether nothing more follows for this request.
     #[must_use]
     pub fn is_last(&self) -> bool {
-        !matches!(self, Reply::Send {} | Reply::Entry(_) | Reply::Progress { .. } | Reply::Verified(_))
+        !matches!(
+            self,
+            Reply::Send {}
+                | Reply::Entry(_)
+                | Reply::Progress { .. }
+                | Reply::Verified(_)
+                | Reply::Piece { .. }
+                | Reply::Exported { .. }
+        )
     }
 }
 

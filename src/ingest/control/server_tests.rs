@@ -8,7 +8,9 @@ use tokio::task::JoinHandle;
 use uuid::Uuid;
 
 use super::*;
+use crate::carry::keys::Identity;
 use crate::chain::ChainValue;
+use crate::delivery::Numbering;
 use crate::ingest::Acceptor;
 use crate::ingest::control::client::{Client as Blocking, ClientError};
 use crate::ingest::control::{State, Which};
@@ -128,6 +130,10 @@ impl Kept for Shelf {
         self.0.lock().unwrap().records.len() as u64
     }
 
+    fn numbering(&self, _: &Lane) -> Option<Numbering> {
+        Some(Numbering::new(Epoch(Uuid::from_u128(7))))
+    }
+
     fn mark(&self, _: &Lane) -> Option<Mark> {
         self.0.lock().unwrap().mark
     }
@@ -141,6 +147,11 @@ impl Kept for Shelf {
             false => Ok(found),
         }
     }
+}
+
+/// The hub's key in the tests.
+pub(crate) fn hub_identity() -> Identity {
+    Identity::from_file_text("AGE-SECRET-KEY-1EGTZVFFV20835NWYV6270LXYVK2VKNX2MMDKWYKLMGR48UAWX40Q2P2LM0").unwrap()
 }
 
 /// A daemon's control socket for the tests of the commands, on a runtime of its own.
@@ -165,6 +176,7 @@ impl Daemon {
             practice: Practice::new("B86022").unwrap(),
             gateway: Gateway::new("gw1").unwrap(),
             max_body_bytes: 1000,
+            recipients: vec![hub_identity().recipient()],
         };
         let guard = runtime.enter();
         let control = Control::listen(settings).unwrap();
