@@ -23,6 +23,16 @@ if ! command -v mosquitto >/dev/null 2>&1 && ! [ -x /usr/sbin/mosquitto ]; then
     [ -z "${failed:-}" ] || exit 69
 fi
 
+if ! command -v age >/dev/null 2>&1; then
+    echo "installing age from Debian" >&2
+    if [ "$(id -u)" != 0 ]; then
+        echo "age is missing and this is not root: run 'apt-get install age' first" >&2
+        exit 69
+    fi
+    apt-get -o DPkg::Lock::Timeout=300 update
+    DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=300 install -y --no-install-recommends age || exit 69
+fi
+
 cargo test --locked
 
 if [ "${1:-}" = --long ]; then

@@ -7,9 +7,12 @@ fn polymod(values: impl Iterator<Item = u8>) -> u32 {
     values.fold(1, |check, value| {
         let top = check >> 25;
         let next = ((check & 0x01ff_ffff) << 5) ^ u32::from(value);
-        GENERATOR.iter().enumerate().fold(next, |sum, (bit, word)| {
-            if (top >> bit) & 1 == 1 { sum ^ word } else { sum }
-        })
+        GENERATOR.iter().enumerate().fold(
+            next,
+            |sum, (bit, word)| {
+                if (top >> bit) & 1 == 1 { sum ^ word } else { sum }
+            },
+        )
     })
 }
 
@@ -59,7 +62,8 @@ pub(super) fn decode(prefix: &str, text: &str) -> Option<Vec<u8>> {
     if found != prefix || digits.len() < 6 {
         return None;
     }
-    let value = |digit: u8| DIGITS.iter().position(|known| *known == digit).and_then(|at| u8::try_from(at).ok());
+    let value =
+        |digit: u8| DIGITS.iter().position(|known| *known == digit).and_then(|at| u8::try_from(at).ok());
     let values: Vec<u8> = digits.bytes().map(value).collect::<Option<_>>()?;
     if polymod(expanded(prefix).into_iter().chain(values.iter().copied())) != 1 {
         return None;

@@ -186,7 +186,9 @@ pub enum BundleError {
         to: Sequence,
     },
     /// A transaction stands where it does not belong.
-    #[error("lane {lane}: sequence {sequence} of epoch {epoch} is out of order or repeated: it stands after {after}")]
+    #[error(
+        "lane {lane}: sequence {sequence} of epoch {epoch} is out of order or repeated: it stands after {after}"
+    )]
     OutOfOrder {
         /// Which lane.
         lane: Lane,

@@ -1,8 +1,8 @@
 //! Bundles that are whole, and every way in which they are not.
 
 use super::*;
-use crate::wire::void::Void;
 use crate::wire::to_json;
+use crate::wire::void::Void;
 use uuid::Uuid;
 
 fn owner() -> Owner {

@@ -102,7 +102,8 @@ fn export_lane<K: Kept, W: Write>(
             let Stored { epoch, sequence, chain, transaction, .. } = stored;
             let envelope = Envelope::new(lane, epoch, sequence, chain, 0, &transaction);
             out.transaction(envelope, transaction.body.as_bytes())?;
-            foot = Some(Foot { lane: lane.clone(), count, epoch, last: sequence, chain, stopped_before: None });
+            foot =
+                Some(Foot { lane: lane.clone(), count, epoch, last: sequence, chain, stopped_before: None });
         }
         if next == before {
             stopped_before = Some(next);

@@ -42,11 +42,16 @@ pub(super) fn derive(secret: &[u8], salt: &[u8], info: &str) -> Result<Zeroizing
 
 /// ChaCha20-Poly1305.
 pub(super) fn cipher(key: &[u8; 32]) -> Result<LessSafeKey, AgeError> {
-    let key = UnboundKey::new(&CHACHA20_POLY1305, key).map_err(|_| AgeError::Header("a key has the wrong size"))?;
+    let key =
+        UnboundKey::new(&CHACHA20_POLY1305, key).map_err(|_| AgeError::Header("a key has the wrong size"))?;
     Ok(LessSafeKey::new(key))
 }
 
-fn wrapping_key(ephemeral: &[u8; 32], recipient: &Recipient, shared: &[u8; 32]) -> Result<LessSafeKey, AgeError> {
+fn wrapping_key(
+    ephemeral: &[u8; 32],
+    recipient: &Recipient,
+    shared: &[u8; 32],
+) -> Result<LessSafeKey, AgeError> {
     let salt = [&ephemeral[..], &recipient.0[..]].concat();
     cipher(&*derive(shared, &salt, X25519)?)
 }
@@ -118,7 +123,8 @@ pub(super) fn read(input: &mut impl Read, identity: &Identity) -> Result<FileKey
 fn unwrap(words: &[&str], body: &[u8], identity: &Identity) -> Result<Option<FileKey>, AgeError> {
     let wrong = || AgeError::Header("an X25519 stanza has another form");
     let [_, share] = words else { return Err(wrong()) };
-    let share: [u8; 32] = BASE64.decode(share).ok().and_then(|share| share.try_into().ok()).ok_or_else(wrong)?;
+    let share: [u8; 32] =
+        BASE64.decode(share).ok().and_then(|share| share.try_into().ok()).ok_or_else(wrong)?;
     if body.len() != FILE_KEY_BYTES + 16 {
         return Err(wrong());
     }

@@ -6,9 +6,9 @@ use ring::aead::{Aad, LessSafeKey, Nonce};
 use ring::rand::{SecureRandom as _, SystemRandom};
 use zeroize::Zeroizing;
 
+use super::AgeError;
 use super::header::{self, FileKey};
 use super::keys::{Identity, Recipient};
-use super::AgeError;
 
 /// Plain bytes of a chunk.
 const CHUNK: usize = 64 * 1024;
@@ -108,12 +108,19 @@ impl<R: Read> Opening<R> {
         let file_key = header::read(&mut input, identity)?;
         let mut salt = [0; 16];
         input.read_exact(&mut salt).map_err(|error| match error.kind() {
-            io::ErrorKind::UnexpectedEof => AgeError::Cut(0),
+            io::ErrorKind::UnexpectedEof => AgeError::Header("it is cut before its payload"),
             _ => error.into(),
         })?;
         let key = payload_key(&file_key, &salt)?;
-        let mut opening =
-            Self { input, key, chunk: 0, plain: Zeroizing::new(Vec::new()), given: 0, ahead: None, done: false };
+        let mut opening = Self {
+            input,
+            key,
+            chunk: 0,
+            plain: Zeroizing::new(Vec::new()),
+            given: 0,
+            ahead: None,
+            done: false,
+        };
         opening.ahead = opening.byte()?;
         Ok(opening)
     }
@@ -143,12 +150,21 @@ impl<R: Read> Opening<R> {
         let full = self.plain.len() == CHUNK + TAG;
         self.ahead = if full { self.byte()? } else { None };
         let last = self.ahead.is_none();
-        let length = match self.key.open_in_place(nonce(self.chunk, last), Aad::empty(), &mut self.plain) {
-            Ok(plain) => plain.len(),
-            // A file that ends between two chunks, or within one, has no last one.
-            Err(_) if last => return Err(self.cut_or_altered(full)),
-            Err(_) => return Err(AgeError::Chunk(self.chunk)),
-        };
+        // A full chunk at the end that is not marked as the last one: the file was cut there. It is good as far as it goes.
+        let spare = (last && full).then(|| Zeroizing::new(self.plain.to_vec()));
+        let mut length = self.open(last).ok();
+        if length.is_none()
+            && let Some(spare) = spare
+        {
+            self.plain = spare;
+            length = self.open(false).ok();
+            if length.is_some() {
+                self.plain.truncate(CHUNK);
+                self.chunk += 1;
+                return Ok(true);
+            }
+        }
+        let Some(length) = length else { return Err(AgeError::Chunk(self.chunk)) };
         if length == 0 && self.chunk > 0 {
             return Err(AgeError::Chunk(self.chunk));
         }
@@ -158,8 +174,9 @@ impl<R: Read> Opening<R> {
         Ok(true)
     }
 
-    fn cut_or_altered(&self, full: bool) -> AgeError {
-        if full { AgeError::Cut(self.chunk) } else { AgeError::Chunk(self.chunk) }
+    fn open(&mut self, last: bool) -> Result<usize, ring::error::Unspecified> {
+        let opened = self.key.open_in_place(nonce(self.chunk, last), Aad::empty(), &mut self.plain);
+        opened.map(|plain| plain.len())
     }
 }
 

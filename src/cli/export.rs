@@ -164,10 +164,11 @@ fn from_stopped(
             _ => Exit::Configuration,
         }
     })?;
-    let done = export_from_stopped(&outbox, &config.control, command.lane.as_ref(), command.from, &mut |reply| {
-        each(reply, err);
-        std::ops::ControlFlow::Continue(())
-    });
+    let done =
+        export_from_stopped(&outbox, &config.control, command.lane.as_ref(), command.from, &mut |reply| {
+            each(reply, err);
+            std::ops::ControlFlow::Continue(())
+        });
     outbox.close();
     done.map_err(|reason| {
         let _ = writeln!(err, "{reason}");

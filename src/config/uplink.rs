@@ -91,7 +91,8 @@ pub(super) fn uplink(source: &Source, raw: RawUplink, hubs: usize) -> Result<Lin
 /// Whom bundles are encrypted to: the hubs that have a recipient.
 pub(super) fn recipients(source: &Source, raw: &[RawHubKey]) -> Result<Vec<Recipient>, ConfigError> {
     let texts = raw.iter().filter_map(|entry| entry.recipient.as_ref());
-    let wrong = |text| source.wrong("hub.recipient", text, "the age1... line that `practice-hub init` printed");
+    let wrong =
+        |text| source.wrong("hub.recipient", text, "the age1... line that `practice-hub init` printed");
     texts.map(|text| text.get_ref().parse().map_err(|_| wrong(text))).collect()
 }
 

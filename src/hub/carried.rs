@@ -55,7 +55,9 @@ pub enum NotTaken {
         position: Option<Position>,
     },
     /// The hub has another history.
-    #[error("{lane}: sequence {sequence} of epoch {epoch} does not follow from what is stored here: another history")]
+    #[error(
+        "{lane}: sequence {sequence} of epoch {epoch} does not follow from what is stored here: another history"
+    )]
     Diverged {
         /// Whose.
         lane: LaneName,
@@ -112,7 +114,8 @@ impl Desk {
                 Verdict::Repeat => tally.repeated += 1,
                 Verdict::Ahead { .. } => {
                     let here = marks.iter().find(|mark| mark.epoch == epoch).map_or(0, |mark| mark.through);
-                    let missing = NotTaken::Missing { lane: lane.clone(), epoch, sequence: here + 1, position: None };
+                    let missing =
+                        NotTaken::Missing { lane: lane.clone(), epoch, sequence: here + 1, position: None };
                     wrong = Some(missing);
                     break;
                 }

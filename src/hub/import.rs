@@ -26,9 +26,9 @@ use crate::carry::AgeError;
 use crate::carry::bundle::{BundleError, Head, Item, Reader};
 use crate::carry::keys::Identity;
 use crate::carry::seal::Opening;
+use crate::chain::ChainValue;
 use crate::config::keys;
 use crate::transaction::{Epoch, Gateway, Lane, Practice, Sequence};
-use crate::chain::ChainValue;
 
 /// The drop folder, below the store.
 pub const FOLDER: &str = "import";
@@ -118,7 +118,10 @@ pub struct Outcome {
     pub lanes: Vec<LaneOutcome>,
 }
 
-fn open(file: &Path, identity: &Identity) -> Result<Reader<BufReader<Opening<BufReader<File>>>>, ImportError> {
+fn open(
+    file: &Path,
+    identity: &Identity,
+) -> Result<Reader<BufReader<Opening<BufReader<File>>>>, ImportError> {
     let open = File::open(file).map_err(|error| ImportError::File(file.to_owned(), error))?;
     let opening = Opening::new(BufReader::new(open), identity)?;
     Ok(Reader::new(BufReader::new(opening))?)
@@ -197,7 +200,8 @@ pub fn import(
                 gateway: lane.gateway.clone(),
                 lane: lane.lane.clone(),
             };
-            let carried = Carried { lane: name, older: head.older.clone(), transactions: std::mem::take(&mut part) };
+            let carried =
+                Carried { lane: name, older: head.older.clone(), transactions: std::mem::take(&mut part) };
             let tally = take(carried).map_err(|error| with_position(error, head))?;
             bytes = 0;
             lane.stored += tally.stored;
@@ -255,8 +259,9 @@ pub(super) fn watch(store: &Path, key_file: &Path, arrivals: &Sender<Arrival>, s
 
 fn waiting(folder: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
-    let mut files: Vec<_> =
-        entries.filter(|path| path.extension().is_some_and(|extension| extension == "age") && path.is_file()).collect();
+    let mut files: Vec<_> = entries
+        .filter(|path| path.extension().is_some_and(|extension| extension == "age") && path.is_file())
+        .collect();
     files.sort();
     files
 }
@@ -280,7 +285,8 @@ fn take_file(file: &Path, key_file: &Path, arrivals: &Sender<Arrival>) {
     let outcome = Outcome { ok, error: outcome.err(), lanes };
     let mut aside = file.as_os_str().to_owned();
     aside.push(if ok { ".done" } else { ".refused" });
-    let written = write_outcome(&file.with_extension("json"), &outcome).and_then(|()| fs::rename(file, aside));
+    let written =
+        write_outcome(&file.with_extension("json"), &outcome).and_then(|()| fs::rename(file, aside));
     if let Err(error) = written {
         tracing::error!(%error, "What became of a bundle cannot be written down");
         // Not again at once: it would be imported without end, harmlessly but for the work.

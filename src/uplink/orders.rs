@@ -55,7 +55,10 @@ impl Orders {
         self.ask(|answer| Order::Again(lane, answer)).await
     }
 
-    async fn ask<T>(&self, order: impl FnOnce(oneshot::Sender<Result<T, String>>) -> Order) -> Result<T, String> {
+    async fn ask<T>(
+        &self,
+        order: impl FnOnce(oneshot::Sender<Result<T, String>>) -> Order,
+    ) -> Result<T, String> {
         let (answer, answered) = oneshot::channel();
         let gone = |_| "the uplink has ended".to_owned();
         self.0.send(order(answer)).await.map_err(|_| gone(()))?;
@@ -75,7 +78,8 @@ impl Driver {
             Order::Again(lane, answer) => {
                 let now = self.now();
                 let known = self.lanes.iter_mut().find(|work| work.lane == lane);
-                let done = known.map(|work| work.again(now)).ok_or_else(|| format!("there is no lane {lane}"));
+                let done =
+                    known.map(|work| work.again(now)).ok_or_else(|| format!("there is no lane {lane}"));
                 let _ = answer.send(done);
             }
         }

@@ -51,7 +51,8 @@ impl Void {
             return None;
         }
         let void: Self = from_json(body).ok()?;
-        let fits = (void.from..=void.through).contains(&envelope.sequence) && void.reason.len() <= REASON_BYTES;
+        let fits =
+            (void.from..=void.through).contains(&envelope.sequence) && void.reason.len() <= REASON_BYTES;
         fits.then_some(void)
     }
 }
@@ -108,9 +109,15 @@ mod tests {
     fn only_the_last_number_of_the_range_brings_another_value() {
         let before = ChainValue([1; 32]);
         let body = to_json(&Void::new((4, 6), before, "disk".into(), "t".into()));
-        for (sequence, chain, good) in
-            [(4, 1, true), (5, 1, true), (5, 9, false), (6, 9, true), (6, 1, true), (7, 9, false), (3, 1, false)]
-        {
+        for (sequence, chain, good) in [
+            (4, 1, true),
+            (5, 1, true),
+            (5, 9, false),
+            (6, 9, true),
+            (6, 1, true),
+            (7, 9, false),
+            (3, 1, false),
+        ] {
             let envelope = envelope(sequence, chain, KIND);
             assert_eq!(chain_after(before, &envelope, &body) == envelope.chain, good, "{sequence} {chain}");
         }

@@ -55,7 +55,13 @@ impl Delivery {
         }
     }
 
-    fn carried_chain(&mut self, position: Position, ours: Option<ChainValue>, now: Millis, out: &mut Vec<Action>) {
+    fn carried_chain(
+        &mut self,
+        position: Position,
+        ours: Option<ChainValue>,
+        now: Millis,
+        out: &mut Vec<Action>,
+    ) {
         for hub in &mut self.hubs {
             let Some(claim) = hub.carried.filter(|claim| claim.position == position) else { continue };
             hub.carried = None;

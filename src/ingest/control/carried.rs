@@ -68,7 +68,9 @@ pub(super) fn export<K: Kept>(
     say: Say<'_>,
 ) -> Result<(), String> {
     if recipients.is_empty() {
-        return Err("no [[hub]] in the configuration has a recipient: `practice-hub init` prints it".to_owned());
+        return Err(
+            "no [[hub]] in the configuration has a recipient: `practice-hub init` prints it".to_owned()
+        );
     }
     let lanes = chosen(kept, lane)?;
     let say = std::cell::RefCell::new(say);

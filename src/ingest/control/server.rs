@@ -121,14 +121,8 @@ impl Control {
         mut stop: watch::Receiver<bool>,
     ) {
         let socket = self.settings.socket.clone();
-        let shared = Arc::new(Shared {
-            settings: self.settings,
-            kept,
-            status,
-            counters,
-            budget,
-            orders: self.orders,
-        });
+        let shared =
+            Arc::new(Shared { settings: self.settings, kept, status, counters, budget, orders: self.orders });
         let mut clients = JoinSet::new();
         loop {
             let accepted = tokio::select! {

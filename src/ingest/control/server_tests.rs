@@ -151,7 +151,8 @@ impl Kept for Shelf {
 
 /// The hub's key in the tests.
 pub(crate) fn hub_identity() -> Identity {
-    Identity::from_file_text("AGE-SECRET-KEY-1EGTZVFFV20835NWYV6270LXYVK2VKNX2MMDKWYKLMGR48UAWX40Q2P2LM0").unwrap()
+    Identity::from_file_text("AGE-SECRET-KEY-1EGTZVFFV20835NWYV6270LXYVK2VKNX2MMDKWYKLMGR48UAWX40Q2P2LM0")
+        .unwrap()
 }
 
 /// A daemon's control socket for the tests of the commands, on a runtime of its own.
@@ -297,6 +298,7 @@ fn the_socket_is_private_replaced_when_stale_and_gone_after_a_stop() {
         practice: Practice::new("B86022").unwrap(),
         gateway: Gateway::new("gw1").unwrap(),
         max_body_bytes: 1,
+        recipients: Vec::new(),
     };
     let guard = daemon.runtime.enter();
     assert!(matches!(Control::listen(settings.clone()), Err(ListenError::InUse(_))));
