@@ -149,6 +149,7 @@ impl Delivery {
             Input::Renumbered(numbering) => self.renumbered(numbering, now, out),
             Input::ReleaseHeld => {
                 self.suspect = None;
+                self.hole = None;
                 self.release(out);
             }
             Input::Tick => self.tick(now, out),

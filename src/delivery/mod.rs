@@ -138,7 +138,7 @@ pub enum Input {
     },
     /// The answer to [`Action::NewEpoch`], once durable.
     Renumbered(Numbering),
-    /// A person wants the held record tried again.
+    /// A person wants the held record tried again, or has released what was lost: it is a void now.
     ReleaseHeld,
     /// Time has passed.
     Tick,

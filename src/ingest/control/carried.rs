@@ -1,6 +1,7 @@
 //! Hand-carry through the control socket: a bundle goes out in pieces, receipts come in by file.
 
 use std::io::{self, Write};
+use std::sync::Arc;
 use std::time::Duration;
 
 use base64::Engine as _;
@@ -13,8 +14,9 @@ use crate::carry::receipts;
 use crate::carry::seal::Sealing;
 use crate::ingest::control::answers::{Say, chosen};
 use crate::ingest::control::kept::Kept;
-use crate::ingest::control::server::Settings;
+use crate::ingest::control::server::{Settings, Shared};
 use crate::ingest::control::{PIECE_BYTES, Reply};
+use crate::outbox::Released;
 use crate::transaction::{Gateway, Lane, Position, Practice};
 use crate::uplink::Orders;
 
@@ -134,4 +136,35 @@ pub(super) async fn receipt<K: Kept>(kept: &K, orders: Option<&Orders>, line: re
     let _ = tokio::time::timeout(PATIENCE, wait).await;
     let confirmed = confirmed();
     Reply::Heard { lane, confirmed }
+}
+
+/// Releases lost positions, and has the lane looked at again.
+pub(super) async fn void<K: Kept>(
+    shared: Arc<Shared<K>>,
+    lane: Lane,
+    range: (Position, Position),
+    reason: String,
+    act: bool,
+) -> Reply {
+    let (of, asked) = (lane.clone(), Arc::clone(&shared));
+    let done = tokio::task::spawn_blocking(move || asked.kept.void(&of, range, &reason, act)).await;
+    let Released { from, through, previous, chain } = match done {
+        Ok(Ok(released)) => released,
+        Ok(Err(reason)) => return Reply::Failed { reason },
+        Err(_) => return Reply::Failed { reason: "the void could not be made".to_owned() },
+    };
+    if let (true, Some(orders)) = (act, &shared.orders) {
+        // It is durable; an uplink that has ended finds it when it starts again.
+        let _ = orders.again(lane.clone()).await;
+    }
+    Reply::Released { lane, from, through, previous, chain }
+}
+
+/// Has a head that stands tried again.
+pub(super) async fn again(orders: Option<&Orders>, lane: Lane) -> Reply {
+    let done = match orders {
+        Some(orders) => orders.again(lane).await,
+        None => Err("there is no uplink".to_owned()),
+    };
+    done.map_or_else(|reason| Reply::Failed { reason }, |()| Reply::End {})
 }

@@ -2,7 +2,7 @@
 
 use crate::delivery::Numbering;
 use crate::ingest::Acceptor;
-use crate::outbox::{Mark, Outbox, ReadError, Stored};
+use crate::outbox::{Mark, Outbox, ReadError, Released, Stored};
 use crate::transaction::{Lane, Position};
 
 /// Records read at once.
@@ -23,6 +23,18 @@ pub trait Kept: Acceptor {
 
     /// How positions map to numbers on the wire; `None` for an unknown lane.
     fn numbering(&self, lane: &Lane) -> Option<Numbering>;
+
+    /// As [`Outbox::void`].
+    ///
+    /// # Errors
+    /// One sentence.
+    fn void(
+        &self,
+        lane: &Lane,
+        range: (Position, Position),
+        reason: &str,
+        act: bool,
+    ) -> Result<Released, String>;
 
     /// The confirmed mark.
     fn mark(&self, lane: &Lane) -> Option<Mark>;
@@ -55,6 +67,16 @@ impl Kept for Outbox {
 
     fn numbering(&self, lane: &Lane) -> Option<Numbering> {
         Outbox::numbering(self, lane)
+    }
+
+    fn void(
+        &self,
+        lane: &Lane,
+        range: (Position, Position),
+        reason: &str,
+        act: bool,
+    ) -> Result<Released, String> {
+        Outbox::void(self, lane, range, reason, act)
     }
 
     fn mark(&self, lane: &Lane) -> Option<Mark> {

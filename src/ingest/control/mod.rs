@@ -20,6 +20,7 @@ use crate::carry::receipts;
 use crate::chain::ChainValue;
 use crate::outbox::{Accepted, Refusal, Stored};
 use crate::transaction::{Epoch, Lane, Position, Sequence, TransactionId, UnixMillis, rfc3339};
+use crate::wire::void;
 
 /// Longest line in either direction, its end included.
 pub const LINE_BYTES: usize = 64 * 1024;
@@ -79,6 +80,24 @@ pub enum Request {
     },
     /// A hub's receipt that came by file.
     Receipt(receipts::Line),
+    /// Releases lost positions for good, so that their lane goes on.
+    Void {
+        /// Which lane.
+        lane: Lane,
+        /// The first.
+        from: Position,
+        /// The last.
+        through: Position,
+        /// What the person says.
+        reason: String,
+        /// Whether to do it; otherwise only to say what would be done.
+        act: bool,
+    },
+    /// Has a lane's head that stands tried again.
+    Again {
+        /// Which lane.
+        lane: Lane,
+    },
 }
 
 /// How one transaction is named.
@@ -160,6 +179,19 @@ pub enum Reply {
         lane: Lane,
         /// Confirmed through this position now.
         confirmed: Position,
+    },
+    /// Lost positions are released, or would be.
+    Released {
+        /// Which lane.
+        lane: Lane,
+        /// The first.
+        from: Position,
+        /// The last.
+        through: Position,
+        /// Chain value before the first.
+        previous: ChainValue,
+        /// Chain value at the last.
+        chain: ChainValue,
     },
     /// That was all.
     End {},
@@ -271,7 +303,11 @@ pub struct Header {
 impl Entry {
     pub(crate) fn stored(lane: Lane, stored: &Stored, confirmed: Position) -> Self {
         let transaction = &stored.transaction;
-        let state = if stored.position <= confirmed { State::Confirmed } else { State::Waiting };
+        let state = match stored.position <= confirmed {
+            _ if transaction.kind == void::KIND => State::Damaged,
+            true => State::Confirmed,
+            false => State::Waiting,
+        };
         let time: UnixMillis = transaction.time;
         let header = Header {
             epoch: stored.epoch,

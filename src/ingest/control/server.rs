@@ -81,13 +81,13 @@ pub struct Control {
 }
 
 /// What all clients share.
-struct Shared<K> {
+pub(super) struct Shared<K> {
     settings: Settings,
-    kept: K,
+    pub(super) kept: K,
     status: StatusSource,
     counters: Arc<Counters>,
     budget: Budget,
-    orders: Option<Orders>,
+    pub(super) orders: Option<Orders>,
 }
 
 impl Control {
@@ -245,6 +245,14 @@ impl<K: Kept> Client<K> {
                     carried::export(&shared.kept, (practice, gateway), recipients, lane.as_ref(), from, say)
                 })
                 .await
+            }
+            Request::Void { lane, from, through, reason, act } => {
+                let reply = carried::void(shared, lane, (from, through), reason, act).await;
+                self.say(&reply).await
+            }
+            Request::Again { lane } => {
+                let reply = carried::again(shared.orders.as_ref(), lane).await;
+                self.say(&reply).await
             }
             Request::Receipt(line) => {
                 let reply = carried::receipt(&shared.kept, shared.orders.as_ref(), line).await;

@@ -14,7 +14,7 @@ use crate::delivery::Numbering;
 use crate::ingest::Acceptor;
 use crate::ingest::control::client::{Client as Blocking, ClientError};
 use crate::ingest::control::{State, Which};
-use crate::outbox::{Accepted, Mark, ReadError, Refusal, Stored};
+use crate::outbox::{Accepted, Mark, ReadError, Refusal, Released, Stored};
 use crate::transaction::{Clock, Epoch, Position, Transaction, TransactionId};
 
 /// An outbox in memory with one lane.
@@ -132,6 +132,16 @@ impl Kept for Shelf {
 
     fn numbering(&self, _: &Lane) -> Option<Numbering> {
         Some(Numbering::new(Epoch(Uuid::from_u128(7))))
+    }
+
+    fn void(&self, _: &Lane, (from, through): (u64, u64), _: &str, _: bool) -> Result<Released, String> {
+        let lost = |position: u64| self.0.lock().unwrap().records[position as usize - 1].is_none();
+        if (from..=through).all(lost) {
+            let chain = ChainValue([1; 32]);
+            Ok(Released { from, through, previous: chain, chain })
+        } else {
+            Err("it can be read".into())
+        }
     }
 
     fn mark(&self, _: &Lane) -> Option<Mark> {
