@@ -13,6 +13,7 @@
 //! - [`wire`]: topics, envelopes, payloads, signatures; pure
 //! - [`uplink`]: rumqttc and TLS, one connection at a time
 //! - [`health`]: looks on and tells the truth
+//! - [`carry`]: what waits in a file for the hub, for the week when the link does not come back
 //!
 //! The other end, and what holds both up:
 //! - [`hub`]: takes the fleet's transactions, stores them exactly once, sends receipts
@@ -21,6 +22,7 @@
 //! - [`cli`]: both command lines
 #![forbid(unsafe_code)]
 
+pub mod carry;
 pub mod chain;
 pub mod cli;
 pub mod config;

@@ -37,6 +37,7 @@ install_debian() {
 }
 has_node() { command -v node >/dev/null 2>&1 && command -v npm >/dev/null 2>&1; }
 command -v curl >/dev/null 2>&1 || install_debian curl
+command -v age >/dev/null 2>&1 || install_debian age
 [ "${1:-}" != --long ] || has_node || install_debian nodejs npm
 if has_node; then node=yes; else node=no; fi
 install_clients() {

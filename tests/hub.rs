@@ -83,6 +83,7 @@ impl Fleet {
             certificate_file: client.certificate,
             key_file: client.key,
             signing_key_file,
+            carry_key_file: directory.path().join("carry.key"),
             keep_alive: Duration::from_secs(5),
             connect_timeout: Duration::from_secs(5),
             reconnect_base: Duration::from_millis(50),

@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand};
 
 use crate::cli::exit::{Exit, complain};
-use crate::cli::{acl, check, init, parse};
+use crate::cli::{acl, check, import, init, parse};
 use crate::config::HubConfig;
 use crate::daemon::{self, logs};
 use crate::hub::report::{self, Report};
@@ -38,6 +38,8 @@ enum Command {
     List,
     /// Walks the chain of every stored lane, while the hub runs or not.
     Verify(Verify),
+    /// Stores what was carried here in files.
+    Import(import::Import),
     /// Prints the broker's access rules for this hub and a list of gateways.
     Acl(acl::Acl),
 }
@@ -46,6 +48,9 @@ enum Command {
 struct Verify {
     /// Only `PRACTICE`, `PRACTICE/GATEWAY` or `PRACTICE/GATEWAY/LANE`.
     only: Option<String>,
+    /// Not the store but a file that was carried here: all of it is read and checked, nothing is stored.
+    #[arg(long, value_name = "FILE", conflicts_with = "only")]
+    bundle: Option<PathBuf>,
 }
 
 /// The program: `words` begin with its name.
@@ -83,7 +88,9 @@ fn run(words: impl IntoIterator<Item = OsString>, out: &mut dyn Write, err: &mut
             // A gateway that is away is what the table is for, not a failure of the command.
             print(list.map(|list| Report { ok: true, ..list }), out, err)
         }
-        Command::Verify(Verify { only }) => {
+        Command::Import(command) => import::import(&config, &command, out, err),
+        Command::Verify(Verify { bundle: Some(file), .. }) => import::verify(&config, &file, out, err),
+        Command::Verify(Verify { only, bundle: None }) => {
             print(report::verify(&config.settings.directory, only.as_deref()), out, err)
         }
         Command::Acl(command) => acl::run(&config.settings.hub, &command, out, err),

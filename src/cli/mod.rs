@@ -11,8 +11,10 @@
 pub mod acl;
 pub mod check;
 pub mod exit;
+pub mod export;
 pub mod gateway;
 pub mod hub;
+pub mod import;
 pub mod init;
 pub mod outbox;
 pub mod progress;

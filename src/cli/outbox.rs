@@ -17,6 +17,38 @@ pub enum Outbox {
     List(List),
     /// One transaction.
     Show(Show),
+    /// Releases what is lost for good, so that its lane goes on; without --yes it only says what would be done.
+    Void(Void),
+    /// Has the transaction at which a lane stands tried again.
+    Release(Release),
+}
+
+/// What to release.
+#[derive(Debug, Clone, Args)]
+pub struct Void {
+    /// The lane.
+    #[arg(long)]
+    pub lane: Lane,
+    /// The first lost position.
+    #[arg(long, value_name = "POSITION")]
+    pub sequence: Position,
+    /// The last one; otherwise only the first.
+    #[arg(long, value_name = "POSITION")]
+    pub through: Option<Position>,
+    /// Why, for the hub's store and whoever reads it in years; no patient's name.
+    #[arg(long)]
+    pub reason: String,
+    /// Does it. It cannot be taken back.
+    #[arg(long)]
+    pub yes: bool,
+}
+
+/// Which lane.
+#[derive(Debug, Clone, Args)]
+pub struct Release {
+    /// The lane.
+    #[arg(long)]
+    pub lane: Lane,
 }
 
 /// What to list.
@@ -59,6 +91,13 @@ pub fn run(socket: &Path, command: &Outbox, out: &mut dyn Write, err: &mut dyn W
         Err(error) => return failed(err, &error),
     };
     let (request, write): (_, WriteEntry) = match command {
+        Outbox::Void(command) => return void(&mut client, command, out, err),
+        Outbox::Release(Release { lane }) => {
+            return match client.ask(&Request::Again { lane: lane.clone() }, |_| {}) {
+                Ok(()) => Exit::Done,
+                Err(error) => failed(err, &error),
+            };
+        }
         Outbox::List(List { lane, from, limit, json }) => {
             if !json {
                 let _ = writeln!(
@@ -81,6 +120,30 @@ pub fn run(socket: &Path, command: &Outbox, out: &mut dyn Write, err: &mut dyn W
             && !gone
         {
             gone = write(out, &entry).is_err();
+        }
+    });
+    match asked {
+        Ok(()) => Exit::Done,
+        Err(error) => failed(err, &error),
+    }
+}
+
+fn void(client: &mut Client, command: &Void, out: &mut dyn Write, err: &mut dyn Write) -> Exit {
+    let Void { lane, sequence, through, reason, yes } = command;
+    let request = Request::Void {
+        lane: lane.clone(),
+        from: *sequence,
+        through: through.unwrap_or(*sequence),
+        reason: reason.clone(),
+        act: *yes,
+    };
+    let asked = client.ask(&request, |reply| {
+        if let Reply::Released { lane, from, through, previous, chain } = reply {
+            let word = if *yes { "are released" } else { "would be released (add --yes)" };
+            let _ = writeln!(
+                out,
+                "{lane}: positions {from} to {through} are lost and {word}\n  chain before {previous}\n  chain after  {chain}"
+            );
         }
     });
     match asked {

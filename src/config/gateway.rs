@@ -8,7 +8,7 @@ use toml::Spanned;
 use crate::config::log::{Log, log};
 use crate::config::raw::{RawGateway, RawLane, RawOutbox};
 use crate::config::source::Source;
-use crate::config::uplink::{Confirm, Link, hubs, uplink};
+use crate::config::uplink::{Confirm, Link, hubs, recipients, uplink};
 use crate::config::{ConfigError, doors, folder, keys};
 use crate::ingest::control::server as control;
 use crate::ingest::folder::door as folder_door;
@@ -99,6 +99,7 @@ impl GatewayConfig {
         }
         let ingest_memory_bytes =
             source.number("ingest.memory_bytes", raw.ingest.memory_bytes, 64 << 20, 1 << 20..=4 << 30)?;
+        let recipients = recipients(source, &raw.hub)?;
         let hubs = hubs(source, raw.hub)?;
         let link = uplink(source, raw.uplink, hubs.len())?;
         if hubs.is_empty() && link.confirm == Confirm::Receipt {
@@ -127,6 +128,7 @@ impl GatewayConfig {
                 practice: outbox.practice.clone(),
                 gateway: outbox.gateway.clone(),
                 max_body_bytes: outbox.max_body_bytes,
+                recipients,
             },
             data_directory,
             mllp,

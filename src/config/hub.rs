@@ -46,6 +46,8 @@ impl HubConfig {
             key_file: pem("uplink.key_file", link.key_file)?,
             signing_key_file: source
                 .path(&raw.signing_key_file.unwrap_or_else(|| "/etc/practice-hub/signing.key".into())),
+            carry_key_file: source
+                .path(&raw.carry_key_file.unwrap_or_else(|| "/etc/practice-hub/carry.key".into())),
             keep_alive: source.seconds(
                 "uplink.keep_alive_seconds",
                 link.keep_alive_seconds,

@@ -10,6 +10,7 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use ring::rand::SecureRandom as _;
 use zeroize::{Zeroize as _, Zeroizing};
 
+use crate::carry::keys::Identity;
 use crate::outbox::OutboxKey;
 use crate::wire::signature::SigningKey;
 
@@ -132,6 +133,27 @@ pub fn make_signing_key(file: &Path) -> Result<SigningKey, KeyError> {
     let document = Zeroizing::new(SigningKey::generate().map_err(|_| KeyError::Random)?);
     write_new(file, &document)?;
     signing_key(file)
+}
+
+/// Reads the hub's age identity.
+///
+/// # Errors
+/// [`KeyError`].
+pub fn carry_key(file: &Path) -> Result<Identity, KeyError> {
+    let text = read_secret(file)?;
+    std::str::from_utf8(&text).ok().and_then(|text| Identity::from_file_text(text).ok()).ok_or_else(|| {
+        KeyError::Form { file: file.to_owned(), form: "an age identity, as `practice-hub init` makes it" }
+    })
+}
+
+/// Makes an age identity, mode 0600, synced; never replaces one: bundles that are under way need it.
+///
+/// # Errors
+/// [`KeyError::Make`].
+pub fn make_carry_key(file: &Path) -> Result<Identity, KeyError> {
+    let identity = Identity::generate().map_err(|_| KeyError::Random)?;
+    write_new(file, identity.to_file_text().as_bytes())?;
+    carry_key(file)
 }
 
 /// First 16 hexadecimal digits of a SHA-256: names a file's content.

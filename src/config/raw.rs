@@ -180,6 +180,7 @@ pub(super) struct RawHubKey {
     pub(super) name: Text,
     pub(super) public_key: Text,
     pub(super) public_key_file: Option<Spanned<PathBuf>>,
+    pub(super) recipient: Text,
 }
 
 #[derive(Default, Deserialize)]
@@ -201,6 +202,7 @@ pub(super) struct RawHub {
     pub(super) hub: Text,
     pub(super) store_directory: Option<PathBuf>,
     pub(super) signing_key_file: Option<PathBuf>,
+    pub(super) carry_key_file: Option<PathBuf>,
     #[serde(default)]
     pub(super) uplink: RawHubUplink,
     #[serde(default)]

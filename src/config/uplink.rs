@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::carry::keys::Recipient;
 use crate::config::ConfigError;
 use crate::config::raw::{RawHubKey, RawUplink};
 use crate::config::source::Source;
@@ -85,6 +86,14 @@ pub(super) fn uplink(source: &Source, raw: RawUplink, hubs: usize) -> Result<Lin
             proof: millis("uplink.settled_seconds", raw.settled_seconds, 25.0, 0.0..=600.0)?,
         },
     })
+}
+
+/// Whom bundles are encrypted to: the hubs that have a recipient.
+pub(super) fn recipients(source: &Source, raw: &[RawHubKey]) -> Result<Vec<Recipient>, ConfigError> {
+    let texts = raw.iter().filter_map(|entry| entry.recipient.as_ref());
+    let wrong =
+        |text| source.wrong("hub.recipient", text, "the age1... line that `practice-hub init` printed");
+    texts.map(|text| text.get_ref().parse().map_err(|_| wrong(text))).collect()
 }
 
 pub(super) fn hubs(source: &Source, raw: Vec<RawHubKey>) -> Result<Vec<PinnedHub>, ConfigError> {

@@ -87,8 +87,10 @@ async fn serve(config: GatewayConfig, outbox: Outbox) -> Result<(), Fatal> {
     let (practice, gateway) = (config.practice.clone(), config.gateway.clone());
     let eye = Eye::new(practice, gateway, outbox.clone(), seen, Arc::clone(&doors));
 
+    let (orders, ordered) = uplink::orders();
     let control = Control::listen(config.control.clone())
-        .map_err(|error| Fatal::of(Exit::Unreachable, "there is no control socket", error))?;
+        .map_err(|error| Fatal::of(Exit::Unreachable, "there is no control socket", error))?
+        .with_orders(orders);
     let reload = watch::Sender::new(0_u64);
     for settings in config.mllp.clone() {
         let name = format!("mllp {}", settings.listen);
@@ -147,7 +149,7 @@ async fn serve(config: GatewayConfig, outbox: Outbox) -> Result<(), Fatal> {
     let (stop, certificates) = (tasks.stop_of(Stage::Uplink), reload.subscribe());
     let (settings, sent) = (config.uplink, outbox.clone());
     tasks.spawn(Stage::Uplink, "uplink", async move {
-        uplink::run(settings, sent, link, reports, stop, certificates)
+        uplink::run(settings, sent, link, reports, stop, certificates, ordered)
             .await
             .map_err(|error| error.to_string())
     });

@@ -74,6 +74,8 @@ pub(super) struct HubView {
     pub(super) backed_up: Option<Position>,
     /// Claims whose chain value is being looked up (the first), or waits for that (the newest).
     pub(super) claims: VecDeque<Claim>,
+    /// What a receipt that came by file claims, while its chain value is being looked up.
+    pub(super) carried: Option<Claim>,
 }
 
 impl HubView {
@@ -86,6 +88,7 @@ impl HubView {
             chain,
             backed_up: None,
             claims: VecDeque::new(),
+            carried: None,
         }
     }
 

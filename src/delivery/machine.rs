@@ -3,9 +3,9 @@
 mod receipts;
 mod timers;
 
-use super::hubs::HubView;
+use super::hubs::{Claim, HubView};
 use super::window::Window;
-use super::{Action, Alarm, Input, Limits, Millis, Nonce, Numbering, Reason};
+use super::{Action, Alarm, Input, Limits, Millis, Nonce, Numbering, Reason, Receipt};
 use crate::chain::ChainValue;
 use crate::transaction::Position;
 
@@ -143,11 +143,13 @@ impl Delivery {
             }
             Input::PubAck { position, outcome } => self.pub_ack(position, outcome, now, out),
             Input::Receipt(receipt) => self.receipt(&receipt, now, out),
+            Input::Carried(receipt) => self.carried(&receipt, now, out),
             Input::Gap { epoch, expected, round } => self.gap(epoch, expected, round, now, out),
             Input::ChainAt { position, chain } => self.chain_at(position, chain, now, out),
             Input::Renumbered(numbering) => self.renumbered(numbering, now, out),
             Input::ReleaseHeld => {
                 self.suspect = None;
+                self.hole = None;
                 self.release(out);
             }
             Input::Tick => self.tick(now, out),
@@ -235,6 +237,12 @@ impl Delivery {
         }
     }
 
+    /// The position through which a receipt confirms this lane, by what it says.
+    #[must_use]
+    pub fn spoken_of(&self, receipt: &Receipt) -> Position {
+        Claim::new(&self.numbering, &receipt.epochs, false).position
+    }
+
     fn settled(&self) -> bool {
         self.hubs.iter().all(|hub| hub.settled)
     }
@@ -269,6 +277,9 @@ impl Delivery {
         let first = u64::from_be_bytes([0, 0, nonce[0], nonce[1], nonce[2], nonce[3], nonce[4], nonce[5]]);
         self.round = Some(self.round.map_or(first, |round| round.wrapping_add(1)));
         self.hole = None;
+        for hub in &mut self.hubs {
+            hub.carried = None;
+        }
         if let Some(held) = self.held
             && held.why == Why::TooLarge
             && maximum_bytes.is_none_or(|most| held.bytes <= most)

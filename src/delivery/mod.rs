@@ -117,6 +117,9 @@ pub enum Input {
     },
     /// A verified receipt.
     Receipt(Receipt),
+    /// A verified receipt that came by file. Without a link it moves the mark forward if its chain value is ours; on a
+    /// link it is worth no more than any receipt that answers no question.
+    Carried(Receipt),
     /// The hub missed something.
     Gap {
         /// Epoch it speaks of.
@@ -135,7 +138,7 @@ pub enum Input {
     },
     /// The answer to [`Action::NewEpoch`], once durable.
     Renumbered(Numbering),
-    /// A person wants the held record tried again.
+    /// A person wants the held record tried again, or has released what was lost: it is a void now.
     ReleaseHeld,
     /// Time has passed.
     Tick,

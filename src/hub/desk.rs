@@ -6,7 +6,7 @@
 //! [`Store::marks_of`], and so can never say more than what is on stable storage.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::mpsc::Receiver;
+use std::sync::mpsc::{Receiver, SyncSender};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -14,6 +14,7 @@ use rumqttc::v5::mqttbytes::v5::Publish;
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::answers::Answers;
+use super::carried::{Carried, NotTaken, Tally};
 use super::fleet::Fleet;
 use super::intake::{Arrived, Intake, Verdict};
 use super::refusals::{Refusals, reason};
@@ -23,6 +24,7 @@ use crate::transaction::{Gateway, Practice, TransactionId, rfc3339, unix_millis_
 use crate::wire::envelope::Envelope;
 use crate::wire::receipt::{Gap, Position};
 use crate::wire::topic::{Kind, Topic};
+use crate::wire::void::{self, Void};
 use crate::wire::{WireError, from_json};
 
 /// Most lanes of one gateway: a limit against a gateway gone mad, far above any configuration.
@@ -50,6 +52,8 @@ pub enum Arrival {
     Connected,
     /// Time has passed.
     Tick,
+    /// A part of a bundle that was carried here, and who waits for its fate.
+    Carried(Box<Carried>, SyncSender<Result<Tally, NotTaken>>),
 }
 
 /// How large groups may become.
@@ -63,7 +67,7 @@ pub struct GroupLimits {
 
 /// The store thread's state.
 pub struct Desk {
-    store: Box<dyn Store>,
+    pub(super) store: Box<dyn Store>,
     lanes: HashMap<LaneName, Intake>,
     lanes_of: HashMap<(Practice, Gateway), usize>,
     answers: Answers,
@@ -80,15 +84,22 @@ pub struct Desk {
     asked: HashMap<LaneName, String>,
     /// Lanes of which nothing more is taken in this group.
     unsure: Vec<LaneName>,
-    trouble: Option<Trouble>,
+    pub(super) trouble: Option<Trouble>,
     /// Somebody waits for an answer: the group is not kept waiting.
     hurry: bool,
 }
 
-struct Trouble {
+pub(super) struct Trouble {
     next_trial: Instant,
     pause: Duration,
     dropped: u64,
+}
+
+impl Trouble {
+    /// The store is still left alone.
+    pub(super) fn waits(&self) -> bool {
+        Instant::now() < self.next_trial
+    }
 }
 
 impl Desk {
@@ -182,6 +193,11 @@ impl Desk {
                 None
             }
             Arrival::Tick => None,
+            Arrival::Carried(carried, answer) => {
+                // Whoever waited may have gone: what is stored is stored.
+                let _ = answer.send(self.carried(*carried));
+                None
+            }
             Arrival::Publishes(publishes, permit) => {
                 for publish in publishes {
                     if self.full() {
@@ -239,7 +255,7 @@ impl Desk {
     }
 
     /// Makes sure that there is an intake for the lane; `false`: the gateway has too many already.
-    fn known_lane(&mut self, lane: &LaneName) -> bool {
+    pub(super) fn known_lane(&mut self, lane: &LaneName) -> bool {
         if self.lanes.contains_key(lane) {
             return true;
         }
@@ -267,8 +283,11 @@ impl Desk {
         if envelope.lane != lane.lane {
             return Err(WireError::Malformed("lane"));
         }
+        if void::is_void(&envelope) && Void::of(&envelope, &body).is_none() {
+            return Err(WireError::Malformed("void"));
+        }
         if let Some(trouble) = &mut self.trouble
-            && Instant::now() < trouble.next_trial
+            && trouble.waits()
         {
             trouble.dropped += 1;
             return Ok(());
@@ -279,39 +298,9 @@ impl Desk {
         if !self.known_lane(lane) {
             return Err(WireError::Malformed(TOO_MANY_LANES));
         }
-        let Some(intake) = self.lanes.get_mut(lane) else { return Ok(()) };
-        let arrived = Arrived {
-            epoch: envelope.epoch,
-            sequence: envelope.sequence,
-            round: envelope.round,
-            id: TransactionId(envelope.id),
-            chain: envelope.chain,
-        };
-        let (group, store) = (&self.group, &mut self.store);
-        let mut doubt = None;
-        let known = |id: TransactionId| {
-            let here = |entry: &Entry| entry.lane == *lane && entry.envelope.id == id.0;
-            group.iter().any(here)
-                || store.has_id(lane, id.0).unwrap_or_else(|error| {
-                    doubt = Some(error);
-                    false
-                })
-        };
-        let verdict = intake.arrive(&arrived, |before| before.next(&envelope.link(&body)), known);
-        if let Some(error) = doubt {
-            // The intake has taken it, the store cannot say whether it is new: nothing more of this lane is taken
-            // in this group, and the lane begins again from its mark.
-            self.unsure.push(lane.clone());
-            self.store_failed(&error, 1);
-            return Ok(());
-        }
+        let Some(verdict) = self.judge(lane, &envelope, &body, false) else { return Ok(()) };
         match verdict {
-            Verdict::Store | Verdict::Known => {
-                self.receipt_due(lane);
-                self.group_bytes += body.len();
-                let body = (verdict == Verdict::Store).then_some(body);
-                self.group.push(Entry { lane: lane.clone(), envelope, body });
-            }
+            Verdict::Store | Verdict::Known => self.stage(lane, envelope, body, verdict),
             Verdict::Repeat | Verdict::Unasked => self.receipt_due(lane),
             Verdict::Ahead { say } => {
                 if let Some(missed) = say {
@@ -324,6 +313,57 @@ impl Desk {
             }
         }
         Ok(())
+    }
+
+    /// Asks the intake, by one of its two ways. `None`: the store cannot say whether it is new, and nothing more of this
+    /// lane is taken in this group.
+    pub(super) fn judge(
+        &mut self,
+        lane: &LaneName,
+        envelope: &Envelope,
+        body: &[u8],
+        by_hand: bool,
+    ) -> Option<Verdict> {
+        let intake = self.lanes.get_mut(lane)?;
+        let arrived = Arrived {
+            epoch: envelope.epoch,
+            sequence: envelope.sequence,
+            round: envelope.round,
+            id: TransactionId(envelope.id),
+            chain: envelope.chain,
+        };
+        let (group, store) = (&self.group, &mut self.store);
+        let mut doubt = None;
+        let known = |id: TransactionId| {
+            let here = |entry: &Entry| entry.lane == *lane && entry.envelope.id == id.0;
+            // A void is nobody's second number: it holds its own place, in each epoch.
+            !void::is_void(envelope)
+                && (group.iter().any(here)
+                    || store.has_id(lane, id.0).unwrap_or_else(|error| {
+                        doubt = Some(error);
+                        false
+                    }))
+        };
+        let link = |before| void::chain_after(before, envelope, body);
+        let verdict = if by_hand {
+            intake.carried(&arrived, link, known)
+        } else {
+            intake.arrive(&arrived, link, known)
+        };
+        if let Some(error) = doubt {
+            // The intake has taken it all the same: the lane begins again from its mark.
+            self.unsure.push(lane.clone());
+            self.store_failed(&error, 1);
+            return None;
+        }
+        Some(verdict)
+    }
+
+    pub(super) fn stage(&mut self, lane: &LaneName, envelope: Envelope, body: Bytes, verdict: Verdict) {
+        self.receipt_due(lane);
+        self.group_bytes += body.len();
+        let body = (verdict == Verdict::Store).then_some(body);
+        self.group.push(Entry { lane: lane.clone(), envelope, body });
     }
 
     fn receipt_due(&mut self, lane: &LaneName) {
@@ -353,9 +393,10 @@ impl Desk {
         self.trouble = Some(Trouble { next_trial: Instant::now() + pause, pause, dropped });
     }
 
-    /// Stores the group, then answers.
-    fn finish(&mut self) {
+    /// Stores the group, then answers. False: it is not stored.
+    pub(super) fn finish(&mut self) -> bool {
         self.hurry = false;
+        let mut stored = true;
         if !self.group.is_empty() {
             let outcome = self.store.append(&self.group);
             let count = self.group.len();
@@ -373,6 +414,7 @@ impl Desk {
                     }
                 }
                 Err(error) => {
+                    stored = false;
                     self.store_failed(&error, count);
                     // No receipt, except to those who ask where the hub is.
                     self.due.retain(|_, question| question.is_some());
@@ -394,6 +436,7 @@ impl Desk {
             self.answers.probe(practice, gateway, payload);
         }
         self.fleet.save(false);
+        stored
     }
 
     fn topic(&mut self, topic: &Bytes) -> Option<Topic> {

@@ -165,6 +165,26 @@ impl Intake {
             self.due = true;
             return Verdict::Unasked;
         }
+        self.judge(arrived, link, known)
+    }
+
+    /// A transaction was carried here by hand. Nobody has asked, perhaps for weeks: the caller has made sure that the
+    /// epochs before it are here, which is what the question is for.
+    pub fn carried(
+        &mut self,
+        arrived: &Arrived,
+        link: impl FnOnce(ChainValue) -> ChainValue,
+        known: impl FnOnce(TransactionId) -> bool,
+    ) -> Verdict {
+        self.judge(arrived, link, known)
+    }
+
+    fn judge(
+        &mut self,
+        arrived: &Arrived,
+        link: impl FnOnce(ChainValue) -> ChainValue,
+        known: impl FnOnce(TransactionId) -> bool,
+    ) -> Verdict {
         let found = self.epochs.iter().rposition(|progress| progress.staged.epoch == arrived.epoch);
         let progress = found.and_then(|index| self.epochs.get_mut(index));
         let through = progress.as_ref().map_or(0, |progress| progress.staged.through);

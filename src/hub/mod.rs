@@ -5,6 +5,7 @@
 //! - [`run`]: one connection after another, each with a new event loop
 //! - [`link`]: the options of a connection, and what is published on it
 //! - [`desk`]: the store thread: groups, judges, stores, then answers
+//! - [`carried`], [`import`]: what is carried here by hand takes the same way into the store; the drop folder of the running hub
 //! - [`answers`]: what is to be published, coalesced
 //! - [`fleet`]: what each gateway said of itself last
 //! - [`verify`]: walks the stored chains and names what is missing, altered, swapped or repeated
@@ -13,8 +14,10 @@
 //! Invariant: a receipt never says more than what `Store::append` has put on stable storage before it.
 
 pub mod answers;
+pub mod carried;
 pub mod desk;
 pub mod fleet;
+pub mod import;
 pub mod intake;
 pub mod link;
 mod refusals;
@@ -47,6 +50,8 @@ pub struct Settings {
     pub key_file: PathBuf,
     /// PKCS#8 document (DER) of the Ed25519 key that signs receipts.
     pub signing_key_file: PathBuf,
+    /// The age identity that opens bundles; without the file nothing can be imported.
+    pub carry_key_file: PathBuf,
     /// MQTT keep-alive (20 s; at least 5 s).
     pub keep_alive: Duration,
     /// Deadline for name, TCP, TLS and CONNACK together (10 s).

@@ -54,7 +54,7 @@ fn write_lane(text: &mut String, report: &LaneReport) {
         let _ = write!(text, ", {} numbered again after a fork", report.advances);
     }
     if report.others > 0 {
-        let _ = write!(text, ", {} released or unknown", report.others);
+        let _ = write!(text, ", {} lines of a later version", report.others);
     }
     if report.torn_bytes > 0 {
         let _ = write!(text, ", {} bytes at the end not whole yet", report.torn_bytes);
@@ -62,6 +62,13 @@ fn write_lane(text: &mut String, report: &LaneReport) {
     text.push('\n');
     for mark in &report.marks {
         let _ = writeln!(text, "  epoch {} through {} chain {}", mark.epoch, mark.through, mark.chain);
+    }
+    for void in &report.voids {
+        let _ = writeln!(
+            text,
+            "  void: sequences {} to {} of epoch {} are lost and were released: {}",
+            void.from, void.to, void.epoch, void.reason
+        );
     }
     for (path, number, fault) in &report.faults {
         let _ = writeln!(text, "  {}:{number}: {fault}", path.display());

@@ -13,6 +13,7 @@ use std::io::Write as _;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc as blocking;
 use std::time::{Duration, Instant};
 
@@ -129,6 +130,14 @@ pub async fn run_with(
         .spawn(move || desk.run(inbox))
         .map_err(|_| HubError::System("start a thread"))?;
 
+    let (store, key_file) = (settings.directory.clone(), settings.carry_key_file.clone());
+    let (parts, ended) = (arrivals.clone(), Arc::new(AtomicBool::new(false)));
+    let over = Arc::clone(&ended);
+    let importer = std::thread::Builder::new()
+        .name("hub-import".to_owned())
+        .spawn(move || super::import::watch(&store, &key_file, &parts, &over))
+        .map_err(|_| HubError::System("start a thread"))?;
+
     let road = Road { clock: TrustedClock::open(&settings.directory), arrivals, answers };
     let mut failures = 0;
     let mut session = 0;
@@ -150,7 +159,9 @@ pub async fn run_with(
         }
     }
     drop(road);
-    tokio::task::spawn_blocking(move || thread.join())
+    ended.store(true, Ordering::Relaxed);
+    // The store thread ends when nobody can send to it any more.
+    tokio::task::spawn_blocking(move || importer.join().and(thread.join()))
         .await
         .ok()
         .and_then(Result::ok)

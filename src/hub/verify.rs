@@ -13,6 +13,7 @@ use uuid::Uuid;
 use super::store::line::{self, Line};
 use super::store::walk::{Fault, Walk};
 use super::store::{LaneName, Mark, StoreError, ndjson};
+use crate::transaction::{Epoch, Sequence};
 
 /// Most faults that are kept of one lane; the rest is counted.
 const MOST_FAULTS: usize = 100;
@@ -26,8 +27,10 @@ pub struct LaneReport {
     pub transactions: u64,
     /// Transactions that were numbered again after a fork.
     pub advances: u64,
-    /// Ranges that a person has released, and lines of a later version.
+    /// Lines of a later version.
     pub others: u64,
+    /// What is lost and was released by a person.
+    pub voids: Vec<VoidRange>,
     /// Where it ends, epochs oldest first.
     pub marks: Vec<Mark>,
     /// Bytes of a last line without its end.
@@ -36,6 +39,36 @@ pub struct LaneReport {
     pub faults: Vec<(PathBuf, u64, Fault)>,
     /// All of them.
     pub faults_total: u64,
+}
+
+/// Released sequences of one epoch.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VoidRange {
+    /// Their epoch.
+    pub epoch: Epoch,
+    /// The first.
+    pub from: Sequence,
+    /// The last.
+    pub to: Sequence,
+    /// What the person said.
+    pub reason: String,
+}
+
+impl LaneReport {
+    fn void(&mut self, mark: &Mark, reason: &str) {
+        let sequence = mark.through;
+        match self.voids.last_mut() {
+            Some(last) if last.epoch == mark.epoch && last.to + 1 == sequence && last.reason == reason => {
+                last.to = sequence;
+            }
+            _ => self.voids.push(VoidRange {
+                epoch: mark.epoch,
+                from: sequence,
+                to: sequence,
+                reason: reason.to_owned(),
+            }),
+        }
+    }
 }
 
 /// Where a transaction lies that a later line may name.
@@ -65,6 +98,7 @@ pub fn lane(directory: &Path, name: &LaneName) -> Result<LaneReport, StoreError>
         transactions: 0,
         advances: 0,
         others: 0,
+        voids: Vec::new(),
         marks: Vec::new(),
         torn_bytes: 0,
         faults: Vec::new(),
@@ -93,6 +127,7 @@ pub fn lane(directory: &Path, name: &LaneName) -> Result<LaneReport, StoreError>
                 }
             }
             Some(Line::Advance { .. }) => report.advances += 1,
+            Some(Line::Void { mark, reason, .. }) => report.void(mark, reason),
             Some(Line::Other(_)) => report.others += 1,
             Some(Line::Group(_)) | None => {}
         }

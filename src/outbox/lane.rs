@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 use super::segment::{Extent, Segment, SegmentError};
+use super::voids::Voids;
 use super::{LaneCounts, Mark};
 use crate::chain::ChainValue;
 use crate::delivery::Numbering;
@@ -61,6 +62,12 @@ impl Holes {
         self.0.iter().copied().find(|(from, through)| (*from..=*through).contains(&position))
     }
 
+    /// The last position from `position` through `through` before a hole begins.
+    pub(crate) fn before_next(&self, position: Position, through: Position) -> Position {
+        let next = self.0.iter().find(|(from, _)| *from > position);
+        next.map_or(through, |(from, _)| through.min(from - 1))
+    }
+
     /// How many positions of `after + 1 ..= through` are missing.
     pub(crate) fn count(&self, after: Position, through: Position) -> u64 {
         self.0
@@ -87,6 +94,8 @@ pub(crate) struct LaneState {
     pub(crate) backed_up_through: Option<Position>,
     /// What is lost.
     pub(crate) holes: Holes,
+    /// What is lost and was released.
+    pub(crate) voids: Voids,
     /// The oldest that waits, and when it was accepted, as last looked up.
     pub(crate) oldest: Option<(Position, UnixMillis)>,
     /// Row or holes have changed since the ledger was written.
@@ -127,14 +136,16 @@ impl LaneState {
         let pruned = (kept_from - 1).saturating_sub(confirmed);
         let damaged = pruned + self.holes.count(kept_from - 1, self.tail);
         let waiting = self.tail - confirmed - damaged;
+        // A void that the hub has confirmed is no transaction that it has.
+        let void = self.voids_confirmed();
         let oldest_time = (waiting > 0)
             .then(|| self.oldest.filter(|(at, _)| *at > confirmed).map(|(_, time)| time))
             .flatten();
         LaneCounts {
             accepted: self.tail,
-            confirmed,
+            confirmed: confirmed - void,
             waiting,
-            damaged,
+            damaged: damaged + void,
             waiting_bytes: if waiting == 0 { 0 } else { self.bytes_after(confirmed) },
             oldest_time,
         }
@@ -268,6 +279,8 @@ pub(crate) struct LaneShared {
     pub(crate) handles: Handles,
     /// A segment that was made ahead.
     pub(crate) ahead: Mutex<Option<(u64, Segment)>>,
+    /// One void is made at a time.
+    pub(crate) voiding: Mutex<()>,
     /// Segments that were salvaged in this run.
     pub(crate) repaired: Mutex<HashSet<u64>>,
     /// The last chain value that was computed for a renumbered record.
@@ -304,6 +317,7 @@ mod tests {
             mark: Mark { position: mark, chain: ChainValue([0; 32]) },
             backed_up_through: None,
             holes: Holes::default(),
+            voids: Voids::default(),
             oldest: None,
             ledger_stale: false,
             mark_stale: false,

@@ -9,6 +9,7 @@
 //! | `lanes.list` | the numbers of the lanes in records | - |
 //! | `lanes/{lane}/numbering` | the lane's epochs | taken from the newest segment |
 //! | `lanes/{lane}/ledger` | what each segment holds | made again from the segments |
+//! | `lanes/{lane}/voids` | what is lost and was released by a person ([`voids`]) | the lane stands there again |
 //! | `segments/{lane}/{ordinal}/` | the records ([`record`]), a small sled database each ([`segment`]) | salvaged, else damaged |
 //! | `sidecar` | the last accepted position and chain value of each lane | a lost tail goes unseen |
 //! | `marks` | confirmed through, retention | everything is sent once more |
@@ -65,11 +66,15 @@ mod tags;
 #[cfg(test)]
 mod tests;
 mod trash;
+#[cfg(test)]
+mod void_tests;
+mod voids;
 mod writer;
 
 pub use errors::{OpenError, ReadError, Refusal};
 pub use quarantine::Entry as QuarantineEntry;
 pub use seal::OutboxKey;
+pub use voids::Released;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -340,6 +345,16 @@ impl Outbox {
             state.backed_up_through = backed_up_through;
             state.mark_stale = true;
             state.answered = true;
+        }
+    }
+
+    /// Records a confirmed mark that no hub has answered for on a live connection: it came by file. Nothing is pruned on
+    /// its word.
+    pub fn confirm_by_file(&self, lane: &Lane, mark: Mark) {
+        if let Some(lane) = self.lane(lane) {
+            let mut state = lane.state();
+            state.mark = mark;
+            state.mark_stale = true;
         }
     }
 

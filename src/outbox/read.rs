@@ -32,6 +32,9 @@ impl Shared {
         max_records: usize,
         max_bytes: usize,
     ) -> Result<Vec<Stored>, ReadError> {
+        if let Some(voids) = self.voids_from(lane, from, max_records)? {
+            return Ok(voids);
+        }
         let records = self.records(lane, from, max_records, max_bytes)?;
         let numbering = lane.state().numbering.clone();
         records.into_iter().map(|record| self.on_the_wire(lane, &numbering, record)).collect()
@@ -59,7 +62,7 @@ impl Shared {
 
     /// The chain value that `position` has for its previous in `numbered`, for records that were accepted in
     /// an older epoch. Lost positions are passed over.
-    fn chain_before(
+    pub(crate) fn chain_before(
         &self,
         lane: &LaneShared,
         numbered: Renumbering,
@@ -134,6 +137,9 @@ impl Shared {
         {
             return Some(stored.chain);
         }
+        if let Some(end) = lane.state().voids.end(numbered.epoch, position) {
+            return Some(end);
+        }
         // Each record keeps the value before it: the neighbour knows, if it is of the same epoch.
         if numbering.at(position + 1) == numbered
             && let Ok(stored) = self.read(lane, position + 1, 1, 0)
@@ -164,7 +170,9 @@ impl Shared {
                 if next > state.tail {
                     return Ok(found);
                 }
-                if next == 0 || state.holes.at(next).is_some() { None } else { state.segment_of(next) }
+                // What was once lost stays lost, even if the disk gives it back: it may have been released meanwhile.
+                let found = state.segment_of(next).filter(|_| next > 0 && state.holes.at(next).is_none());
+                found.map(|(ordinal, through)| (ordinal, state.holes.before_next(next, through)))
             };
             let Some((ordinal, through)) = at else {
                 return if found.is_empty() { Err(gone(next)) } else { Ok(found) };

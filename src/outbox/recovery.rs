@@ -25,6 +25,7 @@ use super::shared::lane_file;
 use super::sidecar::Sidecar;
 use super::space::Ballast;
 use super::trash::discard;
+use super::voids::Voids;
 use super::{LaneSettings, Mark, Notable, OpenError, Settings, files};
 use crate::chain::ChainValue;
 use crate::delivery::Numbering;
@@ -114,6 +115,8 @@ pub(crate) fn open_lane(
     let first = ChainValue::first(numbering.at(1).epoch, name.as_str());
     let mark = marks.mark(name).unwrap_or(Mark { position: 0, chain: first });
     let mut row = BTreeMap::new();
+    let voids_path = lane_file(&settings.directory, name, "voids");
+    let mut voids = read_kept::<Voids>(&voids_path, name, notables).unwrap_or_default();
     let mut holes = ledger.as_ref().map(|ledger| ledger.holes.clone()).unwrap_or_default();
     let (mut tail, mut chain, mut chain_unknown) = (0, first, false);
     let mut active = None;
@@ -160,6 +163,13 @@ pub(crate) fn open_lane(
         });
         tracing::error!(lane = %name, found = tail, accepted = vouched, "Store ends before what it had accepted");
         holes.add(tail + 1, vouched);
+        // The hub may have had what is lost here: by this value it is believed.
+        let known = sidecar.last(name).filter(|(position, _)| *position == vouched);
+        let known = known.or(Some((mark.position, mark.chain)).filter(|_| mark.position == vouched));
+        if let Some((_, chain)) = known {
+            voids.add_end(numbering.at(vouched).epoch, vouched, chain);
+            files::save(&voids_path, &voids).map_err(failed("write", &voids_path))?;
+        }
         numbering = numbering.renumbered(epoch, vouched);
         files::save(&numbering_path, &numbering).map_err(failed("write", &numbering_path))?;
         tail = vouched;
@@ -178,6 +188,7 @@ pub(crate) fn open_lane(
         mark,
         backed_up_through: marks.backed_up_through(name),
         holes,
+        voids,
         oldest: None,
         ledger_stale,
         mark_stale: false,
@@ -196,6 +207,7 @@ pub(crate) fn open_lane(
         state: Mutex::new(state),
         handles,
         ahead: Mutex::new(None),
+        voiding: Mutex::new(()),
         repaired: Mutex::default(),
         computed: Mutex::new(None),
     });

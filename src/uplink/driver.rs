@@ -17,6 +17,7 @@ use super::ledger::{OutOfStep, Ticket};
 use super::link::LinkReport;
 use super::live::Live;
 use super::notable::{Refused, hub_status, refusal};
+use super::orders::Ordered;
 use super::own::{EVENT, OwnMessages};
 use super::probe::Prober;
 use super::reader::Answer;
@@ -46,6 +47,7 @@ pub(super) struct Driver {
     /// Rung when any lane's tail grows.
     pub(super) tails: Arc<Notify>,
     pub(super) ears: Ears,
+    pub(super) orders: Ordered,
     pub(super) own: OwnMessages,
     pub(super) reports: Reports,
     pub(super) link: LinkReport,
@@ -65,7 +67,7 @@ pub(super) enum Left {
 }
 
 impl Driver {
-    fn now(&self) -> Millis {
+    pub(super) fn now(&self) -> Millis {
         u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
@@ -121,6 +123,7 @@ impl Driver {
                 },
                 Some((lane, answer)) = self.answers.recv() => self.answer(lane, answer),
                 () = self.tails.notified() => {}
+                Some(order) = self.orders.0.recv() => self.obey(order),
                 Ok(()) = self.reports.health.changed() => self.say_health(),
                 Some(event) = self.reports.events.recv() => self.own.push_event(event),
                 () = sleep_until(due) => self.tick(live),
@@ -163,7 +166,7 @@ impl Driver {
 
     /// Does what a lane's machine wants. True: it sent something. Without a connection only what concerns the
     /// outbox and people is done.
-    fn act(&mut self, index: usize, mut live: Option<&mut Live>) -> bool {
+    pub(super) fn act(&mut self, index: usize, mut live: Option<&mut Live>) -> bool {
         let mut sent = false;
         while !self.lanes[index].actions.is_empty() {
             for action in std::mem::take(&mut self.lanes[index].actions) {
@@ -180,11 +183,11 @@ impl Driver {
                         self.own.say("position", lane.position_topic.clone(), false, question);
                     }
                     Action::Confirm { position, chain, backed_up_through } => {
-                        self.outbox.confirm(
-                            &self.lanes[index].lane,
-                            Mark { position, chain },
-                            backed_up_through,
-                        );
+                        let (lane, mark) = (&self.lanes[index].lane, Mark { position, chain });
+                        match live {
+                            Some(_) => self.outbox.confirm(lane, mark, backed_up_through),
+                            None => self.outbox.confirm_by_file(lane, mark),
+                        }
                         self.lanes[index].confirmed(chain);
                         let now = self.now();
                         self.backoff.progress(now);

@@ -91,6 +91,13 @@ impl LaneWork {
         self.machine.handle(input, now, &mut self.actions);
     }
 
+    /// A person has done something about what stops the lane: it is looked at again.
+    pub(super) fn again(&mut self, now: Millis) {
+        self.gone = None;
+        self.forget();
+        self.handle(Input::ReleaseHeld, now);
+    }
+
     /// Tells the machine what the outbox has committed since.
     pub(super) fn look_at_tail(&mut self, now: Millis) {
         let tail = *self.tail.borrow_and_update();

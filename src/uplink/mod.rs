@@ -7,6 +7,7 @@
 //!   [`crate::health::Phase`]; `session` is rumqttc's state machine and codec over our stream, for the hub too
 //! - `driver`, `live`: events to the machines of [`crate::delivery`], their actions to the wire; `lane` and `reader` bring
 //!   the records, `ledger` tells whose a PUBACK is, `inbound` whose a receipt
+//! - [`orders`]: what a person orders: a receipt by file, another try of a head that stands
 //! - `own`, `link`, `probe`, `notable`: what the gateway says of itself, upstream, to health and to people
 //!
 //! Nothing that was handed to the session counts as progress: only the contiguous prefix of PUBACKs (flow) and
@@ -22,6 +23,7 @@ mod ledger;
 mod link;
 mod live;
 mod notable;
+mod orders;
 mod own;
 mod probe;
 mod reader;
@@ -35,6 +37,7 @@ pub(crate) mod transport;
 
 pub use clock::TrustedClock;
 pub use failure::Failure;
+pub use orders::{Ordered, Orders, orders};
 pub use run::run;
 pub use settings::{PinnedHub, Settings, TlsFiles, Upstream};
 

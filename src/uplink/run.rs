@@ -20,6 +20,7 @@ use super::inbound::Ears;
 use super::lane::LaneWork;
 use super::link::LinkReport;
 use super::notable::Refused;
+use super::orders::Ordered;
 use super::own::OwnMessages;
 use super::probe::Prober;
 use super::reader::Reader;
@@ -52,6 +53,7 @@ pub async fn run(
     reports: Reports,
     mut shutdown: watch::Receiver<bool>,
     reload: watch::Receiver<u64>,
+    orders: Ordered,
 ) -> Result<(), UplinkError> {
     if settings.upstreams.is_empty() {
         return Err(UplinkError::NoUpstream);
@@ -92,6 +94,7 @@ pub async fn run(
         lanes,
         answers,
         tails,
+        orders,
         ears: Ears {
             practice: settings.practice.clone(),
             gateway: settings.gateway.clone(),
@@ -287,12 +290,14 @@ async fn meanwhile<T>(
 ) -> Option<T> {
     let mut what = std::pin::pin!(what);
     loop {
+        driver.act_alone();
         tokio::select! {
             done = &mut what => return Some(done),
             _ = shutdown.wait_for(|stop| *stop) => return None,
             Some(phase) = phases.recv() => driver.link.phase(phase, upstream),
             Some(event) = driver.reports.events.recv() => driver.own.push_event(event),
             Some((lane, answer)) = driver.answers.recv() => driver.answer(lane, answer),
+            Some(order) = driver.orders.0.recv() => driver.obey(order),
         }
     }
 }

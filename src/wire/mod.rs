@@ -5,12 +5,14 @@
 //! - [`receipt`]: receipts, gaps and position questions: the delivery protocol's payloads
 //! - [`signature`]: Ed25519 over topic and payload
 //! - [`presence`]: status with will, info, events
+//! - [`void`]: the mark for what is lost and was released by a person
 
 pub mod envelope;
 pub mod presence;
 pub mod receipt;
 pub mod signature;
 pub mod topic;
+pub mod void;
 
 /// Version of every JSON payload: its first key, `schema`.
 pub const SCHEMA: u32 = 1;

@@ -73,9 +73,10 @@ impl Site {
         let mut hub = String::new();
         let _ = writeln!(
             hub,
-            "hub = \"hub1\"\nstore_directory = {:?}\nsigning_key_file = {:?}",
+            "hub = \"hub1\"\nstore_directory = {:?}\nsigning_key_file = {:?}\ncarry_key_file = {:?}",
             site.store(),
-            site.path("signing.key")
+            site.path("signing.key"),
+            site.path("carry.key")
         );
         let _ = writeln!(
             hub,
@@ -91,12 +92,13 @@ impl Site {
         let made = site.hub_command(&["init"]);
         assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
         let printed = String::from_utf8_lossy(&made.stdout).into_owned();
-        let public_key = printed
-            .lines()
-            .find_map(|line| {
-                line.split_once("public_key = ").map(|(_, key)| key.trim().trim_matches('"').to_owned())
-            })
-            .unwrap_or_else(|| panic!("practice-hub init printed no public key: {printed}"));
+        let printed_value = |key: &str| {
+            let found = printed.lines().find_map(|line| {
+                line.split_once(key).map(|(_, value)| value.trim().trim_matches('"').to_owned())
+            });
+            found.unwrap_or_else(|| panic!("practice-hub init printed no {key}: {printed}"))
+        };
+        let (public_key, recipient) = (printed_value("public_key = "), printed_value("recipient = "));
 
         let certificate = options.certificate.unwrap_or_else(|| certificates.client("B86022.gw1"));
         let mut gateway = String::new();
@@ -123,7 +125,10 @@ impl Site {
             "certificate_file = {:?}\nkey_file = {:?}\n{quick}{}",
             certificate.certificate, certificate.key, options.uplink
         );
-        let _ = writeln!(gateway, "[[hub]]\nname = \"hub1\"\npublic_key = \"{public_key}\"");
+        let _ = writeln!(
+            gateway,
+            "[[hub]]\nname = \"hub1\"\npublic_key = \"{public_key}\"\nrecipient = \"{recipient}\""
+        );
         std::fs::write(site.gateway_config(), gateway).expect("gateway.toml");
         let made = site.gateway_command(&["init"]);
         assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));

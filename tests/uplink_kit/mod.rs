@@ -183,6 +183,7 @@ impl Gateway {
             reports,
             self.shutdown.subscribe(),
             self.reload.subscribe(),
+            uplink::orders().1,
         )));
     }
 

@@ -39,6 +39,44 @@ impl Delivery {
         self.consider(receipt.hub, claim, now, out);
     }
 
+    /// A receipt that came by file. Signed, but of any age, and it answers nothing: it only ever moves the mark forward, to a
+    /// chain value that is ours, and the next answer on a link may take that back. Nothing is pruned on its word: that
+    /// needs an answer.
+    pub(super) fn carried(&mut self, receipt: &Receipt, now: Millis, out: &mut Vec<Action>) {
+        if self.link.is_some() {
+            self.receipt(receipt, now, out);
+            return;
+        }
+        let claim = Claim::new(&self.numbering, &receipt.epochs, false);
+        let Some(hub) = self.hubs.get_mut(receipt.hub) else { return };
+        if claim.position > hub.at && claim.position <= self.tail && claim.chain.is_some() {
+            hub.carried = Some(claim);
+            out.push(Action::LookUpChain(claim.position));
+        }
+    }
+
+    fn carried_chain(
+        &mut self,
+        position: Position,
+        ours: Option<ChainValue>,
+        now: Millis,
+        out: &mut Vec<Action>,
+    ) {
+        for hub in &mut self.hubs {
+            let Some(claim) = hub.carried.filter(|claim| claim.position == position) else { continue };
+            hub.carried = None;
+            if ours.is_some() && claim.chain == ours {
+                hub.at = position;
+                hub.chain = ours;
+            }
+        }
+        let Some(lowest) = self.hubs.iter().min_by_key(|hub| hub.at) else { return };
+        if lowest.at > self.confirmed {
+            self.chain = lowest.chain;
+            self.forward(lowest.at, now, out);
+        }
+    }
+
     /// Our chain value at a position, without reading.
     fn chain_known(&self, hub: usize, position: Position) -> Option<ChainValue> {
         if position == self.confirmed {
@@ -80,6 +118,10 @@ impl Delivery {
         now: Millis,
         out: &mut Vec<Action>,
     ) {
+        if self.link.is_none() {
+            self.carried_chain(position, chain, now, out);
+            return;
+        }
         for hub in 0..self.hubs.len() {
             let Some(view) = self.hubs.get_mut(hub) else { continue };
             if view.claims.front().is_none_or(|claim| claim.position != position) {

@@ -3,7 +3,7 @@
 //! - a transaction: one CloudEvents 1.0 JSON object, its body in `data_base64`, recognised by `specversion`
 //! - `{"pgw":"group",...}`: a group begins; all marks of the lane before it, so that a file is self-contained from here
 //! - `{"pgw":"advance",...}`: a transaction whose id is stored already was numbered again after a fork
-//! - `{"pgw":"void",...}`: reserved for a range that a person has released
+//! - `{"pgw":"void",...}`: a transaction that is lost and was released by a person: its number, the chain values before and after
 //!
 //! A program that follows the transactions takes the lines with `specversion` and passes over those with `pgw`.
 
@@ -18,6 +18,7 @@ use super::{LaneName, Mark};
 use crate::chain::{ChainValue, Link};
 use crate::transaction::{Epoch, Sequence};
 use crate::wire::envelope::Envelope;
+use crate::wire::void::Void;
 
 /// How each group begins; no other line does, and a newline cannot stand inside a line.
 pub const GROUP_START: &[u8] = br#"{"pgw":"group","#;
@@ -90,6 +91,21 @@ pub fn write_advance(out: &mut Vec<u8>, envelope: &Envelope) {
     write_uuid(out, envelope.id);
     out.push(b'"');
     write_numbers(out, envelope);
+    out.extend_from_slice(b"}\n");
+}
+
+/// Writes that a transaction is lost for good and was released by a person.
+pub fn write_void(out: &mut Vec<u8>, envelope: &Envelope, void: &Void) {
+    out.extend_from_slice(br#"{"pgw":"void","id":""#);
+    write_uuid(out, envelope.id);
+    out.push(b'"');
+    write_numbers(out, envelope);
+    out.extend_from_slice(br#","previous":""#);
+    write_hex(out, void.previous);
+    out.extend_from_slice(br#"","time":"#);
+    write_text(out, &void.time);
+    out.extend_from_slice(br#","reason":"#);
+    write_text(out, &void.reason);
     out.extend_from_slice(b"}\n");
 }
 
@@ -169,7 +185,16 @@ pub enum Line<'a> {
         /// Its id.
         id: Uuid,
     },
-    /// A range was released by a person, or a kind of a later version: its mark counts.
+    /// A transaction that is lost, and was released by a person.
+    Void {
+        /// Its number, and the chain value after it.
+        mark: Mark,
+        /// The chain value before it.
+        previous: ChainValue,
+        /// What the person said.
+        reason: Cow<'a, str>,
+    },
+    /// A kind of a later version: its mark counts.
     Other(Option<Mark>),
 }
 
@@ -242,6 +267,10 @@ struct Raw<'a> {
     chain: Cow<'a, str>,
     #[serde(borrow, default)]
     data_base64: Cow<'a, str>,
+    #[serde(borrow, default)]
+    previous: Cow<'a, str>,
+    #[serde(borrow, default)]
+    reason: Cow<'a, str>,
     #[serde(default)]
     epochs: Vec<RawMark>,
 }
@@ -275,6 +304,10 @@ pub fn read(line: &[u8]) -> Option<Line<'_>> {
             Some(Line::Group(marks.collect::<Option<_>>()?))
         }
         "advance" => Some(Line::Advance { mark: mark()?, id: raw.id? }),
+        "void" => {
+            let previous = raw.previous.parse().ok()?;
+            Some(Line::Void { mark: mark()?, previous, reason: raw.reason })
+        }
         _ => Some(Line::Other(mark())),
     }
 }

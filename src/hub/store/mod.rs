@@ -12,7 +12,9 @@ mod tail;
 pub mod walk;
 
 use std::fmt;
-use std::path::PathBuf;
+use std::fs::File;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use uuid::Uuid;
@@ -20,6 +22,22 @@ use uuid::Uuid;
 use crate::chain::ChainValue;
 use crate::transaction::{Epoch, Gateway, Lane, Practice, Sequence};
 use crate::wire::envelope::Envelope;
+
+/// Makes a directory, mode 0700, synced; one that is there stays as it is.
+///
+/// # Errors
+/// [`StoreError::Io`].
+pub fn create_private(directory: &Path) -> Result<(), StoreError> {
+    files::create_directory(directory)
+}
+
+/// Makes a file, mode 0600, empty.
+///
+/// # Errors
+/// What the system said.
+pub fn create_private_file(file: &Path) -> std::io::Result<File> {
+    File::options().create(true).truncate(true).write(true).mode(0o600).open(file)
+}
 
 /// A lane of a gateway of a practice.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -25,6 +25,7 @@ use super::line;
 use super::tail::{self, Tail};
 use super::{Entry, LaneName, Mark, Store, StoreError};
 use crate::transaction::{rfc3339, unix_millis_now};
+use crate::wire::void::{self, Void};
 
 pub use super::files::{files_of, lanes_in, peek};
 
@@ -208,6 +209,10 @@ impl LaneFile {
             self.pending_ids.push((envelope.id, self.pending.len() as u64));
         }
         match &entry.body {
+            Some(body) if void::is_void(envelope) => {
+                let Some(void) = Void::of(envelope, body) else { return Ok(()) };
+                line::write_void(&mut self.pending, envelope, &void);
+            }
             Some(body) => line::write_record(&mut self.pending, &entry.lane, envelope, body),
             None => line::write_advance(&mut self.pending, envelope),
         }

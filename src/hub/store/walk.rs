@@ -145,6 +145,16 @@ impl Walk {
                 self.advance(record.mark, Some(record))
             }
             Line::Advance { mark, .. } => self.advance(*mark, known),
+            Line::Void { mark, previous, .. } => {
+                let before = self.mark_of(mark.epoch);
+                self.advance(*mark, None)?;
+                // The value before it may itself have been the altered thing.
+                if before.chain == *previous {
+                    Ok(())
+                } else {
+                    Err(Fault::Altered { epoch: mark.epoch, sequence: mark.through })
+                }
+            }
             Line::Other(Some(mark)) => {
                 self.set(*mark, None);
                 Ok(())

@@ -10,7 +10,7 @@ use crate::transaction::{Lane, Position};
 /// Where an answer's lines go; it may end the answer.
 pub(super) type Say<'a> = &'a mut dyn FnMut(Reply) -> ControlFlow<()>;
 
-fn chosen<K: Kept>(kept: &K, lane: Option<&Lane>) -> Result<Vec<Lane>, String> {
+pub(super) fn chosen<K: Kept>(kept: &K, lane: Option<&Lane>) -> Result<Vec<Lane>, String> {
     let lanes = kept.lanes();
     match lane {
         None => Ok(lanes),

@@ -1,13 +1,14 @@
 //! What the control socket looks at: all that the outbox keeps. Everything here blocks.
 
+use crate::delivery::Numbering;
 use crate::ingest::Acceptor;
-use crate::outbox::{Mark, Notable, Outbox, QuarantineEntry, ReadError, Refusal, Stored};
+use crate::outbox::{Mark, Notable, Outbox, QuarantineEntry, ReadError, Refusal, Released, Stored};
 use crate::transaction::{Lane, Position};
 
 /// Records read at once.
-pub(in crate::ingest) const READ_RECORDS: usize = 256;
+pub(crate) const READ_RECORDS: usize = 256;
 /// Payload bytes read at once, about.
-pub(in crate::ingest) const READ_BYTES: usize = 1 << 20;
+pub(crate) const READ_BYTES: usize = 1 << 20;
 
 /// The outbox as the control socket reads it; tests have another.
 pub trait Kept: Acceptor {
@@ -19,6 +20,21 @@ pub trait Kept: Acceptor {
 
     /// The last position behind the barrier; 0 for an empty or unknown lane.
     fn tail(&self, lane: &Lane) -> Position;
+
+    /// How positions map to numbers on the wire; `None` for an unknown lane.
+    fn numbering(&self, lane: &Lane) -> Option<Numbering>;
+
+    /// As [`Outbox::void`].
+    ///
+    /// # Errors
+    /// One sentence.
+    fn void(
+        &self,
+        lane: &Lane,
+        range: (Position, Position),
+        reason: &str,
+        act: bool,
+    ) -> Result<Released, String>;
 
     /// The confirmed mark.
     fn mark(&self, lane: &Lane) -> Option<Mark>;
@@ -74,6 +90,20 @@ impl Kept for Outbox {
 
     fn tail(&self, lane: &Lane) -> Position {
         Outbox::tail(self, lane).map_or(0, |tail| *tail.borrow())
+    }
+
+    fn numbering(&self, lane: &Lane) -> Option<Numbering> {
+        Outbox::numbering(self, lane)
+    }
+
+    fn void(
+        &self,
+        lane: &Lane,
+        range: (Position, Position),
+        reason: &str,
+        act: bool,
+    ) -> Result<Released, String> {
+        Outbox::void(self, lane, range, reason, act)
     }
 
     fn mark(&self, lane: &Lane) -> Option<Mark> {

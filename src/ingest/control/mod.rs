@@ -4,24 +4,32 @@
 //! answer is one or more lines ([`Reply`]), the last of which says so ([`Reply::is_last`]). Only a submission's body
 //! follows as plain bytes, after [`Reply::Send`], and the bytes of a quarantine entry after [`Reply::Bytes`]. Whoever may
 //! open the socket (mode 0660) may submit, see headers and decide about the quarantine; bodies leave through it for root
-//! and the daemon's own user alone.
+//! and the daemon's own user alone, and else only as a bundle that is encrypted to the configured hubs.
 
 mod answers;
+mod carried;
 pub mod client;
 pub mod kept;
 mod quarantined;
 pub mod server;
 pub mod verify;
 
+pub(crate) use carried::export_from_stopped;
+
 use serde::{Deserialize, Serialize};
 
+use crate::carry::receipts;
 use crate::chain::ChainValue;
 use crate::ingest::origin::Origin;
 use crate::outbox::{Accepted, QuarantineEntry, Refusal, Stored};
 use crate::transaction::{Epoch, Lane, Position, Sequence, TransactionId, UnixMillis, rfc3339};
+use crate::wire::void;
 
 /// Longest line in either direction, its end included.
 pub const LINE_BYTES: usize = 64 * 1024;
+
+/// Most bytes of a bundle in one [`Reply::Piece`].
+pub const PIECE_BYTES: usize = 32 * 1024;
 
 /// Most entries that one [`Request::List`] gives.
 pub const LIST_LIMIT: u32 = 10_000;
@@ -101,6 +109,33 @@ pub enum Request {
         /// Why; goes to the log and to the centre.
         reason: String,
     },
+    /// What waits, as a bundle encrypted to the configured hubs; answered by [`Reply::Piece`]s.
+    Export {
+        /// Only this lane; otherwise all.
+        lane: Option<Lane>,
+        /// From this position; otherwise the oldest that waits.
+        from: Option<Position>,
+    },
+    /// A hub's receipt that came by file.
+    Receipt(receipts::Line),
+    /// Releases lost positions for good, so that their lane goes on.
+    Void {
+        /// Which lane.
+        lane: Lane,
+        /// The first.
+        from: Position,
+        /// The last.
+        through: Position,
+        /// What the person says.
+        reason: String,
+        /// Whether to do it; otherwise only to say what would be done.
+        act: bool,
+    },
+    /// Has a lane's head that stands tried again.
+    Again {
+        /// Which lane.
+        lane: Lane,
+    },
 }
 
 /// How one transaction is named.
@@ -175,6 +210,44 @@ pub enum Reply {
         /// One sentence.
         reason: String,
     },
+    /// The next bytes of a bundle, encrypted, in base64.
+    Piece {
+        /// At most [`PIECE_BYTES`] of them.
+        base64: String,
+    },
+    /// What a bundle holds of a lane.
+    Exported {
+        /// Which.
+        lane: Lane,
+        /// Transactions.
+        count: u64,
+        /// The first position.
+        first: Position,
+        /// The last.
+        last: Position,
+        /// A position that is lost, before which it had to stop.
+        stopped_before: Option<Position>,
+    },
+    /// A receipt that came by file was believed.
+    Heard {
+        /// Its lane.
+        lane: Lane,
+        /// Confirmed through this position now.
+        confirmed: Position,
+    },
+    /// Lost positions are released, or would be.
+    Released {
+        /// Which lane.
+        lane: Lane,
+        /// The first.
+        from: Position,
+        /// The last.
+        through: Position,
+        /// Chain value before the first.
+        previous: ChainValue,
+        /// Chain value at the last.
+        chain: ChainValue,
+    },
     /// That was all.
     End {},
     /// The request cannot be answered; the connection may be closed.
@@ -195,6 +268,8 @@ impl Reply {
                 | Reply::Progress { .. }
                 | Reply::Verified(_)
                 | Reply::Quarantined(_)
+                | Reply::Piece { .. }
+                | Reply::Exported { .. }
         )
     }
 }
@@ -284,7 +359,11 @@ pub struct Header {
 impl Entry {
     pub(crate) fn stored(lane: Lane, stored: &Stored, confirmed: Position) -> Self {
         let transaction = &stored.transaction;
-        let state = if stored.position <= confirmed { State::Confirmed } else { State::Waiting };
+        let state = match stored.position <= confirmed {
+            _ if transaction.kind == void::KIND => State::Damaged,
+            true => State::Confirmed,
+            false => State::Waiting,
+        };
         let time: UnixMillis = transaction.time;
         let header = Header {
             epoch: stored.epoch,

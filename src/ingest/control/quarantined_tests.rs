@@ -10,13 +10,14 @@ use tokio::sync::watch;
 use super::may_see;
 use crate::cli::exit::Exit;
 use crate::cli::quarantine::{Discard, List, Quarantine, Release, Show, run};
+use crate::delivery::Numbering;
 use crate::ingest::control::kept::Kept;
 use crate::ingest::control::server::{Control, Settings, StatusSource};
 use crate::ingest::origin::Origin;
 use crate::ingest::{Acceptor, Budget, Counters};
 use crate::outbox::{
     self, Accepted, LaneSettings, Mark, Notable, Outbox, OutboxKey, QuarantineEntry, ReadError, Refusal,
-    Stored, Submission,
+    Released, Stored, Submission,
 };
 use crate::transaction::{Body, Gateway, Lane, Position, Practice};
 
@@ -47,6 +48,20 @@ impl Kept for Mortal {
 
     fn first_retained(&self, lane: &Lane) -> Option<Position> {
         self.outbox.first_retained(lane)
+    }
+
+    fn numbering(&self, lane: &Lane) -> Option<Numbering> {
+        self.outbox.numbering(lane)
+    }
+
+    fn void(
+        &self,
+        lane: &Lane,
+        range: (Position, Position),
+        reason: &str,
+        act: bool,
+    ) -> Result<Released, String> {
+        self.outbox.void(lane, range, reason, act)
     }
 
     fn tail(&self, lane: &Lane) -> Position {
@@ -130,6 +145,7 @@ impl Daemon {
             practice: Practice::new("B86022").unwrap(),
             gateway: Gateway::new("gw1").unwrap(),
             max_body_bytes: 200_000,
+            recipients: Vec::new(),
         };
         let guard = runtime.enter();
         let control = Control::listen(settings).unwrap();

@@ -14,12 +14,15 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
+use crate::carry::keys::Recipient;
 use crate::ingest::control::answers::{Say, list, show, verify_lanes};
+use crate::ingest::control::carried;
 use crate::ingest::control::kept::Kept;
 use crate::ingest::control::{LINE_BYTES, Receipt, Reply, Request, quarantined};
 use crate::ingest::{Budget, Counters, count};
 use crate::outbox::Submission;
 use crate::transaction::{Body, Gateway, Lane, Practice};
+use crate::uplink::Orders;
 
 /// Most clients at once.
 const MAX_CLIENTS: usize = 16;
@@ -48,6 +51,8 @@ pub struct Settings {
     pub gateway: Gateway,
     /// Largest body that is read.
     pub max_body_bytes: u64,
+    /// The hubs that can open a bundle.
+    pub recipients: Vec<Recipient>,
 }
 
 /// The socket cannot be made.
@@ -72,6 +77,7 @@ pub enum ListenError {
 pub struct Control {
     listener: UnixListener,
     settings: Settings,
+    orders: Option<Orders>,
 }
 
 /// What all clients share.
@@ -81,6 +87,7 @@ pub(super) struct Shared<K> {
     status: StatusSource,
     pub(super) counters: Arc<Counters>,
     pub(super) budget: Budget,
+    pub(super) orders: Option<Orders>,
 }
 
 impl Control {
@@ -94,7 +101,14 @@ impl Control {
             return Err(ListenError::InUse(path));
         }
         let listener = bind(&path).map_err(|source| ListenError::Io { path, source })?;
-        Ok(Self { listener, settings })
+        Ok(Self { listener, settings, orders: None })
+    }
+
+    /// Where a person's orders to the uplink go.
+    #[must_use]
+    pub fn with_orders(mut self, orders: Orders) -> Self {
+        self.orders = Some(orders);
+        self
     }
 
     /// Answers clients until `stop` becomes true (or its sender is gone), and removes the socket.
@@ -107,7 +121,8 @@ impl Control {
         mut stop: watch::Receiver<bool>,
     ) {
         let socket = self.settings.socket.clone();
-        let shared = Arc::new(Shared { settings: self.settings, kept, status, counters, budget });
+        let shared =
+            Arc::new(Shared { settings: self.settings, kept, status, counters, budget, orders: self.orders });
         let mut clients = JoinSet::new();
         loop {
             let accepted = tokio::select! {
@@ -247,6 +262,25 @@ impl<K: Kept> Client<K> {
             }
             Request::QuarantineDiscard { id, reason } => {
                 let reply = quarantined::discard(&shared, id, reason, self.user()?).await;
+                self.say(&reply).await
+            }
+            Request::Export { lane, from } => {
+                self.stream_of(move |say| {
+                    let Settings { practice, gateway, recipients, .. } = &shared.settings;
+                    carried::export(&shared.kept, (practice, gateway), recipients, lane.as_ref(), from, say)
+                })
+                .await
+            }
+            Request::Void { lane, from, through, reason, act } => {
+                let reply = carried::void(shared, lane, (from, through), reason, act).await;
+                self.say(&reply).await
+            }
+            Request::Again { lane } => {
+                let reply = carried::again(shared.orders.as_ref(), lane).await;
+                self.say(&reply).await
+            }
+            Request::Receipt(line) => {
+                let reply = carried::receipt(&shared.kept, shared.orders.as_ref(), line).await;
                 self.say(&reply).await
             }
         }

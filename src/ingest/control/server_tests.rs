@@ -8,11 +8,13 @@ use tokio::task::JoinHandle;
 use uuid::Uuid;
 
 use super::*;
+use crate::carry::keys::Identity;
 use crate::chain::ChainValue;
+use crate::delivery::Numbering;
 use crate::ingest::Acceptor;
 use crate::ingest::control::client::{Client as Blocking, ClientError};
 use crate::ingest::control::{State, Which};
-use crate::outbox::{Accepted, Mark, Notable, QuarantineEntry, ReadError, Refusal, Stored};
+use crate::outbox::{Accepted, Mark, Notable, QuarantineEntry, ReadError, Refusal, Released, Stored};
 use crate::transaction::{Clock, Epoch, Position, Transaction, TransactionId};
 
 /// An outbox in memory with one lane.
@@ -132,6 +134,20 @@ impl Kept for Shelf {
         self.0.lock().unwrap().records.len() as u64
     }
 
+    fn numbering(&self, _: &Lane) -> Option<Numbering> {
+        Some(Numbering::new(Epoch(Uuid::from_u128(7))))
+    }
+
+    fn void(&self, _: &Lane, (from, through): (u64, u64), _: &str, _: bool) -> Result<Released, String> {
+        let lost = |position: u64| self.0.lock().unwrap().records[position as usize - 1].is_none();
+        if (from..=through).all(lost) {
+            let chain = ChainValue([1; 32]);
+            Ok(Released { from, through, previous: chain, chain })
+        } else {
+            Err("it can be read".into())
+        }
+    }
+
     fn mark(&self, _: &Lane) -> Option<Mark> {
         self.0.lock().unwrap().mark
     }
@@ -165,6 +181,12 @@ impl Kept for Shelf {
     fn note(&self, _: Notable) {}
 }
 
+/// The hub's key in the tests.
+pub(crate) fn hub_identity() -> Identity {
+    Identity::from_file_text("AGE-SECRET-KEY-1EGTZVFFV20835NWYV6270LXYVK2VKNX2MMDKWYKLMGR48UAWX40Q2P2LM0")
+        .unwrap()
+}
+
 /// A daemon's control socket for the tests of the commands, on a runtime of its own.
 pub(crate) struct Daemon {
     pub(crate) shelf: Shelf,
@@ -187,6 +209,7 @@ impl Daemon {
             practice: Practice::new("B86022").unwrap(),
             gateway: Gateway::new("gw1").unwrap(),
             max_body_bytes: 1000,
+            recipients: vec![hub_identity().recipient()],
         };
         let guard = runtime.enter();
         let control = Control::listen(settings).unwrap();
@@ -307,6 +330,7 @@ fn the_socket_is_private_replaced_when_stale_and_gone_after_a_stop() {
         practice: Practice::new("B86022").unwrap(),
         gateway: Gateway::new("gw1").unwrap(),
         max_body_bytes: 1,
+        recipients: Vec::new(),
     };
     let guard = daemon.runtime.enter();
     assert!(matches!(Control::listen(settings.clone()), Err(ListenError::InUse(_))));

@@ -8,6 +8,7 @@ use crate::chain::ChainValue;
 use crate::ingest::control::kept::{Kept, READ_BYTES, READ_RECORDS};
 use crate::outbox::{ReadError, Stored};
 use crate::transaction::{Epoch, Lane, Position};
+use crate::wire::void;
 
 /// Most ranges that a verdict lists of each kind.
 const LISTED: usize = 100;
@@ -115,6 +116,10 @@ fn follows(lane: &Lane, before: Option<(Epoch, ChainValue)>, stored: &Stored) ->
         Some((epoch, chain)) => epoch == stored.epoch && chain == stored.previous,
         None => true,
     };
+    if stored.transaction.kind == void::KIND {
+        // It stands for what is lost: there is no content to check.
+        return previous_fits;
+    }
     let chain = stored.previous.next_for(stored.epoch, lane, stored.sequence, &stored.transaction);
     previous_fits && chain == stored.chain
 }

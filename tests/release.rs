@@ -1,0 +1,131 @@
+//! A lane that stands at what is lost goes on once a person has released it: on the real programs, with a page of the
+//! store destroyed on the disk.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a test stops at the first thing that goes wrong, and prints"
+)]
+
+mod harness;
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use harness::senders::Senders;
+use harness::site::{Site, SiteOptions, adds_up};
+use harness::{Certificates, Fault, FaultProxy, Mosquitto, eventually_blocking};
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+fn databases(directory: &Path, found: &mut Vec<PathBuf>) {
+    for entry in std::fs::read_dir(directory).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            databases(&path, found);
+        } else if path.file_name().is_some_and(|name| name == "db") {
+            found.push(path);
+        }
+    }
+    found.sort();
+}
+
+fn said(output: &std::process::Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
+}
+
+#[test]
+fn a_destroyed_page_stops_the_lane_until_it_is_released_and_everybody_can_see_it() {
+    let certificates = Certificates::new();
+    let broker = Mosquitto::start(&certificates);
+    let proxy = FaultProxy::start(broker.port());
+    let options = SiteOptions { outbox: "segment_records = 200\n".into(), ..SiteOptions::default() };
+    let mut site = Site::new(&certificates, proxy.port(), broker.port(), options);
+    site.start_hub();
+    proxy.set(Fault::Refuse);
+    site.start_gateway();
+    let _ = Senders::start(site.door, 2, 300).join();
+    site.kill_gateway();
+
+    let mut files = Vec::new();
+    databases(&site.path("data").join("segments").join("clinical"), &mut files);
+    let mut bytes = std::fs::read(&files[1]).unwrap();
+    let used = bytes.iter().rposition(|byte| *byte != 0).unwrap();
+    bytes[used / 2..used / 2 + 4096].fill(0);
+    std::fs::write(&files[1], bytes).unwrap();
+
+    site.start_gateway();
+    let verified = site.gateway_command(&["verify", "--json"]);
+    assert_eq!(verified.status.code(), Some(65));
+    let verdict: serde_json::Value = serde_json::from_slice(&verified.stdout).unwrap();
+    let lost: Vec<(u64, u64)> = serde_json::from_value(verdict["missing_ranges"].clone()).unwrap();
+    let damaged = verdict["missing"].as_u64().unwrap();
+    assert!(damaged > 0 && damaged < 100, "a page costs its records: {verdict}");
+    println!("lost: {lost:?}");
+
+    proxy.set(Fault::Pass);
+    site.wait_for("confirmed_total", lost[0].0 - 1, PATIENCE);
+    eventually_blocking("the lane stands", PATIENCE, || (site.status()?["held"] == 1).then_some(()));
+    assert_eq!(site.status().unwrap()["confirmed_total"], lost[0].0 - 1);
+
+    for (from, through) in &lost {
+        let (from, through) = (from.to_string(), through.to_string());
+        let words = [
+            "outbox",
+            "void",
+            "--lane",
+            "clinical",
+            "--sequence",
+            &from,
+            "--through",
+            &through,
+            "--reason",
+            "a page was destroyed",
+        ];
+        let plan = site.gateway_command(&words);
+        assert!(said(&plan).contains("would be released (add --yes)"), "{}", said(&plan));
+        let mut words = words.to_vec();
+        words.push("--yes");
+        let done = site.gateway_command(&words);
+        assert!(done.status.success(), "{}", said(&done));
+    }
+    let readable = site.gateway_command(&[
+        "outbox",
+        "void",
+        "--lane",
+        "clinical",
+        "--sequence",
+        "600",
+        "--reason",
+        "x",
+        "--yes",
+    ]);
+    assert_eq!(readable.status.code(), Some(65), "what can be read is not released: {}", said(&readable));
+
+    eventually_blocking("all the rest to be confirmed", PATIENCE, || {
+        let status = site.status()?;
+        adds_up(&status);
+        (status["waiting"] == 0).then_some(())
+    });
+    let status = site.status().unwrap();
+    assert_eq!((&status["damaged"], &status["confirmed_total"]), (&damaged.into(), &(600 - damaged).into()));
+    assert_eq!(status["held"], 0);
+    // After a restart it is the same, and new work passes.
+    site.kill_gateway();
+    site.start_gateway();
+    assert_eq!(site.status().unwrap()["damaged"], damaged);
+    assert!(site.gateway_command(&["verify"]).status.success());
+    let _ = Senders::start(site.door, 3, 310).join();
+    eventually_blocking("new work to be confirmed", PATIENCE, || {
+        (site.status()?["waiting"] == 0).then_some(())
+    });
+    site.stop();
+    let verified = site.hub_command(&["verify"]);
+    assert!(verified.status.success(), "{}", said(&verified));
+    for (from, through) in &lost {
+        let line = format!("void: sequences {from} to {through} of epoch");
+        assert!(said(&verified).contains(&line), "{line}: {}", said(&verified));
+    }
+    assert!(said(&verified).contains("a page was destroyed"));
+}
