@@ -228,10 +228,16 @@ fn disk_row(failing: Failing, may_end: bool) {
         });
         std::thread::sleep(Duration::from_millis(700)); // the fault lasts
         if !may_end {
-            assert!(road.site.gateway_ended().is_none(), "the gateway ended\n{}", road.site.log("gateway"));
-            let status = road.site.status().expect("a status while the disk fails");
-            adds_up(&status);
-            assert_eq!(status["state"], "refusing", "{status}");
+            eventually_blocking("the gateway to refuse", PATIENCE, || {
+                assert!(
+                    road.site.gateway_ended().is_none(),
+                    "the gateway ended\n{}",
+                    road.site.log("gateway")
+                );
+                let status = road.site.status().expect("a status while the disk fails");
+                adds_up(&status);
+                (status["state"] == "refusing").then_some(())
+            });
         }
         shim.heal();
         let after = eventually_blocking("the gateway to answer", PATIENCE, || {

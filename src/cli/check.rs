@@ -82,6 +82,15 @@ pub fn gateway(config: &GatewayConfig, out: &mut dyn Write) -> Exit {
     if let Some(files) = &config.uplink.tls {
         certificate(files, &name, clock.seconds(), &mut report);
     }
+    for folder in &config.folders {
+        let place = format!("{}: {}", folder.name, folder.path.display());
+        if folder.path.is_dir() {
+            report.ok("folder", &format!("{place} is there"));
+        } else {
+            let action = "make or mount it; until then the gateway goes on without it, and says so";
+            report.fail("folder", &format!("{place} is no directory"), action);
+        }
+    }
     report.exit
 }
 

@@ -140,7 +140,7 @@ fn routes(source: &Source, raw: Vec<RawRoute>, outbox: &outbox::Settings) -> Res
 }
 
 /// The lane that a door names, or the first.
-fn lane(
+pub(super) fn lane(
     source: &Source,
     key: &str,
     given: Option<Spanned<String>>,

@@ -9,8 +9,9 @@ use crate::config::log::{Log, log};
 use crate::config::raw::{RawGateway, RawLane, RawOutbox};
 use crate::config::source::Source;
 use crate::config::uplink::{Confirm, Link, hubs, uplink};
-use crate::config::{ConfigError, doors, keys};
+use crate::config::{ConfigError, doors, folder, keys};
 use crate::ingest::control::server as control;
+use crate::ingest::folder::door as folder_door;
 use crate::ingest::http::door as http_door;
 use crate::ingest::mllp::door;
 use crate::outbox::{self, LaneSettings};
@@ -38,6 +39,8 @@ pub struct GatewayConfig {
     pub mllp: Vec<door::Settings>,
     /// The HTTP doors.
     pub http: Vec<http_door::Settings>,
+    /// The folder doors.
+    pub folders: Vec<folder_door::Settings>,
     /// Most bytes of unfinished input, all doors together.
     pub ingest_memory_bytes: u64,
     /// The store.
@@ -90,6 +93,10 @@ impl GatewayConfig {
             .into_iter()
             .map(|door| doors::http(source, door, &outbox))
             .collect::<Result<Vec<_>, _>>()?;
+        let mut folders = Vec::new();
+        for raw in raw.folder {
+            folders.push(folder::folder(source, raw, &outbox, &data_directory, &folders)?);
+        }
         let ingest_memory_bytes =
             source.number("ingest.memory_bytes", raw.ingest.memory_bytes, 64 << 20, 1 << 20..=4 << 30)?;
         let hubs = hubs(source, raw.hub)?;
@@ -103,6 +110,7 @@ impl GatewayConfig {
         let mut interfaces = Vec::new();
         interfaces.extend((!mllp.is_empty()).then_some("mllp"));
         interfaces.extend((!http.is_empty()).then_some("http"));
+        interfaces.extend((!folders.is_empty()).then_some("folder"));
         interfaces.push("control");
         let uplink = uplink_settings(source, link, hubs, &outbox, &data_directory, interfaces);
         let health_interval =
@@ -123,6 +131,7 @@ impl GatewayConfig {
             data_directory,
             mllp,
             http,
+            folders,
             ingest_memory_bytes,
             outbox,
             uplink,

@@ -15,6 +15,7 @@ use crate::daemon::{Fatal, close_umask, runtime, systemd};
 use crate::health::LinkSnapshot;
 use crate::health::watcher::{self, Eye};
 use crate::ingest::control::server::{Control, StatusSource};
+use crate::ingest::folder;
 use crate::ingest::http;
 use crate::ingest::mllp::{self, door::Door};
 use crate::ingest::{Budget, Counters};
@@ -119,6 +120,16 @@ async fn serve(config: GatewayConfig, outbox: Outbox) -> Result<(), Fatal> {
         let (outbox, doors, budget) = (outbox.clone(), Arc::clone(&doors), budget.clone());
         tasks.spawn(Stage::Doors, name, async move {
             door.serve(outbox, status, doors, budget, certificates, stop).await;
+            Ok(())
+        });
+    }
+    for settings in config.folders.clone() {
+        let name = format!("folder {}", settings.name);
+        tracing::info!(folder = settings.name, path = %settings.path.display(), "Opened a folder door");
+        let stop = tasks.stop_of(Stage::Doors);
+        let (outbox, doors, budget) = (outbox.clone(), Arc::clone(&doors), budget.clone());
+        tasks.spawn(Stage::Doors, name, async move {
+            folder::door::Door::new(settings).serve(outbox, doors, budget, stop).await;
             Ok(())
         });
     }

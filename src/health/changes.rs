@@ -22,6 +22,7 @@ pub(super) struct Changes {
     outage: Option<Instant>,
     refusing: bool,
     store_low: bool,
+    folders_away: bool,
     numbers_wrong: bool,
     certificate: Certificate,
     clock: Option<Clock>,
@@ -81,6 +82,13 @@ impl Changes {
         );
         let low = format!("{} of {} bytes are used", outbox.store_bytes, outbox.limit_bytes);
         flag(&mut self.store_low, store_low(outbox), (Level::Warning, "store.filling", low), "store.eased");
+        let away = format!("{} of the folders cannot be used", looks.folders_away);
+        flag(
+            &mut self.folders_away,
+            looks.folders_away > 0,
+            (Level::Alarm, "folder.away", away),
+            "folder.back",
+        );
         let numbers = format!(
             "accepted {}, confirmed {}, waiting {}, damaged {}",
             counts.accepted, counts.confirmed, counts.waiting, counts.damaged

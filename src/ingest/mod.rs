@@ -6,10 +6,12 @@
 //!
 //! - [`mllp`]: HL7 v2 over TCP
 //! - [`http`]: any bytes, FHIR messages and HL7 v2 over HTTP/1.1
+//! - [`folder`]: files that a sender leaves in a folder
 //! - [`control`]: the daemon's unix socket, for the command line
 //! - [`origin`]: where refused input came from; [`tls`]: certificates of the doors
 
 pub mod control;
+pub mod folder;
 pub mod http;
 pub mod mllp;
 pub mod origin;
@@ -105,6 +107,10 @@ counters! {
     unfinished,
     /// Bytes between frames that belonged to none.
     noise_bytes,
+    /// Folders that cannot be looked into, or in which files cannot be moved, now.
+    folders_away,
+    /// What stays in folders now because it is no file or cannot be read.
+    files_left,
 }
 
 impl Counters {
