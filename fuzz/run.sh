@@ -15,10 +15,29 @@ fi
 command -v cargo-fuzz >/dev/null 2>&1 || cargo install --locked cargo-fuzz
 cargo +nightly fuzz build --fuzz-dir .
 [ $# -gt 0 ] || set -- mllp msh fhir record receipt command configuration
-for target; do
+one() {
     # What is found on the way stays out of the tree; the kept inputs begin the run.
-    grown="target/corpus/$target"
-    mkdir -p "$grown"
-    cargo +nightly fuzz run --fuzz-dir . "$target" "$grown" "corpus/$target" -- \
-        -max_total_time="$seconds" -rss_limit_mb=512 -max_len=65536 -timeout=10 -print_final_stats=1 -verbosity=0
+    grown="target/corpus/$1"
+    mkdir -p "$grown" target/logs
+    cargo +nightly fuzz run --fuzz-dir . "$1" "$grown" "corpus/$1" -- \
+        -max_total_time="$seconds" -rss_limit_mb=1024 -max_len=65536 -timeout=10 -print_final_stats=1 -verbosity=0 \
+        >"target/logs/$1" 2>&1
+}
+# Two at a time: each keeps one core.
+failed=
+while [ $# -gt 0 ]; do
+    one "$1" &
+    first=$!
+    if [ $# -gt 1 ]; then one "$2" || failed="$failed $2"; fi
+    wait $first || failed="$failed $1"
+    for target in "$1" ${2:+"$2"}; do
+        echo "$target: $(grep number_of_executed_units "target/logs/$target" || echo "no figures")"
+    done
+    shift
+    [ $# = 0 ] || shift
 done
+for target in $failed; do
+    echo "FAILED: $target"
+    tail -n 60 "target/logs/$target"
+done
+[ -z "$failed" ]
