@@ -24,7 +24,7 @@ fn databases(directory: &Path, found: &mut Vec<PathBuf>) {
         let path = entry.unwrap().path();
         if path.is_dir() {
             databases(&path, found);
-        } else if path.file_name().is_some_and(|name| name == "db") {
+        } else if path.ends_with("db") && path.to_string_lossy().contains("/segments/clinical/") {
             found.push(path);
         }
     }
@@ -49,7 +49,7 @@ fn a_destroyed_page_stops_the_lane_until_it_is_released_and_everybody_can_see_it
     site.kill_gateway();
 
     let mut files = Vec::new();
-    databases(&site.path("data").join("segments").join("clinical"), &mut files);
+    databases(&site.path("data"), &mut files);
     let mut bytes = std::fs::read(&files[1]).unwrap();
     let used = bytes.iter().rposition(|byte| *byte != 0).unwrap();
     bytes[used / 2..used / 2 + 4096].fill(0);
