@@ -82,6 +82,8 @@ struct World {
     hub_restored: bool,
     /// The disk destroys records.
     destroys: bool,
+    /// What a person has ever released.
+    released: HashSet<TransactionId>,
     accepted: HashSet<TransactionId>,
     /// One in so many turns brings a fault; 0: none.
     faults: u64,
@@ -121,6 +123,7 @@ impl World {
             images: Vec::new(),
             hub_restored: false,
             destroys: false,
+            released: HashSet::new(),
             accepted: HashSet::new(),
             faults,
             outages: 0,
@@ -408,6 +411,7 @@ impl World {
         }
         if self.faults == 0 || self.random.percent(10) {
             self.seen.note("released by a person");
+            self.released.insert(self.surgery.disk.records[hole as usize - 1]);
             if self.surgery.disk.release(hole) {
                 self.seen.note("released into a new epoch");
                 let (new_epoch, after) = (self.fresh(), self.surgery.mark);
@@ -438,20 +442,20 @@ impl World {
     fn check(&mut self) {
         for (from, to) in self.surgery.confirmations.drain(..) {
             for position in from + 1..=to {
-                if self.surgery.disk.lost.get(&position) == Some(&true) {
+                let id = self.surgery.disk.records[position as usize - 1];
+                if self.released.contains(&id) {
                     continue;
                 }
-                let id = self.surgery.disk.records[position as usize - 1];
                 let everywhere = self.centers.iter().all(|center| center.ever.contains(&id));
                 assert!(everywhere, "position {position} was confirmed and no hub's disk had it");
             }
         }
         for (from, to) in self.surgery.prunings.drain(..) {
             for position in from + 1..=to {
-                if self.surgery.disk.lost.contains_key(&position) {
+                let id = self.surgery.disk.records[position as usize - 1];
+                if self.released.contains(&id) {
                     continue;
                 }
-                let id = self.surgery.disk.records[position as usize - 1];
                 let kept = self.centers.iter().all(|center| center.has_backup_of(id));
                 assert!(kept, "position {position} was pruned and is in no backup");
             }
@@ -489,8 +493,10 @@ impl World {
             assert!(stored.iter().all(|id| self.accepted.contains(id)), "something was never accepted");
             let mut before = None;
             for (index, id) in ours.iter().enumerate() {
-                // What was lost may have reached a hub before it was.
-                if self.surgery.disk.lost.contains_key(&(index as u64 + 1)) {
+                // What was lost may have reached a hub before it was, and may be back on a box that was restored from an
+                // image: a person has released it all the same, and the hubs list it as void.
+                let lost = self.surgery.disk.lost.contains_key(&(index as u64 + 1));
+                if lost || self.released.contains(id) {
                     continue;
                 }
                 let place = places.get(id).copied();
