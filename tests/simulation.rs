@@ -135,7 +135,9 @@ impl World {
         for center in &mut world.centers {
             center.up = false;
         }
-        world.destroys = world.random.percent(30);
+        // Not where boxes prune: a fork over what was destroyed may want pruned records again, which a person then releases
+        // as a range, and the model releases one position at a time.
+        world.destroys = !world.surgery.prunes && world.random.percent(50);
         world
     }
 
