@@ -256,7 +256,7 @@ impl World {
                 match verdict {
                     Verdict::Store | Verdict::Known => {
                         let stored = verdict == Verdict::Store;
-                        self.entries.push(Entry { epoch, sequence, chain, id, stored });
+                        self.entries.push(Entry { epoch, sequence, chain, id, stored, void: false });
                     }
                     Verdict::Ahead { say: Some(missed) } if self.connected => {
                         self.down.push_back(Down::Gap(missed));
