@@ -165,7 +165,7 @@ impl World {
                 let id = self.disk.records[position as usize - 1];
                 let chain = self.disk.chains[position as usize];
                 self.published.push_back(position);
-                self.up.push_back(Up::Transaction { epoch, sequence, round, id, chain });
+                self.up.push_back(Up::Transaction { epoch, sequence, round, id, chain, void: None });
                 // The broker takes what reaches it at once; a message under way and one in its queue are alike.
                 self.down.push_back(Down::PubAck(Ok(())));
             }
@@ -244,7 +244,7 @@ impl World {
                 let statement = self.intake.statement(Some(*nonce));
                 self.publish(statement);
             }
-            Up::Transaction { epoch, sequence, round, id, chain } => {
+            Up::Transaction { epoch, sequence, round, id, chain, .. } => {
                 let (epoch, sequence, round, id, chain) = (*epoch, *sequence, *round, *id, *chain);
                 let arrived = Arrived { epoch, sequence, round, id, chain };
                 let entries = &self.entries;
@@ -256,7 +256,7 @@ impl World {
                 match verdict {
                     Verdict::Store | Verdict::Known => {
                         let stored = verdict == Verdict::Store;
-                        self.entries.push(Entry { epoch, sequence, chain, id, stored });
+                        self.entries.push(Entry { epoch, sequence, chain, id, stored, void: false });
                     }
                     Verdict::Ahead { say: Some(missed) } if self.connected => {
                         self.down.push_back(Down::Gap(missed));

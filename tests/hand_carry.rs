@@ -177,6 +177,7 @@ impl Carry {
         self.site.stop();
         self.hub(&["verify"]);
         let proof = Proof::of(&self.site.store(), safe).expect("the hub's files");
+        println!("{}", proof.json());
         assert!(proof.accepted > 0 && proof.chain_ok, "{proof:?}");
         assert_eq!((proof.lost, proof.repeated, proof.out_of_order), (0, 0, 0), "{proof:?}");
     }

@@ -1,5 +1,5 @@
-//! A lane that stands at what is lost goes on once a person has released it: on the real programs, with a page of the
-//! store destroyed on the disk.
+//! A lane that stands at what is lost goes on once a person has released it: on the real programs, with a part of
+//! the store destroyed on the disk.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -24,7 +24,7 @@ fn databases(directory: &Path, found: &mut Vec<PathBuf>) {
         let path = entry.unwrap().path();
         if path.is_dir() {
             databases(&path, found);
-        } else if path.file_name().is_some_and(|name| name == "db") {
+        } else if path.ends_with("db") && path.to_string_lossy().contains("/segments/clinical/") {
             found.push(path);
         }
     }
@@ -36,7 +36,7 @@ fn said(output: &std::process::Output) -> String {
 }
 
 #[test]
-fn a_destroyed_page_stops_the_lane_until_it_is_released_and_everybody_can_see_it() {
+fn what_the_disk_has_destroyed_stops_the_lane_until_it_is_released() {
     let certificates = Certificates::new();
     let broker = Mosquitto::start(&certificates);
     let proxy = FaultProxy::start(broker.port());
@@ -49,10 +49,14 @@ fn a_destroyed_page_stops_the_lane_until_it_is_released_and_everybody_can_see_it
     site.kill_gateway();
 
     let mut files = Vec::new();
-    databases(&site.path("data").join("segments").join("clinical"), &mut files);
+    databases(&site.path("data"), &mut files);
     let mut bytes = std::fs::read(&files[1]).unwrap();
     let used = bytes.iter().rposition(|byte| *byte != 0).unwrap();
-    bytes[used / 2..used / 2 + 4096].fill(0);
+    // Each record is in sled's log once or more: stretches that are long enough to take all copies of some.
+    for part in [1, 3] {
+        let from = used * part / 5;
+        bytes[from..from + used / 5].fill(0);
+    }
     std::fs::write(&files[1], bytes).unwrap();
 
     site.start_gateway();
@@ -61,7 +65,7 @@ fn a_destroyed_page_stops_the_lane_until_it_is_released_and_everybody_can_see_it
     let verdict: serde_json::Value = serde_json::from_slice(&verified.stdout).unwrap();
     let lost: Vec<(u64, u64)> = serde_json::from_value(verdict["missing_ranges"].clone()).unwrap();
     let damaged = verdict["missing"].as_u64().unwrap();
-    assert!(damaged > 0 && damaged < 100, "a page costs its records: {verdict}");
+    assert!(damaged > 0 && damaged <= 200, "at most the segment: {verdict}");
     println!("lost: {lost:?}");
 
     proxy.set(Fault::Pass);
@@ -81,7 +85,7 @@ fn a_destroyed_page_stops_the_lane_until_it_is_released_and_everybody_can_see_it
             "--through",
             &through,
             "--reason",
-            "a page was destroyed",
+            "the disk destroyed it",
         ];
         let plan = site.gateway_command(&words);
         assert!(said(&plan).contains("would be released (add --yes)"), "{}", said(&plan));
@@ -110,7 +114,7 @@ fn a_destroyed_page_stops_the_lane_until_it_is_released_and_everybody_can_see_it
     });
     let status = site.status().unwrap();
     assert_eq!((&status["damaged"], &status["confirmed_total"]), (&damaged.into(), &(600 - damaged).into()));
-    assert_eq!(status["held"], 0);
+    eventually_blocking("nothing stands", PATIENCE, || (site.status()?["held"] == 0).then_some(()));
     // After a restart it is the same, and new work passes.
     site.kill_gateway();
     site.start_gateway();
@@ -127,5 +131,5 @@ fn a_destroyed_page_stops_the_lane_until_it_is_released_and_everybody_can_see_it
         let line = format!("void: sequences {from} to {through} of epoch");
         assert!(said(&verified).contains(&line), "{line}: {}", said(&verified));
     }
-    assert!(said(&verified).contains("a page was destroyed"));
+    assert!(said(&verified).contains("the disk destroyed it"));
 }

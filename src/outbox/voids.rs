@@ -108,6 +108,12 @@ impl Outbox {
         }
         if act {
             shared.release(lane, &released, reason)?;
+            if shared.breaks_the_chain(lane, &released) {
+                let after = lane.state().mark.position;
+                self.new_epoch(&lane.name, after).map_err(|error| {
+                    format!("it is released, but no new epoch can be begun, which it needs: {error}")
+                })?;
+            }
         }
         Ok(released)
     }
@@ -148,6 +154,22 @@ impl Shared {
         };
         let chain = self.chain_after_range(lane, &numbering, numbered, through).unwrap_or(previous);
         Ok(Released { from, through, previous, chain })
+    }
+
+    /// Whether what was computed over the lost content is stored in a later record: the range was numbered again after it was
+    /// accepted, and something was accepted in the new numbers since. Its content is gone, so that nobody can compute that value
+    /// again: everything after the mark gets new numbers once more, over the void.
+    fn breaks_the_chain(&self, lane: &LaneShared, released: &Released) -> bool {
+        let (tail, numbered, following) = {
+            let state = lane.state();
+            (state.tail, state.numbering.at(released.from), state.numbering.at(released.through + 1))
+        };
+        if released.through == tail || following != numbered {
+            return false;
+        }
+        let next =
+            self.records(lane, released.through + 1, 1, 0).ok().and_then(|found| found.into_iter().next());
+        next.is_some_and(|(header, _)| header.epoch != numbered.epoch)
     }
 
     /// How far it is known that what is at `position` is lost.

@@ -6,7 +6,7 @@ use tokio::sync::watch;
 
 use super::reader::{Answer, Reader, Ready};
 use crate::chain::ChainValue;
-use crate::delivery::{Action, Delivery, Input, Limits, Millis, Nonce};
+use crate::delivery::{Action, Delivery, Input, Limits, Millis, Nonce, Numbering};
 use crate::outbox::{Outbox, ReadError};
 use crate::transaction::{Lane, Position};
 use crate::wire::SCHEMA;
@@ -92,9 +92,12 @@ impl LaneWork {
     }
 
     /// A person has done something about what stops the lane: it is looked at again.
-    pub(super) fn again(&mut self, now: Millis) {
+    pub(super) fn again(&mut self, numbering: Option<Numbering>, now: Millis) {
         self.gone = None;
         self.forget();
+        if let Some(numbering) = numbering.filter(|numbering| numbering != self.machine.numbering()) {
+            self.handle(Input::Renumbered(numbering), now);
+        }
         self.handle(Input::ReleaseHeld, now);
     }
 

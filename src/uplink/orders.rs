@@ -77,9 +77,11 @@ impl Driver {
             }
             Order::Again(lane, answer) => {
                 let now = self.now();
+                let numbering = self.outbox.numbering(&lane);
                 let known = self.lanes.iter_mut().find(|work| work.lane == lane);
-                let done =
-                    known.map(|work| work.again(now)).ok_or_else(|| format!("there is no lane {lane}"));
+                let done = known
+                    .map(|work| work.again(numbering, now))
+                    .ok_or_else(|| format!("there is no lane {lane}"));
                 let _ = answer.send(done);
             }
         }

@@ -13,7 +13,15 @@ use super::{Random, Seen};
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) enum Up {
     Position(Nonce),
-    Transaction { epoch: Epoch, sequence: Sequence, round: u64, id: TransactionId, chain: ChainValue },
+    Transaction {
+        epoch: Epoch,
+        sequence: Sequence,
+        round: u64,
+        id: TransactionId,
+        chain: ChainValue,
+        /// It is a void: the chain value before it.
+        void: Option<ChainValue>,
+    },
 }
 
 /// To the gateway.

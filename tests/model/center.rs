@@ -19,6 +19,8 @@ pub(crate) struct Entry {
     pub(crate) id: TransactionId,
     /// False: the id is stored already, this only names it again.
     pub(crate) stored: bool,
+    /// It stands for what is lost.
+    pub(crate) void: bool,
 }
 
 pub(crate) struct Center {
@@ -67,19 +69,36 @@ impl Center {
                 let statement = self.intake.statement(Some(*nonce));
                 (Some(self.receipt(statement)), None)
             }
-            Up::Transaction { epoch, sequence, round, id, chain } => {
+            Up::Transaction { epoch, sequence, round, id, chain, void } => {
                 let (epoch, sequence, round, id) = (*epoch, *sequence, *round, *id);
                 let arrived = Arrived { epoch, sequence, round, id, chain: *chain };
                 let ids = &self.ids;
                 let verdict = self.intake.arrive(
                     &arrived,
-                    |before| link(before, epoch, sequence, id),
-                    |id| ids.contains(&id),
+                    |before| match void {
+                        // As `wire::void::chain_after`, for a range of one.
+                        Some(previous) if *previous == before => *chain,
+                        Some(_) => ChainValue(chain.0.map(|byte| !byte)),
+                        None => link(before, epoch, sequence, id),
+                    },
+                    |id| void.is_none() && ids.contains(&id),
                 );
                 let stored = verdict == Verdict::Store;
                 match verdict {
                     Verdict::Store | Verdict::Known => {
-                        self.entries.push(Entry { epoch, sequence, chain: *chain, id, stored });
+                        let void = void.is_some();
+                        self.entries.push(Entry {
+                            epoch,
+                            sequence,
+                            chain: *chain,
+                            id,
+                            stored: stored && !void,
+                            void,
+                        });
+                        if void {
+                            seen.note("void at the hub");
+                            return (None, None);
+                        }
                         self.ids.insert(id);
                         if !stored {
                             seen.note("known id in a new epoch");
@@ -100,7 +119,8 @@ impl Center {
 
     /// The group is on stable storage.
     pub(crate) fn sync(&mut self) {
-        self.ever.extend(self.entries[self.synced..].iter().map(|entry| entry.id));
+        self.ever
+            .extend(self.entries[self.synced..].iter().filter(|entry| !entry.void).map(|entry| entry.id));
         self.synced = self.entries.len();
         self.intake.synced();
     }
@@ -150,7 +170,7 @@ impl Center {
     fn truncate(&mut self, length: usize) {
         self.entries.truncate(length);
         self.synced = length;
-        self.ids = self.entries.iter().map(|entry| entry.id).collect();
+        self.ids = self.entries.iter().filter(|entry| !entry.void).map(|entry| entry.id).collect();
         self.ever.extend(self.ids.iter().copied());
     }
 

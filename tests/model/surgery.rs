@@ -23,6 +23,10 @@ pub(crate) struct Disk {
     pub(crate) mark: Position,
     /// Everything through here is pruned.
     pub(crate) pruned: Position,
+    /// Destroyed; true: released by a person, and void.
+    pub(crate) lost: std::collections::BTreeMap<Position, bool>,
+    /// The epoch on the wire in which each was accepted: its chain value is stored with it.
+    born: Vec<practice_gateway::transaction::Epoch>,
 }
 
 impl Disk {
@@ -34,6 +38,8 @@ impl Disk {
             numbering: Numbering::new(first),
             mark: 0,
             pruned: 0,
+            lost: std::collections::BTreeMap::new(),
+            born: Vec::new(),
         }
     }
 
@@ -43,6 +49,7 @@ impl Disk {
 
     pub(crate) fn commit(&mut self, id: TransactionId) {
         self.records.push(id);
+        self.born.push(self.numbering.current().epoch);
         let chain = self.computed(self.tail());
         self.chains.push(chain);
     }
@@ -54,6 +61,9 @@ impl Disk {
         } else {
             self.chains[position as usize - 1]
         };
+        if self.lost.contains_key(&position) {
+            return before;
+        }
         let id = self.records[position as usize - 1];
         link(before, renumbering.epoch, position - renumbering.base, id)
     }
@@ -66,6 +76,35 @@ impl Disk {
         for position in after + 1..=self.tail() {
             self.chains[position as usize] = self.computed(position);
         }
+    }
+}
+
+impl Disk {
+    /// Destroys a record. Where it was numbered again, what was computed over it is computed without it from now on, up to
+    /// the first that has its value stored.
+    pub(crate) fn destroy(&mut self, position: Position) {
+        self.lost.insert(position, false);
+        let numbered = self.numbering.at(position);
+        let stored = |disk: &Self, at: Position| disk.born[at as usize - 1] == numbered.epoch;
+        if stored(self, position) {
+            return;
+        }
+        for at in position..=self.tail() {
+            if self.numbering.at(at) != numbered || stored(self, at) {
+                break;
+            }
+            self.chains[at as usize] = self.computed(at);
+        }
+    }
+
+    /// Releases it. True: what comes after needs new numbers (`outbox::voids`, `breaks_the_chain`).
+    pub(crate) fn release(&mut self, position: Position) -> bool {
+        self.lost.insert(position, true);
+        let numbered = self.numbering.at(position);
+        let next = position + 1;
+        next <= self.tail()
+            && self.numbering.at(next) == numbered
+            && self.born[next as usize - 1] != numbered.epoch
     }
 }
 
@@ -189,7 +228,8 @@ impl Surgery {
                 self.act(action, seen);
             }
             let Some(position) = self.machine.wanted() else { break };
-            let input = if position <= self.disk.pruned {
+            let lost = self.disk.lost.get(&position);
+            let input = if position <= self.disk.pruned || lost == Some(&false) {
                 Input::Missing(position)
             } else {
                 // Most are small; some are larger than the window in bytes.
@@ -210,10 +250,16 @@ impl Surgery {
                 let id = self.disk.records[position as usize - 1];
                 let chain = self.disk.chains[position as usize];
                 self.published.push_back(position);
-                self.up.push_back(Up::Transaction { epoch, sequence, round, id, chain });
+                let void = self.disk.lost.get(&position).map(|_| match sequence {
+                    1 => ChainValue::first(epoch, lane().as_str()),
+                    _ => self.disk.chains[position as usize - 1],
+                });
+                self.up.push_back(Up::Transaction { epoch, sequence, round, id, chain, void });
             }
             Action::Confirm { position, chain, backed_up_through } => {
-                assert_eq!(chain, self.disk.chains[position as usize], "the mark's chain value is ours");
+                // What was destroyed in new numbers is computed otherwise from then on; what was sent before is still right.
+                let ours = !self.disk.lost.is_empty() || chain == self.disk.chains[position as usize];
+                assert!(ours, "the mark's chain value is ours");
                 self.confirmations.push((self.mark, position));
                 self.mark = position;
                 if self.prunes
@@ -243,7 +289,13 @@ impl Surgery {
                 Alarm::Released(_) => "released",
                 Alarm::Diverged { .. } => "fork found",
                 Alarm::HubRestored { .. } => "restored hub found",
-                Alarm::Hole(position) => panic!("a hole at {position}: pruned, and still wanted"),
+                Alarm::Hole(position) => {
+                    assert!(
+                        self.disk.lost.contains_key(&position),
+                        "a hole at {position}: pruned, and still wanted"
+                    );
+                    "a lane stands at what is lost"
+                }
                 Alarm::Refused { .. } => "refused publish",
             }),
         }
