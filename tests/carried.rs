@@ -9,7 +9,6 @@
 
 mod hub_kit;
 
-use bytes::Bytes;
 use hub_kit::{Sender, lane};
 use practice_gateway::carry::bundle::Older;
 use practice_gateway::chain::ChainValue;
@@ -24,7 +23,7 @@ use practice_gateway::transaction::Epoch;
 use uuid::Uuid;
 
 fn part(older: &[Older], entries: &[Entry]) -> Carried {
-    let one = |entry: &Entry| (entry.envelope.clone(), entry.body.clone().unwrap_or_else(Bytes::new));
+    let one = |entry: &Entry| (entry.envelope.clone(), entry.body.clone().unwrap_or_default());
     Carried { lane: lane("clinical"), older: older.to_vec(), transactions: entries.iter().map(one).collect() }
 }
 
