@@ -1,4 +1,4 @@
-//! How fast transactions are accepted, beside what the disk can do: raw append + fdatasync of the same bytes in the same run.
+//! How fast transactions are accepted, beside two limits in the same run: raw append + fdatasync of the same bytes, and sled alone.
 //!
 //!     cargo bench --bench accept
 //!
@@ -29,7 +29,7 @@ fn settings(directory: PathBuf) -> Settings {
         practice: Practice::new("B86022").expect("a practice"),
         gateway: Gateway::new("gw1").expect("a gateway"),
         lanes: vec![LaneSettings { lane: Lane::new("clinical").expect("a lane"), urgent: false }],
-        segment_records: 16_384,
+        segment_records: 8_192,
         segment_bytes: 32 << 20,
         retention: Duration::from_secs(35 * 86_400),
         limit_bytes: 6 << 30,
@@ -122,6 +122,29 @@ fn raw(directory: &Path, group: usize, count: usize) -> f64 {
     rate
 }
 
+/// The outbox's barrier and nothing else: `group` bodies as they are into sled, then `flush` and `sync_data`.
+fn sled_alone(directory: &Path, group: usize, count: usize) -> f64 {
+    let path = directory.join("sled");
+    let open = || sled::Config::new().path(&path).flush_every_ms(None).cache_capacity(4 << 20).open();
+    let database = open().expect("a database");
+    let file = std::fs::File::open(path.join("db")).expect("its file");
+    let bodies: Vec<_> = (0..group).map(|number| submission(number).body).collect();
+    let start = Instant::now();
+    let mut done = 0_u64;
+    while done < count as u64 {
+        for body in &bodies {
+            done += 1;
+            database.insert(done.to_be_bytes(), body.as_bytes()).expect("inserted");
+        }
+        database.flush().expect("flushed");
+        file.sync_data().expect("synced");
+    }
+    let rate = done as f64 / start.elapsed().as_secs_f64();
+    drop(database);
+    std::fs::remove_dir_all(&path).expect("removed");
+    rate
+}
+
 fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     values[values.len() / 2]
@@ -139,22 +162,30 @@ fn main() {
         Outbox::open(settings(directory.path().join("store")), OutboxKey::new([7; 32])).expect("a store");
     let number = AtomicUsize::new(0);
     println!("accept by submit(), {BODY} byte bodies, median of {ROUNDS} interleaved rounds");
-    println!("{:>9} {:>12} {:>9} {:>14} {:>7}", "in flight", "accept/s", "p99 ms", "raw append/s", "ratio");
+    println!(
+        "{:>9} {:>12} {:>9} {:>14} {:>7} {:>12} {:>7}",
+        "in flight", "accept/s", "p99 ms", "raw append/s", "ratio", "sled alone/s", "ratio"
+    );
     for in_flight in [1, 4, 16, 64, 256] {
         let count = if in_flight == 1 { 4_000 } else { 2_000 * in_flight.min(32) };
-        let (mut rates, mut tails, mut raws) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut rates, mut tails, mut raws, mut sleds) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for _ in 0..ROUNDS {
             let (rate, p99) = submit(&outbox, &runtime, in_flight, count, &number);
             rates.push(rate);
             tails.push(p99);
             raws.push(raw(directory.path(), in_flight, count));
+            sleds.push(sled_alone(directory.path(), in_flight, count));
         }
-        let ratios = rates.iter().zip(&raws).map(|(a, b)| a / b).collect();
-        let (rate, p99, raw, ratio) = (median(rates), median(tails), median(raws), median(ratios));
-        println!("{in_flight:>9} {rate:>12.0} {p99:>9.2} {raw:>14.0} {ratio:>7.2}");
+        let ratio_to = |limits: &[f64]| median(rates.iter().zip(limits).map(|(a, b)| a / b).collect());
+        let (ratio, to_sled) = (ratio_to(&raws), ratio_to(&sleds));
+        let (rate, p99, raw, sled) = (median(rates), median(tails), median(raws), median(sleds));
+        println!(
+            "{in_flight:>9} {rate:>12.0} {p99:>9.2} {raw:>14.0} {ratio:>7.2} {sled:>12.0} {to_sled:>7.2}"
+        );
         println!("figure accept_{in_flight}_per_second {rate:.0} 1/s");
         println!("figure accept_{in_flight}_p99 {p99:.3} ms");
         println!("figure accept_{in_flight}_ratio_to_raw {ratio:.3} ratio");
+        println!("figure accept_{in_flight}_ratio_to_sled {to_sled:.3} ratio");
     }
     outbox.close();
 }

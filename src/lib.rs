@@ -7,7 +7,7 @@
 //! - [`chain`]: the proof that none is missing, altered or swapped
 //!
 //! The gateway, in the order in which a transaction passes:
-//! - [`ingest`]: the doors (MLLP, the control socket) and the one `submit()` behind them
+//! - [`ingest`]: the doors (MLLP, HTTP, folders, the control socket) and the one `submit()` behind them
 //! - [`outbox`]: durable, encrypted, ordered; the only part that knows sled
 //! - [`delivery`]: what is sent when, and what a receipt means; sans-IO
 //! - [`wire`]: topics, envelopes, payloads, signatures; pure

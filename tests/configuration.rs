@@ -22,6 +22,8 @@ gateway = "gw1"
 listen = "127.0.0.1:2575"
 [[http]]
 listen = "127.0.0.1:8080"
+[[folder]]
+path = "/srv/practice-gateway/in"
 [uplink]
 upstreams = ["broker.example.nhs.uk:8883"]
 ca_file = "/etc/practice-gateway/ca.pem"
@@ -163,6 +165,19 @@ fn an_error_names_file_line_key_and_what_is_allowed() {
         ("confirm", "confirm = 'ack'", "uplink.confirm", "\"receipt\" or \"puback\""),
         ("public_key = ", "public_key = 'AAAA'", "hub.public_key", "32 bytes in base64"),
         ("# public_key_file", "public_key_file = 'x'", "hub.public_key_file", "left out"),
+        ("take", "take = 'now'", "folder.take", "\"rename\" or \"ctl\""),
+        ("path", "path = '/var/lib/practice-gateway/in'", "folder.path", "outside data_directory"),
+        ("accepted", "accepted = 'a/b'", "folder.accepted", "the name of a subfolder"),
+        ("rejected", "rejected = 'accepted'", "folder.rejected", "another name than"),
+        ("settle_seconds", "settle_seconds = -1", "folder.settle_seconds", "from 0 to 3600"),
+        ("content_type", "content_type = 'pdf'", "folder.content_type", "a media type"),
+        ("type = ", "type = 'a b'", "folder.type", "letters, digits"),
+        (
+            "by_extension",
+            "by_extension = [{extension = '.edi'}]",
+            "folder.by_extension.extension",
+            "after its last dot",
+        ),
         ("level", "level = 'loud'", "log.level", "\"error\" or"),
     ] {
         let (line, error) = spoiled(old, new);
@@ -188,6 +203,7 @@ fn a_missing_key_is_named_with_what_it_could_be() {
         ("practice", "practice is missing"),
         ("gateway", "gateway is missing"),
         ("listen", "mllp.listen is missing"),
+        ("path", "folder.path is missing"),
         ("upstreams", "uplink.upstreams is missing"),
         ("ca_file", "uplink.ca_file is missing"),
         ("certificate_file", "uplink.certificate_file is missing"),
@@ -213,9 +229,46 @@ fn without_a_hub_only_a_puback_can_confirm() {
 fn names_are_given_once() {
     let lanes = format!("{REQUIRED_GATEWAY}\n[[lane]]\nname = \"a\"\n[[lane]]\nname = \"a\"\n");
     assert!(gateway(&lanes).unwrap_err().contains("different from the other lanes' names"));
+    for (more, what) in
+        [("path = \"/a\"", "names"), ("path = \"/srv/practice-gateway/in\"\nname = \"b\"", "paths")]
+    {
+        let folders = format!("{REQUIRED_GATEWAY}\n[[folder]]\n{more}\n");
+        let error = gateway(&folders).unwrap_err();
+        assert!(error.contains(&format!("different from the other folders' {what}")), "{error}");
+    }
     let (_, hub) = REQUIRED_GATEWAY.split_once("[[hub]]").unwrap();
     let hubs = format!("{REQUIRED_GATEWAY}\n[[hub]]{hub}");
     assert!(gateway(&hubs).unwrap_err().contains("different from the other hubs' names"));
+}
+
+#[test]
+fn an_mllp_door_has_routes_and_certificates() {
+    let with = |more: &str| gateway(&REQUIRED_GATEWAY.replace("[[http]]", &format!("{more}\n[[http]]")));
+    let lanes = "[[lane]]\nname = \"clinical\"\n[[lane]]\nname = \"results\"\n";
+    let table = "[[mllp.route]]\nmessage = \"ORU^R01\"\nlane = \"results\"\n";
+    let line = "route = [{ message = \"ORU^R01\", lane = \"results\" }]\n";
+    let [one, two] =
+        [table, line].map(|route| with(&format!("{route}{lanes}")).unwrap().mllp[0].routes.clone());
+    assert!(one.len() == 1 && one == two && one[0].lane.as_str() == "results");
+    for (wrong, says) in [
+        (
+            format!("{table}{}", lanes.replace("results", "letters")),
+            "mllp.route.lane = \"results\" is not allowed",
+        ),
+        (table.replace("ORU^R01", "ORU^"), "mllp.route.message = \"ORU^\" is not allowed"),
+        ("[[mllp.route]]\nlane = \"clinical\"".into(), "mllp.route.message is missing"),
+        ("[[mllp.route]]\nmessage = \"ADT\"".into(), "mllp.route.lane is missing"),
+        ("key_file = \"k\"".into(), "mllp.certificate_file is missing"),
+        ("certificate_file = \"c\"".into(), "mllp.key_file is missing"),
+        ("client_ca_file = \"ca\"".into(), "mllp.certificate_file is missing"),
+    ] {
+        let error = with(&wrong).expect_err(&wrong);
+        assert!(error.contains(says), "{wrong}: {error}");
+    }
+    let tls = with("certificate_file = \"c\"\nkey_file = \"/k\"\nclient_ca_file = \"ca\"").unwrap();
+    let files = tls.mllp[0].tls.clone().unwrap();
+    assert!(files.certificate.ends_with("c") && files.certificate.is_absolute());
+    assert_eq!((files.key, files.client_ca.is_some()), (PathBuf::from("/k"), true));
 }
 
 #[test]

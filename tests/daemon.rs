@@ -113,6 +113,19 @@ fn a_door_that_is_taken_is_named() {
 }
 
 #[test]
+fn a_log_that_nobody_takes_stops_nothing() {
+    let (mut site, _certificates) = site(SiteOptions::default());
+    std::os::unix::fs::symlink("/dev/full", site.path("gateway.log")).expect("a link");
+    site.start_gateway();
+    let mut stream = connect(site.door).expect("the door");
+    for number in 0..3 {
+        assert!(positive(&exchange(&mut stream, &message(1, number, 100)).expect("an answer")));
+    }
+    assert_eq!(site.status().expect("a status")["accepted_total"], 3);
+    assert!(site.gateway_ended().is_none());
+}
+
+#[test]
 fn a_key_that_others_may_read_or_that_is_gone_starts_nothing() {
     let (site, _certificates) = site(SiteOptions::default());
     let key = site.path("outbox.key");
@@ -174,6 +187,37 @@ fn check_says_what_is_wrong_and_what_to_do_one_line_each() {
     }
     let output = site.hub_command(&["check"]);
     assert!(output.status.success() && text(&output).contains("OK    signing key"), "{}", text(&output));
+}
+
+#[test]
+fn check_says_that_an_open_door_is_open() {
+    let (site, certificates) = site(SiteOptions::default());
+    let text_before = std::fs::read_to_string(site.gateway_config()).expect("gateway.toml");
+    let server = certificates.server();
+    let tls = format!("certificate_file = {:?}\nkey_file = {:?}", server.certificate, server.key);
+    let ca = format!("{tls}\nclient_ca_file = {:?}", certificates.ca());
+    for (more, noted) in [
+        (String::new(), true),
+        ("allow_addresses = [\"10.0.0.0/8\"]".into(), false),
+        (tls.clone(), true),
+        (ca, false),
+    ] {
+        let door = format!("[[mllp]]\nlisten = \"0.0.0.0:2576\"\n{more}\n");
+        std::fs::write(site.gateway_config(), format!("{text_before}{door}")).expect("written");
+        let output = site.gateway_command(&["check"]);
+        let said = text(&output);
+        assert!(output.status.success(), "a note is no failure: {said}");
+        assert_eq!(said.contains("NOTE  mllp           0.0.0.0:2576: whoever"), noted, "{more}: {said}");
+        assert_eq!(said.contains("OK    mllp "), more.contains("key_file"), "{said}");
+    }
+    let broken = tls.replace("certificate.pem", "none.pem");
+    let door = format!("[[mllp]]\nlisten = \"127.0.0.1:2576\"\n{broken}\n");
+    std::fs::write(site.gateway_config(), format!("{text_before}{door}")).expect("written");
+    for (command, code) in [("check", 78), ("run", 78)] {
+        let output = site.gateway_command(&[command]);
+        assert_eq!(output.status.code(), Some(code), "{command}: {}", text(&output));
+        assert!(text(&output).contains("none.pem"), "{}", text(&output));
+    }
 }
 
 #[test]

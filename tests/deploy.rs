@@ -62,10 +62,14 @@ fn shipped() -> MosquittoOptions {
         assert!(extra.iter().any(|line| key(line) == wanted), "{wanted}");
     }
     // What belongs to a listener cannot stand before it, and the harness makes the listeners.
-    let extra = extra.into_iter().filter(|line| key(line) != "tls_version");
+    let (listener, extra): (Vec<&str>, Vec<&str>) = extra
+        .into_iter()
+        .partition(|line| ["tls_version", "use_username_as_clientid"].contains(&key(line).as_str()));
+    assert_eq!(listener.len(), 2, "{listener:?}");
     MosquittoOptions {
         acl: Some(ACL.to_owned()),
-        extra: extra.collect::<Vec<_>>().join("\n"),
+        extra: extra.join("\n"),
+        listener: listener.join("\n"),
         ..MosquittoOptions::default()
     }
 }

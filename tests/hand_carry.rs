@@ -9,8 +9,6 @@
 )]
 
 mod harness;
-#[path = "../examples/outage/proof.rs"]
-mod proof;
 
 use std::fmt::Write as _;
 use std::io::{Read as _, Write as _};
@@ -21,13 +19,13 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
+use harness::proof::Proof;
 use harness::senders::Senders;
 use harness::site::{Site, SiteOptions};
 use harness::{Certificates, Fault, FaultProxy, Mosquitto, eventually_blocking};
 use practice_gateway::carry::AgeError;
 use practice_gateway::carry::keys::Identity;
 use practice_gateway::carry::seal::{Opening, Sealing};
-use proof::Proof;
 
 const PATIENCE: Duration = Duration::from_secs(60);
 

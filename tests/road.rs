@@ -1,7 +1,6 @@
 //! The whole road on the real programs: MLLP, outbox, a real Mosquitto over mutual TLS, hub, receipts, through faults.
 //!
-//! One oracle judges every run: what a sender was told is safe must stand in the hub's store exactly once, in the
-//! order in which that sender got its acknowledgments, on an unbroken chain.
+//! The oracle is `harness::road`'s.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -11,66 +10,18 @@
 )]
 
 mod harness;
-#[path = "../examples/outage/proof.rs"]
-mod proof;
 
 use std::time::Duration;
 
+use harness::Fault;
+use harness::proof::Proof;
+use harness::road::{PATIENCE, Random, Road, copy_directory};
 use harness::senders::Senders;
-use harness::site::{Site, SiteOptions};
-use harness::{Certificates, Fault, FaultProxy, Mosquitto};
-use proof::Proof;
-
-const PATIENCE: Duration = Duration::from_secs(120);
-
-struct Road {
-    site: Site,
-    proxy: FaultProxy,
-    broker: Mosquitto,
-    _certificates: Certificates,
-}
-
-fn road(options: SiteOptions) -> Road {
-    let certificates = Certificates::new();
-    let broker = Mosquitto::start(&certificates);
-    let proxy = FaultProxy::start(broker.port());
-    let mut site = Site::new(&certificates, proxy.port(), broker.port(), options);
-    site.start_hub();
-    site.start_gateway();
-    Road { site, proxy, broker, _certificates: certificates }
-}
-
-impl Road {
-    /// Everything that was accepted is confirmed; then both are stopped and the hub's files are compared.
-    fn prove(mut self, safe: &[Vec<Vec<u8>>]) -> Proof {
-        let accepted: usize = safe.iter().map(Vec::len).sum();
-        self.site.wait_for("accepted_total", accepted as u64, PATIENCE);
-        harness::eventually_blocking("everything to be confirmed", PATIENCE, || {
-            let status = self.site.status()?;
-            harness::site::adds_up(&status);
-            (status["waiting"] == 0).then_some(())
-        });
-        self.site.stop();
-        let verified = self.site.hub_command(&["verify"]);
-        assert!(verified.status.success(), "{}", String::from_utf8_lossy(&verified.stdout));
-        let proof = Proof::of(&self.site.store(), safe).expect("the hub's files");
-        println!("{}", proof.json());
-        proof
-    }
-}
-
-fn judge(road: Road, safe: &[Vec<Vec<u8>>]) {
-    let proof = road.prove(safe);
-    assert_eq!(proof.lost, 0, "{proof:?}");
-    assert_eq!(proof.repeated, 0, "{proof:?}");
-    assert_eq!(proof.out_of_order, 0, "{proof:?}");
-    assert!(proof.chain_ok, "{proof:?}");
-    assert!(proof.accepted > 0, "nothing was accepted: the run proves nothing");
-}
+use harness::site::SiteOptions;
 
 #[test]
 fn an_outage_in_the_middle_loses_nothing() {
-    let road = road(SiteOptions::default());
+    let road = Road::start(SiteOptions::default());
     road.site.wait_for_link(true);
     let first = Senders::start(road.site.door, 4, 100).join();
     road.site.wait_for("confirmed_total", 400, PATIENCE);
@@ -85,13 +36,13 @@ fn an_outage_in_the_middle_loses_nothing() {
     let more = Senders::start(road.site.door, 6, 300).join();
     road.site.wait_for("waiting", 1_400, PATIENCE);
     road.proxy.set(Fault::Pass);
-    judge(road, &more);
+    road.judge(&more);
 }
 
 #[test]
 fn kill_9_of_the_gateway_at_random_moments_loses_nothing() {
     let kills = if std::env::var_os("PGW_LONG").is_some() { 200 } else { 12 };
-    let mut road = road(SiteOptions {
+    let mut road = Road::start(SiteOptions {
         outbox: "segment_records = 200\nretention_days = 0\n".into(),
         ..SiteOptions::default()
     });
@@ -103,13 +54,13 @@ fn kill_9_of_the_gateway_at_random_moments_loses_nothing() {
         road.site.start_gateway();
     }
     let safe = senders.stop();
-    judge(road, &safe);
+    road.judge(&safe);
 }
 
 #[test]
 fn kill_9_of_the_broker_in_the_middle_of_a_replay_loses_nothing() {
-    let mut road = road(SiteOptions::default());
-    let safe = backlog(&road, 800);
+    let mut road = Road::start(SiteOptions::default());
+    let safe = road.backlog(800);
     for confirmed in [200, 1_200, 2_400] {
         road.proxy.set(Fault::Throttle(400_000));
         road.site.wait_for("confirmed_total", confirmed, PATIENCE);
@@ -118,13 +69,13 @@ fn kill_9_of_the_broker_in_the_middle_of_a_replay_loses_nothing() {
         road.broker.restart();
     }
     road.proxy.set(Fault::Pass);
-    judge(road, &safe);
+    road.judge(&safe);
 }
 
 #[test]
 fn kill_9_of_the_hub_in_the_middle_of_a_replay_loses_nothing() {
-    let mut road = road(SiteOptions::default());
-    let safe = backlog(&road, 800);
+    let mut road = Road::start(SiteOptions::default());
+    let safe = road.backlog(800);
     road.proxy.set(Fault::Throttle(400_000));
     for confirmed in [200, 1_200, 2_400] {
         road.site.wait_for("confirmed_total", confirmed, PATIENCE);
@@ -132,19 +83,19 @@ fn kill_9_of_the_hub_in_the_middle_of_a_replay_loses_nothing() {
         road.site.start_hub();
     }
     road.proxy.set(Fault::Pass);
-    judge(road, &safe);
+    road.judge(&safe);
 }
 
 #[test]
 fn a_hub_restored_from_an_older_copy_gets_the_difference_again() {
-    let mut road = road(SiteOptions::default());
+    let mut road = Road::start(SiteOptions::default());
     let mut safe = Senders::start(road.site.door, 4, 100).join();
     road.site.wait_for("confirmed_total", 400, PATIENCE);
     road.site.kill_hub();
     let copy = road.site.path("copy");
     copy_directory(&road.site.store(), &copy);
     road.site.start_hub();
-    for (sender, mut more) in safe.iter_mut().zip(more_from(&road, 4, 100..200)) {
+    for (sender, mut more) in safe.iter_mut().zip(road.more_from(4, 100..200)) {
         sender.append(&mut more);
     }
     road.site.wait_for("confirmed_total", 800, PATIENCE);
@@ -156,13 +107,13 @@ fn a_hub_restored_from_an_older_copy_gets_the_difference_again() {
     harness::eventually_blocking("the hub to have all again", PATIENCE, || {
         Proof::of(&road.site.store(), &safe).ok().filter(|p| p.lost == 0)
     });
-    judge(road, &safe);
+    road.judge(&safe);
 }
 
 #[test]
 fn a_link_that_stalls_half_open_is_given_up_and_nothing_is_lost() {
-    let road = road(SiteOptions { uplink: "stall_seconds = 1.0\n".into(), ..SiteOptions::default() });
-    let safe = backlog(&road, 500);
+    let road = Road::start(SiteOptions { uplink: "stall_seconds = 1.0\n".into(), ..SiteOptions::default() });
+    let safe = road.backlog(500);
     for confirmed in [100, 900] {
         road.proxy.set(Fault::Throttle(400_000));
         road.site.wait_for("confirmed_total", confirmed, PATIENCE);
@@ -171,20 +122,20 @@ fn a_link_that_stalls_half_open_is_given_up_and_nothing_is_lost() {
     }
     road.proxy.set(Fault::Pass);
     road.proxy.cut();
-    judge(road, &safe);
+    road.judge(&safe);
 }
 
 #[test]
 fn a_slow_and_far_link_delivers_all_in_order() {
-    let road = road(SiteOptions::default());
+    let road = Road::start(SiteOptions::default());
     road.proxy.set(Fault::Delay(Duration::from_millis(120)));
     let safe = Senders::start(road.site.door, 4, 150).join();
-    judge(road, &safe);
+    road.judge(&safe);
 }
 
 #[test]
 fn a_link_that_is_reset_again_and_again_delivers_all_in_order() {
-    let road = road(SiteOptions::default());
+    let road = Road::start(SiteOptions::default());
     let senders = Senders::start(road.site.door, 4, 400);
     let mut random = Random::seeded();
     for _ in 0..25 {
@@ -192,68 +143,5 @@ fn a_link_that_is_reset_again_and_again_delivers_all_in_order() {
         road.proxy.cut();
     }
     let safe = senders.join();
-    judge(road, &safe);
-}
-
-/// Cuts the link and lets four senders fill the outbox.
-fn backlog(road: &Road, each: usize) -> Vec<Vec<Vec<u8>>> {
-    road.site.wait_for_link(true);
-    road.proxy.set(Fault::Refuse);
-    road.proxy.cut();
-    road.site.wait_for_link(false);
-    let safe = Senders::start(road.site.door, 4, each).join();
-    road.site.wait_for("waiting", 4 * each as u64, PATIENCE);
-    safe
-}
-
-fn more_from(road: &Road, senders: usize, numbers: std::ops::Range<usize>) -> Vec<Vec<Vec<u8>>> {
-    (0..senders)
-        .map(|sender| {
-            let mut stream = harness::senders::connect(road.site.door).expect("the door");
-            numbers
-                .clone()
-                .map(|number| {
-                    let message = harness::senders::message(sender, number + 1, 50);
-                    let answer = harness::senders::exchange(&mut stream, &message).expect("an answer");
-                    assert!(harness::senders::positive(&answer));
-                    message
-                })
-                .collect()
-        })
-        .collect()
-}
-
-fn copy_directory(from: &std::path::Path, to: &std::path::Path) {
-    std::fs::create_dir_all(to).expect("a directory");
-    for entry in std::fs::read_dir(from).expect("listed") {
-        let path = entry.expect("an entry").path();
-        let target = to.join(path.file_name().expect("a name"));
-        if path.is_dir() {
-            copy_directory(&path, &target);
-        } else {
-            std::fs::copy(&path, &target).expect("copied");
-        }
-    }
-}
-
-/// A small generator with a printed seed: `PGW_SEED` runs the same moments again.
-struct Random(u64);
-
-impl Random {
-    fn seeded() -> Self {
-        let seed = std::env::var("PGW_SEED").ok().and_then(|s| s.parse().ok()).unwrap_or_else(|| {
-            std::time::SystemTime::now()
-                .duration_since(std::time::UNIX_EPOCH)
-                .map_or(1, |d| d.as_nanos() as u64)
-        });
-        println!("PGW_SEED={seed}");
-        Self(seed | 1)
-    }
-
-    fn below(&mut self, limit: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0 % limit
-    }
+    road.judge(&safe);
 }

@@ -470,15 +470,17 @@ impl World {
         self.broker.stuck = false;
         for turn in 0.. {
             self.turn();
-            let quiet = self.centers.iter().all(|center| center.up && center.synced == center.entries.len());
-            if quiet && self.surgery.machine.confirmed() == self.surgery.disk.tail() {
-                break;
-            }
-            assert!(turn < 20_000, "not everything is confirmed: {:?}", self.surgery.machine);
             let busy = !self.surgery.up.is_empty()
                 || !self.broker.down.is_empty()
                 || !self.surgery.tasks.is_empty()
                 || self.broker.hubs.iter().any(|hub| !hub.queue.is_empty());
+            // A hub that was restored a moment ago has not said so before it is connected and heard.
+            let heard = self.surgery.connected && self.broker.hubs.iter().all(|hub| hub.connected);
+            let quiet = self.centers.iter().all(|center| center.up && center.synced == center.entries.len());
+            if quiet && heard && !busy && self.surgery.machine.confirmed() == self.surgery.disk.tail() {
+                break;
+            }
+            assert!(turn < 20_000, "not everything is confirmed: {:?}", self.surgery.machine);
             if !busy && turn % 20 == 19 {
                 let next = self.surgery.machine.deadline().unwrap_or(self.now + 100);
                 self.now = self.now.max(next);

@@ -80,15 +80,21 @@ fn pure_files_have_no_io_no_clock_and_no_chance() {
         "health/changes.rs",
         "health/payload.rs",
         "hub/intake.rs",
+        "ingest/folder/papers.rs",
+        "ingest/folder/rules.rs",
+        "ingest/folder/settle.rs",
         "ingest/http/fhir.rs",
         "ingest/http/headers.rs",
         "ingest/http/keys.rs",
         "ingest/http/metrics.rs",
         "ingest/http/outcome.rs",
+        "ingest/mllp/allowance.rs",
         "ingest/mllp/codec.rs",
         "ingest/mllp/msh.rs",
         "ingest/mllp/ack.rs",
         "ingest/mllp/envelope.rs",
+        "ingest/mllp/route.rs",
+        "ingest/origin.rs",
         "outbox/admission.rs",
     ];
     let mut seen = vec![false; pure.len()];
@@ -168,4 +174,72 @@ fn every_dependency_says_why_it_is_there() {
         }
     }
     assert!(seen > 20, "the dependencies were not found");
+}
+
+/// `tests/http.rs` `its_test`, `src/outbox/tests.rs` `its_test`: each must be there.
+fn named_tests(document: &str) -> Vec<(String, String)> {
+    let parts: Vec<&str> = document.split('`').collect();
+    let mut named = Vec::new();
+    let mut file: Option<&str> = None;
+    // Odd parts stand between backticks.
+    for (index, part) in parts.iter().enumerate() {
+        let quoted = index % 2 == 1;
+        let is_file =
+            quoted && part.ends_with(".rs") && (part.starts_with("src/") || part.starts_with("tests/"));
+        let is_test = quoted
+            && part.contains('_')
+            && part.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_');
+        match file {
+            _ if is_file => file = Some(part),
+            // Only what stands right behind its file, with a space between.
+            Some(of) if is_test && parts[index - 1] == " " => named.push((of.to_owned(), (*part).to_owned())),
+            _ if !quoted && *part != " " => file = None,
+            _ => {}
+        }
+    }
+    named
+}
+
+#[test]
+fn the_tests_that_documents_name_are_there() {
+    for (document, least) in [
+        ("docs/architecture.md", 10),
+        ("docs/ingest.md", 60),
+        ("docs/faults.md", 25),
+        ("docs/safety/hazard-log.md", 20),
+    ] {
+        let text = std::fs::read_to_string(root().join(document)).expect("a document");
+        let named = named_tests(&text);
+        assert!(named.len() >= least, "{document}: only {} tests were found", named.len());
+        for (file, test) in named {
+            let code = std::fs::read_to_string(root().join(&file))
+                .unwrap_or_else(|_| panic!("{document} names {file}, which is not there"));
+            let lines: Vec<&str> = code.lines().map(str::trim).collect();
+            let found = lines.iter().position(|line| {
+                ["fn ", "async fn "].iter().any(|word| line.starts_with(&format!("{word}{test}(")))
+            });
+            let found = found.unwrap_or_else(|| panic!("{document}: there is no {test} in {file}"));
+            let marked = lines[found.saturating_sub(4)..found]
+                .iter()
+                .any(|line| ["#[test]", "#[tokio::test"].iter().any(|mark| line.starts_with(mark)));
+            assert!(marked, "{document}: {test} in {file} is no test");
+        }
+    }
+}
+
+/// Every row of the tables in `docs/ingest.md` says which test holds it.
+#[test]
+fn every_row_of_the_doors_names_its_test() {
+    let text = std::fs::read_to_string(root().join("docs/ingest.md")).expect("the document");
+    let mut rows = 0;
+    for line in text.lines().filter(|line| line.starts_with("| ") && line.ends_with('|')) {
+        let cells: Vec<&str> = line.trim_matches('|').split(" | ").map(str::trim).collect();
+        assert_eq!(cells.len(), 6, "{line}");
+        if cells[0] == "input" {
+            continue;
+        }
+        rows += 1;
+        assert!(cells[5] == "no test yet" || !named_tests(cells[5]).is_empty(), "{line}");
+    }
+    assert!(rows > 60, "{rows}");
 }

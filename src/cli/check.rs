@@ -16,6 +16,8 @@ use tokio_rustls::rustls::server::WebPkiClientVerifier;
 use crate::cli::exit::Exit;
 use crate::config::{GatewayConfig, HubConfig, keys};
 use crate::ingest::control::client::Client;
+use crate::ingest::mllp::door;
+use crate::ingest::tls::{self, Clients};
 use crate::outbox::Outbox;
 use crate::transaction::rfc3339;
 use crate::uplink::tls::Identity;
@@ -57,6 +59,7 @@ fn chain(error: &dyn Error) -> String {
 /// `practice-gateway check`: ends with 78 if anything fails.
 pub fn gateway(config: &GatewayConfig, out: &mut dyn Write) -> Exit {
     let mut report = Report { out, exit: Exit::Done };
+    let clock = TrustedClock::open(&config.uplink.state_directory);
     let lanes = &config.uplink.info.lanes;
     let detail = format!(
         "{}: practice {}, gateway {}, lanes {lanes}",
@@ -68,16 +71,47 @@ pub fn gateway(config: &GatewayConfig, out: &mut dyn Write) -> Exit {
     if config.mllp.is_empty() {
         report.note("doors", "there is no [[mllp]]: only `submit` on this box can bring anything in");
     }
+    for door in &config.mllp {
+        mllp(door, &clock, &mut report);
+    }
     if config.uplink.delivery.confirm_on_puback {
         report.note("confirm", "the broker's word confirms: nobody checks that the centre has it");
     }
     store(config, &mut report);
-    let clock = TrustedClock::open(&config.uplink.state_directory);
     let name = format!("{}.{}", config.practice, config.gateway);
     if let Some(files) = &config.uplink.tls {
         certificate(files, &name, clock.seconds(), &mut report);
     }
+    for folder in &config.folders {
+        let place = format!("{}: {}", folder.name, folder.path.display());
+        if folder.path.is_dir() {
+            report.ok("folder", &format!("{place} is there"));
+        } else {
+            let action = "make or mount it; until then the gateway goes on without it, and says so";
+            report.fail("folder", &format!("{place} is no directory"), action);
+        }
+    }
     report.exit
+}
+
+/// Most surgeries' systems speak MLLP without TLS: that is allowed, and said.
+fn mllp(door: &door::Settings, clock: &Arc<TrustedClock>, report: &mut Report<'_>) {
+    let address = door.listen;
+    let guarded = door.tls.as_ref().is_some_and(|files| files.client_ca.is_some());
+    if !address.ip().is_loopback() && door.allowed_addresses.is_empty() && !guarded {
+        report.note(
+            "mllp",
+            &format!(
+                "{address}: whoever reaches this address may send; say who in allow_addresses (or client_ca_file)"
+            ),
+        );
+    }
+    if let Some(files) = &door.tls {
+        match tls::server(files, Clients::Required, &[], clock) {
+            Ok(_) => report.ok("mllp", &format!("{address}: its certificate and key can be used")),
+            Err(error) => report.fail("mllp", &chain(&error), "put a certificate and its key in place"),
+        }
+    }
 }
 
 fn store(config: &GatewayConfig, report: &mut Report<'_>) {

@@ -43,6 +43,8 @@ impl From<&ClientError> for Exit {
             ClientError::Broken(_) => Exit::Later,
             ClientError::NotUnderstood(_) => Exit::Internal,
             ClientError::Failed(_) => Exit::Refused,
+            ClientError::NotPermitted(_) => Exit::NotPermitted,
+            ClientError::Write(_) => Exit::Files,
         }
     }
 }

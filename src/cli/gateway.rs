@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use crate::cli::exit::{Exit, complain};
-use crate::cli::{check, export, init, outbox, parse, status, submit, verify};
+use crate::cli::{check, export, init, outbox, parse, quarantine, status, submit, verify};
 use crate::config::GatewayConfig;
 use crate::daemon::{self, logs};
 
@@ -38,6 +38,9 @@ enum Command {
     /// Shows headers of what is kept.
     #[command(subcommand)]
     Outbox(outbox::Outbox),
+    /// What was refused: look at it, release it, discard it.
+    #[command(subcommand)]
+    Quarantine(quarantine::Quarantine),
     /// Walks the chain of all that is kept.
     Verify(verify::Verify),
     /// Writes what waits into one encrypted file, to be carried to the hub.
@@ -80,6 +83,7 @@ fn run(words: impl IntoIterator<Item = OsString>, out: &mut dyn Write, err: &mut
         Command::Status(command) => status::run(&socket, &command, out, err),
         Command::Submit(command) => submit::run(&socket, &command, out, err),
         Command::Outbox(command) => outbox::run(&socket, &command, out, err),
+        Command::Quarantine(command) => quarantine::run(&socket, &command, out, err),
         Command::Verify(command) => verify::run(&socket, &command, out, err),
         Command::Export(command) => export::export(&config, &command, out, err),
         Command::Receipts(command) => export::receipts(&socket, &command, out, err),

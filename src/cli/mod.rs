@@ -1,10 +1,10 @@
 //! Both command lines.
 //!
-//! - [`gateway`]: `practice-gateway`; [`submit`], [`status`], [`outbox`] and [`verify`] ask the running daemon over its
-//!   control socket ([`crate::ingest::control`])
+//! - [`gateway`]: `practice-gateway`; [`submit`], [`status`], [`outbox`], [`quarantine`] and [`verify`] ask the running
+//!   daemon over its control socket ([`crate::ingest::control`])
 //! - [`hub`]: `practice-hub`; [`acl`] makes the broker's access rules
 //! - [`check`] and [`init`] are for both, and need no daemon
-//! - [`exit`]: what a script decides by
+//! - [`exit`]: what a script decides by; [`progress`]: what a person sees meanwhile
 //!
 //! Each command writes to the writers that it is given, so that tests can read what a person would.
 
@@ -17,6 +17,8 @@ pub mod hub;
 pub mod import;
 pub mod init;
 pub mod outbox;
+pub mod progress;
+pub mod quarantine;
 pub mod status;
 pub mod submit;
 pub mod verify;

@@ -5,11 +5,13 @@ use std::path::PathBuf;
 use toml::Spanned;
 
 use crate::config::ConfigError;
-use crate::config::raw::{RawHttp, RawMllp};
+use crate::config::raw::{RawHttp, RawMllp, RawRoute};
 use crate::config::source::Source;
 use crate::ingest::http::access::Files;
 use crate::ingest::http::door as http_door;
 use crate::ingest::mllp::door::{self, AddressRange, OnUnavailable};
+use crate::ingest::mllp::route::Route;
+use crate::ingest::tls;
 use crate::outbox;
 use crate::transaction::Lane;
 
@@ -25,6 +27,12 @@ pub(super) fn mllp(
         if !sender.get_ref().contains('|') {
             return Err(source.wrong("mllp.allow_senders", sender, "MSH-3|MSH-4 as the sender writes them"));
         }
+    }
+    let path = |given: Option<PathBuf>| given.map(|path| source.path(&path));
+    let client_ca = path(raw.client_ca_file);
+    let tls = pair(source, "mllp", path(raw.certificate_file), path(raw.key_file))?;
+    if client_ca.is_some() && tls.is_none() {
+        return Err(source.missing("mllp.certificate_file", "there where client_ca_file is"));
     }
     Ok(door::Settings {
         practice: outbox.practice.clone(),
@@ -57,6 +65,8 @@ pub(super) fn mllp(
             0.01..=60.0,
         )?,
         allowed_addresses,
+        routes: routes(source, raw.route, outbox)?,
+        tls: tls.map(|(certificate, key)| tls::Files { certificate, key, client_ca }),
         allowed_senders: raw.allow_senders.into_iter().map(Spanned::into_inner).collect(),
     })
 }
@@ -69,12 +79,7 @@ pub(super) fn http(
     let written = source.required("http.listen", raw.listen, "an address and port: \"127.0.0.1:8080\"")?;
     let listen = source.address("http.listen", &written)?;
     let path = |given: Option<PathBuf>| given.map(|path| source.path(&path));
-    let tls = match (path(raw.certificate_file), path(raw.key_file)) {
-        (Some(certificate), Some(key)) => Some((certificate, key)),
-        (None, None) => None,
-        (None, Some(_)) => return Err(source.missing("http.certificate_file", "there beside key_file")),
-        (Some(_), None) => return Err(source.missing("http.key_file", "there beside certificate_file")),
-    };
+    let tls = pair(source, "http", path(raw.certificate_file), path(raw.key_file))?;
     let files = Files { tls, client_ca: path(raw.client_ca_file), tokens: path(raw.tokens_file) };
     if files.client_ca.is_some() && files.tls.is_none() {
         return Err(source.missing("http.certificate_file", "there where client_ca_file is"));
@@ -107,8 +112,35 @@ pub(super) fn http(
     })
 }
 
+/// Certificate and key, both or none.
+fn pair(
+    source: &Source,
+    door: &str,
+    certificate: Option<PathBuf>,
+    key: Option<PathBuf>,
+) -> Result<Option<(PathBuf, PathBuf)>, ConfigError> {
+    match (certificate, key) {
+        (Some(certificate), Some(key)) => Ok(Some((certificate, key))),
+        (None, None) => Ok(None),
+        (None, Some(_)) => Err(source.missing(&format!("{door}.certificate_file"), "there beside key_file")),
+        (Some(_), None) => Err(source.missing(&format!("{door}.key_file"), "there beside certificate_file")),
+    }
+}
+
+fn routes(source: &Source, raw: Vec<RawRoute>, outbox: &outbox::Settings) -> Result<Vec<Route>, ConfigError> {
+    let route = |raw: RawRoute| {
+        let message = source.required("mllp.route.message", raw.message, "a kind: \"ADT\", \"ORU^R01\"")?;
+        let named = source.required("mllp.route.lane", raw.lane, "the name of a [[lane]]")?;
+        Ok(Route {
+            message: source.parsed("mllp.route.message", &message)?,
+            lane: lane(source, "mllp.route.lane", Some(named), outbox)?,
+        })
+    };
+    raw.into_iter().map(route).collect()
+}
+
 /// The lane that a door names, or the first.
-fn lane(
+pub(super) fn lane(
     source: &Source,
     key: &str,
     given: Option<Spanned<String>>,

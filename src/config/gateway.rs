@@ -9,8 +9,9 @@ use crate::config::log::{Log, log};
 use crate::config::raw::{RawGateway, RawLane, RawOutbox};
 use crate::config::source::Source;
 use crate::config::uplink::{Confirm, Link, hubs, recipients, uplink};
-use crate::config::{ConfigError, doors, keys};
+use crate::config::{ConfigError, doors, folder, keys};
 use crate::ingest::control::server as control;
+use crate::ingest::folder::door as folder_door;
 use crate::ingest::http::door as http_door;
 use crate::ingest::mllp::door;
 use crate::outbox::{self, LaneSettings};
@@ -38,6 +39,8 @@ pub struct GatewayConfig {
     pub mllp: Vec<door::Settings>,
     /// The HTTP doors.
     pub http: Vec<http_door::Settings>,
+    /// The folder doors.
+    pub folders: Vec<folder_door::Settings>,
     /// Most bytes of unfinished input, all doors together.
     pub ingest_memory_bytes: u64,
     /// The store.
@@ -56,7 +59,18 @@ impl GatewayConfig {
     /// # Errors
     /// [`ConfigError`], the first one found.
     pub fn load(file: &Path) -> Result<Self, ConfigError> {
-        let source = Source::read(file)?;
+        Self::checked(&Source::read(file)?, file)
+    }
+
+    /// The same of text that is not in `file`.
+    ///
+    /// # Errors
+    /// [`ConfigError`], the first one found.
+    pub fn of_text(file: &Path, text: &str) -> Result<Self, ConfigError> {
+        Self::checked(&Source::of(file, text.to_owned()), file)
+    }
+
+    fn checked(source: &Source, file: &Path) -> Result<Self, ConfigError> {
         let raw: RawGateway = source.parse()?;
         let practice_text =
             source.required("practice", raw.practice, "an ODS code, for example \"B86022\"")?;
@@ -66,24 +80,28 @@ impl GatewayConfig {
         let gateway: Gateway = source.parsed("gateway", &gateway_text)?;
         let data_directory =
             source.path(&raw.data_directory.unwrap_or_else(|| "/var/lib/practice-gateway".into()));
-        let lanes = lanes(&source, raw.lane)?;
+        let lanes = lanes(source, raw.lane)?;
         let outbox =
-            outbox_settings(&source, raw.outbox, &data_directory, practice.clone(), gateway.clone(), lanes)?;
+            outbox_settings(source, raw.outbox, &data_directory, practice.clone(), gateway.clone(), lanes)?;
         let mllp = raw
             .mllp
             .into_iter()
-            .map(|door| doors::mllp(&source, door, &outbox))
+            .map(|door| doors::mllp(source, door, &outbox))
             .collect::<Result<Vec<_>, _>>()?;
         let http = raw
             .http
             .into_iter()
-            .map(|door| doors::http(&source, door, &outbox))
+            .map(|door| doors::http(source, door, &outbox))
             .collect::<Result<Vec<_>, _>>()?;
+        let mut folders = Vec::new();
+        for raw in raw.folder {
+            folders.push(folder::folder(source, raw, &outbox, &data_directory, &folders)?);
+        }
         let ingest_memory_bytes =
             source.number("ingest.memory_bytes", raw.ingest.memory_bytes, 64 << 20, 1 << 20..=4 << 30)?;
-        let recipients = recipients(&source, &raw.hub)?;
-        let hubs = hubs(&source, raw.hub)?;
-        let link = uplink(&source, raw.uplink, hubs.len())?;
+        let recipients = recipients(source, &raw.hub)?;
+        let hubs = hubs(source, raw.hub)?;
+        let link = uplink(source, raw.uplink, hubs.len())?;
         if hubs.is_empty() && link.confirm == Confirm::Receipt {
             return Err(source.missing(
                 "[[hub]]",
@@ -93,8 +111,9 @@ impl GatewayConfig {
         let mut interfaces = Vec::new();
         interfaces.extend((!mllp.is_empty()).then_some("mllp"));
         interfaces.extend((!http.is_empty()).then_some("http"));
+        interfaces.extend((!folders.is_empty()).then_some("folder"));
         interfaces.push("control");
-        let uplink = uplink_settings(&source, link, hubs, &outbox, &data_directory, interfaces);
+        let uplink = uplink_settings(source, link, hubs, &outbox, &data_directory, interfaces);
         let health_interval =
             source.seconds("health.interval_seconds", raw.health.interval_seconds, 60.0, 0.1..=3600.0)?;
         Ok(Self {
@@ -114,11 +133,12 @@ impl GatewayConfig {
             data_directory,
             mllp,
             http,
+            folders,
             ingest_memory_bytes,
             outbox,
             uplink,
             health_interval,
-            log: log(&source, raw.log)?,
+            log: log(source, raw.log)?,
         })
     }
 }
@@ -209,7 +229,7 @@ fn outbox_settings(
         segment_records: source.number(
             "outbox.segment_records",
             raw.segment_records,
-            16_384,
+            8_192,
             16..=1_000_000,
         )?,
         segment_bytes,

@@ -6,6 +6,7 @@
 //! Every key, its default and its meaning stand in `config/gateway.toml` and `config/hub.toml`.
 
 mod doors;
+mod folder;
 mod gateway;
 mod hub;
 pub mod keys;

@@ -27,6 +27,8 @@ pub(super) struct RawGateway {
     #[serde(default)]
     pub(super) http: Vec<RawHttp>,
     #[serde(default)]
+    pub(super) folder: Vec<RawFolder>,
+    #[serde(default)]
     pub(super) ingest: RawIngest,
     #[serde(default)]
     pub(super) outbox: RawOutbox,
@@ -67,6 +69,18 @@ pub(super) struct RawMllp {
     pub(super) allow_addresses: Vec<Spanned<String>>,
     #[serde(default)]
     pub(super) allow_senders: Vec<Spanned<String>>,
+    #[serde(default)]
+    pub(super) route: Vec<RawRoute>,
+    pub(super) certificate_file: Option<PathBuf>,
+    pub(super) key_file: Option<PathBuf>,
+    pub(super) client_ca_file: Option<PathBuf>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawRoute {
+    pub(super) message: Text,
+    pub(super) lane: Text,
 }
 
 #[derive(Deserialize)]
@@ -85,6 +99,37 @@ pub(super) struct RawHttp {
     pub(super) key_file: Option<PathBuf>,
     pub(super) client_ca_file: Option<PathBuf>,
     pub(super) tokens_file: Option<PathBuf>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawFolder {
+    pub(super) name: Text,
+    pub(super) path: Option<Spanned<PathBuf>>,
+    pub(super) lane: Text,
+    pub(super) take: Text,
+    pub(super) mounted: Option<bool>,
+    pub(super) file_limit_bytes: Number,
+    pub(super) rescan_seconds: Time,
+    pub(super) settle_seconds: Time,
+    pub(super) empty_seconds: Time,
+    pub(super) accepted: Text,
+    pub(super) rejected: Text,
+    pub(super) keep_accepted: Option<bool>,
+    #[serde(rename = "type")]
+    pub(super) event_type: Text,
+    pub(super) content_type: Text,
+    #[serde(default)]
+    pub(super) by_extension: Vec<RawExtension>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawExtension {
+    pub(super) extension: Text,
+    #[serde(rename = "type")]
+    pub(super) event_type: Text,
+    pub(super) content_type: Text,
 }
 
 #[derive(Default, Deserialize)]

@@ -25,6 +25,11 @@ impl Source {
         Ok(Self { file: file.to_owned(), text })
     }
 
+    /// Text that is not in a file; relative paths are relative to where `file` would be.
+    pub(super) fn of(file: &Path, text: String) -> Self {
+        Self { file: file.to_owned(), text }
+    }
+
     pub(super) fn text(&self) -> &str {
         &self.text
     }

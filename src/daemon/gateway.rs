@@ -15,8 +15,9 @@ use crate::daemon::{Fatal, close_umask, runtime, systemd};
 use crate::health::LinkSnapshot;
 use crate::health::watcher::{self, Eye};
 use crate::ingest::control::server::{Control, StatusSource};
+use crate::ingest::folder;
 use crate::ingest::http;
-use crate::ingest::mllp::door::Door;
+use crate::ingest::mllp::{self, door::Door};
 use crate::ingest::{Budget, Counters};
 use crate::outbox::{OpenError, Outbox};
 use crate::uplink::{self, TrustedClock};
@@ -90,20 +91,25 @@ async fn serve(config: GatewayConfig, outbox: Outbox) -> Result<(), Fatal> {
     let control = Control::listen(config.control.clone())
         .map_err(|error| Fatal::of(Exit::Unreachable, "there is no control socket", error))?
         .with_orders(orders);
+    let reload = watch::Sender::new(0_u64);
     for settings in config.mllp.clone() {
         let name = format!("mllp {}", settings.listen);
-        let door = Door::listen(settings)
-            .await
-            .map_err(|error| Fatal::of(Exit::Unreachable, "a door cannot be opened", error))?;
+        let clock = TrustedClock::open(&config.uplink.state_directory);
+        let door = Door::listen(settings, clock).await.map_err(|error| {
+            let exit = match &error {
+                mllp::door::ListenError::Address { .. } => Exit::Unreachable,
+                mllp::door::ListenError::Certificates { .. } => Exit::Configuration,
+            };
+            Fatal::of(exit, "a door cannot be opened", error)
+        })?;
         tracing::info!(address = %door.address(), "Opened an MLLP door");
-        let stop = tasks.stop_of(Stage::Doors);
+        let (stop, certificates) = (tasks.stop_of(Stage::Doors), reload.subscribe());
         let (outbox, doors, budget) = (outbox.clone(), Arc::clone(&doors), budget.clone());
         tasks.spawn(Stage::Doors, name, async move {
-            door.serve(outbox, doors, budget, stop).await;
+            door.serve(outbox, doors, budget, certificates, stop).await;
             Ok(())
         });
     }
-    let reload = watch::Sender::new(0_u64);
     let asked = eye.clone();
     let status: StatusSource = Arc::new(move || asked.status());
     for settings in config.http.clone() {
@@ -116,6 +122,16 @@ async fn serve(config: GatewayConfig, outbox: Outbox) -> Result<(), Fatal> {
         let (outbox, doors, budget) = (outbox.clone(), Arc::clone(&doors), budget.clone());
         tasks.spawn(Stage::Doors, name, async move {
             door.serve(outbox, status, doors, budget, certificates, stop).await;
+            Ok(())
+        });
+    }
+    for settings in config.folders.clone() {
+        let name = format!("folder {}", settings.name);
+        tracing::info!(folder = settings.name, path = %settings.path.display(), "Opened a folder door");
+        let stop = tasks.stop_of(Stage::Doors);
+        let (outbox, doors, budget) = (outbox.clone(), Arc::clone(&doors), budget.clone());
+        tasks.spawn(Stage::Doors, name, async move {
+            folder::door::Door::new(settings).serve(outbox, doors, budget, stop).await;
             Ok(())
         });
     }

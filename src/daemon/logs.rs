@@ -12,6 +12,9 @@ pub fn start(log: &Log) {
         .with_max_level(log.level)
         .with_target(false)
         .with_writer(std::io::stderr)
+        // A line that cannot be written (the journal is away, its disk is full) must not end a box that can still store:
+        // the report of it would go to the same place, by a macro that panics.
+        .log_internal_errors(false)
         .with_ansi(std::io::stderr().is_terminal());
     // Under systemd the journal has the time already.
     let journal = std::env::var_os("JOURNAL_STREAM").is_some();

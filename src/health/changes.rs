@@ -22,6 +22,7 @@ pub(super) struct Changes {
     outage: Option<Instant>,
     refusing: bool,
     store_low: bool,
+    folders_away: bool,
     numbers_wrong: bool,
     certificate: Certificate,
     clock: Option<Clock>,
@@ -52,7 +53,9 @@ pub(super) fn certificate_days(looks: &Looks<'_>) -> Option<i64> {
 pub(super) fn from_notable(notable: &Notable) -> Raised {
     let level = match notable.code {
         "damaged" | "salvaged" | "store.trouble" | "store.shortfall" => Level::Alarm,
-        "store.works" | "store.room" | "index.rebuilt" => Level::Info,
+        "store.works" | "store.room" | "index.rebuilt" | "quarantine.released" | "quarantine.discarded" => {
+            Level::Info
+        }
         _ => Level::Warning,
     };
     Raised { level, code: notable.code, phase: "", detail: notable.detail.clone() }
@@ -79,6 +82,13 @@ impl Changes {
         );
         let low = format!("{} of {} bytes are used", outbox.store_bytes, outbox.limit_bytes);
         flag(&mut self.store_low, store_low(outbox), (Level::Warning, "store.filling", low), "store.eased");
+        let away = format!("{} of the folders cannot be used", looks.folders_away);
+        flag(
+            &mut self.folders_away,
+            looks.folders_away > 0,
+            (Level::Alarm, "folder.away", away),
+            "folder.back",
+        );
         let numbers = format!(
             "accepted {}, confirmed {}, waiting {}, damaged {}",
             counts.accepted, counts.confirmed, counts.waiting, counts.damaged

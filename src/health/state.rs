@@ -50,6 +50,8 @@ pub struct Looks<'a> {
     pub link: &'a LinkSnapshot,
     /// Refused at the doors for what it was, since start.
     pub refused_total: u64,
+    /// Folders that cannot be used now.
+    pub folders_away: u64,
     /// How far the wall clock can be believed.
     pub clock: Clock,
     /// Resident memory; 0 where it cannot be read.
@@ -227,6 +229,9 @@ impl Judge {
             }
             _ => {}
         }
+        if looks.folders_away > 0 {
+            return (State::Degraded, format!("{} of the folders cannot be used", looks.folders_away));
+        }
         if !link.up {
             let failure = if link.failure.is_empty() { "connecting" } else { &link.failure };
             return (State::Buffering, format!("link down at {}: {failure}", link.phase.as_str()));
@@ -371,6 +376,7 @@ mod tests {
         now: Instant,
         time: UnixMillis,
         clock: Clock,
+        folders_away: u64,
     }
 
     impl Scene {
@@ -394,7 +400,16 @@ mod tests {
             };
             let (practice, gateway) = (Practice::new("B86022").unwrap(), Gateway::new("gw1").unwrap());
             let state = HealthState::new(Judge::new(practice, gateway, &outbox, now));
-            Self { state, outbox, link, start: now, now, time: 100 * DAY, clock: Clock::Synced }
+            Self {
+                state,
+                outbox,
+                link,
+                start: now,
+                now,
+                time: 100 * DAY,
+                clock: Clock::Synced,
+                folders_away: 0,
+            }
         }
 
         fn counts(&mut self) -> &mut LaneCounts {
@@ -412,6 +427,7 @@ mod tests {
                 outbox: &self.outbox,
                 link: &self.link,
                 refused_total: 3,
+                folders_away: self.folders_away,
                 clock: self.clock,
                 rss_bytes: 40 << 20,
                 now: self.now,
@@ -457,7 +473,8 @@ mod tests {
     #[test]
     fn each_thing_that_a_person_must_see_degrades() {
         type Change = fn(&mut Scene);
-        let changes: [(Change, &str); 6] = [
+        let changes: [(Change, &str); 7] = [
+            (|s| s.folders_away = 1, "1 of the folders cannot be used"),
             (|s| (s.counts().accepted, s.counts().damaged) = (12, 2), "2 damaged"),
             (|s| s.link.diverged = String::from("hub1 is ahead"), "hub1 is ahead"),
             (|s| s.outbox.store_bytes = 800_001, "the store is nearly full"),

@@ -49,11 +49,12 @@ impl Eye {
     }
 
     fn look<R>(&self, with: impl FnOnce(&Looks<'_>) -> R) -> R {
-        let (outbox, link) = (self.outbox.snapshot(), self.link.borrow().clone());
+        let (outbox, link, doors) = (self.outbox.snapshot(), self.link.borrow().clone(), self.doors.counts());
         with(&Looks {
             outbox: &outbox,
             link: &link,
-            refused_total: self.doors.counts().refused,
+            refused_total: doors.refused,
+            folders_away: doors.folders_away,
             clock: clock::trust(),
             rss_bytes: rss_bytes(),
             now: Instant::now(),

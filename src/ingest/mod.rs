@@ -6,11 +6,16 @@
 //!
 //! - [`mllp`]: HL7 v2 over TCP
 //! - [`http`]: any bytes, FHIR messages and HL7 v2 over HTTP/1.1
+//! - [`folder`]: files that a sender leaves in a folder
 //! - [`control`]: the daemon's unix socket, for the command line
+//! - [`origin`]: where refused input came from; [`tls`]: certificates of the doors
 
 pub mod control;
+pub mod folder;
 pub mod http;
 pub mod mllp;
+pub mod origin;
+pub mod tls;
 
 use std::future::Future;
 use std::sync::Arc;
@@ -28,7 +33,7 @@ pub trait Acceptor: Clone + Send + Sync + 'static {
     /// [`Refusal`]: nothing was promised.
     fn submit(&self, submission: Submission) -> impl Future<Output = Result<Accepted, Refusal>> + Send;
 
-    /// Keeps refused input with its reason, and returns its number. Blocking.
+    /// Keeps refused input with its reason, and returns its number; `source` is a line of [`origin`]. Blocking.
     ///
     /// # Errors
     /// [`Refusal`] when there is no room for it.
@@ -86,6 +91,10 @@ counters! {
     not_production,
     /// Refused messages that the quarantine had no room for.
     quarantine_failed,
+    /// Refused messages that were not kept because their sender's address had filled its share of the quarantine.
+    quarantine_passed_over,
+    /// Times that a connection was read more slowly because of the garbage that it brought.
+    slowed_down,
     /// Connections open now.
     connections,
     /// Connections ever taken.
@@ -98,6 +107,23 @@ counters! {
     unfinished,
     /// Bytes between frames that belonged to none.
     noise_bytes,
+    /// Folders that cannot be looked into, or in which files cannot be moved, now.
+    folders_away,
+    /// What stays in folders now because it is no file or cannot be read.
+    files_left,
+}
+
+impl Counters {
+    /// One message is behind the barrier.
+    pub(crate) fn count_accepted(&self, accepted: &Accepted) {
+        count(&self.accepted);
+        if accepted.repeated {
+            count(&self.repeated);
+        }
+        if accepted.key_reused {
+            count(&self.key_reused);
+        }
+    }
 }
 
 /// Adds one.

@@ -10,7 +10,7 @@ use super::writer::GROUP_RECORDS;
 use super::*;
 
 fn open(directory: &std::path::Path) -> Outbox {
-    Outbox::open(Settings { segment_records: 16_384, ..settings(directory) }, key()).unwrap()
+    Outbox::open(Settings { segment_records: 8_192, ..settings(directory) }, key()).unwrap()
 }
 
 fn runtime() -> tokio::runtime::Runtime {

@@ -41,6 +41,7 @@ pub(crate) struct Keeper {
     tails: Vec<(Position, Instant)>,
     filled: bool,
     sidecar_fails: bool,
+    marks_fail: bool,
     /// The word to stop came, perhaps in the middle of a tick.
     stopped: bool,
 }
@@ -79,6 +80,7 @@ impl Keeper {
             tails,
             filled: false,
             sidecar_fails: false,
+            marks_fail: false,
             stopped: false,
         }
     }
@@ -220,11 +222,16 @@ impl Keeper {
         match self.marks.save() {
             Ok(()) => {
                 self.marks_stale = false;
+                self.marks_fail = false;
                 for (durable, lane) in self.durable.iter_mut().zip(&self.shared.lanes) {
                     *durable = self.marks.mark(&lane.name).map_or(0, |mark| mark.position);
                 }
             }
-            Err(error) => tracing::warn!(error = %error, "Confirmed marks could not be written"),
+            Err(error) if !self.marks_fail => {
+                self.marks_fail = true;
+                tracing::warn!(error = %error, "Confirmed marks could not be written, they are tried again and again");
+            }
+            Err(_) => {}
         }
         self.marks_saved = now;
         self.running_saved = now;
@@ -233,7 +240,8 @@ impl Keeper {
     /// Whether the marks on the disk confirm a lane through `last`. A segment that went before its mark was durable
     /// would be a hole after a crash: neither confirmed nor there.
     fn confirmed_durably(&mut self, index: usize, last: Position) -> bool {
-        if self.durable[index] < last {
+        let tried_just_now = self.marks_fail && self.marks_saved.elapsed() < MARKS_EVERY;
+        if self.durable[index] < last && !tried_just_now {
             self.marks_stale |= self.take_marks();
             self.save_marks(Instant::now());
         }

@@ -151,7 +151,14 @@ mod tests {
     /// A database with several pieces, closed and opened again in the middle.
     fn database(directory: &Path) -> std::path::PathBuf {
         for half in 0..2u64 {
-            let db = sled::Config::new().path(directory).flush_every_ms(None).open().unwrap();
+            // The handle of the half before holds its lock a little longer than itself.
+            let begun = std::time::Instant::now();
+            let db = loop {
+                match sled::Config::new().path(directory).flush_every_ms(None).open() {
+                    Ok(db) => break db,
+                    Err(error) => assert!(begun.elapsed().as_secs() < 20, "{error}"),
+                }
+            };
             for n in half * 600..half * 600 + 600 {
                 db.insert(n.to_be_bytes(), vec![u8::try_from(n % 251).unwrap(); 3000]).unwrap();
                 if n % 50 == 0 {

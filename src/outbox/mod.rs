@@ -40,6 +40,8 @@ mod faults_for_tests;
 mod files;
 mod filter;
 mod generation;
+#[doc(hidden)]
+pub mod hostile;
 mod index;
 mod keeper;
 mod lane;
@@ -101,7 +103,7 @@ pub struct Settings {
     pub gateway: Gateway,
     /// The lanes, in the order of the configuration.
     pub lanes: Vec<LaneSettings>,
-    /// Records in a segment before it rolls (16,384).
+    /// Records in a segment before it rolls (8,192).
     pub segment_records: u64,
     /// Payload bytes in a segment before it rolls (32 MiB).
     pub segment_bytes: u64,
@@ -412,6 +414,14 @@ impl Outbox {
         self.shared().quarantine.list().map_err(|error| Refusal::Trouble(error.to_string()))
     }
 
+    /// An entry of the quarantine without its bytes; `None`: there is none of this number. Blocking.
+    ///
+    /// # Errors
+    /// [`Refusal::Trouble`]: it cannot be read.
+    pub fn quarantined_entry(&self, id: u64) -> Result<Option<QuarantineEntry>, Refusal> {
+        self.shared().quarantine.find(id).map_err(|error| Refusal::Trouble(error.to_string()))
+    }
+
     /// An entry of the quarantine with its bytes; `None`: there is none of this number. Blocking.
     ///
     /// # Errors
@@ -455,6 +465,11 @@ impl Outbox {
     #[must_use]
     pub fn snapshot(&self) -> Snapshot {
         self.shared().snapshot()
+    }
+
+    /// Something that people should know of: health says it with the next message.
+    pub fn note(&self, notable: Notable) {
+        self.shared().notable(notable.code, notable.detail);
     }
 
     /// What people should know of since the last call.

@@ -6,14 +6,17 @@ use std::time::Instant;
 
 use super::Refusal;
 use super::lane::LaneShared;
-use super::seal::Place;
+use super::seal::{Place, Sealer};
 use super::segment::{Extent, Segment, SegmentError, SegmentHeader};
 use super::shared::{Chore, Shared};
 use super::tags::Tags;
 use super::writer::{GROUP_BYTES, GROUP_RECORDS};
 use crate::chain::ChainValue;
 use crate::delivery::{Numbering, Renumbering};
-use crate::transaction::{Epoch, Position, Transaction};
+use crate::transaction::{Body, Epoch, Position, Transaction};
+
+/// Of a body beyond this only the sealed record is held.
+const LARGE_BYTES: u64 = 1 << 20;
 
 /// A record that is sealed and numbered, and not behind the barrier yet.
 #[derive(Debug)]
@@ -21,8 +24,23 @@ pub(crate) struct Ready {
     pub(crate) position: Position,
     pub(crate) chain: ChainValue,
     pub(crate) record: Vec<u8>,
+    /// Without its body where that is large: the record has it.
     pub(crate) transaction: Transaction,
+    pub(crate) body_bytes: u64,
     pub(crate) tags: Tags,
+}
+
+impl Ready {
+    /// Whether this is its body.
+    pub(crate) fn has_body(&self, sealer: &Sealer, body: &Body) -> bool {
+        if self.body_bytes != body.len() as u64 {
+            return false;
+        }
+        if self.transaction.body.len() == body.len() {
+            return self.transaction.body == *body;
+        }
+        sealer.open(&self.record).is_ok_and(|(_, transaction)| transaction.body == *body)
+    }
 }
 
 /// The segment that is written.
@@ -143,7 +161,7 @@ impl Pen {
     pub(crate) fn take(
         &mut self,
         shared: &Shared,
-        transaction: Transaction,
+        mut transaction: Transaction,
         tags: Tags,
     ) -> Result<&Ready, String> {
         let position = self.last + 1;
@@ -154,8 +172,13 @@ impl Pen {
         let record = shared.sealer.seal(&place, &transaction).map_err(|error| error.to_string())?;
         self.last = position;
         self.last_chain = chain;
+        let body_bytes = transaction.body.len() as u64;
+        if body_bytes > LARGE_BYTES {
+            // Sled is about to take memory for its own copy.
+            transaction.body = Body::new(Vec::new());
+        }
         let at = self.unsettled.len();
-        self.unsettled.push_back(Ready { position, chain, record, transaction, tags });
+        self.unsettled.push_back(Ready { position, chain, record, transaction, body_bytes, tags });
         Ok(&self.unsettled[at])
     }
 
@@ -320,7 +343,7 @@ impl Pen {
     fn publish(&mut self, shared: &Shared, begun: Option<u64>, count: usize) {
         let settled: Vec<_> = self.unsettled.drain(..count).collect();
         let Some(active) = &mut self.active else { return };
-        let bytes: u64 = settled.iter().map(|ready| ready.transaction.body.len() as u64).sum();
+        let bytes: u64 = settled.iter().map(|ready| ready.body_bytes).sum();
         active.records += settled.len() as u64;
         active.bytes += bytes;
         let base = self.tail + 1;
@@ -437,4 +460,44 @@ fn begin(segment: &Segment, header: &SegmentHeader, first: &VecDeque<Ready>) -> 
         segment.append(ready.position, &ready.record)?;
     }
     segment.barrier()
+}
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::outbox::OutboxKey;
+    use crate::transaction::{Clock, TransactionId};
+
+    #[test]
+    fn a_large_body_is_known_again_from_its_record() {
+        let sealer = Sealer::new(&OutboxKey::new([7; 32]));
+        let chain = ChainValue([1; 32]);
+        let place = Place { lane: 0, epoch: Epoch(Uuid::nil()), position: 1, previous: chain, chain };
+        let body = Body::new(b"MSH|".repeat(300_000));
+        let mut transaction = Transaction {
+            id: TransactionId(Uuid::nil()),
+            time: 0,
+            event_type: "t".into(),
+            kind: "opaque".into(),
+            content_type: "a/b".into(),
+            source: "urn:x".into(),
+            key: String::new(),
+            correlation_id: String::new(),
+            clock: Clock::Synced,
+            test_data: false,
+            body: body.clone(),
+        };
+        let record = sealer.seal(&place, &transaction).unwrap();
+        transaction.body = Body::new(Vec::new());
+        let body_bytes = body.len() as u64;
+        let tags = Tags { key: 1, body: 1 };
+        let ready = Ready { position: 1, chain, record, transaction, body_bytes, tags };
+        assert!(ready.has_body(&sealer, &body));
+        let mut other = body.as_bytes().to_vec();
+        other[1_000_000] ^= 1;
+        assert!(!ready.has_body(&sealer, &Body::new(other)));
+        assert!(!ready.has_body(&sealer, &Body::new(Vec::new())));
+    }
 }

@@ -38,6 +38,11 @@ const FIXED_BYTES: usize = 80;
 const MOST_ENTRIES: usize = 10_000;
 const MOST_SOURCE_BYTES: usize = 1024;
 
+/// Reason of a record that lost against another one for its position.
+pub(crate) const RIVAL: &str = "rival record";
+/// Reason of a last record that a crash cut short before it was answered.
+pub(crate) const INCOMPLETE: &str = "incomplete record";
+
 /// One thing in quarantine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {
@@ -53,6 +58,14 @@ pub struct Entry {
     pub time: UnixMillis,
     /// The file is not what was written.
     pub damaged: bool,
+}
+
+impl Entry {
+    /// Whether this is a record of the store's own that was put aside, and never input of a door.
+    #[must_use]
+    pub fn is_own_record(&self) -> bool {
+        [RIVAL, INCOMPLETE].contains(&self.reason.as_str())
+    }
 }
 
 /// The entries of one store.
@@ -164,6 +177,15 @@ impl Quarantine {
         }
         entries.sort_by_key(|entry| entry.id);
         Ok(entries)
+    }
+
+    /// The entry `id` without its bytes; `None` if there is none.
+    pub(crate) fn find(&self, id: u64) -> io::Result<Option<Entry>> {
+        match self.entry(id, &self.path(id, Kind::Entry)) {
+            Ok(entry) => Ok(Some(entry)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     /// What was kept under `id`; `None` if there is no such entry.

@@ -17,7 +17,7 @@ use uuid::Uuid;
 use super::claim::failed;
 use super::lane::{Handles, LaneShared, LaneState, Ledger};
 use super::marks::Marks;
-use super::quarantine::Quarantine;
+use super::quarantine::{INCOMPLETE, Quarantine};
 use super::repair::{Damaged, finish_replacements, salvage_segment, told, was_begun};
 use super::seal::Sealer;
 use super::segment::{DATABASE_FILE, Extent, Segment, SegmentError, SegmentHeader};
@@ -437,7 +437,7 @@ fn last_record(
             // Nobody was told of it: a crash cut it short. Its pieces are kept all the same.
             _ if last > vouched && !end.trimmed => {
                 quarantine
-                    .keep_own("incomplete record", lane.as_str(), &segment.pieces(last)?)
+                    .keep_own(INCOMPLETE, lane.as_str(), &segment.pieces(last)?)
                     .map_err(SegmentError::Files)?;
                 segment.remove(last)?;
                 segment.barrier()?;

@@ -13,7 +13,7 @@ use uuid::Uuid;
 
 use super::files;
 use super::lane::LaneShared;
-use super::quarantine::Quarantine;
+use super::quarantine::{Quarantine, RIVAL};
 use super::record::{CHUNK_MAGIC, VALUE_BYTES, parse_chunk};
 use super::salvage::scan_directory;
 use super::seal::Sealer;
@@ -129,7 +129,7 @@ pub(crate) fn salvage_segment(
             }
             Some(_) => {
                 rivals += 1;
-                let _ = quarantine.keep_own("rival record", damaged.lane.0.as_str(), &salvaged.record);
+                let _ = quarantine.keep_own(RIVAL, damaged.lane.0.as_str(), &salvaged.record);
             }
             None => {}
         }

@@ -18,6 +18,9 @@ use crate::transaction::{Body, Clock, Epoch, Position, Transaction, TransactionI
 const TAG_BYTES: usize = 16;
 /// Bodies smaller than this are not worth the try.
 const WORTH_PACKING_BYTES: usize = 256;
+/// Bodies larger than this are tried by a sample of their middle first.
+const LARGE_BYTES: usize = 1 << 20;
+const SAMPLE_BYTES: usize = 64 * 1024;
 /// What a sealed body may unpack to; more is damage, not a body.
 const MOST_BODY_BYTES: usize = 1 << 30;
 
@@ -83,6 +86,25 @@ enum Packing {
     Lz4,
 }
 
+/// The body by LZ4, where that is worth it. Of a large one a sample tells first: the try itself takes as much memory again.
+fn packed(body: &[u8]) -> Option<Vec<u8>> {
+    let smaller = |body: &[u8]| {
+        let packed = lz4_flex::block::compress(body);
+        (packed.len() <= body.len() - body.len() / 8).then_some(packed)
+    };
+    if body.len() < WORTH_PACKING_BYTES {
+        return None;
+    }
+    let middle = body.len() / 2;
+    if body.len() > LARGE_BYTES && smaller(body.get(middle..middle + SAMPLE_BYTES)?).is_none() {
+        return None;
+    }
+    smaller(body).map(|mut packed| {
+        packed.shrink_to_fit();
+        packed
+    })
+}
+
 /// Where a record stands: what its header says and its seal covers.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Place {
@@ -121,8 +143,7 @@ impl Sealer {
     /// [`RecordError::Content`] if the system gives no random bytes or the transaction is beyond every limit.
     pub(crate) fn seal(&self, place: &Place, transaction: &Transaction) -> Result<Vec<u8>, RecordError> {
         let body = transaction.body.as_bytes();
-        let packed = (body.len() >= WORTH_PACKING_BYTES).then(|| lz4_flex::block::compress(body));
-        let packed = packed.as_deref().filter(|packed| packed.len() <= body.len() - body.len() / 8);
+        let packed = packed(body);
         let sealed = Sealed {
             id: *transaction.id.0.as_bytes(),
             time: transaction.time,
@@ -136,11 +157,12 @@ impl Sealer {
             test_data: transaction.test_data,
             packing: if packed.is_some() { Packing::Lz4 } else { Packing::None },
             body_length: body.len() as u64,
-            body: packed.unwrap_or(body),
+            body: packed.as_deref().unwrap_or(body),
         };
         let mut record = Vec::with_capacity(HEADER_BYTES + sealed.body.len() + 256 + TAG_BYTES);
         record.resize(HEADER_BYTES, 0);
         let mut record = postcard::to_extend(&sealed, record).map_err(|_| RecordError::Content)?;
+        drop(packed);
 
         let mut nonce = [0; 24];
         self.random.fill(&mut nonce).map_err(|_| RecordError::Content)?;

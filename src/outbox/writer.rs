@@ -303,12 +303,13 @@ impl Writer {
         let mut key_reused = false;
         // A repetition of an unsettled record shares that record's barrier and fate.
         for (first_lane, position) in self.seen.get(&tags.key).into_iter().flatten().copied() {
-            let Some(first) = self.pens[first_lane].unsettled_at(position) else { continue };
-            let first = &first.transaction;
+            let Some(ready) = self.pens[first_lane].unsettled_at(position) else { continue };
+            let first = &ready.transaction;
             if first.source != submission.source || first.key != submission.key {
                 continue;
             }
-            if first_lane == lane && first.body == submission.body {
+            let same_body = ready.has_body(&shared.sealer, &submission.body);
+            if first_lane == lane && same_body {
                 if let Some(trouble) = self.pens[lane].trouble() {
                     return refuse(answer, Refusal::Trouble(trouble.to_owned()));
                 }
@@ -318,7 +319,7 @@ impl Writer {
                 self.waiters[lane].push(Waiter { entered, cost, answer, accepted });
                 return;
             }
-            key_reused |= !submission.key.is_empty() && first.body != submission.body;
+            key_reused |= !submission.key.is_empty() && !same_body;
         }
         match shared.find_stored(lane, &submission, tags) {
             Ok(known) => {

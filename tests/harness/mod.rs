@@ -10,16 +10,23 @@
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
+    clippy::print_stdout,
     clippy::print_stderr,
     reason = "a test that cannot go on fails"
 )]
 
 mod certificates;
+pub mod memory;
 mod mosquitto;
 pub mod ports;
+#[path = "../../examples/outage/proof.rs"]
+pub mod proof;
 mod proxy;
+pub mod road;
 pub mod senders;
+pub mod shim;
 pub mod site;
+pub mod wire;
 
 #[allow(unused_imports, reason = "each test file uses its own part of the harness")]
 pub use certificates::{CertificateFiles, Certificates};

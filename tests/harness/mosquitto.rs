@@ -17,6 +17,8 @@ pub struct MosquittoOptions {
     pub acl: Option<String>,
     /// Further lines of the configuration, for example `max_inflight_messages 20`.
     pub extra: String,
+    /// Further lines for the listener with TLS: before a listener they would open one on the default port.
+    pub listener: String,
     /// Another certificate than one for `localhost`.
     pub server: Option<CertificateFiles>,
     /// Another CA to judge clients by than the fleet's.
@@ -50,9 +52,10 @@ impl Mosquitto {
                  per_listener_settings false\nallow_anonymous true\nmax_queued_messages 0\nmax_inflight_messages 1024\nset_tcp_nodelay true\n\
                  {extra}\n\
                  listener {port} 127.0.0.1\ncafile {ca}\ncertfile {cert}\nkeyfile {key}\n\
-                 require_certificate true\nuse_identity_as_username true\n\
+                 require_certificate true\nuse_identity_as_username true\n{listener}\n\
                  listener {plain_port} 127.0.0.1\n",
                 extra = options.extra,
+                listener = options.listener,
                 ca = ca.display(),
                 cert = server.certificate.display(),
                 key = server.key.display(),
@@ -97,10 +100,19 @@ impl Mosquitto {
             {
                 return Some(false);
             }
-            (TcpStream::connect(("127.0.0.1", self.port)).is_ok()
-                && TcpStream::connect(("127.0.0.1", self.plain_port)).is_ok())
-            .then_some(true)
+            self.answers().then_some(true)
         })
+    }
+
+    /// Whether it serves: a port that is bound may belong to a broker that is about to give up over another one.
+    fn answers(&self) -> bool {
+        use std::io::{Read as _, Write as _};
+        let Ok(mut stream) = TcpStream::connect(("127.0.0.1", self.plain_port)) else { return false };
+        let _ = stream.set_read_timeout(Some(Duration::from_secs(2)));
+        // CONNECT of MQTT 3.1.1, a clean session, the client id "probe".
+        let connect = b"\x10\x11\0\x04MQTT\x04\x02\0\x0a\0\x05probe";
+        let mut answer = [0];
+        stream.write_all(connect).is_ok() && stream.read_exact(&mut answer).is_ok() && answer == [0x20]
     }
 
     /// Its process id, for `/proc`.
@@ -130,6 +142,34 @@ impl Mosquitto {
     pub fn restart(&mut self) {
         self.kill();
         assert!(self.try_launch(), "Mosquitto does not start again: {}", self.log());
+    }
+
+    /// Other rules from now on; it starts again.
+    pub fn set_acl(&mut self, rules: &str) {
+        std::fs::write(self.directory.path().join("acl"), rules).unwrap();
+        self.restart();
+    }
+
+    /// Judges clients by another CA from now on; it starts again.
+    pub fn set_client_ca(&mut self, ca: &std::path::Path) {
+        self.change(|line| line.starts_with("cafile "), &format!("cafile {}", ca.display()));
+        self.restart();
+    }
+
+    /// A setting of the whole broker, in place of one of the same name; it starts again.
+    pub fn set(&mut self, name: &str, value: &str) {
+        self.change(|line| line.starts_with(&format!("{name} ")), &format!("{name} {value}"));
+        self.restart();
+    }
+
+    fn change(&self, which: impl Fn(&str) -> bool, to: &str) {
+        let path = self.directory.path().join("mosquitto.conf");
+        let conf = std::fs::read_to_string(&path).unwrap();
+        let mut lines: Vec<&str> = conf.lines().filter(|line| !which(line)).collect();
+        // What belongs to a listener stands after it; the rest before.
+        let place = lines.iter().position(|line| line.starts_with("listener ")).unwrap();
+        lines.insert(place + usize::from(to.starts_with("cafile ")), to);
+        std::fs::write(path, lines.join("\n") + "\n").unwrap();
     }
 
     /// Its log so far.

@@ -24,6 +24,13 @@ pub enum Fault {
     Throttle(u64),
     /// Every byte comes this much later, in each direction; the rate stays.
     Delay(Duration),
+    /// One chunk in so many comes so late, and what is behind it with it.
+    Hiccups {
+        /// One in so many.
+        one_in: u64,
+        /// So late.
+        late: Duration,
+    },
     /// New connections are accepted and reset at once; standing ones go on.
     Refuse,
 }
@@ -236,6 +243,7 @@ async fn collect(
         let delay = match fault {
             Fault::Swallow(swallowed) if swallowed == direction => continue,
             Fault::Delay(delay) => delay,
+            Fault::Hiccups { one_in, late } if counter.load(Ordering::Relaxed) % one_in == 0 => late,
             _ => Duration::ZERO,
         };
         queue.send((Instant::now() + delay, buffer[..length].to_vec())).await.map_err(|_| Reset)?;

@@ -1,5 +1,6 @@
 //! A surgery and a centre: the two real programs with their configuration, to be killed and started again.
 
+use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -21,6 +22,10 @@ pub struct Site {
     pub door: SocketAddr,
     gateway: Option<Child>,
     hub: Option<Child>,
+    /// What the gateway is started with besides.
+    pub gateway_environment: Vec<(OsString, OsString)>,
+    /// What the hub is started with besides.
+    pub hub_environment: Vec<(OsString, OsString)>,
 }
 
 /// What may differ from test to test.
@@ -36,6 +41,8 @@ pub struct SiteOptions {
     pub certificate: Option<CertificateFiles>,
     /// Below this directory and not the system's temporary one.
     pub base: Option<PathBuf>,
+    /// Another data directory for the gateway, which alone lies there.
+    pub data: Option<PathBuf>,
 }
 
 impl Site {
@@ -52,7 +59,14 @@ impl Site {
         }
         .expect("a directory");
         let door = SocketAddr::from((Ipv4Addr::LOCALHOST, ports::reserve()));
-        let site = Self { directory, door, gateway: None, hub: None };
+        let site = Self {
+            directory,
+            door,
+            gateway: None,
+            hub: None,
+            gateway_environment: Vec::new(),
+            hub_environment: Vec::new(),
+        };
         let hub_certificate = certificates.client("hub1");
         let quick =
             "backoff_first_loss_seconds = 0.2\nbackoff_base_seconds = 0.1\nbackoff_cap_seconds = 0.5\n";
@@ -92,7 +106,7 @@ impl Site {
         let _ = writeln!(
             gateway,
             "data_directory = {:?}\noutbox_key_file = {:?}",
-            site.path("data"),
+            options.data.unwrap_or_else(|| site.path("data")),
             site.path("outbox.key")
         );
         let _ = writeln!(gateway, "[control]\nsocket = {:?}", site.path("control.sock"));
@@ -136,7 +150,8 @@ impl Site {
         self.path("gateway.toml")
     }
 
-    fn hub_config(&self) -> PathBuf {
+    /// hub.toml.
+    pub fn hub_config(&self) -> PathBuf {
         self.path("hub.toml")
     }
 
@@ -149,20 +164,22 @@ impl Site {
     /// Starts the gateway and waits for nothing.
     pub fn spawn_gateway(&mut self) {
         assert!(self.gateway.is_none(), "the gateway runs already");
-        self.gateway = Some(self.spawn(GATEWAY, &self.gateway_config(), "gateway.log"));
+        self.gateway =
+            Some(self.spawn(GATEWAY, &self.gateway_config(), "gateway.log", &self.gateway_environment));
     }
 
     /// Starts the hub.
     pub fn start_hub(&mut self) {
         assert!(self.hub.is_none(), "the hub runs already");
-        self.hub = Some(self.spawn(HUB, &self.hub_config(), "hub.log"));
+        self.hub = Some(self.spawn(HUB, &self.hub_config(), "hub.log", &self.hub_environment));
     }
 
-    fn spawn(&self, program: &str, config: &Path, log: &str) -> Child {
+    fn spawn(&self, program: &str, config: &Path, log: &str, environment: &[(OsString, OsString)]) -> Child {
         let log = std::fs::OpenOptions::new().create(true).append(true).open(self.path(log)).expect("a log");
         Command::new(program)
             .args(["run", "--config"])
             .arg(config)
+            .envs(environment.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
             .stdout(log.try_clone().expect("a log"))
             .stderr(log)
@@ -192,13 +209,23 @@ impl Site {
 
     /// SIGTERM to both, the gateway first; asserts that both end well.
     pub fn stop(&mut self) {
-        for (name, child) in [("gateway", self.gateway.take()), ("hub", self.hub.take())] {
-            let Some(mut child) = child else { continue };
-            let pid = rustix::process::Pid::from_raw(child.id().cast_signed()).expect("a process");
-            rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("signalled");
-            let status = child.wait().expect("waited");
-            assert!(status.success(), "the {name} ended with {status}\n{}", self.log(name));
-        }
+        self.stop_gateway();
+        let hub = self.hub.take();
+        self.end("hub", hub);
+    }
+
+    /// SIGTERM to the gateway; asserts that it ends well.
+    pub fn stop_gateway(&mut self) {
+        let gateway = self.gateway.take();
+        self.end("gateway", gateway);
+    }
+
+    fn end(&self, name: &str, child: Option<Child>) {
+        let Some(mut child) = child else { return };
+        let pid = rustix::process::Pid::from_raw(child.id().cast_signed()).expect("a process");
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("signalled");
+        let status = child.wait().expect("waited");
+        assert!(status.success(), "the {name} ended with {status}\n{}", self.log(name));
     }
 
     /// How the gateway ended, if it has.
@@ -206,6 +233,15 @@ impl Site {
         let ended = self.gateway.as_mut()?.try_wait().expect("waited");
         if ended.is_some() {
             self.gateway = None;
+        }
+        ended
+    }
+
+    /// How the hub ended, if it has.
+    pub fn hub_ended(&mut self) -> Option<std::process::ExitStatus> {
+        let ended = self.hub.as_mut()?.try_wait().expect("waited");
+        if ended.is_some() {
+            self.hub = None;
         }
         ended
     }

@@ -61,7 +61,7 @@ impl Gateway {
                 practice: practice.clone(),
                 gateway: gateway.clone(),
                 lanes: vec![lane("urgent", true), lane("clinical", false)],
-                segment_records: 16_384,
+                segment_records: 8_192,
                 segment_bytes: 32 << 20,
                 retention: Duration::from_secs(35 * 86_400),
                 limit_bytes: 6 << 30,

@@ -26,12 +26,18 @@ pub enum ClientError {
     /// The conversation broke off.
     #[error("the daemon broke off")]
     Broken(#[source] io::Error),
+    /// What came could not be written on.
+    #[error("cannot write what came")]
+    Write(#[source] io::Error),
     /// The daemon speaks otherwise: another version.
     #[error("the daemon's answer was not understood")]
     NotUnderstood(#[source] serde_json::Error),
     /// The daemon could not answer.
     #[error("{0}")]
     Failed(String),
+    /// The daemon does not answer this user.
+    #[error("{0}")]
+    NotPermitted(String),
 }
 
 /// A connection to the daemon.
@@ -64,6 +70,7 @@ impl Client {
             let last = reply.is_last();
             match reply {
                 Reply::Failed { reason } => return Err(ClientError::Failed(reason)),
+                Reply::NotPermitted { reason } => return Err(ClientError::NotPermitted(reason)),
                 Reply::End {} => return Ok(()),
                 reply => each(reply),
             }
@@ -91,6 +98,34 @@ impl Client {
             Reply::Failed { reason } => Err(ClientError::Failed(reason)),
             reply => Ok(reply),
         }
+    }
+
+    /// Asks for an entry's bytes, and copies them to `out`.
+    ///
+    /// # Errors
+    /// [`ClientError`]; [`ClientError::Write`] where `out` takes no more.
+    pub fn bytes(&mut self, request: &Request, out: &mut dyn io::Write) -> Result<(), ClientError> {
+        self.send(request)?;
+        let mut left = match self.reply()? {
+            Reply::Bytes { body_bytes } => body_bytes,
+            Reply::NotPermitted { reason } => return Err(ClientError::NotPermitted(reason)),
+            Reply::Failed { reason } | Reply::Refused { reason, .. } => {
+                return Err(ClientError::Failed(reason));
+            }
+            _ => return Err(ClientError::Broken(io::ErrorKind::InvalidData.into())),
+        };
+        while left > 0 {
+            let read = self.stream.fill_buf().map_err(ClientError::Broken)?;
+            let read = &read[..read.len().min(usize::try_from(left).unwrap_or(usize::MAX))];
+            if read.is_empty() {
+                return Err(ClientError::Broken(io::ErrorKind::UnexpectedEof.into()));
+            }
+            out.write_all(read).map_err(ClientError::Write)?;
+            let count = read.len();
+            self.stream.consume(count);
+            left -= count as u64;
+        }
+        Ok(())
     }
 
     fn send(&mut self, request: &Request) -> Result<(), ClientError> {

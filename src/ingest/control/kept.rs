@@ -2,7 +2,7 @@
 
 use crate::delivery::Numbering;
 use crate::ingest::Acceptor;
-use crate::outbox::{Mark, Outbox, ReadError, Released, Stored};
+use crate::outbox::{Mark, Notable, Outbox, QuarantineEntry, ReadError, Refusal, Released, Stored};
 use crate::transaction::{Lane, Position};
 
 /// Records read at once.
@@ -50,6 +50,33 @@ pub trait Kept: Acceptor {
         records: usize,
         bytes: usize,
     ) -> Result<Vec<Stored>, ReadError>;
+
+    /// What is in quarantine, oldest first.
+    ///
+    /// # Errors
+    /// [`Refusal::Trouble`].
+    fn quarantined(&self) -> Result<Vec<QuarantineEntry>, Refusal>;
+
+    /// One entry without its bytes; `None`: there is none of this number.
+    ///
+    /// # Errors
+    /// [`Refusal::Trouble`].
+    fn quarantined_entry(&self, id: u64) -> Result<Option<QuarantineEntry>, Refusal>;
+
+    /// The bytes of an entry; `None`: there is none of this number.
+    ///
+    /// # Errors
+    /// [`Refusal::Trouble`]: damaged, or not to be read.
+    fn quarantined_bytes(&self, id: u64) -> Result<Option<Vec<u8>>, Refusal>;
+
+    /// Removes an entry for good; false: there is none.
+    ///
+    /// # Errors
+    /// [`Refusal::Trouble`].
+    fn discard_quarantined(&self, id: u64) -> Result<bool, Refusal>;
+
+    /// Something that people should know of.
+    fn note(&self, notable: Notable);
 }
 
 impl Kept for Outbox {
@@ -91,5 +118,25 @@ impl Kept for Outbox {
         bytes: usize,
     ) -> Result<Vec<Stored>, ReadError> {
         Outbox::read(self, lane, from, records, bytes)
+    }
+
+    fn quarantined(&self) -> Result<Vec<QuarantineEntry>, Refusal> {
+        Outbox::quarantined(self)
+    }
+
+    fn quarantined_entry(&self, id: u64) -> Result<Option<QuarantineEntry>, Refusal> {
+        Outbox::quarantined_entry(self, id)
+    }
+
+    fn quarantined_bytes(&self, id: u64) -> Result<Option<Vec<u8>>, Refusal> {
+        Ok(Outbox::quarantined_bytes(self, id)?.map(|(_, bytes)| bytes))
+    }
+
+    fn discard_quarantined(&self, id: u64) -> Result<bool, Refusal> {
+        Outbox::discard_quarantined(self, id)
+    }
+
+    fn note(&self, notable: Notable) {
+        Outbox::note(self, notable);
     }
 }

@@ -2,13 +2,15 @@
 //!
 //! One connection carries any number of requests, one after the other. A request is a line of JSON ([`Request`]); the
 //! answer is one or more lines ([`Reply`]), the last of which says so ([`Reply::is_last`]). Only a submission's body
-//! follows as plain bytes, after [`Reply::Send`]. Whoever may open the socket (mode 0660) may submit and see headers;
-//! bodies leave through it only as a bundle that is encrypted to the configured hubs.
+//! follows as plain bytes, after [`Reply::Send`], and the bytes of a quarantine entry after [`Reply::Bytes`]. Whoever may
+//! open the socket (mode 0660) may submit, see headers and decide about the quarantine; bodies leave through it for root
+//! and the daemon's own user alone, and else only as a bundle that is encrypted to the configured hubs.
 
 mod answers;
 mod carried;
 pub mod client;
 pub mod kept;
+mod quarantined;
 pub mod server;
 pub mod verify;
 
@@ -18,7 +20,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::carry::receipts;
 use crate::chain::ChainValue;
-use crate::outbox::{Accepted, Refusal, Stored};
+use crate::ingest::origin::Origin;
+use crate::outbox::{Accepted, QuarantineEntry, Refusal, Stored};
 use crate::transaction::{Epoch, Lane, Position, Sequence, TransactionId, UnixMillis, rfc3339};
 use crate::wire::void;
 
@@ -70,6 +73,41 @@ pub enum Request {
     Verify {
         /// Only this lane; otherwise all.
         lane: Option<Lane>,
+    },
+    /// How far a lane is confirmed.
+    Mark {
+        /// Which.
+        lane: Lane,
+    },
+    /// What is in quarantine, oldest first.
+    QuarantineList {},
+    /// One entry of the quarantine.
+    QuarantineShow {
+        /// Which.
+        id: u64,
+    },
+    /// The bytes of an entry, for root and the daemon's user; they follow [`Reply::Bytes`].
+    QuarantineBytes {
+        /// Which.
+        id: u64,
+    },
+    /// Submits an entry as its door would have, and removes it when it is on stable storage.
+    QuarantineRelease {
+        /// Which.
+        id: u64,
+        /// Where it goes; otherwise to the first lane.
+        lane: Option<Lane>,
+        /// CloudEvents `type`; otherwise from its MSH.
+        event_type: Option<String>,
+        /// Media type; otherwise from its MSH, or `application/octet-stream`.
+        content_type: Option<String>,
+    },
+    /// Removes an entry for good.
+    QuarantineDiscard {
+        /// Which.
+        id: u64,
+        /// Why; goes to the log and to the centre.
+        reason: String,
     },
     /// What waits, as a bundle encrypted to the configured hubs; answered by [`Reply::Piece`]s.
     Export {
@@ -155,6 +193,23 @@ pub enum Reply {
     },
     /// A lane has been walked.
     Verified(verify::Verdict),
+    /// How far a lane is confirmed.
+    Mark {
+        /// Everything up to here is.
+        confirmed: Position,
+    },
+    /// One of the quarantine's entries.
+    Quarantined(Quarantined),
+    /// So many plain bytes follow.
+    Bytes {
+        /// How many.
+        body_bytes: u64,
+    },
+    /// This user may not have it.
+    NotPermitted {
+        /// One sentence.
+        reason: String,
+    },
     /// The next bytes of a bundle, encrypted, in base64.
     Piece {
         /// At most [`PIECE_BYTES`] of them.
@@ -212,6 +267,7 @@ impl Reply {
                 | Reply::Entry(_)
                 | Reply::Progress { .. }
                 | Reply::Verified(_)
+                | Reply::Quarantined(_)
                 | Reply::Piece { .. }
                 | Reply::Exported { .. }
         )
@@ -326,6 +382,40 @@ impl Entry {
     pub(crate) fn gone(lane: Lane, position: Position, confirmed: Position) -> Self {
         let state = if position <= confirmed { State::Pruned } else { State::Damaged };
         Self { lane, position, state, header: None }
+    }
+}
+
+/// An entry of the quarantine, without its bytes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Quarantined {
+    /// Names it.
+    pub id: u64,
+    /// When it came, RFC 3339; empty when damaged.
+    pub time: String,
+    /// `mllp`, `http`, `folder`; `store` for the outbox's own records; empty when damaged.
+    pub door: String,
+    /// The peer's address, where the door has peers.
+    pub address: Option<std::net::IpAddr>,
+    /// CloudEvents `source`, or the lane of the outbox's own record; empty when damaged.
+    pub source: String,
+    /// Why it is here; empty when damaged.
+    pub reason: String,
+    /// How many bytes are kept.
+    pub bytes: u64,
+    /// The file is not what was written.
+    pub damaged: bool,
+}
+
+impl From<QuarantineEntry> for Quarantined {
+    fn from(entry: QuarantineEntry) -> Self {
+        let QuarantineEntry { id, reason, source, bytes, time, damaged } = entry;
+        let mut origin = Origin::read(&source);
+        if damaged {
+            origin.door.clear();
+        }
+        let time = if damaged { String::new() } else { rfc3339(time) };
+        let Origin { door, address, source } = origin;
+        Self { id, time, door, address, source, reason, bytes, damaged }
     }
 }
 

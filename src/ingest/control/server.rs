@@ -18,7 +18,7 @@ use crate::carry::keys::Recipient;
 use crate::ingest::control::answers::{Say, list, show, verify_lanes};
 use crate::ingest::control::carried;
 use crate::ingest::control::kept::Kept;
-use crate::ingest::control::{LINE_BYTES, Receipt, Reply, Request};
+use crate::ingest::control::{LINE_BYTES, Receipt, Reply, Request, quarantined};
 use crate::ingest::{Budget, Counters, count};
 use crate::outbox::Submission;
 use crate::transaction::{Body, Gateway, Lane, Practice};
@@ -29,7 +29,7 @@ const MAX_CLIENTS: usize = 16;
 /// How long a client may take over a request or its body, and over taking an answer.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// How long a body waits for the memory that all doors share.
-const BUDGET_WAIT: Duration = Duration::from_secs(2);
+pub(super) const BUDGET_WAIT: Duration = Duration::from_secs(2);
 /// Pause after a failed `accept`.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// How long clients have to end after a stop.
@@ -82,11 +82,11 @@ pub struct Control {
 
 /// What all clients share.
 pub(super) struct Shared<K> {
-    settings: Settings,
+    pub(super) settings: Settings,
     pub(super) kept: K,
     status: StatusSource,
-    counters: Arc<Counters>,
-    budget: Budget,
+    pub(super) counters: Arc<Counters>,
+    pub(super) budget: Budget,
     pub(super) orders: Option<Orders>,
 }
 
@@ -239,6 +239,31 @@ impl<K: Kept> Client<K> {
             Request::Verify { lane } => {
                 self.stream_of(move |say| verify_lanes(&shared.kept, lane.as_ref(), say)).await
             }
+            Request::Mark { lane } => {
+                let confirmed = shared.kept.mark(&lane).map_or(0, |mark| mark.position);
+                self.say(&Reply::Mark { confirmed }).await
+            }
+            Request::QuarantineList {} => {
+                self.stream_of(move |say| quarantined::list(&shared.kept, say)).await
+            }
+            Request::QuarantineShow { id } => {
+                self.stream_of(move |say| quarantined::show(&shared.kept, id, say)).await
+            }
+            Request::QuarantineBytes { id } => {
+                let mut share = shared.budget.share();
+                let (reply, bytes) = quarantined::bytes(&shared, id, self.user()?, &mut share).await;
+                self.say(&reply).await?;
+                timeout(PATIENCE, self.stream.get_mut().write_all(&bytes)).await?
+            }
+            Request::QuarantineRelease { id, lane, event_type, content_type } => {
+                let wanted = quarantined::Wanted { lane, event_type, content_type };
+                let reply = quarantined::release(&shared, id, wanted, self.user()?).await;
+                self.say(&reply).await
+            }
+            Request::QuarantineDiscard { id, reason } => {
+                let reply = quarantined::discard(&shared, id, reason, self.user()?).await;
+                self.say(&reply).await
+            }
             Request::Export { lane, from } => {
                 self.stream_of(move |say| {
                     let Settings { practice, gateway, recipients, .. } = &shared.settings;
@@ -259,6 +284,11 @@ impl<K: Kept> Client<K> {
                 self.say(&reply).await
             }
         }
+    }
+
+    /// Who asks: the kernel's word, not the client's.
+    fn user(&self) -> io::Result<u32> {
+        Ok(self.stream.get_ref().peer_cred()?.uid())
     }
 
     async fn submit(
@@ -313,13 +343,7 @@ impl<K: Kept> Client<K> {
         };
         match self.shared.kept.submit(submission).await {
             Ok(accepted) => {
-                count(&counters.accepted);
-                if accepted.repeated {
-                    count(&counters.repeated);
-                }
-                if accepted.key_reused {
-                    count(&counters.key_reused);
-                }
+                counters.count_accepted(&accepted);
                 Ok(Reply::Accepted(Receipt::new(lane, accepted)))
             }
             Err(refusal) => {
@@ -354,19 +378,19 @@ impl<K: Kept> Client<K> {
     }
 }
 
-fn is_name(text: &str) -> bool {
+pub(super) fn is_name(text: &str) -> bool {
     (1..=NAME_BYTES).contains(&text.len())
         && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-:/".contains(&b))
 }
 
-fn is_media_type(text: &str) -> bool {
+pub(super) fn is_media_type(text: &str) -> bool {
     (3..=NAME_BYTES).contains(&text.len())
         && text.bytes().all(|b| b.is_ascii_graphic() || b == b' ')
         && text.split_once('/').is_some_and(|(kind, rest)| !kind.is_empty() && !rest.is_empty())
 }
 
 /// CloudEvents `kind`, from the media type.
-fn kind(content_type: &str) -> &'static str {
+pub(super) fn kind(content_type: &str) -> &'static str {
     let name = content_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
     match name.as_str() {
         "application/edifact" => "edifact",

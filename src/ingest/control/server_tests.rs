@@ -14,7 +14,7 @@ use crate::delivery::Numbering;
 use crate::ingest::Acceptor;
 use crate::ingest::control::client::{Client as Blocking, ClientError};
 use crate::ingest::control::{State, Which};
-use crate::outbox::{Accepted, Mark, ReadError, Refusal, Released, Stored};
+use crate::outbox::{Accepted, Mark, Notable, QuarantineEntry, ReadError, Refusal, Released, Stored};
 use crate::transaction::{Clock, Epoch, Position, Transaction, TransactionId};
 
 /// An outbox in memory with one lane.
@@ -84,6 +84,10 @@ impl Shelf {
 
     pub(crate) fn destroy(&self, position: u64) {
         self.0.lock().unwrap().records[position as usize - 1] = None;
+    }
+
+    pub(crate) fn count(&self) -> u64 {
+        self.0.lock().unwrap().records.len() as u64
     }
 
     pub(crate) fn confirm(&self, position: u64) {
@@ -157,6 +161,24 @@ impl Kept for Shelf {
             false => Ok(found),
         }
     }
+
+    fn quarantined(&self) -> Result<Vec<QuarantineEntry>, Refusal> {
+        Ok(Vec::new())
+    }
+
+    fn quarantined_entry(&self, _: u64) -> Result<Option<QuarantineEntry>, Refusal> {
+        Ok(None)
+    }
+
+    fn quarantined_bytes(&self, _: u64) -> Result<Option<Vec<u8>>, Refusal> {
+        Ok(None)
+    }
+
+    fn discard_quarantined(&self, _: u64) -> Result<bool, Refusal> {
+        Ok(false)
+    }
+
+    fn note(&self, _: Notable) {}
 }
 
 /// The hub's key in the tests.

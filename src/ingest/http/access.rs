@@ -3,18 +3,14 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use axum::http::HeaderMap;
 use ring::digest::{SHA256, digest};
-use tokio_rustls::rustls::crypto::{CryptoProvider, ring as provider};
-use tokio_rustls::rustls::pki_types::pem::{self, PemObject as _};
-use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use tokio_rustls::rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
-use tokio_rustls::rustls::{self, RootCertStore, ServerConfig};
+use tokio_rustls::rustls::{self, ServerConfig};
 
 use crate::config::keys::{self, KeyError};
 use crate::ingest::http::headers;
+use crate::ingest::tls::{self, Clients, Stamp, TlsError};
 use crate::uplink::TrustedClock;
 use crate::uplink::tls::CertificateFacts;
 
@@ -37,19 +33,9 @@ pub struct Files {
 /// What is wrong with the files.
 #[derive(Debug, thiserror::Error)]
 pub enum AccessError {
-    /// A PEM file cannot be read or has nothing of the kind in it.
-    #[error("cannot read {what} from {path}: {reason}")]
-    Pem {
-        /// Which of them.
-        what: &'static str,
-        /// Where.
-        path: PathBuf,
-        /// Why.
-        reason: String,
-    },
-    /// rustls does not take them.
-    #[error("the certificates of the HTTP door cannot be used: {0}")]
-    Rustls(String),
+    /// The certificates cannot be used.
+    #[error(transparent)]
+    Tls(TlsError),
     /// The tokens cannot be read.
     #[error("the tokens of the HTTP door cannot be used")]
     Tokens(#[source] KeyError),
@@ -73,9 +59,6 @@ pub struct Access {
     stamp: Stamp,
 }
 
-/// Times and sizes of the files.
-type Stamp = Vec<Option<(SystemTime, u64)>>;
-
 impl fmt::Debug for Access {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Access").field("tokens", &self.tokens.len()).finish_non_exhaustive()
@@ -94,7 +77,13 @@ impl Access {
             None => Vec::new(),
         };
         let tls = match &files.tls {
-            Some((certificate, key)) => Some(server(certificate, key, files, clock)?),
+            Some((certificate, key)) => {
+                let client_ca = files.client_ca.clone();
+                let pem = tls::Files { certificate: certificate.clone(), key: key.clone(), client_ca };
+                // With tokens, one of both is enough.
+                let clients = if files.tokens.is_some() { Clients::Offered } else { Clients::Required };
+                Some(tls::server(&pem, clients, &[b"http/1.1"], clock).map_err(AccessError::Tls)?)
+            }
             None => None,
         };
         Ok(Self { tls, tokens, open: files.client_ca.is_none() && files.tokens.is_none(), stamp })
@@ -134,14 +123,9 @@ fn harmless(name: &str) -> String {
 }
 
 fn stamp(files: &Files) -> Stamp {
-    let tls = files.tls.iter().flat_map(|(certificate, key)| [certificate.clone(), key.clone()]);
+    let pem = files.tls.iter().flat_map(|(certificate, key)| [certificate, key]);
     let tokens = files.tokens.as_deref().map(tokens_place);
-    let all = tls.chain(files.client_ca.clone()).chain(tokens);
-    all.map(|path| {
-        let facts = std::fs::metadata(path).ok()?;
-        Some((facts.modified().ok()?, facts.len()))
-    })
-    .collect()
+    tls::stamp(pem.chain(&files.client_ca).chain(&tokens).map(PathBuf::as_path))
 }
 
 /// A systemd credential of the file's name goes before the file.
@@ -174,54 +158,6 @@ fn tokens(configured: &Path) -> Result<Vec<(String, Vec<u8>)>, AccessError> {
         tokens.push((name.to_owned(), digest(&SHA256, token.as_bytes()).as_ref().to_vec()));
     }
     Ok(tokens)
-}
-
-fn server(
-    certificate: &Path,
-    key: &Path,
-    files: &Files,
-    clock: &Arc<TrustedClock>,
-) -> Result<Arc<ServerConfig>, AccessError> {
-    let refused = |error: &dyn fmt::Display| AccessError::Rustls(error.to_string());
-    let ring: Arc<CryptoProvider> = Arc::new(provider::default_provider());
-    let chain = certificates("the certificate", certificate)?;
-    let key =
-        PrivateKeyDer::from_pem_file(key).map_err(|error| unreadable("the private key", key, &error))?;
-    let builder = ServerConfig::builder_with_details(Arc::clone(&ring), Arc::<TrustedClock>::clone(clock))
-        .with_safe_default_protocol_versions()
-        .map_err(|error| refused(&error))?;
-    let builder = match &files.client_ca {
-        None => builder.with_no_client_auth(),
-        Some(path) => {
-            let mut roots = RootCertStore::empty();
-            for certificate in certificates("the clients' CA", path)? {
-                roots.add(certificate).map_err(|error| refused(&error))?;
-            }
-            let mut verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), ring);
-            if files.tokens.is_some() {
-                // One of both is enough.
-                verifier = verifier.allow_unauthenticated();
-            }
-            builder.with_client_cert_verifier(verifier.build().map_err(|error| refused(&error))?)
-        }
-    };
-    let mut config = builder.with_single_cert(chain, key).map_err(|error| refused(&error))?;
-    config.alpn_protocols = vec![b"http/1.1".to_vec()];
-    // A resumed session would skip the check of the client's certificate after its CA was replaced.
-    config.session_storage = Arc::new(NoServerSessionStorage {});
-    config.send_tls13_tickets = 0;
-    Ok(Arc::new(config))
-}
-
-fn certificates(what: &'static str, path: &Path) -> Result<Vec<CertificateDer<'static>>, AccessError> {
-    let found = CertificateDer::pem_file_iter(path)
-        .and_then(Iterator::collect::<Result<Vec<_>, _>>)
-        .map_err(|error| unreadable(what, path, &error))?;
-    if found.is_empty() { Err(unreadable(what, path, &pem::Error::NoItemsFound)) } else { Ok(found) }
-}
-
-fn unreadable(what: &'static str, path: &Path, error: &pem::Error) -> AccessError {
-    AccessError::Pem { what, path: path.to_owned(), reason: error.to_string() }
 }
 
 /// The common name of the certificate that a client has shown, and rustls verified.

@@ -2,7 +2,7 @@
 //!
 //! Limits on everything: connections, time for the handshake, for the headers, for a body; size of headers and bodies.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::pin;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
@@ -17,7 +17,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_rustls::TlsAcceptor;
@@ -29,18 +29,15 @@ use crate::ingest::http::keys::{self, Keys, Tag};
 use crate::ingest::http::{router, submission};
 use crate::ingest::mllp::ack::ControlIds;
 use crate::ingest::mllp::door::{ACCEPT_PAUSE, AddressRange, STOP_DEADLINE, Warnings, bind, prepare};
+use crate::ingest::tls::{FILES_INTERVAL, HANDSHAKE_TIME};
 use crate::ingest::{Budget, Counters, count};
 use crate::transaction::{Gateway, Lane, Practice, unix_millis_now};
 use crate::uplink::TrustedClock;
 
-/// How long a TLS handshake may take.
-const HANDSHAKE_TIME: Duration = Duration::from_secs(10);
 /// Most bytes of a request's line and headers.
 const HEADER_BYTES: usize = 16 * 1024;
 /// Most headers of a request.
 const HEADERS: usize = 64;
-/// How often the certificate and token files are looked at.
-const FILES_INTERVAL: Duration = Duration::from_secs(30);
 /// A peer that takes nothing of its answer for this long is gone.
 const UNSENT_MILLIS: u32 = 30_000;
 /// Newest records of each lane whose keys are known again after a restart.
@@ -111,6 +108,7 @@ pub struct Door {
 /// What is known of a connection's other end.
 #[derive(Debug, Clone)]
 pub(super) struct Peer {
+    pub(super) address: IpAddr,
     /// Common name of the certificate that it has shown and that was verified.
     pub(super) certificate: Option<Arc<str>>,
 }
@@ -122,6 +120,8 @@ pub(super) struct Shared<K> {
     pub(super) status: StatusSource,
     pub(super) counters: Arc<Counters>,
     pub(super) budget: Budget,
+    /// Refused bodies go to quarantine one by one: a flood of them must not take the blocking threads.
+    pub(super) quarantine_slot: Semaphore,
     keys: Mutex<Keys>,
     control_ids: ControlIds,
     access: RwLock<Arc<Access>>,
@@ -182,6 +182,7 @@ impl Door {
             status,
             counters,
             budget,
+            quarantine_slot: Semaphore::new(1),
             keys: Mutex::new(Keys::new(keys::LIMIT)),
             control_ids: ControlIds::new(unix_millis_now(), self.address.port()),
             access: RwLock::new(Arc::new(self.access)),
@@ -241,7 +242,8 @@ impl Door {
                     }
                     count(&shared.counters.connections);
                     count(&shared.counters.connections_total);
-                    connections.spawn(connection(stream, Arc::clone(&shared), router.clone(), stop.clone()));
+                    let (shared, router) = (Arc::clone(&shared), router.clone());
+                    connections.spawn(connection(stream, peer.ip(), shared, router, stop.clone()));
                 }
                 Err(error) => {
                     warnings.seldom(|| tracing::warn!(%error, "Could not take an HTTP connection"));
@@ -306,17 +308,18 @@ fn remember<K: Kept>(shared: &Shared<K>) {
 
 async fn connection<K: Kept>(
     stream: TcpStream,
+    address: IpAddr,
     shared: Arc<Shared<K>>,
     router: Router,
     stop: watch::Receiver<bool>,
 ) {
     let Some(tls) = shared.access().tls() else {
-        return converse(stream, Peer { certificate: None }, &shared, router, stop).await;
+        return converse(stream, Peer { address, certificate: None }, &shared, router, stop).await;
     };
     match timeout(HANDSHAKE_TIME, TlsAcceptor::from(tls).accept(stream)).await {
         Ok(Ok(stream)) => {
             let certificate = common_name(stream.get_ref().1).map(Arc::from);
-            converse(stream, Peer { certificate }, &shared, router, stop).await;
+            converse(stream, Peer { address, certificate }, &shared, router, stop).await;
         }
         Ok(Err(error)) => {
             count(&shared.counters.connections_refused);

@@ -89,7 +89,8 @@ pub fn render(status: &Value, doors: &Counts) -> String {
     }
     if let Ok(Value::Object(doors)) = serde_json::to_value(doors) {
         for (key, value) in &doors {
-            let kind = if key == "connections" { "gauge" } else { "counter" };
+            let moves = ["connections", "folders_away", "files_left"].contains(&key.as_str());
+            let kind = if moves { "gauge" } else { "counter" };
             if let Some(number) = number(value) {
                 head(&mut out, &format!("doors_{key}"), kind, "All doors together, since the start");
                 let _ = writeln!(out, "pgw_doors_{key} {number}");

@@ -2,6 +2,7 @@
 //!
 //! A refused body of somebody who may send goes to quarantine; what strangers send is not read.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use axum::body::HttpBody as _;
@@ -21,6 +22,7 @@ use crate::ingest::http::outcome::{self, Answer, Problem, Receipt, Words};
 use crate::ingest::mllp::ack::{Fault, Stamp};
 use crate::ingest::mllp::envelope;
 use crate::ingest::mllp::msh::Msh;
+use crate::ingest::origin::Origin;
 use crate::ingest::{Share, count};
 use crate::outbox::{Accepted, Refusal, Submission};
 use crate::transaction::{Body, Lane, rfc3339, unix_millis_now};
@@ -63,6 +65,7 @@ pub(super) async fn take<K: Kept>(
     let Some(client) = client(&shared, &parts.extensions, &parts.headers) else {
         return unauthorized(words, body).await;
     };
+    let address = parts.extensions.get::<Peer>().map(|peer| peer.address);
     let counters = &shared.counters;
     let limit = shared.settings.body_limit_bytes;
     let announced = body.size_hint().exact().unwrap_or(0);
@@ -78,7 +81,7 @@ pub(super) async fn take<K: Kept>(
         Taken::TooLarge { head, bytes } => {
             count(&counters.received);
             tracing::warn!(bytes, limit_bytes = limit, "Refused an HTTP body that is too large");
-            let refused = refuse(&shared, words, Problem::TOO_LARGE.into(), &client, head).await;
+            let refused = refuse(&shared, words, Problem::TOO_LARGE.into(), &client, address, head).await;
             return closing(refused);
         }
         Taken::TooSlow => {
@@ -102,11 +105,11 @@ pub(super) async fn take<K: Kept>(
     };
     count(&counters.received);
     if bytes.is_empty() {
-        return refuse(&shared, words, Problem::EMPTY.into(), &client, bytes).await;
+        return refuse(&shared, words, Problem::EMPTY.into(), &client, address, bytes).await;
     }
     let composed = match compose(&shared, words, lane, &client, &parts.headers, bytes.clone()).await {
         Ok(composed) => composed,
-        Err(refused) => return refuse(&shared, words, refused, &client, bytes).await,
+        Err(refused) => return refuse(&shared, words, refused, &client, address, bytes).await,
     };
     let lane = composed.submission.lane.clone();
     match store(&shared, composed, share).await {
@@ -118,9 +121,9 @@ pub(super) async fn take<K: Kept>(
         }
         Ok(Err(refusal)) => {
             tracing::error!(%refusal, "The outbox refuses what the HTTP door brings");
-            refuse(&shared, words, Problem::of(&refusal).into(), &client, bytes).await
+            refuse(&shared, words, Problem::of(&refusal).into(), &client, address, bytes).await
         }
-        Err(problem) => refuse(&shared, words, problem.into(), &client, bytes).await,
+        Err(problem) => refuse(&shared, words, problem.into(), &client, address, bytes).await,
     }
 }
 
@@ -342,6 +345,7 @@ async fn refuse<K: Kept>(
     words: Words,
     refused: Refused,
     client: &str,
+    address: Option<IpAddr>,
     bytes: Bytes,
 ) -> Response {
     count(&shared.counters.refused);
@@ -350,8 +354,12 @@ async fn refuse<K: Kept>(
         Refused::Fault(fault) => fault.reason,
     };
     if !reason.is_empty() && !bytes.is_empty() {
-        let (kept, bytes, source) = (shared.kept.clone(), bytes.clone(), source(shared, words, client));
-        let kept = tokio::task::spawn_blocking(move || kept.quarantine(reason, &source, &bytes)).await;
+        let (kept, bytes, mut origin) = (shared.kept.clone(), bytes.clone(), source(shared, words, client));
+        if let Some(address) = address {
+            origin = Origin::line("http", address, &origin);
+        }
+        let _slot = shared.quarantine_slot.acquire().await;
+        let kept = tokio::task::spawn_blocking(move || kept.quarantine(reason, &origin, &bytes)).await;
         if !matches!(kept, Ok(Ok(_))) {
             count(&shared.counters.quarantine_failed);
             tracing::warn!(reason, "Could not keep a refused HTTP body in quarantine");

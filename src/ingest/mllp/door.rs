@@ -4,19 +4,25 @@
 //! that every sender understands. [`super::connection`] holds the conversation.
 
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
-use tokio::time::Instant;
+use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
+use tokio_rustls::TlsAcceptor;
 
 use crate::ingest::mllp::ack::ControlIds;
+use crate::ingest::mllp::allowance::Kept;
 use crate::ingest::mllp::connection::Connection;
+use crate::ingest::mllp::route::Route;
+use crate::ingest::mllp::stream::Stream;
+use crate::ingest::tls::{self, Certificates, FILES_INTERVAL, HANDSHAKE_TIME, TlsError};
 use crate::ingest::{Acceptor, Budget, Counters, count};
 use crate::transaction::{Gateway, Lane, Practice, unix_millis_now};
+use crate::uplink::TrustedClock;
 
 /// Connections that may wait for `accept`.
 const BACKLOG: u32 = 1024;
@@ -46,8 +52,12 @@ pub struct Settings {
     pub practice: Practice,
     /// The gateway's id, likewise.
     pub gateway: Gateway,
-    /// The lane that this door's messages go to.
+    /// The lane that this door's messages go to, unless a route says otherwise.
     pub lane: Lane,
+    /// Lanes of some kinds of messages; the first that fits decides.
+    pub routes: Vec<Route>,
+    /// TLS, where there is any; with a CA for clients every sender must show a certificate.
+    pub tls: Option<tls::Files>,
     /// Largest message (20 MB).
     pub frame_limit_bytes: usize,
     /// Longest time from the start of a frame to its end (30 s).
@@ -111,13 +121,27 @@ impl AddressRange {
     }
 }
 
-/// The address cannot be listened on.
+/// The door cannot be opened.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot listen for MLLP on {address}")]
-pub struct ListenError {
-    address: SocketAddr,
-    #[source]
-    source: std::io::Error,
+pub enum ListenError {
+    /// The address cannot be listened on.
+    #[error("cannot listen for MLLP on {address}")]
+    Address {
+        /// Which.
+        address: SocketAddr,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// Its certificates are not usable.
+    #[error("the MLLP door on {address} cannot be opened")]
+    Certificates {
+        /// Which.
+        address: SocketAddr,
+        /// What is wrong.
+        #[source]
+        source: TlsError,
+    },
 }
 
 /// A door that listens; [`Door::serve`] opens it.
@@ -126,6 +150,7 @@ pub struct Door {
     listener: TcpListener,
     address: SocketAddr,
     settings: Settings,
+    certificates: Option<Arc<Certificates>>,
 }
 
 /// What all connections of a door share.
@@ -136,6 +161,11 @@ pub(super) struct Shared<A> {
     pub(super) budget: Budget,
     pub(super) control_ids: ControlIds,
     pub(super) started: Instant,
+    /// Refused messages go to quarantine one by one: a flood of them must not take the blocking threads.
+    pub(super) quarantine_slot: Semaphore,
+    /// Shares of the quarantine.
+    kept: Mutex<Kept>,
+    certificates: Option<Arc<Certificates>>,
     /// Milliseconds since `started` until which nothing is taken.
     closed_until: AtomicU64,
 }
@@ -165,6 +195,18 @@ impl<A> Shared<A> {
         }
     }
 
+    /// Whether a refused message of this address goes to quarantine.
+    pub(super) fn may_keep(&self, peer: IpAddr, bytes: u64) -> bool {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner).take(peer, bytes, self.now())
+    }
+
+    /// Looks at the certificates beside the work: the disk may be slow.
+    fn renew(&self, always: bool) {
+        if let Some(certificates) = self.certificates.clone() {
+            drop(tokio::task::spawn_blocking(move || certificates.renew(always)));
+        }
+    }
+
     fn is_shut(&self) -> bool {
         let until = self.closed_until.load(Ordering::Relaxed);
         until != 0 && self.now() < until
@@ -172,15 +214,19 @@ impl<A> Shared<A> {
 }
 
 impl Door {
-    /// Listens on the address of the settings; nobody is answered before [`Door::serve`].
+    /// Reads the certificates, if there are any, and listens; nobody is answered before [`Door::serve`].
     ///
     /// # Errors
     /// [`ListenError`].
-    pub async fn listen(settings: Settings) -> Result<Self, ListenError> {
-        let failed = |source| ListenError { address: settings.listen, source };
-        let listener = bind(settings.listen).map_err(failed)?;
+    pub async fn listen(settings: Settings, clock: Arc<TrustedClock>) -> Result<Self, ListenError> {
+        let address = settings.listen;
+        let load = |files| Certificates::load(files, clock).map(Arc::new);
+        let certificates = settings.tls.clone().map(load).transpose();
+        let certificates = certificates.map_err(|source| ListenError::Certificates { address, source })?;
+        let failed = |source| ListenError::Address { address, source };
+        let listener = bind(address).map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
-        Ok(Self { listener, address, settings })
+        Ok(Self { listener, address, settings, certificates })
     }
 
     /// The address, with the port that was given for port 0.
@@ -190,12 +236,13 @@ impl Door {
     }
 
     /// Takes connections until `stop` becomes true (or its sender is gone), then lets those that are open answer
-    /// what they are storing, and returns.
+    /// what they are storing, and returns. When `reload` changes the certificates are read again.
     pub async fn serve<A: Acceptor>(
         self,
         acceptor: A,
         counters: Arc<Counters>,
         budget: Budget,
+        mut reload: watch::Receiver<u64>,
         mut stop: watch::Receiver<bool>,
     ) {
         let shared = Arc::new(Shared {
@@ -205,18 +252,36 @@ impl Door {
             budget,
             control_ids: ControlIds::new(unix_millis_now(), self.address.port()),
             started: Instant::now(),
+            quarantine_slot: Semaphore::new(1),
+            kept: Mutex::new(Kept::new(0)),
+            certificates: self.certificates,
             closed_until: AtomicU64::new(0),
         });
+        let has_certificates = shared.certificates.is_some();
+        let mut look = interval(FILES_INTERVAL);
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut reload_is_there = has_certificates;
         let mut warnings = Warnings::default();
         let mut connections = JoinSet::new();
         loop {
-            // `accept` and `join_next` lose nothing when they are cancelled.
+            // All of these lose nothing when they are cancelled.
             let accepted = tokio::select! {
                 _ = stop.wait_for(|stop| *stop) => break,
                 Some(ended) = connections.join_next(), if !connections.is_empty() => {
                     shared.counters.connections.fetch_sub(1, Ordering::Relaxed);
                     if ended.is_err() {
                         tracing::error!("An MLLP connection ended by a fault of this program");
+                    }
+                    continue;
+                }
+                _ = look.tick(), if has_certificates => {
+                    shared.renew(false);
+                    continue;
+                }
+                asked = reload.changed(), if reload_is_there => {
+                    reload_is_there = asked.is_ok();
+                    if reload_is_there {
+                        shared.renew(true);
                     }
                     continue;
                 }
@@ -234,7 +299,7 @@ impl Door {
                     prepare(&stream);
                     count(&shared.counters.connections);
                     count(&shared.counters.connections_total);
-                    connections.spawn(Connection::new(stream, Arc::clone(&shared), stop.clone()).run());
+                    connections.spawn(hold(stream, peer.ip(), Arc::clone(&shared), stop.clone()));
                 }
                 Err(error) => {
                     warnings.seldom(|| tracing::warn!(%error, "Could not take an MLLP connection"));
@@ -252,6 +317,31 @@ impl Door {
             tracing::warn!(connections = connections.len(), "Cut MLLP connections that did not end in time");
             shared.counters.connections.fetch_sub(connections.len() as u64, Ordering::Relaxed);
         }
+    }
+}
+
+/// Shakes hands where there is TLS, and holds the conversation.
+async fn hold<A: Acceptor>(
+    stream: TcpStream,
+    peer: IpAddr,
+    shared: Arc<Shared<A>>,
+    mut stop: watch::Receiver<bool>,
+) {
+    let Some(certificates) = shared.certificates.clone() else {
+        return Connection::new(Stream::Plain(stream), peer, shared, stop).run().await;
+    };
+    let handshake = timeout(HANDSHAKE_TIME, TlsAcceptor::from(certificates.current()).accept(stream));
+    let shaken = tokio::select! {
+        _ = stop.wait_for(|stop| *stop) => return,
+        shaken = handshake => shaken,
+    };
+    match shaken {
+        Ok(Ok(stream)) => Connection::new(Stream::Tls(Box::new(stream)), peer, shared, stop).run().await,
+        Ok(Err(error)) => {
+            count(&shared.counters.connections_refused);
+            tracing::debug!(%error, "A TLS handshake at the MLLP door failed");
+        }
+        Err(_) => count(&shared.counters.timeouts),
     }
 }
 

@@ -13,15 +13,17 @@ use uuid::Uuid;
 
 use crate::ingest::mllp::codec::{Decoder, Event, encode};
 use crate::ingest::mllp::door::{Door, OnUnavailable, Settings};
+use crate::ingest::mllp::route::Route;
 use crate::ingest::{Acceptor, Budget, Counters};
 use crate::outbox::{Accepted, Refusal, Submission};
 use crate::transaction::{Gateway, Lane, Practice, TransactionId};
+use crate::uplink::TrustedClock;
 
 /// Far beyond what anything here takes; a test that reaches it has failed.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 #[derive(Clone, Default)]
-struct Fake(Arc<FakeState>);
+pub(super) struct Fake(Arc<FakeState>);
 
 #[derive(Default)]
 struct FakeState {
@@ -75,7 +77,7 @@ impl Fake {
     }
 }
 
-fn settings() -> Settings {
+pub(super) fn settings() -> Settings {
     Settings {
         listen: "127.0.0.1:0".parse().unwrap(),
         practice: Practice::new("B86022").unwrap(),
@@ -88,25 +90,36 @@ fn settings() -> Settings {
         unavailable_pause: Duration::from_millis(20),
         allowed_addresses: Vec::new(),
         allowed_senders: Vec::new(),
+        routes: Vec::new(),
+        tls: None,
     }
 }
 
-struct Running {
-    address: std::net::SocketAddr,
+pub(super) struct Running {
+    pub(super) address: std::net::SocketAddr,
     outbox: Fake,
-    counters: Arc<Counters>,
+    pub(super) counters: Arc<Counters>,
     budget: Budget,
+    pub(super) reload: watch::Sender<u64>,
     stop: watch::Sender<bool>,
     task: JoinHandle<()>,
 }
 
-async fn open(settings: Settings) -> Running {
-    let door = Door::listen(settings).await.unwrap();
+pub(super) async fn open(settings: Settings) -> Running {
+    let door =
+        Door::listen(settings, TrustedClock::open(std::path::Path::new("/nonexistent"))).await.unwrap();
     let address = door.address();
     let (outbox, counters, budget) = (Fake::default(), Arc::new(Counters::default()), Budget::new(1 << 20));
     let (stop, stopped) = watch::channel(false);
-    let task = tokio::spawn(door.serve(outbox.clone(), Arc::clone(&counters), budget.clone(), stopped));
-    Running { address, outbox, counters, budget, stop, task }
+    let reload = watch::Sender::new(0);
+    let task = tokio::spawn(door.serve(
+        outbox.clone(),
+        Arc::clone(&counters),
+        budget.clone(),
+        reload.subscribe(),
+        stopped,
+    ));
+    Running { address, outbox, counters, budget, reload, stop, task }
 }
 
 struct Sender {
@@ -122,7 +135,7 @@ impl Running {
     }
 
     /// Waits until `enough` holds: counters move a moment after the answer.
-    async fn counted(&self, enough: impl Fn(crate::ingest::Counts) -> bool) {
+    pub(super) async fn counted(&self, enough: impl Fn(crate::ingest::Counts) -> bool) {
         let wait = async {
             while !enough(self.counters.counts()) {
                 tokio::time::sleep(Duration::from_millis(2)).await;
@@ -163,7 +176,7 @@ impl Sender {
     }
 }
 
-fn message(id: &str, accept: &str) -> Vec<u8> {
+pub(super) fn message(id: &str, accept: &str) -> Vec<u8> {
     format!("MSH|^~\\&|LAB|SURG|APP|FAC|20200501||ORU^R01|{id}|P|2.3|||{accept}|\rPID|1|x\r").into_bytes()
 }
 
@@ -412,4 +425,95 @@ async fn a_stop_lets_what_is_being_stored_be_answered() {
     timeout(PATIENCE, door.task).await.unwrap().unwrap();
     assert!(TcpStream::connect(door.address).await.is_err());
     assert_eq!(door.counters.counts().connections, 0);
+}
+
+#[tokio::test]
+async fn kinds_are_routed_to_their_lanes() {
+    let route = |message: &str, lane: &str| Route {
+        message: message.parse().unwrap(),
+        lane: Lane::new(lane).unwrap(),
+    };
+    let routes = vec![route("ORU^R01", "results"), route("ADT", "demographics")];
+    let door = open(Settings { routes, ..settings() }).await;
+    let mut sender = door.sender().await;
+    for (number, kind) in ["ORU^R01", "ADT^A08", "SIU^S12"].into_iter().enumerate() {
+        sender.send(format!("MSH|^~\\&|LAB|SURG|||1||{kind}|{number}|P|2.3").as_bytes()).await;
+        assert_eq!(sender.answer().await, Some(format!("AA {number}")));
+    }
+    let lanes: Vec<String> =
+        door.outbox.0.stored.lock().unwrap().iter().map(|s| s.lane.as_str().to_owned()).collect();
+    assert_eq!(lanes, ["results", "demographics", "clinical"]);
+}
+
+#[tokio::test]
+async fn a_flood_of_refused_messages_is_answered_slowly_and_little_of_it_is_kept() {
+    let door = open(settings()).await;
+    let begun = std::time::Instant::now();
+    let mut flooder = door.sender().await;
+    let (mut reader, mut writer) = flooder.stream.split();
+    let flood = async {
+        let mut wire = Vec::new();
+        for _ in 0..160 {
+            encode(b"junk", &mut wire);
+        }
+        writer.write_all(&wire).await.unwrap();
+    };
+    let answers = async {
+        let (mut seen, mut buffer) = (0, [0; 4096]);
+        while seen < 160 {
+            let read = reader.read(&mut buffer).await.unwrap();
+            assert!(read > 0, "each of them is answered");
+            seen += buffer[..read].iter().filter(|b| **b == 0x0b).count();
+        }
+    };
+    let ((), ()) = tokio::join!(flood, answers);
+    // 128 at once, then 32 a second.
+    assert!(begun.elapsed() >= Duration::from_millis(900), "{:?}", begun.elapsed());
+    let counts = door.counters.counts();
+    assert_eq!(counts.refused, 160);
+    let kept = door.outbox.reasons().len() as u64;
+    assert!((128..150).contains(&kept), "128 at once, then one a second: {kept}");
+    assert_eq!(kept + counts.quarantine_passed_over, 160);
+    assert!(counts.slowed_down >= 30, "{counts:?}");
+}
+
+#[tokio::test]
+async fn noise_is_read_slowly_and_what_follows_it_is_taken() {
+    let door = open(settings()).await;
+    let begun = std::time::Instant::now();
+    let mut sender = door.sender().await;
+    let (mut reader, mut writer) = sender.stream.split();
+    let send = async {
+        writer.write_all(&vec![b'x'; 5 << 18]).await.unwrap();
+        let mut framed = Vec::new();
+        encode(&message("1", ""), &mut framed);
+        writer.write_all(&framed).await.unwrap();
+    };
+    let mut buffer = [0; 2000];
+    let (read, ()) = tokio::join!(reader.read(&mut buffer), send);
+    assert!(read.unwrap() > 0);
+    assert_eq!(door.outbox.bodies(), [message("1", "")]);
+    assert!(begun.elapsed() >= Duration::from_millis(900), "a second for what is over 1 MiB");
+    assert_eq!(door.counters.counts().noise_bytes, 5 << 18);
+}
+
+#[tokio::test]
+async fn of_a_large_message_that_the_outbox_refuses_no_part_is_kept_as_the_whole() {
+    let door = open(settings()).await;
+    let mut sender = door.sender().await;
+    let mut large = message("1", "AL");
+    large.resize(90_000, b'x');
+    sender.send(&large).await;
+    assert_eq!(sender.answer().await.as_deref(), Some("CA 1"));
+    assert_eq!(door.outbox.bodies(), [large.clone()], "it is stored whole");
+    door.outbox.refuse(Some(Refusal::UnknownLane(Lane::new("clinical").unwrap())));
+    sender.send(&large).await;
+    assert_eq!(sender.answer().await.as_deref(), Some("CR 1"));
+    assert!(door.outbox.reasons().is_empty());
+    assert_eq!(door.counters.counts().quarantine_failed, 1);
+    door.outbox.refuse(Some(Refusal::TooLarge { bytes: 90_000, limit: 1 }));
+    sender.send(&large).await;
+    assert_eq!(sender.answer().await.as_deref(), Some("CE 1"));
+    let kept = door.outbox.0.quarantined.lock().unwrap()[0].2.len();
+    assert!(kept <= 4096, "no more than the beginning, which is known as such: {kept}");
 }

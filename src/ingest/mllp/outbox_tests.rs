@@ -16,6 +16,7 @@ use crate::ingest::mllp::door::{Door, OnUnavailable, Settings};
 use crate::ingest::{Budget, Counters};
 use crate::outbox::{self, LaneSettings, Outbox, OutboxKey};
 use crate::transaction::{Gateway, Lane, Practice};
+use crate::uplink::TrustedClock;
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -55,6 +56,8 @@ fn door_settings() -> Settings {
         unavailable_pause: Duration::from_secs(1),
         allowed_addresses: Vec::new(),
         allowed_senders: Vec::new(),
+        routes: Vec::new(),
+        tls: None,
     }
 }
 
@@ -107,10 +110,15 @@ fn what_was_acknowledged_is_there_after_a_reopening() {
     let counters = Arc::new(Counters::default());
     let (stop, stopped) = watch::channel(false);
     runtime.block_on(async {
-        let door = Door::listen(door_settings()).await.unwrap();
+        let door = Door::listen(door_settings(), TrustedClock::open(directory.path())).await.unwrap();
         let address = door.address();
-        let serving =
-            tokio::spawn(door.serve(outbox.clone(), Arc::clone(&counters), Budget::new(1 << 20), stopped));
+        let serving = tokio::spawn(door.serve(
+            outbox.clone(),
+            Arc::clone(&counters),
+            Budget::new(1 << 20),
+            watch::Sender::new(0).subscribe(),
+            stopped,
+        ));
         let mut answers: Vec<String> = (1..=20).map(|n| format!("CA {n}")).collect();
         answers.extend(["CA 5".to_owned(), "AR ".to_owned()]);
         assert_eq!(converse(address, &messages).await, answers);

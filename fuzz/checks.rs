@@ -1,0 +1,139 @@
+//! What must hold for any bytes: no panic, no memory beyond a bound, and what is read means one thing.
+//!
+//! The fuzz targets call these, and so does `tests/fuzz_corpus.rs`, which needs no nightly compiler.
+
+use std::collections::VecDeque;
+use std::path::Path;
+
+use practice_gateway::config::GatewayConfig;
+use practice_gateway::ingest::control::Request;
+use practice_gateway::ingest::http::fhir::Peek;
+use practice_gateway::ingest::mllp::ack::{Fault, MAX_BYTES, Outcome, Stamp, acknowledgment};
+use practice_gateway::ingest::mllp::codec::{Decoder, Event, HEAD_BYTES};
+use practice_gateway::ingest::mllp::envelope;
+use practice_gateway::ingest::mllp::msh::Msh;
+use practice_gateway::outbox::hostile;
+use practice_gateway::transaction::{Gateway, Practice};
+use practice_gateway::wire::envelope::Envelope;
+use practice_gateway::wire::from_json;
+use practice_gateway::wire::receipt::{Gap, Position, Receipt, nonce_bytes};
+use practice_gateway::wire::topic::Topic;
+
+/// What must hold for any bytes.
+pub type Check = fn(&[u8]);
+
+/// Every target by its name.
+pub const TARGETS: [(&str, Check); 7] = [
+    ("mllp", mllp),
+    ("msh", msh),
+    ("fhir", fhir),
+    ("record", record),
+    ("receipt", receipt),
+    ("command", command),
+    ("configuration", configuration),
+];
+
+/// The MLLP decoder: whole or in pieces the same frames come out, and no more is held than was allowed.
+pub fn mllp(data: &[u8]) {
+    let [limit, piece, data @ ..] = data else { return };
+    let limit = 16 + usize::from(*limit) * 64;
+    let whole = decode(data, limit, data.len().max(1));
+    let pieces = decode(data, limit, usize::from(*piece).max(1));
+    assert_eq!(whole, pieces);
+    let mut bytes = 0;
+    for event in &whole {
+        match event {
+            Event::Frame(body) => {
+                assert!(body.len() <= limit);
+                bytes += body.len();
+                msh(body.as_bytes());
+            }
+            Event::TooLarge { head, bytes } => assert!(head.len() <= HEAD_BYTES && *bytes > limit as u64),
+        }
+    }
+    assert!(bytes <= data.len(), "what came out was never sent");
+}
+
+fn decode(data: &[u8], limit: usize, piece: usize) -> VecDeque<Event> {
+    let (mut decoder, mut events) = (Decoder::new(limit, 30_000), VecDeque::new());
+    for part in data.chunks(piece) {
+        decoder.handle(part, 7, &mut events);
+        assert!(
+            decoder.held_bytes() <= limit.max(HEAD_BYTES) + 8 * 1024,
+            "{} bytes held",
+            decoder.held_bytes()
+        );
+    }
+    decoder.finish(&mut events);
+    events
+}
+
+/// The MSH reader, and all that is made of a header: every answer is one small frame, every name is harmless.
+pub fn msh(data: &[u8]) {
+    let (practice, gateway) = (Practice::new("B86022").unwrap(), Gateway::new("gw1").unwrap());
+    let msh = Msh::read(data);
+    if let Some(msh) = &msh {
+        let harmless = |text: &str| text.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-~:%".contains(&b));
+        assert!(
+            harmless(&envelope::event_type(msh)) && harmless(&envelope::source(&practice, &gateway, msh))
+        );
+        let _ = (envelope::content_type(msh), envelope::key(msh), envelope::sender(msh));
+    }
+    let stamp = Stamp { now: 1_795_385_530_123, control_id: "PGW1" };
+    for outcome in [Outcome::Stored, Outcome::Refused(Fault::NO_HEADER), Outcome::Refused(Fault::TOO_LARGE)] {
+        let Some(framed) = acknowledgment(msh.as_ref(), outcome, stamp) else { continue };
+        assert!(framed.len() < MAX_BYTES);
+        let frames = decode(&framed, MAX_BYTES, framed.len());
+        assert!(matches!(frames.as_slices().0, [Event::Frame(_)]), "one answer is one frame");
+    }
+}
+
+/// The look into a FHIR message.
+pub fn fhir(data: &[u8]) {
+    if let Ok(peek) = Peek::read(data) {
+        assert!(peek.event_type().len() <= 256 && peek.key().len() <= 4096);
+    }
+}
+
+/// Records and chunks of the store.
+pub fn record(data: &[u8]) {
+    let parts = hostile::record(data).expect("a header means what it says");
+    assert!(parts <= data.len());
+}
+
+/// What comes over the broker: receipts, gaps, positions, topics, envelopes.
+pub fn receipt(data: &[u8]) {
+    let _ = (from_json::<Gap>(data), from_json::<Position>(data));
+    if let Ok(receipt) = from_json::<Receipt>(data) {
+        let again = practice_gateway::wire::to_json(&receipt);
+        assert_eq!(from_json::<Receipt>(&again).ok(), Some(receipt), "it means what it says");
+    }
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    let _ = (nonce_bytes(text), Topic::parse(text));
+    let mut lines = text.lines();
+    let content_type = lines.next().map(str::to_owned);
+    let properties: Vec<(String, String)> = lines
+        .filter_map(|line| line.split_once('='))
+        .map(|(name, value)| (name.to_owned(), value.to_owned()))
+        .collect();
+    if let Ok(envelope) = Envelope::from_properties(content_type.clone(), properties) {
+        let again = Envelope::from_properties(content_type, envelope.clone().into_properties());
+        assert_eq!(again.ok(), Some(envelope));
+    }
+}
+
+/// Requests at the control socket.
+pub fn command(data: &[u8]) {
+    if let Ok(request) = serde_json::from_slice::<Request>(data) {
+        let again = serde_json::to_vec(&request).unwrap();
+        assert_eq!(serde_json::from_slice::<Request>(&again).ok(), Some(request));
+    }
+}
+
+/// The gateway's configuration; an error names the file.
+pub fn configuration(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    if let Err(error) = GatewayConfig::of_text(Path::new("/nonexistent/gateway.toml"), text) {
+        assert!(error.to_string().contains("gateway.toml"), "{error}");
+    }
+}

@@ -1,0 +1,150 @@
+//! Reads one file, and looks whether a file is still the one that was read. Everything here blocks.
+
+use std::fs::{File, Metadata};
+use std::io::{ErrorKind, Read as _};
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
+
+use bytes::Bytes;
+use ring::digest;
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+
+use super::rules::hexadecimal;
+use super::settle::Facts;
+
+const PIECE_BYTES: usize = 64 * 1024;
+
+/// What became of reading a file.
+pub(super) enum Taken {
+    /// All of it, as it was when it was looked at.
+    Whole(Bytes),
+    /// Nothing in it.
+    Empty,
+    /// Beyond the limit.
+    TooLarge,
+    /// It was written to since it was looked at.
+    Changed,
+    /// It is not there any more, or is no file any more.
+    Gone,
+    /// It cannot be read.
+    Unreadable(ErrorKind),
+}
+
+pub(super) fn facts(metadata: &Metadata) -> Facts {
+    let nanoseconds = u32::try_from(metadata.mtime_nsec()).unwrap_or(0);
+    Facts { bytes: metadata.len(), modified: (metadata.mtime(), nanoseconds) }
+}
+
+/// Opens a regular file and nothing else: a link is not followed, a pipe is not waited for.
+fn open(path: &Path) -> std::io::Result<(File, Facts)> {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let file = match rustix::fs::open(path, flags, Mode::empty()) {
+        Ok(file) => File::from(file),
+        // A link: the file itself is not there.
+        Err(Errno::LOOP) => return Err(ErrorKind::NotFound.into()),
+        Err(error) => return Err(error.into()),
+    };
+    let metadata = file.metadata()?;
+    if metadata.is_file() { Ok((file, facts(&metadata))) } else { Err(ErrorKind::NotFound.into()) }
+}
+
+/// Reads a file that looked like `expected`, of at most `limit` bytes.
+pub(super) fn take(path: &Path, expected: Facts, limit: u64) -> Taken {
+    take_while(path, expected, limit, || ())
+}
+
+/// The same, with something that happens while it is read.
+fn take_while(path: &Path, expected: Facts, limit: u64, meanwhile: impl FnOnce()) -> Taken {
+    let read = || {
+        let (mut file, before) = open(path)?;
+        if before != expected {
+            return Ok(Taken::Changed);
+        }
+        if before.bytes == 0 {
+            return Ok(Taken::Empty);
+        }
+        if before.bytes > limit {
+            return Ok(Taken::TooLarge);
+        }
+        let mut bytes = Vec::with_capacity(usize::try_from(before.bytes).unwrap_or(0));
+        // One more than there should be: a file that grows meanwhile shows it.
+        (&mut file).take(before.bytes + 1).read_to_end(&mut bytes)?;
+        meanwhile();
+        let same = bytes.len() as u64 == before.bytes && facts(&file.metadata()?) == before;
+        Ok(if same { Taken::Whole(Bytes::from(bytes)) } else { Taken::Changed })
+    };
+    read().unwrap_or_else(|error: std::io::Error| match error.kind() {
+        ErrorKind::NotFound => Taken::Gone,
+        kind => Taken::Unreadable(kind),
+    })
+}
+
+/// Whether a file is still as it was and has this content. In pieces: what was accepted needs no memory twice.
+pub(super) fn is_the_same(path: &Path, expected: Facts, sha256: &str) -> std::io::Result<bool> {
+    let (mut file, found) = open(path)?;
+    if found != expected {
+        return Ok(false);
+    }
+    let mut context = digest::Context::new(&digest::SHA256);
+    let mut piece = vec![0; PIECE_BYTES];
+    loop {
+        match file.read(&mut piece)? {
+            0 => break,
+            read => context.update(piece.get(..read).unwrap_or_default()),
+        }
+    }
+    Ok(hexadecimal(context.finish().as_ref()) == sha256)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::rules::sha256;
+    use super::*;
+
+    fn look(path: &Path) -> Facts {
+        facts(&std::fs::symlink_metadata(path).unwrap())
+    }
+
+    #[test]
+    fn a_file_is_read_whole_or_not_at_all() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("a");
+        std::fs::write(&path, b"12345").unwrap();
+        let seen = look(&path);
+        assert!(matches!(take(&path, seen, 5), Taken::Whole(bytes) if *bytes == b"12345"[..]));
+        assert!(matches!(take(&path, seen, 4), Taken::TooLarge));
+        assert!(matches!(take(&path, Facts { bytes: 4, ..seen }, 5), Taken::Changed));
+        assert!(matches!(take(&path, Facts { modified: (0, 0), ..seen }, 5), Taken::Changed));
+        assert!(is_the_same(&path, seen, &sha256(b"12345")).unwrap());
+        assert!(!is_the_same(&path, seen, &sha256(b"12346")).unwrap(), "same size and time are not enough");
+        assert!(!is_the_same(&path, Facts { modified: (0, 0), ..seen }, &sha256(b"12345")).unwrap());
+        std::fs::write(&path, b"").unwrap();
+        assert!(matches!(take(&path, look(&path), 5), Taken::Empty));
+        std::fs::remove_file(&path).unwrap();
+        assert!(matches!(take(&path, seen, 5), Taken::Gone));
+    }
+
+    #[test]
+    fn a_file_that_is_written_to_while_it_is_read_is_not_taken() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("a");
+        std::fs::write(&path, b"half").unwrap();
+        let taken = take_while(&path, look(&path), 10, || std::fs::write(&path, b"whole").unwrap());
+        assert!(matches!(taken, Taken::Changed));
+    }
+
+    #[test]
+    fn links_and_pipes_are_never_opened() {
+        let directory = tempfile::tempdir().unwrap();
+        let (target, link, pipe) =
+            (directory.path().join("t"), directory.path().join("l"), directory.path().join("p"));
+        std::fs::write(&target, b"secret").unwrap();
+        std::os::unix::fs::symlink(&target, &link).unwrap();
+        rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, Mode::RUSR | Mode::WUSR, 0)
+            .unwrap();
+        assert!(matches!(take(&link, look(&target), 10), Taken::Gone));
+        assert!(matches!(take(&pipe, look(&pipe), 10), Taken::Gone), "and it does not hang");
+        assert!(matches!(take(directory.path(), look(directory.path()), 10), Taken::Gone));
+    }
+}

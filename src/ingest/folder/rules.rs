@@ -1,0 +1,186 @@
+//! Which names are taken, what a file is, and by which key it is known again. Pure.
+
+use ring::digest;
+
+use crate::ingest::http::headers;
+use crate::ingest::mllp::envelope;
+use crate::ingest::mllp::msh::Msh;
+
+/// How a sender says that a file is complete.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Take {
+    /// By its name: it is written under another one (`.x`, `x.tmp`, `x.part`, `x.filepart`) and renamed when it is complete.
+    Rename,
+    /// By a second file: `x.dat` is complete when `x.ctl` is there.
+    Ctl,
+}
+
+/// When a file was last written to: seconds and nanoseconds since the Unix epoch, as the file system says.
+pub type Modified = (i64, u32);
+
+/// What a file is, as the configuration says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Nature {
+    /// CloudEvents `type`; empty: by the media type and, for HL7 v2, the message's header.
+    pub event_type: String,
+    /// Media type.
+    pub content_type: String,
+}
+
+/// Ends of names that are not finished yet.
+const UNFINISHED: [&[u8]; 3] = [b".tmp", b".part", b".filepart"];
+/// What desktops leave behind wherever they look.
+const LITTER: [&[u8]; 2] = [b"thumbs.db", b"desktop.ini"];
+
+/// Whether a file of this name may be taken.
+#[must_use]
+pub fn is_finished(take: Take, name: &[u8]) -> bool {
+    let name = name.to_ascii_lowercase();
+    if name.first() == Some(&b'.') {
+        return false;
+    }
+    match take {
+        Take::Rename => {
+            !UNFINISHED.iter().any(|end| name.ends_with(end)) && !LITTER.contains(&name.as_slice())
+        }
+        Take::Ctl => name.len() > 4 && name.ends_with(b".dat"),
+    }
+}
+
+/// The names under which the second file of `x.dat` may stand, the likeliest first.
+#[must_use]
+pub fn ctl_names(name: &[u8]) -> [Vec<u8>; 2] {
+    let stem = &name[..name.len().saturating_sub(4)];
+    let upper = name.ends_with(b".DAT");
+    let named = |end: &[u8]| [stem, end].concat();
+    if upper { [named(b".CTL"), named(b".ctl")] } else { [named(b".ctl"), named(b".CTL")] }
+}
+
+/// The names under which the first file of `x.ctl` may stand; `None`: this is no `x.ctl`.
+#[must_use]
+pub fn dat_names(name: &[u8]) -> Option<[Vec<u8>; 2]> {
+    let ctl = name.len() > 4 && name.to_ascii_lowercase().ends_with(b".ctl");
+    let stem = &name[..name.len().saturating_sub(4)];
+    ctl.then(|| [[stem, b".dat"].concat(), [stem, b".DAT"].concat()])
+}
+
+/// The key by which a file is known again: a hash of its name and of the time when it was written.
+///
+/// The outbox compares the content besides. So the same file after a crash, or a copy of it that kept its time, is a
+/// repetition; the same content under another name, or written again later under the same name, is another transaction:
+/// stored twice is seen and harmless, taken for a repetition by mistake is lost. Not the inode, which a shared file system may make up.
+#[must_use]
+pub fn key(name: &[u8], modified: Modified) -> String {
+    let mut context = digest::Context::new(&digest::SHA256);
+    context.update(&(name.len() as u64).to_be_bytes());
+    context.update(name);
+    context.update(&modified.0.to_be_bytes());
+    context.update(&modified.1.to_be_bytes());
+    hexadecimal(context.finish().as_ref())
+}
+
+/// SHA-256 of a file's content, as hexadecimal digits.
+#[must_use]
+pub fn sha256(content: &[u8]) -> String {
+    hexadecimal(digest::digest(&digest::SHA256, content).as_ref())
+}
+
+pub(super) fn hexadecimal(bytes: &[u8]) -> String {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    let digit = |half: u8| char::from(DIGITS[usize::from(half & 15)]);
+    bytes.iter().flat_map(|byte| [digit(byte >> 4), digit(*byte)]).collect()
+}
+
+/// The end of a name after its last dot, in lower case; empty where there is none.
+#[must_use]
+pub fn extension(name: &[u8]) -> String {
+    match name.iter().rposition(|byte| *byte == b'.') {
+        Some(dot) if dot > 0 => String::from_utf8_lossy(&name[dot + 1..]).to_ascii_lowercase(),
+        _ => String::new(),
+    }
+}
+
+/// CloudEvents `type` and `kind` of a file.
+#[must_use]
+pub fn kinds(nature: &Nature, content: &[u8]) -> (String, &'static str) {
+    let kind = headers::kind(&headers::essence(&nature.content_type));
+    let event_type = match (nature.event_type.as_str(), kind) {
+        ("", "hl7v2") => match Msh::read(content) {
+            Some(msh) => envelope::event_type(&msh),
+            None => String::from("hl7v2.unknown"),
+        },
+        ("", "edifact") => String::from("edifact.interchange"),
+        ("", _) => String::from("folder.transaction"),
+        (given, _) => given.to_owned(),
+    };
+    (event_type, kind)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn unfinished_names_are_left_alone() {
+        for name in ["a.hl7", "A", "a.tmp.hl7", "tmp", "a b\n.x", "a.dat", "a.ctl", "x.receipt.json"] {
+            assert!(is_finished(Take::Rename, name.as_bytes()), "{name}");
+        }
+        for name in [".a.hl7", "a.tmp", "a.TMP", "a.part", "a.hl7.filepart", "Thumbs.db", "desktop.ini", "."]
+        {
+            assert!(!is_finished(Take::Rename, name.as_bytes()), "{name}");
+        }
+        assert!(is_finished(Take::Rename, b"\xff\xfe"), "names need not be text");
+    }
+
+    #[test]
+    fn a_dat_and_its_ctl_belong_together() {
+        assert!(is_finished(Take::Ctl, b"x.dat") && is_finished(Take::Ctl, b"X.DAT"));
+        for name in [&b".dat"[..], b"x.ctl", b"x", b"dat", b".x.dat", b"x.dat.tmp"] {
+            assert!(!is_finished(Take::Ctl, name));
+        }
+        assert_eq!(ctl_names(b"X.DAT"), [b"X.CTL".to_vec(), b"X.ctl".to_vec()]);
+        assert_eq!(ctl_names(b"x.y.dat")[0], b"x.y.ctl");
+        assert!(dat_names(b"x.ctl").unwrap().contains(&b"x.dat".to_vec()));
+        assert!(dat_names(b"X.CTL").unwrap().contains(&b"X.DAT".to_vec()));
+        assert_eq!(dat_names(b"x.dat"), None);
+        assert_eq!(dat_names(b".ctl"), None);
+    }
+
+    #[test]
+    fn every_part_of_a_key_counts_and_none_can_be_read_from_it() {
+        let key_of = |name: &str, modified| key(name.as_bytes(), modified);
+        let one = key_of("SMITH_John_9434765919.hl7", (7, 9));
+        assert_eq!(one, key_of("SMITH_John_9434765919.hl7", (7, 9)));
+        for other in [
+            key_of("SMITH_John_9434765919.hl8", (7, 9)),
+            key_of("SMITH_John_9434765919.hl7", (8, 9)),
+            key_of("SMITH_John_9434765919.hl7", (7, 8)),
+        ] {
+            assert_ne!(one, other);
+        }
+        assert!(one.len() == 64 && one.bytes().all(|b| b.is_ascii_hexdigit()));
+    }
+
+    #[test]
+    fn kinds_come_from_the_media_type_and_the_header() {
+        let kinds = |event_type: &str, content_type: &str, content: &[u8]| {
+            let nature = Nature { event_type: event_type.into(), content_type: content_type.into() };
+            kinds(&nature, content)
+        };
+        let message = b"MSH|^~\\&|LAB|S|||||ORU^R01|1|P|2.4";
+        let hl7 = "application/hl7-v2+er7";
+        assert_eq!(kinds("", hl7, message), ("hl7v2.oru_r01".into(), "hl7v2"));
+        assert_eq!(kinds("", hl7, b"?"), ("hl7v2.unknown".into(), "hl7v2"));
+        assert_eq!(kinds("lab.result", hl7, message), ("lab.result".into(), "hl7v2"));
+        assert_eq!(kinds("", "application/edifact", b"UNB"), ("edifact.interchange".into(), "edifact"));
+        assert_eq!(kinds("", "application/pdf", b"%PDF"), ("folder.transaction".into(), "opaque"));
+    }
+
+    #[test]
+    fn extensions() {
+        for (name, wanted) in [("a.HL7", "hl7"), ("a.b.edi", "edi"), ("a", ""), (".hl7", ""), ("a.", "")] {
+            assert_eq!(extension(name.as_bytes()), wanted, "{name}");
+        }
+        assert_eq!(sha256(b"abc"), "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
+    }
+}

@@ -1,0 +1,71 @@
+//! Where refused input came from, as one line in the sealed head of its quarantine entry. Pure.
+//!
+//! `{door} {address or -} {source}`. A line of another form is a source alone: the door follows from it then.
+
+use core::net::IpAddr;
+
+/// Door, peer and sender of something that was refused.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Origin {
+    /// `mllp`, `http`, `folder`; `store` for records that the outbox itself has put aside.
+    pub door: String,
+    /// The peer's address, where the door has peers.
+    pub address: Option<IpAddr>,
+    /// CloudEvents `source`; for the store's own records the lane.
+    pub source: String,
+}
+
+impl Origin {
+    /// The line for a peer of a door.
+    #[must_use]
+    pub fn line(door: &str, address: IpAddr, source: &str) -> String {
+        format!("{door} {} {source}", address.to_canonical())
+    }
+
+    /// Reads a line.
+    #[must_use]
+    pub fn read(line: &str) -> Self {
+        let mut words = line.splitn(3, ' ');
+        if let (Some(door), Some(address), Some(source)) = (words.next(), words.next(), words.next()) {
+            let address = address.parse().ok();
+            return Self { door: door.to_owned(), address, source: source.to_owned() };
+        }
+        // `urn:pgw:{practice}:{gateway}:{way}:...`
+        let door = match line.split(':').nth(4) {
+            Some("hl7v2") => "mllp",
+            Some("fhir") => "http",
+            Some(way) => way,
+            None => "store",
+        };
+        Self { door: door.to_owned(), address: None, source: line.to_owned() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_is_read_as_it_was_written() {
+        let source = "urn:pgw:B86022:gw1:hl7v2:LAB%7CSURG";
+        let line = Origin::line("mllp", "::ffff:192.168.7.4".parse().unwrap(), source);
+        assert_eq!(line, format!("mllp 192.168.7.4 {source}"));
+        let address = Some("192.168.7.4".parse().unwrap());
+        assert_eq!(Origin::read(&line), Origin { door: "mllp".into(), address, source: source.into() });
+    }
+
+    #[test]
+    fn a_source_alone_tells_its_door() {
+        for (line, door) in [
+            ("urn:pgw:B86022:gw1:hl7v2:LAB%7CSURG", "mllp"),
+            ("urn:pgw:B86022:gw1:fhir:lab", "http"),
+            ("urn:pgw:B86022:gw1:http:lab", "http"),
+            ("urn:pgw:B86022:gw1:folder:scans", "folder"),
+            ("clinical", "store"),
+            ("", "store"),
+        ] {
+            let origin = Origin::read(line);
+            assert_eq!((origin.door.as_str(), origin.address, origin.source.as_str()), (door, None, line));
+        }
+    }
+}
