@@ -97,6 +97,11 @@ impl Disk {
         }
     }
 
+    /// Its chain value on the wire is the one that was stored with it.
+    pub(crate) fn has_its_chain(&self, position: Position) -> bool {
+        self.numbering.at(position).epoch == self.born[position as usize - 1]
+    }
+
     /// Releases it. True: what comes after needs new numbers (`outbox::voids`, `breaks_the_chain`).
     pub(crate) fn release(&mut self, position: Position) -> bool {
         self.lost.insert(position, true);
