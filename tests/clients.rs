@@ -193,7 +193,7 @@ fn node_hl7_client_of_npm() {
     let road = Road::new();
     let mut sent = script(&mut node(&clients), "node-hl7-client.cjs", road.site.door.port(), 40, None);
     let (ca, files) = (road.certificates.ca(), road.certificates.client("lab"));
-    // The same ids again with another time of their making: new transactions, over TLS.
+    // Over TLS, by another door and so with other ids.
     sent.extend(script(
         &mut node(&clients),
         "node-hl7-client.cjs",

@@ -20,7 +20,7 @@ async function answered() {
 
 (async () => {
   for (let number = 0; number < count; number += 1) {
-    const id = `node-${number}`;
+    const id = `node-${port}-${number}`;
     const message = new HL7_2_5()
       .buildMSH({ msh_3: 'NODE', msh_4: 'SURG', msh_5: 'PGW', msh_6: 'B86022', msh_9_1: 'ADT', msh_9_2: 'A01', msh_10: id, msh_11_1: 'P' })
       .buildEVN({ evn_1: 'A01' })
