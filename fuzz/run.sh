@@ -13,6 +13,8 @@ if ! rustup toolchain list 2>/dev/null | grep -q '^nightly'; then
     exit 0
 fi
 command -v cargo-fuzz >/dev/null 2>&1 || cargo install --locked cargo-fuzz
+# A lock file that has aged would be rewritten without a word.
+cargo metadata --locked --format-version 1 --manifest-path Cargo.toml >/dev/null
 cargo +nightly fuzz build --fuzz-dir .
 [ $# -gt 0 ] || set -- mllp msh fhir record receipt command configuration
 one() {

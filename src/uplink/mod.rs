@@ -7,7 +7,7 @@
 //!   [`crate::health::Phase`]; `session` is rumqttc's state machine and codec over our stream, for the hub too
 //! - `driver`, `live`: events to the machines of [`crate::delivery`], their actions to the wire; `lane` and `reader` bring
 //!   the records, `ledger` tells whose a PUBACK is, `inbound` whose a receipt
-//! - [`orders`]: what a person orders: a receipt by file, another try of a head that stands
+//! - [`mod@orders`]: what a person orders: a receipt by file, another try of a head that stands
 //! - `own`, `link`, `probe`, `notable`: what the gateway says of itself, upstream, to health and to people
 //!
 //! Nothing that was handed to the session counts as progress: only the contiguous prefix of PUBACKs (flow) and
