@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use crate::cli::exit::{Exit, complain};
-use crate::cli::{check, export, init, outbox, parse, quarantine, status, submit, verify};
+use crate::cli::{check, export, init, outbox, parse, quarantine, repair, status, submit, verify};
 use crate::config::GatewayConfig;
 use crate::daemon::{self, logs};
 
@@ -43,6 +43,8 @@ enum Command {
     Quarantine(quarantine::Quarantine),
     /// Walks the chain of all that is kept.
     Verify(verify::Verify),
+    /// Fills holes from damaged segments and other copies of the store, with the daemon stopped; a dry run without --yes.
+    Repair(repair::Repair),
     /// Writes what waits into one encrypted file, to be carried to the hub.
     Export(export::Export),
     /// Takes the hub's receipts in from a file.
@@ -85,6 +87,7 @@ fn run(words: impl IntoIterator<Item = OsString>, out: &mut dyn Write, err: &mut
         Command::Outbox(command) => outbox::run(&socket, &command, out, err),
         Command::Quarantine(command) => quarantine::run(&socket, &command, out, err),
         Command::Verify(command) => verify::run(&socket, &command, out, err),
+        Command::Repair(command) => repair::run(&config, &command, out, err),
         Command::Export(command) => export::export(&config, &command, out, err),
         Command::Receipts(command) => export::receipts(&socket, &command, out, err),
     }

@@ -3,6 +3,7 @@
 //! - [`gateway`]: `practice-gateway`; [`submit`], [`status`], [`outbox`], [`quarantine`] and [`verify`] ask the running
 //!   daemon over its control socket ([`crate::ingest::control`])
 //! - [`hub`]: `practice-hub`; [`acl`] makes the broker's access rules
+//! - [`repair`] works on the store itself, which no daemon may have open
 //! - [`check`] and [`init`] are for both, and need no daemon
 //! - [`exit`]: what a script decides by; [`progress`]: what a person sees meanwhile
 //!
@@ -19,6 +20,7 @@ pub mod init;
 pub mod outbox;
 pub mod progress;
 pub mod quarantine;
+pub mod repair;
 pub mod status;
 pub mod submit;
 pub mod verify;

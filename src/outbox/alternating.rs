@@ -70,29 +70,20 @@ impl Alternating {
             file.sync_all()?;
             sync_directory(parent(path))?;
         }
-        let mut written = false;
-        let mut best: Option<(u64, Vec<u8>)> = None;
-        for slot in 0..2 {
-            let mut bytes = vec![0; SLOT_BYTES as usize];
-            match file.read_exact_at(&mut bytes, slot * SLOT_BYTES) {
-                Err(error) if is_unreadable(&error) => {
-                    written = true;
-                    continue;
-                }
-                other => other?,
-            }
-            written |= bytes.iter().any(|b| *b != 0);
-            let Some((generation, payload)) = parse(&bytes, magic, version) else { continue };
-            if generation % 2 == slot && best.as_ref().is_none_or(|(other, _)| generation > *other) {
-                best = Some((generation, payload.to_vec()));
-            }
-        }
-        let (generation, found) = match best {
-            Some((generation, payload)) => (generation, Found::Payload(payload)),
-            None if written => (0, Found::Damaged),
-            None => (0, Found::Nothing),
-        };
+        let (generation, found) = newest(&file, magic, version)?;
         Ok((Self { file, magic, version, generation }, found))
+    }
+
+    /// What the file holds, and nothing of it is touched: it is not made, either.
+    pub(crate) fn look(path: &Path, magic: [u8; 4], version: u16) -> io::Result<Found> {
+        let file = match File::open(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Found::Nothing),
+            other => other?,
+        };
+        if file.metadata()?.len() < 2 * SLOT_BYTES {
+            return Ok(Found::Nothing);
+        }
+        Ok(newest(&file, magic, version)?.1)
     }
 
     /// Writes `payload` to the other slot and waits until it is on the disk.
@@ -104,6 +95,32 @@ impl Alternating {
         self.generation = generation;
         Ok(())
     }
+}
+
+/// The newest payload of a file of two slots, and its generation.
+fn newest(file: &File, magic: [u8; 4], version: u16) -> io::Result<(u64, Found)> {
+    let mut written = false;
+    let mut best: Option<(u64, Vec<u8>)> = None;
+    for slot in 0..2 {
+        let mut bytes = vec![0; SLOT_BYTES as usize];
+        match file.read_exact_at(&mut bytes, slot * SLOT_BYTES) {
+            Err(error) if is_unreadable(&error) => {
+                written = true;
+                continue;
+            }
+            other => other?,
+        }
+        written |= bytes.iter().any(|b| *b != 0);
+        let Some((generation, payload)) = parse(&bytes, magic, version) else { continue };
+        if generation % 2 == slot && best.as_ref().is_none_or(|(other, _)| generation > *other) {
+            best = Some((generation, payload.to_vec()));
+        }
+    }
+    Ok(match best {
+        Some((generation, payload)) => (generation, Found::Payload(payload)),
+        None if written => (0, Found::Damaged),
+        None => (0, Found::Nothing),
+    })
 }
 
 fn encode(payload: &[u8], magic: [u8; 4], version: u16, generation: u64) -> io::Result<Vec<u8>> {

@@ -13,12 +13,16 @@ pub(crate) enum Point {
     Sync,
     Close,
     Read,
+    /// Between two steps of a segment's replacement.
+    Step,
 }
 
 #[derive(Debug, Default)]
 pub(crate) struct Faults {
     /// How many of the next calls at each point fail, as on a full disk.
-    failing: [AtomicU32; 5],
+    failing: [AtomicU32; 6],
+    /// So many calls at each point go well before.
+    passing: [AtomicU32; 6],
     /// How many syncs may still come to their end; none: as many as like.
     allowed: Mutex<Option<u32>>,
     allowed_more: Condvar,
@@ -28,6 +32,12 @@ pub(crate) struct Faults {
 impl Faults {
     pub(crate) fn fail_next(&self, point: Point, times: u32) {
         self.failing[point as usize].store(times, Ordering::SeqCst);
+    }
+
+    /// The call after `times` more fails.
+    pub(crate) fn fail_after(&self, point: Point, times: u32) {
+        self.passing[point as usize].store(times, Ordering::SeqCst);
+        self.fail_next(point, 1);
     }
 
     /// From now on so many syncs end, and the next ones wait, as on a disk that hangs.
@@ -48,6 +58,10 @@ impl Faults {
             let mut allowed = self.allowed_more.wait_while(allowed, |n| *n == Some(0)).unwrap();
             self.waiting.fetch_sub(1, Ordering::SeqCst);
             *allowed = allowed.map(|n| n - 1);
+        }
+        let passing = &self.passing[point as usize];
+        if passing.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1)).is_ok() {
+            return Ok(());
         }
         let left = &self.failing[point as usize];
         match left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1)) {

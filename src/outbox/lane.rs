@@ -49,6 +49,23 @@ impl Holes {
         true
     }
 
+    /// Takes out one position: it is to be had again.
+    pub(crate) fn fill(&mut self, position: Position) {
+        let Some(at) = self.0.iter().position(|(from, through)| (*from..=*through).contains(&position))
+        else {
+            return;
+        };
+        let (from, through) = self.0.remove(at);
+        let rest = [(from, position - 1), (position + 1, through)];
+        self.0.extend(rest.into_iter().filter(|(from, through)| from <= through));
+        self.0.sort_unstable();
+    }
+
+    /// All of them, ascending.
+    pub(crate) fn ranges(&self) -> &[(Position, Position)] {
+        &self.0
+    }
+
     /// Forgets what lies before `position`.
     pub(crate) fn forget_before(&mut self, position: Position) {
         self.0.retain(|(_, through)| *through >= position);
@@ -373,5 +390,9 @@ mod tests {
         assert_eq!((holes.count(0, 100), holes.count(5, 8), holes.count(9, 100)), (5, 3, 0));
         holes.forget_before(7);
         assert_eq!(holes, Holes(vec![(7, 9)]));
+        [8, 100].into_iter().for_each(|position| holes.fill(position));
+        assert_eq!(holes, Holes(vec![(7, 7), (9, 9)]));
+        [7, 9].into_iter().for_each(|position| holes.fill(position));
+        assert_eq!(holes, Holes::default());
     }
 }

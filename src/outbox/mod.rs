@@ -48,6 +48,7 @@ mod lane;
 mod log_check;
 mod maker;
 mod marks;
+pub mod mend;
 mod opening;
 mod pen;
 mod quarantine;

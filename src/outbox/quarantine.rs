@@ -82,6 +82,12 @@ struct State {
     bytes: u64,
 }
 
+fn cipher(key: &[u8; 32]) -> io::Result<XChaCha20Poly1305> {
+    let derived = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, key), b"practice-gateway quarantine");
+    XChaCha20Poly1305::new_from_slice(derived.as_ref())
+        .map_err(|_| io::Error::other("the key has the wrong length"))
+}
+
 struct Fixed {
     head_length: u16,
     id: u64,
@@ -95,9 +101,7 @@ impl Quarantine {
     /// Opens or creates the directory; `limit_bytes` bounds the files together.
     pub(crate) fn open(directory: &Path, key: &[u8; 32], limit_bytes: u64) -> io::Result<Self> {
         std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
-        let derived = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, key), b"practice-gateway quarantine");
-        let cipher = XChaCha20Poly1305::new_from_slice(derived.as_ref())
-            .map_err(|_| io::Error::other("the key has the wrong length"))?;
+        let cipher = cipher(key)?;
         let mut state = State { last_id: 0, count: 0, bytes: 0 };
         for entry in std::fs::read_dir(directory)? {
             let entry = entry?;
@@ -113,6 +117,24 @@ impl Quarantine {
             }
         }
         Ok(Self { directory: directory.to_owned(), cipher, limit_bytes, state: Mutex::new(state) })
+    }
+
+    /// Shows the store's own records in `directory`, each with its file, one at a time; nothing is written. What cannot be
+    /// opened with this key is passed over.
+    pub(crate) fn own_records(
+        directory: &Path,
+        key: &[u8; 32],
+        each: &mut dyn FnMut(PathBuf, &Entry, Vec<u8>),
+    ) -> io::Result<()> {
+        let state = Mutex::new(State { last_id: 0, count: 0, bytes: 0 });
+        let quarantine =
+            Self { directory: directory.to_owned(), cipher: cipher(key)?, limit_bytes: 0, state };
+        for entry in quarantine.list()?.into_iter().filter(Entry::is_own_record) {
+            if let Ok(Some((entry, bytes))) = quarantine.get(entry.id) {
+                each(quarantine.path(entry.id, Kind::Entry), &entry, bytes);
+            }
+        }
+        Ok(())
     }
 
     /// Keeps `bytes`, durably, and gives the entry's id.

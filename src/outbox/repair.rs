@@ -136,24 +136,43 @@ pub(crate) fn salvage_segment(
     }
     segment.barrier()?;
     drop(segment);
-    replace(damaged, &fresh).map_err(SegmentError::Files)?;
+    replace(damaged.store, (damaged.lane.0, damaged.ordinal), damaged.directory, &fresh)
+        .map_err(SegmentError::Files)?;
     let range = chosen.keys().next().copied().zip(chosen.keys().next_back().copied());
     Ok(Outcome { records: chosen.len() as u64, range, rivals })
 }
 
-/// The damaged one goes aside, the new one takes its place.
-fn replace(damaged: &Damaged<'_>, fresh: &Path) -> io::Result<()> {
-    let aside = damaged.store.join("aside");
+/// The old one, if there is one, goes aside, the new one takes its place.
+pub(super) fn replace(
+    store: &Path,
+    (lane, ordinal): (&Lane, u64),
+    place: &Path,
+    fresh: &Path,
+) -> io::Result<()> {
+    let aside = store.join("aside");
     files::create_directory(&aside)?;
     files::sync_tree(fresh)?;
-    if let Some(parent) = fresh.parent() {
-        files::sync_directory(parent)?;
+    let sync_row = || fresh.parent().map_or(Ok(()), files::sync_directory);
+    sync_row()?;
+    step(place)?;
+    if place.exists() {
+        let name = format!("{lane}-{ordinal:010}-{}", Uuid::now_v7());
+        fs::rename(place, aside.join(name))?;
+        files::sync_directory(&aside)?;
+        step(place)?;
     }
-    let name = format!("{}-{:010}-{}", damaged.lane.0, damaged.ordinal, Uuid::now_v7());
-    fs::rename(damaged.directory, aside.join(name))?;
-    files::sync_directory(&aside)?;
-    fs::rename(fresh, damaged.directory)?;
-    fresh.parent().map_or(Ok(()), files::sync_directory)
+    fs::rename(fresh, place)?;
+    sync_row()?;
+    step(place)
+}
+
+/// Between two steps of a replacement; in tests the end may come here.
+#[cfg_attr(not(test), expect(clippy::unnecessary_wraps, reason = "only a test makes it fail"))]
+pub(super) fn step(place: &Path) -> io::Result<()> {
+    #[cfg(test)]
+    super::faults_for_tests::of(place).check(super::faults_for_tests::Point::Step)?;
+    let _ = place;
+    Ok(())
 }
 
 /// Finishes or forgets what a crash left of [`salvage_segment`] in a lane's directory.
@@ -210,7 +229,7 @@ pub(crate) fn was_begun(directory: &Path) -> io::Result<bool> {
 }
 
 /// The segment's header, as it lies in the damaged file.
-fn header_in(directory: &Path) -> Option<SegmentHeader> {
+pub(super) fn header_in(directory: &Path) -> Option<SegmentHeader> {
     let mut file = File::open(directory.join(super::segment::DATABASE_FILE)).ok()?;
     let mut window: Vec<u8> = Vec::new();
     loop {

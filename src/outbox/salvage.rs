@@ -20,7 +20,7 @@ use crate::transaction::Position;
 const WINDOW_BYTES: usize = 256 * 1024;
 const SECTOR_BYTES: u64 = 4096;
 
-/// A file, or in tests what should be one.
+/// A file, or what should be one.
 trait Source {
     /// Fills `buffer` from `offset` on as far as there is something; answers how far.
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize>;
@@ -41,6 +41,18 @@ impl Source for File {
     }
 }
 
+impl Source for Vec<u8> {
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        let start = usize::try_from(offset).map_err(io::Error::other)?.min(self.len());
+        let found = self.get(start..).unwrap_or_default();
+        let length = found.len().min(buffer.len());
+        for (to, from) in buffer.iter_mut().zip(found) {
+            *to = *from;
+        }
+        Ok(length)
+    }
+}
+
 /// A record put together again. Its seal is still to be opened.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Salvaged {
@@ -51,6 +63,7 @@ pub(crate) struct Salvaged {
 }
 
 /// What a first pass found.
+#[derive(Default)]
 pub(crate) struct Scan {
     sources: Vec<Box<dyn Source>>,
     records: BTreeMap<(Position, u32), Pieces>,
@@ -72,6 +85,11 @@ struct Place {
 
 /// Searches every file below `directory`.
 pub(crate) fn scan_directory(directory: &Path) -> io::Result<Scan> {
+    scan_files(&files_below(directory)?)
+}
+
+/// Every file below `directory`, in the order of their names; links are not followed.
+pub(crate) fn files_below(directory: &Path) -> io::Result<Vec<PathBuf>> {
     let mut files = Vec::new();
     let mut open = vec![directory.to_owned()];
     while let Some(directory) = open.pop() {
@@ -86,16 +104,14 @@ pub(crate) fn scan_directory(directory: &Path) -> io::Result<Scan> {
         }
     }
     files.sort();
-    scan_files(&files)
+    Ok(files)
 }
 
 /// Searches these files.
 pub(crate) fn scan_files(files: &[PathBuf]) -> io::Result<Scan> {
-    let mut scan = Scan { sources: Vec::new(), records: BTreeMap::new(), unreadable_bytes: 0 };
+    let mut scan = Scan::default();
     for file in files {
-        let file = File::open(file)?;
-        let length = file.metadata()?.len();
-        scan.add(Box::new(file), length);
+        scan.add_file(file, &|_| true)?;
     }
     Ok(scan)
 }
@@ -124,8 +140,50 @@ impl Scan {
         positions
     }
 
-    fn add(&mut self, source: Box<dyn Source>, length: u64) {
+    /// Searches one more file for records at the positions that are wanted. The number that it has among the sources, or
+    /// `None` where nothing was found: it is closed again then.
+    ///
+    /// # Errors
+    /// It cannot be opened.
+    pub(crate) fn add_file(
+        &mut self,
+        file: &Path,
+        wanted: &dyn Fn(Position) -> bool,
+    ) -> io::Result<Option<usize>> {
+        let file = File::open(file)?;
+        let length = file.metadata()?.len();
+        Ok(self.add(Box::new(file), length, wanted))
+    }
+
+    /// The same for bytes that are in memory.
+    pub(crate) fn add_bytes(&mut self, bytes: Vec<u8>, wanted: &dyn Fn(Position) -> bool) -> Option<usize> {
+        let length = bytes.len() as u64;
+        self.add(Box::new(bytes), length, wanted)
+    }
+
+    /// What names each record, whole or in pieces: its position, and the CRC32C of its sealed bytes.
+    pub(crate) fn names(&self) -> impl Iterator<Item = (Position, u32)> + '_ {
+        self.records.keys().copied()
+    }
+
+    /// One record, if it is whole.
+    pub(crate) fn record(&self, (position, tag): (Position, u32)) -> Option<Salvaged> {
+        self.assemble(position, self.records.get(&(position, tag))?)
+    }
+
+    /// The source of a record's first piece.
+    pub(crate) fn source_of(&self, name: (Position, u32)) -> Option<usize> {
+        Some(self.records.get(&name)?.places.first_key_value()?.1.source)
+    }
+
+    fn add(
+        &mut self,
+        source: Box<dyn Source>,
+        length: u64,
+        wanted: &dyn Fn(Position) -> bool,
+    ) -> Option<usize> {
         let number = self.sources.len();
+        let mut used = false;
         // One chunk more than is looked at, so that none is cut by the window's end.
         let mut window = vec![0; WINDOW_BYTES + VALUE_BYTES];
         let mut start = 0;
@@ -138,15 +196,24 @@ impl Scan {
                     at = found + 1;
                     continue;
                 };
+                at = found + chunk.length();
+                if !wanted(chunk.position) {
+                    continue;
+                }
                 let place = Place { source: number, offset: start + found as u64, length: chunk.length() };
                 let pieces = self.records.entry((chunk.position, chunk.tag)).or_default();
                 pieces.count = chunk.count;
-                pieces.places.entry(chunk.index).or_insert(place);
-                at = found + chunk.length();
+                pieces.places.entry(chunk.index).or_insert_with(|| {
+                    used = true;
+                    place
+                });
             }
             start += WINDOW_BYTES as u64;
         }
-        self.sources.push(source);
+        used.then(|| {
+            self.sources.push(source);
+            number
+        })
     }
 
     /// Fills the window, with zeros where the disk has nothing to give.
@@ -299,8 +366,8 @@ mod tests {
     fn a_sector_that_cannot_be_read_costs_only_what_lies_in_it() {
         let bytes: Vec<u8> = (1..=200).flat_map(|n| values(n, 3000, 5).concat()).collect();
         let length = bytes.len() as u64;
-        let mut scan = Scan { sources: Vec::new(), records: BTreeMap::new(), unreadable_bytes: 0 };
-        scan.add(Box::new(Sick(bytes, 300_000)), length);
+        let mut scan = Scan::default();
+        scan.add(Box::new(Sick(bytes, 300_000)), length, &|_| true);
         let found = positions(&scan);
         assert_eq!(scan.unreadable_bytes(), SECTOR_BYTES);
         assert!((197..200).contains(&found.len()), "{}", found.len());

@@ -40,6 +40,15 @@ impl Sidecar {
         Ok(Self { file, lanes, unsynced: false, damaged })
     }
 
+    /// What the file says, with nothing written; `None`: it cannot be believed.
+    pub(crate) fn look(path: &Path) -> io::Result<Option<BTreeMap<Lane, (Position, ChainValue)>>> {
+        Ok(match Alternating::look(path, MAGIC, VERSION)? {
+            Found::Nothing => Some(BTreeMap::new()),
+            Found::Damaged => None,
+            Found::Payload(payload) => decode(&payload),
+        })
+    }
+
     /// Whether the file could not be believed when it was opened: tails cannot be judged by it then.
     pub(crate) fn was_damaged(&self) -> bool {
         self.damaged

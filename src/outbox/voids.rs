@@ -56,6 +56,16 @@ impl Voids {
         self.ranges.iter().find(|range| (range.from..=range.through).contains(&position))
     }
 
+    /// The released ranges: first and last position, and the chain value before them with the epoch in which it holds.
+    pub(crate) fn ranges(&self) -> impl Iterator<Item = (Position, Position, Epoch, ChainValue)> + '_ {
+        self.ranges.iter().map(|range| (range.from, range.through, range.epoch, range.previous))
+    }
+
+    /// The chain values at lost ends of epochs.
+    pub(crate) fn ends(&self) -> impl Iterator<Item = (Epoch, Position, ChainValue)> + '_ {
+        self.ends.iter().map(|end| (end.epoch, end.position, end.chain))
+    }
+
     /// How many of the positions through `through` are void.
     pub(crate) fn count(&self, through: Position) -> u64 {
         self.ranges.iter().map(|range| (range.through.min(through) + 1).saturating_sub(range.from)).sum()

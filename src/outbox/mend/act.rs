@@ -1,0 +1,158 @@
+//! Fills what can be filled: a segment is written anew beside the old one, synced, read back; only then is the old one set
+//! aside by rename and the new one put in its place, and only then does the ledger say that the holes are gone.
+//!
+//! Nothing that was there is deleted. Killed at any moment it can be run again, and the daemon can be started: the old
+//! segment or the new one is in its place, or the finished one beside it ([`finish_replacements`]).
+//!
+//! [`finish_replacements`]: crate::outbox::repair::finish_replacements
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::ops::ControlFlow;
+use std::path::Path;
+
+use super::beside::Beside;
+use super::look::{Look, Piece};
+use super::plan::Found;
+use super::{Judgement, RepairError};
+use crate::outbox::files;
+use crate::outbox::lane::Ledger;
+use crate::outbox::repair::{replace, step};
+use crate::outbox::salvage::scan_directory;
+use crate::outbox::seal::Sealer;
+use crate::outbox::segment::{Extent, Segment, SegmentError, SegmentHeader};
+use crate::outbox::shared::lane_file;
+use crate::transaction::Position;
+
+/// What a segment is to hold.
+#[derive(Debug, Default)]
+pub(super) struct Work {
+    pub(super) records: BTreeMap<Position, Found>,
+    /// Those of them that were missing.
+    pub(super) filled: Vec<Position>,
+}
+
+fn failed(action: &'static str, path: &Path) -> impl FnOnce(SegmentError) -> RepairError {
+    let path = path.to_owned();
+    move |error| match error {
+        SegmentError::Files(source) => RepairError::Files { action, path, source },
+        other => RepairError::Files { action, path, source: io::Error::other(other) },
+    }
+}
+
+/// Does all that is to be done in a lane.
+pub(super) fn mend(
+    store: &Path,
+    sealer: &Sealer,
+    judgement: &Judgement,
+    beside: &Beside,
+    unproven: bool,
+) -> Result<(), RepairError> {
+    let look = &judgement.look;
+    let mut ledger = look.ledger.clone();
+    for (ordinal, piece) in &look.pieces {
+        let Some(work) = judgement.work(*ordinal, unproven) else { continue };
+        let bytes = rewrite(store, sealer, look, (*ordinal, piece), &work, beside)?;
+        if let Some(ledger) = &mut ledger {
+            settle(store, look, ledger, (*ordinal, piece), &work, bytes)?;
+        }
+    }
+    Ok(())
+}
+
+/// Writes a segment anew and puts it in its place. The payload's bytes.
+fn rewrite(
+    store: &Path,
+    sealer: &Sealer,
+    look: &Look,
+    (ordinal, piece): (u64, &Piece),
+    work: &Work,
+    beside: &Beside,
+) -> Result<u64, RepairError> {
+    let place = piece.place.as_path();
+    let fresh = place.with_extension("new");
+    // Unfinished: a finished one has taken its place by now.
+    if fresh.exists() {
+        fs::remove_dir_all(&fresh).map_err(RepairError::cannot("remove", &fresh))?;
+    }
+    let own = match &piece.lies {
+        Some(lies) => scan_directory(lies).map_err(RepairError::cannot("read", lies))?,
+        None => scan_of_nothing(),
+    };
+    let written = || -> Result<(), SegmentError> {
+        if let Some(parent) = place.parent() {
+            files::create_directory(parent).map_err(SegmentError::Files)?;
+        }
+        let segment = Segment::create(&fresh)?;
+        segment.begin(&header(look, ordinal, piece)?)?;
+        for (position, found) in &work.records {
+            let name = (*position, found.tag);
+            let salvaged = if found.own { own.record(name) } else { beside.record(name.0, name.1) };
+            let changed = || io::Error::other("a record that was found is not to be had any more");
+            let salvaged = salvaged.ok_or_else(changed).map_err(SegmentError::Files)?;
+            segment.append(*position, &salvaged.record)?;
+        }
+        segment.barrier()?;
+        step(place).map_err(SegmentError::Files)
+    };
+    written().map_err(failed("write", &fresh))?;
+    let bytes = read_back(sealer, look, &fresh, work)?;
+    replace(store, (&look.lane, ordinal), place, &fresh).map_err(RepairError::cannot("replace", place))?;
+    Ok(bytes)
+}
+
+fn scan_of_nothing() -> crate::outbox::salvage::Scan {
+    crate::outbox::salvage::Scan::default()
+}
+
+fn header(look: &Look, ordinal: u64, piece: &Piece) -> Result<SegmentHeader, SegmentError> {
+    if let Some(header) = &piece.header {
+        return Ok(header.clone());
+    }
+    let numbering = look.numbering.clone().ok_or(SegmentError::Header)?;
+    let Extent { base, previous, .. } = piece.extent;
+    Ok(SegmentHeader { lane: look.id, ordinal, base, previous, numbering, predecessor: None })
+}
+
+/// Opens what was written and compares every record with what was chosen: seal, place, chain value.
+fn read_back(sealer: &Sealer, look: &Look, fresh: &Path, work: &Work) -> Result<u64, RepairError> {
+    let segment = Segment::open(fresh, 0).map_err(failed("open", fresh))?;
+    let mut chosen = work.records.iter();
+    let (mut good, mut bytes) = (true, 0);
+    let visited = segment.visit(1, Position::MAX, &mut |position, record| {
+        let opened = record.and_then(|record| sealer.open(&record));
+        good = match (opened, chosen.next()) {
+            (Ok((header, transaction)), Some((wanted, found))) => {
+                bytes += transaction.body.len() as u64;
+                (position, header.position, header.chain) == (*wanted, *wanted, found.chain)
+                    && look.is_sealed_here(&header, &transaction)
+            }
+            _ => false,
+        };
+        if good { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+    });
+    visited.map_err(failed("read", fresh))?;
+    if good && chosen.next().is_none() { Ok(bytes) } else { Err(RepairError::ReadBack(fresh.to_owned())) }
+}
+
+/// The holes that were filled are none any more; a segment that was gone is in the row again.
+fn settle(
+    store: &Path,
+    look: &Look,
+    ledger: &mut Ledger,
+    (ordinal, piece): (u64, &Piece),
+    work: &Work,
+    bytes: u64,
+) -> Result<(), RepairError> {
+    let before = ledger.clone();
+    work.filled.iter().for_each(|position| ledger.holes.fill(*position));
+    let extent = Extent { bytes, ..piece.extent };
+    ledger.row.entry(ordinal).or_insert(extent);
+    let path = lane_file(store, &look.lane, "ledger");
+    if *ledger != before {
+        step(&piece.place).map_err(RepairError::cannot("write", &path))?;
+        files::save(&path, ledger).map_err(RepairError::cannot("write", &path))?;
+    }
+    Ok(())
+}

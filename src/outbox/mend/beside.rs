@@ -1,0 +1,135 @@
+//! What is missing in a segment, from elsewhere: set aside, in quarantine, in another segment, where a person says.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+use super::look::Opener;
+use super::plan::Found;
+use super::{Judgement, RepairError, report, searched};
+use crate::outbox::OutboxKey;
+use crate::outbox::quarantine::{INCOMPLETE, Quarantine};
+use crate::outbox::record::{self, Header};
+use crate::outbox::salvage::{Salvaged, Scan};
+use crate::outbox::segment::DATABASE_FILE;
+use crate::transaction::Position;
+
+/// All that was found outside its segment. Pieces of one record that lie in several files are put together.
+pub(super) struct Beside {
+    scan: Scan,
+    /// The file of each source of the scan.
+    files: BTreeMap<usize, PathBuf>,
+    /// For each lane, in its order.
+    found: Vec<BTreeMap<Position, Vec<Found>>>,
+    from: Vec<report::From>,
+}
+
+impl Beside {
+    /// Searches for what these lanes lack; where nothing is missing, nothing is read.
+    pub(super) fn search(
+        store: &Path,
+        key: &OutboxKey,
+        from: &[PathBuf],
+        opener: &mut Opener<'_>,
+        lanes: &[Judgement],
+    ) -> Result<Self, RepairError> {
+        let wanted: BTreeSet<Position> = lanes.iter().flat_map(Judgement::wanting).collect();
+        let mut beside = Self {
+            scan: Scan::default(),
+            files: BTreeMap::new(),
+            found: lanes.iter().map(|_| BTreeMap::new()).collect(),
+            from: Vec::new(),
+        };
+        if !wanted.is_empty() {
+            beside.read(store, key, from, &|position| wanted.contains(&position))?;
+        }
+        let names: Vec<(Position, u32)> = beside.scan.names().collect();
+        for name in names {
+            let Some(salvaged) = beside.scan.record(name) else { continue };
+            let Some((header, transaction, opened)) = opener.open(&salvaged) else { continue };
+            let lane = lanes.iter().position(|lane| lane.look.is_sealed_here(&header, &transaction));
+            if let Some(found) = lane.and_then(|lane| beside.found.get_mut(lane)) {
+                found.entry(name.0).or_default().push(opened);
+            }
+        }
+        for place in from {
+            let mut records = 0;
+            for (position, found) in beside.found.iter().flatten() {
+                let here = |found: &&Found| {
+                    beside.file_of(*position, found.tag).is_some_and(|file| file.starts_with(place))
+                };
+                records += found.iter().filter(here).count() as u64;
+            }
+            let path = place.display().to_string();
+            beside.from.push(report::From { path, records });
+        }
+        Ok(beside)
+    }
+
+    fn read(
+        &mut self,
+        store: &Path,
+        key: &OutboxKey,
+        from: &[PathBuf],
+        wanted: &dyn Fn(Position) -> bool,
+    ) -> Result<(), RepairError> {
+        for file in searched(store, from)? {
+            if let Some(source) =
+                self.scan.add_file(&file, wanted).map_err(RepairError::cannot("read", &file))?
+            {
+                self.files.insert(source, file);
+            }
+        }
+        let quarantines = std::iter::once(store).chain(from.iter().map(PathBuf::as_path));
+        for place in quarantines.flat_map(|place| [place.join("quarantine"), place.join("outbox/quarantine")])
+        {
+            if !place.is_dir() {
+                continue;
+            }
+            Quarantine::own_records(&place, &key.derived("quarantine"), &mut |file, entry, bytes| {
+                // A rival is kept as a record, an incomplete one as the chunks that were there.
+                let chunks = match Header::parse(&bytes) {
+                    Ok((header, _)) if entry.reason != INCOMPLETE => {
+                        record::chunks(header.position, &bytes).flatten().collect()
+                    }
+                    _ => bytes,
+                };
+                if let Some(source) = self.scan.add_bytes(chunks, wanted) {
+                    self.files.insert(source, file);
+                }
+            })
+            .map_err(RepairError::cannot("read", &place))?;
+        }
+        Ok(())
+    }
+
+    /// What was found for a lane.
+    pub(super) fn found(&self, lane: usize) -> &BTreeMap<Position, Vec<Found>> {
+        static NONE: BTreeMap<Position, Vec<Found>> = BTreeMap::new();
+        self.found.get(lane).unwrap_or(&NONE)
+    }
+
+    /// A record that was found.
+    pub(super) fn record(&self, position: Position, tag: u32) -> Option<Salvaged> {
+        self.scan.record((position, tag))
+    }
+
+    /// Where a record was found; the segment's directory, where it is one.
+    pub(super) fn place_of(&self, position: Position, tag: u32) -> Option<String> {
+        let file = self.file_of(position, tag)?;
+        let place = if file.file_name().is_some_and(|name| name == DATABASE_FILE) {
+            file.parent().unwrap_or(file)
+        } else {
+            file
+        };
+        Some(place.display().to_string())
+    }
+
+    fn file_of(&self, position: Position, tag: u32) -> Option<&Path> {
+        self.files.get(&self.scan.source_of((position, tag))?).map(PathBuf::as_path)
+    }
+
+    /// What each of the person's places gave.
+    pub(super) fn reports(&self) -> Vec<report::From> {
+        self.from.clone()
+    }
+}
