@@ -157,3 +157,39 @@ fn what_cannot_be_stored_shows_as_refusing() {
     eventually("it can be stored again", || outbox.snapshot().refusing.is_none());
     assert!(left < 4, "a failed try leaves nothing behind: {left}");
 }
+
+/// To open an old segment takes a tenth of a second and more, to salvage it longer: only who repeats what lies in it waits.
+#[test]
+fn a_repetition_of_something_old_holds_up_nobody_else() {
+    let directory = tempfile::tempdir().unwrap();
+    let outbox = open(directory.path());
+    add(&outbox, 1..=30);
+    outbox.close();
+    let outbox = open(directory.path());
+    let lane = outbox.lane(&clinical()).unwrap();
+    let database = lane.segment_directory(1).join(DATABASE_FILE);
+    let patience = Duration::from_secs(20);
+    let mut repetition = Box::pin(outbox.submit(submission("K1", b"body 1")));
+    std::thread::scope(|scope| {
+        let (closed, is_closed) = std::sync::mpsc::channel();
+        let (done, others) = std::sync::mpsc::channel();
+        let slow = scope.spawn(move || {
+            let wait = || {
+                closed.send(()).unwrap();
+                others.recv_timeout(patience).is_ok()
+            };
+            lane.handles.alone(1, &database, patience, wait)
+        });
+        is_closed.recv().unwrap();
+        // Handed over with the first look.
+        let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+        assert!(repetition.as_mut().poll(&mut context).is_pending());
+        add(&outbox, 31..=40);
+        let _ = done.send(());
+        assert_eq!(slow.join().unwrap(), Some(true), "the others waited for it");
+    });
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let first = runtime.block_on(repetition).unwrap();
+    assert_eq!((first.repeated, first.position), (true, 1));
+    assert_eq!(bodies(&outbox), expected(1..=40));
+}

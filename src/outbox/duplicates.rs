@@ -2,18 +2,37 @@
 //!
 //! A sender repeats when it had no answer, so it repeats what came last; an answer to a repetition is a promise
 //! like any other and is given only for a record that was read from behind the barrier and compared.
+//!
+//! The writer compares only what lies in a segment that is open. What lies in an older one is compared by a thread of its
+//! own: to open it takes a tenth of a second and more, to salvage a damaged one longer, and everybody else would wait.
+//! Then the submission comes back to the writer, which decides.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender};
 
 use super::lane::{LaneShared, locked};
 use super::pen::Ready;
 use super::shared::Shared;
 use super::tags::Tags;
+use super::writer::{Job, Queued};
 use super::{Accepted, ReadError, Submission};
-use crate::transaction::{Position, TransactionId};
+use crate::transaction::{Position, Transaction, TransactionId};
 
 /// Records whose tags are made again before the first accept; the rest follows while the outbox is at work.
 const NEWEST: u64 = 4096;
 const STEP_RECORDS: usize = 256;
 const STEP_BYTES: usize = 4 << 20;
+
+fn compare(submission: &Submission, position: Position, first: &Transaction) -> Examined {
+    if first.source != submission.source || first.key != submission.key {
+        return Examined::Other;
+    }
+    if first.body != submission.body {
+        return Examined::KeyReused;
+    }
+    Examined::Same(Accepted { id: first.id, position, time: first.time, repeated: true, key_reused: false })
+}
 
 /// What the index and the store know of a submission.
 #[derive(Debug, Default)]
@@ -24,67 +43,108 @@ pub(crate) struct Known {
     pub(crate) key_reused: bool,
 }
 
+/// What a record that the index has named turned out to be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Examined {
+    /// The same transaction: this is the answer.
+    Same(Accepted),
+    /// The same sender and key, and other bytes.
+    KeyReused,
+    /// Another one.
+    Other,
+    /// It cannot be said now.
+    Trouble(String),
+}
+
+/// What has been compared for a submission, by position in its lane.
+pub(crate) type Comparisons = BTreeMap<Position, Examined>;
+
+/// What the writer can do with a submission.
+#[derive(Debug)]
+pub(crate) enum Answerable {
+    /// Decide.
+    Now(Known),
+    /// This record has to be compared first, and it is not open.
+    AfterComparing(Position),
+    /// Refuse.
+    Trouble(String),
+}
+
+/// Compares what the writer must not wait for, until the writer has ended.
+pub(crate) fn run(shared: &Arc<Shared>, wanted: &Receiver<(Box<Queued>, Position)>, writer: &Sender<Job>) {
+    while let Ok((mut queued, position)) = wanted.recv() {
+        if let Some(lane) = shared.lanes.get(queued.lane) {
+            let examined = shared.examine(lane, position, &queued.submission);
+            queued.compared.insert(position, examined);
+        }
+        if writer.send(Job::Submit(queued)).is_err() {
+            return;
+        }
+    }
+}
+
 impl Shared {
-    /// What is known of a submission that is not in the present group.
-    ///
-    /// # Errors
-    /// What the trouble is: it cannot be said whether it is stored.
+    /// What is known of a submission that is not in the present group. Nothing is opened for it: `compared` has what was
+    /// compared elsewhere.
     pub(crate) fn find_stored(
         &self,
         lane: usize,
         submission: &Submission,
         tags: Tags,
-    ) -> Result<Known, String> {
+        compared: &Comparisons,
+    ) -> Answerable {
         // Without the hint a repetition may be stored twice, and its keys show it; refused, its sender would stand.
         let found = locked(&self.index).find_tags(tags).unwrap_or_default();
         let lane = &self.lanes[lane];
         let mut known = Known::default();
         for found in found.into_iter().filter(|found| found.lane == lane.id) {
-            let (tail, mark) = {
-                let state = lane.state();
-                (state.tail, state.mark.position)
-            };
             // What a crash took with it may have left its tags.
-            if found.position > tail {
+            if found.position > lane.state().tail {
                 continue;
             }
             if !found.same_body {
                 known.key_reused |= !submission.key.is_empty();
                 continue;
             }
-            match self.records(lane, found.position, 1, 0) {
-                Ok(records) => {
-                    let Some((_, first)) = records.into_iter().next() else { continue };
-                    if first.source == submission.source && first.key == submission.key {
-                        if first.body == submission.body {
-                            known.repetition = Some(Accepted {
-                                id: first.id,
-                                position: found.position,
-                                time: first.time,
-                                repeated: true,
-                                key_reused: false,
-                            });
-                            return Ok(known);
-                        }
-                        known.key_reused |= !submission.key.is_empty();
-                    }
+            let examined = match compared.get(&found.position) {
+                Some(examined) => examined.clone(),
+                None => match self.record_if_open(lane, found.position) {
+                    Some(record) => compare(submission, found.position, &record),
+                    None => return Answerable::AfterComparing(found.position),
+                },
+            };
+            match examined {
+                Examined::Same(accepted) => {
+                    known.repetition = Some(accepted);
+                    return Answerable::Now(known);
                 }
-                // The hub has it, and both of its tags are the same: to store it again would give the hub a second one.
-                Err(ReadError::Gone { .. }) if found.position <= mark => {
-                    known.repetition = Some(Accepted {
-                        id: TransactionId(uuid::Uuid::nil()),
-                        position: found.position,
-                        time: 0,
-                        repeated: true,
-                        key_reused: false,
-                    });
-                    return Ok(known);
-                }
-                Err(ReadError::Gone { .. }) => {}
-                Err(ReadError::Trouble(trouble)) => return Err(trouble),
+                Examined::KeyReused => known.key_reused |= !submission.key.is_empty(),
+                Examined::Other => {}
+                Examined::Trouble(trouble) => return Answerable::Trouble(trouble),
             }
         }
-        Ok(known)
+        Answerable::Now(known)
+    }
+
+    /// Reads the named record, wherever it lies, and compares. May take as long as a salvage.
+    fn examine(&self, lane: &LaneShared, position: Position, submission: &Submission) -> Examined {
+        match self.records(lane, position, 1, 0) {
+            Ok(records) => {
+                records.first().map_or(Examined::Other, |(_, first)| compare(submission, position, first))
+            }
+            // The hub has it, and both of its tags are the same: to store it again would give the hub a second one.
+            Err(ReadError::Gone { .. }) if position <= lane.state().mark.position => {
+                Examined::Same(Accepted {
+                    id: TransactionId(uuid::Uuid::nil()),
+                    position,
+                    time: 0,
+                    repeated: true,
+                    key_reused: false,
+                })
+            }
+            Err(ReadError::Gone { .. }) => Examined::Other,
+            Err(ReadError::Trouble(trouble)) => Examined::Trouble(trouble),
+        }
     }
 
     /// Notes stored records in the index. A failure costs a repetition, not a record.

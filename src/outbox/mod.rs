@@ -77,6 +77,7 @@ pub use quarantine::Entry as QuarantineEntry;
 pub use seal::OutboxKey;
 pub use voids::Released;
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -296,7 +297,15 @@ impl Outbox {
         }
         let tags = shared.tagger.tags(&submission.source, &submission.key, submission.body.as_bytes());
         let (answer, outcome) = oneshot::channel();
-        let job = Job::Submit(Box::new(Queued { lane, submission, tags, cost, entered, answer }));
+        let job = Job::Submit(Box::new(Queued {
+            lane,
+            submission,
+            tags,
+            cost,
+            entered,
+            answer,
+            compared: BTreeMap::new(),
+        }));
         if self.running.jobs.send(job).is_err() {
             shared.queued_bytes.fetch_sub(cost, Ordering::Relaxed);
             return Err(self.running.ended());

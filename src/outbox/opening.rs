@@ -21,7 +21,8 @@ use super::sidecar::Sidecar;
 use super::space::Ballast;
 use super::writer::{Job, Writer};
 use super::{
-    Notable, OpenError, OutboxKey, Refusal, Settings, claim, keeper, maker, recovery, syncer, trash,
+    Notable, OpenError, OutboxKey, Refusal, Settings, claim, duplicates, keeper, maker, recovery, syncer,
+    trash,
 };
 
 /// An outbox whose threads run.
@@ -109,12 +110,15 @@ pub(crate) fn open(settings: Settings, key: &OutboxKey) -> Result<Running, OpenE
 
     let (stop_keeper, keeper_stopped) = channel();
     let (syncer, wanted) = channel();
-    let writer = Writer::new(Arc::clone(&shared), queue, pens, syncer);
-    let settled = jobs.clone();
+    let (comparer, compared) = channel();
+    let writer = Writer::new(Arc::clone(&shared), queue, pens, syncer, comparer);
+    let (settled, back) = (jobs.clone(), jobs.clone());
+    let comparing = Arc::clone(&shared);
     let maker_shared = Arc::clone(&shared);
     let threads = vec![
         spawn("outbox-writer", &shared, move || writer.run())?,
         spawn("outbox-syncer", &shared, move || syncer::run(&wanted, &settled))?,
+        spawn("outbox-comparer", &shared, move || duplicates::run(&comparing, &compared, &back))?,
         spawn("outbox-maker", &shared, move || maker::run(&maker_shared, &work))?,
         spawn("outbox-keeper", &shared, move || keeper::run(keeper, &keeper_stopped))?,
     ];
@@ -167,7 +171,7 @@ impl Running {
         self.stopping.store(true, Ordering::SeqCst);
         let mut threads = std::mem::take(&mut *locked(&self.threads)).into_iter();
         let _ = self.jobs.send(Job::Stop);
-        let (writer, syncer) = (threads.next(), threads.next());
+        let (writer, syncer, comparer) = (threads.next(), threads.next(), threads.next());
         let (maker, keeper) = (threads.next(), threads.next());
         let join = |thread: Option<JoinHandle<()>>| {
             if let Some(thread) = thread {
@@ -176,6 +180,7 @@ impl Running {
         };
         join(writer);
         join(syncer);
+        join(comparer);
         let _ = self.keeper.send(());
         join(keeper);
         self.shared.chore(Chore::Stop);

@@ -200,6 +200,17 @@ impl Shared {
         }
     }
 
+    /// One record, if its segment is open now and it can be read there: nothing is opened or repaired for it.
+    pub(crate) fn record_if_open(&self, lane: &LaneShared, position: Position) -> Option<Transaction> {
+        let (ordinal, _) = {
+            let state = lane.state();
+            state.segment_of(position).filter(|_| state.holes.at(position).is_none())?
+        };
+        let (at, bytes) = lane.handles.known(ordinal)?.first(position, position).ok().flatten()?;
+        let (header, transaction) = self.sealer.open(&bytes.ok()?).ok()?;
+        (at == position && header.position == position && header.lane == lane.id).then_some(transaction)
+    }
+
     /// Reads from one segment. `None`: what was wanted turned out to be damaged, which is recorded; look again.
     fn segment_records(
         &self,

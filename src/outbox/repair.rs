@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use uuid::Uuid;
 
@@ -17,12 +18,15 @@ use super::quarantine::{Quarantine, RIVAL};
 use super::record::{CHUNK_MAGIC, VALUE_BYTES, parse_chunk};
 use super::salvage::scan_directory;
 use super::seal::Sealer;
-use super::segment::{Extent, Segment, SegmentError, SegmentHeader, parse_header};
+use super::segment::{DATABASE_FILE, Extent, Segment, SegmentError, SegmentHeader, parse_header};
 use super::shared::Shared;
 use super::writer::Job;
 use crate::chain::ChainValue;
 use crate::delivery::Numbering;
 use crate::transaction::{Lane, Position};
+
+/// So long a repair waits for those who still read the segment.
+const LET_GO_PATIENCE: Duration = Duration::from_secs(5);
 
 /// What is known of a damaged segment from elsewhere.
 pub(crate) struct Damaged<'a> {
@@ -230,7 +234,7 @@ pub(crate) fn was_begun(directory: &Path) -> io::Result<bool> {
 
 /// The segment's header, as it lies in the damaged file.
 pub(super) fn header_in(directory: &Path) -> Option<SegmentHeader> {
-    let mut file = File::open(directory.join(super::segment::DATABASE_FILE)).ok()?;
+    let mut file = File::open(directory.join(DATABASE_FILE)).ok()?;
     let mut window: Vec<u8> = Vec::new();
     loop {
         let kept = window.len().min(VALUE_BYTES);
@@ -284,7 +288,6 @@ impl Shared {
             }
             return Repaired::Later("a damaged segment is being left".into());
         }
-        drop(lane.handles.forget(ordinal));
         let directory: PathBuf = lane.segment_directory(ordinal);
         let damaged = Damaged {
             store: &self.settings.directory,
@@ -296,7 +299,14 @@ impl Shared {
             known: Some(known),
             through: Some(through),
         };
-        match salvage_segment(&damaged, &self.sealer, &self.quarantine) {
+        let database = directory.join(DATABASE_FILE);
+        let salvaged = lane.handles.alone(ordinal, &database, LET_GO_PATIENCE, || {
+            salvage_segment(&damaged, &self.sealer, &self.quarantine)
+        });
+        let Some(salvaged) = salvaged else {
+            return Repaired::Later("a damaged segment is still being read elsewhere".into());
+        };
+        match salvaged {
             Ok(outcome) => {
                 repaired.insert(ordinal);
                 let lost = (through + 1 - extent.base).saturating_sub(outcome.records);

@@ -20,6 +20,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 use uuid::Uuid;
 
+use super::duplicates::{Answerable, Comparisons};
 use super::pen::Pen;
 use super::segment::SegmentError;
 use super::shared::Shared;
@@ -79,6 +80,8 @@ pub(crate) struct Queued {
     pub(crate) cost: u64,
     pub(crate) entered: Instant,
     pub(crate) answer: oneshot::Sender<Result<Accepted, Refusal>>,
+    /// What was compared for it elsewhere.
+    pub(crate) compared: Comparisons,
 }
 
 /// Somebody who waits for a record to be behind the barrier.
@@ -96,6 +99,7 @@ pub(crate) struct Writer {
     /// Taken from the queue, and not done yet: goes before it.
     held: VecDeque<Job>,
     syncer: Sender<Wanted>,
+    comparer: Sender<(Box<Queued>, Position)>,
     pens: Vec<Pen>,
     /// Who waits, for each lane.
     waiters: Vec<Vec<Waiter>>,
@@ -113,10 +117,11 @@ impl Writer {
         jobs: Receiver<Job>,
         pens: Vec<Pen>,
         syncer: Sender<Wanted>,
+        comparer: Sender<(Box<Queued>, Position)>,
     ) -> Self {
         let waiters = pens.iter().map(|_| Vec::new()).collect();
         let (held, seen) = (VecDeque::new(), HashMap::new());
-        Self { shared, jobs, held, syncer, pens, waiters, seen, pause: FIRST_PAUSE, retry_at: None }
+        Self { shared, jobs, held, syncer, comparer, pens, waiters, seen, pause: FIRST_PAUSE, retry_at: None }
     }
 
     /// Runs until it is stopped or nobody can submit any more.
@@ -294,7 +299,7 @@ impl Writer {
 
     /// Decides about one submission: a repetition, refused, or new in its lane.
     fn admit(&mut self, queued: Queued) {
-        let Queued { lane, submission, tags, cost, entered, answer } = queued;
+        let Queued { lane, submission, tags, cost, entered, answer, compared } = queued;
         let shared = Arc::clone(&self.shared);
         let refuse = |answer: oneshot::Sender<_>, refusal| {
             shared.answered(std::iter::once((cost, entered.elapsed())), false);
@@ -321,8 +326,8 @@ impl Writer {
             }
             key_reused |= !submission.key.is_empty() && !same_body;
         }
-        match shared.find_stored(lane, &submission, tags) {
-            Ok(known) => {
+        match shared.find_stored(lane, &submission, tags, &compared) {
+            Answerable::Now(known) => {
                 if let Some(accepted) = known.repetition {
                     shared.repeated.fetch_add(1, Ordering::Relaxed);
                     shared.answered(std::iter::once((cost, entered.elapsed())), true);
@@ -331,7 +336,15 @@ impl Writer {
                 }
                 key_reused |= known.key_reused;
             }
-            Err(trouble) => return refuse(answer, Refusal::Trouble(trouble)),
+            Answerable::AfterComparing(position) => {
+                let queued = Queued { lane, submission, tags, cost, entered, answer, compared };
+                if let Err(back) = self.comparer.send((Box::new(queued), position)) {
+                    let trouble = Refusal::Trouble("repetitions cannot be compared any more".into());
+                    refuse(back.0.0.answer, trouble);
+                }
+                return;
+            }
+            Answerable::Trouble(trouble) => return refuse(answer, Refusal::Trouble(trouble)),
         }
         if let Err(full) = shared.admits(lane) {
             return refuse(answer, full);
