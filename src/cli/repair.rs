@@ -65,7 +65,12 @@ pub fn run(config: &GatewayConfig, command: &Repair, out: &mut dyn Write, err: &
         Err(error) => return refused(err, &error),
     };
     let _ = if json { write_json(out, &report) } else { write_report(out, &report, command) };
-    if report.lanes.iter().all(|lane| is_well(&report, lane, command)) { Exit::Done } else { Exit::Refused }
+    let remade = report.done || report.remade.is_empty();
+    if remade && report.lanes.iter().all(|lane| is_well(&report, lane, command)) {
+        Exit::Done
+    } else {
+        Exit::Refused
+    }
 }
 
 fn refused(err: &mut dyn Write, error: &RepairError) -> Exit {
@@ -82,7 +87,7 @@ fn refused(err: &mut dyn Write, error: &RepairError) -> Exit {
         RepairError::Open(OpenError::Io { .. }) | RepairError::Files { .. } | RepairError::ReadBack(_) => {
             Exit::Files
         }
-        RepairError::Open(_) => Exit::Configuration,
+        RepairError::Open(_) | RepairError::NothingOpens(_) => Exit::Configuration,
         RepairError::NoStore(_) => Exit::Unreachable,
         RepairError::NotTheOwner(..) => Exit::NotPermitted,
     }
@@ -103,13 +108,17 @@ fn write_json(out: &mut dyn Write, report: &Report) -> io::Result<()> {
 }
 
 fn write_report(out: &mut dyn Write, report: &Report, command: &Repair) -> io::Result<()> {
+    for name in &report.remade {
+        let word = if report.done { "was written anew" } else { "is damaged, and would be written anew" };
+        writeln!(out, "{name}: {word}")?;
+    }
     for place in &report.from {
         writeln!(out, "{}: {} records at positions that lack one", place.path, place.records)?;
     }
     for lane in &report.lanes {
         write_lane(out, report, lane, command)?;
     }
-    let work = report.lanes.iter().any(|lane| !lane.rewritten.is_empty());
+    let work = !report.remade.is_empty() || report.lanes.iter().any(|lane| !lane.rewritten.is_empty());
     match (report.done, work) {
         (false, false) => writeln!(out, "Nothing was changed, and there is nothing that could be."),
         (false, true) => writeln!(out, "Nothing was changed. Add --yes to do it."),

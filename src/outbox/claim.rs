@@ -85,15 +85,24 @@ pub(crate) fn claim(settings: &Settings, key: &OutboxKey) -> Result<File, OpenEr
                 io::Error::new(io::ErrorKind::NotFound, "there are segments, but the file FORMAT is missing");
             return Err(failed("read", &path)(missing));
         }
-        let format = Format {
-            format: FORMAT,
-            practice: settings.practice.clone(),
-            gateway: settings.gateway.clone(),
-            key_id: key.id(),
-        };
-        files::save(&path, &format).map_err(failed("write", &path))?;
+        write_format(settings, key, None).map_err(failed("write", &path))?;
     }
     Ok(lock)
+}
+
+/// Says whose store it is.
+pub(crate) fn write_format(
+    settings: &Settings,
+    key: &OutboxKey,
+    owner: Option<(u32, u32)>,
+) -> io::Result<()> {
+    let format = Format {
+        format: FORMAT,
+        practice: settings.practice.clone(),
+        gateway: settings.gateway.clone(),
+        key_id: key.id(),
+    };
+    files::save_for(owner, &settings.directory.join("FORMAT"), &format)
 }
 
 /// The numbers of the lanes: what records name a lane by. Only ever appended to.

@@ -54,6 +54,11 @@ pub(crate) fn sync_tree(directory: &Path) -> io::Result<()> {
 
 /// Writes `value` as one line of JSON and one line with its checksum.
 pub(crate) fn save<T: Serialize>(path: &Path, value: &T) -> io::Result<()> {
+    save_for(None, path, value)
+}
+
+/// The same, for another user and group: it is theirs from the moment when it stands.
+pub(crate) fn save_for<T: Serialize>(owner: Option<(u32, u32)>, path: &Path, value: &T) -> io::Result<()> {
     let mut text = serde_json::to_vec(value)?;
     let sum = crc32c::crc32c(&text);
     text.extend_from_slice(format!("\n{sum:08x}\n").as_bytes());
@@ -62,6 +67,9 @@ pub(crate) fn save<T: Serialize>(path: &Path, value: &T) -> io::Result<()> {
         use std::os::unix::fs::OpenOptionsExt as _;
         let mut file = File::options().write(true).create(true).truncate(true).mode(0o600).open(&aside)?;
         file.write_all(&text)?;
+        if let Some((user, group)) = owner {
+            std::os::unix::fs::fchown(&file, Some(user), Some(group))?;
+        }
         file.sync_all()?;
     }
     fs::rename(&aside, path)?;
@@ -84,6 +92,16 @@ pub(crate) fn load<T: DeserializeOwned>(path: &Path) -> io::Result<Option<T>> {
         return Err(damaged());
     }
     Ok(Some(serde_json::from_str(json)?))
+}
+
+/// Gives `path` and what is below it to another user and group; durable with the next [`sync_tree`].
+pub(crate) fn give(path: &Path, (user, group): (u32, u32)) -> io::Result<()> {
+    if fs::symlink_metadata(path)?.is_dir() {
+        for entry in fs::read_dir(path)? {
+            give(&entry?.path(), (user, group))?;
+        }
+    }
+    std::os::unix::fs::lchown(path, Some(user), Some(group))
 }
 
 /// Whether the disk could not give back what was written: damage, and no passing trouble.

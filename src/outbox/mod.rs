@@ -4,7 +4,7 @@
 //!
 //! | path | what | lost? |
 //! |---|---|---|
-//! | `FORMAT` | version, owner, key id; written first | the store is refused |
+//! | `FORMAT` | version, owner, key id; written first | the store is refused; [`mend`] makes it again |
 //! | `lock` | held while a process has the store | - |
 //! | `lanes.list` | the numbers of the lanes in records | - |
 //! | `lanes/{lane}/numbering` | the lane's epochs | taken from the newest segment |
@@ -297,15 +297,9 @@ impl Outbox {
         }
         let tags = shared.tagger.tags(&submission.source, &submission.key, submission.body.as_bytes());
         let (answer, outcome) = oneshot::channel();
-        let job = Job::Submit(Box::new(Queued {
-            lane,
-            submission,
-            tags,
-            cost,
-            entered,
-            answer,
-            compared: BTreeMap::new(),
-        }));
+        let compared = BTreeMap::new();
+        let queued = Queued { lane, submission, tags, cost, entered, answer, compared };
+        let job = Job::Submit(Box::new(queued));
         if self.running.jobs.send(job).is_err() {
             shared.queued_bytes.fetch_sub(cost, Ordering::Relaxed);
             return Err(self.running.ended());

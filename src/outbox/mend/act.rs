@@ -43,7 +43,7 @@ fn failed(action: &'static str, path: &Path) -> impl FnOnce(SegmentError) -> Rep
 
 /// Does all that is to be done in a lane.
 pub(super) fn mend(
-    store: &Path,
+    (store, owner): (&Path, Option<(u32, u32)>),
     sealer: &Sealer,
     judgement: &Judgement,
     beside: &Beside,
@@ -53,9 +53,9 @@ pub(super) fn mend(
     let mut ledger = look.ledger.clone();
     for (ordinal, piece) in &look.pieces {
         let Some(work) = judgement.work(*ordinal, unproven) else { continue };
-        let bytes = rewrite(store, sealer, look, (*ordinal, piece), &work, beside)?;
+        let bytes = rewrite((store, owner), sealer, look, (*ordinal, piece), &work, beside)?;
         if let Some(ledger) = &mut ledger {
-            settle(store, look, ledger, (*ordinal, piece), &work, bytes)?;
+            settle((store, owner), look, ledger, (*ordinal, piece), &work, bytes)?;
         }
     }
     Ok(())
@@ -63,7 +63,7 @@ pub(super) fn mend(
 
 /// Writes a segment anew and puts it in its place. The payload's bytes.
 fn rewrite(
-    store: &Path,
+    (store, owner): (&Path, Option<(u32, u32)>),
     sealer: &Sealer,
     look: &Look,
     (ordinal, piece): (u64, &Piece),
@@ -98,6 +98,16 @@ fn rewrite(
     };
     written().map_err(failed("write", &fresh))?;
     let bytes = read_back(sealer, look, &fresh, work)?;
+    if let Some(owner) = owner {
+        let aside = store.join("aside");
+        let given = files::create_directory(&aside).and_then(|()| {
+            [Some(fresh.as_path()), Some(aside.as_path()), place.parent()]
+                .into_iter()
+                .flatten()
+                .try_for_each(|path| files::give(path, owner))
+        });
+        given.map_err(RepairError::cannot("give to the store's owner", &fresh))?;
+    }
     replace(store, (&look.lane, ordinal), place, &fresh).map_err(RepairError::cannot("replace", place))?;
     Ok(bytes)
 }
@@ -138,7 +148,7 @@ fn read_back(sealer: &Sealer, look: &Look, fresh: &Path, work: &Work) -> Result<
 
 /// The holes that were filled are none any more; a segment that was gone is in the row again.
 fn settle(
-    store: &Path,
+    (store, owner): (&Path, Option<(u32, u32)>),
     look: &Look,
     ledger: &mut Ledger,
     (ordinal, piece): (u64, &Piece),
@@ -152,7 +162,7 @@ fn settle(
     let path = lane_file(store, &look.lane, "ledger");
     if *ledger != before {
         step(&piece.place).map_err(RepairError::cannot("write", &path))?;
-        files::save(&path, ledger).map_err(RepairError::cannot("write", &path))?;
+        files::save_for(owner, &path, ledger).map_err(RepairError::cannot("write", &path))?;
     }
     Ok(())
 }

@@ -6,6 +6,7 @@
 //! in only where its seal, its checksum and its chain value are right ([`plan`]).
 //!
 //! - [`look`]: what the store should have, and what lies in its segments; nothing is written, sled is not asked
+//! - [`identity`]: the two small files without which nothing starts
 //! - [`plan`]: what stands, fits, is unproven, is lost; pure
 //! - [`beside`]: the same records from elsewhere
 //! - [`act`]: segments written anew, synced and read back before anything old is set aside; then the ledger
@@ -13,6 +14,7 @@
 
 mod act;
 mod beside;
+mod identity;
 mod look;
 mod plan;
 mod report;
@@ -30,10 +32,10 @@ pub use self::report::{Found, From, LaneReport, Lost, Neighbour, Report, Rewritt
 use self::beside::Beside;
 use self::look::{Look, Opener};
 use self::plan::{Anchor, Candidates, Part, Verdict, judge};
-use super::repair::{finish_replacements, header_in};
+use super::repair::finish_replacements;
 use super::salvage::files_below;
 use super::seal::Sealer;
-use super::{OpenError, OutboxKey, Settings, claim, files};
+use super::{OpenError, OutboxKey, Settings, claim};
 use crate::transaction::{Lane, Position};
 
 /// What a person asks for.
@@ -58,9 +60,12 @@ pub enum RepairError {
     /// There is none.
     #[error("there is no store in {0}")]
     NoStore(PathBuf),
+    /// It does not say whose it is, and no record of it opens with this key.
+    #[error("the file FORMAT of the store in {0} is damaged, and no record there opens with the outbox key")]
+    NothingOpens(PathBuf),
     /// What is written here would belong to somebody else, and keep the daemon out.
     #[error(
-        "the store in {0} belongs to user {1}: repair it as that user, or the daemon could not read it afterwards"
+        "the store in {0} belongs to user {1}: repair it as that user or as root, or the daemon could not read it afterwards"
     )]
     NotTheOwner(PathBuf, u32),
     /// The system said no.
@@ -106,22 +111,31 @@ pub fn repair(
     progress: &mut dyn FnMut(&Lane, u64),
 ) -> Result<Report, RepairError> {
     let store = settings.directory.as_path();
-    if !claim::identify(settings, key)? {
-        return Err(RepairError::NoStore(store.to_owned()));
-    }
+    let sealer = Sealer::new(key);
+    let known = identity::is_known(settings, key, &sealer)?;
     for from in &request.from {
         fs::metadata(from).map_err(RepairError::cannot("read", from))?;
     }
-    let _lock = if request.act {
-        owned(store)?;
-        Some(claim::claim(settings, key)?)
-    } else {
-        looked_at(store)?
+    let owner = if request.act { owner(store)? } else { None };
+    let _lock = match (request.act, looked_at(store)?) {
+        // A store without one was never opened.
+        (true, None) => Some(claim::claim(settings, key)?),
+        (_, lock) => lock,
     };
-    let sealer = Sealer::new(key);
+    let mut remade = Vec::new();
+    if !known {
+        remade.push("FORMAT".to_owned());
+        if request.act {
+            identity::write_format(settings, key, owner)?;
+        }
+    }
+    let (numbered, damaged) = identity::lanes(store)?;
+    if damaged && (!request.act || identity::write_lanes(store, &numbered, owner)?) {
+        remade.push("lanes.list".to_owned());
+    }
     let mut opener = Opener::new(&sealer);
     let mut lanes = Vec::new();
-    for (lane, id) in lanes_of(store)? {
+    for (lane, id) in numbered {
         if request.lane.as_ref().is_some_and(|only| *only != lane) {
             continue;
         }
@@ -134,11 +148,11 @@ pub fn repair(
         lanes.push(judged(look, &BTreeMap::new()));
     }
     let beside = Beside::search(store, key, &request.from, &mut opener, &lanes)?;
-    let mut report = Report { done: request.act, lanes: Vec::new(), from: beside.reports() };
+    let mut report = Report { done: request.act, remade, lanes: Vec::new(), from: beside.reports() };
     for (index, judgement) in lanes.into_iter().enumerate() {
         let judgement = judged(judgement.look, beside.found(index));
         if request.act {
-            act::mend(store, &sealer, &judgement, &beside, request.unproven)?;
+            act::mend((store, owner), &sealer, &judgement, &beside, request.unproven)?;
         }
         report.lanes.push(report::lane(&judgement, &beside, request.unproven));
     }
@@ -210,28 +224,6 @@ impl Judgement {
     }
 }
 
-/// The store's lanes with their numbers; without its list, from the segments.
-fn lanes_of(store: &Path) -> Result<Vec<(Lane, u16)>, RepairError> {
-    let numbered = |(id, lane)| u16::try_from(id).ok().map(|id| (lane, id));
-    if let Ok(Some(list)) = files::load::<Vec<Lane>>(&store.join("lanes.list")) {
-        return Ok(list.into_iter().enumerate().filter_map(numbered).collect());
-    }
-    let segments = store.join("segments");
-    let cannot = |error| RepairError::cannot("list", &segments)(error);
-    let mut lanes = Vec::new();
-    for entry in fs::read_dir(&segments).map_err(cannot)? {
-        let path = entry.map_err(cannot)?.path();
-        let name = path.file_name().and_then(|name| name.to_str()).and_then(|name| Lane::new(name).ok());
-        let Some(lane) = name else { continue };
-        let mut inside = fs::read_dir(&path).map_err(RepairError::cannot("list", &path))?.flatten();
-        if let Some(header) = inside.find_map(|entry| header_in(&entry.path())) {
-            lanes.push((lane, header.lane));
-        }
-    }
-    lanes.sort_by_key(|(_, id)| *id);
-    Ok(lanes)
-}
-
 /// The store's lock, without a byte written. A store that has none was never opened.
 fn looked_at(store: &Path) -> Result<Option<File>, RepairError> {
     let path = store.join("lock");
@@ -246,13 +238,18 @@ fn looked_at(store: &Path) -> Result<Option<File>, RepairError> {
     }
 }
 
-/// New files belong to whoever makes them, and the daemon has to read them.
-fn owned(store: &Path) -> Result<(), RepairError> {
-    let owner = fs::metadata(store).map_err(RepairError::cannot("read", store))?.uid();
-    if rustix::process::geteuid().as_raw() == owner {
-        return Ok(());
+/// New files belong to whoever makes them, and the daemon has to read them: root gives them to the store's owner.
+///
+/// # Errors
+/// [`RepairError::NotTheOwner`].
+fn owner(store: &Path) -> Result<Option<(u32, u32)>, RepairError> {
+    let metadata = fs::metadata(store).map_err(RepairError::cannot("read", store))?;
+    let (user, group) = (metadata.uid(), metadata.gid());
+    match rustix::process::geteuid().as_raw() {
+        us if us == user => Ok(None),
+        0 => Ok(Some((user, group))),
+        _ => Err(RepairError::NotTheOwner(store.to_owned(), user)),
     }
-    Err(RepairError::NotTheOwner(store.to_owned(), owner))
 }
 
 /// The files that are searched for what is missing: those of the store, then those of a person.

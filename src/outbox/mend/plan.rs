@@ -206,3 +206,171 @@ fn settle_unproven(part: &Part<'_>, candidates: &Candidates, verdicts: &mut BTre
         verdicts.insert(position, Verdict::Lost);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use uuid::Uuid;
+
+    const EPOCH: Epoch = Epoch(Uuid::nil());
+    const LAST: Position = 12;
+
+    fn value(position: Position, rival: u8) -> ChainValue {
+        let mut bytes = [rival; 32];
+        bytes[0] = u8::try_from(position).unwrap();
+        ChainValue(bytes)
+    }
+
+    fn found(position: Position, rival: u8, follows: u8, own: bool) -> Found {
+        Found {
+            epoch: EPOCH,
+            previous: value(position - 1, follows),
+            chain: value(position, rival),
+            tag: u32::from(rival),
+            own,
+            time: 0,
+            sender: Arc::from("urn:x"),
+        }
+    }
+
+    fn anchor(position: Position) -> Anchor {
+        Anchor { position, epoch: EPOCH, chain: value(position, 0) }
+    }
+
+    fn judge_all(
+        candidates: &Candidates,
+        holes: &[(Position, Position)],
+        anchors: &[Anchor],
+    ) -> BTreeMap<Position, Verdict> {
+        judge(&Part { first: 1, last: LAST, holes, released: &[], anchors }, candidates).verdicts
+    }
+
+    fn own(positions: impl IntoIterator<Item = Position>) -> Candidates {
+        positions.into_iter().map(|position| (position, vec![found(position, 0, 0, true)])).collect()
+    }
+
+    #[test]
+    fn a_hole_is_filled_from_its_end_and_what_only_follows_is_unproven() {
+        let mut candidates = own((1..=4).chain(9..=LAST));
+        for position in [5, 6, 8] {
+            candidates.insert(position, vec![found(position, 0, 0, false)]);
+        }
+        let verdicts = judge_all(&candidates, &[], &[]);
+        let at = |position| verdicts[&position];
+        assert_eq!(
+            [4, 5, 6, 7, 8, 9].map(at),
+            [
+                Verdict::Stands(0),
+                Verdict::Unproven(0),
+                Verdict::Unproven(0),
+                Verdict::Lost,
+                Verdict::Fits(0),
+                Verdict::Stands(0),
+            ]
+        );
+        // The whole run is proven by its end.
+        candidates.insert(7, vec![found(7, 0, 0, false)]);
+        let verdicts = judge_all(&candidates, &[], &[]);
+        assert!((5..=8).all(|position| verdicts[&position] == Verdict::Fits(0)));
+        // A tail is proven by the sidecar only.
+        let tail: Candidates = own(1..=10);
+        let mut tail_found = tail.clone();
+        (11..=LAST).for_each(|p| drop(tail_found.insert(p, vec![found(p, 0, 0, false)])));
+        assert_eq!(judge_all(&tail_found, &[], &[])[&LAST], Verdict::Unproven(0));
+        assert_eq!(judge_all(&tail_found, &[], &[anchor(LAST)])[&11], Verdict::Fits(0));
+    }
+
+    #[test]
+    fn two_that_differ_and_nothing_decides_are_both_left() {
+        let mut candidates = own((1..=4).chain(7..=LAST));
+        candidates.insert(5, vec![found(5, 0, 0, false), found(5, 1, 0, false)]);
+        assert_eq!(judge_all(&candidates, &[], &[])[&5], Verdict::Lost);
+        // One that does not follow from what stands before it is no candidate at all.
+        candidates.insert(5, vec![found(5, 1, 1, false)]);
+        assert_eq!(judge_all(&candidates, &[], &[])[&5], Verdict::Lost);
+        candidates.insert(6, vec![found(6, 0, 0, false)]);
+        candidates.insert(5, vec![found(5, 0, 0, false), found(5, 1, 0, false)]);
+        assert_eq!(judge_all(&candidates, &[], &[])[&5], Verdict::Fits(0));
+    }
+
+    #[test]
+    fn what_was_released_stays_released_and_still_says_what_was_before_it() {
+        let mut candidates = own((1..=3).chain(8..=LAST));
+        for position in 4..=7 {
+            candidates.insert(position, vec![found(position, 0, 0, false)]);
+        }
+        let released = [Released { from: 6, through: 7, epoch: EPOCH, previous: value(5, 0) }];
+        let part = Part { first: 1, last: LAST, holes: &[(4, 7)], released: &released, anchors: &[] };
+        let verdicts = judge(&part, &candidates).verdicts;
+        assert_eq!([verdicts[&6], verdicts[&7]], [Verdict::Released(None); 2]);
+        assert_eq!([verdicts[&4], verdicts[&5]], [Verdict::Fits(0); 2]);
+    }
+
+    #[test]
+    fn another_epochs_values_prove_nothing() {
+        let mut candidates = own((1..=4).chain(6..=LAST));
+        let other = Epoch(Uuid::max());
+        for of in 6..=LAST {
+            candidates.get_mut(&of).unwrap()[0].epoch = other;
+        }
+        candidates.insert(5, vec![found(5, 0, 0, false)]);
+        assert_eq!(judge_all(&candidates, &[], &[])[&5], Verdict::Unproven(0));
+    }
+
+    prop_compose! {
+        /// Of each position: whether its record lies in its segment, elsewhere, and rivals elsewhere, each with what it follows.
+        fn worlds()(
+            own in prop::collection::vec(any::<bool>(), LAST as usize),
+            copy in prop::collection::vec(any::<bool>(), LAST as usize),
+            rivals in prop::collection::vec(prop::collection::vec((1u8..4, 0u8..4), 0..3), LAST as usize),
+            hole in (1..=LAST, 1..=LAST),
+            anchored in any::<bool>(),
+        ) -> (Candidates, Vec<(Position, Position)>, bool) {
+            let mut candidates = Candidates::new();
+            for position in 1..=LAST {
+                let at = position as usize - 1;
+                let all: &mut Vec<Found> = candidates.entry(position).or_default();
+                all.extend(rivals[at].iter().map(|(rival, follows)| found(position, *rival, *follows, false)));
+                all.extend(copy[at].then(|| found(position, 0, 0, false)));
+                all.extend(own[at].then(|| found(position, 0, 0, true)));
+            }
+            (candidates, vec![(hole.0.min(hole.1), hole.0.max(hole.1))], anchored)
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(2000))]
+        /// Whatever rivals lie about: what is taken is what was accepted, and what is vouched for is taken.
+        #[test]
+        fn only_what_was_accepted_is_taken_and_all_of_it_that_is_vouched_for(
+            (candidates, holes, anchored) in worlds()
+        ) {
+            let anchors: Vec<Anchor> = anchored.then(|| anchor(LAST)).into_iter().collect();
+            let verdicts = judge_all(&candidates, &holes, &anchors);
+            // Whether something that stands or is taken comes right behind.
+            let mut vouched = anchored;
+            for position in (1..=LAST).rev() {
+                let all = &candidates[&position];
+                let verdict = verdicts[&position];
+                let is_hole = within(&holes, position);
+                let (accepted, own) = (value(position, 0), all.iter().any(|f| f.own));
+                let chosen = verdict.chosen().map(|at| &all[at]);
+                match verdict {
+                    Verdict::Stands(_) => prop_assert!(chosen.unwrap().own && !is_hole),
+                    Verdict::Fits(_) => prop_assert!(chosen.unwrap().chain == accepted && vouched),
+                    Verdict::Unproven(_) => {
+                        prop_assert!(!vouched && (is_hole || !own));
+                        prop_assert!(all.iter().all(|f| f.chain == chosen.unwrap().chain));
+                    }
+                    Verdict::Lost => {
+                        prop_assert!(is_hole || !own);
+                        prop_assert!(!vouched || all.iter().all(|f| f.chain != accepted));
+                    }
+                    other => prop_assert!(false, "{other:?}"),
+                }
+                vouched = matches!(verdict, Verdict::Stands(_) | Verdict::Fits(_));
+            }
+        }
+    }
+}

@@ -12,6 +12,8 @@ use crate::transaction::{Lane, Position, rfc3339};
 pub struct Report {
     /// It was done; otherwise nothing was written, and this is what would be done.
     pub done: bool,
+    /// Small files without which no daemon starts, and that are written anew from what the records say.
+    pub remade: Vec<String>,
     /// Each lane of the store.
     pub lanes: Vec<LaneReport>,
     /// What each of the places that a person named gave.

@@ -2,12 +2,12 @@
 
 use std::path::Path;
 
-use super::super::ReadError;
 use super::super::faults_for_tests::{self as faults, Point};
 use super::super::tests::{
     add, bodies, clinical, codes, copy, counts, expected, key, open, segment_files, settings, submission,
     submit,
 };
+use super::super::{Outbox, ReadError};
 use super::*;
 
 /// Every file below a directory, with its bytes.
@@ -119,14 +119,22 @@ fn what_is_destroyed_comes_back_from_a_copy_and_a_dry_run_touches_nothing() {
 
 #[test]
 fn wherever_it_ends_it_can_be_run_again_and_the_daemon_can_start() {
-    for steps in 0.. {
+    for (steps, daemon_saw_it) in (0..20).flat_map(|steps| [(steps, false), (steps, true)]) {
         let (store, intact) = damaged();
+        if daemon_saw_it {
+            let outbox = open(store.path());
+            outbox.read(&clinical(), 11, 1, 0).unwrap_err();
+            outbox.close();
+        }
         faults::in_store(store.path()).fail_after(Point::Step, steps);
         let ended = run(store.path(), &[intact.path()], true);
         faults::in_store(store.path()).fail_next(Point::Step, 0);
         if ended.is_ok() {
-            assert!(steps >= 5, "{steps}");
-            break;
+            assert!(steps >= 4, "{steps}");
+            if daemon_saw_it {
+                return;
+            }
+            continue;
         }
         let started = tempfile::tempdir().unwrap();
         copy(store.path(), started.path());
@@ -143,6 +151,7 @@ fn wherever_it_ends_it_can_be_run_again_and_the_daemon_can_start() {
         let kept = fs::read_dir(store.path().join("aside")).unwrap().count();
         assert!(kept >= 1, "the damaged segment is kept");
     }
+    panic!("it never comes to its end");
 }
 
 #[test]
@@ -177,8 +186,16 @@ fn what_does_not_reach_the_chain_is_not_taken() {
     let intact = tempfile::tempdir().unwrap();
     copy(store.path(), intact.path());
     destroy(store.path(), 16..=19);
-    let report = run(store.path(), &[other.path()], false).unwrap();
-    assert_eq!((saved(&report), lost(&report)), (vec![], vec![(16, 19)]), "{report:?}");
+    // 16 is the same in both. What comes after it follows from it as well, and is not this store's.
+    let report = run(store.path(), &[other.path()], true).unwrap();
+    assert_eq!((saved(&report), lost(&report)), (vec![(16, 16)], vec![(19, 19)]), "{report:?}");
+    assert_eq!(clinical_of(&report).unproven_count(), 2, "{report:?}");
+    let outbox = open(store.path());
+    assert_eq!(outbox.read(&clinical(), 16, 1, 0).unwrap()[0].transaction.body.as_bytes(), b"body 16");
+    for position in 17..=19 {
+        assert!(outbox.read(&clinical(), position, 1, 0).is_err(), "{position}");
+    }
+    outbox.close();
     // With the right one beside it, the right one is taken.
     run(store.path(), &[other.path(), intact.path()], true).unwrap();
     assert_eq!(bodies(&open(store.path())), expected(1..=30));
@@ -223,14 +240,16 @@ fn what_a_person_has_released_stays_released() {
 
 #[test]
 fn a_lost_tail_and_lost_segments_come_back() {
-    for gone in [1u64, 2, 4] {
+    for gone in [0, 1, 3] {
         for daemon_saw_it in [false, true] {
             let (store, intact) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
             let outbox = open(store.path());
             add(&outbox, 1..=30);
             outbox.close();
             copy(store.path(), intact.path());
-            fs::remove_dir_all(store.path().join(format!("segments/clinical/{gone:010}"))).unwrap();
+            let segments = segment_files(store.path());
+            assert_eq!(segments.len(), 4);
+            fs::remove_dir_all(segments[gone].parent().unwrap()).unwrap();
             if daemon_saw_it {
                 let outbox = open(store.path());
                 for position in 1..=30 {
@@ -248,6 +267,58 @@ fn a_lost_tail_and_lost_segments_come_back() {
             assert_eq!(bodies(&outbox), expected(1..=33));
         }
     }
+}
+
+#[test]
+fn a_store_that_does_not_start_for_a_small_file_starts_again() {
+    for name in ["FORMAT", "lanes.list"] {
+        for deleted in [false, true] {
+            let (store, intact) = damaged();
+            let path = store.path().join(name);
+            let whole = fs::read(&path).unwrap();
+            if deleted {
+                fs::remove_file(&path).unwrap();
+            } else {
+                let mut bytes = whole.clone();
+                bytes[3] ^= 1;
+                fs::write(&path, bytes).unwrap();
+                assert!(matches!(Outbox::open(settings(store.path()), key()), Err(OpenError::Io { .. })));
+            }
+            let before = image(store.path());
+            assert_eq!(run(store.path(), &[], false).unwrap().remade, [name]);
+            assert_eq!(image(store.path()), before);
+            let other = OutboxKey::new([8; 32]);
+            repair(&settings(store.path()), &other, &Request::default(), &mut |_, _| {}).unwrap_err();
+            let report = run(store.path(), &[intact.path()], true).unwrap();
+            assert_eq!((&report.remade[..], saved(&report)), (&[name.to_owned()][..], vec![(11, 13)]));
+            if name == "FORMAT" {
+                assert_eq!(fs::read(&path).unwrap(), whole);
+            }
+            assert_eq!(bodies(&open(store.path())), expected(1..=30));
+        }
+    }
+}
+
+/// Only root can make a store that is another's.
+#[test]
+fn what_root_repairs_stays_the_owners() {
+    use std::os::unix::fs::MetadataExt as _;
+    if rustix::process::geteuid().as_raw() != 0 {
+        return;
+    }
+    let (store, intact) = damaged();
+    let outbox = open(store.path());
+    outbox.read(&clinical(), 11, 1, 0).unwrap_err();
+    outbox.close();
+    files::give(store.path(), (65_534, 65_533)).unwrap();
+    run(store.path(), &[intact.path()], true).unwrap();
+    for file in files_below(store.path()).unwrap() {
+        let metadata = fs::metadata(&file).unwrap();
+        assert_eq!((metadata.uid(), metadata.gid()), (65_534, 65_533), "{}", file.display());
+        let directory = fs::metadata(file.parent().unwrap()).unwrap();
+        assert_eq!((directory.uid(), directory.gid()), (65_534, 65_533), "{}", file.display());
+    }
+    assert_eq!(bodies(&open(store.path())), expected(1..=30));
 }
 
 #[test]
