@@ -7,7 +7,7 @@ use super::super::tests::{
     add, bodies, clinical, codes, copy, counts, expected, key, open, segment_files, settings, submission,
     submit,
 };
-use super::super::{Outbox, ReadError};
+use super::super::{Outbox, ReadError, files};
 use super::*;
 
 /// Every file below a directory, with its bytes.
