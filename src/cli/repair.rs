@@ -84,9 +84,10 @@ fn refused(err: &mut dyn Write, error: &RepairError) -> Exit {
             );
             Exit::Later
         }
-        RepairError::Open(OpenError::Io { .. }) | RepairError::Files { .. } | RepairError::ReadBack(_) => {
-            Exit::Files
-        }
+        RepairError::Open(OpenError::Io { .. })
+        | RepairError::Files { .. }
+        | RepairError::ReadBack(_)
+        | RepairError::Numbers(..) => Exit::Files,
         RepairError::Open(_) | RepairError::NothingOpens(_) => Exit::Configuration,
         RepairError::NoStore(_) => Exit::Unreachable,
         RepairError::NotTheOwner(..) => Exit::NotPermitted,
@@ -117,6 +118,12 @@ fn write_report(out: &mut dyn Write, report: &Report, command: &Repair) -> io::R
     }
     for lane in &report.lanes {
         write_lane(out, report, lane, command)?;
+    }
+    for lane in &report.renumbered {
+        writeln!(
+            out,
+            "{lane}: what is not confirmed has new numbers, as what is back was left out of the old ones"
+        )?;
     }
     let work = !report.remade.is_empty() || report.lanes.iter().any(|lane| !lane.rewritten.is_empty());
     match (report.done, work) {

@@ -245,7 +245,9 @@ impl Look {
     /// The chain values that are known beside the records.
     pub(super) fn anchors(&self) -> Vec<Anchor> {
         let mut anchors = Vec::new();
-        for (epoch, position, chain) in self.voids.ends() {
+        // A lane that was opened twice after it had lost its end has the first value of the next epoch there.
+        let is_first = |chain| self.bases.keys().any(|e| ChainValue::first(*e, self.lane.as_str()) == chain);
+        for (epoch, position, chain) in self.voids.ends().filter(|(_, _, chain)| !is_first(*chain)) {
             anchors.push(Anchor { position, epoch, chain });
         }
         if let Some(numbering) = &self.numbering {

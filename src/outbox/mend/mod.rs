@@ -10,12 +10,14 @@
 //! - [`plan`]: what stands, fits, is unproven, is lost; pure
 //! - [`beside`]: the same records from elsewhere
 //! - [`act`]: segments written anew, synced and read back before anything old is set aside; then the ledger
+//! - [`numbers`]: new numbers where a fill would break the chain on the wire
 //! - [`report`]: what a person is told
 
 mod act;
 mod beside;
 mod identity;
 mod look;
+mod numbers;
 mod plan;
 mod report;
 #[cfg(test)]
@@ -63,6 +65,9 @@ pub enum RepairError {
     /// It does not say whose it is, and no record of it opens with this key.
     #[error("the file FORMAT of the store in {0} is damaged, and no record there opens with the outbox key")]
     NothingOpens(PathBuf),
+    /// The records are back; a lane needs new numbers after the confirmed mark, and they could not be made durable.
+    #[error("lane {0} is filled, but cannot be numbered again, which it needs: {1}")]
+    Numbers(Lane, String),
     /// What is written here would belong to somebody else, and keep the daemon out.
     #[error(
         "the store in {0} belongs to user {1}: repair it as that user or as root, or the daemon could not read it afterwards"
@@ -117,7 +122,7 @@ pub fn repair(
         fs::metadata(from).map_err(RepairError::cannot("read", from))?;
     }
     let owner = if request.act { owner(store)? } else { None };
-    let _lock = match (request.act, looked_at(store)?) {
+    let lock = match (request.act, looked_at(store)?) {
         // A store without one was never opened.
         (true, None) => Some(claim::claim(settings, key)?),
         (_, lock) => lock,
@@ -148,13 +153,28 @@ pub fn repair(
         lanes.push(judged(look, &BTreeMap::new()));
     }
     let beside = Beside::search(store, key, &request.from, &mut opener, &lanes)?;
-    let mut report = Report { done: request.act, remade, lanes: Vec::new(), from: beside.reports() };
+    let mut report = Report {
+        done: request.act,
+        remade,
+        renumbered: Vec::new(),
+        lanes: Vec::new(),
+        from: beside.reports(),
+    };
+    let mut numbered_again = Vec::new();
     for (index, judgement) in lanes.into_iter().enumerate() {
         let judgement = judged(judgement.look, beside.found(index));
         if request.act {
             act::mend((store, owner), &sealer, &judgement, &beside, request.unproven)?;
         }
+        let epochs = judgement.look.numbering.as_ref().map_or(0, |numbering| numbering.epochs().len());
+        if epochs > 1 {
+            numbered_again.push(judgement.look.lane.clone());
+        }
         report.lanes.push(report::lane(&judgement, &beside, request.unproven));
+    }
+    if request.act {
+        drop(lock);
+        report.renumbered = numbers::settle(settings, key, &numbered_again, owner)?;
     }
     Ok(report)
 }

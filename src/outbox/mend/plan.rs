@@ -109,6 +109,8 @@ fn within(ranges: &[(Position, Position)], position: Position) -> bool {
 /// Judges every position of a part, from its end backwards.
 pub(super) fn judge(part: &Part<'_>, candidates: &Candidates) -> Judged {
     let mut verdicts = BTreeMap::new();
+    let anchors: Vec<Anchor> =
+        part.anchors.iter().copied().filter(|a| (part.first..=part.last).contains(&a.position)).collect();
     // What the one after this position names as the value before it.
     let mut named: Option<Anchor> = None;
     for position in (part.first..=part.last).rev() {
@@ -125,7 +127,7 @@ pub(super) fn judge(part: &Part<'_>, candidates: &Candidates) -> Judged {
             continue;
         }
         let known: Vec<Anchor> =
-            part.anchors.iter().copied().chain(named).filter(|anchor| anchor.position == position).collect();
+            anchors.iter().copied().chain(named).filter(|anchor| anchor.position == position).collect();
         let verdict = at_position(position, found, &known, within(part.holes, position), candidates);
         named = match verdict {
             Verdict::Stands(at) | Verdict::Fits(at) => found.get(at),

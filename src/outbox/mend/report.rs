@@ -14,6 +14,8 @@ pub struct Report {
     pub done: bool,
     /// Small files without which no daemon starts, and that are written anew from what the records say.
     pub remade: Vec<String>,
+    /// Lanes whose unconfirmed transactions have new numbers now, as what is back was left out when they were last numbered.
+    pub renumbered: Vec<Lane>,
     /// Each lane of the store.
     pub lanes: Vec<LaneReport>,
     /// What each of the places that a person named gave.

@@ -270,6 +270,40 @@ fn a_lost_tail_and_lost_segments_come_back() {
 }
 
 #[test]
+fn what_was_lost_before_a_fork_comes_back_and_the_chain_on_the_wire_is_whole() {
+    for lost_before in [true, false] {
+        let (store, intact) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let outbox = open(store.path());
+        add(&outbox, 1..=12);
+        outbox.close();
+        copy(store.path(), intact.path());
+        let lose = || {
+            destroy(store.path(), 5..=6);
+            let outbox = open(store.path());
+            outbox.read(&clinical(), 5, 1, 0).unwrap_err();
+            outbox
+        };
+        let outbox = if lost_before { lose() } else { open(store.path()) };
+        outbox.new_epoch(&clinical(), 3).unwrap();
+        add(&outbox, 13..=15);
+        outbox.close();
+        if !lost_before {
+            lose().close();
+        }
+        let report = run(store.path(), &[intact.path()], true).unwrap();
+        assert_eq!((saved(&report), lost(&report)), (vec![(5, 6)], vec![]));
+        assert_eq!(report.renumbered.len(), usize::from(lost_before));
+        let outbox = open(store.path());
+        assert_eq!(bodies(&outbox), expected(1..=15), "lost before the fork: {lost_before}");
+        add(&outbox, 16..=20);
+        assert_eq!(bodies(&outbox), expected(1..=20));
+        assert_eq!(counts(&outbox).damaged, 0);
+        outbox.close();
+        assert_eq!(run(store.path(), &[], true).unwrap().renumbered, []);
+    }
+}
+
+#[test]
 fn a_store_that_does_not_start_for_a_small_file_starts_again() {
     for name in ["FORMAT", "lanes.list"] {
         for deleted in [false, true] {
