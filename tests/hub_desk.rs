@@ -57,6 +57,9 @@ impl Store for Unreliable {
         self.faults.groups.lock().unwrap().push(group.len());
         self.inner.append(group)
     }
+    fn mend(&mut self, copies: &[Entry]) -> Result<(), StoreError> {
+        self.inner.mend(copies)
+    }
     fn has_id(&mut self, lane: &LaneName, id: uuid::Uuid) -> Result<bool, StoreError> {
         if self.faults.ids_unreadable.load(Ordering::SeqCst) {
             return Err(full());

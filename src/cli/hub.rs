@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand};
 
 use crate::cli::exit::{Exit, complain};
-use crate::cli::{acl, check, import, init, parse};
+use crate::cli::{acl, check, import, init, parse, resend};
 use crate::config::HubConfig;
 use crate::daemon::{self, logs};
 use crate::hub::report::{self, Report};
@@ -40,6 +40,8 @@ enum Command {
     Verify(Verify),
     /// Stores what was carried here in files.
     Import(import::Import),
+    /// Has a gateway send again what the store has lost or altered.
+    Resend(resend::Resend),
     /// Prints the broker's access rules for this hub and a list of gateways.
     Acl(acl::Acl),
 }
@@ -93,6 +95,7 @@ fn run(words: impl IntoIterator<Item = OsString>, out: &mut dyn Write, err: &mut
         Command::Verify(Verify { only, bundle: None }) => {
             print(report::verify(&config.settings.directory, only.as_deref()), out, err)
         }
+        Command::Resend(command) => resend::run(&config.settings.directory, &command, out, err),
         Command::Acl(command) => acl::run(&config.settings.hub, &command, out, err),
     }
 }

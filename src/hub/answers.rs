@@ -11,6 +11,7 @@ use tokio::sync::Notify;
 
 use super::store::{LaneName, Mark};
 use crate::transaction::{Gateway, Practice};
+use crate::wire::command::Order;
 use crate::wire::receipt::Gap;
 
 /// Most probes that wait for an answer; older ones are dropped, their askers ask again.
@@ -44,6 +45,19 @@ pub enum Answer {
         /// As it came.
         payload: Bytes,
     },
+    /// Something that a gateway shall do.
+    Command {
+        /// Who.
+        practice: Practice,
+        /// Gateway.
+        gateway: Gateway,
+        /// Names it.
+        id: String,
+        /// The gateway's session.
+        session: u64,
+        /// What.
+        order: Order,
+    },
 }
 
 #[derive(Default)]
@@ -52,6 +66,7 @@ struct Waiting {
     order: VecDeque<LaneName>,
     gaps: VecDeque<(LaneName, Gap)>,
     probes: VecDeque<(Practice, Gateway, Bytes)>,
+    commands: VecDeque<Answer>,
 }
 
 /// A handle; clones share what waits.
@@ -99,6 +114,13 @@ impl Answers {
         self.changed.notify_one();
     }
 
+    /// Orders something of a gateway.
+    pub fn command(&self, practice: &Practice, gateway: &Gateway, id: String, session: u64, order: Order) {
+        let (practice, gateway) = (practice.clone(), gateway.clone());
+        self.lock().commands.push_back(Answer::Command { practice, gateway, id, session, order });
+        self.changed.notify_one();
+    }
+
     /// Takes the next one, if any: receipts first, for windows wait for them.
     #[must_use]
     pub fn take(&self) -> Option<Answer> {
@@ -109,6 +131,9 @@ impl Answers {
         }
         if let Some((lane, gap)) = waiting.gaps.pop_front() {
             return Some(Answer::Gap { lane, gap });
+        }
+        if let Some(command) = waiting.commands.pop_front() {
+            return Some(command);
         }
         let (practice, gateway, payload) = waiting.probes.pop_front()?;
         Some(Answer::Probe { practice, gateway, payload })

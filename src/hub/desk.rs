@@ -18,6 +18,7 @@ use super::carried::{Carried, NotTaken, Tally};
 use super::fleet::Fleet;
 use super::intake::{Arrived, Intake, Verdict};
 use super::refusals::{Refusals, reason};
+use super::resend::{Outcome, Wanted, Wants};
 use super::store::{Entry, LaneName, Mark, Store, StoreError};
 use crate::delivery::{Nonce, Through};
 use crate::transaction::{Gateway, Practice, TransactionId, rfc3339, unix_millis_now};
@@ -54,6 +55,8 @@ pub enum Arrival {
     Tick,
     /// A part of a bundle that was carried here, and who waits for its fate.
     Carried(Box<Carried>, SyncSender<Result<Tally, NotTaken>>),
+    /// A person wants something again that was stored before, and waits for what becomes of it.
+    Wanted(Box<Wanted>, SyncSender<Outcome>),
 }
 
 /// How large groups may become.
@@ -70,8 +73,8 @@ pub struct Desk {
     pub(super) store: Box<dyn Store>,
     lanes: HashMap<LaneName, Intake>,
     lanes_of: HashMap<(Practice, Gateway), usize>,
-    answers: Answers,
-    fleet: Fleet,
+    pub(super) answers: Answers,
+    pub(super) fleet: Fleet,
     limits: GroupLimits,
     topics: HashMap<Bytes, Topic>,
     group: Vec<Entry>,
@@ -80,6 +83,7 @@ pub struct Desk {
     due: BTreeMap<LaneName, Option<String>>,
     probes: Vec<(Practice, Gateway, Bytes)>,
     refusals: Refusals,
+    pub(super) wants: Wants,
     /// Lanes whose gateway has asked for the position since this hub started, with the last nonce.
     asked: HashMap<LaneName, String>,
     /// Lanes of which nothing more is taken in this group.
@@ -119,6 +123,7 @@ impl Desk {
             due: BTreeMap::new(),
             probes: Vec::new(),
             refusals: Refusals::default(),
+            wants: Wants::default(),
             asked: HashMap::new(),
             unsure: Vec::new(),
             trouble: None,
@@ -177,7 +182,8 @@ impl Desk {
 
     /// What comes next begins a new group.
     fn full(&self) -> bool {
-        self.group.len() >= self.limits.transactions || self.group_bytes >= self.limits.bytes
+        self.group.len() >= self.limits.transactions
+            || self.group_bytes + self.wants.bytes() >= self.limits.bytes
     }
 
     fn take(&mut self, arrival: Arrival) -> Option<OwnedSemaphorePermit> {
@@ -192,7 +198,15 @@ impl Desk {
                 self.hurry = true;
                 None
             }
-            Arrival::Tick => None,
+            Arrival::Tick => {
+                self.give_up();
+                None
+            }
+            Arrival::Wanted(wanted, answer) => {
+                self.want(*wanted, answer);
+                self.hurry = true;
+                None
+            }
             Arrival::Carried(carried, answer) => {
                 // Whoever waited may have gone: what is stored is stored.
                 let _ = answer.send(self.carried(*carried));
@@ -242,6 +256,12 @@ impl Desk {
                 self.fleet.seen(&practice, &gateway, publish.retain);
                 self.hurry = true;
                 self.probes.push((practice, gateway, publish.payload));
+            }
+            Kind::CommandResult if publish.payload.len() <= MOST_PRESENCE => {
+                match from_json(&publish.payload) {
+                    Ok(result) => self.command_result(&practice, &gateway, result),
+                    Err(error) => self.refuse(format!("{practice}/{gateway}"), reason(&error)),
+                }
             }
             Kind::Status | Kind::Health | Kind::Info | Kind::Event
                 if publish.payload.len() <= MOST_PRESENCE =>
@@ -301,7 +321,11 @@ impl Desk {
         let Some(verdict) = self.judge(lane, &envelope, &body, false) else { return Ok(()) };
         match verdict {
             Verdict::Store | Verdict::Known => self.stage(lane, envelope, body, verdict),
-            Verdict::Repeat | Verdict::Unasked => self.receipt_due(lane),
+            Verdict::Repeat => {
+                self.receipt_due(lane);
+                self.wants.repetition(lane, envelope, body);
+            }
+            Verdict::Unasked => self.receipt_due(lane),
             Verdict::Ahead { say } => {
                 if let Some(missed) = say {
                     self.answers.gap(lane, Gap::new(missed.epoch, missed.expected, missed.round));
@@ -396,6 +420,7 @@ impl Desk {
     /// Stores the group, then answers. False: it is not stored.
     pub(super) fn finish(&mut self) -> bool {
         self.hurry = false;
+        self.keep_copies();
         let mut stored = true;
         if !self.group.is_empty() {
             let outcome = self.store.append(&self.group);

@@ -79,6 +79,13 @@ impl Fleet {
         }
     }
 
+    /// The session of a gateway that is online.
+    #[must_use]
+    pub fn session(&self, practice: &Practice, gateway: &Gateway) -> Option<u64> {
+        let status = self.gateways.get(&name(practice, gateway))?.status.as_ref()?;
+        (status.up == 1).then_some(status.session)
+    }
+
     /// It said something of itself; `false`: it makes no sense.
     pub fn heard(
         &mut self,

@@ -6,6 +6,7 @@
 //! - [`link`]: the options of a connection, and what is published on it
 //! - [`desk`]: the store thread: groups, judges, stores, then answers
 //! - [`carried`], [`import`]: what is carried here by hand takes the same way into the store; the drop folder of the running hub
+//! - [`resend`]: what the hub's files have lost or altered, asked of the gateway again
 //! - [`answers`]: what is to be published, coalesced
 //! - [`fleet`]: what each gateway said of itself last
 //! - [`verify`]: walks the stored chains and names what is missing, altered, swapped or repeated
@@ -22,6 +23,7 @@ pub mod intake;
 pub mod link;
 mod refusals;
 pub mod report;
+pub mod resend;
 pub mod run;
 pub mod store;
 pub mod verify;

@@ -70,6 +70,15 @@ fn write_lane(text: &mut String, report: &LaneReport) {
             void.from, void.to, void.epoch, void.reason
         );
     }
+    for (epoch, range) in &report.mended {
+        let _ = writeln!(
+            text,
+            "  mended: sequences {} to {} of epoch {epoch} are not whole in the lane's files; {} has them",
+            range.start(),
+            range.end(),
+            ndjson::again_path(Path::new(""), &report.lane).display()
+        );
+    }
     for (path, number, fault) in &report.faults {
         let _ = writeln!(text, "  {}:{number}: {fault}", path.display());
     }
@@ -77,7 +86,21 @@ fn write_lane(text: &mut String, report: &LaneReport) {
     if more > 0 {
         let _ = writeln!(text, "  and {more} more");
     }
+    let faults = report.faults.iter();
+    let wanted = verify::ranges(faults.flat_map(|(_, _, fault)| fault.numbers(MOST_WANTED)).collect());
+    for (epoch, range) in wanted.iter().take(5) {
+        let _ = writeln!(
+            text,
+            "  what to do: practice-hub resend {} --epoch {epoch} --from {} --through {}",
+            report.lane,
+            range.start(),
+            range.end()
+        );
+    }
 }
+
+/// Most numbers of one gap that the proposed command names; the next `verify` proposes the rest.
+const MOST_WANTED: u64 = 100_000;
 
 /// The fleet as a table: a line for each lane of each gateway; `now` is the wall clock.
 ///

@@ -138,6 +138,12 @@ pub async fn run_with(
         .spawn(move || super::import::watch(&store, &key_file, &parts, &over))
         .map_err(|_| HubError::System("start a thread"))?;
 
+    let (store, orders, over) = (settings.directory.clone(), arrivals.clone(), Arc::clone(&ended));
+    let orderer = std::thread::Builder::new()
+        .name("hub-orders".to_owned())
+        .spawn(move || super::resend::watch(&store, &orders, &over))
+        .map_err(|_| HubError::System("start a thread"))?;
+
     let road = Road { clock: TrustedClock::open(&settings.directory), arrivals, answers };
     let mut failures = 0;
     let mut session = 0;
@@ -161,7 +167,7 @@ pub async fn run_with(
     drop(road);
     ended.store(true, Ordering::Relaxed);
     // The store thread ends when nobody can send to it any more.
-    tokio::task::spawn_blocking(move || importer.join().and(thread.join()))
+    tokio::task::spawn_blocking(move || importer.join().and(orderer.join()).and(thread.join()))
         .await
         .ok()
         .and_then(Result::ok)
