@@ -10,7 +10,7 @@ use bytes::Bytes;
 use tokio::sync::Notify;
 
 use super::store::{LaneName, Mark};
-use crate::transaction::{Gateway, Practice};
+use crate::transaction::{Gateway, Practice, Sequence};
 use crate::wire::command::Order;
 use crate::wire::receipt::Gap;
 
@@ -26,6 +26,8 @@ pub enum Answer {
         lane: LaneName,
         /// What is on stable storage, epochs oldest first.
         marks: Vec<Mark>,
+        /// Through which sequence of the last epoch there is a backup.
+        backed_up: Option<Sequence>,
         /// The nonce of the position question that it answers.
         nonce: Option<String>,
     },
@@ -62,7 +64,7 @@ pub enum Answer {
 
 #[derive(Default)]
 struct Waiting {
-    receipts: BTreeMap<LaneName, (Vec<Mark>, Option<String>)>,
+    receipts: BTreeMap<LaneName, (Vec<Mark>, Option<Sequence>, Option<String>)>,
     order: VecDeque<LaneName>,
     gaps: VecDeque<(LaneName, Gap)>,
     probes: VecDeque<(Practice, Gateway, Bytes)>,
@@ -82,14 +84,20 @@ impl Answers {
     }
 
     /// A newer receipt of a lane takes the place of one that waits, and keeps its nonce.
-    pub fn receipt(&self, lane: &LaneName, marks: Vec<Mark>, nonce: Option<String>) {
+    pub fn receipt(
+        &self,
+        lane: &LaneName,
+        marks: Vec<Mark>,
+        backed_up: Option<Sequence>,
+        nonce: Option<String>,
+    ) {
         let mut waiting = self.lock();
         let before = waiting.receipts.remove(lane);
         if before.is_none() {
             waiting.order.push_back(lane.clone());
         }
-        let nonce = nonce.or(before.and_then(|(_, nonce)| nonce));
-        waiting.receipts.insert(lane.clone(), (marks, nonce));
+        let nonce = nonce.or(before.and_then(|(.., nonce)| nonce));
+        waiting.receipts.insert(lane.clone(), (marks, backed_up, nonce));
         drop(waiting);
         self.changed.notify_one();
     }
@@ -126,8 +134,8 @@ impl Answers {
     pub fn take(&self) -> Option<Answer> {
         let mut waiting = self.lock();
         if let Some(lane) = waiting.order.pop_front() {
-            let (marks, nonce) = waiting.receipts.remove(&lane)?;
-            return Some(Answer::Receipt { lane, marks, nonce });
+            let (marks, backed_up, nonce) = waiting.receipts.remove(&lane)?;
+            return Some(Answer::Receipt { lane, marks, backed_up, nonce });
         }
         if let Some((lane, gap)) = waiting.gaps.pop_front() {
             return Some(Answer::Gap { lane, gap });
@@ -166,12 +174,13 @@ mod tests {
     #[test]
     fn receipts_coalesce_and_keep_the_nonce_and_their_turn() {
         let answers = Answers::default();
-        answers.receipt(&lane("b"), marks(1), Some("n".into()));
-        answers.receipt(&lane("a"), marks(5), None);
-        answers.receipt(&lane("b"), marks(2), None);
-        let first = Answer::Receipt { lane: lane("b"), marks: marks(2), nonce: Some("n".into()) };
+        answers.receipt(&lane("b"), marks(1), None, Some("n".into()));
+        answers.receipt(&lane("a"), marks(5), None, None);
+        answers.receipt(&lane("b"), marks(2), Some(1), None);
+        let first =
+            Answer::Receipt { lane: lane("b"), marks: marks(2), backed_up: Some(1), nonce: Some("n".into()) };
         assert_eq!(answers.take(), Some(first));
-        let second = Answer::Receipt { lane: lane("a"), marks: marks(5), nonce: None };
+        let second = Answer::Receipt { lane: lane("a"), marks: marks(5), backed_up: None, nonce: None };
         assert_eq!(answers.take(), Some(second));
         assert_eq!(answers.take(), None);
     }

@@ -14,6 +14,7 @@ use rumqttc::v5::mqttbytes::v5::Publish;
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::answers::Answers;
+use super::backup::Backups;
 use super::carried::{Carried, NotTaken, Tally};
 use super::fleet::Fleet;
 use super::intake::{Arrived, Intake, Verdict};
@@ -75,6 +76,7 @@ pub struct Desk {
     lanes_of: HashMap<(Practice, Gateway), usize>,
     pub(super) answers: Answers,
     pub(super) fleet: Fleet,
+    backups: Backups,
     limits: GroupLimits,
     topics: HashMap<Bytes, Topic>,
     group: Vec<Entry>,
@@ -109,13 +111,20 @@ impl Trouble {
 impl Desk {
     /// Begins from the store's marks.
     #[must_use]
-    pub fn new(store: Box<dyn Store>, answers: Answers, fleet: Fleet, limits: GroupLimits) -> Self {
+    pub fn new(
+        store: Box<dyn Store>,
+        answers: Answers,
+        fleet: Fleet,
+        backups: Backups,
+        limits: GroupLimits,
+    ) -> Self {
         let mut desk = Self {
             store,
             lanes: HashMap::new(),
             lanes_of: HashMap::new(),
             answers,
             fleet,
+            backups,
             limits,
             topics: HashMap::new(),
             group: Vec::new(),
@@ -189,17 +198,14 @@ impl Desk {
     fn take(&mut self, arrival: Arrival) -> Option<OwnedSemaphorePermit> {
         match arrival {
             Arrival::Connected => {
-                // An answer may have been lost with the connection before, so the last nonce goes with it again.
-                let known = self.store.marks().into_iter().map(|(lane, _)| lane);
-                for lane in known.chain(self.asked.keys().cloned()) {
-                    let nonce = self.asked.get(&lane).cloned();
-                    self.due.entry(lane).or_insert(nonce);
-                }
-                self.hurry = true;
+                self.all_due();
                 None
             }
             Arrival::Tick => {
                 self.give_up();
+                if self.backups.look() {
+                    self.all_due();
+                }
                 None
             }
             Arrival::Wanted(wanted, answer) => {
@@ -222,6 +228,17 @@ impl Desk {
                 Some(permit)
             }
         }
+    }
+
+    /// Every lane gets a receipt. An answer may have been lost with the connection before, so the last nonce goes with it
+    /// again.
+    fn all_due(&mut self) {
+        let known = self.store.marks().into_iter().map(|(lane, _)| lane);
+        for lane in known.chain(self.asked.keys().cloned()) {
+            let nonce = self.asked.get(&lane).cloned();
+            self.due.entry(lane).or_insert(nonce);
+        }
+        self.hurry = true;
     }
 
     fn publish(&mut self, publish: Publish) {
@@ -455,7 +472,8 @@ impl Desk {
             self.fleet.seen(&lane.practice, &lane.gateway, false);
             // An epoch that is not in it is not known here; none at all for a lane of which nothing is stored.
             let marks = self.store.marks_of(&lane);
-            self.answers.receipt(&lane, marks, question);
+            let backed_up = self.backups.through(&lane, &marks);
+            self.answers.receipt(&lane, marks, backed_up, question);
         }
         for (practice, gateway, payload) in self.probes.drain(..) {
             self.answers.probe(practice, gateway, payload);

@@ -110,7 +110,7 @@ impl Speaker {
     /// The publish for an answer.
     pub fn say(&mut self, answer: Answer) -> Outgoing {
         match answer {
-            Answer::Receipt { lane, marks, nonce } => {
+            Answer::Receipt { lane, marks, backed_up, nonce } => {
                 self.counter += 1;
                 let receipt = Receipt {
                     schema: SCHEMA,
@@ -121,7 +121,7 @@ impl Speaker {
                         .iter()
                         .map(|mark| Stored { epoch: mark.epoch, through: mark.through, chain: mark.chain })
                         .collect(),
-                    backed_up_through: None,
+                    backed_up_through: backed_up,
                     nonce,
                     time: now_text(),
                 };

@@ -25,6 +25,7 @@ use tokio::task::JoinHandle;
 
 use super::Settings;
 use super::answers::Answers;
+use super::backup::Backups;
 use super::desk::{Arrival, Desk, GroupLimits};
 use super::fleet::Fleet;
 use super::link::{self, Speaker};
@@ -124,7 +125,13 @@ pub async fn run_with(
     let answers = Answers::default();
     let (arrivals, inbox) = blocking::channel();
     let limits = GroupLimits { transactions: settings.group_transactions, bytes: settings.group_bytes };
-    let desk = Desk::new(store, answers.clone(), Fleet::open(&settings.directory), limits);
+    let desk = Desk::new(
+        store,
+        answers.clone(),
+        Fleet::open(&settings.directory),
+        Backups::open(&settings.directory),
+        limits,
+    );
     let thread = std::thread::Builder::new()
         .name("hub-store".to_owned())
         .spawn(move || desk.run(inbox))
