@@ -30,13 +30,13 @@ fn submit(site: &Site, number: u64) -> Option<i32> {
 
 #[test]
 fn what_is_confirmed_is_let_go_of_early_only_when_the_hub_has_a_backup_of_it() {
-    let outbox = "segment_records = 1000\nsegment_bytes = 1_048_576\nlimit_bytes = 8_388_608\n".to_owned();
+    let outbox = "segment_records = 1000\nsegment_bytes = 1_048_576\nlimit_bytes = 16_777_216\n".to_owned();
     let mut road = Road::start(SiteOptions { outbox, ..SiteOptions::default() });
     let mut number = 0;
     let full = |number: &mut u64| {
         while submit(&road.site, *number) == Some(0) {
             *number += 1;
-            assert!(*number < 1_000, "8 MiB hold no 1,000 bodies of 60 kB");
+            assert!(*number < 1_000, "16 MiB hold no 1,000 bodies of 60 kB");
         }
         assert_eq!(submit(&road.site, *number), Some(75), "full means: try later");
     };
