@@ -11,10 +11,11 @@ use clap::Args;
 
 use crate::carry::receipts;
 use crate::cli::exit::{Exit, complain, failed};
+use crate::cli::key::not_looked_at;
 use crate::config::{GatewayConfig, keys};
 use crate::ingest::control::client::{Client, ClientError};
 use crate::ingest::control::{Reply, Request, export_from_stopped};
-use crate::outbox::{OpenError, Outbox};
+use crate::outbox::{Outbox, moving};
 use crate::transaction::{Lane, Position};
 
 /// Writes what waits into one file that only the hub can read, to be carried there. Nothing here changes: what the hub
@@ -174,20 +175,15 @@ fn from_stopped(
         let _ = writeln!(err, "there is no daemon, and no store in {}", settings.directory.display());
         return Err(Exit::Unreachable);
     }
-    let outbox = Outbox::open(settings, keys).map_err(|error| {
-        complain(err, &error);
-        match error {
-            OpenError::InUse(_) => Exit::Later,
-            OpenError::Io { .. } => Exit::Files,
-            _ => Exit::Configuration,
-        }
-    })?;
+    let store = settings.directory.clone();
+    let outbox = Outbox::open(settings, keys).map_err(|error| not_looked_at(&error, err))?;
     let done =
         export_from_stopped(&outbox, &config.control, command.lane.as_ref(), command.from, &mut |reply| {
             each(reply, err);
             std::ops::ControlFlow::Continue(())
         });
     outbox.close();
+    moving::give_to_owner(&store).map_err(|error| not_looked_at(&error, err))?;
     done.map_err(|reason| {
         let _ = writeln!(err, "{reason}");
         Exit::Refused

@@ -45,6 +45,8 @@ pub mod hostile;
 mod index;
 mod index_key;
 mod keeper;
+#[cfg(test)]
+mod key_tests;
 mod key_use;
 mod keyring;
 mod lane;

@@ -212,7 +212,16 @@ fn list(settings: &Settings, data: &Path, outbox: Outbox) -> Result<Manifest, Mo
     let manifest = Manifest { version: 1, lanes, files: inventory(data, store)? };
     let path = store.join(MANIFEST);
     files::save(&path, &manifest).map_err(failed("write", &path))?;
+    give_to_owner(store)?;
     Ok(manifest)
+}
+
+/// Gives all of a store that no daemon has open to whoever owns its directory: root's commands make files, too.
+///
+/// # Errors
+/// [`OpenError::Io`].
+pub fn give_to_owner(store: &Path) -> Result<(), OpenError> {
+    files::give_to_owner(store).map_err(failed("give to its owner what is in", store))
 }
 
 /// The move is given up: the store runs again where it was. Whoever calls this knows that no copy was adopted.
@@ -244,7 +253,7 @@ fn release(store: &Path, mut format: Format) -> Result<(), MoveError> {
     format.save(store).map_err(failed("write", &path))?;
     // Without a meaning from now on; the next retirement writes its own.
     let _ = fs::remove_file(store.join(MANIFEST));
-    Ok(())
+    Ok(give_to_owner(store)?)
 }
 
 /// Compares a copy with its list, file by file. Nothing is written.

@@ -129,6 +129,7 @@ pub fn set_aside(settings: &Settings, keys: Option<&Keyring>) -> Result<(PathBuf
     let aside = store.with_file_name(name);
     let path = store.join(FILE);
     files::save(&path, &facts).map_err(failed("write", &path))?;
+    files::give_to_owner(store).map_err(failed("give to its owner what is in", store))?;
     if aside.exists() {
         return Err(failed("rename", store)(io::ErrorKind::AlreadyExists.into()).into());
     }

@@ -17,12 +17,14 @@ pub struct Failure {
     pub phase: Phase,
     /// One plain sentence without secrets.
     pub sentence: String,
+    /// Somebody else has connected under this gateway's name. Our own connections follow each other, so it is another box.
+    pub twin: bool,
 }
 
 impl Failure {
     /// A failure with its sentence.
     pub fn new(phase: Phase, sentence: impl Into<String>) -> Self {
-        Self { phase, sentence: sentence.into() }
+        Self { phase, sentence: sentence.into(), twin: false }
     }
 
     /// Nothing came within the phase's time.
@@ -83,7 +85,15 @@ impl Failure {
             ConnectionError::Io(error) => Some(error),
             _ => None,
         };
-        Self::mqtt(phase, error).unwrap_or_else(|| Self::stream(phase, stream))
+        let twin = matches!(
+            error,
+            ConnectionError::MqttState(StateError::ServerDisconnect {
+                reason_code: DisconnectReasonCode::SessionTakenOver,
+                ..
+            })
+        );
+        let failure = Self::mqtt(phase, error).unwrap_or_else(|| Self::stream(phase, stream));
+        Self { twin, ..failure }
     }
 
     /// What rumqttc's state machine found wrong; `None`: the reason is the stream's.
