@@ -457,7 +457,15 @@ impl Damage {
 fn damage_row(damage: Damage) {
     let mut random = Random::seeded();
     let mut road = Road::start(small_segments());
-    let safe = road.backlog(100);
+    let mut safe = road.backlog(50);
+    // Half of it is sealed with an earlier key: what is salvaged, or made again, is so with both.
+    let rotated = road.site.gateway_command(&["key", "rotate"]);
+    assert!(rotated.status.success(), "{}", String::from_utf8_lossy(&rotated.stderr));
+    road.site.stop_gateway();
+    road.site.start_gateway();
+    for (sender, mut more) in safe.iter_mut().zip(road.more_from(4, 50..100)) {
+        sender.append(&mut more);
+    }
     // A clean stop: the sidecar follows the barrier by a moment, and what is younger nothing on this disk can miss.
     road.site.stop_gateway();
     let whole = road.site.path("whole");

@@ -49,10 +49,12 @@ pub fn run(config: &GatewayConfig, command: &Key, out: &mut dyn Write, err: &mut
         Ok(keys) => keys,
         Err(error) => return no_key(&error, err),
     };
-    let uses = match Outbox::key_uses_of(&config.outbox) {
-        Ok(uses) => uses.unwrap_or_default(),
+    let known = match Outbox::key_uses_of(&config.outbox) {
+        Ok(known) => known,
         Err(error) => return not_looked_at(&error, err),
     };
+    let there = known.is_some();
+    let uses = known.unwrap_or_default();
     match command {
         Key::List(_) => list(&keys, &uses, out),
         Key::Rotate(_) => {
@@ -92,6 +94,11 @@ pub fn run(config: &GatewayConfig, command: &Key, out: &mut dyn Write, err: &mut
             }
             let refused = if *id == keys.present().id() {
                 Some("it is the present key".to_owned())
+            } else if !there {
+                Some(format!(
+                    "there is no store in {} that could say whether it is needed",
+                    config.outbox.directory.display()
+                ))
             } else {
                 let used = uses.iter().find(|used| used.id == *id);
                 used.and_then(|used| match used.needed_by.as_slice() {

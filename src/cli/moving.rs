@@ -209,8 +209,10 @@ pub fn set_aside(
                 write_loss(out, &facts);
                 let _ = writeln!(
                     out,
-                    "\nFirst ask central IT for its copy of key {}: with it everything goes on.\n\
-                     Without it: `practice-gateway outbox set-aside --yes` sets the store aside whole, and a new one is begun.",
+                    "\nIs it an encrypted credential of systemd, and only not in {}? Then it is not lost, and nothing is to be done here.\n\
+                     Ask central IT for its copy of key {}: with it everything goes on.\n\
+                     Without any copy: `practice-gateway outbox set-aside --yes` sets the store aside whole, and a new one is begun.",
+                    file.display(),
                     facts.key_ids.join(" and ")
                 );
                 Exit::Done

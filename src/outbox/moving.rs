@@ -173,6 +173,14 @@ pub fn stands(outbox: &Outbox) -> BTreeMap<Lane, LaneStand> {
     outbox.snapshot().lanes.into_iter().map(stand).collect()
 }
 
+fn remove_manifest(store: &Path) -> Result<(), OpenError> {
+    let path = store.join(MANIFEST);
+    match fs::remove_file(&path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other.and_then(|()| files::sync_directory(store)).map_err(failed("remove", &path)),
+    }
+}
+
 fn manifest(store: &Path) -> Result<Option<Manifest>, OpenError> {
     let path = store.join(MANIFEST);
     files::load(&path).map_err(failed("read", &path))
@@ -199,6 +207,8 @@ pub fn retire(settings: &Settings, data: &Path, keys: Keyring) -> Result<Manifes
     let path = store.join("FORMAT");
     // Its lock is still held here. Opening it may have begun a key: what FORMAT says now counts.
     let Some(mut format) = claim::owned(settings)? else { return Err(MoveError::NoStore(store.clone())) };
+    // One of an earlier move must not be taken for this one's, should a crash come before the list.
+    remove_manifest(store)?;
     format.retired = Some(retired);
     format.save(store).map_err(failed("write", &path))?;
     list(settings, data, outbox)
@@ -251,8 +261,7 @@ fn release(store: &Path, mut format: Format) -> Result<(), MoveError> {
     let path = store.join("FORMAT");
     format.retired = None;
     format.save(store).map_err(failed("write", &path))?;
-    // Without a meaning from now on; the next retirement writes its own.
-    let _ = fs::remove_file(store.join(MANIFEST));
+    remove_manifest(store)?;
     Ok(give_to_owner(store)?)
 }
 
