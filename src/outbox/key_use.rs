@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::lane::Ledger;
 use super::shared::lane_file;
-use super::{OpenError, Outbox, Settings, claim, files, quarantine, recovery};
+use super::{Keyring, OpenError, Outbox, Settings, claim, files, quarantine, recovery};
 use crate::transaction::{Lane, Position};
 
 /// From where on a key has sealed.
@@ -121,6 +121,14 @@ pub(crate) fn uses(periods: &[Period], kept: &Kept) -> Vec<KeyUse> {
 }
 
 impl Outbox {
+    /// Whether there is a store, of a known format, of this owner, opened by these keys. Nothing is opened or written.
+    ///
+    /// # Errors
+    /// [`OpenError`].
+    pub fn identify(settings: &Settings, keys: &Keyring) -> Result<bool, OpenError> {
+        claim::identify(settings, keys, claim::Retirement::Refused).map(|format| format.is_some())
+    }
+
     /// Each key of the store with what needs it, for the status: from memory, no disk but for the names in quarantine.
     #[must_use]
     pub fn key_uses(&self) -> Vec<KeyUse> {

@@ -461,14 +461,6 @@ impl Outbox {
             && pulse.recv_timeout(within).is_ok()
     }
 
-    /// Whether there is a store, of a known format, of this owner, opened by these keys. Nothing is opened or written.
-    ///
-    /// # Errors
-    /// [`OpenError`].
-    pub fn identify(settings: &Settings, keys: &Keyring) -> Result<bool, OpenError> {
-        claim::identify(settings, keys, claim::Retirement::Refused).map(|format| format.is_some())
-    }
-
     /// Numbers for health.
     #[must_use]
     pub fn snapshot(&self) -> Snapshot {

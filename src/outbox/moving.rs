@@ -32,19 +32,15 @@ pub(crate) struct Retired {
     pub(crate) time: String,
     /// The machine's id, as systemd keeps it; empty where there is none.
     machine: String,
-    /// Device and inode of the store's directory.
-    place: (u64, u64),
+    /// Inode of the store's directory. Not its device: that may have another number after a restart.
+    inode: u64,
 }
 
 impl Retired {
     fn here(directory: &Path) -> io::Result<Self> {
         let facts = fs::metadata(directory)?;
         let machine = fs::read_to_string("/etc/machine-id").unwrap_or_default();
-        Ok(Self {
-            time: rfc3339(unix_millis_now()),
-            machine: machine.trim().to_owned(),
-            place: (facts.dev(), facts.ino()),
-        })
+        Ok(Self { time: rfc3339(unix_millis_now()), machine: machine.trim().to_owned(), inode: facts.ino() })
     }
 }
 
@@ -275,7 +271,7 @@ pub fn check_copy(settings: &Settings, data: &Path) -> Result<Manifest, MoveErro
     let Some(format) = claim::owned(settings)? else { return Err(MoveError::NoStore(store.clone())) };
     let Some(retired) = &format.retired else { return Err(MoveError::NotRetired(store.clone())) };
     let here = Retired::here(store).map_err(failed("look at", store))?;
-    if (&here.machine, here.place) == (&retired.machine, retired.place) {
+    if (&here.machine, here.inode) == (&retired.machine, retired.inode) {
         return Err(MoveError::NotACopy(store.clone()));
     }
     let Some(manifest) = manifest(store)? else {
