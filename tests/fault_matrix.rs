@@ -95,8 +95,18 @@ fn hub_killed_between_store_and_receipt() {
     let kills = if long() { 100 } else { 8 };
     let safe = road.backlog(150 * kills.min(20));
     road.proxy.set(Fault::Throttle(1_000_000));
+    let file = road.site.store().join("B86022/gw1/clinical.ndjson");
+    let stored = || std::fs::metadata(&file).map_or(0, |file| file.len());
     for _ in 0..kills {
-        std::thread::sleep(Duration::from_millis(50 + random.below(200))); // the random moment
+        // Each kill falls into the stream: on a busy machine a hub may take a second to come to work.
+        let before = stored();
+        let more = eventually_blocking("the hub to store something", PATIENCE, || {
+            (stored() > before).then_some(true).or((road.site.status()?["waiting"] == 0).then_some(false))
+        });
+        if !more {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(random.below(30))); // the random moment
         road.site.kill_hub();
         road.site.start_hub();
     }

@@ -2,7 +2,8 @@
 //!
 //! - [`gateway`]: `practice-gateway`; [`submit`], [`status`], [`outbox`], [`quarantine`] and [`verify`] ask the running
 //!   daemon over its control socket ([`crate::ingest::control`])
-//! - [`hub`]: `practice-hub`; [`acl`] makes the broker's access rules
+//! - [`hub`]: `practice-hub`; [`acl`] makes the broker's access rules; [`import`] and [`resend`] ask a running hub by its
+//!   folders
 //! - [`check`] and [`init`] are for both, and need no daemon
 //! - [`key`] and [`moving`]: another key, another box; both work on the store and its key file themselves
 //! - [`exit`]: what a script decides by; [`progress`]: what a person sees meanwhile
@@ -22,6 +23,7 @@ pub mod moving;
 pub mod outbox;
 pub mod progress;
 pub mod quarantine;
+pub mod resend;
 pub mod status;
 pub mod submit;
 pub mod verify;

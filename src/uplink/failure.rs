@@ -226,3 +226,20 @@ fn disconnected(code: DisconnectReasonCode, reason: Option<&str>) -> String {
 fn limited(text: &str) -> String {
     text.chars().filter(|c| !c.is_control()).take(80).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_session_that_was_taken_over_is_another_box() {
+        let ended = |reason_code| {
+            let state = StateError::ServerDisconnect { reason_code, reason_string: None };
+            Failure::session(Phase::Live, &ConnectionError::MqttState(state))
+        };
+        let taken = ended(DisconnectReasonCode::SessionTakenOver);
+        assert!(taken.twin && taken.sentence.contains("installed twice"), "{taken}");
+        assert!(!ended(DisconnectReasonCode::ServerShuttingDown).twin);
+        assert!(!Failure::stream(Phase::Live, None).twin);
+    }
+}

@@ -25,6 +25,7 @@ use super::own::OwnMessages;
 use super::probe::Prober;
 use super::reader::Reader;
 use super::renewal::Renewal;
+use super::resend::Resends;
 use super::settings::Settings;
 use super::{UplinkError, state_file};
 use crate::delivery::Nonce;
@@ -113,6 +114,7 @@ pub async fn run(
         keep_alive: settings.keep_alive,
         refused: Refused::default(),
         probe: Prober::default(),
+        resends: Resends::default(),
     };
     driver.link.begin(driver.confirmed_sum());
     let mut uplink = Uplink {

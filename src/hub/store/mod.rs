@@ -131,6 +131,13 @@ pub trait Store: Send {
     /// [`StoreError`]: some lanes may have advanced, [`Store::marks`] says which.
     fn append(&mut self, group: &[Entry]) -> Result<(), StoreError>;
 
+    /// Keeps copies of transactions that were stored before and wanted again, beside their lane, for what its files have
+    /// lost or altered; marks stay as they are. On stable storage when it returns. [`super::verify`] judges them.
+    ///
+    /// # Errors
+    /// [`StoreError`]: some may be kept.
+    fn mend(&mut self, copies: &[Entry]) -> Result<(), StoreError>;
+
     /// Whether the transaction with this id is stored in this lane, in whatever epoch.
     ///
     /// # Errors
