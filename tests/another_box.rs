@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
 use harness::road::{PATIENCE, Road, copy_directory};
-use harness::senders::{Senders, connect, exchange, message, positive};
+use harness::senders::{connect, exchange, message, positive};
 use harness::site::SiteOptions;
 use harness::{Fault, eventually_blocking};
 
@@ -292,8 +292,9 @@ fn two_boxes_with_one_store_are_loud_and_lose_nothing() {
     eventually_blocking("the centre to see two boxes", PATIENCE, || {
         road.site.log("hub").contains("its store runs on two boxes").then_some(())
     });
-    let list = text(&road.site.hub_command(&["list"]));
-    assert!(list.contains("on two boxes?"), "{list}");
+    eventually_blocking("the fleet's list to say it", PATIENCE, || {
+        text(&road.site.hub_command(&["list"])).contains("on two boxes?").then_some(())
+    });
     // Both accept, each under the same numbers.
     let here = road.more_from(2, 30..50);
     let mut stream = eventually_blocking("the twin's door", PATIENCE, || {
@@ -393,8 +394,11 @@ fn a_lost_key_costs_what_is_named_and_nothing_when_it_is_found() {
         }
     }
     // The surgery goes on, from position 1 of a new epoch.
-    let new = Senders::start(road.site.door, 8, 25).join();
-    safe.extend(new.into_iter().skip(4));
+    for sender in 4..8 {
+        let new: Vec<_> = (1..=25).map(|number| message(sender, number, 30)).collect();
+        new.iter().for_each(|body| send_one(&road, body));
+        safe.push(new);
+    }
     road.site.wait_for("confirmed_total", 100, PATIENCE);
 
     // The key is found.
