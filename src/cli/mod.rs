@@ -5,6 +5,7 @@
 //! - [`hub`]: `practice-hub`; [`acl`] makes the broker's access rules; [`import`] and [`resend`] ask a running hub by its
 //!   folders
 //! - [`check`] and [`init`] are for both, and need no daemon
+//! - [`key`] and [`moving`]: another key, another box; both work on the store and its key file themselves
 //! - [`exit`]: what a script decides by; [`progress`]: what a person sees meanwhile
 //!
 //! Each command writes to the writers that it is given, so that tests can read what a person would.
@@ -17,6 +18,8 @@ pub mod gateway;
 pub mod hub;
 pub mod import;
 pub mod init;
+pub mod key;
+pub mod moving;
 pub mod outbox;
 pub mod progress;
 pub mod quarantine;

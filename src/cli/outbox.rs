@@ -6,6 +6,7 @@ use std::path::Path;
 use clap::{Args, Subcommand};
 
 use crate::cli::exit::{Exit, failed};
+use crate::cli::moving;
 use crate::ingest::control::client::Client;
 use crate::ingest::control::{Entry, Reply, Request, State, Which};
 use crate::transaction::{Lane, Position};
@@ -21,6 +22,13 @@ pub enum Outbox {
     Void(Void),
     /// Has the transaction at which a lane stands tried again.
     Release(Release),
+    /// On the old box, its daemon stopped: this store never runs here again; says what a copy of it must have.
+    Retire(moving::Retire),
+    /// On the new box: checks that the copy of a retired store is whole, and lets it run.
+    Adopt,
+    /// Without its key nobody can read a store: sets it aside whole, so that a new one is begun. Without --yes it only says what
+    /// would be done.
+    SetAside(moving::SetAside),
     /// Sends confirmed transactions once more, with the same ids: for a hub that wants them. It stores none twice.
     Resend(Resend),
 }
@@ -107,6 +115,8 @@ pub fn run(socket: &Path, command: &Outbox, out: &mut dyn Write, err: &mut dyn W
         Err(error) => return failed(err, &error),
     };
     let (request, write): (_, WriteEntry) = match command {
+        // They need no daemon, and were run before.
+        Outbox::Retire(_) | Outbox::Adopt | Outbox::SetAside(_) => return Exit::Usage,
         Outbox::Void(command) => return void(&mut client, command, out, err),
         Outbox::Resend(command) => return resend(&mut client, command, out, err),
         Outbox::Release(Release { lane }) => {

@@ -9,6 +9,9 @@ use super::store::{LaneName, Mark, StoreError, ndjson};
 use super::verify::{self, LaneReport};
 use crate::transaction::{UnixMillis, rfc3339};
 
+/// A gateway whose session went back is shown for this long.
+const DAY_MILLIS: u64 = 86_400_000;
+
 /// A report, and whether all is well: the exit code of the command.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Report {
@@ -126,9 +129,13 @@ pub fn list(directory: &Path, now: UnixMillis) -> Result<Report, StoreError> {
         if lanes.is_empty() {
             lanes.push(("-".to_owned(), "-".to_owned()));
         }
-        ok &= view.status.as_ref().is_none_or(|status| status.up == 1);
+        let twin = view.twin.is_some_and(|at| now.saturating_sub(at) < DAY_MILLIS);
+        ok &= !twin && view.status.as_ref().is_none_or(|status| status.up == 1);
         for (lane, through) in lanes {
-            let status = view.status.as_ref().map_or("-", |status| status.status.as_str()).to_owned();
+            let mut status = view.status.as_ref().map_or("-", |status| status.status.as_str()).to_owned();
+            if twin {
+                status.push_str(", on two boxes?");
+            }
             table.push([
                 who.clone(),
                 lane,

@@ -72,6 +72,8 @@ impl Entry {
 pub(crate) struct Quarantine {
     directory: PathBuf,
     cipher: XChaCha20Poly1305,
+    /// Of earlier keys: they only open.
+    earlier: Vec<XChaCha20Poly1305>,
     limit_bytes: u64,
     state: Mutex<State>,
 }
@@ -95,9 +97,7 @@ impl Quarantine {
     /// Opens or creates the directory; `limit_bytes` bounds the files together.
     pub(crate) fn open(directory: &Path, key: &[u8; 32], limit_bytes: u64) -> io::Result<Self> {
         std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
-        let derived = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, key), b"practice-gateway quarantine");
-        let cipher = XChaCha20Poly1305::new_from_slice(derived.as_ref())
-            .map_err(|_| io::Error::other("the key has the wrong length"))?;
+        let cipher = cipher(key)?;
         let mut state = State { last_id: 0, count: 0, bytes: 0 };
         for entry in std::fs::read_dir(directory)? {
             let entry = entry?;
@@ -112,7 +112,19 @@ impl Quarantine {
                 None => {}
             }
         }
-        Ok(Self { directory: directory.to_owned(), cipher, limit_bytes, state: Mutex::new(state) })
+        let state = Mutex::new(state);
+        Ok(Self { directory: directory.to_owned(), cipher, earlier: Vec::new(), limit_bytes, state })
+    }
+
+    /// Opens what was kept under an earlier key, too. An entry does not say which key it has; its seal does.
+    pub(crate) fn also_opening(mut self, key: &[u8; 32]) -> io::Result<Self> {
+        self.earlier.push(cipher(key)?);
+        Ok(self)
+    }
+
+    /// The highest id that was ever given.
+    pub(crate) fn last_id(&self) -> u64 {
+        self.state().last_id
     }
 
     /// Keeps `bytes`, durably, and gives the entry's id.
@@ -158,6 +170,11 @@ impl Quarantine {
         state.bytes += length;
         sync_directory(&self.directory)?;
         Ok(id)
+    }
+
+    /// The entries by their numbers; none where the directory cannot be read.
+    pub(crate) fn ids(&self) -> Vec<u64> {
+        ids(&self.directory).unwrap_or_default()
     }
 
     /// How many entries there are.
@@ -274,7 +291,9 @@ impl Quarantine {
 
     fn open_part(&self, nonce: &[u8; 24], msg: &[u8], fixed: &[u8], part: u8) -> Option<Vec<u8>> {
         let aad = [fixed, &[part]].concat();
-        self.cipher.decrypt(&XNonce::from(*nonce), Payload { msg, aad: &aad }).ok()
+        std::iter::once(&self.cipher)
+            .chain(&self.earlier)
+            .find_map(|cipher| cipher.decrypt(&XNonce::from(*nonce), Payload { msg, aad: &aad }).ok())
     }
 
     /// Reads the head only: bodies may be large.
@@ -364,6 +383,25 @@ impl Kind {
             Kind::Gone => "gone",
         }
     }
+}
+
+fn cipher(key: &[u8; 32]) -> io::Result<XChaCha20Poly1305> {
+    let derived = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, key), b"practice-gateway quarantine");
+    XChaCha20Poly1305::new_from_slice(derived.as_ref())
+        .map_err(|_| io::Error::other("the key has the wrong length"))
+}
+
+/// The entries that lie in a quarantine's directory, by their names.
+pub(crate) fn ids(directory: &Path) -> io::Result<Vec<u64>> {
+    let files = match std::fs::read_dir(directory) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        other => other?,
+    };
+    let mut ids = Vec::new();
+    for file in files {
+        ids.extend(parse_name(&file?.path()).filter(|(_, kind)| *kind == Kind::Entry).map(|(id, _)| id));
+    }
+    Ok(ids)
 }
 
 fn parse_name(path: &Path) -> Option<(u64, Kind)> {
@@ -518,5 +556,18 @@ mod tests {
             damaged: false,
         };
         assert_eq!((entry, body), (expected, b"body".to_vec()));
+    }
+
+    #[test]
+    fn an_earlier_key_opens_what_it_sealed_and_seals_nothing_more() {
+        let directory = tempfile::tempdir().unwrap();
+        open(directory.path()).keep("no-msh", "s", b"before").unwrap();
+        let new = || Quarantine::open(directory.path(), &[6; 32], 1 << 20).unwrap();
+        let both = new().also_opening(&KEY).unwrap();
+        assert_eq!(both.get(1).unwrap().unwrap().1, b"before");
+        assert_eq!(both.keep("no-msh", "s", b"after").unwrap(), 2);
+        assert_eq!(new().get(2).unwrap().unwrap().1, b"after");
+        assert!(open(directory.path()).get(2).is_err());
+        assert_eq!((ids(directory.path()).unwrap().len(), both.last_id()), (2, 2));
     }
 }
