@@ -3,6 +3,8 @@
 #
 #   tests/all.sh            every test of the project (minutes)
 #   tests/all.sh --long     also the power-cut rig and the long fault runs (an hour)
+#
+# With PGW_DATA=DIRECTORY the samples below that directory go through the doors, and not only those in the tree (tests/corpus.rs).
 set -eu
 cd "$(dirname "$0")/.."
 
