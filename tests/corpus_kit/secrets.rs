@@ -13,8 +13,10 @@ const LEAST_IN_TEXT: usize = 5;
 const LEAST_IN_BYTES: usize = 8;
 
 /// Words of the samples that say nothing about anybody and that programs say of themselves, too.
-const HARMLESS: &[&str] =
-    &["TEST", "Test", "test", "PATIENT", "Patient", "patient", "CURRENT", "SURGERY", "NONE", "None", "home"];
+const HARMLESS: &[&str] = &[
+    "TEST", "Test", "test", "PATIENT", "Patient", "patient", "CURRENT", "SURGERY", "NONE", "None", "home",
+    "TRACE",
+];
 
 /// Values to look for, by their first four bytes.
 pub struct Secrets {
