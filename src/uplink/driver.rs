@@ -165,7 +165,7 @@ impl Driver {
         }
         let counts = self.lanes.iter().map(|lane| lane.machine.counts());
         self.link.now.in_flight = counts.map(|counts| u64::from(counts.in_flight)).sum();
-        self.link.publish_sometimes();
+        self.link.publish_numbers();
     }
 
     /// Does what a lane's machine wants. True: it sent something. Without a connection only what concerns the
