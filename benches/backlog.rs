@@ -1,4 +1,5 @@
-//! What a backlog costs: start to first accept, resident memory, disk for each payload byte, and disk given back after a drain.
+//! What a backlog costs: start to first accept (also after a kill in full work, and with everything derived gone), resident
+//! memory, disk for each payload byte, and disk given back after a drain.
 //!
 //!     cargo bench --bench backlog                      # 0, 100,000 and 1,000,000 waiting
 //!     PGW_BENCH_BACKLOGS=0,50000 cargo bench --bench backlog
@@ -135,6 +136,11 @@ fn disk(directory: &Path) -> u64 {
         .sum()
 }
 
+/// In this order, each in a process of its own.
+const STEPS: [&str; 6] = ["fill", "start", "kill", "recover", "bare", "drain"];
+/// What the store makes again when it is gone.
+const DERIVED: [&str; 2] = ["index", "marks"];
+
 fn step(what: &str, directory: &Path, backlog: usize) {
     let started = Instant::now();
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -158,6 +164,23 @@ fn step(what: &str, directory: &Path, backlog: usize) {
                 "figure disk_per_payload_byte_{backlog} {:.3} ratio",
                 (disk(directory) - before) as f64 / (backlog * BODY) as f64
             );
+        }
+        "kill" => {
+            // In the middle of the load, with nothing told to anybody: no thread has time to write down what it knows.
+            let more = outbox.clone();
+            std::thread::spawn(move || fill(&more, &runtime, 10_000_000, usize::MAX));
+            let tail = outbox.tail(&lane()).expect("the lane");
+            let first = *tail.borrow();
+            while *tail.borrow() < first + 2_000 {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            std::process::abort();
+        }
+        "recover" | "bare" => {
+            let number = if what == "bare" { 20_000_001 } else { 20_000_000 };
+            fill(&outbox, &runtime, number, number + 1);
+            println!("figure {what}_to_first_accept_{backlog} {:.3} s", started.elapsed().as_secs_f64());
+            outbox.close();
         }
         "start" => {
             fill(&outbox, &runtime, backlog, backlog + 1);
@@ -197,7 +220,7 @@ fn step(what: &str, directory: &Path, backlog: usize) {
 fn main() {
     let words: Vec<String> = std::env::args().collect();
     if let [_, what, directory, backlog] = &words[..]
-        && ["fill", "start", "drain"].contains(&what.as_str())
+        && STEPS.contains(&what.as_str())
     {
         step(what, Path::new(directory), backlog.parse().expect("a number"));
         return;
@@ -208,9 +231,16 @@ fn main() {
         let directory = tempfile::tempdir_in(&base).expect("a directory");
         let store = directory.path().join("store");
         println!("-- {backlog} waiting");
-        for what in ["fill", "start", "drain"] {
+        for what in STEPS {
             if backlog == 0 && what != "start" {
                 continue;
+            }
+            if what == "bare" {
+                // More than any power cut takes: all that is derived, and may be lost.
+                for derived in DERIVED {
+                    let path = store.join(derived);
+                    let _ = std::fs::remove_file(&path).or_else(|_| std::fs::remove_dir_all(&path));
+                }
             }
             let own = std::env::current_exe().expect("this program");
             let status = Command::new(own)
@@ -220,7 +250,7 @@ fn main() {
                 .envs(ALLOCATOR)
                 .status()
                 .expect("run");
-            assert!(status.success(), "{what} ended with {status}");
+            assert!(status.success() || what == "kill", "{what} ended with {status}");
         }
     }
 }

@@ -21,7 +21,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use practice_gateway::outbox::{
-    Accepted, LaneSettings, Mark, Outbox, OutboxKey, Refusal, Settings, Stored, Submission,
+    Accepted, Keyring, LaneSettings, Mark, Outbox, OutboxKey, Refusal, Settings, Stored, Submission,
 };
 use practice_gateway::transaction::{Body, Gateway, Lane, Position, Practice};
 
@@ -107,8 +107,12 @@ impl Events {
     }
 }
 
-fn open(directory: &Path) -> Outbox {
-    match Outbox::open(settings(directory), OutboxKey::new([7; 32])) {
+/// Each opening has another present key: the cuts fall into rotations, too.
+fn open(directory: &Path, turn: u64) -> Outbox {
+    let [present, earlier, earliest] =
+        [0, 1, 2].map(|n| OutboxKey::new([7 + u8::try_from((turn + n) % 3).unwrap(); 32]));
+    let keys = Keyring::new(present, vec![earlier, earliest]);
+    match Outbox::open(settings(directory), keys) {
         Ok(outbox) => outbox,
         Err(error) => fail("OPENFAIL", &format!("{error} {error:?}")),
     }
@@ -162,7 +166,7 @@ fn follow(outbox: &Outbox, lane: &Lane, events: &Events, stop: &AtomicBool) {
 
 fn run(directory: &Path, socket: &str, seconds: u64, seed: u64) {
     let events = Events::connect(socket);
-    let outbox = open(directory);
+    let outbox = open(directory, seed);
     let runtime = runtime();
     let stop = Arc::new(AtomicBool::new(false));
     let lanes: Vec<Lane> = LANES.iter().map(|name| Lane::new(name).unwrap()).collect();
@@ -378,7 +382,7 @@ fn judge_future(directory: &Path, outbox: Outbox, lanes: &HashMap<String, Promis
         expected.push((lane, all.iter().map(|stored| stored.transaction.id.to_string()).collect()));
     }
     outbox.close();
-    let outbox = open(directory);
+    let outbox = open(directory, 0);
     for (lane, ids) in expected {
         let again: Vec<_> =
             read_all(&outbox, &lane).iter().map(|stored| stored.transaction.id.to_string()).collect();
@@ -397,7 +401,7 @@ fn check(directory: &Path, events: &str) {
         println!("ok: cut before the store began");
         return;
     }
-    let outbox = open(directory);
+    let outbox = open(directory, 1);
     let mut summary = Vec::new();
     for name in LANES {
         let lane = Lane::new(name).unwrap();

@@ -14,6 +14,7 @@ use practice_gateway::ingest::mllp::envelope;
 use practice_gateway::ingest::mllp::msh::Msh;
 use practice_gateway::outbox::hostile;
 use practice_gateway::transaction::{Gateway, Practice};
+use practice_gateway::wire::command::{Command, CommandResult};
 use practice_gateway::wire::envelope::Envelope;
 use practice_gateway::wire::from_json;
 use practice_gateway::wire::receipt::{Gap, Position, Receipt, nonce_bytes};
@@ -101,9 +102,13 @@ pub fn record(data: &[u8]) {
     assert!(parts <= data.len());
 }
 
-/// What comes over the broker: receipts, gaps, positions, topics, envelopes.
+/// What comes over the broker: receipts, commands, gaps, positions, topics, envelopes.
 pub fn receipt(data: &[u8]) {
-    let _ = (from_json::<Gap>(data), from_json::<Position>(data));
+    let _ = (from_json::<Gap>(data), from_json::<Position>(data), from_json::<CommandResult>(data));
+    if let Ok(command) = from_json::<Command>(data) {
+        let again = practice_gateway::wire::to_json(&command);
+        assert_eq!(from_json::<Command>(&again).ok(), Some(command), "it means what it says");
+    }
     if let Ok(receipt) = from_json::<Receipt>(data) {
         let again = practice_gateway::wire::to_json(&receipt);
         assert_eq!(from_json::<Receipt>(&again).ok(), Some(receipt), "it means what it says");

@@ -3,6 +3,8 @@
 #
 #   tests/all.sh            every test of the project (minutes)
 #   tests/all.sh --long     also the power-cut rig and the long fault runs (an hour)
+#
+# With PGW_DATA=DIRECTORY the samples below that directory go through the doors, and not only those in the tree (tests/corpus.rs).
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -23,10 +25,11 @@ if ! command -v mosquitto >/dev/null 2>&1 && ! [ -x /usr/sbin/mosquitto ]; then
     [ -z "${failed:-}" ] || exit 69
 fi
 
-# Programs that nobody here wrote, for tests/clients.rs: pinned, kept in target/clients. About ten seconds the first time.
+# Programs that nobody here wrote, for tests/clients.rs: pinned, kept in target/clients. Half a minute the first time.
 # Node takes minutes to install where it is not there: it is brought in for the long run only.
 clients="$PWD/target/clients"
-wanted="hl7==0.4.5 simple-hl7@3.3.0 node-hl7-client@4.0.0"
+from_pypi="hl7==0.4.5 schemathesis==4.32.5 cloudevents==2.2.0"
+from_npm="simple-hl7@3.3.0 node-hl7-client@4.0.0 cloudevents@10.0.0"
 install_debian() {
     if [ "$(id -u)" != 0 ]; then
         echo "$* missing and this is not root: run 'apt-get install $*' first" >&2
@@ -47,19 +50,19 @@ install_clients() {
     python3 -m venv "$clients/python" 2>/dev/null || {
         (install_debian python3 python3-venv) && python3 -m venv --clear "$clients/python" || return 1
     }
-    "$clients/python/bin/pip" install --quiet --disable-pip-version-check hl7==0.4.5 || return 1
+    "$clients/python/bin/pip" install --quiet --disable-pip-version-check $from_pypi || return 1
     if [ $node = yes ]; then
         mkdir "$clients/node"
-        npm install --silent --no-audit --no-fund --ignore-scripts --prefix "$clients/node" simple-hl7@3.3.0 node-hl7-client@4.0.0 || return 1
+        npm install --silent --no-audit --no-fund --ignore-scripts --prefix "$clients/node" $from_npm || return 1
     fi
-    echo "$wanted node=$node" >"$clients/installed"
+    echo "$from_pypi $from_npm node=$node" >"$clients/installed"
 }
-if [ "$(cat "$clients/installed" 2>/dev/null)" != "$wanted node=$node" ]; then
-    echo "installing MLLP clients from PyPI and npm" >&2
+if [ "$(cat "$clients/installed" 2>/dev/null)" != "$from_pypi $from_npm node=$node" ]; then
+    echo "installing clients from PyPI and npm" >&2
     install_clients || {
         [ "${1:-}" != --long ] || exit 69
         # As with the advisories: a registry that is away is said loudly, and stops nobody's work on the rest.
-        echo "NOT CHECKED: the doors with clients of other people, which could not be installed from PyPI and npm" >&2
+        echo "NOT CHECKED: the doors, the contract and the wire with programs of other people, which could not be installed from PyPI and npm" >&2
         clients=
     }
 fi

@@ -14,6 +14,7 @@ use practice_gateway::carry::bundle::Older;
 use practice_gateway::chain::ChainValue;
 use practice_gateway::delivery::{Action, Delivery, Input, Limits, Numbering, Receipt, Through};
 use practice_gateway::hub::answers::Answers;
+use practice_gateway::hub::backup::Backups;
 use practice_gateway::hub::carried::{Carried, NotTaken, Tally};
 use practice_gateway::hub::desk::{Desk, GroupLimits};
 use practice_gateway::hub::fleet::Fleet;
@@ -32,7 +33,13 @@ fn the_desk_takes_parts_by_the_rules_of_the_road() {
     let directory = tempfile::tempdir().unwrap();
     let store = NdjsonStore::open(directory.path(), 1 << 30).unwrap();
     let limits = GroupLimits { transactions: 1_024, bytes: 4 << 20 };
-    let mut desk = Desk::new(Box::new(store), Answers::default(), Fleet::open(directory.path()), limits);
+    let mut desk = Desk::new(
+        Box::new(store),
+        Answers::default(),
+        Fleet::open(directory.path()),
+        Backups::default(),
+        limits,
+    );
     let (mut first, mut second) = (Sender::new(&lane("clinical"), 1), Sender::new(&lane("clinical"), 2));
     let (old, new) = (first.take(5), second.take(3));
     let older = [Older { epoch: first.epoch, through: 5 }];

@@ -12,19 +12,25 @@
 )]
 
 mod harness;
+mod http_kit;
 
 use std::fmt::Write as _;
 use std::io::Write as _;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
 use base64::Engine as _;
 use harness::proof::Proof;
-use harness::senders::message;
-use harness::site::{Site, SiteOptions};
+use harness::senders::{connect, exchange, message, positive};
+use harness::site::{Site, SiteOptions, adds_up};
 use harness::{CertificateFiles, Certificates, Mosquitto, ports};
+use http_kit::curl;
+use rumqttc::v5::mqttbytes::QoS;
+use rumqttc::v5::mqttbytes::v5::Packet;
+use rumqttc::v5::{Client, Event, MqttOptions};
+use serde_json::{Value, json};
 
 const PATIENCE: Duration = Duration::from_secs(120);
 
@@ -44,8 +50,10 @@ struct Road {
     site: Site,
     /// TLS, with certificates of the senders.
     guarded: SocketAddr,
+    /// HTTP, for everybody.
+    http: SocketAddr,
     certificates: Certificates,
-    _broker: Mosquitto,
+    broker: Mosquitto,
 }
 
 impl Road {
@@ -54,6 +62,7 @@ impl Road {
         let broker = Mosquitto::start(&certificates);
         let mut site = Site::new(&certificates, broker.port(), broker.port(), SiteOptions::default());
         let guarded = SocketAddr::from((Ipv4Addr::LOCALHOST, ports::reserve()));
+        let http = SocketAddr::from((Ipv4Addr::LOCALHOST, ports::reserve()));
         let server = certificates.server();
         let mut config = std::fs::read_to_string(site.gateway_config()).unwrap();
         let _ = writeln!(
@@ -63,10 +72,11 @@ impl Road {
             server.key,
             certificates.ca()
         );
+        let _ = writeln!(config, "[[http]]\nlisten = \"{http}\"");
         std::fs::write(site.gateway_config(), config).unwrap();
         site.start_hub();
         site.start_gateway();
-        Self { site, guarded, certificates, _broker: broker }
+        Self { site, guarded, http, certificates, broker }
     }
 
     /// All that was acknowledged is at the hub, byte for byte, once, in order.
@@ -79,6 +89,17 @@ impl Road {
         assert_eq!((proof.delivered, proof.lost, proof.repeated, proof.out_of_order), (accepted, 0, 0, 0));
         assert!(proof.chain_ok);
     }
+}
+
+/// An HTTP door for everybody, on a gateway that has no link.
+fn http_door(certificates: &Certificates, more: &str) -> (Site, String) {
+    let mut site = Site::new(certificates, ports::reserve(), ports::reserve(), SiteOptions::default());
+    let door = ports::reserve();
+    let mut config = std::fs::read_to_string(site.gateway_config()).unwrap();
+    let _ = writeln!(config, "[[http]]\nlisten = \"127.0.0.1:{door}\"\n{more}");
+    std::fs::write(site.gateway_config(), config).unwrap();
+    site.start_gateway();
+    (site, format!("http://127.0.0.1:{door}"))
 }
 
 fn succeeded(output: &Output) -> String {
@@ -208,22 +229,198 @@ fn node_hl7_client_of_npm() {
 fn curl_sends_hl7_over_http() {
     // Debian's curl is on every machine that builds this; nothing is installed for it.
     let certificates = Certificates::new();
-    let mut site = Site::new(&certificates, ports::reserve(), ports::reserve(), SiteOptions::default());
-    let door = ports::reserve();
-    let mut config = std::fs::read_to_string(site.gateway_config()).unwrap();
-    let _ = writeln!(config, "[[http]]\nlisten = \"127.0.0.1:{door}\"");
-    std::fs::write(site.gateway_config(), config).unwrap();
-    site.start_gateway();
+    let (mut site, door) = http_door(&certificates, "");
     let file = site.path("message.hl7");
     std::fs::write(&file, message(1, 1, 100)).unwrap();
     let output = Command::new("curl")
         .args(["--silent", "--fail-with-body", "--noproxy", "*", "--max-time", "60"])
         .args(["--header", "Content-Type: application/hl7-v2+er7", "--data-binary"])
         .arg(format!("@{}", file.display()))
-        .arg(format!("http://127.0.0.1:{door}/hl7"))
+        .arg(format!("{door}/hl7"))
         .output()
         .expect("curl");
     assert!(succeeded(&output).contains("MSA|CA|1-1|"));
     site.wait_for("accepted_total", 1, PATIENCE);
     site.stop();
+}
+
+/// Requests that nobody here thought of, made up from the contract, right ones and wrong ones: each answer must be one that
+/// the contract allows, wrong ones must be refused, and the gateway must be none the worse.
+#[test]
+fn schemathesis_finds_no_lie_in_the_contract() {
+    let Some(clients) = clients("schemathesis", false) else { return };
+    let certificates = Certificates::new();
+    let (mut site, door) = http_door(&certificates, "body_limit_bytes = 50_000");
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let long = std::env::var_os("PGW_LONG").is_some();
+    let mut command = Command::new(clients.join("python/bin/schemathesis"));
+    command
+        .env("NO_PROXY", "*")
+        .env("SCHEMATHESIS_HOOKS", root.join("tests/clients/schemathesis_hooks.py"))
+        .current_dir(site.store().parent().unwrap())
+        .arg("--config-file")
+        .arg(root.join("tests/clients/schemathesis.toml"))
+        .arg("run")
+        .arg(root.join("docs/openapi.yaml"))
+        .args(["--url", &door, "--no-color", "--continue-on-failure", "--warnings", "off"]);
+    // The run of every day is the same each time; the long one chooses, and says its seed.
+    command.args(match long {
+        true => ["--max-examples=500", "--generation-database=none"],
+        false => ["--max-examples=30", "--generation-deterministic"],
+    });
+    let said = succeeded(&command.output().expect("schemathesis is installed"));
+    println!("{said}");
+    let cases = said.lines().find_map(|line| line.trim().split_once(" generated, ")?.0.parse::<u32>().ok());
+    assert!(cases.is_some_and(|cases| cases > 300), "hardly anything was tried:\n{said}");
+    let status = site.status().expect("the gateway answers");
+    adds_up(&status);
+    let number = |key: &str| status[key].as_u64().unwrap();
+    assert!(number("accepted_total") > 10 && number("refused_total") > 10, "{status}");
+    let log = site.log("gateway");
+    assert!(!log.contains(" ERROR ") && !log.contains("A panic"), "{log}");
+    site.stop();
+}
+
+/// What a subscriber of the broker is given of `count` transactions, in the order in which it comes; a second copy of one is left
+/// out. Subscribed when this returns.
+fn listen(plain_port: u16, count: usize) -> std::thread::JoinHandle<Vec<Value>> {
+    let (subscribed, wait) = std::sync::mpsc::channel();
+    let thread = std::thread::spawn(move || {
+        let mut options = MqttOptions::new("listener", "127.0.0.1", plain_port);
+        options.set_keep_alive(Duration::from_secs(30));
+        options.set_max_packet_size(Some(1 << 20));
+        let (client, mut connection) = Client::new(options, 16);
+        client.subscribe("pgw/v1/+/+/txn/+", QoS::AtLeastOnce).expect("asked");
+        let mut carried: Vec<Value> = Vec::new();
+        while carried.len() < count {
+            match connection.recv_timeout(PATIENCE).expect("before long").expect("the broker") {
+                Event::Incoming(Packet::SubAck(_)) => subscribed.send(()).expect("waited for"),
+                Event::Incoming(Packet::Publish(publish)) => {
+                    let properties = publish.properties.expect("properties");
+                    let one = json!({
+                        "content_type": properties.content_type.expect("a content type"),
+                        "properties": properties.user_properties,
+                        "payload": base64::engine::general_purpose::STANDARD.encode(&publish.payload),
+                    });
+                    if carried.iter().all(|known| known["payload"] != one["payload"]) {
+                        carried.push(one);
+                    }
+                }
+                _ => {}
+            }
+        }
+        carried
+    });
+    wait.recv_timeout(PATIENCE).expect("subscribed");
+    thread
+}
+
+/// What a decoder of `tests/clients/` makes of the lines that it is given.
+fn decoded(mut command: Command, script: &str, lines: &str) -> Vec<Value> {
+    command.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/clients").join(script));
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().expect("the decoder is installed");
+    // One that gives up early says why.
+    let _ = child.stdin.take().unwrap().write_all(lines.as_bytes());
+    let said = succeeded(&child.wait_with_output().unwrap());
+    said.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect()
+}
+
+/// The packages that the CloudEvents project itself publishes read what the broker carries, and find in it what was sent.
+#[test]
+fn cloudevents_of_pypi_and_npm_decode_what_the_broker_carries() {
+    let Some(clients) = clients("cloudevents of PyPI", false) else { return };
+    let mut road = Road::new();
+    let latin =
+        b"MSH|^~\\&|LAB|SURG||PGW|1||ADT^A08^ADT_A05|7|P|2.4|||AL|||8859/1\rPID|1||X||M\xfcller\r".to_vec();
+    let all: Vec<u8> = (0..=255).cycle().take(70_000).collect();
+    let bundle =
+        br#"{"resourceType":"Bundle","type":"message","entry":[{"resource":{"resourceType":"MessageHeader",
+        "eventCoding":{"code":"servicerequest-request"}}}]}"#
+            .to_vec();
+    let fhir_ids = [
+        "X-Request-ID: 00000000-0000-4000-8000-000000000001",
+        "X-Correlation-ID: 00000000-0000-4000-8000-000000000002",
+    ];
+    let edifact = b"UNB+UNOA:2+1+2+260101:1200+1'".to_vec();
+    // Body; what it is to be by source, type, media type, kind and correlation id.
+    let expected = [
+        (message(1, 1, 50), ["hl7v2:LAB1%7CTEST", "hl7v2.oru_r01", "application/hl7-v2+er7", "hl7v2", ""]),
+        (
+            latin,
+            ["hl7v2:LAB%7CSURG", "hl7v2.adt_a08", "application/hl7-v2+er7; charset=iso-8859-1", "hl7v2", ""],
+        ),
+        (edifact, ["http:local", "uk.nhs.nhais", "application/edifact", "edifact", "a b-1"]),
+        (all, ["http:local", "http.transaction", "application/octet-stream", "opaque", ""]),
+        (
+            bundle,
+            [
+                "fhir:local",
+                "fhir.servicerequest-request",
+                "application/fhir+json",
+                "fhir",
+                "00000000-0000-4000-8000-000000000002",
+            ],
+        ),
+    ];
+    let listener = listen(road.broker.plain_port(), expected.len());
+    let mut stream = connect(road.site.door).expect("the door");
+    for (body, _) in &expected[..2] {
+        assert!(positive(&exchange(&mut stream, body).expect("an answer")));
+    }
+    let post = |path: &str, headers: &[&str], body: &[u8]| {
+        let headers: Vec<String> = headers.iter().map(|header| (*header).to_owned()).collect();
+        let answer = curl(&format!("http://{}{path}", road.http), &headers, Some(body), &[]);
+        assert_eq!(answer.status, 202, "{}", answer.text());
+    };
+    let edifact = ["Content-Type: application/edifact", "Ce-Type: uk.nhs.nhais", "X-Correlation-ID: a b-1"];
+    post("/v1/transactions", &edifact, &expected[2].0);
+    post("/v1/transactions", &[], &expected[3].0);
+    let fhir = ["Content-Type: application/fhir+json", fhir_ids[0], fhir_ids[1]];
+    post("/fhir/$process-message", &fhir, &expected[4].0);
+    let carried = listener.join().expect("listened");
+    road.site.wait_for("confirmed_total", expected.len() as u64, PATIENCE);
+    // What the outbox itself says of them.
+    let list = road.site.gateway_command(&["outbox", "list", "--json", "--from", "1"]);
+    let kept: Vec<Value> =
+        succeeded(&list).lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    let lines: String = carried.iter().map(|line| format!("{line}\n")).collect();
+    let mut judges = vec![("PyPI", decoded(python(&clients), "cloudevents_pypi.py", &lines))];
+    if std::env::var_os("PGW_CLIENTS_NODE").is_some() {
+        judges.push(("npm", decoded(node(&clients), "cloudevents-npm.cjs", &lines)));
+    }
+    for (judge, events) in judges {
+        assert_eq!((events.len(), kept.len()), (expected.len(), expected.len()), "{judge}");
+        for (number, ((event, kept), (body, words))) in events.iter().zip(&kept).zip(&expected).enumerate() {
+            let [source, event_type, content_type, kind, correlation] = *words;
+            let mut wanted = json!({
+                "specversion": "1.0",
+                "id": kept["id"],
+                "source": format!("urn:pgw:B86022:gw1:{source}"),
+                "type": event_type,
+                "time": kept["time"],
+                "datacontenttype": content_type,
+                "lane": "clinical",
+                "epoch": kept["epoch"],
+                "sequence": (number + 1).to_string(),
+                "round": event["round"],
+                "chain": kept["chain"],
+                "kind": kind,
+                "clock": event["clock"],
+                "data": base64::engine::general_purpose::STANDARD.encode(body),
+            });
+            if !correlation.is_empty() {
+                wanted["correlationid"] = correlation.into();
+            }
+            assert_eq!(*event, wanted, "{judge}, transaction {}", number + 1);
+            assert!(event["round"].as_str().is_some_and(|round| round.parse::<u64>().is_ok()), "{event}");
+            let clock = event["clock"].as_str().expect("a word");
+            assert!(["synced", "holdover", "untrusted"].contains(&clock), "{clock}");
+            assert!(
+                kept["id"].is_string() && kept["chain"].is_string() && kept["time"].is_string(),
+                "{kept}"
+            );
+        }
+    }
+    road.site.stop();
 }

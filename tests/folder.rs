@@ -331,7 +331,7 @@ fn a_full_store_leaves_every_file_where_it_is_and_takes_them_when_it_is_free() {
     const FILES: u64 = 60;
     let certificates = Certificates::new();
     let broker = Mosquitto::start(&certificates);
-    let outbox = "segment_bytes = 1_048_576\nlimit_bytes = 8_388_608\nretention_days = 0\n";
+    let outbox = "segment_bytes = 1_048_576\nlimit_bytes = 16_777_216\nretention_days = 0\n";
     let mut site = site(broker.port(), &certificates, outbox, "settle_seconds = 0");
     site.start_gateway();
     let mut safe = Vec::new();

@@ -113,6 +113,7 @@ fn rows() -> Vec<Row<'static>> {
             "\"repeated\":false",
             false,
         ),
+        row("a tab in a key", tx, &["Idempotency-Key: a\tb"], b"zz", 400, "Idempotency-Key", true),
         row("an empty body", tx, &[], b"", 400, "required", false),
         row("a body that is too large", tx, &[], &large, 413, "too-long", true),
         row("a packed body", tx, &["Content-Encoding: gzip"], b"zz", 415, "not-supported", true),
@@ -274,6 +275,18 @@ fn each_right_and_wrong_input_gets_what_the_contract_says() {
     // What needs no body, and what nobody knows.
     for (path, template, status, says) in [
         ("/v1/transactions/nobody", "/v1/transactions/{name}", 400, "value"),
+        (
+            "/v1/transactions/01939b1e-0000-7000-8000-000000000001?position=false",
+            "/v1/transactions/{name}",
+            400,
+            "hints",
+        ),
+        (
+            "/v1/transactions/01939b1e-0000-7000-8000-000000000001?lane=Clinical",
+            "/v1/transactions/{name}",
+            400,
+            "hints",
+        ),
         (
             "/v1/transactions/01939b1e-0000-7000-8000-000000000001",
             "/v1/transactions/{name}",

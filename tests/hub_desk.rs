@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use hub_kit::{Sender, lane};
 use practice_gateway::hub::answers::{Answer, Answers};
+use practice_gateway::hub::backup::Backups;
 use practice_gateway::hub::desk::{Arrival, Desk, GroupLimits};
 use practice_gateway::hub::fleet::Fleet;
 use practice_gateway::hub::store::ndjson::NdjsonStore;
@@ -57,6 +58,9 @@ impl Store for Unreliable {
         self.faults.groups.lock().unwrap().push(group.len());
         self.inner.append(group)
     }
+    fn mend(&mut self, copies: &[Entry]) -> Result<(), StoreError> {
+        self.inner.mend(copies)
+    }
     fn has_id(&mut self, lane: &LaneName, id: uuid::Uuid) -> Result<bool, StoreError> {
         if self.faults.ids_unreadable.load(Ordering::SeqCst) {
             return Err(full());
@@ -94,7 +98,13 @@ impl Running {
         };
         let answers = Answers::default();
         let limits = GroupLimits { transactions: 100, bytes: 1 << 20 };
-        let desk = Desk::new(Box::new(store), answers.clone(), Fleet::open(directory.path()), limits);
+        let desk = Desk::new(
+            Box::new(store),
+            answers.clone(),
+            Fleet::open(directory.path()),
+            Backups::default(),
+            limits,
+        );
         let (arrivals, inbox) = mpsc::channel();
         let thread = std::thread::spawn(move || desk.run(inbox));
         let room = Arc::new(Semaphore::new(1_000));
@@ -298,7 +308,7 @@ fn nothing_is_taken_before_the_gateway_has_asked() {
     let mut sender = Sender::new(&lane("clinical"), 1);
     let all = sender.take(3);
     running.send(&all[0]);
-    let unasked = Answer::Receipt { lane: sender.lane.clone(), marks: vec![], nonce: None };
+    let unasked = Answer::Receipt { lane: sender.lane.clone(), marks: vec![], backed_up: None, nonce: None };
     assert_eq!(running.answer(), unasked, "so that the gateway sees that there is another hub");
     // What stands before the question in the same group is not taken, what stands behind it is.
     running.faults.slow.store(100, Ordering::SeqCst);

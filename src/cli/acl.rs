@@ -92,11 +92,7 @@ fn rules(hubs: &[Hub], gateways: &[(Practice, Gateway)]) -> String {
         ] {
             let _ = writeln!(text, "topic write pgw/v1/+/+/{tail}");
         }
-        let _ = writeln!(
-            text,
-            "topic read pgw/v1/+/+/cmd/result\ntopic write {}\ntopic write {NOTICE}",
-            hub_status(hub)
-        );
+        let _ = writeln!(text, "topic write {}\ntopic write {NOTICE}", hub_status(hub));
     }
     for (practice, gateway) in gateways {
         let root = format!("pgw/v1/{practice}/{gateway}");

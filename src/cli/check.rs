@@ -14,11 +14,12 @@ use tokio_rustls::rustls::pki_types::{CertificateDer, UnixTime};
 use tokio_rustls::rustls::server::WebPkiClientVerifier;
 
 use crate::cli::exit::Exit;
+use crate::cli::key;
 use crate::config::{GatewayConfig, HubConfig, keys};
 use crate::ingest::control::client::Client;
 use crate::ingest::mllp::door;
 use crate::ingest::tls::{self, Clients};
-use crate::outbox::Outbox;
+use crate::outbox::{Outbox, set_aside};
 use crate::transaction::rfc3339;
 use crate::uplink::tls::Identity;
 use crate::uplink::{TlsFiles, TrustedClock};
@@ -116,17 +117,24 @@ fn mllp(door: &door::Settings, clock: &Arc<TrustedClock>, report: &mut Report<'_
 
 fn store(config: &GatewayConfig, report: &mut Report<'_>) {
     let place = keys::outbox_key_place(&config.outbox_key_file);
-    let key = match keys::outbox_key(&config.outbox_key_file) {
-        Ok(key) => key,
+    let keys = match keys::outbox_keys(&config.outbox_key_file) {
+        Ok(keys) => keys,
         Err(error) => {
             let action = "`practice-gateway init` makes one; with a store already there, bring its key back from escrow";
             return report.fail("outbox key", &chain(&error), action);
         }
     };
-    report.ok("outbox key", &format!("{}, id {}", place.display(), key.id()));
+    report.ok("outbox key", &format!("{}, id {}", place.display(), keys.present().id()));
+    let uses = Outbox::key_uses_of(&config.outbox).ok().flatten().unwrap_or_default();
+    for id in keys.ids().into_iter().skip(1) {
+        report.note("earlier key", &key::said(&id, &uses));
+    }
+    for (directory, facts) in set_aside::beside(&config.outbox) {
+        report.note("set aside", &set_aside::notable(&directory, &facts).detail);
+    }
     let directory = config.outbox.directory.display();
-    match Outbox::identify(&config.outbox, &key) {
-        Ok(true) => report.ok("store", &format!("{directory}: format, owner and key are right")),
+    match Outbox::identify(&config.outbox, &keys) {
+        Ok(true) => report.ok("store", &format!("{directory}: format, owner and keys are right")),
         Ok(false) if config.data_directory.is_dir() => {
             report.ok("store", &format!("{directory}: there is none yet, the first start makes it"));
         }
@@ -137,7 +145,7 @@ fn store(config: &GatewayConfig, report: &mut Report<'_>) {
         Err(error) => report.fail(
             "store",
             &chain(&error),
-            "bring back the right key, disk or version; moving the store away loses what it has not delivered",
+            "bring back the right key, disk or version; see \"Another box, another key\" in the runbook",
         ),
     }
     match Client::connect(&config.control.socket) {

@@ -11,10 +11,11 @@ use clap::Args;
 
 use crate::carry::receipts;
 use crate::cli::exit::{Exit, complain, failed};
+use crate::cli::key::not_looked_at;
 use crate::config::{GatewayConfig, keys};
 use crate::ingest::control::client::{Client, ClientError};
 use crate::ingest::control::{Reply, Request, export_from_stopped};
-use crate::outbox::{OpenError, Outbox};
+use crate::outbox::{Outbox, moving};
 use crate::transaction::{Lane, Position};
 
 /// Writes what waits into one file that only the hub can read, to be carried there. Nothing here changes: what the hub
@@ -30,6 +31,12 @@ pub struct Export {
     /// From this position; otherwise the oldest that waits.
     #[arg(long, value_name = "POSITION")]
     pub from: Option<Position>,
+    /// From this store that was set aside, whatever the daemon does.
+    #[arg(long, value_name = "DIRECTORY")]
+    pub store: Option<PathBuf>,
+    /// With these keys instead of the configured ones: those that were found again.
+    #[arg(long, value_name = "FILE", requires = "store")]
+    pub key_file: Option<PathBuf>,
 }
 
 /// Takes the hub's receipts in from a file that `practice-hub import --receipts-to` made.
@@ -109,14 +116,18 @@ pub fn export(config: &GatewayConfig, command: &Export, out: &mut dyn Write, err
         }
         _ => {}
     };
-    let asked = match Client::connect(&config.control.socket) {
-        Ok(mut client) => {
+    let connected = match command.store {
+        Some(_) => None,
+        None => Some(Client::connect(&config.control.socket)),
+    };
+    let asked = match connected {
+        Some(Ok(mut client)) => {
             let request = Request::Export { lane: command.lane.clone(), from: command.from };
             let asked = client.ask(&request, |reply| each(reply, err));
             asked.map_err(|error| failed(err, &error))
         }
-        Err(ClientError::Unreachable { .. }) => from_stopped(config, command, &mut each, err),
-        Err(error) => Err(failed(err, &error)),
+        None | Some(Err(ClientError::Unreachable { .. })) => from_stopped(config, command, &mut each, err),
+        Some(Err(error)) => Err(failed(err, &error)),
     };
     shown.clear(err);
     if let Err(exit) = asked {
@@ -148,28 +159,31 @@ fn from_stopped(
     each: &mut dyn FnMut(Reply, &mut dyn Write),
     err: &mut dyn Write,
 ) -> Result<(), Exit> {
-    let key = keys::outbox_key(&config.outbox_key_file).map_err(|error| {
+    let keys = match &command.key_file {
+        Some(file) => keys::outbox_keys_in(file),
+        None => keys::outbox_keys(&config.outbox_key_file),
+    };
+    let keys = keys.map_err(|error| {
         complain(err, &error);
         Exit::Configuration
     })?;
-    if !config.outbox.directory.join("FORMAT").exists() {
-        let _ = writeln!(err, "there is no daemon, and no store in {}", config.outbox.directory.display());
+    let mut settings = config.outbox.clone();
+    if let Some(store) = &command.store {
+        settings.directory.clone_from(store);
+    }
+    if !settings.directory.join("FORMAT").exists() {
+        let _ = writeln!(err, "there is no daemon, and no store in {}", settings.directory.display());
         return Err(Exit::Unreachable);
     }
-    let outbox = Outbox::open(config.outbox.clone(), key).map_err(|error| {
-        complain(err, &error);
-        match error {
-            OpenError::InUse(_) => Exit::Later,
-            OpenError::Io { .. } => Exit::Files,
-            _ => Exit::Configuration,
-        }
-    })?;
+    let store = settings.directory.clone();
+    let outbox = Outbox::open(settings, keys).map_err(|error| not_looked_at(&error, err))?;
     let done =
         export_from_stopped(&outbox, &config.control, command.lane.as_ref(), command.from, &mut |reply| {
             each(reply, err);
             std::ops::ControlFlow::Continue(())
         });
     outbox.close();
+    moving::give_to_owner(&store).map_err(|error| not_looked_at(&error, err))?;
     done.map_err(|reason| {
         let _ = writeln!(err, "{reason}");
         Exit::Refused

@@ -8,7 +8,9 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use crate::cli::exit::{Exit, complain};
-use crate::cli::{check, export, init, outbox, parse, quarantine, repair, status, submit, verify};
+use crate::cli::{
+    check, export, init, key, moving, outbox, parse, quarantine, repair, status, submit, verify,
+};
 use crate::config::GatewayConfig;
 use crate::daemon::{self, logs};
 
@@ -38,6 +40,9 @@ enum Command {
     /// Shows headers of what is kept.
     #[command(subcommand)]
     Outbox(outbox::Outbox),
+    /// The keys that seal what is kept: which are needed, a new one.
+    #[command(subcommand)]
+    Key(key::Key),
     /// What was refused: look at it, release it, discard it.
     #[command(subcommand)]
     Quarantine(quarantine::Quarantine),
@@ -84,7 +89,11 @@ fn run(words: impl IntoIterator<Item = OsString>, out: &mut dyn Write, err: &mut
         Command::Init => init::gateway(&config, out, err),
         Command::Status(command) => status::run(&socket, &command, out, err),
         Command::Submit(command) => submit::run(&socket, &command, out, err),
+        Command::Outbox(outbox::Outbox::Retire(command)) => moving::retire(&config, &command, out, err),
+        Command::Outbox(outbox::Outbox::Adopt) => moving::adopt(&config, out, err),
+        Command::Outbox(outbox::Outbox::SetAside(command)) => moving::set_aside(&config, &command, out, err),
         Command::Outbox(command) => outbox::run(&socket, &command, out, err),
+        Command::Key(command) => key::run(&config, &command, out, err),
         Command::Quarantine(command) => quarantine::run(&socket, &command, out, err),
         Command::Verify(command) => verify::run(&socket, &command, out, err),
         Command::Repair(command) => repair::run(&config, &command, out, err),

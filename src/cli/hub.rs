@@ -2,15 +2,16 @@
 
 use std::ffi::OsString;
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 
 use crate::cli::exit::{Exit, complain};
-use crate::cli::{acl, check, import, init, parse};
+use crate::cli::{acl, check, import, init, parse, resend};
 use crate::config::HubConfig;
 use crate::daemon::{self, logs};
+use crate::hub::backup;
 use crate::hub::report::{self, Report};
 use crate::hub::store::StoreError;
 use crate::transaction::unix_millis_now;
@@ -40,8 +41,21 @@ enum Command {
     Verify(Verify),
     /// Stores what was carried here in files.
     Import(import::Import),
+    /// Has a gateway send again what the store has lost or altered.
+    Resend(resend::Resend),
+    /// Tells the hub what there is a backup of, so that gateways whose disks are full may let go of it.
+    #[command(subcommand)]
+    Backup(Backup),
     /// Prints the broker's access rules for this hub and a list of gateways.
     Acl(acl::Acl),
+}
+
+#[derive(Debug, Clone, Copy, Subcommand)]
+enum Backup {
+    /// Before the store's files are copied: writes down how far each lane is.
+    Begin,
+    /// After the copy is complete and safe: receipts say so from now on.
+    Done,
 }
 
 #[derive(Debug, Args)]
@@ -93,8 +107,37 @@ fn run(words: impl IntoIterator<Item = OsString>, out: &mut dyn Write, err: &mut
         Command::Verify(Verify { only, bundle: None }) => {
             print(report::verify(&config.settings.directory, only.as_deref()), out, err)
         }
+        Command::Resend(command) => resend::run(&config.settings.directory, &command, out, err),
+        Command::Backup(command) => backup(&config.settings.directory, command, out, err),
         Command::Acl(command) => acl::run(&config.settings.hub, &command, out, err),
     }
+}
+
+fn backup(directory: &Path, command: Backup, out: &mut dyn Write, err: &mut dyn Write) -> Exit {
+    let done = match command {
+        Backup::Begin => backup::begin(directory).map(|lanes| {
+            let _ = writeln!(
+                out,
+                "noted how far {lanes} lanes are: copy {} now, then run `practice-hub backup done`",
+                directory.display()
+            );
+            Exit::Done
+        }),
+        Backup::Done => backup::done(directory).map(|begun| match begun {
+            true => {
+                let _ = writeln!(out, "the gateways are told within seconds, when the hub runs");
+                Exit::Done
+            }
+            false => {
+                let _ = writeln!(err, "no backup was begun: run `practice-hub backup begin` before the copy");
+                Exit::Refused
+            }
+        }),
+    };
+    done.unwrap_or_else(|error| {
+        complain(err, &error);
+        Exit::Files
+    })
 }
 
 fn print(report: Result<Report, StoreError>, out: &mut dyn Write, err: &mut dyn Write) -> Exit {

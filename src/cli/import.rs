@@ -13,6 +13,7 @@ use crate::carry::receipts;
 use crate::cli::exit::{Exit, complain};
 use crate::config::{HubConfig, keys};
 use crate::hub::answers::{Answer, Answers};
+use crate::hub::backup::Backups;
 use crate::hub::desk::{Desk, GroupLimits};
 use crate::hub::fleet::Fleet;
 use crate::hub::import::{self, FOLDER, ImportError, LaneOutcome, Outcome};
@@ -57,7 +58,13 @@ pub fn import(config: &HubConfig, command: &Import, out: &mut dyn Write, err: &m
             let limits =
                 GroupLimits { transactions: settings.group_transactions, bytes: settings.group_bytes };
             let fleet = Fleet::open(&settings.directory);
-            Way::Store(Box::new(Desk::new(Box::new(store), Answers::default(), fleet, limits)))
+            Way::Store(Box::new(Desk::new(
+                Box::new(store),
+                Answers::default(),
+                fleet,
+                Backups::default(),
+                limits,
+            )))
         }
         Err(StoreError::InUse(_)) => Way::Folder(settings.directory.join(FOLDER)),
         Err(error) => {
@@ -171,7 +178,7 @@ fn write_receipts(config: &HubConfig, lanes: &[LaneOutcome], to: &Path) -> io::R
             continue;
         }
         let marks: Vec<Mark> = lane.marks.iter().copied().map(Mark::from).collect();
-        let said = speaker.say(Answer::Receipt { lane: name(lane), marks, nonce: None });
+        let said = speaker.say(Answer::Receipt { lane: name(lane), marks, backed_up: None, nonce: None });
         let signature = said.properties.user_properties.into_iter().next().map(|(_, value)| value);
         let line = receipts::Line {
             topic: said.topic,

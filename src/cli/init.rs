@@ -23,8 +23,8 @@ pub fn gateway(config: &GatewayConfig, out: &mut dyn Write, err: &mut dyn Write)
         Err(error) if is_there(&error) => "there already, left as it is",
         Err(error) => return not_made(&error, err),
     };
-    let id = match keys::outbox_key(file) {
-        Ok(key) => key.id(),
+    let id = match keys::outbox_keys(file) {
+        Ok(keys) => keys.present().id(),
         Err(error) => return not_made(&error, err),
     };
     let (place, data, name) = (place.display(), data.display(), config.file.display());

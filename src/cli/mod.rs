@@ -2,9 +2,11 @@
 //!
 //! - [`gateway`]: `practice-gateway`; [`submit`], [`status`], [`outbox`], [`quarantine`] and [`verify`] ask the running
 //!   daemon over its control socket ([`crate::ingest::control`])
-//! - [`hub`]: `practice-hub`; [`acl`] makes the broker's access rules
+//! - [`hub`]: `practice-hub`; [`acl`] makes the broker's access rules; [`import`] and [`resend`] ask a running hub by its
+//!   folders
 //! - [`repair`] works on the store itself, which no daemon may have open
 //! - [`check`] and [`init`] are for both, and need no daemon
+//! - [`key`] and [`moving`]: another key, another box; both work on the store and its key file themselves
 //! - [`exit`]: what a script decides by; [`progress`]: what a person sees meanwhile
 //!
 //! Each command writes to the writers that it is given, so that tests can read what a person would.
@@ -17,10 +19,13 @@ pub mod gateway;
 pub mod hub;
 pub mod import;
 pub mod init;
+pub mod key;
+pub mod moving;
 pub mod outbox;
 pub mod progress;
 pub mod quarantine;
 pub mod repair;
+pub mod resend;
 pub mod status;
 pub mod submit;
 pub mod verify;

@@ -6,6 +6,7 @@ use std::path::Path;
 use clap::{Args, Subcommand};
 
 use crate::cli::exit::{Exit, failed};
+use crate::cli::moving;
 use crate::ingest::control::client::Client;
 use crate::ingest::control::{Entry, Reply, Request, State, Which};
 use crate::transaction::{Lane, Position};
@@ -21,6 +22,29 @@ pub enum Outbox {
     Void(Void),
     /// Has the transaction at which a lane stands tried again.
     Release(Release),
+    /// On the old box, its daemon stopped: this store never runs here again; says what a copy of it must have.
+    Retire(moving::Retire),
+    /// On the new box: checks that the copy of a retired store is whole, and lets it run.
+    Adopt,
+    /// Without its key nobody can read a store: sets it aside whole, so that a new one is begun. Without --yes it only says what
+    /// would be done.
+    SetAside(moving::SetAside),
+    /// Sends confirmed transactions once more, with the same ids: for a hub that wants them. It stores none twice.
+    Resend(Resend),
+}
+
+/// What to send again.
+#[derive(Debug, Clone, Args)]
+pub struct Resend {
+    /// The lane.
+    #[arg(long)]
+    pub lane: Lane,
+    /// The first position.
+    #[arg(long, value_name = "POSITION")]
+    pub from: Position,
+    /// The last one; otherwise only the first.
+    #[arg(long, value_name = "POSITION")]
+    pub through: Option<Position>,
 }
 
 /// What to release.
@@ -91,7 +115,10 @@ pub fn run(socket: &Path, command: &Outbox, out: &mut dyn Write, err: &mut dyn W
         Err(error) => return failed(err, &error),
     };
     let (request, write): (_, WriteEntry) = match command {
+        // They need no daemon, and were run before.
+        Outbox::Retire(_) | Outbox::Adopt | Outbox::SetAside(_) => return Exit::Usage,
         Outbox::Void(command) => return void(&mut client, command, out, err),
+        Outbox::Resend(command) => return resend(&mut client, command, out, err),
         Outbox::Release(Release { lane }) => {
             return match client.ask(&Request::Again { lane: lane.clone() }, |_| {}) {
                 Ok(()) => Exit::Done,
@@ -145,6 +172,33 @@ fn void(client: &mut Client, command: &Void, out: &mut dyn Write, err: &mut dyn 
                 "{lane}: positions {from} to {through} are lost and {word}\n  chain before {previous}\n  chain after  {chain}"
             );
         }
+    });
+    match asked {
+        Ok(()) => Exit::Done,
+        Err(error) => failed(err, &error),
+    }
+}
+
+fn resend(client: &mut Client, command: &Resend, out: &mut dyn Write, err: &mut dyn Write) -> Exit {
+    let Resend { lane, from, through } = command;
+    let request = Request::Resend { lane: lane.clone(), from: *from, through: through.unwrap_or(*from) };
+    let asked = client.ask(&request, |reply| match reply {
+        Reply::Progress { lane, position, tail } => {
+            let _ = writeln!(err, "{lane}: sent again through position {position} of {tail}");
+        }
+        Reply::Resent { lane, count, missing, unheard } => {
+            let _ = writeln!(out, "{lane}: {count} transactions sent again; a hub stores none of them twice");
+            if missing > 0 {
+                let _ = writeln!(out, "  {missing} positions of the range are not kept any more");
+            }
+            if unheard {
+                let _ = writeln!(
+                    out,
+                    "  no hub listened at the broker to some of them: order it again when one does"
+                );
+            }
+        }
+        _ => {}
     });
     match asked {
         Ok(()) => Exit::Done,

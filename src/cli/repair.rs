@@ -34,8 +34,8 @@ pub struct Repair {
 
 /// Runs the command on the store itself.
 pub fn run(config: &GatewayConfig, command: &Repair, out: &mut dyn Write, err: &mut dyn Write) -> Exit {
-    let key = match keys::outbox_key(&config.outbox_key_file) {
-        Ok(key) => key,
+    let keys = match keys::outbox_keys(&config.outbox_key_file) {
+        Ok(keys) => keys,
         Err(error) => {
             complain(err, &error);
             return Exit::Configuration;
@@ -51,7 +51,7 @@ pub fn run(config: &GatewayConfig, command: &Repair, out: &mut dyn Write, err: &
     let watched = io::stderr().is_terminal();
     let mut shown = false;
     let request = Request { from, lane, unproven, act: yes };
-    let repaired = mend::repair(&config.outbox, &key, &request, &mut |lane, segment| {
+    let repaired = mend::repair(&config.outbox, &keys, &request, &mut |lane, segment| {
         if watched {
             shown = true;
             let _ = write!(err, "\r{lane}: reading segment {segment}\x1b[K");
@@ -88,7 +88,9 @@ fn refused(err: &mut dyn Write, error: &RepairError) -> Exit {
         | RepairError::Files { .. }
         | RepairError::ReadBack(_)
         | RepairError::Numbers(..) => Exit::Files,
-        RepairError::Open(_) | RepairError::NothingOpens(_) => Exit::Configuration,
+        RepairError::Open(_) | RepairError::NothingOpens(_) | RepairError::SeveralKeys(_) => {
+            Exit::Configuration
+        }
         RepairError::NoStore(_) => Exit::Unreachable,
         RepairError::NotTheOwner(..) => Exit::NotPermitted,
     }
@@ -111,7 +113,7 @@ fn write_json(out: &mut dyn Write, report: &Report) -> io::Result<()> {
 fn write_report(out: &mut dyn Write, report: &Report, command: &Repair) -> io::Result<()> {
     for name in &report.remade {
         let word = if report.done { "was written anew" } else { "is damaged, and would be written anew" };
-        writeln!(out, "{name}: {word}")?;
+        writeln!(out, "{name}: {word} (if this store was retired, do not start it: it runs elsewhere)")?;
     }
     for place in &report.from {
         writeln!(out, "{}: {} records at positions that lack one", place.path, place.records)?;

@@ -114,6 +114,20 @@ pub fn page(status: &Value) -> String {
             _ => format!("ends in {}", time("cert_expires_seconds")),
         },
     );
+    // One key needs no words.
+    for key in status["outbox_keys"].as_array().filter(|keys| keys.len() > 1).into_iter().flatten() {
+        let by: Vec<&str> =
+            key["needed_by"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+        let id = key["id"].as_str().unwrap_or("-");
+        row(
+            "outbox key",
+            match (key["present"].as_bool(), by.is_empty()) {
+                (Some(true), _) => format!("{id} seals"),
+                (_, true) => format!("{id}: nothing needs it any more (`practice-gateway key drop {id}`)"),
+                (_, false) => format!("{id} is needed by {}", by.join(", ")),
+            },
+        );
+    }
 
     let _ = writeln!(
         page,
@@ -196,6 +210,25 @@ mod tests {
              \n\
              lane             accepted    confirmed    waiting   held  damaged     oldest\n\
              clinical             1000          879        120      0        1     60 min\n"
+        );
+    }
+
+    #[test]
+    fn after_a_rotation_it_says_which_key_is_needed() {
+        let status = |needed: &[&str]| {
+            json!({"outbox_keys": [{"id": "k1", "present": false, "needed_by": needed},
+                {"id": "k2", "present": true, "needed_by": ["positions from 9 on of lane clinical"]}]})
+        };
+        let text = page(&status(&["positions 1 to 8 of lane clinical"]));
+        assert!(
+            text.contains(
+                "\noutbox key  k1 is needed by positions 1 to 8 of lane clinical\noutbox key  k2 seals\n"
+            ),
+            "{text}"
+        );
+        assert!(page(&status(&[])).contains("outbox key  k1: nothing needs it any more"));
+        assert!(
+            !page(&json!({"outbox_keys": [{"id": "k2", "present": true, "needed_by": []}]})).contains("k2")
         );
     }
 

@@ -234,12 +234,13 @@ fn outbox_settings(
         )?,
         segment_bytes,
         retention: source.duration("outbox.retention_days", raw.retention_days, 35.0, 0.0..=3650.0, day)?,
-        // The ballast is as large as four segments' payload: as much again must be left to work in.
+        // The ballast is as large as four segments' payload, the segments in use and made ahead take as much again with what
+        // sled needs; a store that is full with nothing but these would be full for ever.
         limit_bytes: source.number(
             "outbox.limit_bytes",
             raw.limit_bytes,
             6 << 30,
-            8 * segment_bytes..=64 * TIB,
+            16 * segment_bytes..=64 * TIB,
         )?,
         min_free_bytes: source.number("outbox.min_free_bytes", raw.min_free_bytes, 64 * MIB, 0..=TIB)?,
         min_free_percent: source.number("outbox.min_free_percent", raw.min_free_percent, 10, 0..=90)?,

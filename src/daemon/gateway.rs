@@ -19,7 +19,7 @@ use crate::ingest::folder;
 use crate::ingest::http;
 use crate::ingest::mllp::{self, door::Door};
 use crate::ingest::{Budget, Counters};
-use crate::outbox::{OpenError, Outbox};
+use crate::outbox::{OpenError, Outbox, set_aside};
 use crate::uplink::{self, TrustedClock};
 
 /// How long the outbox may take to finish what is under way and to close.
@@ -36,12 +36,17 @@ const STATUS_INTERVAL: Duration = Duration::from_secs(5);
 /// store, 74 for its files, 69 for an address that is taken, 70 for a task that ended early.
 pub fn run(mut config: GatewayConfig) -> Result<(), Fatal> {
     close_umask();
-    let key = keys::outbox_key(&config.outbox_key_file)
+    let keys = keys::outbox_keys(&config.outbox_key_file)
         .map_err(|error| Fatal::of(Exit::Configuration, "there is no usable outbox key", error))?;
-    config.uplink.info.key_id = key.id();
+    config.uplink.info.key_id = keys.present().id();
     let began = Instant::now();
-    let outbox = Outbox::open(config.outbox.clone(), key).map_err(not_opened)?;
+    let outbox = Outbox::open(config.outbox.clone(), keys).map_err(not_opened)?;
     tracing::info!(seconds = began.elapsed().as_secs_f64(), "Opened the outbox");
+    for (directory, facts) in set_aside::beside(&config.outbox) {
+        let notable = set_aside::notable(&directory, &facts);
+        tracing::error!(directory = %directory.display(), detail = notable.detail, "A store that was set aside is still here");
+        outbox.note(notable);
+    }
     std::fs::create_dir_all(&config.uplink.state_directory)
         .map_err(|error| Fatal::of(Exit::Files, "cannot make the uplink's directory", error))?;
     let runtime = runtime()?;
@@ -53,9 +58,10 @@ pub fn run(mut config: GatewayConfig) -> Result<(), Fatal> {
 
 fn not_opened(error: OpenError) -> Fatal {
     let exit = match &error {
-        OpenError::Newer { .. } | OpenError::WrongKey { .. } | OpenError::OtherOwner { .. } => {
-            Exit::Configuration
-        }
+        OpenError::Newer { .. }
+        | OpenError::WrongKey { .. }
+        | OpenError::OtherOwner { .. }
+        | OpenError::Retired { .. } => Exit::Configuration,
         OpenError::InUse(_) => Exit::Later,
         OpenError::Io { .. } => Exit::Files,
     };

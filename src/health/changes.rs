@@ -52,7 +52,7 @@ pub(super) fn certificate_days(looks: &Looks<'_>) -> Option<i64> {
 /// An event for something that the outbox noted.
 pub(super) fn from_notable(notable: &Notable) -> Raised {
     let level = match notable.code {
-        "damaged" | "salvaged" | "store.trouble" | "store.shortfall" => Level::Alarm,
+        "damaged" | "salvaged" | "store.trouble" | "store.shortfall" | "store.set_aside" => Level::Alarm,
         "store.works" | "store.room" | "index.rebuilt" | "quarantine.released" | "quarantine.discarded" => {
             Level::Info
         }

@@ -286,7 +286,8 @@ impl Judge {
             oldest_age_seconds: counts
                 .oldest_time
                 .map_or(0, |oldest| looks.time.saturating_sub(oldest) / 1000),
-            in_flight: link.in_flight,
+            // The outbox was read a moment before the link: what has come or gone between the two is no part of waiting.
+            in_flight: link.in_flight.min(counts.waiting),
             held: link.held,
             damaged: counts.damaged,
             refused_in_quarantine: outbox.quarantined,

@@ -84,6 +84,10 @@ impl Eye {
             });
             status["lanes"] = lanes.collect();
             status["upstream"] = looks.link.upstream.as_str().into();
+            let keys = self.outbox.key_uses().into_iter();
+            let keys =
+                keys.map(|used| json!({"id": used.id, "present": used.present, "needed_by": used.needed_by}));
+            status["outbox_keys"] = keys.collect();
             status
         })
     }

@@ -10,7 +10,8 @@ use bytes::Bytes;
 use tokio::sync::Notify;
 
 use super::store::{LaneName, Mark};
-use crate::transaction::{Gateway, Practice};
+use crate::transaction::{Gateway, Practice, Sequence};
+use crate::wire::command::Order;
 use crate::wire::receipt::Gap;
 
 /// Most probes that wait for an answer; older ones are dropped, their askers ask again.
@@ -25,6 +26,8 @@ pub enum Answer {
         lane: LaneName,
         /// What is on stable storage, epochs oldest first.
         marks: Vec<Mark>,
+        /// Through which sequence of the last epoch there is a backup.
+        backed_up: Option<Sequence>,
         /// The nonce of the position question that it answers.
         nonce: Option<String>,
     },
@@ -44,14 +47,28 @@ pub enum Answer {
         /// As it came.
         payload: Bytes,
     },
+    /// Something that a gateway shall do.
+    Command {
+        /// Who.
+        practice: Practice,
+        /// Gateway.
+        gateway: Gateway,
+        /// Names it.
+        id: String,
+        /// The gateway's session.
+        session: u64,
+        /// What.
+        order: Order,
+    },
 }
 
 #[derive(Default)]
 struct Waiting {
-    receipts: BTreeMap<LaneName, (Vec<Mark>, Option<String>)>,
+    receipts: BTreeMap<LaneName, (Vec<Mark>, Option<Sequence>, Option<String>)>,
     order: VecDeque<LaneName>,
     gaps: VecDeque<(LaneName, Gap)>,
     probes: VecDeque<(Practice, Gateway, Bytes)>,
+    commands: VecDeque<Answer>,
 }
 
 /// A handle; clones share what waits.
@@ -67,14 +84,20 @@ impl Answers {
     }
 
     /// A newer receipt of a lane takes the place of one that waits, and keeps its nonce.
-    pub fn receipt(&self, lane: &LaneName, marks: Vec<Mark>, nonce: Option<String>) {
+    pub fn receipt(
+        &self,
+        lane: &LaneName,
+        marks: Vec<Mark>,
+        backed_up: Option<Sequence>,
+        nonce: Option<String>,
+    ) {
         let mut waiting = self.lock();
         let before = waiting.receipts.remove(lane);
         if before.is_none() {
             waiting.order.push_back(lane.clone());
         }
-        let nonce = nonce.or(before.and_then(|(_, nonce)| nonce));
-        waiting.receipts.insert(lane.clone(), (marks, nonce));
+        let nonce = nonce.or(before.and_then(|(.., nonce)| nonce));
+        waiting.receipts.insert(lane.clone(), (marks, backed_up, nonce));
         drop(waiting);
         self.changed.notify_one();
     }
@@ -99,16 +122,26 @@ impl Answers {
         self.changed.notify_one();
     }
 
+    /// Orders something of a gateway.
+    pub fn command(&self, practice: &Practice, gateway: &Gateway, id: String, session: u64, order: Order) {
+        let (practice, gateway) = (practice.clone(), gateway.clone());
+        self.lock().commands.push_back(Answer::Command { practice, gateway, id, session, order });
+        self.changed.notify_one();
+    }
+
     /// Takes the next one, if any: receipts first, for windows wait for them.
     #[must_use]
     pub fn take(&self) -> Option<Answer> {
         let mut waiting = self.lock();
         if let Some(lane) = waiting.order.pop_front() {
-            let (marks, nonce) = waiting.receipts.remove(&lane)?;
-            return Some(Answer::Receipt { lane, marks, nonce });
+            let (marks, backed_up, nonce) = waiting.receipts.remove(&lane)?;
+            return Some(Answer::Receipt { lane, marks, backed_up, nonce });
         }
         if let Some((lane, gap)) = waiting.gaps.pop_front() {
             return Some(Answer::Gap { lane, gap });
+        }
+        if let Some(command) = waiting.commands.pop_front() {
+            return Some(command);
         }
         let (practice, gateway, payload) = waiting.probes.pop_front()?;
         Some(Answer::Probe { practice, gateway, payload })
@@ -141,12 +174,13 @@ mod tests {
     #[test]
     fn receipts_coalesce_and_keep_the_nonce_and_their_turn() {
         let answers = Answers::default();
-        answers.receipt(&lane("b"), marks(1), Some("n".into()));
-        answers.receipt(&lane("a"), marks(5), None);
-        answers.receipt(&lane("b"), marks(2), None);
-        let first = Answer::Receipt { lane: lane("b"), marks: marks(2), nonce: Some("n".into()) };
+        answers.receipt(&lane("b"), marks(1), None, Some("n".into()));
+        answers.receipt(&lane("a"), marks(5), None, None);
+        answers.receipt(&lane("b"), marks(2), Some(1), None);
+        let first =
+            Answer::Receipt { lane: lane("b"), marks: marks(2), backed_up: Some(1), nonce: Some("n".into()) };
         assert_eq!(answers.take(), Some(first));
-        let second = Answer::Receipt { lane: lane("a"), marks: marks(5), nonce: None };
+        let second = Answer::Receipt { lane: lane("a"), marks: marks(5), backed_up: None, nonce: None };
         assert_eq!(answers.take(), Some(second));
         assert_eq!(answers.take(), None);
     }

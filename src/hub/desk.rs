@@ -14,10 +14,12 @@ use rumqttc::v5::mqttbytes::v5::Publish;
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::answers::Answers;
+use super::backup::Backups;
 use super::carried::{Carried, NotTaken, Tally};
 use super::fleet::Fleet;
 use super::intake::{Arrived, Intake, Verdict};
 use super::refusals::{Refusals, reason};
+use super::resend::{Outcome, Wanted, Wants};
 use super::store::{Entry, LaneName, Mark, Store, StoreError};
 use crate::delivery::{Nonce, Through};
 use crate::transaction::{Gateway, Practice, TransactionId, rfc3339, unix_millis_now};
@@ -54,6 +56,8 @@ pub enum Arrival {
     Tick,
     /// A part of a bundle that was carried here, and who waits for its fate.
     Carried(Box<Carried>, SyncSender<Result<Tally, NotTaken>>),
+    /// A person wants something again that was stored before, and waits for what becomes of it.
+    Wanted(Box<Wanted>, SyncSender<Outcome>),
 }
 
 /// How large groups may become.
@@ -70,8 +74,9 @@ pub struct Desk {
     pub(super) store: Box<dyn Store>,
     lanes: HashMap<LaneName, Intake>,
     lanes_of: HashMap<(Practice, Gateway), usize>,
-    answers: Answers,
-    fleet: Fleet,
+    pub(super) answers: Answers,
+    pub(super) fleet: Fleet,
+    backups: Backups,
     limits: GroupLimits,
     topics: HashMap<Bytes, Topic>,
     group: Vec<Entry>,
@@ -80,6 +85,7 @@ pub struct Desk {
     due: BTreeMap<LaneName, Option<String>>,
     probes: Vec<(Practice, Gateway, Bytes)>,
     refusals: Refusals,
+    pub(super) wants: Wants,
     /// Lanes whose gateway has asked for the position since this hub started, with the last nonce.
     asked: HashMap<LaneName, String>,
     /// Lanes of which nothing more is taken in this group.
@@ -105,13 +111,20 @@ impl Trouble {
 impl Desk {
     /// Begins from the store's marks.
     #[must_use]
-    pub fn new(store: Box<dyn Store>, answers: Answers, fleet: Fleet, limits: GroupLimits) -> Self {
+    pub fn new(
+        store: Box<dyn Store>,
+        answers: Answers,
+        fleet: Fleet,
+        backups: Backups,
+        limits: GroupLimits,
+    ) -> Self {
         let mut desk = Self {
             store,
             lanes: HashMap::new(),
             lanes_of: HashMap::new(),
             answers,
             fleet,
+            backups,
             limits,
             topics: HashMap::new(),
             group: Vec::new(),
@@ -119,6 +132,7 @@ impl Desk {
             due: BTreeMap::new(),
             probes: Vec::new(),
             refusals: Refusals::default(),
+            wants: Wants::default(),
             asked: HashMap::new(),
             unsure: Vec::new(),
             trouble: None,
@@ -177,22 +191,28 @@ impl Desk {
 
     /// What comes next begins a new group.
     fn full(&self) -> bool {
-        self.group.len() >= self.limits.transactions || self.group_bytes >= self.limits.bytes
+        self.group.len() >= self.limits.transactions
+            || self.group_bytes + self.wants.bytes() >= self.limits.bytes
     }
 
     fn take(&mut self, arrival: Arrival) -> Option<OwnedSemaphorePermit> {
         match arrival {
             Arrival::Connected => {
-                // An answer may have been lost with the connection before, so the last nonce goes with it again.
-                let known = self.store.marks().into_iter().map(|(lane, _)| lane);
-                for lane in known.chain(self.asked.keys().cloned()) {
-                    let nonce = self.asked.get(&lane).cloned();
-                    self.due.entry(lane).or_insert(nonce);
+                self.all_due();
+                None
+            }
+            Arrival::Tick => {
+                self.give_up();
+                if self.backups.look() {
+                    self.all_due();
                 }
+                None
+            }
+            Arrival::Wanted(wanted, answer) => {
+                self.want(*wanted, answer);
                 self.hurry = true;
                 None
             }
-            Arrival::Tick => None,
             Arrival::Carried(carried, answer) => {
                 // Whoever waited may have gone: what is stored is stored.
                 let _ = answer.send(self.carried(*carried));
@@ -208,6 +228,17 @@ impl Desk {
                 Some(permit)
             }
         }
+    }
+
+    /// Every lane gets a receipt. An answer may have been lost with the connection before, so the last nonce goes with it
+    /// again.
+    fn all_due(&mut self) {
+        let known = self.store.marks().into_iter().map(|(lane, _)| lane);
+        for lane in known.chain(self.asked.keys().cloned()) {
+            let nonce = self.asked.get(&lane).cloned();
+            self.due.entry(lane).or_insert(nonce);
+        }
+        self.hurry = true;
     }
 
     fn publish(&mut self, publish: Publish) {
@@ -242,6 +273,12 @@ impl Desk {
                 self.fleet.seen(&practice, &gateway, publish.retain);
                 self.hurry = true;
                 self.probes.push((practice, gateway, publish.payload));
+            }
+            Kind::CommandResult if publish.payload.len() <= MOST_PRESENCE => {
+                match from_json(&publish.payload) {
+                    Ok(result) => self.command_result(&practice, &gateway, result),
+                    Err(error) => self.refuse(format!("{practice}/{gateway}"), reason(&error)),
+                }
             }
             Kind::Status | Kind::Health | Kind::Info | Kind::Event
                 if publish.payload.len() <= MOST_PRESENCE =>
@@ -301,7 +338,11 @@ impl Desk {
         let Some(verdict) = self.judge(lane, &envelope, &body, false) else { return Ok(()) };
         match verdict {
             Verdict::Store | Verdict::Known => self.stage(lane, envelope, body, verdict),
-            Verdict::Repeat | Verdict::Unasked => self.receipt_due(lane),
+            Verdict::Repeat => {
+                self.receipt_due(lane);
+                self.wants.repetition(lane, envelope, body);
+            }
+            Verdict::Unasked => self.receipt_due(lane),
             Verdict::Ahead { say } => {
                 if let Some(missed) = say {
                     self.answers.gap(lane, Gap::new(missed.epoch, missed.expected, missed.round));
@@ -396,6 +437,7 @@ impl Desk {
     /// Stores the group, then answers. False: it is not stored.
     pub(super) fn finish(&mut self) -> bool {
         self.hurry = false;
+        self.keep_copies();
         let mut stored = true;
         if !self.group.is_empty() {
             let outcome = self.store.append(&self.group);
@@ -430,7 +472,8 @@ impl Desk {
             self.fleet.seen(&lane.practice, &lane.gateway, false);
             // An epoch that is not in it is not known here; none at all for a lane of which nothing is stored.
             let marks = self.store.marks_of(&lane);
-            self.answers.receipt(&lane, marks, question);
+            let backed_up = self.backups.through(&lane, &marks);
+            self.answers.receipt(&lane, marks, backed_up, question);
         }
         for (practice, gateway, payload) in self.probes.drain(..) {
             self.answers.probe(practice, gateway, payload);

@@ -20,6 +20,8 @@ use crate::wire::topic::Kind;
 pub const FILE: &str = "fleet.json";
 /// The file is written at most this often.
 const SAVE_INTERVAL: Duration = Duration::from_secs(5);
+/// Two boxes with one store end each other's connections for days: said at most this often.
+const TWIN_EVERY_MILLIS: u64 = 60_000;
 /// Most gateways in the view.
 const MOST_GATEWAYS: usize = 20_000;
 
@@ -36,9 +38,38 @@ pub struct GatewayView {
     pub info: Option<Value>,
     /// Its last `event`.
     pub event: Option<Event>,
+    /// Session and time of its last `online`.
+    #[serde(default)]
+    pub online: Option<(u64, String)>,
+    /// When its session last went back, which that of one box never does.
+    #[serde(default)]
+    pub twin: Option<UnixMillis>,
     /// How much of what it sent was refused since the hub started.
     #[serde(default)]
     pub refused_total: u64,
+}
+
+impl GatewayView {
+    /// It says that it is online. A box counts its sessions durably, each at most once: one that comes back, or comes twice, is
+    /// that of a copy, or of an older image.
+    fn came_online(&mut self, who: &str, status: &Status) {
+        let back = self.online.as_ref().is_some_and(|(session, time)| {
+            status.session < *session || (status.session == *session && status.time != *time)
+        });
+        self.online = Some((status.session, status.time.clone()));
+        if !back {
+            return;
+        }
+        let now = unix_millis_now();
+        if self.twin.is_none_or(|last| now.saturating_sub(last) >= TWIN_EVERY_MILLIS || last > now) {
+            tracing::error!(
+                gateway = who,
+                session = status.session,
+                "A gateway's session went back: its store runs on two boxes, or an older image of it was restored"
+            );
+            self.twin = Some(now);
+        }
+    }
 }
 
 /// All gateways.
@@ -79,6 +110,13 @@ impl Fleet {
         }
     }
 
+    /// The session of a gateway that is online.
+    #[must_use]
+    pub fn session(&self, practice: &Practice, gateway: &Gateway) -> Option<u64> {
+        let status = self.gateways.get(&name(practice, gateway))?.status.as_ref()?;
+        (status.up == 1).then_some(status.session)
+    }
+
     /// It said something of itself; `false`: it makes no sense.
     pub fn heard(
         &mut self,
@@ -98,6 +136,9 @@ impl Fleet {
             Kind::Status => match from_json::<Status>(payload) {
                 // A late will of an older session says nothing.
                 Ok(status) => {
+                    if status.up == 1 && !retained {
+                        view.came_online(&who, &status);
+                    }
                     if view.status.as_ref().is_none_or(|before| status.session >= before.session) {
                         let was = view.status.as_ref().map(|before| before.up);
                         if was != Some(status.up) {
@@ -189,4 +230,35 @@ fn write(path: &Path, gateways: &BTreeMap<String, GatewayView>) -> std::io::Resu
     let mut file = fs::OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&new)?;
     file.write_all(&bytes)?;
     fs::rename(&new, path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::to_json;
+
+    fn hear(fleet: &mut Fleet, session: u64, time: &str, word: &str, retained: bool) -> bool {
+        let (practice, gateway) = (Practice::new("B86022").unwrap(), Gateway::new("gw1").unwrap());
+        let status = Status::new(word, session, "", time.to_owned());
+        assert!(fleet.heard(&practice, &gateway, &Kind::Status, &to_json(&status), retained));
+        fleet.gateways["B86022/gw1"].twin.is_some()
+    }
+
+    #[test]
+    fn a_session_that_comes_back_is_that_of_a_second_box() {
+        let mut fleet = Fleet::default();
+        // One box, its wills, a repetition, what the broker kept, and a late will.
+        assert!(!hear(&mut fleet, 4, "a", "online", true));
+        assert!(!hear(&mut fleet, 5, "b", "online", false));
+        assert!(!hear(&mut fleet, 5, "b", "online", false));
+        assert!(!hear(&mut fleet, 5, "a", "offline", false));
+        assert!(!hear(&mut fleet, 6, "c", "online", false));
+        assert!(!hear(&mut fleet, 5, "a", "offline", false));
+        assert!(!hear(&mut fleet, 5, "b", "online", true));
+        // A copy of it that counts on from where it was copied.
+        assert!(hear(&mut fleet, 6, "d", "online", false));
+        fleet.gateways.get_mut("B86022/gw1").unwrap().twin = None;
+        assert!(!hear(&mut fleet, 7, "e", "online", false));
+        assert!(hear(&mut fleet, 3, "f", "online", false));
+    }
 }

@@ -11,10 +11,11 @@ use super::answers::Answer;
 use super::desk::now_text;
 use super::run::Ended;
 use crate::health::Phase;
-use crate::transaction::Hub;
+use crate::transaction::{Hub, rfc3339, unix_millis_now};
 use crate::uplink::session::{Opening, Parcel, Session};
 use crate::uplink::tls::Identity;
 use crate::uplink::{Failure, TlsFiles, TrustedClock, Upstream, transport};
+use crate::wire::command::Command;
 use crate::wire::presence::Status;
 use crate::wire::receipt::{Receipt, Stored};
 use crate::wire::signature::{self, SigningKey};
@@ -23,6 +24,8 @@ use crate::wire::{SCHEMA, to_json};
 
 /// Most of our own publishes that are not acknowledged: what waits behind them coalesces.
 const IN_FLIGHT: u16 = 16;
+/// How long a command may be under way: the clocks of two machines may differ by minutes.
+const COMMAND_MILLIS: u64 = 600_000;
 
 /// Makes the next connection: Clean Start, no session, a will of this session. Certificates are read at each, so that
 /// renewed ones are taken.
@@ -107,7 +110,7 @@ impl Speaker {
     /// The publish for an answer.
     pub fn say(&mut self, answer: Answer) -> Outgoing {
         match answer {
-            Answer::Receipt { lane, marks, nonce } => {
+            Answer::Receipt { lane, marks, backed_up, nonce } => {
                 self.counter += 1;
                 let receipt = Receipt {
                     schema: SCHEMA,
@@ -118,7 +121,7 @@ impl Speaker {
                         .iter()
                         .map(|mark| Stored { epoch: mark.epoch, through: mark.through, chain: mark.chain })
                         .collect(),
-                    backed_up_through: None,
+                    backed_up_through: backed_up,
                     nonce,
                     time: now_text(),
                 };
@@ -128,6 +131,12 @@ impl Speaker {
             Answer::Gap { lane, gap } => {
                 let topic = Root::new(&lane.practice, &lane.gateway).gap(&self.hub, &lane.lane);
                 self.signed(topic, to_json(&gap), false)
+            }
+            Answer::Command { practice, gateway, id, session, order } => {
+                let expires = rfc3339(unix_millis_now() + COMMAND_MILLIS);
+                let hub = self.hub.clone();
+                let command = Command { schema: SCHEMA, id, hub, session, expires, order };
+                self.signed(Root::new(&practice, &gateway).plain("cmd"), to_json(&command), false)
             }
             Answer::Probe { practice, gateway, payload } => {
                 self.signed(Root::new(&practice, &gateway).plain("probe/reply"), payload.to_vec(), false)

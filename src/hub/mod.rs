@@ -6,6 +6,8 @@
 //! - [`link`]: the options of a connection, and what is published on it
 //! - [`desk`]: the store thread: groups, judges, stores, then answers
 //! - [`carried`], [`import`]: what is carried here by hand takes the same way into the store; the drop folder of the running hub
+//! - [`resend`]: what the hub's files have lost or altered, asked of the gateway again
+//! - [`backup`]: what there is a backup of, for the gateways' disks
 //! - [`answers`]: what is to be published, coalesced
 //! - [`fleet`]: what each gateway said of itself last
 //! - [`verify`]: walks the stored chains and names what is missing, altered, swapped or repeated
@@ -14,6 +16,7 @@
 //! Invariant: a receipt never says more than what `Store::append` has put on stable storage before it.
 
 pub mod answers;
+pub mod backup;
 pub mod carried;
 pub mod desk;
 pub mod fleet;
@@ -22,6 +25,7 @@ pub mod intake;
 pub mod link;
 mod refusals;
 pub mod report;
+pub mod resend;
 pub mod run;
 pub mod store;
 pub mod verify;

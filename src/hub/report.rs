@@ -9,6 +9,9 @@ use super::store::{LaneName, Mark, StoreError, ndjson};
 use super::verify::{self, LaneReport};
 use crate::transaction::{UnixMillis, rfc3339};
 
+/// A gateway whose session went back is shown for this long.
+const DAY_MILLIS: u64 = 86_400_000;
+
 /// A report, and whether all is well: the exit code of the command.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Report {
@@ -70,6 +73,15 @@ fn write_lane(text: &mut String, report: &LaneReport) {
             void.from, void.to, void.epoch, void.reason
         );
     }
+    for (epoch, range) in &report.mended {
+        let _ = writeln!(
+            text,
+            "  mended: sequences {} to {} of epoch {epoch} are not whole in the lane's files; {} has them",
+            range.start(),
+            range.end(),
+            ndjson::again_path(Path::new(""), &report.lane).display()
+        );
+    }
     for (path, number, fault) in &report.faults {
         let _ = writeln!(text, "  {}:{number}: {fault}", path.display());
     }
@@ -77,7 +89,21 @@ fn write_lane(text: &mut String, report: &LaneReport) {
     if more > 0 {
         let _ = writeln!(text, "  and {more} more");
     }
+    let faults = report.faults.iter();
+    let wanted = verify::ranges(faults.flat_map(|(_, _, fault)| fault.numbers(MOST_WANTED)).collect());
+    for (epoch, range) in wanted.iter().take(5) {
+        let _ = writeln!(
+            text,
+            "  what to do: practice-hub resend {} --epoch {epoch} --from {} --through {}",
+            report.lane,
+            range.start(),
+            range.end()
+        );
+    }
 }
+
+/// Most numbers of one gap that the proposed command names; the next `verify` proposes the rest.
+const MOST_WANTED: u64 = 100_000;
 
 /// The fleet as a table: a line for each lane of each gateway; `now` is the wall clock.
 ///
@@ -103,9 +129,13 @@ pub fn list(directory: &Path, now: UnixMillis) -> Result<Report, StoreError> {
         if lanes.is_empty() {
             lanes.push(("-".to_owned(), "-".to_owned()));
         }
-        ok &= view.status.as_ref().is_none_or(|status| status.up == 1);
+        let twin = view.twin.is_some_and(|at| now.saturating_sub(at) < DAY_MILLIS);
+        ok &= !twin && view.status.as_ref().is_none_or(|status| status.up == 1);
         for (lane, through) in lanes {
-            let status = view.status.as_ref().map_or("-", |status| status.status.as_str()).to_owned();
+            let mut status = view.status.as_ref().map_or("-", |status| status.status.as_str()).to_owned();
+            if twin {
+                status.push_str(", on two boxes?");
+            }
             table.push([
                 who.clone(),
                 lane,

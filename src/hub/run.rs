@@ -25,6 +25,7 @@ use tokio::task::JoinHandle;
 
 use super::Settings;
 use super::answers::Answers;
+use super::backup::Backups;
 use super::desk::{Arrival, Desk, GroupLimits};
 use super::fleet::Fleet;
 use super::link::{self, Speaker};
@@ -124,7 +125,13 @@ pub async fn run_with(
     let answers = Answers::default();
     let (arrivals, inbox) = blocking::channel();
     let limits = GroupLimits { transactions: settings.group_transactions, bytes: settings.group_bytes };
-    let desk = Desk::new(store, answers.clone(), Fleet::open(&settings.directory), limits);
+    let desk = Desk::new(
+        store,
+        answers.clone(),
+        Fleet::open(&settings.directory),
+        Backups::open(&settings.directory),
+        limits,
+    );
     let thread = std::thread::Builder::new()
         .name("hub-store".to_owned())
         .spawn(move || desk.run(inbox))
@@ -136,6 +143,12 @@ pub async fn run_with(
     let importer = std::thread::Builder::new()
         .name("hub-import".to_owned())
         .spawn(move || super::import::watch(&store, &key_file, &parts, &over))
+        .map_err(|_| HubError::System("start a thread"))?;
+
+    let (store, orders, over) = (settings.directory.clone(), arrivals.clone(), Arc::clone(&ended));
+    let orderer = std::thread::Builder::new()
+        .name("hub-orders".to_owned())
+        .spawn(move || super::resend::watch(&store, &orders, &over))
         .map_err(|_| HubError::System("start a thread"))?;
 
     let road = Road { clock: TrustedClock::open(&settings.directory), arrivals, answers };
@@ -161,7 +174,7 @@ pub async fn run_with(
     drop(road);
     ended.store(true, Ordering::Relaxed);
     // The store thread ends when nobody can send to it any more.
-    tokio::task::spawn_blocking(move || importer.join().and(thread.join()))
+    tokio::task::spawn_blocking(move || importer.join().and(orderer.join()).and(thread.join()))
         .await
         .ok()
         .and_then(Result::ok)

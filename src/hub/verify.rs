@@ -31,6 +31,8 @@ pub struct LaneReport {
     pub others: u64,
     /// What is lost and was released by a person.
     pub voids: Vec<VoidRange>,
+    /// What is not whole in its files, but stands beside them because the gateway has sent it again.
+    pub mended: Vec<(Epoch, std::ops::RangeInclusive<Sequence>)>,
     /// Where it ends, epochs oldest first.
     pub marks: Vec<Mark>,
     /// Bytes of a last line without its end.
@@ -72,10 +74,66 @@ impl LaneReport {
 }
 
 /// Where a transaction lies that a later line may name.
+#[derive(Clone, Copy)]
 struct Place {
     file: usize,
     offset: u64,
     length: u64,
+}
+
+/// What the gateway has sent again, by number and by id.
+struct Copies {
+    numbers: HashMap<(Epoch, Sequence), Place>,
+    ids: HashMap<Uuid, Place>,
+    used: Vec<(Epoch, Sequence)>,
+}
+
+impl Copies {
+    /// Of several copies of a number the last counts.
+    fn read(path: &Path, file: usize) -> Result<Self, StoreError> {
+        let mut copies = Self { numbers: HashMap::new(), ids: HashMap::new(), used: Vec::new() };
+        if path.exists() {
+            for_lines(&[path.to_owned()], |_, _, offset, text| {
+                let place = Place { file, offset, length: text.len() as u64 };
+                match line::read(text) {
+                    Some(Line::Record(record)) => {
+                        copies.numbers.insert((record.mark.epoch, record.mark.through), place);
+                        copies.ids.insert(record.id, place);
+                    }
+                    Some(Line::Void { mark, .. }) => {
+                        copies.numbers.insert((mark.epoch, mark.through), place);
+                    }
+                    _ => {}
+                }
+            })?;
+        }
+        Ok(copies)
+    }
+
+    /// Goes on with a copy, if there is one that follows.
+    fn step(&mut self, walk: &mut Walk, files: &[PathBuf], number: (Epoch, Sequence)) -> bool {
+        let text = self.numbers.get(&number).and_then(|place| load(files, place));
+        let read = text.as_deref().and_then(line::read);
+        let mut trial = walk.clone();
+        if read.is_none() || trial.step(read.as_ref(), None).is_err() {
+            return false;
+        }
+        *walk = trial;
+        self.used.push(number);
+        true
+    }
+
+    /// Goes on with copies as far as there are any, at most through this number.
+    fn fill(&mut self, walk: &mut Walk, files: &[PathBuf], epoch: Epoch, through: Sequence) -> u64 {
+        let mut filled = 0;
+        loop {
+            let here = walk.mark_of(epoch).through;
+            if here >= through || !self.step(walk, files, (epoch, here + 1)) {
+                return filled;
+            }
+            filled += 1;
+        }
+    }
 }
 
 /// Walks all files of a lane.
@@ -83,14 +141,18 @@ struct Place {
 /// # Errors
 /// [`StoreError`] when a file cannot be read.
 pub fn lane(directory: &Path, name: &LaneName) -> Result<LaneReport, StoreError> {
-    let files: Vec<_> = ndjson::files_of(directory, name)?.into_iter().filter(|path| path.exists()).collect();
+    let mut files: Vec<_> =
+        ndjson::files_of(directory, name)?.into_iter().filter(|path| path.exists()).collect();
+    let own = files.len();
+    files.push(ndjson::again_path(directory, name));
+    let mut copies = Copies::read(&files[own], own)?;
     let mut places: HashMap<Uuid, Option<Place>> = HashMap::new();
     // Only what an advance names has to be found again; most lanes have none, and then nothing is read twice.
-    for_lines(&files, |_, _, _, text| {
+    for_lines(&files[..own], |_, _, _, text| {
         if text.starts_with(br#"{"pgw":"advance""#)
             && let Some(Line::Advance { id, .. }) = line::read(text)
         {
-            places.insert(id, None);
+            places.insert(id, copies.ids.get(&id).copied());
         }
     })?;
     let mut report = LaneReport {
@@ -99,14 +161,30 @@ pub fn lane(directory: &Path, name: &LaneName) -> Result<LaneReport, StoreError>
         advances: 0,
         others: 0,
         voids: Vec::new(),
+        mended: Vec::new(),
         marks: Vec::new(),
         torn_bytes: 0,
         faults: Vec::new(),
         faults_total: 0,
     };
     let mut walk = Walk::new(name.clone());
-    let torn = for_lines(&files, |file, number, offset, text| {
+    let torn = for_lines(&files[..own], |file, number, offset, text| {
         let read = line::read(text);
+        // What is missing before this line may have come again.
+        match &read {
+            Some(Line::Group(marks)) => {
+                for mark in marks {
+                    report.transactions += copies.fill(&mut walk, &files, mark.epoch, mark.through);
+                }
+            }
+            Some(line) => {
+                if let Some(mark) = line.mark() {
+                    let before = mark.through.saturating_sub(1);
+                    report.transactions += copies.fill(&mut walk, &files, mark.epoch, before);
+                }
+            }
+            None => {}
+        }
         let known = match &read {
             Some(Line::Advance { id, .. }) => {
                 places.get(id).and_then(Option::as_ref).and_then(|place| load(&files, place))
@@ -118,7 +196,34 @@ pub fn lane(directory: &Path, name: &LaneName) -> Result<LaneReport, StoreError>
             Some(Line::Record(record)) => Some(record.as_ref()),
             _ => None,
         };
-        let step = walk.step(read.as_ref(), content);
+        let before = walk.clone();
+        let mut step = walk.step(read.as_ref(), content);
+        if let Err(fault) = &step {
+            let number = match (fault, read.as_ref().and_then(Line::mark)) {
+                (Fault::Repeated { epoch, sequence, .. }, _)
+                    if copies.used.contains(&(*epoch, *sequence)) =>
+                {
+                    // Its copy stands in its place already.
+                    None
+                }
+                (Fault::Unreadable { epoch, after }, _) => Some((*epoch, after + 1)),
+                (_, Some(mark)) => Some((mark.epoch, mark.through)),
+                (_, None) => Some((Epoch(Uuid::nil()), 0)),
+            };
+            let mut trial = before.clone();
+            match number {
+                None => {
+                    walk = before;
+                    step = Ok(());
+                }
+                Some(number) if copies.step(&mut trial, &files, number) => {
+                    walk = trial;
+                    step = Ok(());
+                    report.transactions += u64::from(read.is_none());
+                }
+                Some(_) => {}
+            }
+        }
         match &read {
             Some(Line::Record(record)) => {
                 report.transactions += 1;
@@ -146,7 +251,26 @@ pub fn lane(directory: &Path, name: &LaneName) -> Result<LaneReport, StoreError>
     })?;
     report.torn_bytes = torn;
     report.marks = walk.marks().to_vec();
+    report.mended = ranges(copies.used);
     Ok(report)
+}
+
+/// Neighbours together.
+pub(super) fn ranges(
+    mut numbers: Vec<(Epoch, Sequence)>,
+) -> Vec<(Epoch, std::ops::RangeInclusive<Sequence>)> {
+    numbers.sort_by_key(|(epoch, sequence)| (epoch.0, *sequence));
+    numbers.dedup();
+    let mut ranges: Vec<(Epoch, std::ops::RangeInclusive<Sequence>)> = Vec::new();
+    for (epoch, sequence) in numbers {
+        match ranges.last_mut() {
+            Some((of, range)) if *of == epoch && range.end() + 1 == sequence => {
+                *range = *range.start()..=sequence;
+            }
+            _ => ranges.push((epoch, sequence..=sequence)),
+        }
+    }
+    ranges
 }
 
 /// Walks every lane below `directory`.

@@ -55,17 +55,27 @@ pub enum OpenError {
         /// Newest known.
         known: u32,
     },
-    /// The key does not open this store; nothing was written.
+    /// The keys do not open all of this store; nothing was written.
     #[error(
-        "the outbox key does not open the store in {directory}: its key id is {expected}, the given key's is {given}"
+        "the outbox keys do not open all of the store in {directory}: it needs key {expected}; there is only {given}. Bring the missing key back from central IT's copy"
     )]
     WrongKey {
         /// Where.
         directory: PathBuf,
-        /// Key id in the store.
+        /// Ids of the keys that are missing, with what needs them.
         expected: String,
-        /// Id of the key given.
+        /// Ids of the keys given.
         given: String,
+    },
+    /// It was retired: another box has it now, or is to have it. Nothing was written.
+    #[error(
+        "the store in {directory} was retired at {time}: its content goes on in another box, and this one must never run again. Is this the copy on the new box? `practice-gateway outbox adopt`. Was the move given up? `practice-gateway outbox retire --undo`"
+    )]
+    Retired {
+        /// Where.
+        directory: PathBuf,
+        /// When, RFC 3339.
+        time: String,
     },
     /// The store belongs to another practice or gateway.
     #[error("the store in {directory} belongs to {owner}, this configuration is for {configured}")]

@@ -52,6 +52,27 @@ pub(crate) fn sync_tree(directory: &Path) -> io::Result<()> {
     sync_directory(directory)
 }
 
+/// Gives what is below `directory` to whoever owns it: a command that root has run must leave nothing that the daemon may not
+/// write.
+pub(crate) fn give_to_owner(directory: &Path) -> io::Result<()> {
+    use std::os::unix::fs::{MetadataExt as _, lchown};
+    let owner = fs::metadata(directory)?;
+    let mut open = vec![directory.to_owned()];
+    while let Some(directory) = open.pop() {
+        for entry in fs::read_dir(directory)? {
+            let path = entry?.path();
+            let facts = fs::symlink_metadata(&path)?;
+            if (facts.uid(), facts.gid()) != (owner.uid(), owner.gid()) {
+                lchown(&path, Some(owner.uid()), Some(owner.gid()))?;
+            }
+            if facts.is_dir() {
+                open.push(path);
+            }
+        }
+    }
+    Ok(())
+}
+
 /// Writes `value` as one line of JSON and one line with its checksum.
 pub(crate) fn save<T: Serialize>(path: &Path, value: &T) -> io::Result<()> {
     save_for(None, path, value)
@@ -94,16 +115,6 @@ pub(crate) fn load<T: DeserializeOwned>(path: &Path) -> io::Result<Option<T>> {
     Ok(Some(serde_json::from_str(json)?))
 }
 
-/// Gives `path` and what is below it to another user and group; durable with the next [`sync_tree`].
-pub(crate) fn give(path: &Path, (user, group): (u32, u32)) -> io::Result<()> {
-    if fs::symlink_metadata(path)?.is_dir() {
-        for entry in fs::read_dir(path)? {
-            give(&entry?.path(), (user, group))?;
-        }
-    }
-    std::os::unix::fs::lchown(path, Some(user), Some(group))
-}
-
 /// Whether the disk could not give back what was written: damage, and no passing trouble.
 pub(super) fn is_unreadable(error: &io::Error) -> bool {
     /// EIO, ENODATA (a bad sector on some disks), EBADMSG and EUCLEAN (checksums of the file system).
@@ -131,5 +142,23 @@ mod tests {
         flipped[1] ^= 1;
         fs::write(&path, flipped).unwrap();
         assert!(load::<Vec<u64>>(&path).is_err());
+    }
+
+    #[test]
+    fn what_root_made_is_given_to_the_owner() {
+        use std::os::unix::fs::{MetadataExt as _, chown};
+        let directory = tempfile::tempdir().unwrap();
+        let below = directory.path().join("segments/0000000001");
+        fs::create_dir_all(&below).unwrap();
+        fs::write(below.join("db"), "x").unwrap();
+        if chown(directory.path(), Some(54_321), Some(54_321)).is_err() {
+            // Only root can give anything away, and nobody else makes what is not his own.
+            return;
+        }
+        give_to_owner(directory.path()).unwrap();
+        for path in [below.parent().unwrap(), &below, &below.join("db")] {
+            let facts = fs::metadata(path).unwrap();
+            assert_eq!((facts.uid(), facts.gid()), (54_321, 54_321), "{}", path.display());
+        }
     }
 }

@@ -4,7 +4,7 @@
 //!
 //! | path | what | lost? |
 //! |---|---|---|
-//! | `FORMAT` | version, owner, key id; written first | the store is refused; [`mend`] makes it again |
+//! | `FORMAT` | version, owner, which key has sealed what ([`claim`]); written first | the store is refused ([`mend`]) |
 //! | `lock` | held while a process has the store | - |
 //! | `lanes.list` | the numbers of the lanes in records | - |
 //! | `lanes/{lane}/numbering` | the lane's epochs | taken from the newest segment |
@@ -13,7 +13,7 @@
 //! | `segments/{lane}/{ordinal}/` | the records ([`record`]), a small sled database each ([`segment`]) | salvaged, else damaged |
 //! | `sidecar` | the last accepted position and chain value of each lane | a lost tail goes unseen |
 //! | `marks` | confirmed through, retention | everything is sent once more |
-//! | `index/` | keyed hashes for de-duplication | made again |
+//! | `index/` | keyed hashes for de-duplication, and their key ([`index_key`]) | made again |
 //! | `quarantine/`, `aside/` | refused input, damaged records and segments: a person decides | - |
 //! | `ballast` | space that is released when the disk is full | made again |
 //! | `trash/` | being deleted | - |
@@ -43,12 +43,18 @@ mod generation;
 #[doc(hidden)]
 pub mod hostile;
 mod index;
+mod index_key;
 mod keeper;
+#[cfg(test)]
+mod key_tests;
+mod key_use;
+mod keyring;
 mod lane;
 mod log_check;
 mod maker;
 mod marks;
 pub mod mend;
+pub mod moving;
 mod opening;
 mod pen;
 mod quarantine;
@@ -59,6 +65,7 @@ mod repair;
 mod salvage;
 mod seal;
 mod segment;
+pub mod set_aside;
 mod shared;
 mod sidecar;
 mod space;
@@ -73,8 +80,9 @@ mod voids;
 mod writer;
 
 pub use errors::{OpenError, ReadError, Refusal};
+pub use key_use::KeyUse;
+pub use keyring::{Keyring, OutboxKey};
 pub use quarantine::Entry as QuarantineEntry;
-pub use seal::OutboxKey;
 pub use voids::Released;
 
 use std::collections::BTreeMap;
@@ -261,8 +269,8 @@ impl Outbox {
     ///
     /// # Errors
     /// [`OpenError`]; a damaged segment is no error but a [`Notable`].
-    pub fn open(settings: Settings, key: OutboxKey) -> Result<Self, OpenError> {
-        Ok(Self { running: Arc::new(opening::open(settings, &key)?) })
+    pub fn open(settings: Settings, keys: impl Into<Keyring>) -> Result<Self, OpenError> {
+        Ok(Self { running: Arc::new(opening::open(settings, &keys.into(), claim::Retirement::Refused)?) })
     }
 
     fn shared(&self) -> &Arc<Shared> {
@@ -455,14 +463,6 @@ impl Outbox {
         self.shared().all_threads_run()
             && self.running.jobs.send(Job::Pulse(answer)).is_ok()
             && pulse.recv_timeout(within).is_ok()
-    }
-
-    /// Whether there is a store, of a known format, of this owner and this key. Nothing is opened or written.
-    ///
-    /// # Errors
-    /// [`OpenError`].
-    pub fn identify(settings: &Settings, key: &OutboxKey) -> Result<bool, OpenError> {
-        claim::identify(settings, key)
     }
 
     /// Numbers for health.

@@ -2,14 +2,17 @@
 
 use std::fs::File;
 use std::io;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
-use super::claim::failed;
+use super::claim::{Retirement, failed};
 use super::index::DuplicateIndex;
+use super::index_key::index_key;
 use super::keeper::Keeper;
+use super::keyring::Keyring;
 use super::lane::locked;
 use super::marks::Marks;
 use super::pen::Pen;
@@ -21,8 +24,7 @@ use super::sidecar::Sidecar;
 use super::space::Ballast;
 use super::writer::{Job, Writer};
 use super::{
-    Notable, OpenError, OutboxKey, Refusal, Settings, claim, duplicates, keeper, maker, recovery, syncer,
-    trash,
+    Notable, OpenError, Refusal, Settings, claim, duplicates, keeper, maker, recovery, syncer, trash,
 };
 
 /// An outbox whose threads run.
@@ -36,9 +38,9 @@ pub(crate) struct Running {
 }
 
 /// As [`super::Outbox::open`].
-pub(crate) fn open(settings: Settings, key: &OutboxKey) -> Result<Running, OpenError> {
+pub(crate) fn open(settings: Settings, keys: &Keyring, retirement: Retirement) -> Result<Running, OpenError> {
     let directory = settings.directory.clone();
-    let lock = claim::claim(&settings, key)?;
+    let (lock, mut format) = claim::claim(&settings, keys, retirement)?;
     let mut notables = Vec::new();
     let path = directory.join("sidecar");
     let sidecar = Sidecar::open(&path).map_err(failed("open", &path))?;
@@ -48,10 +50,19 @@ pub(crate) fn open(settings: Settings, key: &OutboxKey) -> Result<Running, OpenE
     let ballast =
         Ballast::open(&path, settings.segment_bytes.saturating_mul(4)).map_err(failed("open", &path))?;
     let path = directory.join("quarantine");
-    let quarantine = Quarantine::open(&path, &key.derived("quarantine"), settings.quarantine_bytes)
-        .map_err(failed("open", &path))?;
+    let quarantine =
+        open_quarantine(&path, keys, settings.quarantine_bytes).map_err(failed("open", &path))?;
+    // Before anything is sealed with a new key the store names it: here, and below where its lanes begin.
+    let format_path = directory.join("FORMAT");
+    if format.begin_key(&keys.present().id(), quarantine.last_id() + 1) {
+        format.save(&directory).map_err(failed("write", &format_path))?;
+        let detail = format!("from now on is sealed with the outbox key {}", keys.present().id());
+        tracing::info!(key = keys.present().id(), "Sealing with another outbox key");
+        notables.push(Notable { code: "key.rotated", detail });
+    }
     let path = directory.join("index");
-    let index = DuplicateIndex::open(&path, &key.derived("index")).map_err(failed("open", &path))?;
+    let index_key = index_key(&path, keys, format.first_key()).map_err(failed("open", &path))?;
+    let index = DuplicateIndex::open(&path, &index_key).map_err(failed("open", &path))?;
     for (damaged, code, detail) in [
         (
             sidecar.was_damaged(),
@@ -71,7 +82,7 @@ pub(crate) fn open(settings: Settings, key: &OutboxKey) -> Result<Running, OpenE
         }
     }
 
-    let sealer = Sealer::new(key);
+    let sealer = Sealer::new(keys);
     let ids = claim::lane_ids(&settings, &mut notables)?;
     let mut found = Vec::new();
     for (lane, id) in settings.lanes.iter().zip(ids) {
@@ -85,10 +96,15 @@ pub(crate) fn open(settings: Settings, key: &OutboxKey) -> Result<Running, OpenE
         };
         found.push(recovery::open_lane(&beside, lane, id, &mut notables)?);
     }
+    let next = found.iter().map(|found| (found.lane.name.clone(), found.lane.state().tail + 1));
+    if format.begin_lanes(next) {
+        format.save(&directory).map_err(failed("write", &format_path))?;
+    }
     let (chores, work) = channel();
     let (jobs, queue) = channel();
     let lanes = found.iter().map(|found| Arc::clone(&found.lane)).collect();
-    let parts = Parts { settings, sealer, lanes, index, quarantine, ballast, notables };
+    let parts =
+        Parts { settings, sealer, periods: format.periods(), lanes, index, quarantine, ballast, notables };
     let shared = Arc::new(Shared::new(parts, chores, jobs.clone()));
     let mut pens = Vec::new();
     for (index, found) in found.into_iter().enumerate() {
@@ -130,6 +146,13 @@ pub(crate) fn open(settings: Settings, key: &OutboxKey) -> Result<Running, OpenE
         stopping: AtomicBool::new(false),
         lock: Mutex::new(Some(lock)),
     })
+}
+
+fn open_quarantine(directory: &Path, keys: &Keyring, limit_bytes: u64) -> io::Result<Quarantine> {
+    let quarantine = Quarantine::open(directory, &keys.present().derived("quarantine"), limit_bytes)?;
+    keys.iter()
+        .skip(1)
+        .try_fold(quarantine, |quarantine, key| quarantine.also_opening(&key.derived("quarantine")))
 }
 
 /// Tells of its thread's end, however that comes.

@@ -472,7 +472,7 @@ mod tests {
 
     #[test]
     fn a_large_body_is_known_again_from_its_record() {
-        let sealer = Sealer::new(&OutboxKey::new([7; 32]));
+        let sealer = Sealer::new(&OutboxKey::new([7; 32]).into());
         let chain = ChainValue([1; 32]);
         let place = Place { lane: 0, epoch: Epoch(Uuid::nil()), position: 1, previous: chain, chain };
         let body = Body::new(b"MSH|".repeat(300_000));

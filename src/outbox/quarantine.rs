@@ -72,6 +72,8 @@ impl Entry {
 pub(crate) struct Quarantine {
     directory: PathBuf,
     cipher: XChaCha20Poly1305,
+    /// Of earlier keys: they only open.
+    earlier: Vec<XChaCha20Poly1305>,
     limit_bytes: u64,
     state: Mutex<State>,
 }
@@ -80,12 +82,6 @@ struct State {
     last_id: u64,
     count: usize,
     bytes: u64,
-}
-
-fn cipher(key: &[u8; 32]) -> io::Result<XChaCha20Poly1305> {
-    let derived = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, key), b"practice-gateway quarantine");
-    XChaCha20Poly1305::new_from_slice(derived.as_ref())
-        .map_err(|_| io::Error::other("the key has the wrong length"))
 }
 
 struct Fixed {
@@ -116,7 +112,19 @@ impl Quarantine {
                 None => {}
             }
         }
-        Ok(Self { directory: directory.to_owned(), cipher, limit_bytes, state: Mutex::new(state) })
+        let state = Mutex::new(state);
+        Ok(Self { directory: directory.to_owned(), cipher, earlier: Vec::new(), limit_bytes, state })
+    }
+
+    /// Opens what was kept under an earlier key, too. An entry does not say which key it has; its seal does.
+    pub(crate) fn also_opening(mut self, key: &[u8; 32]) -> io::Result<Self> {
+        self.earlier.push(cipher(key)?);
+        Ok(self)
+    }
+
+    /// The highest id that was ever given.
+    pub(crate) fn last_id(&self) -> u64 {
+        self.state().last_id
     }
 
     /// Shows the store's own records in `directory`, each with its file, one at a time; nothing is written. What cannot be
@@ -127,8 +135,8 @@ impl Quarantine {
         each: &mut dyn FnMut(PathBuf, &Entry, Vec<u8>),
     ) -> io::Result<()> {
         let state = Mutex::new(State { last_id: 0, count: 0, bytes: 0 });
-        let quarantine =
-            Self { directory: directory.to_owned(), cipher: cipher(key)?, limit_bytes: 0, state };
+        let (directory, cipher) = (directory.to_owned(), cipher(key)?);
+        let quarantine = Self { directory, cipher, earlier: Vec::new(), limit_bytes: 0, state };
         for entry in quarantine.list()?.into_iter().filter(Entry::is_own_record) {
             if let Ok(Some((entry, bytes))) = quarantine.get(entry.id) {
                 each(quarantine.path(entry.id, Kind::Entry), &entry, bytes);
@@ -180,6 +188,11 @@ impl Quarantine {
         state.bytes += length;
         sync_directory(&self.directory)?;
         Ok(id)
+    }
+
+    /// The entries by their numbers; none where the directory cannot be read.
+    pub(crate) fn ids(&self) -> Vec<u64> {
+        ids(&self.directory).unwrap_or_default()
     }
 
     /// How many entries there are.
@@ -296,7 +309,9 @@ impl Quarantine {
 
     fn open_part(&self, nonce: &[u8; 24], msg: &[u8], fixed: &[u8], part: u8) -> Option<Vec<u8>> {
         let aad = [fixed, &[part]].concat();
-        self.cipher.decrypt(&XNonce::from(*nonce), Payload { msg, aad: &aad }).ok()
+        std::iter::once(&self.cipher)
+            .chain(&self.earlier)
+            .find_map(|cipher| cipher.decrypt(&XNonce::from(*nonce), Payload { msg, aad: &aad }).ok())
     }
 
     /// Reads the head only: bodies may be large.
@@ -386,6 +401,25 @@ impl Kind {
             Kind::Gone => "gone",
         }
     }
+}
+
+fn cipher(key: &[u8; 32]) -> io::Result<XChaCha20Poly1305> {
+    let derived = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, key), b"practice-gateway quarantine");
+    XChaCha20Poly1305::new_from_slice(derived.as_ref())
+        .map_err(|_| io::Error::other("the key has the wrong length"))
+}
+
+/// The entries that lie in a quarantine's directory, by their names.
+pub(crate) fn ids(directory: &Path) -> io::Result<Vec<u64>> {
+    let files = match std::fs::read_dir(directory) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        other => other?,
+    };
+    let mut ids = Vec::new();
+    for file in files {
+        ids.extend(parse_name(&file?.path()).filter(|(_, kind)| *kind == Kind::Entry).map(|(id, _)| id));
+    }
+    Ok(ids)
 }
 
 fn parse_name(path: &Path) -> Option<(u64, Kind)> {
@@ -540,5 +574,18 @@ mod tests {
             damaged: false,
         };
         assert_eq!((entry, body), (expected, b"body".to_vec()));
+    }
+
+    #[test]
+    fn an_earlier_key_opens_what_it_sealed_and_seals_nothing_more() {
+        let directory = tempfile::tempdir().unwrap();
+        open(directory.path()).keep("no-msh", "s", b"before").unwrap();
+        let new = || Quarantine::open(directory.path(), &[6; 32], 1 << 20).unwrap();
+        let both = new().also_opening(&KEY).unwrap();
+        assert_eq!(both.get(1).unwrap().unwrap().1, b"before");
+        assert_eq!(both.keep("no-msh", "s", b"after").unwrap(), 2);
+        assert_eq!(new().get(2).unwrap().unwrap().1, b"after");
+        assert!(open(directory.path()).get(2).is_err());
+        assert_eq!((ids(directory.path()).unwrap().len(), both.last_id()), (2, 2));
     }
 }

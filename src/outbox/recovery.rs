@@ -231,7 +231,8 @@ fn read_kept<T: serde::de::DeserializeOwned>(
     })
 }
 
-fn ordinals(directory: &Path) -> io::Result<BTreeSet<u64>> {
+/// The segments in a lane's directory.
+pub(crate) fn ordinals(directory: &Path) -> io::Result<BTreeSet<u64>> {
     let mut ordinals = BTreeSet::new();
     for entry in fs::read_dir(directory)? {
         let name = entry?.file_name();

@@ -9,8 +9,8 @@ use chacha20poly1305::{Key, Tag, XChaCha20Poly1305, XNonce};
 use ring::rand::{SecureRandom as _, SystemRandom};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
-use zeroize::Zeroizing;
 
+use super::keyring::{Keyring, OutboxKey};
 use super::record::{HEADER_BYTES, Header, RecordError, SEALED_HEADER_BYTES};
 use crate::chain::ChainValue;
 use crate::transaction::{Body, Clock, Epoch, Position, Transaction, TransactionId};
@@ -23,43 +23,6 @@ const LARGE_BYTES: usize = 1 << 20;
 const SAMPLE_BYTES: usize = 64 * 1024;
 /// What a sealed body may unpack to; more is damage, not a body.
 const MOST_BODY_BYTES: usize = 1 << 30;
-
-/// The key that seals records: 32 bytes, zeroed when dropped, and its id (first 8 bytes of its SHA-256, hex).
-pub struct OutboxKey {
-    bytes: Zeroizing<[u8; 32]>,
-    id: [u8; 8],
-}
-
-impl OutboxKey {
-    /// A key of 32 bytes.
-    #[must_use]
-    pub fn new(bytes: [u8; 32]) -> Self {
-        let digest = ring::digest::digest(&ring::digest::SHA256, &bytes);
-        let mut id = [0; 8];
-        id.copy_from_slice(&digest.as_ref()[..8]);
-        Self { bytes: Zeroizing::new(bytes), id }
-    }
-
-    /// Its id: names it without giving it away.
-    #[must_use]
-    pub fn id(&self) -> String {
-        self.id.iter().map(|byte| format!("{byte:02x}")).collect()
-    }
-
-    /// A key for another purpose that says nothing of this one.
-    pub(crate) fn derived(&self, purpose: &str) -> Zeroizing<[u8; 32]> {
-        let key = ring::hmac::Key::new(ring::hmac::HMAC_SHA256, &*self.bytes);
-        let mut derived = Zeroizing::new([0; 32]);
-        derived.copy_from_slice(ring::hmac::sign(&key, purpose.as_bytes()).as_ref());
-        derived
-    }
-}
-
-impl std::fmt::Debug for OutboxKey {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "OutboxKey({})", self.id())
-    }
-}
 
 /// The sealed part of a record. The order of the fields is the format.
 #[derive(Serialize, Deserialize)]
@@ -120,19 +83,20 @@ pub(crate) struct Place {
     pub(crate) chain: ChainValue,
 }
 
-/// Seals and opens records with one key.
+/// Seals records with the present key, and opens those of every key that there is.
 pub(crate) struct Sealer {
-    cipher: XChaCha20Poly1305,
-    key_id: [u8; 8],
+    present: (XChaCha20Poly1305, [u8; 8]),
+    earlier: Vec<(XChaCha20Poly1305, [u8; 8])>,
     random: SystemRandom,
 }
 
 impl Sealer {
-    /// For this key.
-    pub(crate) fn new(key: &OutboxKey) -> Self {
+    /// For these keys.
+    pub(crate) fn new(keys: &Keyring) -> Self {
+        let cipher = |key: &OutboxKey| (XChaCha20Poly1305::new(Key::from_slice(key.bytes())), key.id_bytes());
         Self {
-            cipher: XChaCha20Poly1305::new(Key::from_slice(&*key.bytes)),
-            key_id: key.id,
+            present: cipher(keys.present()),
+            earlier: keys.iter().skip(1).map(cipher).collect(),
             random: SystemRandom::new(),
         }
     }
@@ -167,7 +131,7 @@ impl Sealer {
         let mut nonce = [0; 24];
         self.random.fill(&mut nonce).map_err(|_| RecordError::Content)?;
         let mut header = Header {
-            key_id: self.key_id,
+            key_id: self.present.1,
             lane: place.lane,
             epoch: place.epoch,
             position: place.position,
@@ -180,7 +144,8 @@ impl Sealer {
         };
         let bytes = header.encode();
         let tag = self
-            .cipher
+            .present
+            .0
             .encrypt_in_place_detached(
                 XNonce::from_slice(&nonce),
                 &bytes[..SEALED_HEADER_BYTES],
@@ -199,13 +164,12 @@ impl Sealer {
     /// [`RecordError`] says what is wrong with it.
     pub(crate) fn open(&self, record: &[u8]) -> Result<(Header, Transaction), RecordError> {
         let (header, sealed) = Header::parse(record)?;
-        if header.key_id != self.key_id {
-            return Err(RecordError::OtherKey);
-        }
+        let mut keys = std::iter::once(&self.present).chain(&self.earlier);
+        let (cipher, _) = keys.find(|(_, id)| *id == header.key_id).ok_or(RecordError::OtherKey)?;
         let (bytes, tag) = sealed.split_last_chunk::<TAG_BYTES>().ok_or(RecordError::NotARecord)?;
         let mut bytes = bytes.to_vec();
         let covered = record.get(..SEALED_HEADER_BYTES).ok_or(RecordError::NotARecord)?;
-        self.cipher
+        cipher
             .decrypt_in_place_detached(
                 XNonce::from_slice(&header.nonce),
                 covered,
@@ -274,7 +238,7 @@ mod tests {
 
     #[test]
     fn what_is_sealed_comes_back_and_cannot_be_read_without_the_key() {
-        let sealer = Sealer::new(&OutboxKey::new([7; 32]));
+        let sealer = Sealer::new(&OutboxKey::new([7; 32]).into());
         let random: Vec<u8> =
             (0..5000u32).map(|n| u8::try_from(n.wrapping_mul(2_654_435_761) >> 24).unwrap()).collect();
         for body in [vec![], b"PID|1||9434765919".to_vec(), b"PID|1||9434765919".repeat(100), random] {
@@ -284,7 +248,7 @@ mod tests {
             assert_eq!(read, transaction(body));
             assert_eq!((header.position, header.chain), (9, ChainValue([2; 32])));
             assert_eq!(
-                Sealer::new(&OutboxKey::new([8; 32])).open(&record).unwrap_err(),
+                Sealer::new(&OutboxKey::new([8; 32]).into()).open(&record).unwrap_err(),
                 RecordError::OtherKey
             );
         }
@@ -292,7 +256,7 @@ mod tests {
 
     #[test]
     fn every_bit_of_a_record_is_covered() {
-        let sealer = Sealer::new(&OutboxKey::new([7; 32]));
+        let sealer = Sealer::new(&OutboxKey::new([7; 32]).into());
         let record = sealer.seal(&PLACE, &transaction(b"body".to_vec())).unwrap();
         for bit in 0..record.len() * 8 {
             let mut flipped = record.clone();
@@ -303,16 +267,20 @@ mod tests {
 
     #[test]
     fn text_is_packed() {
-        let sealer = Sealer::new(&OutboxKey::new([7; 32]));
+        let sealer = Sealer::new(&OutboxKey::new([7; 32]).into());
         let body = b"OBX|1|NM|718-7^Hemoglobin^LN||13.2|g/dL\r".repeat(100);
         assert!(sealer.seal(&PLACE, &transaction(body.clone())).unwrap().len() < body.len() / 2);
     }
 
     #[test]
-    fn a_key_is_named_but_never_shown() {
-        let key = OutboxKey::new([7; 32]);
-        assert_eq!(key.id().len(), 16);
-        assert_eq!(format!("{key:?}"), format!("OutboxKey({})", key.id()));
-        assert_ne!(*key.derived("index"), *key.derived("quarantine"));
+    fn earlier_keys_open_and_only_the_present_one_seals() {
+        let old = Sealer::new(&OutboxKey::new([7; 32]).into());
+        let both = Sealer::new(&Keyring::new(OutboxKey::new([8; 32]), vec![OutboxKey::new([7; 32])]));
+        let new = Sealer::new(&OutboxKey::new([8; 32]).into());
+        let record = old.seal(&PLACE, &transaction(b"before".to_vec())).unwrap();
+        assert_eq!(both.open(&record).unwrap().1, transaction(b"before".to_vec()));
+        let record = both.seal(&PLACE, &transaction(b"after".to_vec())).unwrap();
+        assert_eq!(new.open(&record).unwrap().1, transaction(b"after".to_vec()));
+        assert_eq!(old.open(&record).unwrap_err(), RecordError::OtherKey);
     }
 }

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use super::admission::Space;
 use super::admission::{Admission, Limits};
 use super::index::DuplicateIndex;
+use super::key_use::Period;
 use super::lane::{LaneShared, locked};
 use super::quarantine::Quarantine;
 use super::seal::Sealer;
@@ -54,6 +55,8 @@ pub(crate) enum Chore {
 pub(crate) struct Parts {
     pub(crate) settings: Settings,
     pub(crate) sealer: Sealer,
+    /// Which key has sealed what.
+    pub(crate) periods: Vec<Period>,
     pub(crate) lanes: Vec<Arc<LaneShared>>,
     pub(crate) index: DuplicateIndex,
     pub(crate) quarantine: Quarantine,
@@ -65,6 +68,8 @@ pub(crate) struct Parts {
 pub(crate) struct Shared {
     pub(crate) settings: Settings,
     pub(crate) sealer: Sealer,
+    /// Which key has sealed what.
+    pub(crate) periods: Vec<Period>,
     pub(crate) lanes: Vec<Arc<LaneShared>>,
     pub(crate) tagger: Tagger,
     pub(crate) index: Mutex<DuplicateIndex>,
@@ -88,7 +93,7 @@ pub(crate) struct Shared {
 
 impl Shared {
     pub(crate) fn new(parts: Parts, chores: Sender<Chore>, jobs: Sender<Job>) -> Self {
-        let Parts { settings, sealer, lanes, index, quarantine, ballast, notables } = parts;
+        let Parts { settings, sealer, periods, lanes, index, quarantine, ballast, notables } = parts;
         let limits = Limits {
             limit_bytes: settings.limit_bytes,
             min_free_bytes: settings.min_free_bytes,
@@ -97,6 +102,7 @@ impl Shared {
         Self {
             settings,
             sealer,
+            periods,
             lanes,
             tagger: index.tagger(),
             index: Mutex::new(index),

@@ -21,6 +21,7 @@ use super::orders::Ordered;
 use super::own::{EVENT, OwnMessages};
 use super::probe::Prober;
 use super::reader::Answer;
+use super::resend::Resends;
 use super::session::Note;
 use crate::delivery::backoff::Backoff;
 use crate::delivery::{Action, Input, Millis, Nonce, Reason};
@@ -57,6 +58,7 @@ pub(super) struct Driver {
     pub(super) keep_alive: Duration,
     pub(super) refused: Refused,
     pub(super) probe: Prober,
+    pub(super) resends: Resends,
 }
 
 /// Why a live connection is left.
@@ -94,6 +96,7 @@ impl Driver {
         }
         let left = self.serve(&mut live, asked).await;
         self.outbox.link_lost();
+        self.resends.disconnected();
         let millis = self.now();
         for index in 0..self.lanes.len() {
             self.lanes[index].disconnected(millis);
@@ -156,12 +159,13 @@ impl Driver {
             {}
             self.lanes[index].read_ahead(now);
         }
+        self.resend(live);
         if !live.connection.send() {
             live.broken = true;
         }
         let counts = self.lanes.iter().map(|lane| lane.machine.counts());
         self.link.now.in_flight = counts.map(|counts| u64::from(counts.in_flight)).sum();
-        self.link.publish_sometimes();
+        self.link.publish_numbers();
     }
 
     /// Does what a lane's machine wants. True: it sent something. Without a connection only what concerns the
@@ -249,11 +253,12 @@ impl Driver {
         match note {
             Note::Written(packet) => live.ledger.written(packet)?,
             Note::Acknowledged(packet, outcome) => {
-                let (lanes, own) = (&mut self.lanes, &mut self.own);
+                let (lanes, own, resends) = (&mut self.lanes, &mut self.own, &mut self.resends);
                 live.ledger.acknowledged(packet, outcome, |ticket, outcome| match ticket {
                     Ticket::Transaction { lane, position } => {
                         lanes[lane].handle(Input::PubAck { position, outcome }, now);
                     }
+                    Ticket::Again(position) => resends.acknowledged(position, outcome),
                     Ticket::Control(name) => {
                         if name == EVENT {
                             own.event_arrived();
@@ -305,13 +310,17 @@ impl Driver {
                     self.link.now.probe = Some((round_trip, std::time::Instant::now()));
                 }
             }
+            Heard::Command(command) => self.command(command),
             Heard::Other => {}
         }
     }
 
     pub(super) fn answer(&mut self, lane: usize, answer: Answer) {
         let now = self.now();
-        self.lanes[lane].answered(answer, now);
+        match answer {
+            Answer::Again { from, records } => self.resends.read(lane, from, records),
+            answer => self.lanes[lane].answered(answer, now),
+        }
     }
 
     pub(super) fn say_health(&mut self) {
@@ -341,8 +350,10 @@ impl Driver {
         if live.heard.elapsed() > self.keep_alive.mul_f32(2.5) {
             live.lose("the broker fell silent");
         }
-        let own_only = live.ledger.outstanding() > 0 && live.ledger.transactions() == 0;
-        if own_only && live.settled.elapsed() > OWN_PATIENCE {
+        // The machines watch over their own.
+        let machines = live.ledger.transactions() > self.resends.under_way();
+        let patience = OWN_PATIENCE + self.resends.patience();
+        if live.ledger.outstanding() > 0 && !machines && live.settled.elapsed() > patience {
             live.lose("the broker does not acknowledge our own messages");
         }
     }

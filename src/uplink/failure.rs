@@ -17,12 +17,14 @@ pub struct Failure {
     pub phase: Phase,
     /// One plain sentence without secrets.
     pub sentence: String,
+    /// Somebody else has connected under this gateway's name. Our own connections follow each other, so it is another box.
+    pub twin: bool,
 }
 
 impl Failure {
     /// A failure with its sentence.
     pub fn new(phase: Phase, sentence: impl Into<String>) -> Self {
-        Self { phase, sentence: sentence.into() }
+        Self { phase, sentence: sentence.into(), twin: false }
     }
 
     /// Nothing came within the phase's time.
@@ -83,7 +85,15 @@ impl Failure {
             ConnectionError::Io(error) => Some(error),
             _ => None,
         };
-        Self::mqtt(phase, error).unwrap_or_else(|| Self::stream(phase, stream))
+        let twin = matches!(
+            error,
+            ConnectionError::MqttState(StateError::ServerDisconnect {
+                reason_code: DisconnectReasonCode::SessionTakenOver,
+                ..
+            })
+        );
+        let failure = Self::mqtt(phase, error).unwrap_or_else(|| Self::stream(phase, stream));
+        Self { twin, ..failure }
     }
 
     /// What rumqttc's state machine found wrong; `None`: the reason is the stream's.
@@ -215,4 +225,21 @@ fn disconnected(code: DisconnectReasonCode, reason: Option<&str>) -> String {
 /// A foreign text, short and harmless in a log.
 fn limited(text: &str) -> String {
     text.chars().filter(|c| !c.is_control()).take(80).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_session_that_was_taken_over_is_another_box() {
+        let ended = |reason_code| {
+            let state = StateError::ServerDisconnect { reason_code, reason_string: None };
+            Failure::session(Phase::Live, &ConnectionError::MqttState(state))
+        };
+        let taken = ended(DisconnectReasonCode::SessionTakenOver);
+        assert!(taken.twin && taken.sentence.contains("installed twice"), "{taken}");
+        assert!(!ended(DisconnectReasonCode::ServerShuttingDown).twin);
+        assert!(!Failure::stream(Phase::Live, None).twin);
+    }
 }

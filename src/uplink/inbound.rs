@@ -5,6 +5,7 @@ use rumqttc::v5::mqttbytes::v5::Publish;
 use super::settings::PinnedHub;
 use crate::delivery;
 use crate::transaction::{Epoch, Gateway, Hub, Lane, Practice, Sequence};
+use crate::wire::command::Command;
 use crate::wire::presence::{Probe, Status};
 use crate::wire::receipt::{self, nonce_bytes};
 use crate::wire::topic::{Kind, Topic};
@@ -29,7 +30,9 @@ pub(super) enum Heard {
     HubStatus { hub: Hub, online: bool },
     /// A configured hub's reply to the probe of this id.
     ProbeReply(String),
-    /// A notice from central IT, a command, another hub's status: nothing for delivery.
+    /// A configured hub's command. Whether it is of this session and has not expired is not looked at here.
+    Command(Command),
+    /// A notice from central IT, another hub's status: nothing for delivery.
     Other,
 }
 
@@ -78,6 +81,13 @@ impl Ears {
                     return Err(WireError::Signature.into());
                 }
                 Ok(Heard::ProbeReply(wire::from_json::<Probe>(&publish.payload)?.id))
+            }
+            Kind::Command => {
+                // Whose it says it is decides whose key must have signed it.
+                let command: Command = wire::from_json(&publish.payload)?;
+                let hub = self.hub(&command.hub)?;
+                self.hubs[hub].key.verify(text, &publish.payload, signature_of(publish))?;
+                Ok(Heard::Command(command))
             }
             _ => Ok(Heard::Other),
         }
@@ -142,7 +152,7 @@ fn signature_of(publish: &Publish) -> Option<&str> {
 }
 
 /// Seconds since the epoch; 0 for a time that cannot be read: it can then prove nothing.
-fn seconds(text: &str) -> u64 {
+pub(super) fn seconds(text: &str) -> u64 {
     time::OffsetDateTime::parse(text, &time::format_description::well_known::Rfc3339)
         .ok()
         .and_then(|moment| u64::try_from(moment.unix_timestamp()).ok())

@@ -191,6 +191,8 @@ impl LaneWork {
                     self.records(from, records, now);
                 }
             }
+            // Not for the machine: the driver has taken it.
+            Answer::Again { .. } => {}
             Answer::ChainAt { position, chain } => self.handle(Input::ChainAt { position, chain }, now),
             Answer::Renumbered { numbering: Ok(numbering), .. } => {
                 self.forget();
@@ -238,6 +240,10 @@ impl LaneWork {
     /// Records what the hub confirmed.
     pub(super) fn confirmed(&mut self, chain: ChainValue) {
         self.mark_chain = chain;
+    }
+
+    pub(super) fn read_again(&self, from: Position, limits: (usize, usize)) {
+        self.reader.read_again(from, limits);
     }
 
     pub(super) fn look_up_chain(&self, position: Position) {

@@ -14,8 +14,16 @@ pub(super) enum Ticket {
         /// Its position.
         position: Position,
     },
+    /// A confirmed transaction that was wanted again: its position.
+    Again(Position),
     /// Status, health, info, an event, a position question: named for the log.
     Control(&'static str),
+}
+
+impl Ticket {
+    fn is_transaction(self) -> bool {
+        !matches!(self, Ticket::Control(_))
+    }
 }
 
 /// The publishes of one connection, oldest first. It dies with its connection.
@@ -42,7 +50,7 @@ pub(super) struct OutOfStep;
 impl Ledger {
     /// Handed over, in this order.
     pub(super) fn hand(&mut self, ticket: Ticket) {
-        self.transactions += usize::from(matches!(ticket, Ticket::Transaction { .. }));
+        self.transactions += usize::from(ticket.is_transaction());
         self.handed.push_back(ticket);
     }
 
@@ -69,7 +77,7 @@ impl Ledger {
         entry.outcome = Some(outcome);
         while let Some(&Written { ticket, outcome: Some(outcome), .. }) = self.written.front() {
             self.written.pop_front();
-            self.transactions -= usize::from(matches!(ticket, Ticket::Transaction { .. }));
+            self.transactions -= usize::from(ticket.is_transaction());
             settled(ticket, outcome);
         }
         Ok(())

@@ -7,7 +7,7 @@ use tokio::sync::watch;
 use super::failure::Failure;
 use crate::health::{LinkSnapshot, Phase};
 
-/// Numbers are published at most this often; changes of state at once.
+/// Whoever waits for news is woken for numbers at most this often, for changes of state at once.
 const EVERY: Duration = Duration::from_millis(250);
 /// The rate is smoothed over about this time, seconds.
 const SMOOTH_SECONDS: f64 = 5.0;
@@ -42,11 +42,23 @@ impl LinkReport {
         self.sender.send_replace(self.now.clone());
     }
 
-    /// Publishes if the last time is long enough ago.
-    pub(super) fn publish_sometimes(&mut self) {
+    /// The numbers can be read now; whoever waits for them is woken if the last time is long enough ago.
+    ///
+    /// Health reads the outbox and this side by side: a number from before the last receipt would show fewer forwarded
+    /// than confirmed, and for as long as nothing more happens.
+    pub(super) fn publish_numbers(&mut self) {
         if self.published.elapsed() >= EVERY {
-            self.publish();
+            return self.publish();
         }
+        let now = &self.now;
+        self.sender.send_if_modified(|shown| {
+            shown.in_flight = now.in_flight;
+            shown.held = now.held;
+            shown.forwarded_total = now.forwarded_total;
+            shown.last_receipt = now.last_receipt;
+            shown.probe = now.probe;
+            false
+        });
     }
 
     /// An attempt has come this far. What failed the last one stands, upstream, phase and sentence together, until
@@ -118,6 +130,25 @@ mod tests {
 
     fn shown(report: &LinkReport) -> (Phase, &str, &str) {
         (report.now.phase, report.now.failure.as_str(), report.now.upstream.as_str())
+    }
+
+    #[test]
+    fn numbers_can_be_read_at_once_and_wake_sometimes() {
+        let (sender, mut reader) = watch::channel(LinkSnapshot::starting(Instant::now()));
+        let mut report = LinkReport::new(sender);
+        report.up();
+        let _ = reader.borrow_and_update();
+        for number in 1..=3 {
+            report.now.forwarded_total = number;
+            report.now.in_flight = number;
+            report.publish_numbers();
+            let shown = reader.borrow();
+            assert_eq!((shown.forwarded_total, shown.in_flight), (number, number));
+        }
+        assert!(!reader.has_changed().unwrap(), "nobody is woken for each number");
+        report.published = Instant::now().checked_sub(EVERY).unwrap();
+        report.publish_numbers();
+        assert!(reader.has_changed().unwrap());
     }
 
     #[test]

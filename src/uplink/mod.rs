@@ -8,6 +8,7 @@
 //! - `driver`, `live`: events to the machines of [`crate::delivery`], their actions to the wire; `lane` and `reader` bring
 //!   the records, `ledger` tells whose a PUBACK is, `inbound` whose a receipt
 //! - [`mod@orders`]: what a person orders: a receipt by file, another try of a head that stands
+//! - `resend`: confirmed transactions once more, for a hub's command or a person's order
 //! - `own`, `link`, `probe`, `notable`: what the gateway says of itself, upstream, to health and to people
 //!
 //! Nothing that was handed to the session counts as progress: only the contiguous prefix of PUBACKs (flow) and
@@ -28,6 +29,7 @@ mod own;
 mod probe;
 mod reader;
 mod renewal;
+mod resend;
 mod run;
 pub(crate) mod session;
 mod settings;
@@ -38,6 +40,7 @@ pub(crate) mod transport;
 pub use clock::TrustedClock;
 pub use failure::Failure;
 pub use orders::{Ordered, Orders, orders};
+pub use resend::{Again, Resent};
 pub use run::run;
 pub use settings::{PinnedHub, Settings, TlsFiles, Upstream};
 

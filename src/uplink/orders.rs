@@ -2,10 +2,11 @@
 
 use rumqttc::v5::mqttbytes::QoS;
 use rumqttc::v5::mqttbytes::v5::{Publish, PublishProperties};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use super::driver::Driver;
 use super::inbound::Heard;
+use super::resend::Again;
 use crate::carry::receipts::Line;
 use crate::delivery::Input;
 use crate::transaction::{Lane, Position};
@@ -21,6 +22,8 @@ pub(super) enum Order {
     Receipt(Line, oneshot::Sender<Result<(Lane, Position), String>>),
     /// What stopped the lane may have gone: a void was made, or a person wants the held head tried again.
     Again(Lane, oneshot::Sender<Result<(), String>>),
+    /// Confirmed transactions once more: the first and the last position.
+    Resend(Lane, (Position, Position), watch::Sender<Again>),
 }
 
 /// The handle for those who order.
@@ -55,6 +58,21 @@ impl Orders {
         self.ask(|answer| Order::Again(lane, answer)).await
     }
 
+    /// Has confirmed transactions sent again; what becomes of it can be watched.
+    ///
+    /// # Errors
+    /// One sentence: the gateway stops.
+    pub async fn resend(
+        &self,
+        lane: Lane,
+        range: (Position, Position),
+    ) -> Result<watch::Receiver<Again>, String> {
+        let (told, tells) = watch::channel(Again::default());
+        let order = Order::Resend(lane, range, told);
+        self.0.send(order).await.map_err(|_| "the uplink has ended".to_owned())?;
+        Ok(tells)
+    }
+
     async fn ask<T>(
         &self,
         order: impl FnOnce(oneshot::Sender<Result<T, String>>) -> Order,
@@ -84,6 +102,7 @@ impl Driver {
                     .ok_or_else(|| format!("there is no lane {lane}"));
                 let _ = answer.send(done);
             }
+            Order::Resend(lane, range, told) => self.again(&lane, range, told),
         }
     }
 

@@ -105,6 +105,12 @@ enum Question {
         most_bytes: usize,
         round: u64,
     },
+    /// Confirmed ones, for whoever wants them again.
+    Again {
+        from: Position,
+        most: usize,
+        most_bytes: usize,
+    },
     ChainAt(Position),
     NewEpoch {
         after: Position,
@@ -115,6 +121,7 @@ enum Question {
 #[derive(Debug)]
 pub(super) enum Answer {
     Records { generation: u64, from: Position, records: Result<Vec<Ready>, ReadError> },
+    Again { from: Position, records: Result<Vec<Ready>, ReadError> },
     ChainAt { position: Position, chain: Option<ChainValue> },
     Renumbered { after: Position, numbering: Result<Numbering, Refusal> },
 }
@@ -153,6 +160,10 @@ impl Reader {
         self.ask(Question::Records { generation, from, most, most_bytes, round });
     }
 
+    pub(super) fn read_again(&self, from: Position, (most, most_bytes): (usize, usize)) {
+        self.ask(Question::Again { from, most, most_bytes });
+    }
+
     pub(super) fn chain_at(&self, position: Position) {
         self.ask(Question::ChainAt(position));
     }
@@ -185,14 +196,18 @@ impl Drop for TellsOfPanic {
 }
 
 fn answer(outbox: &Outbox, lane: &Lane, topic: &Bytes, question: Question) -> Answer {
+    let read = |from, most, most_bytes, round| {
+        // One that MQTT cannot carry ends the row: doors take nothing so large.
+        let ready = |stored| Ready::new(lane, topic, round, stored);
+        let records = outbox.read(lane, from, most, most_bytes);
+        records.map(|records| records.into_iter().map_while(ready).collect())
+    };
     match question {
         Question::Records { generation, from, most, most_bytes, round } => {
-            // One that MQTT cannot carry ends the row: doors take nothing so large.
-            let ready = |stored| Ready::new(lane, topic, round, stored);
-            let records = outbox
-                .read(lane, from, most, most_bytes)
-                .map(|records| records.into_iter().map_while(ready).collect());
-            Answer::Records { generation, from, records }
+            Answer::Records { generation, from, records: read(from, most, most_bytes, round) }
+        }
+        Question::Again { from, most, most_bytes } => {
+            Answer::Again { from, records: read(from, most, most_bytes, 0) }
         }
         Question::ChainAt(position) => Answer::ChainAt { position, chain: outbox.chain_at(lane, position) },
         Question::NewEpoch { after } => {

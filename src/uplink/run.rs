@@ -25,6 +25,7 @@ use super::own::OwnMessages;
 use super::probe::Prober;
 use super::reader::Reader;
 use super::renewal::Renewal;
+use super::resend::Resends;
 use super::settings::Settings;
 use super::{UplinkError, state_file};
 use crate::delivery::Nonce;
@@ -38,6 +39,8 @@ use crate::wire::topic::{HUB_STATUS_FILTER, NOTICE, Root};
 
 /// A clean end may take this long.
 const FAREWELL: Duration = Duration::from_secs(2);
+/// That another box is at work is said at most this often: two of them end each other's connections for days.
+const TWIN_EVERY: Duration = Duration::from_secs(60);
 
 /// Runs the uplink until `shutdown` says true. Links may fail as they like: only what no connection can mend is
 /// an error.
@@ -111,12 +114,14 @@ pub async fn run(
         keep_alive: settings.keep_alive,
         refused: Refused::default(),
         probe: Prober::default(),
+        resends: Resends::default(),
     };
     driver.link.begin(driver.confirmed_sum());
     let mut uplink = Uplink {
         renewal: Renewal::new(settings.tls.clone(), clock, reload),
         known: vec![Vec::new(); settings.upstreams.len()],
         said: vec![String::new(); settings.upstreams.len()],
+        twin_said: None,
         settings,
         driver,
         upstream: 0,
@@ -138,6 +143,7 @@ struct Uplink {
     upstream: usize,
     /// What was last logged of each upstream.
     said: Vec<String>,
+    twin_said: Option<Instant>,
     /// The last session used, should the file fail.
     session: u64,
 }
@@ -249,6 +255,12 @@ impl Uplink {
             tracing::warn!(phase, reason, %upstream, "The link is down");
         }
         link.down(failure);
+        if failure.twin && self.twin_said.is_none_or(|at| at.elapsed() >= TWIN_EVERY) {
+            self.twin_said = Some(Instant::now());
+            tracing::error!("Another box has connected as this gateway");
+            let detail = "another box has connected as this gateway, which ended this one's connection: is the store on two boxes?";
+            self.driver.own.event("alarm", "twin", "", detail.to_owned());
+        }
     }
 
     async fn next_session(&mut self) {

@@ -5,8 +5,10 @@
 //! - [`receipt`]: receipts, gaps and position questions: the delivery protocol's payloads
 //! - [`signature`]: Ed25519 over topic and payload
 //! - [`presence`]: status with will, info, events
+//! - [`command`]: a hub's orders to a gateway, and their results
 //! - [`void`]: the mark for what is lost and was released by a person
 
+pub mod command;
 pub mod envelope;
 pub mod presence;
 pub mod receipt;

@@ -65,8 +65,9 @@ pub fn hub_status(hub: &Hub) -> String {
     format!("pgw/v1/hub/{hub}/status")
 }
 
-/// What a hub subscribes to: the fleet's transactions, positions, status, health, info, events and probes.
-pub const HUB_FILTERS: [&str; 7] = [
+/// What a hub subscribes to: the fleet's transactions, positions, status, health, info, events, probes and the results of
+/// commands.
+pub const HUB_FILTERS: [&str; 8] = [
     "pgw/v1/+/+/txn/+",
     "pgw/v1/+/+/position/+",
     "pgw/v1/+/+/status",
@@ -74,6 +75,7 @@ pub const HUB_FILTERS: [&str; 7] = [
     "pgw/v1/+/+/info",
     "pgw/v1/+/+/event",
     "pgw/v1/+/+/probe",
+    "pgw/v1/+/+/cmd/result",
 ];
 
 /// A topic taken apart.
@@ -119,6 +121,8 @@ pub enum Kind {
     ProbeReply,
     /// `cmd`.
     Command,
+    /// `cmd/result`.
+    CommandResult,
     /// `notice`.
     Notice,
 }
@@ -154,6 +158,7 @@ impl Topic {
             ["probe"] => Kind::Probe,
             ["probe", "reply"] => Kind::ProbeReply,
             ["cmd"] => Kind::Command,
+            ["cmd", "result"] => Kind::CommandResult,
             ["notice"] => Kind::Notice,
             _ => return Err(WireError::Topic),
         };
@@ -181,6 +186,8 @@ mod tests {
             (root.gap(&hub, &lane), Kind::Gap(hub.clone(), lane.clone())),
             (root.plain("status"), Kind::Status),
             (root.plain("probe/reply"), Kind::ProbeReply),
+            (root.plain("cmd"), Kind::Command),
+            (root.plain("cmd/result"), Kind::CommandResult),
         ] {
             let expected = Topic::Gateway { practice: practice.clone(), gateway: gateway.clone(), kind };
             assert_eq!(Topic::parse(&text), Ok(expected));

@@ -1,6 +1,6 @@
 //! The whole road on the real programs, and the one oracle that judges every run: what a sender was told is safe must stand in
 //! the hub's store exactly once, byte for byte, in the order in which that sender got its acknowledgments, on an
-//! unbroken chain, with nothing beside it; and health adds up in every look on the way.
+//! unbroken chain, with nothing beside it; and health adds up in every look on the way, and in every message at the broker.
 
 use std::path::Path;
 use std::time::Duration;
@@ -8,6 +8,7 @@ use std::time::Duration;
 use super::proof::Proof;
 use super::senders::{Senders, connect, exchange, message, positive};
 use super::site::{Site, SiteOptions, adds_up};
+use super::wire::Books;
 use super::{Certificates, Fault, FaultProxy, Mosquitto, MosquittoOptions, eventually_blocking};
 
 /// How long anything may take.
@@ -19,6 +20,8 @@ pub struct Road {
     pub proxy: FaultProxy,
     pub broker: Mosquitto,
     pub certificates: Certificates,
+    /// Every health message that the broker carries.
+    pub books: Books,
 }
 
 impl Road {
@@ -34,9 +37,17 @@ impl Road {
     pub fn prepare(options: SiteOptions, mosquitto: &MosquittoOptions) -> Self {
         let certificates = Certificates::new();
         let broker = Mosquitto::start_with(&certificates, mosquitto);
+        Self::between(certificates, broker, options)
+    }
+
+    /// The same with certificates and a broker that are there.
+    pub fn between(certificates: Certificates, broker: Mosquitto, mut options: SiteOptions) -> Self {
+        let books = Books::watch(broker.plain_port());
+        // Far more often than anybody wants it: each is a look into the books.
+        options.uplink.push_str("[health]\ninterval_seconds = 0.1\n");
         let proxy = FaultProxy::start(broker.port());
         let site = Site::new(&certificates, proxy.port(), broker.port(), options);
-        Self { site, proxy, broker, certificates }
+        Self { site, proxy, broker, certificates, books }
     }
 
     /// The link is cut and new connections are refused, and the gateway knows it.
@@ -82,9 +93,14 @@ impl Road {
             adds_up(&status);
             (status["waiting"] == 0).then_some(())
         });
+        eventually_blocking("health messages at the broker", PATIENCE, || {
+            (self.books.balance() > 0).then_some(())
+        });
         self.site.stop();
+        let messages = self.books.balance();
         let verified = self.site.hub_command(&["verify"]);
         assert!(verified.status.success(), "{}", String::from_utf8_lossy(&verified.stdout));
+        println!("{messages} health messages add up");
         let proof = Proof::of(&self.site.store(), safe).expect("the hub's files");
         println!("{}", proof.json());
         proof
@@ -141,5 +157,14 @@ impl Random {
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
         self.0 % limit
+    }
+}
+
+/// Where a row ends without the verdict, its messages are looked at all the same.
+impl Drop for Road {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            self.books.balance();
+        }
     }
 }

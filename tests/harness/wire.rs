@@ -1,4 +1,5 @@
-//! What the broker carries, seen by a client of its own: that repetitions went over the wire and were stored once.
+//! What the broker carries, seen by clients of their own: that repetitions went over the wire and were stored once, that every
+//! health message adds up, and which events came.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -8,33 +9,37 @@ use std::time::Duration;
 use rumqttc::v5::mqttbytes::QoS;
 use rumqttc::v5::mqttbytes::v5::Packet;
 use rumqttc::v5::{Client, Event, MqttOptions};
+use serde_json::Value;
 
-/// A subscriber to every transaction. Its thread ends when it is dropped.
-pub struct Wire {
-    seen: Arc<Mutex<HashMap<Vec<u8>, usize>>>,
+/// A subscriber on a broker's listener without TLS. Its thread ends when it is dropped.
+struct Subscriber {
     client: Client,
     over: Arc<AtomicBool>,
     thread: Option<std::thread::JoinHandle<()>>,
 }
 
-impl Wire {
-    /// On a broker's listener without TLS.
-    pub fn watch(plain_port: u16) -> Self {
-        let mut options = MqttOptions::new("wire-watch", "127.0.0.1", plain_port);
+impl Subscriber {
+    fn start(
+        plain_port: u16,
+        id: &str,
+        filters: &'static [&'static str],
+        mut hears: impl FnMut(&str, &[u8]) + Send + 'static,
+    ) -> Self {
+        let mut options = MqttOptions::new(id, "127.0.0.1", plain_port);
         options.set_keep_alive(Duration::from_secs(30));
         let (client, mut connection) = Client::new(options, 16);
-        let seen = Arc::new(Mutex::new(HashMap::new()));
         let over = Arc::new(AtomicBool::new(false));
-        let (shared, subscriber, ended) = (seen.clone(), client.clone(), over.clone());
+        let (subscriber, ended) = (client.clone(), over.clone());
         let thread = std::thread::spawn(move || {
             for event in connection.iter() {
                 match event {
                     Ok(Event::Incoming(Packet::ConnAck(_))) => {
-                        let _ = subscriber.try_subscribe("pgw/v1/+/+/txn/+", QoS::AtLeastOnce);
+                        for filter in filters {
+                            let _ = subscriber.try_subscribe(*filter, QoS::AtLeastOnce);
+                        }
                     }
                     Ok(Event::Incoming(Packet::Publish(publish))) => {
-                        let mut seen = shared.lock().expect("no panic");
-                        *seen.entry(publish.payload.to_vec()).or_default() += 1;
+                        hears(&String::from_utf8_lossy(&publish.topic), &publish.payload);
                     }
                     Ok(Event::Outgoing(rumqttc::Outgoing::Disconnect)) => return,
                     Ok(_) => {}
@@ -43,7 +48,36 @@ impl Wire {
                 }
             }
         });
-        Self { seen, client, over, thread: Some(thread) }
+        Self { client, over, thread: Some(thread) }
+    }
+}
+
+impl Drop for Subscriber {
+    fn drop(&mut self) {
+        self.over.store(true, Ordering::Relaxed);
+        let _ = self.client.try_disconnect();
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// A subscriber to every transaction.
+pub struct Wire {
+    seen: Arc<Mutex<HashMap<Vec<u8>, usize>>>,
+    _subscriber: Subscriber,
+}
+
+impl Wire {
+    /// On a broker's listener without TLS.
+    pub fn watch(plain_port: u16) -> Self {
+        let seen: Arc<Mutex<HashMap<Vec<u8>, usize>>> = Arc::default();
+        let shared = seen.clone();
+        let hears = move |_: &str, payload: &[u8]| {
+            *shared.lock().expect("no panic").entry(payload.to_vec()).or_default() += 1;
+        };
+        let subscriber = Subscriber::start(plain_port, "wire-watch", &["pgw/v1/+/+/txn/+"], hears);
+        Self { seen, _subscriber: subscriber }
     }
 
     /// Bodies that went over the wire more than once.
@@ -52,12 +86,61 @@ impl Wire {
     }
 }
 
-impl Drop for Wire {
-    fn drop(&mut self) {
-        self.over.store(true, Ordering::Relaxed);
-        let _ = self.client.try_disconnect();
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
+/// A subscriber to every health message and event: the books must balance in each of them.
+pub struct Books {
+    kept: Arc<Mutex<Kept>>,
+    _subscriber: Subscriber,
+}
+
+#[derive(Default)]
+struct Kept {
+    health: usize,
+    /// What does not add up, and what is no health message.
+    wrong: Vec<String>,
+    events: Vec<Value>,
+}
+
+impl Books {
+    /// On a broker's listener without TLS.
+    pub fn watch(plain_port: u16) -> Self {
+        let kept: Arc<Mutex<Kept>> = Arc::default();
+        let shared = kept.clone();
+        let hears = move |topic: &str, payload: &[u8]| {
+            let mut kept = shared.lock().expect("no panic");
+            let value = serde_json::from_slice(payload).unwrap_or(Value::Null);
+            if topic.ends_with("/event") {
+                kept.events.push(value);
+                return;
+            }
+            kept.health += 1;
+            let number = |key: &str| value[key].as_u64();
+            let sum = || Some(number("confirmed_total")? + number("waiting")? + number("damaged")?);
+            if number("accepted_total").is_none() || number("accepted_total") != sum() {
+                kept.wrong.push(String::from_utf8_lossy(payload).into_owned());
+            }
+        };
+        let filters = &["pgw/v1/+/+/health", "pgw/v1/+/+/event"];
+        let subscriber = Subscriber::start(plain_port, "books-watch", filters, hears);
+        Self { kept, _subscriber: subscriber }
+    }
+
+    /// How many health messages came, every one of which adds up.
+    pub fn balance(&self) -> usize {
+        let kept = self.kept.lock().expect("no panic");
+        assert!(
+            kept.wrong.is_empty(),
+            "{} of {} health messages do not add up, the first: {}",
+            kept.wrong.len(),
+            kept.health,
+            kept.wrong[0]
+        );
+        kept.health
+    }
+
+    /// The details of the events with this code, in the order in which they came.
+    pub fn events(&self, code: &str) -> Vec<String> {
+        let kept = self.kept.lock().expect("no panic");
+        let of_code = kept.events.iter().filter(|event| event["code"] == code);
+        of_code.map(|event| event["detail"].as_str().unwrap_or_default().to_owned()).collect()
     }
 }

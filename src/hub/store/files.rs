@@ -101,6 +101,13 @@ pub fn files_of(directory: &Path, lane: &LaneName) -> Result<Vec<PathBuf>, Store
     Ok(paths)
 }
 
+/// Where copies of a lane's transactions stand that its gateway has sent again.
+#[must_use]
+pub fn again_path(directory: &Path, lane: &LaneName) -> PathBuf {
+    let parent = directory.join(lane.practice.as_str()).join(lane.gateway.as_str());
+    parent.join(format!("{}.again.ndjson", lane.lane))
+}
+
 /// Makes a directory, mode 0700, and syncs the one above it.
 pub(super) fn create_directory(path: &Path) -> Result<(), StoreError> {
     if path.is_dir() {

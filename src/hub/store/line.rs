@@ -198,6 +198,19 @@ pub enum Line<'a> {
     Other(Option<Mark>),
 }
 
+impl Line<'_> {
+    /// The number that the line holds, with its chain value; a group holds none.
+    #[must_use]
+    pub fn mark(&self) -> Option<Mark> {
+        match self {
+            Line::Group(_) => None,
+            Line::Record(record) => Some(record.mark),
+            Line::Advance { mark, .. } | Line::Void { mark, .. } => Some(*mark),
+            Line::Other(mark) => *mark,
+        }
+    }
+}
+
 /// A stored transaction.
 #[derive(Debug)]
 pub struct Record<'a> {

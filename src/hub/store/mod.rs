@@ -13,7 +13,7 @@ pub mod walk;
 
 use std::fmt;
 use std::fs::File;
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
@@ -31,12 +31,20 @@ pub fn create_private(directory: &Path) -> Result<(), StoreError> {
     files::create_directory(directory)
 }
 
-/// Makes a file, mode 0600, empty.
+/// Makes a file, mode 0600, empty. It belongs to whom its directory belongs: what root puts into the store the hub must
+/// be able to read.
 ///
 /// # Errors
 /// What the system said.
 pub fn create_private_file(file: &Path) -> std::io::Result<File> {
-    File::options().create(true).truncate(true).write(true).mode(0o600).open(file)
+    let made = File::options().create(true).truncate(true).write(true).mode(0o600).open(file)?;
+    if let (Some(Ok(above)), own) = (file.parent().map(std::fs::metadata), made.metadata()?)
+        && above.uid() != own.uid()
+    {
+        // Only root can; elsewhere (a stick that knows no owners) it is no harm.
+        let _ = std::os::unix::fs::fchown(&made, Some(above.uid()), Some(above.gid()));
+    }
+    Ok(made)
 }
 
 /// A lane of a gateway of a practice.
@@ -131,9 +139,33 @@ pub trait Store: Send {
     /// [`StoreError`]: some lanes may have advanced, [`Store::marks`] says which.
     fn append(&mut self, group: &[Entry]) -> Result<(), StoreError>;
 
+    /// Keeps copies of transactions that were stored before and wanted again, beside their lane, for what its files have
+    /// lost or altered; marks stay as they are. On stable storage when it returns. [`super::verify`] judges them.
+    ///
+    /// # Errors
+    /// [`StoreError`]: some may be kept.
+    fn mend(&mut self, copies: &[Entry]) -> Result<(), StoreError>;
+
     /// Whether the transaction with this id is stored in this lane, in whatever epoch.
     ///
     /// # Errors
     /// [`StoreError`]: not known now.
     fn has_id(&mut self, lane: &LaneName, id: Uuid) -> Result<bool, StoreError>;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_root_makes_belongs_to_whom_the_directory_belongs() {
+        let directory = tempfile::tempdir().unwrap();
+        if std::os::unix::fs::chown(directory.path(), Some(65_534), Some(65_534)).is_err() {
+            eprintln!("NOT CHECKED: only root can give a directory away");
+        }
+        let file = directory.path().join("order");
+        create_private_file(&file).unwrap();
+        let owner = |path: &Path| std::fs::metadata(path).unwrap().uid();
+        assert_eq!(owner(&file), owner(directory.path()));
+    }
 }

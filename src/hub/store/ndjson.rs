@@ -8,6 +8,9 @@
 //! - After a failed write or sync nothing of that group counts: the file is cut back to its last good barrier
 //!   before anything else is written to it.
 //!
+//! Copies that a gateway sent again because the lane's files had lost or altered something stand in
+//! `{lane}.again.ndjson`: whoever reads the lane takes them for what is not whole there.
+//!
 //! After a fork the ids that are stored are looked up in an index beside the file ([`super::ids`]).
 //!
 //! Files have mode 0600 and directories 0700: this is the centre's clinical data.
@@ -27,7 +30,7 @@ use super::{Entry, LaneName, Mark, Store, StoreError};
 use crate::transaction::{rfc3339, unix_millis_now};
 use crate::wire::void::{self, Void};
 
-pub use super::files::{files_of, lanes_in, peek};
+pub use super::files::{again_path, files_of, lanes_in, peek};
 
 /// Buffers above this are given back after a group.
 const KEEP_BUFFER: usize = 1024 * 1024;
@@ -69,25 +72,39 @@ impl NdjsonStore {
     /// # Errors
     /// [`StoreError`].
     pub fn open(directory: &Path, rotate_bytes: u64) -> Result<Self, StoreError> {
-        create_directory(directory)?;
-        let path = directory.join("lock");
-        let lock = OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .mode(0o600)
-            .open(&path)
-            .map_err(failed("open", &path))?;
-        lock.try_lock().map_err(|error| match error {
-            fs::TryLockError::WouldBlock => StoreError::InUse(directory.to_owned()),
-            fs::TryLockError::Error(source) => failed("lock", &path)(source),
-        })?;
+        let lock = lock(directory)?.ok_or_else(|| StoreError::InUse(directory.to_owned()))?;
         let mut lanes = HashMap::new();
         for name in lanes_in(directory)? {
             let lane = LaneFile::open(directory, name.clone())?;
             lanes.insert(name, lane);
         }
         Ok(Self { directory: directory.to_owned(), rotate_bytes, lanes, _lock: lock })
+    }
+
+    /// Whether another process has it open: a running hub.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn is_in_use(directory: &Path) -> Result<bool, StoreError> {
+        Ok(lock(directory)?.is_none())
+    }
+}
+
+/// The store's lock; `None`: another process has it.
+fn lock(directory: &Path) -> Result<Option<File>, StoreError> {
+    create_directory(directory)?;
+    let path = directory.join("lock");
+    let lock = OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .mode(0o600)
+        .open(&path)
+        .map_err(failed("open", &path))?;
+    match lock.try_lock() {
+        Ok(()) => Ok(Some(lock)),
+        Err(fs::TryLockError::WouldBlock) => Ok(None),
+        Err(fs::TryLockError::Error(source)) => Err(failed("lock", &path)(source)),
     }
 }
 
@@ -134,6 +151,33 @@ impl Store for NdjsonStore {
             }
         }
         outcome
+    }
+
+    fn mend(&mut self, copies: &[Entry]) -> Result<(), StoreError> {
+        let mut lines: HashMap<&LaneName, Vec<u8>> = HashMap::new();
+        for Entry { lane, envelope, body } in copies {
+            if let Some(body) = body {
+                let text = lines.entry(lane).or_default();
+                match Void::of(envelope, body) {
+                    Some(void) if void::is_void(envelope) => line::write_void(text, envelope, &void),
+                    _ => line::write_record(text, lane, envelope, body),
+                }
+            }
+        }
+        for (lane, text) in lines {
+            let path = again_path(&self.directory, lane);
+            let file = open_synced(&path)?;
+            let length = file.metadata().map_err(failed("read", &path))?.len();
+            // A line that a crash has cut short ends here, and is none.
+            let mut last = [b'\n'];
+            if length > 0 {
+                file.read_exact_at(&mut last, length - 1).map_err(failed("read", &path))?;
+            }
+            let text = if last == *b"\n" { text } else { [b"\n", &text[..]].concat() };
+            file.write_all_at(&text, length).map_err(failed("write", &path))?;
+            file.sync_data().map_err(failed("sync", &path))?;
+        }
+        Ok(())
     }
 
     fn has_id(&mut self, lane: &LaneName, id: Uuid) -> Result<bool, StoreError> {

@@ -74,6 +74,23 @@ pub enum Fault {
     },
 }
 
+impl Fault {
+    /// The numbers whose transactions would mend it, at most so many.
+    #[must_use]
+    pub fn numbers(&self, most: u64) -> Vec<(Epoch, Sequence)> {
+        match *self {
+            Fault::Missing { epoch, from, to } => {
+                (from..=to.min(from.saturating_add(most - 1))).map(|sequence| (epoch, sequence)).collect()
+            }
+            Fault::Altered { epoch, sequence } | Fault::Foreign { epoch, sequence, .. } => {
+                vec![(epoch, sequence)]
+            }
+            Fault::Unreadable { epoch, after } if !epoch.0.is_nil() => vec![(epoch, after + 1)],
+            _ => Vec::new(),
+        }
+    }
+}
+
 /// Where the walk stands.
 #[derive(Debug, Clone)]
 pub struct Walk {

@@ -136,6 +136,15 @@ pub enum Request {
         /// Which lane.
         lane: Lane,
     },
+    /// Sends confirmed transactions once more, with the same ids and numbers.
+    Resend {
+        /// Which lane.
+        lane: Lane,
+        /// The first.
+        from: Position,
+        /// The last.
+        through: Position,
+    },
 }
 
 /// How one transaction is named.
@@ -247,6 +256,17 @@ pub enum Reply {
         previous: ChainValue,
         /// Chain value at the last.
         chain: ChainValue,
+    },
+    /// Confirmed transactions went out once more.
+    Resent {
+        /// Which lane.
+        lane: Lane,
+        /// So many, all taken by the broker.
+        count: u64,
+        /// Positions of the range that are not kept any more.
+        missing: u64,
+        /// The broker had nobody to give some of them to.
+        unheard: bool,
     },
     /// That was all.
     End {},

@@ -21,13 +21,15 @@ use crate::ingest::control::kept::Kept;
 use crate::ingest::control::{LINE_BYTES, Receipt, Reply, Request, quarantined};
 use crate::ingest::{Budget, Counters, count};
 use crate::outbox::Submission;
-use crate::transaction::{Body, Gateway, Lane, Practice};
-use crate::uplink::Orders;
+use crate::transaction::{Body, Gateway, Lane, Position, Practice};
+use crate::uplink::{Again, Orders, Resent};
 
 /// Most clients at once.
 const MAX_CLIENTS: usize = 16;
 /// How long a client may take over a request or its body, and over taking an answer.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// A long work says so this often.
+const PROGRESS: Duration = Duration::from_secs(5);
 /// How long a body waits for the memory that all doors share.
 pub(super) const BUDGET_WAIT: Duration = Duration::from_secs(2);
 /// Pause after a failed `accept`.
@@ -279,9 +281,41 @@ impl<K: Kept> Client<K> {
                 let reply = carried::again(shared.orders.as_ref(), lane).await;
                 self.say(&reply).await
             }
+            Request::Resend { lane, from, through } => self.resend(lane, (from, through)).await,
             Request::Receipt(line) => {
                 let reply = carried::receipt(&shared.kept, shared.orders.as_ref(), line).await;
                 self.say(&reply).await
+            }
+        }
+    }
+
+    /// Says how far it has come every few seconds, so that the client knows that somebody is there.
+    async fn resend(&mut self, lane: Lane, range: (Position, Position)) -> io::Result<()> {
+        let failed = |reason: &str| Reply::Failed { reason: reason.to_owned() };
+        let told = match self.shared.orders.clone() {
+            Some(orders) => orders.resend(lane.clone(), range).await,
+            None => Err("there is no uplink".to_owned()),
+        };
+        let mut told = match told {
+            Ok(told) => told,
+            Err(reason) => return self.say(&failed(&reason)).await,
+        };
+        loop {
+            let gone = timeout(PROGRESS, told.wait_for(|again| again.ended.is_some()))
+                .await
+                .is_ok_and(|ended| ended.is_err());
+            let Again { arrived, ended } = told.borrow().clone();
+            let reply = match ended {
+                Some(Ok(Resent { count, missing, unheard })) => {
+                    Reply::Resent { lane: lane.clone(), count, missing, unheard }
+                }
+                Some(Err(reason)) => failed(&reason),
+                None if gone => failed("the uplink has ended"),
+                None => Reply::Progress { lane: lane.clone(), position: arrived, tail: range.1 },
+            };
+            self.say(&reply).await?;
+            if reply.is_last() {
+                return Ok(());
             }
         }
     }

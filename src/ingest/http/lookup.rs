@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 
 use crate::ingest::control::kept::Kept;
 use crate::ingest::control::{Entry, State};
+use crate::ingest::http::outcome::Problem;
 use crate::outbox::{ReadError, Stored};
 use crate::transaction::{Lane, Position, TransactionId};
 
@@ -24,18 +25,34 @@ pub(super) struct Hint {
 }
 
 impl Hint {
-    /// From a query; what is none is no hint.
-    pub(super) fn read(query: &str) -> Self {
+    /// From a query.
+    ///
+    /// # Errors
+    /// [`Problem::BAD_HINT`]: who sends a hint that is none has made a mistake that a search of everything would hide.
+    pub(super) fn read(query: &str) -> Result<Self, Problem> {
         let mut hint = Self::default();
         for pair in query.split('&') {
-            match pair.split_once('=') {
-                Some(("lane", lane)) => hint.lane = Lane::new(lane).ok(),
-                Some(("position", position)) => hint.position = position.parse().ok(),
-                _ => {}
+            let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+            let repeated = match name {
+                "lane" => hint.lane.replace(Lane::new(value).map_err(|_| Problem::BAD_HINT)?).is_some(),
+                "position" => hint.position.replace(position(value).ok_or(Problem::BAD_HINT)?).is_some(),
+                _ => false,
+            };
+            if repeated {
+                return Err(Problem::BAD_HINT);
             }
         }
-        hint
+        Ok(hint)
     }
+}
+
+/// Digits alone: no sign, which a query would have to encode.
+fn position(text: &str) -> Option<Position> {
+    text.bytes()
+        .all(|b| b.is_ascii_digit())
+        .then(|| text.parse().ok())
+        .flatten()
+        .filter(|position| *position > 0)
 }
 
 /// Finds it. Blocking.
@@ -131,7 +148,7 @@ mod tests {
             let shelf = Shelf::with(count);
             for number in 1..=count {
                 assert_eq!(position(&shelf, number.into(), &Hint::default()), Some(number));
-                let hint = Hint::read(&format!("lane=clinical&position={number}"));
+                let hint = Hint::read(&format!("lane=clinical&position={number}")).unwrap();
                 assert_eq!(position(&shelf, number.into(), &hint), Some(number));
                 let wrong = Hint { position: Some(number + 1), ..Hint::default() };
                 assert_eq!(
@@ -141,16 +158,33 @@ mod tests {
                 );
             }
             assert_eq!(position(&shelf, 0, &Hint::default()), None);
-            assert_eq!(position(&shelf, u128::from(count) + 1, &Hint::read("position=1")), None);
-            assert_eq!(position(&shelf, 1, &Hint::read("lane=other")), None);
+            assert_eq!(position(&shelf, u128::from(count) + 1, &Hint::read("position=1").unwrap()), None);
+            assert_eq!(position(&shelf, 1, &Hint::read("lane=other").unwrap()), None);
         }
     }
 
     #[test]
-    fn hints_are_read_leniently() {
-        assert_eq!(Hint::read(""), Hint::default());
-        assert_eq!(Hint::read("lane=/&position=-1&x"), Hint::default());
-        assert_eq!(Hint::read("position=18446744073709551615").position, Some(u64::MAX));
+    fn what_is_no_hint_is_said() {
+        for none in ["", "x", "x=1&y", "lanes=/"] {
+            assert_eq!(Hint::read(none), Ok(Hint::default()), "{none}");
+        }
+        assert_eq!(Hint::read("position=18446744073709551615").unwrap().position, Some(u64::MAX));
+        for wrong in [
+            "lane=/",
+            "lane=",
+            "lane",
+            "lane=a&lane=b",
+            "position",
+            "position=",
+            "position=0",
+            "position=-1",
+            "position=+1",
+            "position=false",
+            "position=18446744073709551616",
+            "position=1&position=1",
+        ] {
+            assert_eq!(Hint::read(wrong), Err(Problem::BAD_HINT), "{wrong}");
+        }
     }
 
     #[test]

@@ -48,6 +48,13 @@ impl Problem {
     pub const NO_TRANSACTION: Self = problem(404, "not-found", "No transaction of this id is kept here", "");
     /// Not an id.
     pub const BAD_ID: Self = problem(400, "value", "A transaction's id is a UUID", "");
+    /// `lane` or `position` of a look-up is none.
+    pub const BAD_HINT: Self = problem(
+        400,
+        "value",
+        "Of the hints lane is the name of a lane, position a number from 1, each given once",
+        "",
+    );
     /// The lane is not in the configuration.
     pub const NO_LANE: Self = problem(
         404,
@@ -314,12 +321,13 @@ mod tests {
 
     const STAMP: Stamp<'static> = Stamp { now: 1_795_385_530_123, control_id: "G1" };
 
-    const ALL: [Problem; 26] = [
+    const ALL: [Problem; 27] = [
         Problem::UNAUTHORIZED,
         Problem::NO_ROUTE,
         Problem::METHOD,
         Problem::NO_TRANSACTION,
         Problem::BAD_ID,
+        Problem::BAD_HINT,
         Problem::NO_LANE,
         Problem::NO_REQUEST_ID,
         Problem::NO_CORRELATION_ID,

@@ -86,7 +86,10 @@ async fn look_up<K: Kept>(State(shared): Door<K>, Path(id): Path<String>, reques
         return unauthorized(Words::Plain, request.into_body()).await;
     }
     let Ok(id) = Uuid::try_parse(&id) else { return plain(Problem::BAD_ID) };
-    let hint = Hint::read(request.uri().query().unwrap_or_default());
+    let hint = match Hint::read(request.uri().query().unwrap_or_default()) {
+        Ok(hint) => hint,
+        Err(problem) => return plain(problem),
+    };
     let found = tokio::task::spawn_blocking(move || {
         let found = lookup::find(&shared.kept, TransactionId(id), &hint)?;
         Ok::<_, String>(found.map(|entry| {

@@ -98,14 +98,8 @@ fn rewrite(
     };
     written().map_err(failed("write", &fresh))?;
     let bytes = read_back(sealer, look, &fresh, work)?;
-    if let Some(owner) = owner {
-        let aside = store.join("aside");
-        let given = files::create_directory(&aside).and_then(|()| {
-            [Some(fresh.as_path()), Some(aside.as_path()), place.parent()]
-                .into_iter()
-                .flatten()
-                .try_for_each(|path| files::give(path, owner))
-        });
+    if owner.is_some() {
+        let given = files::create_directory(&store.join("aside")).and_then(|()| files::give_to_owner(store));
         given.map_err(RepairError::cannot("give to the store's owner", &fresh))?;
     }
     replace(store, (&look.lane, ordinal), place, &fresh).map_err(RepairError::cannot("replace", place))?;

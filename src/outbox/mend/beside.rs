@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use super::look::Opener;
 use super::plan::Found;
 use super::{Judgement, RepairError, report, searched};
-use crate::outbox::OutboxKey;
-use crate::outbox::quarantine::{INCOMPLETE, Quarantine};
+use crate::outbox::Keyring;
+use crate::outbox::quarantine::{Entry, INCOMPLETE, Quarantine};
 use crate::outbox::record::{self, Header};
 use crate::outbox::salvage::{Salvaged, Scan};
 use crate::outbox::segment::DATABASE_FILE;
@@ -27,7 +27,7 @@ impl Beside {
     /// Searches for what these lanes lack; where nothing is missing, nothing is read.
     pub(super) fn search(
         store: &Path,
-        key: &OutboxKey,
+        keys: &Keyring,
         from: &[PathBuf],
         opener: &mut Opener<'_>,
         lanes: &[Judgement],
@@ -40,7 +40,7 @@ impl Beside {
             from: Vec::new(),
         };
         if !wanted.is_empty() {
-            beside.read(store, key, from, &|position| wanted.contains(&position))?;
+            beside.read(store, keys, from, &|position| wanted.contains(&position))?;
         }
         let names: Vec<(Position, u32)> = beside.scan.names().collect();
         for name in names {
@@ -68,7 +68,7 @@ impl Beside {
     fn read(
         &mut self,
         store: &Path,
-        key: &OutboxKey,
+        keys: &Keyring,
         from: &[PathBuf],
         wanted: &dyn Fn(Position) -> bool,
     ) -> Result<(), RepairError> {
@@ -85,7 +85,7 @@ impl Beside {
             if !place.is_dir() {
                 continue;
             }
-            Quarantine::own_records(&place, &key.derived("quarantine"), &mut |file, entry, bytes| {
+            let mut each = |file: PathBuf, entry: &Entry, bytes: Vec<u8>| {
                 // A rival is kept as a record, an incomplete one as the chunks that were there.
                 let chunks = match Header::parse(&bytes) {
                     Ok((header, _)) if entry.reason != INCOMPLETE => {
@@ -96,8 +96,11 @@ impl Beside {
                 if let Some(source) = self.scan.add_bytes(chunks, wanted) {
                     self.files.insert(source, file);
                 }
-            })
-            .map_err(RepairError::cannot("read", &place))?;
+            };
+            for key in keys.iter() {
+                Quarantine::own_records(&place, &key.derived("quarantine"), &mut each)
+                    .map_err(RepairError::cannot("read", &place))?;
+            }
         }
         Ok(())
     }

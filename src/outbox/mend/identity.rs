@@ -7,10 +7,11 @@ use std::path::Path;
 use uuid::Uuid;
 
 use super::RepairError;
+use crate::outbox::claim::{self, Retirement};
 use crate::outbox::repair::header_in;
 use crate::outbox::salvage::scan_directory;
 use crate::outbox::seal::Sealer;
-use crate::outbox::{OpenError, OutboxKey, Settings, claim, files};
+use crate::outbox::{Keyring, OpenError, Settings, files};
 use crate::transaction::Lane;
 
 const FORMAT: &str = "FORMAT";
@@ -20,34 +21,47 @@ const LANES: &str = "lanes.list";
 ///
 /// # Errors
 /// [`RepairError`]: there is no store, or not this one.
-pub(super) fn is_known(settings: &Settings, key: &OutboxKey, sealer: &Sealer) -> Result<bool, RepairError> {
+pub(super) fn is_known(
+    settings: &Settings,
+    keys: &Keyring,
+    sealer: &Sealer,
+    retirement: Retirement,
+) -> Result<bool, RepairError> {
     let store = settings.directory.as_path();
-    match claim::identify(settings, key) {
-        Ok(true) => return Ok(true),
-        Ok(false) if !store.join("segments").is_dir() => return Err(RepairError::NoStore(store.to_owned())),
-        Ok(false) => {}
+    match claim::identify(settings, keys, retirement) {
+        Ok(Some(_)) => return Ok(true),
+        Ok(None) if !store.join("segments").is_dir() => return Err(RepairError::NoStore(store.to_owned())),
+        Ok(None) => {}
         Err(OpenError::Io { source, .. })
             if source.kind() == std::io::ErrorKind::InvalidData || files::is_unreadable(&source) => {}
         Err(error) => return Err(error.into()),
     }
+    // Which key has sealed what stood in it as well, and only one answer needs no file.
+    let present = keys.present().id_bytes();
+    let mut opened = false;
     for segment in segments(store)? {
         let scan = scan_directory(&segment).map_err(RepairError::cannot("read", &segment))?;
-        if scan.records().any(|salvaged| sealer.open(&salvaged.record).is_ok()) {
-            return Ok(false);
+        for salvaged in scan.records() {
+            let Ok((header, _)) = sealer.open(&salvaged.record) else { continue };
+            if header.key_id != present {
+                return Err(RepairError::SeveralKeys(store.to_owned()));
+            }
+            opened = true;
+            break;
         }
     }
-    Err(RepairError::NothingOpens(store.to_owned()))
+    if opened { Ok(false) } else { Err(RepairError::NothingOpens(store.to_owned())) }
 }
 
 /// Writes `FORMAT` anew, for the owner that the configuration names.
 pub(super) fn write_format(
     settings: &Settings,
-    key: &OutboxKey,
+    keys: &Keyring,
     owner: Option<(u32, u32)>,
 ) -> Result<(), RepairError> {
     keep(&settings.directory, FORMAT, owner)?;
     let path = settings.directory.join(FORMAT);
-    claim::write_format(settings, key, owner).map_err(RepairError::cannot("write", &path))
+    claim::Format::restore(settings, keys, owner).map_err(RepairError::cannot("write", &path))
 }
 
 /// The store's lanes with their numbers, and whether their list is damaged or gone: they are taken from the segments then.
@@ -95,7 +109,7 @@ fn keep(store: &Path, name: &str, owner: Option<(u32, u32)>) -> Result<(), Repai
     let Ok(bytes) = fs::read(&path) else { return Ok(()) };
     let written = files::create_directory(&aside)
         .and_then(|()| fs::write(&kept, bytes))
-        .and_then(|()| owner.map_or(Ok(()), |owner| files::give(&aside, owner)))
+        .and_then(|()| if owner.is_some() { files::give_to_owner(store) } else { Ok(()) })
         .and_then(|()| files::sync_tree(&aside));
     written.map_err(RepairError::cannot("write", &kept))
 }

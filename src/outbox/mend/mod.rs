@@ -34,10 +34,11 @@ pub use self::report::{Found, From, LaneReport, Lost, Neighbour, Report, Rewritt
 use self::beside::Beside;
 use self::look::{Look, Opener};
 use self::plan::{Anchor, Candidates, Part, Verdict, judge};
+use super::claim::{self, Retirement};
 use super::repair::finish_replacements;
 use super::salvage::files_below;
 use super::seal::Sealer;
-use super::{OpenError, OutboxKey, Settings, claim};
+use super::{Keyring, OpenError, Settings};
 use crate::transaction::{Lane, Position};
 
 /// What a person asks for.
@@ -68,6 +69,11 @@ pub enum RepairError {
     /// The records are back; a lane needs new numbers after the confirmed mark, and they could not be made durable.
     #[error("lane {0} is filled, but cannot be numbered again, which it needs: {1}")]
     Numbers(Lane, String),
+    /// `FORMAT` also said which key has sealed what.
+    #[error(
+        "the file FORMAT of the store in {0} is damaged, and records there were sealed with an earlier key: take FORMAT from a copy of the store"
+    )]
+    SeveralKeys(PathBuf),
     /// What is written here would belong to somebody else, and keep the daemon out.
     #[error(
         "the store in {0} belongs to user {1}: repair it as that user or as root, or the daemon could not read it afterwards"
@@ -111,27 +117,29 @@ struct Judgement {
 /// [`RepairError`].
 pub fn repair(
     settings: &Settings,
-    key: &OutboxKey,
+    keys: &Keyring,
     request: &Request,
     progress: &mut dyn FnMut(&Lane, u64),
 ) -> Result<Report, RepairError> {
     let store = settings.directory.as_path();
-    let sealer = Sealer::new(key);
-    let known = identity::is_known(settings, key, &sealer)?;
+    let sealer = Sealer::new(keys);
+    // One that was retired is looked at, and no more.
+    let retirement = if request.act { Retirement::Refused } else { Retirement::Ignored };
+    let known = identity::is_known(settings, keys, &sealer, retirement)?;
     for from in &request.from {
         fs::metadata(from).map_err(RepairError::cannot("read", from))?;
     }
     let owner = if request.act { owner(store)? } else { None };
     let lock = match (request.act, looked_at(store)?) {
         // A store without one was never opened.
-        (true, None) => Some(claim::claim(settings, key)?),
+        (true, None) => Some(claim::lock(store)?),
         (_, lock) => lock,
     };
     let mut remade = Vec::new();
     if !known {
         remade.push("FORMAT".to_owned());
         if request.act {
-            identity::write_format(settings, key, owner)?;
+            identity::write_format(settings, keys, owner)?;
         }
     }
     let (numbered, damaged) = identity::lanes(store)?;
@@ -152,7 +160,7 @@ pub fn repair(
         let look = Look::at(store, (&lane, id), &mut opener, progress)?;
         lanes.push(judged(look, &BTreeMap::new()));
     }
-    let beside = Beside::search(store, key, &request.from, &mut opener, &lanes)?;
+    let beside = Beside::search(store, keys, &request.from, &mut opener, &lanes)?;
     let mut report = Report {
         done: request.act,
         remade,
@@ -174,7 +182,7 @@ pub fn repair(
     }
     if request.act {
         drop(lock);
-        report.renumbered = numbers::settle(settings, key, &numbered_again, owner)?;
+        report.renumbered = numbers::settle(settings, keys, &numbered_again, owner)?;
     }
     Ok(report)
 }

@@ -9,7 +9,8 @@ use std::sync::Arc;
 
 use super::RepairError;
 use crate::delivery::Renumbering;
-use crate::outbox::{Outbox, OutboxKey, ReadError, Settings, files, opening};
+use crate::outbox::claim::Retirement;
+use crate::outbox::{Keyring, Outbox, ReadError, Settings, files, opening};
 use crate::transaction::{Lane, Position};
 
 const STEP_RECORDS: usize = 256;
@@ -18,7 +19,7 @@ const STEP_BYTES: usize = 4 << 20;
 /// Opens the repaired store and numbers lanes again where that is needed; which lanes were.
 pub(super) fn settle(
     settings: &Settings,
-    key: &OutboxKey,
+    keys: &Keyring,
     lanes: &[Lane],
     owner: Option<(u32, u32)>,
 ) -> Result<Vec<Lane>, RepairError> {
@@ -26,7 +27,7 @@ pub(super) fn settle(
     if lanes.is_empty() {
         return Ok(again);
     }
-    let outbox = Outbox { running: Arc::new(opening::open(settings.clone(), key)?) };
+    let outbox = Outbox { running: Arc::new(opening::open(settings.clone(), keys, Retirement::Refused)?) };
     let mut outcome = Ok(());
     for lane in lanes {
         match outbox.renumber_if_broken(lane) {
@@ -37,8 +38,8 @@ pub(super) fn settle(
     }
     outbox.close();
     let directory = settings.directory.as_path();
-    if let Some(owner) = owner {
-        files::give(directory, owner).map_err(RepairError::cannot("give to its owner", directory))?;
+    if owner.is_some() {
+        files::give_to_owner(directory).map_err(RepairError::cannot("give to its owner", directory))?;
     }
     outcome.map(|()| again)
 }

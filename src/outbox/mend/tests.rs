@@ -7,7 +7,7 @@ use super::super::tests::{
     add, bodies, clinical, codes, copy, counts, expected, key, open, segment_files, settings, submission,
     submit,
 };
-use super::super::{Outbox, ReadError, files};
+use super::super::{Outbox, OutboxKey, ReadError, files};
 use super::*;
 
 /// Every file below a directory, with its bytes.
@@ -19,7 +19,7 @@ fn image(directory: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
 fn run(store: &Path, from: &[&Path], act: bool) -> Result<Report, RepairError> {
     let from = from.iter().map(|path| path.to_path_buf()).collect();
     let request = Request { from, act, ..Request::default() };
-    repair(&settings(store), &key(), &request, &mut |_, _| {})
+    repair(&settings(store), &key().into(), &request, &mut |_, _| {})
 }
 
 fn clinical_of(report: &Report) -> &LaneReport {
@@ -216,7 +216,7 @@ fn what_nothing_vouches_for_is_taken_only_where_a_person_says_so() {
     outbox.close();
     let from = vec![intact.path().to_owned()];
     let request = Request { from, act: true, unproven: true, ..Request::default() };
-    repair(&settings(store.path()), &key(), &request, &mut |_, _| {}).unwrap();
+    repair(&settings(store.path()), &key().into(), &request, &mut |_, _| {}).unwrap();
     let outbox = open(store.path());
     assert_eq!(outbox.read(&clinical(), 11, 1, 0).unwrap()[0].transaction.body.as_bytes(), b"body 11");
     assert!(outbox.read(&clinical(), 12, 1, 0).is_err());
@@ -321,7 +321,7 @@ fn a_store_that_does_not_start_for_a_small_file_starts_again() {
             let before = image(store.path());
             assert_eq!(run(store.path(), &[], false).unwrap().remade, [name]);
             assert_eq!(image(store.path()), before);
-            let other = OutboxKey::new([8; 32]);
+            let other = OutboxKey::new([8; 32]).into();
             repair(&settings(store.path()), &other, &Request::default(), &mut |_, _| {}).unwrap_err();
             let report = run(store.path(), &[intact.path()], true).unwrap();
             assert_eq!((&report.remade[..], saved(&report)), (&[name.to_owned()][..], vec![(11, 13)]));
@@ -344,7 +344,8 @@ fn what_root_repairs_stays_the_owners() {
     let outbox = open(store.path());
     outbox.read(&clinical(), 11, 1, 0).unwrap_err();
     outbox.close();
-    files::give(store.path(), (65_534, 65_533)).unwrap();
+    std::os::unix::fs::chown(store.path(), Some(65_534), Some(65_533)).unwrap();
+    files::give_to_owner(store.path()).unwrap();
     run(store.path(), &[intact.path()], true).unwrap();
     for file in files_below(store.path()).unwrap() {
         let metadata = fs::metadata(&file).unwrap();
@@ -367,7 +368,7 @@ fn a_store_that_is_open_is_refused_and_another_owner_too() {
     let nothing = tempfile::tempdir().unwrap();
     assert!(matches!(run(nothing.path(), &[], true), Err(RepairError::NoStore(_))));
     assert_eq!(image(nothing.path()), BTreeMap::new());
-    let other = OutboxKey::new([8; 32]);
+    let other = OutboxKey::new([8; 32]).into();
     let refused = repair(&settings(store.path()), &other, &Request::default(), &mut |_, _| {});
     assert!(matches!(refused, Err(RepairError::Open(OpenError::WrongKey { .. }))));
 }

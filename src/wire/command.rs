@@ -1,0 +1,109 @@
+//! `cmd` and `cmd/result` (design section 7): what a hub orders of a gateway, and what has become of it.
+//!
+//! A command is signed like everything that a hub says ([`super::signature`]), names the gateway's present session and
+//! expires: it can be neither forged with a broker account nor sent again later. Each gets one result.
+
+use serde::{Deserialize, Serialize};
+
+use crate::transaction::{Epoch, Hub, Lane, Sequence};
+
+/// `cmd`: payload.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Command {
+    /// 1.
+    pub schema: u32,
+    /// UUIDv7: the result names it, and the same id is not obeyed twice.
+    pub id: String,
+    /// Who orders.
+    pub hub: Hub,
+    /// The gateway's session, as in its `status`: a command to an older connection is refused.
+    pub session: u64,
+    /// RFC 3339: refused from then on.
+    pub expires: String,
+    /// What.
+    #[serde(flatten)]
+    pub order: Order,
+}
+
+/// What is ordered: `command` names it. This is the allow list; anything else is refused.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "command", rename_all = "snake_case")]
+pub enum Order {
+    /// Confirmed transactions again, in order, with the same ids and numbers.
+    Resend {
+        /// Of which lane.
+        lane: Lane,
+        /// The epoch of the numbers.
+        epoch: Epoch,
+        /// The first.
+        from: Sequence,
+        /// The last.
+        through: Sequence,
+    },
+    /// One that this version does not know.
+    #[serde(other)]
+    Unknown,
+}
+
+/// `cmd/result`: payload.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CommandResult {
+    /// 1.
+    pub schema: u32,
+    /// The command's.
+    pub id: String,
+    /// `done` or `refused`.
+    pub status: String,
+    /// The same as a number: 1 done, 0 refused.
+    pub done: u8,
+    /// Transactions that went out.
+    pub count: u64,
+    /// One sentence, no patient data.
+    pub detail: String,
+    /// RFC 3339.
+    pub time: String,
+}
+
+impl CommandResult {
+    /// A result now (`time` is given: this module has no clock).
+    #[must_use]
+    pub fn new(id: String, outcome: Result<u64, String>, detail: String, time: String) -> Self {
+        let done = u8::from(outcome.is_ok());
+        let (status, count, detail) = match outcome {
+            Ok(count) => ("done", count, detail),
+            Err(reason) => ("refused", 0, reason),
+        };
+        Self { schema: super::SCHEMA, id, status: status.to_owned(), done, count, detail, time }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::{from_json, to_json};
+
+    #[test]
+    fn a_command_is_flat_and_an_unknown_one_can_be_read() {
+        let command = Command {
+            schema: 1,
+            id: "x".into(),
+            hub: Hub::new("hub1").unwrap(),
+            session: 7,
+            expires: "2026-11-23T08:00:00Z".into(),
+            order: Order::Resend {
+                lane: Lane::new("clinical").unwrap(),
+                epoch: Epoch(uuid::Uuid::nil()),
+                from: 3,
+                through: u64::MAX,
+            },
+        };
+        let text = String::from_utf8(to_json(&command)).unwrap();
+        assert_eq!(
+            text,
+            r#"{"schema":1,"id":"x","hub":"hub1","session":7,"expires":"2026-11-23T08:00:00Z","command":"resend","lane":"clinical","epoch":"00000000-0000-0000-0000-000000000000","from":3,"through":18446744073709551615}"#
+        );
+        assert_eq!(from_json::<Command>(text.as_bytes()), Ok(command.clone()));
+        let strange = text.replace("resend", "reboot");
+        assert_eq!(from_json(strange.as_bytes()), Ok(Command { order: Order::Unknown, ..command }));
+    }
+}
