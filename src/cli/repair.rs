@@ -117,6 +117,9 @@ fn write_report(out: &mut dyn Write, report: &Report, command: &Repair) -> io::R
     }
     for place in &report.from {
         writeln!(out, "{}: {} records at positions that lack one", place.path, place.records)?;
+        for file in &place.unreadable_files {
+            writeln!(out, "  cannot be opened, and left out: {file}")?;
+        }
     }
     for lane in &report.lanes {
         write_lane(out, report, lane, command)?;

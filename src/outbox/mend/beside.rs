@@ -21,6 +21,8 @@ pub(super) struct Beside {
     /// For each lane, in its order.
     found: Vec<BTreeMap<Position, Vec<Found>>>,
     from: Vec<report::From>,
+    /// What cannot be opened.
+    unreadable: Vec<PathBuf>,
 }
 
 impl Beside {
@@ -38,6 +40,7 @@ impl Beside {
             files: BTreeMap::new(),
             found: lanes.iter().map(|_| BTreeMap::new()).collect(),
             from: Vec::new(),
+            unreadable: Vec::new(),
         };
         if !wanted.is_empty() {
             beside.read(store, keys, from, &|position| wanted.contains(&position))?;
@@ -60,7 +63,9 @@ impl Beside {
                 records += found.iter().filter(here).count() as u64;
             }
             let path = place.display().to_string();
-            beside.from.push(report::From { path, records });
+            let unreadable = beside.unreadable.iter().filter(|file| file.starts_with(place));
+            let unreadable_files = unreadable.map(|file| file.display().to_string()).collect();
+            beside.from.push(report::From { path, records, unreadable_files });
         }
         Ok(beside)
     }
@@ -73,10 +78,11 @@ impl Beside {
         wanted: &dyn Fn(Position) -> bool,
     ) -> Result<(), RepairError> {
         for file in searched(store, from)? {
-            if let Some(source) =
-                self.scan.add_file(&file, wanted).map_err(RepairError::cannot("read", &file))?
-            {
-                self.files.insert(source, file);
+            match self.scan.add_file(&file, wanted) {
+                Ok(Some(source)) => drop(self.files.insert(source, file)),
+                Ok(None) => {}
+                // On a dying disk the rest is all the more worth having.
+                Err(_) => self.unreadable.push(file),
             }
         }
         let quarantines = std::iter::once(store).chain(from.iter().map(PathBuf::as_path));

@@ -29,6 +29,8 @@ pub struct From {
     pub path: String,
     /// Records of this store found there at positions that need one, fitting or not.
     pub records: u64,
+    /// Files there that cannot be opened; the others count.
+    pub unreadable_files: Vec<String>,
 }
 
 /// One lane.
