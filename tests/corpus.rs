@@ -116,7 +116,9 @@ impl Ear {
         let thread = std::thread::spawn(move || {
             while !ended.load(Ordering::Relaxed) {
                 match connection.recv_timeout(Duration::from_millis(100)) {
-                    Ok(Ok(Event::Incoming(Packet::SubAck(_)))) => drop(subscribed.send(())),
+                    Ok(Ok(Event::Incoming(Packet::SubAck(_)))) => {
+                        let _ = subscribed.send(());
+                    }
                     Ok(Ok(Event::Incoming(Packet::Publish(publish)))) => {
                         let topic = String::from_utf8_lossy(&publish.topic).into_owned();
                         if !topic.contains("/txn/") {
@@ -160,12 +162,12 @@ fn send_refused(doors: &Doors, site: &Site, corpus: &[Sender]) {
         stream.shutdown(Shutdown::Write).expect("ended");
     }
     let url = |path: &str| format!("http://{}{path}", doors.http);
-    let content = "Content-Type: application/fhir+json".to_owned();
+    let content = ["Content-Type: application/fhir+json".to_owned()];
     for (_, body) in of(Way::Http).take(20) {
         let message = url("/fhir/$process-message");
-        assert_eq!(curl(&message, &[content.clone()], Some(body), &[]).status, 400);
-        assert!(curl(&message, &[content.clone()], Some(&body[1..]), &[]).status >= 400);
-        assert_eq!(curl(&url("/v1/transactions/nowhere"), &[content.clone()], Some(body), &[]).status, 404);
+        assert_eq!(curl(&message, &content, Some(body), &[]).status, 400);
+        assert!(curl(&message, &content, Some(&body[1..]), &[]).status >= 400);
+        assert_eq!(curl(&url("/v1/transactions/nowhere"), &content, Some(body), &[]).status, 404);
         let xml = "Content-Type: application/fhir+xml".to_owned();
         assert!(curl(&message, &[xml], Some(body), &[]).status >= 400);
     }
@@ -209,7 +211,7 @@ fn shown(doors: &Doors, site: &Site) -> Vec<(String, Vec<u8>)> {
     let ids = String::from_utf8_lossy(&list.stdout).into_owned();
     let ids = ids.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
     let ids: Vec<String> =
-        ids.filter_map(|entry| Some(entry["id"].to_string().trim_matches('"').to_owned())).take(30).collect();
+        ids.map(|entry| entry["id"].to_string().trim_matches('"').to_owned()).take(30).collect();
     let mut run = |words: &[&str]| {
         let output = site.gateway_command(words);
         shown.push((format!("{words:?}"), [output.stdout, output.stderr].concat()));
