@@ -116,7 +116,7 @@ enum Question {
 pub(super) enum Answer {
     Records { generation: u64, from: Position, records: Result<Vec<Ready>, ReadError> },
     ChainAt { position: Position, chain: Option<ChainValue> },
-    Renumbered { after: Position, numbering: Result<Numbering, Refusal> },
+    Renumbered(Result<Numbering, Refusal>),
 }
 
 /// The handle on the thread; the thread ends when it is dropped.
@@ -195,9 +195,7 @@ fn answer(outbox: &Outbox, lane: &Lane, topic: &Bytes, question: Question) -> An
             Answer::Records { generation, from, records }
         }
         Question::ChainAt(position) => Answer::ChainAt { position, chain: outbox.chain_at(lane, position) },
-        Question::NewEpoch { after } => {
-            Answer::Renumbered { after, numbering: outbox.new_epoch(lane, after) }
-        }
+        Question::NewEpoch { after } => Answer::Renumbered(outbox.new_epoch(lane, after)),
     }
 }
 
