@@ -27,7 +27,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use corpus_kit::secrets::{Leak, Secrets};
-use corpus_kit::{Doors, Sender, Way, corpus};
+use corpus_kit::{Doors, Named, Sender, Way, corpus};
 use harness::road::Road;
 use harness::senders::{connect, exchange, positive};
 use harness::site::{Site, SiteOptions, adds_up};
@@ -98,7 +98,7 @@ fn every_sample_is_at_the_hub_byte_for_byte_once_and_in_the_order_of_its_sender(
 
 /// Everything that the broker carries but the transactions themselves.
 struct Ear {
-    heard: Arc<Mutex<Vec<(String, Vec<u8>)>>>,
+    heard: Arc<Mutex<Vec<Named>>>,
     over: Arc<AtomicBool>,
     thread: Option<std::thread::JoinHandle<()>>,
 }
@@ -137,7 +137,7 @@ impl Ear {
         Self { heard, over, thread: Some(thread) }
     }
 
-    fn heard(&self) -> Vec<(String, Vec<u8>)> {
+    fn heard(&self) -> Vec<Named> {
         self.heard.lock().unwrap().clone()
     }
 }
@@ -205,7 +205,7 @@ const NUMBER: &str = "9434765919";
 const NAME: &str = "Quetzalbrook";
 
 /// What people and monitors are shown.
-fn shown(doors: &Doors, site: &Site) -> Vec<(String, Vec<u8>)> {
+fn shown(doors: &Doors, site: &Site) -> Vec<Named> {
     let mut shown = Vec::new();
     let list = site.gateway_command(&["quarantine", "list", "--json"]);
     let ids = String::from_utf8_lossy(&list.stdout).into_owned();

@@ -14,7 +14,7 @@ impl Delivery {
         }
         let answered = receipt.nonce == Some(link.nonce);
         let same = hub.incarnation == Some(receipt.incarnation);
-        if same && receipt.counter <= hub.counter && !(answered && !hub.settled) {
+        if same && receipt.counter <= hub.counter && (hub.settled || !answered) {
             // Stale; or the hub is a virtual machine that was set back with its memory. It shows in the answer to a new
             // question, which cannot be older than the question.
             let heard = hub.settled && receipt.counter < hub.counter;
