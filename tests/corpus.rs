@@ -27,7 +27,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use corpus_kit::secrets::{Leak, Secrets};
-use corpus_kit::{Doors, Sender, Way, corpus};
+use corpus_kit::{Doors, Named, Sender, Way, corpus};
 use harness::road::Road;
 use harness::senders::{connect, exchange, positive};
 use harness::site::{Site, SiteOptions, adds_up};
@@ -98,7 +98,7 @@ fn every_sample_is_at_the_hub_byte_for_byte_once_and_in_the_order_of_its_sender(
 
 /// Everything that the broker carries but the transactions themselves.
 struct Ear {
-    heard: Arc<Mutex<Vec<(String, Vec<u8>)>>>,
+    heard: Arc<Mutex<Vec<Named>>>,
     over: Arc<AtomicBool>,
     thread: Option<std::thread::JoinHandle<()>>,
 }
@@ -116,7 +116,9 @@ impl Ear {
         let thread = std::thread::spawn(move || {
             while !ended.load(Ordering::Relaxed) {
                 match connection.recv_timeout(Duration::from_millis(100)) {
-                    Ok(Ok(Event::Incoming(Packet::SubAck(_)))) => drop(subscribed.send(())),
+                    Ok(Ok(Event::Incoming(Packet::SubAck(_)))) => {
+                        let _ = subscribed.send(());
+                    }
                     Ok(Ok(Event::Incoming(Packet::Publish(publish)))) => {
                         let topic = String::from_utf8_lossy(&publish.topic).into_owned();
                         if !topic.contains("/txn/") {
@@ -135,7 +137,7 @@ impl Ear {
         Self { heard, over, thread: Some(thread) }
     }
 
-    fn heard(&self) -> Vec<(String, Vec<u8>)> {
+    fn heard(&self) -> Vec<Named> {
         self.heard.lock().unwrap().clone()
     }
 }
@@ -160,12 +162,12 @@ fn send_refused(doors: &Doors, site: &Site, corpus: &[Sender]) {
         stream.shutdown(Shutdown::Write).expect("ended");
     }
     let url = |path: &str| format!("http://{}{path}", doors.http);
-    let content = "Content-Type: application/fhir+json".to_owned();
+    let content = ["Content-Type: application/fhir+json".to_owned()];
     for (_, body) in of(Way::Http).take(20) {
         let message = url("/fhir/$process-message");
-        assert_eq!(curl(&message, &[content.clone()], Some(body), &[]).status, 400);
-        assert!(curl(&message, &[content.clone()], Some(&body[1..]), &[]).status >= 400);
-        assert_eq!(curl(&url("/v1/transactions/nowhere"), &[content.clone()], Some(body), &[]).status, 404);
+        assert_eq!(curl(&message, &content, Some(body), &[]).status, 400);
+        assert!(curl(&message, &content, Some(&body[1..]), &[]).status >= 400);
+        assert_eq!(curl(&url("/v1/transactions/nowhere"), &content, Some(body), &[]).status, 404);
         let xml = "Content-Type: application/fhir+xml".to_owned();
         assert!(curl(&message, &[xml], Some(body), &[]).status >= 400);
     }
@@ -203,13 +205,13 @@ const NUMBER: &str = "9434765919";
 const NAME: &str = "Quetzalbrook";
 
 /// What people and monitors are shown.
-fn shown(doors: &Doors, site: &Site) -> Vec<(String, Vec<u8>)> {
+fn shown(doors: &Doors, site: &Site) -> Vec<Named> {
     let mut shown = Vec::new();
     let list = site.gateway_command(&["quarantine", "list", "--json"]);
     let ids = String::from_utf8_lossy(&list.stdout).into_owned();
     let ids = ids.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
     let ids: Vec<String> =
-        ids.filter_map(|entry| Some(entry["id"].to_string().trim_matches('"').to_owned())).take(30).collect();
+        ids.map(|entry| entry["id"].to_string().trim_matches('"').to_owned()).take(30).collect();
     let mut run = |words: &[&str]| {
         let output = site.gateway_command(words);
         shown.push((format!("{words:?}"), [output.stdout, output.stderr].concat()));

@@ -13,6 +13,8 @@ use crate::transaction::Position;
 const ASK_AGAIN: Millis = 2_000;
 /// A head that ended so many connections by itself is held.
 const ENDINGS: u32 = 3;
+/// A new epoch that could not be made durable is tried again after this.
+const FORK_AGAIN: Millis = 2_000;
 /// PUBACK reason "no matching subscribers": the hub is away, the connection is not at fault.
 const NO_SUBSCRIBERS: u8 = 0x10;
 
@@ -38,6 +40,8 @@ pub struct Delivery {
     suspect: Option<(Position, u32)>,
     /// A new epoch is being made: positions after this.
     forking: Option<Position>,
+    /// It could not be made durable, and is tried again then.
+    fork_again: Option<Millis>,
     /// Receipt timeouts and stalls on the present head: each doubles the next.
     misses: u32,
     trips: u32,
@@ -121,6 +125,7 @@ impl Delivery {
             hole: None,
             suspect: None,
             forking: None,
+            fork_again: None,
             misses: 0,
             trips: 0,
         }
@@ -147,6 +152,9 @@ impl Delivery {
             Input::Gap { epoch, expected, round } => self.gap(epoch, expected, round, now, out),
             Input::ChainAt { position, chain } => self.chain_at(position, chain, now, out),
             Input::Renumbered(numbering) => self.renumbered(numbering, now, out),
+            Input::NotRenumbered => {
+                self.fork_again = self.forking.map(|_| now.saturating_add(FORK_AGAIN));
+            }
             Input::ReleaseHeld => {
                 self.suspect = None;
                 self.hole = None;
@@ -201,7 +209,8 @@ impl Delivery {
         let link = self.link.as_ref()?;
         let ask =
             (!self.settled() && self.forking.is_none()).then(|| link.asked.saturating_add(link.ask_again));
-        [ask, self.stalled_at(link), self.overdue_at(link), self.try_held_at()].into_iter().flatten().min()
+        let others = [self.stalled_at(link), self.overdue_at(link), self.try_held_at(), self.fork_again];
+        others.into_iter().chain([ask]).flatten().min()
     }
 
     /// Everything through here is at every hub.
@@ -306,7 +315,9 @@ impl Delivery {
             }
         }
         self.window.rewind();
+        // Whether it is still a fork is for the answers of the next connection to say.
         self.forking = None;
+        self.fork_again = None;
         for hub in &mut self.hubs {
             hub.unsettle();
         }

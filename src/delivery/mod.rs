@@ -138,6 +138,8 @@ pub enum Input {
     },
     /// The answer to [`Action::NewEpoch`], once durable.
     Renumbered(Numbering),
+    /// The other answer: it could not be made durable. It is asked for again later, if it is still wanted then.
+    NotRenumbered,
     /// A person wants the held record tried again, or has released what was lost: it is a void now.
     ReleaseHeld,
     /// Time has passed.
@@ -170,8 +172,8 @@ pub enum Action {
     LookUpChain(Position),
     /// Throw the connection away and make a new one.
     Reconnect(Reason),
-    /// Make positions after this a new epoch, durably, and answer with [`Input::Renumbered`]. If it cannot be made
-    /// durable: try again later; until then the lane stands.
+    /// Make positions after this a new epoch, durably, and answer with [`Input::Renumbered`], or with
+    /// [`Input::NotRenumbered`]; until then the lane stands.
     NewEpoch {
         /// The last position provably at the hub.
         after: Position,

@@ -517,3 +517,66 @@ impl Bench {
         self.machine.deadline()
     }
 }
+
+#[test]
+fn a_new_epoch_that_could_not_be_made_is_wanted_again_only_while_it_is_a_fork() {
+    let mut bench = Bench::new(limits(), 5, 9);
+    bench.connect();
+    assert_eq!(bench.answer(12).last(), Some(&Action::NewEpoch { after: 5 }));
+    bench.give(Input::NotRenumbered);
+    let again = bench.machine.deadline().unwrap();
+    bench.now = again - 1;
+    assert_eq!(bench.give(Input::Tick), []);
+    bench.now = again;
+    assert_eq!(bench.give(Input::Tick), [Action::NewEpoch { after: 5 }]);
+    assert_eq!(bench.machine.deadline(), None, "once");
+    bench.give(Input::NotRenumbered);
+    // On the next connection the hub says something else: it was restored, and there is nothing to part from.
+    bench.connect();
+    assert_eq!(sent(&bench.answer(5)), [6, 7, 8, 9]);
+    bench.give(Input::NotRenumbered);
+    bench.now += HOUR;
+    assert!(!bench.give(Input::Tick).iter().any(|action| matches!(action, Action::NewEpoch { .. })));
+}
+
+/// A virtual machine that was set back has its old memory: the same incarnation, a lower counter.
+#[test]
+fn a_hub_that_was_set_back_with_its_memory_is_believed_when_it_answers() {
+    for idle in [true, false] {
+        let mut bench = Bench::new(limits(), 0, if idle { 3 } else { 9 });
+        bench.connect();
+        bench.answer(0);
+        for through in 1..=3 {
+            bench.receipt(through);
+        }
+        bench.counter = 1;
+        bench.now += HOUR;
+        let actions = if idle {
+            // It says where it is when it is back at its broker.
+            bench.receipt(2)
+        } else {
+            bench.give(Input::Gap { epoch: epoch(0), expected: 3, round: bench.machine.round().unwrap() })
+        };
+        assert_eq!((asked(&actions), confirmed(&actions)), (1, vec![]), "its word alone moves nothing");
+        bench.counter = 1;
+        let actions = bench.answer(2);
+        let actions = match actions.as_slice() {
+            [Action::LookUpChain(2)] => bench.give(Input::ChainAt { position: 2, chain: Some(chain(0, 2)) }),
+            _ => actions,
+        };
+        assert_eq!(confirmed(&actions), [2]);
+        assert_eq!(sent(&actions)[0], 3);
+    }
+}
+
+#[test]
+fn an_answer_of_an_earlier_question_that_comes_late_is_still_ignored() {
+    let mut bench = Bench::new(limits(), 0, 3);
+    bench.connect();
+    let late = bench.nonce;
+    bench.answer(0);
+    bench.receipt(3);
+    bench.counter = 0;
+    let old = bench.receipt_of(0, 1, Some(late));
+    assert_eq!(bench.give(old), [], "settled, and not asked again so soon");
+}

@@ -62,9 +62,16 @@ pub enum Answer {
     },
 }
 
+/// A receipt that waits.
+struct Due {
+    marks: Vec<Mark>,
+    backed_up: Option<Sequence>,
+    nonce: Option<String>,
+}
+
 #[derive(Default)]
 struct Waiting {
-    receipts: BTreeMap<LaneName, (Vec<Mark>, Option<Sequence>, Option<String>)>,
+    receipts: BTreeMap<LaneName, Due>,
     order: VecDeque<LaneName>,
     gaps: VecDeque<(LaneName, Gap)>,
     probes: VecDeque<(Practice, Gateway, Bytes)>,
@@ -96,8 +103,8 @@ impl Answers {
         if before.is_none() {
             waiting.order.push_back(lane.clone());
         }
-        let nonce = nonce.or(before.and_then(|(.., nonce)| nonce));
-        waiting.receipts.insert(lane.clone(), (marks, backed_up, nonce));
+        let nonce = nonce.or(before.and_then(|before| before.nonce));
+        waiting.receipts.insert(lane.clone(), Due { marks, backed_up, nonce });
         drop(waiting);
         self.changed.notify_one();
     }
@@ -134,7 +141,7 @@ impl Answers {
     pub fn take(&self) -> Option<Answer> {
         let mut waiting = self.lock();
         if let Some(lane) = waiting.order.pop_front() {
-            let (marks, backed_up, nonce) = waiting.receipts.remove(&lane)?;
+            let Due { marks, backed_up, nonce } = waiting.receipts.remove(&lane)?;
             return Some(Answer::Receipt { lane, marks, backed_up, nonce });
         }
         if let Some((lane, gap)) = waiting.gaps.pop_front() {

@@ -50,18 +50,25 @@ fn repeat(outbox: &Outbox, number: u32) -> Accepted {
     submit(outbox, submission(&format!("K{number}"), format!("body {number}").as_bytes())).unwrap()
 }
 
-/// Which key each record of a segment has.
-fn sealed_with(directory: &Path, ordinal: u64, key: u8) -> Vec<Position> {
-    let directory = directory.join(format!("segments/clinical/{ordinal:010}"));
-    let segment = Segment::open(&directory, 0).unwrap();
+/// The segments of the lane, oldest first.
+fn segments(directory: &Path) -> Vec<PathBuf> {
+    let lane = directory.join("segments/clinical");
+    recovery::ordinals(&lane).unwrap().iter().map(|ordinal| lane.join(format!("{ordinal:010}"))).collect()
+}
+
+/// The positions whose records this key has sealed.
+fn sealed_with(directory: &Path, key: u8) -> Vec<Position> {
     let sealer = Sealer::new(&ring(&[key]));
     let mut found = Vec::new();
-    segment
-        .visit(1, u64::MAX, &mut |position, record| {
-            found.extend(record.is_ok_and(|record| sealer.open(&record).is_ok()).then_some(position));
-            std::ops::ControlFlow::Continue(())
-        })
-        .unwrap();
+    for directory in segments(directory) {
+        let segment = Segment::open(&directory, 0).unwrap();
+        segment
+            .visit(1, u64::MAX, &mut |position, record| {
+                found.extend(record.is_ok_and(|record| sealer.open(&record).is_ok()).then_some(position));
+                std::ops::ControlFlow::Continue(())
+            })
+            .unwrap();
+    }
     found
 }
 
@@ -86,9 +93,8 @@ fn after_a_rotation_old_records_are_read_and_repetitions_recognised() {
     assert_eq!(outbox.quarantined_bytes(1).unwrap().unwrap().1, b"old garbage");
     assert_eq!(outbox.quarantine("no-msh", "s", b"new garbage").unwrap(), 2);
     outbox.close();
-    // Positions 9 to 12 and from 13 on share a segment.
-    assert_eq!(sealed_with(directory, 2, 1), [9, 10, 11, 12]);
-    assert_eq!(sealed_with(directory, 2, 2), [13, 14, 15, 16]);
+    assert_eq!(sealed_with(directory, 1), (1..=12).collect::<Vec<_>>());
+    assert_eq!(sealed_with(directory, 2), (13..=20).collect::<Vec<_>>());
 
     refused(directory, &[1], &[2]);
     refused(directory, &[2], &[1]);
@@ -213,8 +219,8 @@ fn what_is_salvaged_after_a_rotation_is_whole() {
     let outbox = open_with(directory, &[2, 1]);
     add(&outbox, 13..=20);
     outbox.close();
-    // The segment with records of both keys loses its beginning, and sled with it.
-    let file = directory.join("segments/clinical/0000000002").join(DATABASE_FILE);
+    // A segment with records of both keys loses its beginning, and sled with it.
+    let file = segments(directory)[1].join(DATABASE_FILE);
     let mut bytes = std::fs::read(&file).unwrap();
     bytes[..64].fill(0xff);
     std::fs::write(&file, bytes).unwrap();

@@ -38,7 +38,6 @@ pub(super) struct LaneWork {
     generation: u64,
     gone: Option<Position>,
     again_at: Option<Millis>,
-    fork_again: Option<(Millis, Position)>,
     /// Chain value at the machine's confirmed position, as last confirmed.
     mark_chain: ChainValue,
 }
@@ -76,7 +75,6 @@ impl LaneWork {
             generation: 0,
             gone: None,
             again_at: None,
-            fork_again: None,
             mark_chain: mark.1,
         })
     }
@@ -156,12 +154,6 @@ impl LaneWork {
 
     /// Keeps the read-ahead full while the link is live.
     pub(super) fn read_ahead(&mut self, now: Millis) {
-        if let Some((at, after)) = self.fork_again
-            && now >= at
-        {
-            self.fork_again = None;
-            self.reader.new_epoch(after);
-        }
         self.again_at = self.again_at.filter(|at| now < *at);
         let next = self.machine.next();
         let from = match self.ahead.front() {
@@ -194,13 +186,13 @@ impl LaneWork {
             // Not for the machine: the driver has taken it.
             Answer::Again { .. } => {}
             Answer::ChainAt { position, chain } => self.handle(Input::ChainAt { position, chain }, now),
-            Answer::Renumbered { numbering: Ok(numbering), .. } => {
+            Answer::Renumbered(Ok(numbering)) => {
                 self.forget();
                 self.handle(Input::Renumbered(numbering), now);
             }
-            Answer::Renumbered { after, numbering: Err(error) } => {
+            Answer::Renumbered(Err(error)) => {
                 tracing::error!(lane = %self.lane, %error, "A new epoch could not be made durable, the lane stands");
-                self.fork_again = Some((now + 4 * AGAIN, after));
+                self.handle(Input::NotRenumbered, now);
             }
         }
     }
@@ -233,8 +225,7 @@ impl LaneWork {
 
     /// When something is due, at the latest.
     pub(super) fn deadline(&self) -> Option<Millis> {
-        let fork = self.fork_again.map(|(at, _)| at);
-        [self.machine.deadline(), self.again_at, fork].into_iter().flatten().min()
+        [self.machine.deadline(), self.again_at].into_iter().flatten().min()
     }
 
     /// Records what the hub confirmed.

@@ -123,7 +123,7 @@ pub(super) enum Answer {
     Records { generation: u64, from: Position, records: Result<Vec<Ready>, ReadError> },
     Again { from: Position, records: Result<Vec<Ready>, ReadError> },
     ChainAt { position: Position, chain: Option<ChainValue> },
-    Renumbered { after: Position, numbering: Result<Numbering, Refusal> },
+    Renumbered(Result<Numbering, Refusal>),
 }
 
 /// The handle on the thread; the thread ends when it is dropped.
@@ -210,9 +210,7 @@ fn answer(outbox: &Outbox, lane: &Lane, topic: &Bytes, question: Question) -> An
             Answer::Again { from, records: read(from, most, most_bytes, 0) }
         }
         Question::ChainAt(position) => Answer::ChainAt { position, chain: outbox.chain_at(lane, position) },
-        Question::NewEpoch { after } => {
-            Answer::Renumbered { after, numbering: outbox.new_epoch(lane, after) }
-        }
+        Question::NewEpoch { after } => Answer::Renumbered(outbox.new_epoch(lane, after)),
     }
 }
 

@@ -39,13 +39,16 @@ pub enum Way {
     CommandLine,
 }
 
+/// A name, and the bytes under it.
+pub type Named = (String, Vec<u8>);
+
 /// One sender: what it sends one by one, in this order.
 #[derive(Debug, Clone)]
 pub struct Sender {
     pub name: String,
     pub way: Way,
     /// Name of the file, and the bytes.
-    pub files: Vec<(String, Vec<u8>)>,
+    pub files: Vec<Named>,
 }
 
 /// Where the real samples are, if this run is to use them.
@@ -68,7 +71,7 @@ fn collect(directory: &Path, senders: &mut Vec<Sender>) {
         fs::read_dir(directory).expect("the samples").map(|entry| entry.unwrap().path()).collect();
     entries.sort();
     let name = directory.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let mut here: Vec<(Way, Vec<(String, Vec<u8>)>)> = Vec::new();
+    let mut here: Vec<(Way, Vec<Named>)> = Vec::new();
     for path in entries {
         if path.is_dir() {
             collect(&path, senders);
@@ -243,8 +246,7 @@ fn built_in() -> Vec<Sender> {
     let patient =
         br#"{"resourceType":"Patient","name":[{"family":"Featherstonehaugh","given":["Persephone"]}],
         "identifier":[{"system":"https://fhir.nhs.uk/Id/nhs-number","value":"9000000009"}]}"#;
-    let sender =
-        |name: &str, way: Way, files: Vec<(String, Vec<u8>)>| Sender { name: name.to_owned(), way, files };
+    let sender = |name: &str, way: Way, files: Vec<Named>| Sender { name: name.to_owned(), way, files };
     vec![
         sender(
             "laboratory",

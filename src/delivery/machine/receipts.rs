@@ -14,7 +14,13 @@ impl Delivery {
         }
         let answered = receipt.nonce == Some(link.nonce);
         let same = hub.incarnation == Some(receipt.incarnation);
-        if same && receipt.counter <= hub.counter {
+        if same && receipt.counter <= hub.counter && (hub.settled || !answered) {
+            // Stale; or the hub is a virtual machine that was set back with its memory. It shows in the answer to a new
+            // question, which cannot be older than the question.
+            let heard = hub.settled && receipt.counter < hub.counter;
+            if heard && now.saturating_sub(link.asked) >= ASK_AGAIN {
+                self.doubt(receipt.hub, now, out);
+            }
             return;
         }
         if !answered && !hub.settled {
@@ -237,6 +243,7 @@ impl Delivery {
 
     pub(super) fn renumbered(&mut self, numbering: Numbering, now: Millis, out: &mut Vec<Action>) {
         self.forking = None;
+        self.fork_again = None;
         let base = numbering.current().base;
         self.numbering = numbering;
         // The value at position 0 belongs to the first epoch, which may be another one now.

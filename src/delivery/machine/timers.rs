@@ -56,6 +56,10 @@ impl Delivery {
             self.suspect = self.held.map(|held| (held.position, ENDINGS - 1));
             self.release(out);
         }
+        if let Some(after) = self.forking.filter(|_| due(self.fork_again)) {
+            self.fork_again = None;
+            out.push(Action::NewEpoch { after });
+        }
         let Some(link) = &self.link else { return };
         if due(self.stalled_at(link)) {
             self.trips = self.trips.saturating_add(1).min(MOST_DOUBLINGS);
