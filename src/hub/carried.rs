@@ -82,7 +82,7 @@ impl Desk {
     /// [`NotTaken`].
     pub fn carried(&mut self, carried: Carried) -> Result<Tally, NotTaken> {
         let Carried { lane, older, transactions } = carried;
-        if !self.finish() || self.trouble.as_ref().is_some_and(super::desk::Trouble::waits) {
+        if !self.finish() || self.trouble.as_ref().is_some_and(super::trouble::Trouble::waits) {
             return Err(NotTaken::Trouble(lane));
         }
         let marks = self.store.marks_of(&lane);

@@ -20,7 +20,8 @@ use super::fleet::Fleet;
 use super::intake::{Arrived, Intake, Verdict};
 use super::refusals::{Refusals, reason};
 use super::resend::{Outcome, Wanted, Wants};
-use super::store::{Entry, LaneName, Mark, Store, StoreError};
+use super::store::{Entry, LaneName, Mark, Store};
+use super::trouble::Trouble;
 use crate::delivery::{Nonce, Through};
 use crate::transaction::{Gateway, Practice, TransactionId, rfc3339, unix_millis_now};
 use crate::wire::envelope::Envelope;
@@ -34,8 +35,6 @@ const MOST_LANES: usize = 64;
 const TOO_MANY_LANES: &str = "number of lanes";
 /// Most topics whose parsed form is kept.
 const MOST_TOPICS: usize = 10_000;
-/// How long a store that has failed is left alone before the next trial, and at most.
-const TRIAL: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
 /// Largest status, health, info or event that is looked at, bytes.
 const MOST_PRESENCE: usize = 16 * 1024;
 
@@ -93,19 +92,6 @@ pub struct Desk {
     pub(super) trouble: Option<Trouble>,
     /// Somebody waits for an answer: the group is not kept waiting.
     hurry: bool,
-}
-
-pub(super) struct Trouble {
-    next_trial: Instant,
-    pause: Duration,
-    dropped: u64,
-}
-
-impl Trouble {
-    /// The store is still left alone.
-    pub(super) fn waits(&self) -> bool {
-        Instant::now() < self.next_trial
-    }
 }
 
 impl Desk {
@@ -419,19 +405,6 @@ impl Desk {
             let marks = self.store.marks_of(&lane);
             self.restore(lane, &marks);
         }
-    }
-
-    /// Nothing of the last group counts but what the store's marks say.
-    fn store_failed(&mut self, error: &StoreError, lost: usize) {
-        let pause = self.trouble.as_ref().map_or(TRIAL.0, |trouble| (trouble.pause * 2).min(TRIAL.1));
-        let dropped = self.trouble.as_ref().map_or(0, |trouble| trouble.dropped) + lost as u64;
-        tracing::error!(
-            error = %error,
-            source = std::error::Error::source(&error).map(tracing::field::display),
-            full = error.is_full(),
-            "The store has failed: nothing is confirmed, the gateways keep everything"
-        );
-        self.trouble = Some(Trouble { next_trial: Instant::now() + pause, pause, dropped });
     }
 
     /// Stores the group, then answers. False: it is not stored.

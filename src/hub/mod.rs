@@ -4,7 +4,7 @@
 //! - [`store`]: the seam to stable storage, and the embedded NDJSON store behind it
 //! - [`run`]: one connection after another, each with a new event loop
 //! - [`link`]: the options of a connection, and what is published on it
-//! - [`desk`]: the store thread: groups, judges, stores, then answers
+//! - [`desk`]: the store thread: groups, judges, stores, then answers; `trouble`: a store that has failed
 //! - [`carried`], [`import`]: what is carried here by hand takes the same way into the store; the drop folder of the running hub
 //! - [`resend`]: what the hub's files have lost or altered, asked of the gateway again
 //! - [`backup`]: what there is a backup of, for the gateways' disks
@@ -28,6 +28,7 @@ pub mod report;
 pub mod resend;
 pub mod run;
 pub mod store;
+mod trouble;
 pub mod verify;
 
 use std::path::PathBuf;
