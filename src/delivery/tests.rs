@@ -555,11 +555,7 @@ fn a_hub_that_was_set_back_with_its_memory_is_believed_when_it_answers() {
             // It says where it is when it is back at its broker.
             bench.receipt(2)
         } else {
-            bench.give(Input::Gap {
-                epoch: epoch(0),
-                expected: 3,
-                round: bench.machine.round().unwrap(),
-            })
+            bench.give(Input::Gap { epoch: epoch(0), expected: 3, round: bench.machine.round().unwrap() })
         };
         assert_eq!((asked(&actions), confirmed(&actions)), (1, vec![]), "its word alone moves nothing");
         bench.counter = 1;
