@@ -20,17 +20,23 @@ use std::collections::{HashMap, HashSet};
 
 use model::broker::{Broker, Down, Up};
 use model::center::Center;
-use model::surgery::{Disk, Surgery};
+use model::surgery::{Bundle, Disk, Surgery};
 use model::{Random, Seen, id};
 use practice_gateway::delivery::backoff::{Backoff, Settings};
-use practice_gateway::delivery::{Input, Limits, Millis};
+use practice_gateway::delivery::{Input, Limits, Millis, Receipt};
 use practice_gateway::transaction::TransactionId;
 
 const OUTAGES: u64 = 110_000;
 const TURNS: u64 = 2_000;
 
 /// Every one of these must have been met, or the run proves less than it says.
-const MUST_BE_SEEN: [&str; 35] = [
+const MUST_BE_SEEN: [&str; 41] = [
+    "bundle exported",
+    "carried in, known",
+    "carried in, new",
+    "hub set back with its memory",
+    "receipt by file",
+    "receipt by file confirms, without a link",
     "a lane stands at what is lost",
     "a record is destroyed",
     "released by a person",
@@ -79,6 +85,9 @@ struct World {
     centers: Vec<Center>,
     start_hub_at: Vec<Millis>,
     images: Vec<Disk>,
+    /// On their way by hand, to this hub.
+    bundles: Vec<(usize, Bundle)>,
+    receipts: Vec<Receipt>,
     hub_restored: bool,
     /// The disk destroys records.
     destroys: bool,
@@ -121,6 +130,8 @@ impl World {
             centers: (0..hubs).map(|index| Center::new(index, 100 + index as u64)).collect(),
             start_hub_at: vec![0; hubs],
             images: Vec::new(),
+            bundles: Vec::new(),
+            receipts: Vec::new(),
             hub_restored: false,
             destroys: false,
             released: HashSet::new(),
@@ -172,9 +183,10 @@ impl World {
             }
         }
         if self.random.percent(10) {
-            self.surgery.disk.mark = self.surgery.mark;
+            self.surgery.sync_mark();
         }
         self.person();
+        self.carry();
         if self.faults > 0 && self.random.below(self.faults) == 0 {
             self.fault();
         }
@@ -358,12 +370,25 @@ impl World {
                 self.poison = Some((*id, 2 + self.random.below(6)));
                 return;
             }
-            84..94 => {
+            84..86 => {
+                if self.centers[hub].up && self.centers[hub].snapshot.is_none() {
+                    self.centers[hub].take_snapshot();
+                    return;
+                }
+                if !self.centers[hub].up || self.surgery.prunes || !self.centers[hub].set_back() {
+                    return;
+                }
+                self.hub_restored = true;
+                self.broker.hubs[hub].connected = false;
+                self.broker.hubs[hub].queue.clear();
+                "hub set back with its memory"
+            }
+            86..94 => {
                 if self.surgery.disk.mark < self.surgery.mark {
                     self.seen.note("confirmed mark lost at a crash");
                 }
                 if !self.surgery.prunes && self.random.percent(10) {
-                    self.surgery.disk.mark = 0;
+                    (self.surgery.disk.mark, self.surgery.disk.anchor) = (0, None);
                 }
                 self.box_down();
                 "box crash"
@@ -402,10 +427,7 @@ impl World {
             let position = self.surgery.mark + 1 + self.random.below(8);
             // One at a time: ranges are the outbox's own matter, and have its tests.
             let near = (position - 1..=position + 1).any(|at| disk.lost.contains_key(&at));
-            // Only what has its chain value stored. A record that was numbered again after a fork, is destroyed while it is under
-            // way and reaches the hub all the same leaves a value that nobody can compute any more: a known limit
-            // (`docs/runbook.md`, A lane that stands).
-            if position > disk.pruned && position <= disk.tail() && !near && disk.has_its_chain(position) {
+            if position > disk.pruned && position <= disk.tail() && !near {
                 disk.destroy(position);
                 self.seen.note("a record is destroyed");
             }
@@ -425,6 +447,47 @@ impl World {
                 self.surgery.give(Input::Renumbered(numbering), self.now, &mut self.seen);
             }
             self.surgery.give(Input::ReleaseHeld, self.now, &mut self.seen);
+        }
+    }
+
+    /// Bundles and receipts are carried by hand, at any moment, in any order, more than once, and with the link up or down.
+    fn carry(&mut self) {
+        if self.random.percent(1) {
+            let most = 1 + self.random.below(40);
+            let bundle = self.surgery.export(most);
+            if !bundle.packets.is_empty() {
+                self.seen.note("bundle exported");
+                let hub = self.random.below(self.centers.len() as u64) as usize;
+                self.bundles.push((hub, bundle));
+            }
+        }
+        if !self.bundles.is_empty() && self.random.percent(2) {
+            let index = self.random.below(self.bundles.len() as u64) as usize;
+            let (hub, bundle) = self.bundles[index].clone();
+            if self.random.percent(80) {
+                self.bundles.swap_remove(index);
+            }
+            if self.centers[hub].up {
+                let incarnation = self.random.bits();
+                self.receipts.extend(self.centers[hub].import(&bundle, incarnation, &mut self.seen));
+            }
+        }
+        if !self.receipts.is_empty() && self.random.percent(2) {
+            let index = self.random.below(self.receipts.len() as u64) as usize;
+            let receipt = self.receipts[index].clone();
+            if self.random.percent(80) {
+                self.receipts.swap_remove(index);
+            }
+            self.seen.note("receipt by file");
+            let before = self.surgery.mark;
+            self.surgery.give(Input::Carried(receipt), self.now, &mut self.seen);
+            let task = self.fresh();
+            if !self.surgery.connected {
+                self.surgery.work(task, self.now, &mut self.seen);
+                if self.surgery.mark > before {
+                    self.seen.note("receipt by file confirms, without a link");
+                }
+            }
         }
     }
 

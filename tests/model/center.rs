@@ -8,6 +8,7 @@ use practice_gateway::hub::intake::{Arrived, Intake, Missed, Statement, Verdict}
 use practice_gateway::transaction::{Epoch, Sequence, TransactionId};
 
 use super::broker::Up;
+use super::surgery::Bundle;
 use super::{Random, Seen, lane, link};
 
 /// A line of the store.
@@ -35,6 +36,8 @@ pub(crate) struct Center {
     pub(crate) ever: HashSet<TransactionId>,
     /// Lengths of the store at the backups.
     pub(crate) backups: Vec<usize>,
+    /// Of the virtual machine: its memory and the length of its store.
+    pub(crate) snapshot: Option<(Intake, usize)>,
 }
 
 impl Center {
@@ -48,6 +51,7 @@ impl Center {
             ids: HashSet::new(),
             ever: HashSet::new(),
             backups: Vec::new(),
+            snapshot: None,
         }
     }
 
@@ -69,52 +73,94 @@ impl Center {
                 let statement = self.intake.statement(Some(*nonce));
                 (Some(self.receipt(statement)), None)
             }
-            Up::Transaction { epoch, sequence, round, id, chain, void } => {
-                let (epoch, sequence, round, id) = (*epoch, *sequence, *round, *id);
-                let arrived = Arrived { epoch, sequence, round, id, chain: *chain };
-                let ids = &self.ids;
-                let verdict = self.intake.arrive(
-                    &arrived,
-                    |before| match void {
-                        // As `wire::void::chain_after`, for a range of one.
-                        Some(previous) if *previous == before => *chain,
-                        Some(_) => ChainValue(chain.0.map(|byte| !byte)),
-                        None => link(before, epoch, sequence, id),
-                    },
-                    |id| void.is_none() && ids.contains(&id),
-                );
-                let stored = verdict == Verdict::Store;
-                match verdict {
-                    Verdict::Store | Verdict::Known => {
-                        let void = void.is_some();
-                        self.entries.push(Entry {
-                            epoch,
-                            sequence,
-                            chain: *chain,
-                            id,
-                            stored: stored && !void,
-                            void,
-                        });
-                        if void {
-                            seen.note("void at the hub");
-                            return (None, None);
-                        }
-                        self.ids.insert(id);
-                        if !stored {
-                            seen.note("known id in a new epoch");
-                        }
-                    }
-                    Verdict::Repeat => seen.note("repetition at the hub"),
-                    Verdict::Ahead { say } => {
-                        seen.note("gap at the hub");
-                        return (None, say);
-                    }
-                    Verdict::Unasked => seen.note("sent to an earlier incarnation"),
-                    Verdict::Diverged { .. } => seen.note("other chain at the hub"),
-                }
-                (None, None)
-            }
+            Up::Transaction { .. } => (None, self.judge(packet, false, seen).1),
         }
+    }
+
+    /// Takes a bundle as `hub::carried` does; a receipt for the way back comes of it.
+    pub(crate) fn import(&mut self, bundle: &Bundle, incarnation: u64, seen: &mut Seen) -> Option<Receipt> {
+        self.sync();
+        let here = |(epoch, through): &(Epoch, Sequence)| self.intake.through(*epoch) >= *through;
+        if !bundle.older.iter().all(here) {
+            seen.note("bundle refused: the hub lacks an older epoch's end");
+            return None;
+        }
+        for packet in &bundle.packets {
+            let before = self.entries.len();
+            if !self.judge(packet, true, seen).0 {
+                seen.note("bundle refused: it does not follow");
+                break;
+            }
+            seen.note(if self.entries.len() > before { "carried in, new" } else { "carried in, known" });
+        }
+        self.sync();
+        let mut statement = self.intake.clone().statement(None);
+        statement.incarnation = incarnation;
+        Some(self.receipt(statement))
+    }
+
+    /// True: it is here now.
+    fn judge(&mut self, packet: &Up, by_hand: bool, seen: &mut Seen) -> (bool, Option<Missed>) {
+        let Up::Transaction { epoch, sequence, round, id, chain, void } = packet else {
+            return (false, None);
+        };
+        let (epoch, sequence, round, id) = (*epoch, *sequence, *round, *id);
+        let arrived = Arrived { epoch, sequence, round, id, chain: *chain };
+        let ids = &self.ids;
+        let follows = |before| match void {
+            // As `wire::void::chain_after`, for a range of one.
+            Some(previous) if *previous == before => *chain,
+            Some(_) => ChainValue(chain.0.map(|byte| !byte)),
+            None => link(before, epoch, sequence, id),
+        };
+        let known = |id| void.is_none() && ids.contains(&id);
+        let verdict = if by_hand {
+            self.intake.carried(&arrived, follows, known)
+        } else {
+            self.intake.arrive(&arrived, follows, known)
+        };
+        match verdict {
+            Verdict::Store | Verdict::Known => {
+                let (stored, void) = (verdict == Verdict::Store, void.is_some());
+                self.entries.push(Entry {
+                    epoch,
+                    sequence,
+                    chain: *chain,
+                    id,
+                    stored: stored && !void,
+                    void,
+                });
+                if void {
+                    seen.note("void at the hub");
+                } else {
+                    self.ids.insert(id);
+                    if !stored {
+                        seen.note("known id in a new epoch");
+                    }
+                }
+                return (true, None);
+            }
+            Verdict::Repeat => {
+                seen.note("repetition at the hub");
+                return (true, None);
+            }
+            Verdict::Ahead { say } => {
+                seen.note("gap at the hub");
+                return (false, say);
+            }
+            Verdict::Unasked => seen.note("sent to an earlier incarnation"),
+            Verdict::Diverged { .. } => seen.note("other chain at the hub"),
+        }
+        (false, None)
+    }
+
+    /// The virtual machine is set back, memory and all: it goes on in the same incarnation, with a lower counter.
+    pub(crate) fn set_back(&mut self) -> bool {
+        let Some((intake, length)) = self.snapshot.take() else { return false };
+        self.truncate(length.min(self.entries.len()));
+        self.backups.retain(|backup| *backup <= length);
+        self.intake = intake;
+        true
     }
 
     /// The group is on stable storage.
@@ -168,10 +214,16 @@ impl Center {
     }
 
     fn truncate(&mut self, length: usize) {
+        self.snapshot = self.snapshot.take().filter(|(_, kept)| *kept <= length);
         self.entries.truncate(length);
         self.synced = length;
         self.ids = self.entries.iter().filter(|entry| !entry.void).map(|entry| entry.id).collect();
         self.ever.extend(self.ids.iter().copied());
+    }
+
+    pub(crate) fn take_snapshot(&mut self) {
+        self.sync();
+        self.snapshot = Some((self.intake.clone(), self.synced));
     }
 
     pub(crate) fn start(&mut self, incarnation: u64) {

@@ -21,6 +21,8 @@ pub(crate) struct Disk {
     pub(crate) numbering: Numbering,
     /// The confirmed mark as it was synced last: it lags.
     pub(crate) mark: Position,
+    /// Its epoch and chain value, which are kept with it.
+    pub(crate) anchor: Option<(practice_gateway::transaction::Epoch, ChainValue)>,
     /// Everything through here is pruned.
     pub(crate) pruned: Position,
     /// Destroyed; true: released by a person, and void.
@@ -37,6 +39,7 @@ impl Disk {
             chains: vec![ChainValue::first(first, lane().as_str())],
             numbering: Numbering::new(first),
             mark: 0,
+            anchor: None,
             pruned: 0,
             lost: std::collections::BTreeMap::new(),
             born: Vec::new(),
@@ -97,12 +100,39 @@ impl Disk {
         }
     }
 
-    /// Its chain value on the wire is the one that was stored with it.
-    pub(crate) fn has_its_chain(&self, position: Position) -> bool {
-        self.numbering.at(position).epoch == self.born[position as usize - 1]
+    /// The mark's chain value is what the hub has, whatever was destroyed below it: what is computed follows from it.
+    pub(crate) fn confirmed(&mut self, position: Position, chain: ChainValue) {
+        self.follow(position, chain, self.numbering.at(position.max(1)).epoch);
     }
 
-    /// Releases it. True: what comes after needs new numbers (`outbox::voids`, `breaks_the_chain`).
+    /// As after a restart: nothing is remembered but what is stored, and the mark.
+    pub(crate) fn forget(&mut self) {
+        for at in 1..=self.tail() {
+            if self.born[at as usize - 1] != self.numbering.at(at).epoch {
+                self.chains[at as usize] = self.computed(at);
+            }
+        }
+        if let Some((epoch, chain)) = self.anchor {
+            self.follow(self.mark, chain, epoch);
+        }
+    }
+
+    fn follow(&mut self, position: Position, chain: ChainValue, of: practice_gateway::transaction::Epoch) {
+        let numbered = self.numbering.at(position.max(1));
+        let here = numbered.epoch == of && position > numbered.base && position <= self.tail();
+        if !here || self.chains[position as usize] == chain {
+            return;
+        }
+        self.chains[position as usize] = chain;
+        for at in position + 1..=self.tail() {
+            if self.numbering.at(at) != numbered || self.born[at as usize - 1] == numbered.epoch {
+                break;
+            }
+            self.chains[at as usize] = self.computed(at);
+        }
+    }
+
+    /// Releases it. True: what comes after the mark needs new numbers (`outbox::voids`).
     pub(crate) fn release(&mut self, position: Position) -> bool {
         self.lost.insert(position, true);
         let numbered = self.numbering.at(position);
@@ -120,10 +150,19 @@ pub(crate) enum Task {
     NewEpoch(Position),
 }
 
+/// What is carried to the hub by hand.
+#[derive(Debug, Clone)]
+pub(crate) struct Bundle {
+    /// What must be there before: epochs and their lengths.
+    pub(crate) older: Vec<(practice_gateway::transaction::Epoch, u64)>,
+    pub(crate) packets: Vec<Up>,
+}
+
 pub(crate) struct Surgery {
     pub(crate) disk: Disk,
     /// The mark in memory; [`Disk::mark`] follows.
     pub(crate) mark: Position,
+    anchor: Option<(practice_gateway::transaction::Epoch, ChainValue)>,
     pub(crate) machine: Delivery,
     pub(crate) limits: Limits,
     pub(crate) up: VecDeque<Up>,
@@ -148,6 +187,7 @@ impl Surgery {
             machine: Delivery::new(limits.clone(), disk.numbering.clone(), (0, disk.chains[0]), 0),
             disk,
             mark: 0,
+            anchor: None,
             limits,
             up: VecDeque::new(),
             published: VecDeque::new(),
@@ -161,10 +201,17 @@ impl Surgery {
         }
     }
 
+    /// The mark reaches the disk.
+    pub(crate) fn sync_mark(&mut self) {
+        (self.disk.mark, self.disk.anchor) = (self.mark, self.anchor);
+    }
+
     /// The process starts (again) from its disk.
     pub(crate) fn start(&mut self) {
-        self.mark = self.disk.mark;
-        let chain = self.disk.chains.get(self.mark as usize).copied().unwrap_or(ChainValue([0xee; 32]));
+        (self.mark, self.anchor) = (self.disk.mark, self.disk.anchor);
+        self.disk.forget();
+        let ours = self.disk.chains.get(self.mark as usize).copied().unwrap_or(ChainValue([0xee; 32]));
+        let chain = self.anchor.map_or(ours, |(_, chain)| chain);
         self.machine = Delivery::new(
             self.limits.clone(),
             self.disk.numbering.clone(),
@@ -224,6 +271,33 @@ impl Surgery {
         }
     }
 
+    /// What waits, from the mark on, as an export writes it: up to what is lost.
+    pub(crate) fn export(&self, most: u64) -> Bundle {
+        let disk = &self.disk;
+        let first = (self.mark + 1).max(disk.pruned + 1);
+        let epochs = disk.numbering.epochs();
+        let current = disk.numbering.at(first).epoch;
+        let older = epochs.iter().zip(epochs.iter().skip(1)).take_while(|(of, _)| of.epoch != current);
+        let older = older.map(|(of, following)| (of.epoch, following.base - of.base));
+        let whole = |at: &Position| disk.lost.get(at) != Some(&false);
+        let packets = (first..=disk.tail()).take_while(whole).take(most as usize);
+        Bundle {
+            older: older.filter(|(_, through)| *through > 0).collect(),
+            packets: packets.map(|at| self.packet(at, 0)).collect(),
+        }
+    }
+
+    fn packet(&self, position: Position, round: u64) -> Up {
+        let (epoch, sequence) = self.disk.numbering.wire(position);
+        let id = self.disk.records[position as usize - 1];
+        let chain = self.disk.chains[position as usize];
+        let void = self.disk.lost.get(&position).map(|_| match sequence {
+            1 => ChainValue::first(epoch, lane().as_str()),
+            _ => self.disk.chains[position as usize - 1],
+        });
+        Up::Transaction { epoch, sequence, round, id, chain, void }
+    }
+
     /// A driver's turn.
     pub(crate) fn give(&mut self, input: Input, now: Millis, seen: &mut Seen) {
         let mut actions = std::mem::take(&mut self.actions);
@@ -251,15 +325,8 @@ impl Surgery {
         match action {
             Action::AskPosition(nonce) => self.up.push_back(Up::Position(nonce)),
             Action::Send { position, round } => {
-                let (epoch, sequence) = self.disk.numbering.wire(position);
-                let id = self.disk.records[position as usize - 1];
-                let chain = self.disk.chains[position as usize];
                 self.published.push_back(position);
-                let void = self.disk.lost.get(&position).map(|_| match sequence {
-                    1 => ChainValue::first(epoch, lane().as_str()),
-                    _ => self.disk.chains[position as usize - 1],
-                });
-                self.up.push_back(Up::Transaction { epoch, sequence, round, id, chain, void });
+                self.up.push_back(self.packet(position, round));
             }
             Action::Confirm { position, chain, backed_up_through } => {
                 // What was destroyed in new numbers is computed otherwise from then on; what was sent before is still right.
@@ -267,14 +334,17 @@ impl Surgery {
                 assert!(ours, "the mark's chain value is ours");
                 self.confirmations.push((self.mark, position));
                 self.mark = position;
+                self.anchor = Some((self.disk.numbering.at(position.max(1)).epoch, chain));
+                self.disk.confirmed(position, chain);
                 if self.prunes
+                    && self.connected
                     && let Some(safe) = backed_up_through
                 {
                     let through = safe.min(position);
                     if through > self.disk.pruned {
                         self.prunings.push((self.disk.pruned, through));
                         // The mark is synced first: a pruned record must never look unconfirmed.
-                        self.disk.mark = position;
+                        self.sync_mark();
                         self.disk.pruned = through;
                         seen.note("pruned");
                     }
