@@ -96,6 +96,18 @@ impl Disk {
             if self.numbering.at(at) != numbered || stored(self, at) {
                 break;
             }
+            self.recompute(at);
+        }
+    }
+
+    /// What is lost before one that has its value stored keeps its own: that one knows what it follows from.
+    fn recompute(&mut self, at: Position) {
+        let numbered = self.numbering.at(at);
+        let next = at + 1;
+        let known = next <= self.tail()
+            && self.numbering.at(next) == numbered
+            && self.born[next as usize - 1] == numbered.epoch;
+        if !(known && self.lost.contains_key(&at)) {
             self.chains[at as usize] = self.computed(at);
         }
     }
@@ -109,7 +121,7 @@ impl Disk {
     pub(crate) fn forget(&mut self) {
         for at in 1..=self.tail() {
             if self.born[at as usize - 1] != self.numbering.at(at).epoch {
-                self.chains[at as usize] = self.computed(at);
+                self.recompute(at);
             }
         }
         if let Some((epoch, chain)) = self.anchor {
@@ -128,7 +140,7 @@ impl Disk {
             if self.numbering.at(at) != numbered || self.born[at as usize - 1] == numbered.epoch {
                 break;
             }
-            self.chains[at as usize] = self.computed(at);
+            self.recompute(at);
         }
     }
 
@@ -330,7 +342,10 @@ impl Surgery {
             }
             Action::Confirm { position, chain, backed_up_through } => {
                 // What was destroyed in new numbers is computed otherwise from then on; what was sent before is still right.
-                let ours = !self.disk.lost.is_empty() || chain == self.disk.chains[position as usize];
+                // Before the first there is only an epoch's first value, and that of an earlier epoch says the same.
+                let ours = position == 0
+                    || !self.disk.lost.is_empty()
+                    || chain == self.disk.chains[position as usize];
                 assert!(ours, "the mark's chain value is ours");
                 self.confirmations.push((self.mark, position));
                 self.mark = position;
