@@ -190,14 +190,15 @@ impl Keeper {
     fn take_marks(&mut self) -> bool {
         let mut any = false;
         for lane in &self.shared.lanes {
-            let (mark, backed_up) = {
+            let (mark, epoch, backed_up) = {
                 let mut state = lane.state();
                 if !std::mem::take(&mut state.mark_stale) {
                     continue;
                 }
-                (state.mark, state.backed_up_through)
+                (state.mark, state.mark_epoch, state.backed_up_through)
             };
             self.marks.set(&lane.name, mark, backed_up);
+            self.marks.set_epoch(&lane.name, epoch);
             any = true;
         }
         any

@@ -17,8 +17,8 @@ use super::segment::{Extent, Segment, SegmentError};
 use super::voids::Voids;
 use super::{LaneCounts, Mark};
 use crate::chain::ChainValue;
-use crate::delivery::Numbering;
-use crate::transaction::{Lane, Position, UnixMillis};
+use crate::delivery::{Numbering, Renumbering};
+use crate::transaction::{Epoch, Lane, Position, UnixMillis};
 
 /// Handles that are kept open for reading besides the one that is written.
 const OPEN_FOR_READING: usize = 2;
@@ -109,6 +109,8 @@ pub(crate) struct LaneState {
     pub(crate) chain: ChainValue,
     /// Confirmed through.
     pub(crate) mark: Mark,
+    /// The epoch in which the mark's chain value holds, where that is known.
+    pub(crate) mark_epoch: Option<Epoch>,
     /// The hub has a backup through this position.
     pub(crate) backed_up_through: Option<Position>,
     /// What is lost.
@@ -126,6 +128,19 @@ pub(crate) struct LaneState {
 }
 
 impl LaneState {
+    /// The hub has said so.
+    pub(crate) fn confirm(&mut self, mark: Mark) {
+        self.mark = mark;
+        self.mark_epoch = Some(self.numbering.at(mark.position.max(1)).epoch);
+    }
+
+    /// The mark, where its chain value is one of `numbered`: what follows in it is computed from there. The hub has it, and
+    /// it is right whatever was destroyed or pruned below it.
+    pub(crate) fn mark_in(&self, numbered: Renumbering) -> Option<Mark> {
+        let ours = self.mark_epoch == Some(numbered.epoch) && self.mark.position > numbered.base;
+        ours.then_some(self.mark)
+    }
+
     /// The first position that is kept.
     pub(crate) fn first_retained(&self) -> Position {
         self.row.values().next().map_or(self.tail + 1, |extent| extent.base)
@@ -384,6 +399,7 @@ mod tests {
             tail: 35,
             chain: ChainValue([0; 32]),
             mark: Mark { position: mark, chain: ChainValue([0; 32]) },
+            mark_epoch: None,
             backed_up_through: None,
             holes: Holes::default(),
             voids: Voids::default(),

@@ -19,7 +19,7 @@ use super::Mark;
 use super::alternating::{parent, sync_directory};
 use super::files::is_unreadable;
 use crate::chain::ChainValue;
-use crate::transaction::{Lane, Position};
+use crate::transaction::{Epoch, Lane, Position};
 
 const VERSION: u32 = 1;
 
@@ -50,6 +50,9 @@ struct LaneMarks {
 struct Confirmed {
     position: Position,
     chain: ChainValue,
+    /// In which the chain value holds; older files do not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    epoch: Option<Epoch>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -82,6 +85,19 @@ impl Marks {
         Some(Mark { position: confirmed.position, chain: confirmed.chain })
     }
 
+    /// The epoch on the wire in which its chain value holds, where that is known.
+    pub(crate) fn epoch(&self, lane: &Lane) -> Option<Epoch> {
+        self.content.lanes.get(lane)?.confirmed?.epoch
+    }
+
+    /// Says so; after [`Marks::set`], which takes any other mark's epoch with it.
+    pub(crate) fn set_epoch(&mut self, lane: &Lane, epoch: Option<Epoch>) {
+        if let Some(confirmed) = self.content.lanes.get_mut(lane).and_then(|marks| marks.confirmed.as_mut()) {
+            self.unsaved |= confirmed.epoch != epoch;
+            confirmed.epoch = epoch;
+        }
+    }
+
     /// How far the hub has said that its backup goes.
     pub(crate) fn backed_up_through(&self, lane: &Lane) -> Option<Position> {
         self.content.lanes.get(lane)?.backed_up_through
@@ -92,7 +108,9 @@ impl Marks {
     pub(crate) fn set(&mut self, lane: &Lane, mark: Mark, backed_up_through: Option<Position>) {
         let marks = self.content.lanes.entry(lane.clone()).or_default();
         let before = marks.clone();
-        marks.confirmed = Some(Confirmed { position: mark.position, chain: mark.chain });
+        let same = marks.confirmed.filter(|old| (old.position, old.chain) == (mark.position, mark.chain));
+        let epoch = same.and_then(|old| old.epoch);
+        marks.confirmed = Some(Confirmed { position: mark.position, chain: mark.chain, epoch });
         marks.backed_up_through = backed_up_through;
         marks.segments.retain(|_, segment| segment.last <= mark.position);
         self.unsaved |= *marks != before;

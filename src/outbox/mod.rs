@@ -353,7 +353,7 @@ impl Outbox {
     pub fn confirm(&self, lane: &Lane, mark: Mark, backed_up_through: Option<Position>) {
         if let Some(lane) = self.lane(lane) {
             let mut state = lane.state();
-            state.mark = mark;
+            state.confirm(mark);
             state.backed_up_through = backed_up_through;
             state.mark_stale = true;
             state.answered = true;
@@ -365,7 +365,7 @@ impl Outbox {
     pub fn confirm_by_file(&self, lane: &Lane, mark: Mark) {
         if let Some(lane) = self.lane(lane) {
             let mut state = lane.state();
-            state.mark = mark;
+            state.confirm(mark);
             state.mark_stale = true;
         }
     }

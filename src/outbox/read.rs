@@ -69,10 +69,18 @@ impl Shared {
         position: Position,
     ) -> Result<ChainValue, ReadError> {
         let cached = locked(&lane.computed).filter(|c| c.numbered == numbered && c.position < position);
-        let (mut at, mut chain) = cached.map_or_else(
-            || (numbered.base, ChainValue::first(numbered.epoch, lane.name.as_str())),
-            |c| (c.position, c.chain),
-        );
+        let (mark, gone) = {
+            let state = lane.state();
+            let mark = state.mark_in(numbered).filter(|mark| mark.position < position);
+            let pruned = state.first_retained() > numbered.base + 1;
+            let gone = mark.is_some_and(|mark| pruned || state.holes.count(numbered.base, mark.position) > 0);
+            (mark, gone)
+        };
+        // What was computed over something that is gone now may differ from what the hub has of it. The mark does not.
+        let cached = cached.filter(|_| !gone).map(|c| (c.position, c.chain));
+        let (mut at, mut chain) = cached
+            .or(mark.map(|mark| (mark.position, mark.chain)))
+            .unwrap_or_else(|| (numbered.base, ChainValue::first(numbered.epoch, lane.name.as_str())));
         while at + 1 < position {
             let wanted = WALK_RECORDS.min(usize::try_from(position - at - 1).unwrap_or(WALK_RECORDS));
             match self.records(lane, at + 1, wanted, WALK_BYTES) {

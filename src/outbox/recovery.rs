@@ -191,6 +191,7 @@ pub(crate) fn open_lane(
         voids,
         oldest: None,
         ledger_stale,
+        mark_epoch: marks.epoch(name),
         mark_stale: false,
         answered: false,
     };

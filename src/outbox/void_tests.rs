@@ -133,3 +133,43 @@ fn what_is_lost_after_a_fork_can_be_released_too() {
         assert_eq!(walked, voids, "{lost:?}");
     }
 }
+
+/// The chain value at `position` as the hub has it, which got the record before it was lost.
+fn sent(outbox: &Outbox, position: Position) -> Mark {
+    Mark { position, chain: outbox.read(&clinical(), position, 1, 0).unwrap()[0].chain }
+}
+
+#[test]
+fn what_was_numbered_again_and_lost_under_way_stops_nothing_if_the_hub_has_it() {
+    for reopen in [false, true] {
+        let directory = tempfile::tempdir().unwrap();
+        let mut outbox = open(directory.path());
+        add(&outbox, 1..=9);
+        outbox.new_epoch(&clinical(), 3).unwrap();
+        let (five, after) = (sent(&outbox, 5), sent(&outbox, 6));
+        lose(&outbox, 5, 5);
+        outbox.confirm(&clinical(), five, None);
+        if reopen {
+            outbox.close();
+            outbox = open(directory.path());
+            lose(&outbox, 5, 5);
+        }
+        let next = outbox.read(&clinical(), 6, 1, 0).unwrap().remove(0);
+        assert_eq!((next.previous, next.chain), (five.chain, after.chain), "reopened: {reopen}");
+        assert_eq!(outbox.chain_at(&clinical(), 5), Some(five.chain));
+        assert_eq!(
+            outbox.chain_at(&clinical(), 9),
+            Some(outbox.read(&clinical(), 9, 1, 0).unwrap()[0].chain)
+        );
+    }
+}
+
+#[test]
+fn the_marks_chain_value_counts_in_its_own_epoch_only() {
+    let directory = tempfile::tempdir().unwrap();
+    let outbox = open(directory.path());
+    add(&outbox, 1..=9);
+    outbox.confirm(&clinical(), sent(&outbox, 5), None);
+    outbox.new_epoch(&clinical(), 3).unwrap();
+    assert_eq!(walk(&outbox, 9), [0; 0], "the mark is of the epoch before");
+}
