@@ -491,11 +491,13 @@ impl World {
 
     fn mark_is_true(&self) -> bool {
         self.streams.iter().all(|stream| {
-            let mut marked = stream.disk.records.iter().take(stream.mark as usize);
-            marked.all(|id| {
+            let mut marked = (1..).zip(stream.disk.records.iter().take(stream.mark as usize));
+            marked.all(|(position, id)| {
                 let on_disk =
                     || self.entries[..self.synced].iter().any(|(_, entry)| !entry.void && entry.id == *id);
-                self.released.contains(id) || (self.ever.contains(id) && (self.restored || on_disk()))
+                // A void excuses the box that has lost the record, not one that came back with it.
+                let void = stream.disk.lost.get(&position) == Some(&true);
+                void || (self.ever.contains(id) && (self.restored || on_disk()))
             })
         })
     }
@@ -852,6 +854,8 @@ fn two_boxes_share_a_broker_and_a_hub() {
     let accepts = vec![vec![1], vec![1]];
     let budget = Budget { accepts: accepts.clone(), cuts: 1, losses: 1, ..Budget::default() };
     explore("two boxes: cut, loss", budget, |world| world.left.losses == 0);
+    let restored = Budget { accepts: accepts.clone(), restores: 1, backups: 1, ..Budget::default() };
+    explore("two boxes: hub restored", restored, |world| world.restored);
     let budget = Budget { accepts, hub_crashes: 1, box_crashes: long(), ..Budget::default() };
     explore("two boxes: hub crash", budget, |world| world.left.hub_crashes == 0);
 }
@@ -885,4 +889,15 @@ fn what_is_lost_is_released() {
     explore("a record destroyed under way, released; cut, loss", budget, met);
     let budget = Budget { destroyed: 1, hub_crashes: 1, ticks: long(), ..one_lane(3) };
     explore("a record destroyed under way, released; hub crash", budget, met);
+}
+
+/// Fails: a void keeps the chain value of the record that it stands for, so that a box which comes back with the record
+/// hears its own value from the hub, and confirms what the hub has only a void of.
+#[test]
+#[ignore = "known to fail: a void's chain value confirms the real record of a box set back to an image"]
+fn what_was_released_comes_back_with_an_image() {
+    let budget = Budget { destroyed: 1, images: 1, ..one_lane(2) };
+    explore("a record destroyed, released; image that still has it", budget, |world| {
+        !world.released.is_empty() && world.left.images == 0
+    });
 }
