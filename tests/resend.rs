@@ -128,9 +128,11 @@ fn what_the_hubs_files_have_lost_or_altered_is_mended_by_what_the_gateway_sends_
 
     for command in &proposed {
         let words: Vec<&str> = command.split(' ').collect();
-        let asked = eventually_blocking("the gateway to be known as online", PATIENCE, || {
+        // The hub has only just been started.
+        let asked = eventually_blocking("the hub to run and to know the gateway as online", PATIENCE, || {
             let asked = road.site.hub_command(&words);
-            (!said(&asked).contains("not online")).then_some(asked)
+            let early = ["not online", "does not run"].iter().any(|word| said(&asked).contains(word));
+            (!early).then_some(asked)
         });
         assert!(asked.status.success(), "{command}: {}", said(&asked));
     }

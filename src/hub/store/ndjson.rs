@@ -19,6 +19,7 @@ use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use uuid::Uuid;
 
@@ -34,6 +35,10 @@ pub use super::files::{again_path, files_of, lanes_in, peek};
 
 /// Buffers above this are given back after a group.
 const KEEP_BUFFER: usize = 1024 * 1024;
+
+/// How often, and how far apart, the lock is tried before the store counts as in use.
+const LOOKS: u32 = 5;
+const LOOK: Duration = Duration::from_millis(50);
 
 /// The embedded store.
 pub struct NdjsonStore {
@@ -72,7 +77,16 @@ impl NdjsonStore {
     /// # Errors
     /// [`StoreError`].
     pub fn open(directory: &Path, rotate_bytes: u64) -> Result<Self, StoreError> {
-        let lock = lock(directory)?.ok_or_else(|| StoreError::InUse(directory.to_owned()))?;
+        // Who only looks whether a hub runs has the lock for a moment.
+        let mut taken = lock(directory)?;
+        for _ in 0..LOOKS {
+            if taken.is_some() {
+                break;
+            }
+            std::thread::sleep(LOOK);
+            taken = lock(directory)?;
+        }
+        let lock = taken.ok_or_else(|| StoreError::InUse(directory.to_owned()))?;
         let mut lanes = HashMap::new();
         for name in lanes_in(directory)? {
             let lane = LaneFile::open(directory, name.clone())?;
