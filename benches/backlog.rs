@@ -20,8 +20,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use practice_gateway::outbox::{LaneSettings, Mark, Outbox, OutboxKey, Settings, Submission};
-use practice_gateway::transaction::{Body, Gateway, Lane, Practice};
+use pgw_core::transaction::{Body, Gateway, Lane, Practice};
+use pgw_outbox::{LaneSettings, Mark, Outbox, OutboxKey, Settings, Submission};
 
 const BODY: usize = 1024;
 

@@ -5,20 +5,20 @@
 use std::collections::VecDeque;
 use std::path::Path;
 
-use practice_gateway::config::GatewayConfig;
-use practice_gateway::ingest::control::Request;
-use practice_gateway::ingest::http::fhir::Peek;
-use practice_gateway::ingest::mllp::ack::{Fault, MAX_BYTES, Outcome, Stamp, acknowledgment};
-use practice_gateway::ingest::mllp::codec::{Decoder, Event, HEAD_BYTES};
-use practice_gateway::ingest::mllp::envelope;
-use practice_gateway::ingest::mllp::msh::Msh;
-use practice_gateway::outbox::hostile;
-use practice_gateway::transaction::{Gateway, Practice};
-use practice_gateway::wire::command::{Command, CommandResult};
-use practice_gateway::wire::envelope::Envelope;
-use practice_gateway::wire::from_json;
-use practice_gateway::wire::receipt::{Gap, Position, Receipt, nonce_bytes};
-use practice_gateway::wire::topic::Topic;
+use pgw_core::transaction::{Gateway, Practice};
+use pgw_core::wire::command::{Command, CommandResult};
+use pgw_core::wire::envelope::Envelope;
+use pgw_core::wire::from_json;
+use pgw_core::wire::receipt::{Gap, Position, Receipt, nonce_bytes};
+use pgw_core::wire::topic::Topic;
+use pgw_gateway::config::GatewayConfig;
+use pgw_gateway::ingest::control::Request;
+use pgw_gateway::ingest::http::fhir::Peek;
+use pgw_gateway::ingest::mllp::ack::{Fault, MAX_BYTES, Outcome, Stamp, acknowledgment};
+use pgw_gateway::ingest::mllp::codec::{Decoder, Event, HEAD_BYTES};
+use pgw_gateway::ingest::mllp::envelope;
+use pgw_gateway::ingest::mllp::msh::Msh;
+use pgw_outbox::hostile;
 
 /// What must hold for any bytes.
 pub type Check = fn(&[u8]);
@@ -106,11 +106,11 @@ pub fn record(data: &[u8]) {
 pub fn receipt(data: &[u8]) {
     let _ = (from_json::<Gap>(data), from_json::<Position>(data), from_json::<CommandResult>(data));
     if let Ok(command) = from_json::<Command>(data) {
-        let again = practice_gateway::wire::to_json(&command);
+        let again = pgw_core::wire::to_json(&command);
         assert_eq!(from_json::<Command>(&again).ok(), Some(command), "it means what it says");
     }
     if let Ok(receipt) = from_json::<Receipt>(data) {
-        let again = practice_gateway::wire::to_json(&receipt);
+        let again = pgw_core::wire::to_json(&receipt);
         assert_eq!(from_json::<Receipt>(&again).ok(), Some(receipt), "it means what it says");
     }
     let Ok(text) = std::str::from_utf8(data) else { return };

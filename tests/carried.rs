@@ -9,19 +9,20 @@
 
 mod hub_kit;
 
-use hub_kit::{Sender, lane};
-use practice_gateway::carry::bundle::Older;
-use practice_gateway::chain::ChainValue;
-use practice_gateway::delivery::{Action, Delivery, Input, Limits, Numbering, Receipt, Through};
-use practice_gateway::hub::answers::Answers;
-use practice_gateway::hub::backup::Backups;
-use practice_gateway::hub::carried::{Carried, NotTaken, Tally};
-use practice_gateway::hub::desk::{Desk, GroupLimits};
-use practice_gateway::hub::fleet::Fleet;
-use practice_gateway::hub::store::Entry;
-use practice_gateway::hub::store::ndjson::NdjsonStore;
-use practice_gateway::transaction::Epoch;
+use pgw_bundle::bundle::Older;
+use pgw_core::chain::ChainValue;
+use pgw_core::delivery::{Action, Delivery, Input, Limits, Numbering, Receipt, Through};
+use pgw_core::transaction::Epoch;
+use pgw_hub::answers::Answers;
+use pgw_hub::backup::Backups;
+use pgw_hub::carried::{Carried, NotTaken, Tally};
+use pgw_hub::desk::{Desk, GroupLimits};
+use pgw_hub::fleet::Fleet;
+use pgw_hub::store::Entry;
+use pgw_hub::store::ndjson::NdjsonStore;
 use uuid::Uuid;
+
+use hub_kit::{Sender, lane};
 
 fn part(older: &[Older], entries: &[Entry]) -> Carried {
     let one = |entry: &Entry| (entry.envelope.clone(), entry.body.clone().unwrap_or_default());

@@ -9,7 +9,8 @@
 
 use std::path::{Path, PathBuf};
 
-use practice_gateway::config::{GatewayConfig, HubConfig};
+use pgw_gateway::config::GatewayConfig;
+use pgw_hub::config::HubConfig;
 
 const GATEWAY: &str = include_str!("../config/gateway.toml");
 const HUB: &str = include_str!("../config/hub.toml");

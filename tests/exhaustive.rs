@@ -29,15 +29,16 @@ mod model;
 
 use std::collections::{BTreeSet, VecDeque};
 
+use pgw_core::chain::ChainValue;
+use pgw_core::delivery::{Action, Alarm, Delivery, Input, Limits, Millis, Receipt, Through};
+use pgw_core::transaction::{Position, TransactionId};
+use pgw_hub::intake::{Arrived, Intake, Statement, Verdict};
+use stateright::{Checker, Model, Property};
+
 use model::broker::{Down, Up};
 use model::center::Entry;
 use model::surgery::Disk;
 use model::{id, lane, link};
-use practice_gateway::chain::ChainValue;
-use practice_gateway::delivery::{Action, Alarm, Delivery, Input, Limits, Millis, Receipt, Through};
-use practice_gateway::hub::intake::{Arrived, Intake, Statement, Verdict};
-use practice_gateway::transaction::{Position, TransactionId};
-use stateright::{Checker, Model, Property};
 
 /// Ids from here on are of records that are larger than the broker's limit.
 const LARGE: u64 = 1_000;

@@ -20,10 +20,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
+use serde_json::Value;
+
 use harness::proof::Proof;
 use harness::site::{Site, SiteOptions, adds_up};
 use harness::{Certificates, Mosquitto, eventually_blocking};
-use serde_json::Value;
 
 const PATIENCE: Duration = Duration::from_secs(120);
 /// A synthetic number, valid by its check digit; it must not come out of the folder but sealed.
@@ -96,7 +97,7 @@ fn wait_for_receipts(site: &Site, count: usize) -> BTreeMap<u64, (String, String
 }
 
 fn sha256(content: &[u8]) -> String {
-    practice_gateway::ingest::folder::rules::sha256(content)
+    pgw_gateway::ingest::folder::rules::sha256(content)
 }
 
 /// Bytes that look like nothing, the same for the same number.

@@ -19,13 +19,14 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
+use pgw_bundle::AgeError;
+use pgw_bundle::keys::Identity;
+use pgw_bundle::seal::{Opening, Sealing};
+
 use harness::proof::Proof;
 use harness::senders::Senders;
 use harness::site::{Site, SiteOptions};
 use harness::{Certificates, Fault, FaultProxy, Mosquitto, eventually_blocking};
-use practice_gateway::carry::AgeError;
-use practice_gateway::carry::keys::Identity;
-use practice_gateway::carry::seal::{Opening, Sealing};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 

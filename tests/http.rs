@@ -18,11 +18,12 @@ use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
+use pgw_gateway::ingest::http::router::ROUTES;
+
 use harness::proof::Proof;
 use harness::senders::{connect, exchange, message, positive};
 use harness::{Certificates, Mosquitto, eventually_blocking};
 use http_kit::{Answer, Contract, Doors, curl, raw, uuid};
-use practice_gateway::ingest::http::router::ROUTES;
 
 const TOKEN: &str = "0123456789abcdef0123456789";
 const PATIENCE: Duration = Duration::from_secs(60);

@@ -10,22 +10,23 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use harness::{Certificates, Mosquitto, eventually};
-use hub_kit::{Sender, lane, lane_of};
-use practice_gateway::hub::store::ndjson::NdjsonStore;
-use practice_gateway::hub::store::{Entry, LaneName, Store};
-use practice_gateway::hub::{Settings, run};
-use practice_gateway::transaction::Hub;
-use practice_gateway::wire::presence::Status;
-use practice_gateway::wire::receipt::{Gap, Position, Receipt};
-use practice_gateway::wire::signature::{PROPERTY, PublicKey, SigningKey};
-use practice_gateway::wire::topic::Root;
-use practice_gateway::wire::{SCHEMA, from_json, to_json};
+use pgw_core::transaction::Hub;
+use pgw_core::wire::presence::Status;
+use pgw_core::wire::receipt::{Gap, Position, Receipt};
+use pgw_core::wire::signature::{PROPERTY, PublicKey, SigningKey};
+use pgw_core::wire::topic::Root;
+use pgw_core::wire::{SCHEMA, from_json, to_json};
+use pgw_hub::store::ndjson::NdjsonStore;
+use pgw_hub::store::{Entry, LaneName, Store};
+use pgw_hub::{Settings, run};
 use rumqttc::v5::mqttbytes::QoS;
 use rumqttc::v5::mqttbytes::v5::{Packet, Publish, PublishProperties};
 use rumqttc::v5::{AsyncClient, Event, MqttOptions};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
+
+use harness::{Certificates, Mosquitto, eventually};
+use hub_kit::{Sender, lane, lane_of};
 
 const LIMIT: Duration = Duration::from_secs(20);
 

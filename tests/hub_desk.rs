@@ -8,20 +8,21 @@ use std::sync::{Arc, Mutex, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use hub_kit::{Sender, lane};
-use practice_gateway::hub::answers::{Answer, Answers};
-use practice_gateway::hub::backup::Backups;
-use practice_gateway::hub::desk::{Arrival, Desk, GroupLimits};
-use practice_gateway::hub::fleet::Fleet;
-use practice_gateway::hub::store::ndjson::NdjsonStore;
-use practice_gateway::hub::store::{Entry, LaneName, Mark, Store, StoreError};
-use practice_gateway::wire::SCHEMA;
-use practice_gateway::wire::receipt::Position;
-use practice_gateway::wire::to_json;
-use practice_gateway::wire::topic::Root;
+use pgw_core::wire::SCHEMA;
+use pgw_core::wire::receipt::Position;
+use pgw_core::wire::to_json;
+use pgw_core::wire::topic::Root;
+use pgw_hub::answers::{Answer, Answers};
+use pgw_hub::backup::Backups;
+use pgw_hub::desk::{Arrival, Desk, GroupLimits};
+use pgw_hub::fleet::Fleet;
+use pgw_hub::store::ndjson::NdjsonStore;
+use pgw_hub::store::{Entry, LaneName, Mark, Store, StoreError};
 use rumqttc::v5::mqttbytes::QoS;
 use rumqttc::v5::mqttbytes::v5::{Publish, PublishProperties};
 use tokio::sync::Semaphore;
+
+use hub_kit::{Sender, lane};
 
 /// What a store can do wrong, switched from outside.
 #[derive(Default)]
@@ -170,8 +171,7 @@ impl Running {
 
     fn stored(&mut self, lane: &LaneName) -> Vec<u64> {
         self.finish();
-        let path =
-            practice_gateway::hub::store::ndjson::files_of(self.directory.path(), lane).unwrap().remove(0);
+        let path = pgw_hub::store::ndjson::files_of(self.directory.path(), lane).unwrap().remove(0);
         std::fs::read_to_string(path)
             .unwrap()
             .lines()
@@ -298,7 +298,7 @@ fn when_the_ids_cannot_be_read_nothing_is_stored_twice_or_lost() {
         std::thread::sleep(Duration::from_millis(20));
     }
     assert_eq!(running.stored(&old.lane), [1, 2, 3, 4, 5, 4, 5]);
-    let report = practice_gateway::hub::verify::lane(running.directory.path(), &old.lane).unwrap();
+    let report = pgw_hub::verify::lane(running.directory.path(), &old.lane).unwrap();
     assert_eq!((report.advances, report.faults), (3, vec![]));
 }
 

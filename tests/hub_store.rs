@@ -8,11 +8,13 @@ use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 
 use base64::Engine as _;
+use pgw_hub::store::line;
+use pgw_hub::store::line::Line;
+use pgw_hub::store::ndjson::{NdjsonStore, files_of};
+use pgw_hub::store::walk::Walk;
+use pgw_hub::store::{LaneName, Mark, Store, StoreError};
+
 use hub_kit::{Sender, lane, lane_of};
-use practice_gateway::hub::store::line::{self, Line};
-use practice_gateway::hub::store::ndjson::{NdjsonStore, files_of};
-use practice_gateway::hub::store::walk::Walk;
-use practice_gateway::hub::store::{LaneName, Mark, Store, StoreError};
 
 const NEVER: u64 = u64::MAX;
 

@@ -7,17 +7,18 @@ use std::fs;
 use std::path::Path;
 
 use base64::Engine as _;
+use pgw_core::transaction::unix_millis_now;
+use pgw_core::wire::presence::Status;
+use pgw_core::wire::to_json;
+use pgw_core::wire::topic::Kind;
+use pgw_hub::fleet::Fleet;
+use pgw_hub::report;
+use pgw_hub::store::ndjson::{NdjsonStore, files_of};
+use pgw_hub::store::walk::Fault;
+use pgw_hub::store::{Entry, Store};
+use pgw_hub::verify::{LaneReport, all};
+
 use hub_kit::{Sender, lane, lane_of};
-use practice_gateway::hub::fleet::Fleet;
-use practice_gateway::hub::report;
-use practice_gateway::hub::store::ndjson::{NdjsonStore, files_of};
-use practice_gateway::hub::store::walk::Fault;
-use practice_gateway::hub::store::{Entry, Store};
-use practice_gateway::hub::verify::{LaneReport, all};
-use practice_gateway::transaction::unix_millis_now;
-use practice_gateway::wire::presence::Status;
-use practice_gateway::wire::to_json;
-use practice_gateway::wire::topic::Kind;
 
 /// Nine transactions in three groups and files; the lines of transactions are given to `change`, then written back.
 fn after(change: impl FnOnce(&mut Vec<String>)) -> (LaneReport, Sender) {

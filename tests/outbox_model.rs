@@ -7,10 +7,10 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::Duration;
 
-use practice_gateway::chain::ChainValue;
-use practice_gateway::delivery::Numbering;
-use practice_gateway::outbox::{LaneSettings, Mark, Outbox, OutboxKey, ReadError, Settings, Submission};
-use practice_gateway::transaction::{Body, Gateway, Lane, Position, Practice, TransactionId};
+use pgw_core::chain::ChainValue;
+use pgw_core::delivery::Numbering;
+use pgw_core::transaction::{Body, Gateway, Lane, Position, Practice, TransactionId};
+use pgw_outbox::{LaneSettings, Mark, Outbox, OutboxKey, ReadError, Settings, Submission};
 use proptest::prelude::*;
 
 const LANES: [&str; 2] = ["clinical", "urgent"];

@@ -15,17 +15,18 @@ use std::process::Output;
 use std::sync::mpsc;
 use std::time::Duration;
 
+use pgw_core::transaction::{Hub, Lane, rfc3339, unix_millis_now};
+use pgw_core::wire::command::{Command, CommandResult, Order};
+use pgw_core::wire::signature::{PROPERTY, SigningKey};
+use pgw_core::wire::{SCHEMA, from_json, to_json};
+use rumqttc::v5::mqttbytes::QoS;
+use rumqttc::v5::mqttbytes::v5::{Packet, PublishProperties};
+use rumqttc::v5::{Client, Event, MqttOptions};
+
 use harness::eventually_blocking;
 use harness::road::{PATIENCE, Road};
 use harness::site::{Site, SiteOptions};
 use harness::wire::Wire;
-use practice_gateway::transaction::{Hub, Lane, rfc3339, unix_millis_now};
-use practice_gateway::wire::command::{Command, CommandResult, Order};
-use practice_gateway::wire::signature::{PROPERTY, SigningKey};
-use practice_gateway::wire::{SCHEMA, from_json, to_json};
-use rumqttc::v5::mqttbytes::QoS;
-use rumqttc::v5::mqttbytes::v5::{Packet, PublishProperties};
-use rumqttc::v5::{Client, Event, MqttOptions};
 
 fn said(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)

@@ -18,13 +18,14 @@ mod model;
 
 use std::collections::{HashMap, HashSet};
 
+use pgw_core::delivery::{Input, Limits, Millis, Receipt};
+use pgw_core::transaction::TransactionId;
+use pgw_link::backoff::{Backoff, Settings};
+
 use model::broker::{Broker, Down, Up};
 use model::center::Center;
 use model::surgery::{Bundle, Disk, Surgery};
 use model::{Random, Seen, id};
-use practice_gateway::delivery::backoff::{Backoff, Settings};
-use practice_gateway::delivery::{Input, Limits, Millis, Receipt};
-use practice_gateway::transaction::TransactionId;
 
 const OUTAGES: u64 = 110_000;
 const TURNS: u64 = 2_000;
@@ -238,7 +239,7 @@ impl World {
         self.log(|| "cut".into());
     }
 
-    fn publish(&mut self, hub: usize, receipt: practice_gateway::delivery::Receipt) {
+    fn publish(&mut self, hub: usize, receipt: pgw_core::delivery::Receipt) {
         if self.random.percent(if self.faults > 0 { 5 } else { 0 }) {
             self.seen.note("receipt lost");
             return;

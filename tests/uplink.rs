@@ -12,8 +12,9 @@ mod uplink_kit;
 
 use std::time::{Duration, Instant};
 
+use pgw_link::phase::Phase;
+
 use harness::{Certificates, Direction, Fault, FaultProxy, Mosquitto, MosquittoOptions, eventually};
-use practice_gateway::health::Phase;
 use uplink_kit::{Gateway, HubKit, body};
 
 const SOON: Duration = Duration::from_secs(30);

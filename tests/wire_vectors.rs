@@ -7,10 +7,10 @@
     reason = "a test stops at the first thing that goes wrong, and prints"
 )]
 
-use practice_gateway::chain::{ChainValue, Link};
-use practice_gateway::transaction::{Epoch, Lane};
-use practice_gateway::wire::envelope::Envelope;
-use practice_gateway::wire::signature::{PublicKey, SigningKey};
+use pgw_core::chain::{ChainValue, Link};
+use pgw_core::transaction::{Epoch, Lane};
+use pgw_core::wire::envelope::Envelope;
+use pgw_core::wire::signature::{PublicKey, SigningKey};
 use serde_json::Value;
 
 fn vectors() -> Value {

@@ -79,8 +79,8 @@ fn main() -> ExitCode {
     let mut words = std::env::args_os();
     let _own = words.next();
     match words.next().and_then(|w| w.into_string().ok()).as_deref() {
-        Some("practice-gateway") => return practice_gateway::cli::gateway::main(std::env::args_os().skip(1)),
-        Some("practice-hub") => return practice_gateway::cli::hub::main(std::env::args_os().skip(1)),
+        Some("practice-gateway") => return pgw_gateway::cli::main(std::env::args_os().skip(1)),
+        Some("practice-hub") => return pgw_hub::cli::main(std::env::args_os().skip(1)),
         _ => {}
     }
     let arguments = Arguments::parse();

@@ -5,8 +5,8 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use base64::Engine as _;
-use practice_gateway::chain::{ChainValue, Link};
-use practice_gateway::transaction::Epoch;
+use pgw_core::chain::{ChainValue, Link};
+use pgw_core::transaction::Epoch;
 
 /// What the proof found; every figure but the first two must be zero.
 #[derive(Debug, Default)]

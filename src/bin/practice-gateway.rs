@@ -1,7 +1,7 @@
-//! The gateway's program: see `practice_gateway::cli::gateway`.
+//! The gateway's program: see `pgw_gateway::cli`.
 
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    practice_gateway::cli::gateway::main(std::env::args_os())
+    pgw_gateway::cli::main(std::env::args_os())
 }

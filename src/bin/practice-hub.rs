@@ -1,8 +1,7 @@
-//! The hub's program: see `practice_gateway::cli::hub`.
+//! The hub's program: see `pgw_hub::cli`.
 
 use std::process::ExitCode;
 
-/// The same as the gateway's.
 fn main() -> ExitCode {
-    practice_gateway::cli::hub::main(std::env::args_os())
+    pgw_hub::cli::main(std::env::args_os())
 }

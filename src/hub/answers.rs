@@ -7,12 +7,12 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
+use pgw_core::transaction::{Gateway, Practice, Sequence};
+use pgw_core::wire::command::Order;
+use pgw_core::wire::receipt::Gap;
 use tokio::sync::Notify;
 
 use super::store::{LaneName, Mark};
-use crate::transaction::{Gateway, Practice, Sequence};
-use crate::wire::command::Order;
-use crate::wire::receipt::Gap;
 
 /// Most probes that wait for an answer; older ones are dropped, their askers ask again.
 const MOST_PROBES: usize = 256;
@@ -163,8 +163,8 @@ impl Answers {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::chain::ChainValue;
-    use crate::transaction::{Epoch, Lane};
+    use pgw_core::chain::ChainValue;
+    use pgw_core::transaction::{Epoch, Lane};
 
     fn lane(name: &str) -> LaneName {
         LaneName {

@@ -11,10 +11,10 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
+use pgw_core::transaction::{Epoch, Sequence};
 use serde::{Deserialize, Serialize};
 
 use super::store::{LaneName, Mark, StoreError, create_private_file, ndjson};
-use crate::transaction::{Epoch, Sequence};
 
 /// What `done` has said.
 const DONE: &str = "backup.json";

@@ -5,13 +5,13 @@
 //! epoch must be here.
 
 use bytes::Bytes;
+use pgw_bundle::bundle::Older;
+use pgw_core::transaction::{Epoch, Position, Sequence};
+use pgw_core::wire::envelope::Envelope;
 
 use super::desk::Desk;
 use super::intake::Verdict;
 use super::store::{LaneName, Mark};
-use crate::carry::bundle::Older;
-use crate::transaction::{Epoch, Position, Sequence};
-use crate::wire::envelope::Envelope;
 
 /// A part of one lane of a bundle, in order.
 #[derive(Debug)]

@@ -10,6 +10,14 @@ use std::sync::mpsc::{Receiver, SyncSender};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use pgw_core::delivery::{Nonce, Through};
+use pgw_core::transaction::{Gateway, Practice, TransactionId, rfc3339, unix_millis_now};
+use pgw_core::wire::envelope::Envelope;
+use pgw_core::wire::receipt::{Gap, Position};
+use pgw_core::wire::topic::{Kind, Topic};
+use pgw_core::wire::void;
+use pgw_core::wire::void::Void;
+use pgw_core::wire::{WireError, from_json};
 use rumqttc::v5::mqttbytes::v5::Publish;
 use tokio::sync::OwnedSemaphorePermit;
 
@@ -22,13 +30,6 @@ use super::refusals::{Refusals, reason};
 use super::resend::{Outcome, Wanted, Wants};
 use super::store::{Entry, LaneName, Mark, Store};
 use super::trouble::Trouble;
-use crate::delivery::{Nonce, Through};
-use crate::transaction::{Gateway, Practice, TransactionId, rfc3339, unix_millis_now};
-use crate::wire::envelope::Envelope;
-use crate::wire::receipt::{Gap, Position};
-use crate::wire::topic::{Kind, Topic};
-use crate::wire::void::{self, Void};
-use crate::wire::{WireError, from_json};
 
 /// Most lanes of one gateway: a limit against a gateway gone mad, far above any configuration.
 const MOST_LANES: usize = 64;

@@ -8,13 +8,12 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use pgw_core::transaction::{Gateway, Practice, UnixMillis, unix_millis_now};
+use pgw_core::wire::from_json;
+use pgw_core::wire::presence::{Event, Status};
+use pgw_core::wire::topic::Kind;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-
-use crate::transaction::{Gateway, Practice, UnixMillis, unix_millis_now};
-use crate::wire::from_json;
-use crate::wire::presence::{Event, Status};
-use crate::wire::topic::Kind;
 
 /// Name of the file.
 pub const FILE: &str = "fleet.json";
@@ -235,7 +234,7 @@ fn write(path: &Path, gateways: &BTreeMap<String, GatewayView>) -> std::io::Resu
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::to_json;
+    use pgw_core::wire::to_json;
 
     fn hear(fleet: &mut Fleet, session: u64, time: &str, word: &str, retained: bool) -> bool {
         let (practice, gateway) = (Practice::new("B86022").unwrap(), Gateway::new("gw1").unwrap());

@@ -17,18 +17,18 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Sender, sync_channel};
 use std::time::Duration;
 
+use pgw_bundle::AgeError;
+use pgw_bundle::bundle::{BundleError, Head, Item, Reader};
+use pgw_bundle::keys::Identity;
+use pgw_bundle::seal::Opening;
+use pgw_core::chain::ChainValue;
+use pgw_core::transaction::{Epoch, Gateway, Lane, Practice, Sequence};
 use serde::{Deserialize, Serialize};
 
 use super::carried::{Carried, NotTaken, Tally};
 use super::desk::Arrival;
 use super::store::{LaneName, Mark};
-use crate::carry::AgeError;
-use crate::carry::bundle::{BundleError, Head, Item, Reader};
-use crate::carry::keys::Identity;
-use crate::carry::seal::Opening;
-use crate::chain::ChainValue;
-use crate::config::keys;
-use crate::transaction::{Epoch, Gateway, Lane, Practice, Sequence};
+use crate::keys;
 
 /// The drop folder, below the store.
 pub const FOLDER: &str = "import";

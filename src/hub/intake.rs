@@ -13,9 +13,9 @@
 
 use std::collections::VecDeque;
 
-use crate::chain::ChainValue;
-use crate::delivery::{Nonce, Through};
-use crate::transaction::{Epoch, Lane, Sequence, TransactionId};
+use pgw_core::chain::ChainValue;
+use pgw_core::delivery::{Nonce, Through};
+use pgw_core::transaction::{Epoch, Lane, Sequence, TransactionId};
 
 /// Chain values of the last synced and staged numbers that are kept to check repetitions.
 const REMEMBERED: usize = 64;

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use crate::wire::WireError;
+use pgw_core::wire::WireError;
 
 /// The same refusal of the same gateway is logged at most once in this time.
 const LOG_INTERVAL: Duration = Duration::from_secs(10);

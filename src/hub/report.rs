@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::Path;
 
+use pgw_core::transaction::{UnixMillis, rfc3339};
+
 use super::fleet::{self, GatewayView};
 use super::store::{LaneName, Mark, StoreError, ndjson};
 use super::verify::{self, LaneReport};
-use crate::transaction::{UnixMillis, rfc3339};
 
 /// A gateway whose session went back is shown for this long.
 const DAY_MILLIS: u64 = 86_400_000;

@@ -13,13 +13,13 @@ use std::sync::mpsc::{Receiver, Sender, SyncSender, TryRecvError, sync_channel};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use pgw_core::transaction::{Epoch, Gateway, Lane, Practice, Sequence};
+use pgw_core::wire::command::{CommandResult, Order};
+use pgw_core::wire::envelope::Envelope;
 use serde::{Deserialize, Serialize};
 
 use super::desk::{Arrival, Desk};
 use super::store::{Entry, LaneName};
-use crate::transaction::{Epoch, Gateway, Lane, Practice, Sequence};
-use crate::wire::command::{CommandResult, Order};
-use crate::wire::envelope::Envelope;
 
 /// The folder for orders, below the store.
 pub const FOLDER: &str = "orders";

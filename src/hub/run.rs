@@ -17,6 +17,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc as blocking;
 use std::time::{Duration, Instant};
 
+use pgw_core::wire::WireError;
+use pgw_core::wire::signature::SigningKey;
+use pgw_core::wire::topic::HUB_FILTERS;
+use pgw_link::clock::TrustedClock;
+use pgw_link::failure::Failure;
+use pgw_link::phase::Phase;
+use pgw_link::session::{Note, Parcel, Session};
+use pgw_link::tls::TlsError;
+use pgw_link::transport;
 use ring::rand::{SecureRandom as _, SystemRandom};
 use rumqttc::v5::mqttbytes::QoS;
 use rumqttc::v5::mqttbytes::v5::{Filter, SubscribeReasonCode};
@@ -31,13 +40,6 @@ use super::fleet::Fleet;
 use super::link::{self, Speaker};
 use super::store::ndjson::NdjsonStore;
 use super::store::{Store, StoreError};
-use crate::health::Phase;
-use crate::uplink::session::{Note, Parcel, Session};
-use crate::uplink::tls::TlsError;
-use crate::uplink::{Failure, TrustedClock, transport};
-use crate::wire::WireError;
-use crate::wire::signature::SigningKey;
-use crate::wire::topic::HUB_FILTERS;
 
 /// Payload bytes between the session and the store thread, in units of 1 KiB.
 const QUEUE_KIB: u32 = 64 * 1024;

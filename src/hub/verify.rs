@@ -8,12 +8,12 @@ use std::fs::File;
 use std::io::{BufRead as _, BufReader, Read as _, Seek as _, SeekFrom};
 use std::path::{Path, PathBuf};
 
+use pgw_core::transaction::{Epoch, Sequence};
 use uuid::Uuid;
 
 use super::store::line::{self, Line};
 use super::store::walk::{Fault, Walk};
 use super::store::{LaneName, Mark, StoreError, ndjson};
-use crate::transaction::{Epoch, Sequence};
 
 /// Most faults that are kept of one lane; the rest is counted.
 const MOST_FAULTS: usize = 100;

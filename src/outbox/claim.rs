@@ -9,13 +9,13 @@ use std::fs::{self, File};
 use std::io;
 use std::path::Path;
 
+use pgw_core::transaction::{Gateway, Lane, Position, Practice};
 use serde::{Deserialize, Serialize};
 
 use super::key_use::{self, Kept, KeyUse, Period};
 use super::keyring::Keyring;
 use super::moving::Retired;
 use super::{LaneSettings, Notable, OpenError, Settings, files};
-use crate::transaction::{Gateway, Lane, Position, Practice};
 
 /// Newest format that this build reads.
 pub(crate) const FORMAT: u32 = 2;

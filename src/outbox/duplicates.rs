@@ -11,13 +11,14 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender};
 
+use pgw_core::transaction::{Position, Transaction, TransactionId};
+
 use super::lane::{LaneShared, locked};
 use super::pen::Ready;
 use super::shared::Shared;
 use super::tags::Tags;
 use super::writer::{Job, Queued};
 use super::{Accepted, ReadError, Submission};
-use crate::transaction::{Position, Transaction, TransactionId};
 
 /// Records whose tags are made again before the first accept; the rest follows while the outbox is at work.
 const NEWEST: u64 = 4096;

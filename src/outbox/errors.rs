@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use crate::transaction::{Lane, Position};
+use pgw_core::transaction::{Lane, Position};
 
 /// Why a submission was not accepted. It is not stored, or at least nobody was told so.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

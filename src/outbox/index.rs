@@ -20,11 +20,12 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use pgw_core::transaction::Position;
+
 use super::alternating::{self, Alternating, Take, sync_directory};
 use super::filter::Filter;
 use super::generation::{Generation, Place, SLOTS};
 use super::tags::{Tagger, Tags};
-use crate::transaction::Position;
 
 const MAGIC: [u8; 4] = *b"PGWX";
 const VERSION: u16 = 1;

@@ -4,6 +4,8 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
 use std::time::{Duration, Instant};
 
+use pgw_core::transaction::Position;
+
 use super::lane::{LaneShared, Ledger, locked};
 use super::marks::Marks;
 use super::recovery::LEDGER_VERSION;
@@ -11,7 +13,6 @@ use super::shared::{Chore, Shared};
 use super::sidecar::Sidecar;
 use super::writer::Job;
 use super::{files, space};
-use crate::transaction::Position;
 
 const TICK: Duration = Duration::from_millis(50);
 /// The index is synced this often; what lies between is made again after a crash.

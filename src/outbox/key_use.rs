@@ -8,12 +8,12 @@ use std::collections::BTreeMap;
 use std::io;
 use std::path::Path;
 
+use pgw_core::transaction::{Lane, Position};
 use serde::{Deserialize, Serialize};
 
 use super::lane::Ledger;
 use super::shared::lane_file;
 use super::{Keyring, OpenError, Outbox, Settings, claim, files, quarantine, recovery};
-use crate::transaction::{Lane, Position};
 
 /// From where on a key has sealed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

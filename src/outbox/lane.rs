@@ -10,15 +10,15 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
+use pgw_core::chain::ChainValue;
+use pgw_core::delivery::{Numbering, Renumbering};
+use pgw_core::transaction::{Epoch, Lane, Position, UnixMillis};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 use super::segment::{Extent, Segment, SegmentError};
 use super::voids::Voids;
 use super::{LaneCounts, Mark};
-use crate::chain::ChainValue;
-use crate::delivery::{Numbering, Renumbering};
-use crate::transaction::{Epoch, Lane, Position, UnixMillis};
 
 /// Handles that are kept open for reading besides the one that is written.
 const OPEN_FOR_READING: usize = 2;
@@ -339,7 +339,7 @@ impl Handles {
 /// A chain value that was computed on reading, so that a reader in order needs one step a record.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Computed {
-    pub(crate) numbered: crate::delivery::Renumbering,
+    pub(crate) numbered: pgw_core::delivery::Renumbering,
     pub(crate) position: Position,
     pub(crate) chain: ChainValue,
 }
@@ -386,7 +386,7 @@ impl LaneShared {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::transaction::Epoch;
+    use pgw_core::transaction::Epoch;
 
     fn extent(base: Position, bytes: u64) -> Extent {
         Extent { base, previous: ChainValue([0; 32]), bytes, oldest: Some(base) }

@@ -15,8 +15,9 @@ use std::fs::File;
 use std::io::{self, Read as _, Seek as _};
 use std::path::Path;
 
+use pgw_core::transaction::Position;
+
 use super::record::{CHUNK_MAGIC, parse_chunk};
-use crate::transaction::Position;
 
 const PIECE_BYTES: usize = 512 * 1024;
 const PIECE_HEADER_BYTES: usize = 20;

@@ -13,13 +13,13 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use pgw_core::chain::ChainValue;
+use pgw_core::transaction::{Epoch, Lane, Position};
 use serde::{Deserialize, Serialize};
 
 use super::Mark;
 use super::alternating::{parent, sync_directory};
 use super::files::is_unreadable;
-use crate::chain::ChainValue;
-use crate::transaction::{Epoch, Lane, Position};
 
 const VERSION: u32 = 1;
 

@@ -11,14 +11,14 @@ use std::io::{self, Read as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
+use pgw_core::chain::ChainValue;
+use pgw_core::transaction::{Lane, rfc3339, unix_millis_now};
 use ring::digest::{Context, SHA256};
 use serde::{Deserialize, Serialize};
 
 use super::claim::{self, Format, failed};
 use super::keyring::Keyring;
 use super::{OpenError, Outbox, Settings, files};
-use crate::chain::ChainValue;
-use crate::transaction::{Lane, rfc3339, unix_millis_now};
 
 /// Name of the list, in the store's directory.
 pub const MANIFEST: &str = "MANIFEST";

@@ -4,6 +4,10 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Instant;
 
+use pgw_core::chain::ChainValue;
+use pgw_core::delivery::{Numbering, Renumbering};
+use pgw_core::transaction::{Body, Epoch, Position, Transaction};
+
 use super::Refusal;
 use super::lane::LaneShared;
 use super::seal::{Place, Sealer};
@@ -11,9 +15,6 @@ use super::segment::{Extent, Segment, SegmentError, SegmentHeader};
 use super::shared::{Chore, Shared};
 use super::tags::Tags;
 use super::writer::{GROUP_BYTES, GROUP_RECORDS};
-use crate::chain::ChainValue;
-use crate::delivery::{Numbering, Renumbering};
-use crate::transaction::{Body, Epoch, Position, Transaction};
 
 /// Of a body beyond this only the sealed record is held.
 const LARGE_BYTES: u64 = 1 << 20;
@@ -467,8 +468,8 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
-    use crate::outbox::OutboxKey;
-    use crate::transaction::{Clock, TransactionId};
+    use crate::OutboxKey;
+    use pgw_core::transaction::{Clock, TransactionId};
 
     #[test]
     fn a_large_body_is_known_again_from_its_record() {

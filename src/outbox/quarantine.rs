@@ -25,11 +25,11 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use chacha20poly1305::aead::{Aead, KeyInit, Payload};
 use chacha20poly1305::{XChaCha20Poly1305, XNonce};
+use pgw_core::transaction::{UnixMillis, unix_millis_now};
 use ring::hmac;
 use ring::rand::{SecureRandom, SystemRandom};
 
 use super::alternating::{Take, sync_directory};
-use crate::transaction::{UnixMillis, unix_millis_now};
 
 const MAGIC: [u8; 4] = *b"PGWQ";
 const VERSION: u16 = 1;

@@ -4,17 +4,19 @@
 //! accepted before is computed on reading, from the new epoch's first value on; the last result is kept, so that a reader in order
 //! needs one step a record. Nothing is rewritten.
 
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
+use pgw_core::chain::ChainValue;
+use pgw_core::delivery::{Numbering, Renumbering};
+use pgw_core::transaction::{Position, Transaction};
+
 use super::lane::{Computed, LaneShared, locked};
 use super::record::Header;
 use super::repair::Repaired;
 use super::segment::{Segment, SegmentError};
 use super::shared::Shared;
 use super::{ReadError, Stored};
-use crate::chain::ChainValue;
-use crate::delivery::{Numbering, Renumbering};
-use crate::transaction::{Position, Transaction};
-use std::ops::ControlFlow;
-use std::sync::Arc;
 
 /// Records that are read at once when a chain is computed anew.
 const WALK_RECORDS: usize = 512;

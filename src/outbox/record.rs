@@ -33,10 +33,9 @@
 //! | 28 | 2 | length of the part |
 //! | 30 | | the part |
 
+use pgw_core::chain::ChainValue;
+use pgw_core::transaction::{Epoch, Position};
 use uuid::Uuid;
-
-use crate::chain::ChainValue;
-use crate::transaction::{Epoch, Position};
 
 /// Newest version that this build reads and the one that it writes.
 pub(crate) const VERSION: u8 = 1;

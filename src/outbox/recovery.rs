@@ -11,6 +11,9 @@ use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
+use pgw_core::chain::ChainValue;
+use pgw_core::delivery::Numbering;
+use pgw_core::transaction::{Epoch, Lane, Position};
 use tokio::sync::watch;
 use uuid::Uuid;
 
@@ -27,9 +30,6 @@ use super::space::Ballast;
 use super::trash::discard;
 use super::voids::Voids;
 use super::{LaneSettings, Mark, Notable, OpenError, Settings, files};
-use crate::chain::ChainValue;
-use crate::delivery::Numbering;
-use crate::transaction::{Epoch, Lane, Position};
 
 /// Of the ledger.
 pub(crate) const LEDGER_VERSION: u32 = 1;

@@ -10,6 +10,9 @@ use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use pgw_core::chain::ChainValue;
+use pgw_core::delivery::Numbering;
+use pgw_core::transaction::{Lane, Position};
 use uuid::Uuid;
 
 use super::files;
@@ -21,9 +24,6 @@ use super::seal::Sealer;
 use super::segment::{DATABASE_FILE, Extent, Segment, SegmentError, SegmentHeader, parse_header};
 use super::shared::Shared;
 use super::writer::Job;
-use crate::chain::ChainValue;
-use crate::delivery::Numbering;
-use crate::transaction::{Lane, Position};
 
 /// So long a repair waits for those who still read the segment.
 const LET_GO_PATIENCE: Duration = Duration::from_secs(5);
@@ -121,7 +121,7 @@ pub(crate) fn salvage_segment(
         numbering: damaged
             .numbering
             .cloned()
-            .unwrap_or_else(|| Numbering::new(crate::transaction::Epoch(Uuid::now_v7()))),
+            .unwrap_or_else(|| Numbering::new(pgw_core::transaction::Epoch(Uuid::now_v7()))),
         predecessor: None,
     });
     segment.begin(&header)?;

@@ -14,8 +14,9 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+use pgw_core::transaction::Position;
+
 use super::record::{Assembly, CHUNK_MAGIC, Header, VALUE_BYTES, parse_chunk};
-use crate::transaction::Position;
 
 const WINDOW_BYTES: usize = 256 * 1024;
 const SECTOR_BYTES: u64 = 4096;
@@ -274,9 +275,9 @@ fn next_magic(bytes: &[u8], from: usize) -> Option<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::chain::ChainValue;
-    use crate::outbox::record::chunks;
-    use crate::transaction::Epoch;
+    use crate::record::chunks;
+    use pgw_core::chain::ChainValue;
+    use pgw_core::transaction::Epoch;
     use proptest::prelude::*;
 
     fn record(position: Position, length: usize, fill: u8) -> Vec<u8> {
@@ -383,7 +384,7 @@ mod tests {
             let database = sled::Config::new().path(&path).flush_every_ms(None).open().unwrap();
             for position in 1..=records {
                 for (index, value) in (0..).zip(values(position, 20 + (position as usize * 37) % 6000, 9)) {
-                    database.insert(crate::outbox::record::key(position, index), value).unwrap();
+                    database.insert(crate::record::key(position, index), value).unwrap();
                 }
                 if position % 16 == 0 {
                     database.flush().unwrap();

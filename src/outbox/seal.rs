@@ -6,14 +6,14 @@
 
 use chacha20poly1305::aead::{AeadInPlace as _, KeyInit as _};
 use chacha20poly1305::{Key, Tag, XChaCha20Poly1305, XNonce};
+use pgw_core::chain::ChainValue;
+use pgw_core::transaction::{Body, Clock, Epoch, Position, Transaction, TransactionId};
 use ring::rand::{SecureRandom as _, SystemRandom};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::keyring::{Keyring, OutboxKey};
 use super::record::{HEADER_BYTES, Header, RecordError, SEALED_HEADER_BYTES};
-use crate::chain::ChainValue;
-use crate::transaction::{Body, Clock, Epoch, Position, Transaction, TransactionId};
 
 const TAG_BYTES: usize = 16;
 /// Bodies smaller than this are not worth the try.

@@ -14,13 +14,14 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
+use pgw_core::chain::ChainValue;
+use pgw_core::delivery::Numbering;
+use pgw_core::transaction::{Position, UnixMillis};
+
 #[cfg(test)]
 use super::faults_for_tests as faults;
 use super::record::{self, Assembly, RecordError};
 use super::{files, log_check};
-use crate::chain::ChainValue;
-use crate::delivery::Numbering;
-use crate::transaction::{Position, UnixMillis};
 
 /// The database's file in a segment's directory; salvage reads it raw.
 pub(crate) const DATABASE_FILE: &str = "db";
@@ -436,7 +437,7 @@ fn set_snapshots_aside(directory: &Path) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::transaction::Epoch;
+    use pgw_core::transaction::Epoch;
 
     fn header() -> SegmentHeader {
         SegmentHeader {

@@ -8,6 +8,8 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use pgw_core::delivery::Numbering;
+use pgw_core::transaction::{Epoch, Lane, Position, rfc3339, unix_millis_now};
 use serde::{Deserialize, Serialize};
 
 use super::claim::{self, failed};
@@ -17,8 +19,6 @@ use super::salvage::scan_directory;
 use super::shared::lane_file;
 use super::sidecar::Sidecar;
 use super::{Notable, OpenError, Settings, files, recovery};
-use crate::delivery::Numbering;
-use crate::transaction::{Epoch, Lane, Position, rfc3339, unix_millis_now};
 
 /// The file in a store that was set aside.
 const FILE: &str = "SET-ASIDE";

@@ -7,6 +7,9 @@ use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use pgw_core::delivery::Numbering;
+use pgw_core::transaction::{Clock, Lane};
+
 use super::admission::Space;
 use super::admission::{Admission, Limits};
 use super::index::DuplicateIndex;
@@ -19,8 +22,6 @@ use super::space::Ballast;
 use super::tags::Tagger;
 use super::writer::Job;
 use super::{Notable, Refusal, Settings, Snapshot};
-use crate::delivery::Numbering;
-use crate::transaction::{Clock, Lane};
 
 /// A ballast that was released stays so for this long at least.
 const BALLAST_PAUSE: Duration = Duration::from_secs(30);

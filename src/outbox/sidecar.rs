@@ -11,9 +11,10 @@ use std::collections::BTreeMap;
 use std::io;
 use std::path::Path;
 
+use pgw_core::chain::ChainValue;
+use pgw_core::transaction::{Lane, Position};
+
 use super::alternating::{Alternating, Found, Take};
-use crate::chain::ChainValue;
-use crate::transaction::{Lane, Position};
 
 const MAGIC: [u8; 4] = *b"PGWS";
 const VERSION: u16 = 1;

@@ -1,9 +1,10 @@
 //! What is lost stops its lane until a person releases it; what is not lost cannot be released.
 
+use pgw_core::wire::envelope::Envelope;
+use pgw_core::wire::void;
+
 use super::tests::{add, clinical, counts, open};
 use super::*;
-use crate::wire::envelope::Envelope;
-use crate::wire::void;
 
 fn lose(outbox: &Outbox, from: Position, through: Position) {
     outbox.lane(&clinical()).unwrap().state().holes.add(from, through);

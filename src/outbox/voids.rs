@@ -1,21 +1,22 @@
 //! Voids: positions that are lost for good and were released by a person, so that their lane can go on.
 //!
 //! `lanes/{lane}/voids` keeps them for ever, with the chain values before and after. Such a position is read as a transaction
-//! of kind `void` ([`crate::wire::void`]) that takes its place on the wire; in the numbers it stays `damaged`, confirmed or not.
+//! of kind `void` ([`pgw_core::wire::void`]) that takes its place on the wire; in the numbers it stays `damaged`, confirmed or not.
 
+use pgw_core::chain::ChainValue;
+use pgw_core::delivery::{Numbering, Renumbering};
+use pgw_core::transaction::{
+    Body, Clock, Epoch, Lane, Position, Transaction, TransactionId, UnixMillis, rfc3339, unix_millis_now,
+};
+use pgw_core::wire::to_json;
+use pgw_core::wire::void;
+use pgw_core::wire::void::{REASON_BYTES, Void};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::lane::{LaneShared, LaneState, locked};
 use super::shared::Shared;
 use super::{Outbox, ReadError, Stored};
-use crate::chain::ChainValue;
-use crate::delivery::{Numbering, Renumbering};
-use crate::transaction::{
-    Body, Clock, Epoch, Lane, Position, Transaction, TransactionId, UnixMillis, rfc3339, unix_millis_now,
-};
-use crate::wire::to_json;
-use crate::wire::void::{self, REASON_BYTES, Void};
 
 /// Of this format.
 const VERSION: u32 = 1;

@@ -17,6 +17,8 @@ use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant};
 
+use pgw_core::delivery::Numbering;
+use pgw_core::transaction::{Position, Transaction, TransactionId, unix_millis_now};
 use tokio::sync::oneshot;
 use uuid::Uuid;
 
@@ -27,8 +29,6 @@ use super::shared::Shared;
 use super::syncer::Wanted;
 use super::tags::Tags;
 use super::{Accepted, Refusal, Submission};
-use crate::delivery::Numbering;
-use crate::transaction::{Position, Transaction, TransactionId, unix_millis_now};
 
 /// Most transactions in a group.
 pub(crate) const GROUP_RECORDS: usize = 256;

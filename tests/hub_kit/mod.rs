@@ -1,10 +1,10 @@
 //! A gateway's side of a lane, as far as the hub's tests need one: numbered, chained transactions.
 #![allow(dead_code, unreachable_pub, reason = "each test file uses its own part of the kit")]
 
-use practice_gateway::chain::ChainValue;
-use practice_gateway::hub::store::{Entry, LaneName};
-use practice_gateway::transaction::{Epoch, Gateway, Lane, Practice};
-use practice_gateway::wire::envelope::Envelope;
+use pgw_core::chain::ChainValue;
+use pgw_core::transaction::{Epoch, Gateway, Lane, Practice};
+use pgw_core::wire::envelope::Envelope;
+use pgw_hub::store::{Entry, LaneName};
 use uuid::Uuid;
 
 /// `B86022/gw1/{lane}`.

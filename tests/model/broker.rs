@@ -2,10 +2,10 @@
 
 use std::collections::VecDeque;
 
-use practice_gateway::chain::ChainValue;
-use practice_gateway::delivery::{Nonce, Receipt};
-use practice_gateway::hub::intake::Missed;
-use practice_gateway::transaction::{Epoch, Sequence, TransactionId};
+use pgw_core::chain::ChainValue;
+use pgw_core::delivery::{Nonce, Receipt};
+use pgw_core::transaction::{Epoch, Sequence, TransactionId};
+use pgw_hub::intake::Missed;
 
 use super::{Random, Seen};
 

@@ -2,10 +2,10 @@
 
 use std::collections::HashSet;
 
-use practice_gateway::chain::ChainValue;
-use practice_gateway::delivery::{Receipt, Through};
-use practice_gateway::hub::intake::{Arrived, Intake, Missed, Statement, Verdict};
-use practice_gateway::transaction::{Epoch, Sequence, TransactionId};
+use pgw_core::chain::ChainValue;
+use pgw_core::delivery::{Receipt, Through};
+use pgw_core::transaction::{Epoch, Sequence, TransactionId};
+use pgw_hub::intake::{Arrived, Intake, Missed, Statement, Verdict};
 
 use super::broker::Up;
 use super::surgery::Bundle;

@@ -6,8 +6,8 @@ pub(crate) mod broker;
 pub(crate) mod center;
 pub(crate) mod surgery;
 
-use practice_gateway::chain::ChainValue;
-use practice_gateway::transaction::{Epoch, Lane, Sequence, TransactionId};
+use pgw_core::chain::ChainValue;
+use pgw_core::transaction::{Epoch, Lane, Sequence, TransactionId};
 use uuid::Uuid;
 
 /// SplitMix64: small, fast, and the same everywhere for a seed.

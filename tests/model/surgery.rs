@@ -2,11 +2,9 @@
 
 use std::collections::VecDeque;
 
-use practice_gateway::chain::ChainValue;
-use practice_gateway::delivery::{
-    Action, Alarm, Delivery, Input, Limits, Millis, Nonce, Numbering, Reason, Receipt,
-};
-use practice_gateway::transaction::{Position, TransactionId};
+use pgw_core::chain::ChainValue;
+use pgw_core::delivery::{Action, Alarm, Delivery, Input, Limits, Millis, Nonce, Numbering, Reason, Receipt};
+use pgw_core::transaction::{Position, TransactionId};
 
 use super::{Seen, epoch, lane, link};
 use crate::model::broker::Up;
@@ -22,13 +20,13 @@ pub(crate) struct Disk {
     /// The confirmed mark as it was synced last: it lags.
     pub(crate) mark: Position,
     /// Its epoch and chain value, which are kept with it.
-    pub(crate) anchor: Option<(practice_gateway::transaction::Epoch, ChainValue)>,
+    pub(crate) anchor: Option<(pgw_core::transaction::Epoch, ChainValue)>,
     /// Everything through here is pruned.
     pub(crate) pruned: Position,
     /// Destroyed; true: released by a person, and void.
     pub(crate) lost: std::collections::BTreeMap<Position, bool>,
     /// The epoch on the wire in which each was accepted: its chain value is stored with it.
-    born: Vec<practice_gateway::transaction::Epoch>,
+    born: Vec<pgw_core::transaction::Epoch>,
 }
 
 impl Disk {
@@ -129,7 +127,7 @@ impl Disk {
         }
     }
 
-    fn follow(&mut self, position: Position, chain: ChainValue, of: practice_gateway::transaction::Epoch) {
+    fn follow(&mut self, position: Position, chain: ChainValue, of: pgw_core::transaction::Epoch) {
         let numbered = self.numbering.at(position.max(1));
         let here = numbered.epoch == of && position > numbered.base && position <= self.tail();
         if !here || self.chains[position as usize] == chain {
@@ -166,7 +164,7 @@ pub(crate) enum Task {
 #[derive(Debug, Clone)]
 pub(crate) struct Bundle {
     /// What must be there before: epochs and their lengths.
-    pub(crate) older: Vec<(practice_gateway::transaction::Epoch, u64)>,
+    pub(crate) older: Vec<(pgw_core::transaction::Epoch, u64)>,
     pub(crate) packets: Vec<Up>,
 }
 
@@ -174,7 +172,7 @@ pub(crate) struct Surgery {
     pub(crate) disk: Disk,
     /// The mark in memory; [`Disk::mark`] follows.
     pub(crate) mark: Position,
-    anchor: Option<(practice_gateway::transaction::Epoch, ChainValue)>,
+    anchor: Option<(pgw_core::transaction::Epoch, ChainValue)>,
     pub(crate) machine: Delivery,
     pub(crate) limits: Limits,
     pub(crate) up: VecDeque<Up>,

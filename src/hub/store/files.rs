@@ -6,9 +6,10 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
+use pgw_core::transaction::{Gateway, Lane, Practice, unix_millis_now};
+
 use super::tail::{self, Tail};
 use super::{LaneName, Mark, StoreError};
-use crate::transaction::{Gateway, Lane, Practice, unix_millis_now};
 
 pub(super) fn failed<'a>(action: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> StoreError + 'a {
     move |source| StoreError::Io { action, path: path.to_owned(), source }

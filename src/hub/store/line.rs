@@ -11,14 +11,14 @@ use std::borrow::Cow;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
+use pgw_core::chain::{ChainValue, Link};
+use pgw_core::transaction::{Epoch, Sequence};
+use pgw_core::wire::envelope::Envelope;
+use pgw_core::wire::void::Void;
 use serde::Deserialize;
 use uuid::Uuid;
 
 use super::{LaneName, Mark};
-use crate::chain::{ChainValue, Link};
-use crate::transaction::{Epoch, Sequence};
-use crate::wire::envelope::Envelope;
-use crate::wire::void::Void;
 
 /// How each group begins; no other line does, and a newline cannot stand inside a line.
 pub const GROUP_START: &[u8] = br#"{"pgw":"group","#;

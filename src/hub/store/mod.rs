@@ -17,11 +17,10 @@ use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
+use pgw_core::chain::ChainValue;
+use pgw_core::transaction::{Epoch, Gateway, Lane, Practice, Sequence};
+use pgw_core::wire::envelope::Envelope;
 use uuid::Uuid;
-
-use crate::chain::ChainValue;
-use crate::transaction::{Epoch, Gateway, Lane, Practice, Sequence};
-use crate::wire::envelope::Envelope;
 
 /// Makes a directory, mode 0700, synced; one that is there stays as it is.
 ///

@@ -21,6 +21,9 @@ use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use pgw_core::transaction::{rfc3339, unix_millis_now};
+use pgw_core::wire::void;
+use pgw_core::wire::void::Void;
 use uuid::Uuid;
 
 use super::files::{create_directory, failed, last_rotated, open_synced, rotated_path, set_aside};
@@ -28,8 +31,6 @@ use super::ids::{Ids, Place};
 use super::line;
 use super::tail::{self, Tail};
 use super::{Entry, LaneName, Mark, Store, StoreError};
-use crate::transaction::{rfc3339, unix_millis_now};
-use crate::wire::void::{self, Void};
 
 pub use super::files::{again_path, files_of, lanes_in, peek};
 

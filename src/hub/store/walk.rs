@@ -1,9 +1,10 @@
 //! Walks the lines of a lane and says where they do not follow from each other; pure.
 
+use pgw_core::chain::ChainValue;
+use pgw_core::transaction::{Epoch, Sequence};
+
 use super::line::{Line, Record};
 use super::{LaneName, Mark};
-use crate::chain::ChainValue;
-use crate::transaction::{Epoch, Sequence};
 
 /// Something that does not follow.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

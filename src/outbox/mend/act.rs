@@ -4,7 +4,7 @@
 //! Nothing that was there is deleted. Killed at any moment it can be run again, and the daemon can be started: the old
 //! segment or the new one is in its place, or the finished one beside it ([`finish_replacements`]).
 //!
-//! [`finish_replacements`]: crate::outbox::repair::finish_replacements
+//! [`finish_replacements`]: crate::repair::finish_replacements
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -12,18 +12,19 @@ use std::io;
 use std::ops::ControlFlow;
 use std::path::Path;
 
+use pgw_core::transaction::Position;
+
 use super::beside::Beside;
 use super::look::{Look, Piece};
 use super::plan::Found;
 use super::{Judgement, RepairError};
-use crate::outbox::files;
-use crate::outbox::lane::Ledger;
-use crate::outbox::repair::{replace, step};
-use crate::outbox::salvage::scan_directory;
-use crate::outbox::seal::Sealer;
-use crate::outbox::segment::{Extent, Segment, SegmentError, SegmentHeader};
-use crate::outbox::shared::lane_file;
-use crate::transaction::Position;
+use crate::files;
+use crate::lane::Ledger;
+use crate::repair::{replace, step};
+use crate::salvage::scan_directory;
+use crate::seal::Sealer;
+use crate::segment::{Extent, Segment, SegmentError, SegmentHeader};
+use crate::shared::lane_file;
 
 /// What a segment is to hold.
 #[derive(Debug, Default)]
@@ -106,8 +107,8 @@ fn rewrite(
     Ok(bytes)
 }
 
-fn scan_of_nothing() -> crate::outbox::salvage::Scan {
-    crate::outbox::salvage::Scan::default()
+fn scan_of_nothing() -> crate::salvage::Scan {
+    crate::salvage::Scan::default()
 }
 
 fn header(look: &Look, ordinal: u64, piece: &Piece) -> Result<SegmentHeader, SegmentError> {

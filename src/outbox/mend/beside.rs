@@ -3,15 +3,17 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
+use pgw_core::transaction::Position;
+
 use super::look::Opener;
 use super::plan::Found;
 use super::{Judgement, RepairError, report, searched};
-use crate::outbox::Keyring;
-use crate::outbox::quarantine::{Entry, INCOMPLETE, Quarantine};
-use crate::outbox::record::{self, Header};
-use crate::outbox::salvage::{Salvaged, Scan};
-use crate::outbox::segment::DATABASE_FILE;
-use crate::transaction::Position;
+use crate::Keyring;
+use crate::quarantine::{Entry, INCOMPLETE, Quarantine};
+use crate::record;
+use crate::record::Header;
+use crate::salvage::{Salvaged, Scan};
+use crate::segment::DATABASE_FILE;
 
 /// All that was found outside its segment. Pieces of one record that lie in several files are put together.
 pub(super) struct Beside {

@@ -4,15 +4,16 @@
 use std::fs;
 use std::path::Path;
 
+use pgw_core::transaction::Lane;
 use uuid::Uuid;
 
 use super::RepairError;
-use crate::outbox::claim::{self, Retirement};
-use crate::outbox::repair::header_in;
-use crate::outbox::salvage::scan_directory;
-use crate::outbox::seal::Sealer;
-use crate::outbox::{Keyring, OpenError, Settings, files};
-use crate::transaction::Lane;
+use crate::claim;
+use crate::claim::Retirement;
+use crate::repair::header_in;
+use crate::salvage::scan_directory;
+use crate::seal::Sealer;
+use crate::{Keyring, OpenError, Settings, files};
 
 const FORMAT: &str = "FORMAT";
 const LANES: &str = "lanes.list";

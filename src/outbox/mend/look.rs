@@ -6,22 +6,23 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use pgw_core::chain::ChainValue;
+use pgw_core::delivery::Numbering;
+use pgw_core::transaction::{Epoch, Lane, Position, Transaction};
+
 use super::RepairError;
 use super::plan::{Anchor, Candidates, Found, Part, Released, Verdict, judge};
-use crate::chain::ChainValue;
-use crate::delivery::Numbering;
-use crate::outbox::lane::Ledger;
-use crate::outbox::marks::Marks;
-use crate::outbox::record::Header;
-use crate::outbox::repair::header_in;
-use crate::outbox::salvage::{Salvaged, scan_directory};
-use crate::outbox::seal::Sealer;
-use crate::outbox::segment::{DATABASE_FILE, Extent, SegmentHeader};
-use crate::outbox::shared::lane_file;
-use crate::outbox::sidecar::Sidecar;
-use crate::outbox::voids::Voids;
-use crate::outbox::{Mark, files, log_check};
-use crate::transaction::{Epoch, Lane, Position, Transaction};
+use crate::lane::Ledger;
+use crate::marks::Marks;
+use crate::record::Header;
+use crate::repair::header_in;
+use crate::salvage::{Salvaged, scan_directory};
+use crate::seal::Sealer;
+use crate::segment::{DATABASE_FILE, Extent, SegmentHeader};
+use crate::shared::lane_file;
+use crate::sidecar::Sidecar;
+use crate::voids::Voids;
+use crate::{Mark, files, log_check};
 
 /// A lane as the small files and the segments' headers tell of it, and what lies in its segments.
 #[derive(Debug)]

@@ -31,6 +31,8 @@ use std::path::{Path, PathBuf};
 
 pub use self::report::{Found, From, LaneReport, Lost, Neighbour, Report, Rewritten};
 
+use pgw_core::transaction::{Lane, Position};
+
 use self::beside::Beside;
 use self::look::{Look, Opener};
 use self::plan::{Anchor, Candidates, Part, Verdict, judge};
@@ -39,7 +41,6 @@ use super::repair::finish_replacements;
 use super::salvage::files_below;
 use super::seal::Sealer;
 use super::{Keyring, OpenError, Settings};
-use crate::transaction::{Lane, Position};
 
 /// What a person asks for.
 #[derive(Debug, Clone, Default)]

@@ -7,11 +7,12 @@
 
 use std::sync::Arc;
 
+use pgw_core::delivery::Renumbering;
+use pgw_core::transaction::{Lane, Position};
+
 use super::RepairError;
-use crate::delivery::Renumbering;
-use crate::outbox::claim::Retirement;
-use crate::outbox::{Keyring, Outbox, ReadError, Settings, files, opening};
-use crate::transaction::{Lane, Position};
+use crate::claim::Retirement;
+use crate::{Keyring, Outbox, ReadError, Settings, files, opening};
 
 const STEP_RECORDS: usize = 256;
 const STEP_BYTES: usize = 4 << 20;

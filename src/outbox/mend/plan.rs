@@ -8,8 +8,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use crate::chain::ChainValue;
-use crate::transaction::{Epoch, Position, UnixMillis};
+use pgw_core::chain::ChainValue;
+use pgw_core::transaction::{Epoch, Position, UnixMillis};
 
 /// A record that was found, without its content.
 #[derive(Debug, Clone, PartialEq, Eq)]

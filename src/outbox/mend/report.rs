@@ -1,11 +1,11 @@
 //! What a person is told: where everything is, in ranges, and whom to ask for the rest.
 
+use pgw_core::transaction::{Lane, Position, rfc3339};
 use serde::Serialize;
 
 use super::Judgement;
 use super::beside::Beside;
 use super::plan::{self, Verdict};
-use crate::transaction::{Lane, Position, rfc3339};
 
 /// All of it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]

@@ -1,0 +1,398 @@
+//! What is inside a bundle: a stream that describes itself and proves itself.
+//!
+//! ```text
+//! {"pgw":"bundle","schema":1,"practice":"B86022","gateway":"gw1","time":"...","version":"..."}
+//! {"pgw":"lane","lane":"clinical","older":[{"epoch":"...","through":7}],"epoch":"...","first":101,"position":101,"before":"<chain>"}
+//! {"pgw":"transaction","content_type":"...","bytes":25000,"properties":[["specversion","1.0"],...]}
+//! <25000 bytes as they came><newline>
+//! ...
+//! {"pgw":"lane_end","lane":"clinical","count":400,"epoch":"...","last":500,"chain":"<chain>","stopped_before":null}
+//! {"pgw":"end","transactions":400}
+//! ```
+//!
+//! The properties are those of the publish (`docs/wire-format.md`). [`Reader`] checks every chain value on its way: what it has
+//! read to the end is whole, in order, and as it was accepted.
+
+use std::io::{self, BufRead, Read as _, Write};
+
+use bytes::Bytes;
+use pgw_core::chain::ChainValue;
+use pgw_core::transaction::{Epoch, Gateway, Lane, Position, Practice, Sequence};
+use pgw_core::wire::envelope::Envelope;
+use pgw_core::wire::{SCHEMA, WireError, void};
+use serde::{Deserialize, Serialize};
+
+/// Longest line.
+const LINE_BYTES: usize = 1 << 20;
+/// Largest body; no outbox takes more.
+const BODY_BYTES: u64 = 256 << 20;
+
+/// Whose bundle it is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Owner {
+    /// 1.
+    pub schema: u32,
+    /// Whose.
+    pub practice: Practice,
+    /// Its gateway.
+    pub gateway: Gateway,
+    /// When it was made, RFC 3339.
+    pub time: String,
+    /// Version of the gateway.
+    pub version: String,
+}
+
+/// An epoch that must be at the hub before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Older {
+    /// Which.
+    pub epoch: Epoch,
+    /// Through here at least.
+    pub through: Sequence,
+}
+
+/// A lane begins.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Head {
+    /// Which.
+    pub lane: Lane,
+    /// The epochs before, oldest first.
+    pub older: Vec<Older>,
+    /// The epoch of the first transaction.
+    pub epoch: Epoch,
+    /// Its sequence.
+    pub first: Sequence,
+    /// Its position in the outbox.
+    pub position: Position,
+    /// The chain value before it.
+    pub before: ChainValue,
+}
+
+/// A lane ends.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Foot {
+    /// Which.
+    pub lane: Lane,
+    /// Transactions of it.
+    pub count: u64,
+    /// Epoch of the last one.
+    pub epoch: Epoch,
+    /// Its sequence.
+    pub last: Sequence,
+    /// Its chain value.
+    pub chain: ChainValue,
+    /// The position that is lost, where the lane could not go on.
+    pub stopped_before: Option<Position>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(tag = "pgw", rename_all = "snake_case")]
+enum Line {
+    Bundle(Owner),
+    Lane(Head),
+    Transaction { content_type: String, bytes: u64, properties: Vec<(String, String)> },
+    LaneEnd(Foot),
+    End { transactions: u64 },
+}
+
+/// Writes a bundle; what it writes to encrypts.
+pub struct Writer<W> {
+    out: W,
+    transactions: u64,
+}
+
+impl<W: Write> Writer<W> {
+    /// Begins.
+    ///
+    /// # Errors
+    /// Those of the writer; so are all others.
+    pub fn new(out: W, owner: Owner) -> io::Result<Self> {
+        let mut writer = Self { out, transactions: 0 };
+        writer.line(&Line::Bundle(owner))?;
+        Ok(writer)
+    }
+
+    fn line(&mut self, line: &Line) -> io::Result<()> {
+        serde_json::to_writer(&mut self.out, line)?;
+        self.out.write_all(b"\n")
+    }
+
+    /// A lane begins.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn head(&mut self, head: Head) -> io::Result<()> {
+        self.line(&Line::Lane(head))
+    }
+
+    /// The next transaction of it.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn transaction(&mut self, envelope: Envelope, body: &[u8]) -> io::Result<()> {
+        self.transactions += 1;
+        let content_type = envelope.content_type.clone();
+        let (bytes, properties) = (body.len() as u64, envelope.into_properties());
+        self.line(&Line::Transaction { content_type, bytes, properties })?;
+        self.out.write_all(body)?;
+        self.out.write_all(b"\n")
+    }
+
+    /// It ends.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn foot(&mut self, foot: Foot) -> io::Result<()> {
+        self.line(&Line::LaneEnd(foot))
+    }
+
+    /// The bundle ends; gives the writer back.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn finish(mut self) -> io::Result<W> {
+        let transactions = self.transactions;
+        self.line(&Line::End { transactions })?;
+        Ok(self.out)
+    }
+}
+
+/// What is wrong with a bundle.
+#[derive(Debug, thiserror::Error)]
+pub enum BundleError {
+    /// It cannot be read: cut, altered, or a fault of the medium.
+    #[error("the bundle cannot be read {0}")]
+    Unreadable(Place, #[source] io::Error),
+    /// It ends too early.
+    #[error("the bundle is cut {0}")]
+    Cut(Place),
+    /// Something that does not belong there.
+    #[error("the bundle does not follow its form {0}: {1}")]
+    Form(Place, &'static str),
+    /// An envelope that does not fit.
+    #[error("the bundle has an envelope that cannot be read {0}")]
+    Envelope(Place, #[source] WireError),
+    /// A transaction is not there.
+    #[error("lane {lane}: sequences {from} to {to} of epoch {epoch} are missing in the bundle")]
+    Missing {
+        /// Which lane.
+        lane: Lane,
+        /// Their epoch.
+        epoch: Epoch,
+        /// The first.
+        from: Sequence,
+        /// The last.
+        to: Sequence,
+    },
+    /// A transaction stands where it does not belong.
+    #[error(
+        "lane {lane}: sequence {sequence} of epoch {epoch} is out of order or repeated: it stands after {after}"
+    )]
+    OutOfOrder {
+        /// Which lane.
+        lane: Lane,
+        /// Its epoch.
+        epoch: Epoch,
+        /// Itself.
+        sequence: Sequence,
+        /// What stands before it.
+        after: Sequence,
+    },
+    /// A transaction's chain value does not follow.
+    #[error("lane {lane}: sequence {sequence} of epoch {epoch} is altered: its chain value does not follow")]
+    Altered {
+        /// Which lane.
+        lane: Lane,
+        /// Its epoch.
+        epoch: Epoch,
+        /// Itself.
+        sequence: Sequence,
+    },
+}
+
+/// How far the bundle was good.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Place(Option<(Lane, Sequence)>);
+
+impl std::fmt::Display for Place {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match &self.0 {
+            None => f.write_str("before its first transaction"),
+            Some((lane, sequence)) => write!(f, "after sequence {sequence} of lane {lane}"),
+        }
+    }
+}
+
+/// What the reader has found.
+#[derive(Debug)]
+pub enum Item {
+    /// A lane begins.
+    Head(Head),
+    /// A transaction of it, in order, chain checked.
+    Transaction(Box<Envelope>, Bytes),
+    /// It ends.
+    Foot(Foot),
+}
+
+/// Where a lane stands while it is read.
+struct Standing {
+    lane: Lane,
+    epoch: Epoch,
+    last: Sequence,
+    chain: ChainValue,
+    count: u64,
+}
+
+/// Reads and checks a bundle.
+pub struct Reader<R> {
+    input: R,
+    owner: Owner,
+    standing: Option<Standing>,
+    place: Place,
+    transactions: u64,
+    ended: bool,
+}
+
+impl<R: BufRead> Reader<R> {
+    /// Reads the first line.
+    ///
+    /// # Errors
+    /// [`BundleError`].
+    pub fn new(mut input: R) -> Result<Self, BundleError> {
+        let place = Place::default();
+        let Line::Bundle(owner) = read_line(&mut input, &place)? else {
+            return Err(BundleError::Form(place, "it must begin with its owner"));
+        };
+        if owner.schema != SCHEMA {
+            return Err(BundleError::Form(place, "it is of a newer version"));
+        }
+        Ok(Self { input, owner, standing: None, place, transactions: 0, ended: false })
+    }
+
+    /// Whose it is.
+    #[must_use]
+    pub fn owner(&self) -> &Owner {
+        &self.owner
+    }
+
+    /// The next item; `None`: it was read to its end, and all of it is good.
+    ///
+    /// # Errors
+    /// [`BundleError`]; nothing after it is to be used.
+    pub fn next_item(&mut self) -> Result<Option<Item>, BundleError> {
+        if self.ended {
+            return Ok(None);
+        }
+        match (read_line(&mut self.input, &self.place)?, &mut self.standing) {
+            (Line::Lane(head), None) => {
+                if head.first == 0 {
+                    return Err(self.form("a lane begins with sequence 0"));
+                }
+                let (lane, epoch, last, chain) = (head.lane.clone(), head.epoch, head.first - 1, head.before);
+                if last == 0 && chain != ChainValue::first(epoch, lane.as_str()) {
+                    return Err(BundleError::Altered { lane, epoch, sequence: 1 });
+                }
+                self.place = Place(Some((lane.clone(), last)));
+                self.standing = Some(Standing { lane, epoch, last, chain, count: 0 });
+                Ok(Some(Item::Head(head)))
+            }
+            (Line::Transaction { content_type, bytes, properties }, Some(_)) => {
+                let body = self.body(bytes)?;
+                let envelope = Envelope::from_properties(Some(content_type), properties)
+                    .map_err(|error| BundleError::Envelope(self.place.clone(), error))?;
+                self.follow(&envelope, &body)?;
+                Ok(Some(Item::Transaction(Box::new(envelope), body)))
+            }
+            (Line::LaneEnd(foot), Some(standing)) => {
+                let same = (&foot.lane, foot.count, foot.epoch, foot.last, foot.chain)
+                    == (&standing.lane, standing.count, standing.epoch, standing.last, standing.chain);
+                if !same {
+                    return Err(self.form("the end of a lane does not fit what is before it"));
+                }
+                self.standing = None;
+                Ok(Some(Item::Foot(foot)))
+            }
+            (Line::End { transactions }, None) => {
+                if transactions != self.transactions {
+                    return Err(self.form("its end counts other transactions than there are"));
+                }
+                let mut more = [0];
+                let read = self.input.read(&mut more);
+                match read.map_err(|error| BundleError::Unreadable(self.place.clone(), error))? {
+                    0 => self.ended = true,
+                    _ => return Err(self.form("something follows after its end")),
+                }
+                Ok(None)
+            }
+            _ => Err(self.form("a line stands where it does not belong")),
+        }
+    }
+
+    fn form(&self, what: &'static str) -> BundleError {
+        BundleError::Form(self.place.clone(), what)
+    }
+
+    fn body(&mut self, bytes: u64) -> Result<Bytes, BundleError> {
+        if bytes > BODY_BYTES {
+            return Err(self.form("a body is larger than any outbox takes"));
+        }
+        let mut body = Vec::new();
+        let read = (&mut self.input).take(bytes + 1).read_to_end(&mut body);
+        read.map_err(|error| BundleError::Unreadable(self.place.clone(), error))?;
+        if body.len() as u64 != bytes + 1 {
+            return Err(BundleError::Cut(self.place.clone()));
+        }
+        if body.pop() != Some(b'\n') {
+            return Err(self.form("a body has another length than was said"));
+        }
+        Ok(body.into())
+    }
+
+    /// The transaction must be the next one, and its chain value must follow.
+    fn follow(&mut self, envelope: &Envelope, body: &[u8]) -> Result<(), BundleError> {
+        let Some(standing) = &mut self.standing else { return Ok(()) };
+        let (lane, epoch, sequence) = (standing.lane.clone(), envelope.epoch, envelope.sequence);
+        if envelope.lane != lane {
+            return Err(BundleError::Form(self.place.clone(), "a transaction of another lane stands in it"));
+        }
+        let (after, before) = if epoch == standing.epoch {
+            (standing.last, standing.chain)
+        } else {
+            (0, ChainValue::first(epoch, lane.as_str()))
+        };
+        if sequence > after + 1 {
+            return Err(BundleError::Missing { lane, epoch, from: after + 1, to: sequence - 1 });
+        }
+        if sequence <= after {
+            return Err(BundleError::OutOfOrder { lane, epoch, sequence, after });
+        }
+        if void::chain_after(before, envelope, body) != envelope.chain {
+            return Err(BundleError::Altered { lane, epoch, sequence });
+        }
+        standing.epoch = epoch;
+        standing.last = sequence;
+        standing.chain = envelope.chain;
+        standing.count += 1;
+        self.transactions += 1;
+        self.place = Place(Some((lane, sequence)));
+        Ok(())
+    }
+}
+
+fn read_line(input: &mut impl BufRead, place: &Place) -> Result<Line, BundleError> {
+    let mut line = Vec::new();
+    let read = input.by_ref().take(LINE_BYTES as u64).read_until(b'\n', &mut line);
+    read.map_err(|error| BundleError::Unreadable(place.clone(), error))?;
+    if !line.ends_with(b"\n") {
+        return Err(if line.len() == LINE_BYTES {
+            BundleError::Form(place.clone(), "a line is too long")
+        } else {
+            BundleError::Cut(place.clone())
+        });
+    }
+    serde_json::from_slice(&line).map_err(|_| BundleError::Form(place.clone(), "a line cannot be read"))
+}
+
+#[cfg(test)]
+#[path = "bundle_tests.rs"]
+mod tests;

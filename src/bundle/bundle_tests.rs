@@ -1,0 +1,153 @@
+//! Bundles that are whole, and every way in which they are not.
+
+use pgw_core::wire::to_json;
+use pgw_core::wire::void::Void;
+use uuid::Uuid;
+
+use super::*;
+
+fn owner() -> Owner {
+    Owner {
+        schema: 1,
+        practice: Practice::new("B86022").unwrap(),
+        gateway: Gateway::new("gw1").unwrap(),
+        time: "2026-11-22T22:12:10.123Z".into(),
+        version: "1".into(),
+    }
+}
+
+fn lane() -> Lane {
+    Lane::new("clinical").unwrap()
+}
+
+type One = (Envelope, Vec<u8>);
+
+/// Transactions `first ..= last` of one epoch, chained.
+fn row(epoch: u128, first: u64, last: u64) -> (ChainValue, Vec<One>) {
+    let epoch = Epoch(Uuid::from_u128(epoch));
+    let mut chain = ChainValue::first(epoch, "clinical");
+    let mut before = chain;
+    let mut row = Vec::new();
+    for sequence in 1..=last {
+        if sequence == first {
+            before = chain;
+        }
+        let body = format!("body {sequence}\nwith a line end").into_bytes();
+        let mut envelope = Envelope {
+            id: Uuid::from_u128(u128::from(sequence)),
+            source: "urn:x".into(),
+            event_type: "t".into(),
+            time: "2026-11-22T22:12:10.123Z".into(),
+            content_type: "text/plain".into(),
+            lane: lane(),
+            epoch,
+            sequence,
+            round: 0,
+            chain,
+            kind: "opaque".into(),
+            correlation_id: String::new(),
+            clock: "synced".into(),
+            test_data: false,
+        };
+        envelope.chain = chain.next(&envelope.link(&body));
+        chain = envelope.chain;
+        if sequence >= first {
+            row.push((envelope, body));
+        }
+    }
+    (before, row)
+}
+
+fn head(before: ChainValue, first: &One) -> Head {
+    let (epoch, first) = (first.0.epoch, first.0.sequence);
+    Head { lane: lane(), older: Vec::new(), epoch, first, position: first, before }
+}
+
+fn write(before: ChainValue, row: &[One]) -> Vec<u8> {
+    let mut writer = Writer::new(Vec::new(), owner()).unwrap();
+    writer.head(head(before, &row[0])).unwrap();
+    for (envelope, body) in row {
+        writer.transaction(envelope.clone(), body).unwrap();
+    }
+    let last = &row[row.len() - 1].0;
+    let foot = Foot {
+        lane: lane(),
+        count: row.len() as u64,
+        epoch: last.epoch,
+        last: last.sequence,
+        chain: last.chain,
+        stopped_before: None,
+    };
+    writer.foot(foot).unwrap();
+    writer.finish().unwrap()
+}
+
+fn read(bundle: &[u8]) -> Result<Vec<One>, BundleError> {
+    let mut reader = Reader::new(bundle)?;
+    let mut found = Vec::new();
+    while let Some(item) = reader.next_item()? {
+        if let Item::Transaction(envelope, body) = item {
+            found.push((*envelope, body.to_vec()));
+        }
+    }
+    Ok(found)
+}
+
+#[test]
+fn a_bundle_goes_there_and_back() {
+    let (before, row) = row(7, 5, 9);
+    assert_eq!(read(&write(before, &row)).unwrap(), row);
+}
+
+#[test]
+fn what_is_missing_altered_swapped_or_repeated_is_named() {
+    let (before, row) = row(7, 5, 9);
+    let error = |row: &[One]| read(&write(before, row)).unwrap_err().to_string();
+
+    let mut less = row.clone();
+    less.remove(2);
+    assert!(error(&less).contains("sequences 7 to 7 of epoch"), "{}", error(&less));
+    let mut altered = row.clone();
+    altered[2].1[0] ^= 1;
+    assert!(error(&altered).contains("sequence 7 of epoch") && error(&altered).contains("altered"));
+    let mut renamed = row.clone();
+    renamed[3].0.event_type = "other".into();
+    assert!(error(&renamed).contains("sequence 8 of epoch"), "{}", error(&renamed));
+    let mut swapped = row.clone();
+    swapped.swap(1, 2);
+    assert!(error(&swapped).contains("sequences 6 to 6"), "{}", error(&swapped));
+    let mut repeated = row.clone();
+    repeated.insert(2, row[1].clone());
+    assert!(error(&repeated).contains("sequence 6 of epoch") && error(&repeated).contains("repeated"));
+    // Another chain value before it: the first one shows it.
+    let other = read(&write(ChainValue([3; 32]), &row)).unwrap_err().to_string();
+    assert!(other.contains("sequence 5"), "{other}");
+}
+
+#[test]
+fn a_bundle_that_is_cut_is_no_bundle() {
+    let (before, row) = row(7, 1, 4);
+    let whole = write(before, &row);
+    for end in 0..whole.len() {
+        assert!(read(&whole[..end]).is_err(), "cut at {end} of {}", whole.len());
+    }
+    let after = read(&whole[..whole.len() - 200]).unwrap_err().to_string();
+    assert!(after.contains("sequence 4 of lane clinical"), "{after}");
+    let mut longer = whole;
+    longer.push(b'\n');
+    assert!(read(&longer).is_err());
+}
+
+#[test]
+fn a_void_holds_its_place_and_nothing_else_does() {
+    let (_, mut row) = row(7, 1, 5);
+    let before = ChainValue::first(row[0].0.epoch, "clinical");
+    // 3 is lost: its void brings the value that 4 follows from.
+    let previous = row[1].0.chain;
+    row[2].1 = to_json(&Void::new((3, 3), previous, "disk".into(), "t".into()));
+    assert!(read(&write(before, &row)).is_err(), "only one that says so is a void");
+    row[2].0.kind = void::KIND.into();
+    assert_eq!(read(&write(before, &row)).unwrap(), row);
+    row[2].1 = to_json(&Void::new((3, 3), ChainValue([0; 32]), "disk".into(), "t".into()));
+    assert!(read(&write(before, &row)).unwrap_err().to_string().contains("sequence 3"));
+}

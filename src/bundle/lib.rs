@@ -1,0 +1,44 @@
+//! Hand-carry: what waits, in one file that only the hub can read, for the week when the link does not come back.
+//!
+//! - [`keys`], `bech32`: the hub's age identity (X25519) and its public half, the recipient
+//! - `header`, [`seal`]: the age v1 file format (C2SP `age.md`), so that other tools can open a bundle with the hub's key
+//! - [`bundle`]: what is inside: every transaction as it would be published, with the chain around it
+//! - [`receipts`]: the hub's signed receipts as lines of a file, for the way back
+//!
+//! Everything streams: memory does not grow with the bundle. `docs/hand-carry.md` is the contract.
+
+mod bech32;
+pub mod bundle;
+mod header;
+pub mod keys;
+pub mod receipts;
+pub mod seal;
+
+/// Why something is no age file for us, or no key.
+#[derive(Debug, thiserror::Error)]
+pub enum AgeError {
+    /// Reading or writing failed.
+    #[error("the file cannot be read or written")]
+    Io(#[from] std::io::Error),
+    /// It is not the age v1 format.
+    #[error("it is not an age v1 file: {0}")]
+    Header(&'static str),
+    /// No stanza of it is for this key.
+    #[error("it was encrypted for another key than this hub's")]
+    OtherKey,
+    /// The header's MAC does not fit: its header was altered.
+    #[error("its header was altered")]
+    HeaderMac,
+    /// A chunk does not open: altered, out of its place, or cut.
+    #[error("it was altered or cut: chunk {0} of 64 KiB does not open")]
+    Chunk(u64),
+    /// It ends before its last chunk.
+    #[error("it is cut: it ends in chunk {0} of 64 KiB, before its last one")]
+    Cut(u64),
+    /// Text that is no recipient or identity.
+    #[error("it is not an age X25519 {0}")]
+    Key(&'static str),
+    /// The system gives no random numbers.
+    #[error("the system gives no random numbers")]
+    Random,
+}

@@ -1,0 +1,226 @@
+//! Delivery: which transaction goes out when, and what a receipt means. Sans-IO.
+//!
+//! Go-back-N over MQTT (`docs/wire-format.md`, "Delivery protocol"): both ends are durable, so that the broker
+//! needs to remember nothing. [`Delivery`] is one lane's machine: it is told what happened ([`Input`]) and says
+//! what is to be done ([`Action`]). It has no clock, no randomness and no sockets, so that the simulation and
+//! the exhaustive model drive exactly the code that runs in the surgery.
+//!
+//! The rules that everything else follows from:
+//! - nothing is sent before every configured hub has *answered* this connection's position question, for only
+//!   an answer shows that a hub was restored or that the lane has forked;
+//! - the confirmed mark goes forward only to a position whose chain value equals ours, and back, or into a new
+//!   epoch, only on an answer; a retained or late receipt of an unanswered hub does nothing but hurry a question;
+//! - a PUBACK is flow control, never delivery (unless the site has no hub: [`Limits::confirm_on_puback`]).
+//!
+//! A driver's turn, for every event:
+//! 1. `handle(input, now, &mut actions)`, and do the actions in their order;
+//! 2. while [`Delivery::wanted`] names a position, [`Input::Offer`] it (or [`Input::Missing`]);
+//! 3. call again with [`Input::Tick`] at [`Delivery::deadline`].
+
+mod hubs;
+mod machine;
+mod numbering;
+mod window;
+
+pub use machine::{Counts, Delivery};
+pub use numbering::{Numbering, Renumbering};
+
+use crate::chain::ChainValue;
+use crate::transaction::{Epoch, Position, Sequence};
+
+/// Time as the machine sees it: milliseconds of a monotonic clock that the caller chose.
+pub type Millis = u64;
+
+/// Ties a hub's answer to a question: random for each connection, counted up within it.
+pub type Nonce = [u8; 16];
+
+/// What a lane's machine is told by the configuration.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Limits {
+    /// Most transactions beyond the last receipt.
+    pub window: u32,
+    /// Most payload bytes beyond the last receipt; a single larger one goes alone.
+    pub window_bytes: u64,
+    /// No receipt for this long with something in flight: rewind (doubles at each on the same head).
+    pub receipt_timeout: Millis,
+    /// No progress at all for this long at least: the connection is thrown away (section 7: max(this, 4 x bytes/rate)).
+    pub stall_timeout: Millis,
+    /// How many hubs must have confirmed (each configured hub, by index).
+    pub hubs: usize,
+    /// Site without a hub: a PUBACK confirms.
+    pub confirm_on_puback: bool,
+}
+
+/// A receipt as the driver verified it (signature, topic, configured hub).
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Receipt {
+    /// Index of the hub in the configuration.
+    pub hub: usize,
+    /// Random at each start of the hub.
+    pub incarnation: u64,
+    /// Rises within an incarnation.
+    pub counter: u64,
+    /// What the hub has of each epoch it knows of this lane.
+    pub epochs: Vec<Through>,
+    /// Through which sequence of the newest epoch the hub has a backup.
+    pub backed_up_through: Option<Sequence>,
+    /// The nonce of the position that it answers, if it does.
+    pub nonce: Option<Nonce>,
+}
+
+/// "This epoch is stored through `through`, whose chain value is `chain`."
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Through {
+    /// Epoch.
+    pub epoch: Epoch,
+    /// 0: nothing yet.
+    pub through: Sequence,
+    /// Chain value there.
+    pub chain: ChainValue,
+}
+
+/// What happens to a lane's machine.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Input {
+    /// A new connection is live: subscriptions are acknowledged. Limits are the broker's.
+    Connected {
+        /// Fresh and random.
+        nonce: Nonce,
+        /// CONNACK Receive Maximum.
+        receive_maximum: u16,
+        /// CONNACK Maximum Packet Size, less what the envelope needs.
+        maximum_bytes: Option<u64>,
+    },
+    /// The connection is gone; nothing that was handed to it counts. Needless, but harmless, after
+    /// [`Action::Reconnect`].
+    Disconnected,
+    /// The outbox is committed through this position.
+    Committed(Position),
+    /// The record at [`Delivery::wanted`] is at hand.
+    Offer {
+        /// Its position.
+        position: Position,
+        /// Its payload size.
+        bytes: u64,
+        /// Its chain value on the wire.
+        chain: ChainValue,
+    },
+    /// The record at this position is not to be had (damaged or pruned).
+    Missing(Position),
+    /// The broker took the oldest unacknowledged publish of this connection, or refused it with a reason code.
+    PubAck {
+        /// Which.
+        position: Position,
+        /// `Err`: reason code of a refusal.
+        outcome: Result<(), u8>,
+    },
+    /// A verified receipt.
+    Receipt(Receipt),
+    /// A verified receipt that came by file. Without a link it moves the mark forward if its chain value is ours; on a
+    /// link it is worth no more than any receipt that answers no question.
+    Carried(Receipt),
+    /// The hub missed something.
+    Gap {
+        /// Epoch it speaks of.
+        epoch: Epoch,
+        /// What it expects.
+        expected: Sequence,
+        /// Round of the transaction that showed it.
+        round: u64,
+    },
+    /// The answer to [`Action::LookUpChain`]; answers come in the order of the questions.
+    ChainAt {
+        /// Position asked for.
+        position: Position,
+        /// Its chain value on the wire, if it can be had.
+        chain: Option<ChainValue>,
+    },
+    /// The answer to [`Action::NewEpoch`], once durable.
+    Renumbered(Numbering),
+    /// The other answer: it could not be made durable. It is asked for again later, if it is still wanted then.
+    NotRenumbered,
+    /// A person wants the held record tried again, or has released what was lost: it is a void now.
+    ReleaseHeld,
+    /// Time has passed.
+    Tick,
+}
+
+/// What the driver has to do.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Action {
+    /// Publish a position with this nonce; the numbers are [`Delivery::confirmed`] and [`Delivery::tail`].
+    AskPosition(Nonce),
+    /// Publish the offered record.
+    Send {
+        /// Which.
+        position: Position,
+        /// The `round` to write into the envelope.
+        round: u64,
+    },
+    /// Record the confirmed mark; it goes back only on an answered position. Repeated, unchanged, when the hubs
+    /// have answered on a new connection: pruning may rely on a mark that was confirmed on this connection only.
+    Confirm {
+        /// Through here.
+        position: Position,
+        /// Chain value there.
+        chain: ChainValue,
+        /// Pruning early for space must not pass this.
+        backed_up_through: Option<Position>,
+    },
+    /// Read the chain value at a position and answer with [`Input::ChainAt`].
+    LookUpChain(Position),
+    /// Throw the connection away and make a new one.
+    Reconnect(Reason),
+    /// Make positions after this a new epoch, durably, and answer with [`Input::Renumbered`], or with
+    /// [`Input::NotRenumbered`]; until then the lane stands.
+    NewEpoch {
+        /// The last position provably at the hub.
+        after: Position,
+    },
+    /// A person should know.
+    Alarm(Alarm),
+}
+
+/// Why a connection is thrown away.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Reason {
+    /// No PUBACK and no receipt for too long.
+    Stalled,
+    /// The broker refused a publish with this reason code.
+    Refused(u8),
+}
+
+/// What a person should know.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Alarm {
+    /// Too large for the broker, or it ended three connections by itself: its lane stands.
+    Held(Position),
+    /// It goes on.
+    Released(Position),
+    /// The hub is ahead or a chain value differs.
+    Diverged {
+        /// What the hub said.
+        through: Sequence,
+        /// Where.
+        position: Position,
+    },
+    /// The hub went back (restored): this many go again.
+    HubRestored {
+        /// From here.
+        from: Position,
+        /// To here.
+        to: Position,
+    },
+    /// A hole that nothing can fill: a person must release a void.
+    Hole(Position),
+    /// The broker refused this record with this PUBACK reason code; it is kept and goes again.
+    Refused {
+        /// Which.
+        position: Position,
+        /// MQTT 5 reason code.
+        reason: u8,
+    },
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,13 @@
+//! The words and the proof, which everything else speaks; no input or output, no clock, no chance.
+//!
+//! - [`transaction`]: practice, gateway, lane, epoch, transaction
+//! - [`text`]: hexadecimal digits, errors with their causes
+//! - [`chain`]: the proof that none is missing, altered or swapped
+//! - [`delivery`]: what is sent when, and what a receipt means; sans-IO
+//! - [`wire`]: topics, envelopes, payloads, signatures; pure
+
+pub mod chain;
+pub mod delivery;
+pub mod text;
+pub mod transaction;
+pub mod wire;

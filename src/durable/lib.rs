@@ -1,0 +1,280 @@
+//! Files that survive a power cut, and random bytes. The only place where a file that must last is renamed.
+//!
+//! A file is replaced in four steps, and a cut at any moment leaves the old content or the new, whole: it is written aside,
+//! synced, renamed over the old one, and the directory is synced (without the last step the rename itself can be lost; without
+//! the second the name can point to an empty file). Everything here blocks.
+//!
+//! - [`replace`], [`Replacement`]: new content for a file; [`create`]: a file that never replaces another
+//! - [`rename`], [`remove`], [`create_directory`], [`sync_directory`]: what a directory says, made durable
+//! - [`random`]: random bytes of the kernel
+
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+
+/// For its owner only: keys, clinical data, state.
+pub const PRIVATE: u32 = 0o600;
+/// What is written aside has the file's name and this; a leftover of a crash is replaced.
+const ASIDE: &str = ".new";
+
+/// Replaces a file's content, or makes the file, with this mode.
+///
+/// # Errors
+/// Those of the system; the file is as it was, or (only if the last sync failed) has the new content.
+pub fn replace(path: &Path, mode: u32, bytes: &[u8]) -> io::Result<()> {
+    let mut replacement = Replacement::begin(path, mode)?;
+    replacement.write_all(bytes)?;
+    replacement.commit()
+}
+
+/// As [`replace`], but a link stays a link, and owner, group and mode stay as they are. The file must be there.
+///
+/// # Errors
+/// Those of the system; the file is as it was.
+pub fn replace_in_place(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let path = std::fs::canonicalize(path)?;
+    let facts = std::fs::metadata(&path)?;
+    let mut replacement = Replacement::begin(&path, facts.mode() & 0o777)?;
+    std::os::unix::fs::fchown(&replacement.file, Some(facts.uid()), Some(facts.gid()))?;
+    replacement.write_all(bytes)?;
+    replacement.commit()
+}
+
+/// Makes a file that is not there yet.
+///
+/// # Errors
+/// [`io::ErrorKind::AlreadyExists`]: there is one, and it stays; else those of the system.
+pub fn create(path: &Path, mode: u32, bytes: &[u8]) -> io::Result<()> {
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(path)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    sync_directory(parent(path))
+}
+
+/// A file's new content while it is written, for content that does not fit into memory. Dropped without [`Self::commit`] it
+/// leaves the file as it was.
+#[derive(Debug)]
+pub struct Replacement {
+    file: File,
+    aside: PathBuf,
+    path: PathBuf,
+    committed: bool,
+}
+
+impl Replacement {
+    /// Begins to write aside.
+    ///
+    /// # Errors
+    /// Those of the system.
+    pub fn begin(path: &Path, mode: u32) -> io::Result<Self> {
+        let mut name = path.file_name().unwrap_or_default().to_owned();
+        name.push(ASIDE);
+        let aside = path.with_file_name(name);
+        // Made new each time: a leftover may have another owner or mode, or be a link.
+        match std::fs::remove_file(&aside) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&aside)?;
+        Ok(Self { file, aside, path: path.to_owned(), committed: false })
+    }
+
+    /// The file that is being written.
+    #[must_use]
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// Puts it in the place of the file.
+    ///
+    /// # Errors
+    /// Those of the system; the file is as it was, or (only if the last sync failed) has the new content.
+    pub fn commit(mut self) -> io::Result<()> {
+        self.file.sync_all()?;
+        std::fs::rename(&self.aside, &self.path)?;
+        self.committed = true;
+        sync_directory(parent(&self.path))
+    }
+}
+
+impl Write for Replacement {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.file.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
+}
+
+impl Drop for Replacement {
+    fn drop(&mut self) {
+        if !self.committed {
+            // It is in nobody's way: the next one replaces it.
+            let _ = std::fs::remove_file(&self.aside);
+        }
+    }
+}
+
+/// Renames a file or directory whose content is on stable storage already.
+///
+/// # Errors
+/// Those of the system.
+pub fn rename(from: &Path, to: &Path) -> io::Result<()> {
+    std::fs::rename(from, to)?;
+    let (before, after) = (parent(from), parent(to));
+    sync_directory(after)?;
+    if before == after { Ok(()) } else { sync_directory(before) }
+}
+
+/// Removes a file so that it stays removed. One that is not there is no error.
+///
+/// # Errors
+/// Those of the system.
+pub fn remove(path: &Path) -> io::Result<()> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error),
+        Ok(()) => sync_directory(parent(path)),
+    }
+}
+
+/// Makes a directory with this mode, and those above it that are missing; one that is there stays as it is.
+///
+/// # Errors
+/// Those of the system.
+pub fn create_directory(path: &Path, mode: u32) -> io::Result<()> {
+    if path.is_dir() {
+        return Ok(());
+    }
+    let above = parent(path);
+    create_directory(above, mode)?;
+    match DirBuilder::new().mode(mode).create(path) {
+        // Somebody else has made it meanwhile.
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
+        Err(error) => Err(error),
+        Ok(()) => sync_directory(above),
+    }
+}
+
+/// Makes durable what a directory says: names that were added, changed and removed.
+///
+/// # Errors
+/// Those of the system.
+pub fn sync_directory(path: &Path) -> io::Result<()> {
+    File::open(path)?.sync_all()
+}
+
+/// The directory that a path is in; `.` for a bare name.
+fn parent(path: &Path) -> &Path {
+    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+/// Random bytes of the kernel, fit for keys.
+///
+/// # Errors
+/// Those of the system: early at boot, or in a jail without `getrandom`.
+pub fn random<const N: usize>() -> io::Result<[u8; N]> {
+    let mut bytes = [0; N];
+    let mut filled = 0;
+    while let Some(rest) = bytes.get_mut(filled..).filter(|rest| !rest.is_empty()) {
+        filled += match rustix::rand::getrandom(rest, rustix::rand::GetRandomFlags::empty()) {
+            Ok(count) => count,
+            Err(rustix::io::Errno::INTR) => 0,
+            Err(error) => return Err(error.into()),
+        };
+    }
+    Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(directory: &Path) -> Vec<String> {
+        let mut names: Vec<String> = std::fs::read_dir(directory)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        names
+    }
+
+    fn mode(path: &Path) -> u32 {
+        std::fs::metadata(path).unwrap().mode() & 0o777
+    }
+
+    #[test]
+    fn a_file_is_replaced_whole_and_what_a_crash_left_is_in_nobodys_way() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("marks");
+        replace(&file, PRIVATE, b"one").unwrap();
+        std::fs::write(directory.path().join("marks.new"), "half").unwrap();
+        replace(&file, PRIVATE, b"two").unwrap();
+        assert_eq!(std::fs::read(&file).unwrap(), b"two");
+        assert_eq!((names(directory.path()), mode(&file)), (vec!["marks".to_owned()], 0o600));
+    }
+
+    #[test]
+    fn a_replacement_that_is_not_committed_leaves_the_file_as_it_was() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("marks");
+        replace(&file, PRIVATE, b"one").unwrap();
+        let mut replacement = Replacement::begin(&file, PRIVATE).unwrap();
+        replacement.write_all(b"tw").unwrap();
+        drop(replacement);
+        assert_eq!(std::fs::read(&file).unwrap(), b"one");
+        assert_eq!(names(directory.path()), ["marks"]);
+    }
+
+    #[test]
+    fn a_leftover_that_is_a_link_is_not_followed() {
+        let directory = tempfile::tempdir().unwrap();
+        let victim = directory.path().join("victim");
+        std::fs::write(&victim, "precious").unwrap();
+        std::os::unix::fs::symlink(&victim, directory.path().join("marks.new")).unwrap();
+        replace(&directory.path().join("marks"), PRIVATE, b"one").unwrap();
+        assert_eq!(std::fs::read(&victim).unwrap(), b"precious");
+    }
+
+    #[test]
+    fn in_place_a_link_stays_a_link_and_the_mode_stays() {
+        let directory = tempfile::tempdir().unwrap();
+        let (file, link) = (directory.path().join("key"), directory.path().join("link"));
+        create(&file, 0o640, b"one").unwrap();
+        std::os::unix::fs::symlink(&file, &link).unwrap();
+        replace_in_place(&link, b"two").unwrap();
+        assert!(std::fs::symlink_metadata(&link).unwrap().is_symlink());
+        assert_eq!((std::fs::read(&file).unwrap(), mode(&file)), (b"two".to_vec(), 0o640));
+    }
+
+    #[test]
+    fn a_new_file_replaces_none() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("key");
+        create(&file, PRIVATE, b"one").unwrap();
+        assert_eq!(create(&file, PRIVATE, b"two").unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+        assert_eq!(std::fs::read(&file).unwrap(), b"one");
+    }
+
+    #[test]
+    fn directories_are_made_with_their_mode_and_moved_and_removed() {
+        let directory = tempfile::tempdir().unwrap();
+        let deep = directory.path().join("a/b");
+        create_directory(&deep, 0o700).unwrap();
+        create_directory(&deep, 0o755).unwrap();
+        assert_eq!(mode(&deep), 0o700);
+        std::fs::write(deep.join("x"), "x").unwrap();
+        rename(&deep.join("x"), &directory.path().join("y")).unwrap();
+        assert_eq!(names(directory.path()), ["a", "y"]);
+        remove(&directory.path().join("y")).unwrap();
+        remove(&directory.path().join("y")).unwrap();
+        assert_eq!(names(directory.path()), ["a"]);
+    }
+
+    #[test]
+    fn random_bytes_differ() {
+        assert_ne!(random::<32>().unwrap(), random::<32>().unwrap());
+    }
+}

@@ -1,0 +1,115 @@
+//! `check`: one line for each thing that must be right, and what to do where it is not.
+
+use std::io::Write;
+use std::sync::Arc;
+
+use pgw_core::text::chain;
+use pgw_host::check::Report;
+use pgw_host::exit::Exit;
+use pgw_link::check::certificate;
+use pgw_link::clock::TrustedClock;
+use pgw_link::server_tls::{self as tls, Clients};
+use pgw_outbox::{Outbox, set_aside};
+
+use crate::cli::key;
+use crate::config::GatewayConfig;
+use crate::ingest::control::client::Client;
+use crate::ingest::mllp::door;
+use crate::keys;
+
+/// `practice-gateway check`: ends with 78 if anything fails.
+pub fn run(config: &GatewayConfig, out: &mut dyn Write) -> Exit {
+    let mut report = Report::new(out);
+    let clock = TrustedClock::open(&config.uplink.state_directory);
+    let lanes = &config.uplink.info.lanes;
+    let detail = format!(
+        "{}: practice {}, gateway {}, lanes {lanes}",
+        config.file.display(),
+        config.practice,
+        config.gateway
+    );
+    report.ok("configuration", &detail);
+    if config.mllp.is_empty() {
+        report.note("doors", "there is no [[mllp]]: only `submit` on this box can bring anything in");
+    }
+    for door in &config.mllp {
+        mllp(door, &clock, &mut report);
+    }
+    if config.uplink.delivery.confirm_on_puback {
+        report.note("confirm", "the broker's word confirms: nobody checks that the centre has it");
+    }
+    store(config, &mut report);
+    let name = format!("{}.{}", config.practice, config.gateway);
+    if let Some(files) = &config.uplink.tls {
+        certificate(files, &name, clock.seconds(), &mut report);
+    }
+    for folder in &config.folders {
+        let place = format!("{}: {}", folder.name, folder.path.display());
+        if folder.path.is_dir() {
+            report.ok("folder", &format!("{place} is there"));
+        } else {
+            let action = "make or mount it; until then the gateway goes on without it, and says so";
+            report.fail("folder", &format!("{place} is no directory"), action);
+        }
+    }
+    report.exit
+}
+
+/// Most surgeries' systems speak MLLP without TLS: that is allowed, and said.
+fn mllp(door: &door::Settings, clock: &Arc<TrustedClock>, report: &mut Report<'_>) {
+    let address = door.listen;
+    let guarded = door.tls.as_ref().is_some_and(|files| files.client_ca.is_some());
+    if !address.ip().is_loopback() && door.allowed_addresses.is_empty() && !guarded {
+        report.note(
+            "mllp",
+            &format!(
+                "{address}: whoever reaches this address may send; say who in allow_addresses (or client_ca_file)"
+            ),
+        );
+    }
+    if let Some(files) = &door.tls {
+        match tls::server(files, Clients::Required, &[], clock) {
+            Ok(_) => report.ok("mllp", &format!("{address}: its certificate and key can be used")),
+            Err(error) => report.fail("mllp", &chain(&error), "put a certificate and its key in place"),
+        }
+    }
+}
+
+fn store(config: &GatewayConfig, report: &mut Report<'_>) {
+    let place = keys::outbox_key_place(&config.outbox_key_file);
+    let keys = match keys::outbox_keys(&config.outbox_key_file) {
+        Ok(keys) => keys,
+        Err(error) => {
+            let action = "`practice-gateway init` makes one; with a store already there, bring its key back from escrow";
+            return report.fail("outbox key", &chain(&error), action);
+        }
+    };
+    report.ok("outbox key", &format!("{}, id {}", place.display(), keys.present().id()));
+    let uses = Outbox::key_uses_of(&config.outbox).ok().flatten().unwrap_or_default();
+    for id in keys.ids().into_iter().skip(1) {
+        report.note("earlier key", &key::said(&id, &uses));
+    }
+    for (directory, facts) in set_aside::beside(&config.outbox) {
+        report.note("set aside", &set_aside::notable(&directory, &facts).detail);
+    }
+    let directory = config.outbox.directory.display();
+    match Outbox::identify(&config.outbox, &keys) {
+        Ok(true) => report.ok("store", &format!("{directory}: format, owner and keys are right")),
+        Ok(false) if config.data_directory.is_dir() => {
+            report.ok("store", &format!("{directory}: there is none yet, the first start makes it"));
+        }
+        Ok(false) => {
+            let problem = format!("{} is not there", config.data_directory.display());
+            report.fail("store", &problem, "`practice-gateway init` makes it");
+        }
+        Err(error) => report.fail(
+            "store",
+            &chain(&error),
+            "bring back the right key, disk or version; see \"Another box, another key\" in the runbook",
+        ),
+    }
+    match Client::connect(&config.control.socket) {
+        Ok(_) => report.ok("daemon", "it runs, and answers on its socket"),
+        Err(_) => report.note("daemon", "it does not run, or this user may not ask it"),
+    }
+}

@@ -1,0 +1,188 @@
+//! `practice-gateway key`: the outbox keys, which of them is still needed, a new one, and an old one's end.
+
+use std::io::Write;
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand};
+use pgw_host::exit::{Exit, complain};
+use pgw_host::secret::KeyError;
+use pgw_outbox::{KeyUse, Keyring, OpenError, Outbox};
+
+use crate::config::GatewayConfig;
+use crate::keys;
+
+/// The keys that seal what is kept.
+#[derive(Debug, Clone, Subcommand)]
+pub enum Key {
+    /// Ids of the keys, the present one first, and what needs each.
+    List(Place),
+    /// Makes a new key, which seals from the next start on; the others stay, to open what they have sealed.
+    Rotate(Place),
+    /// Takes a key out of the file, if nothing that is kept needs it any more.
+    Drop(Drop),
+}
+
+/// Where the keys are.
+#[derive(Debug, Clone, Args)]
+pub struct Place {
+    /// In this file instead of the configured one.
+    #[arg(long, value_name = "FILE")]
+    pub file: Option<PathBuf>,
+}
+
+/// Which key.
+#[derive(Debug, Clone, Args)]
+pub struct Drop {
+    /// Its id, as `key list` says it.
+    pub id: String,
+    /// Where.
+    #[command(flatten)]
+    pub place: Place,
+}
+
+/// Runs the command.
+pub fn run(config: &GatewayConfig, command: &Key, out: &mut dyn Write, err: &mut dyn Write) -> Exit {
+    let place = match command {
+        Key::List(place) | Key::Rotate(place) | Key::Drop(Drop { place, .. }) => place,
+    };
+    let file = place.file.as_ref().unwrap_or(&config.outbox_key_file);
+    let keys = match keys::outbox_keys_in(file) {
+        Ok(keys) => keys,
+        Err(error) => return no_key(&error, err),
+    };
+    let known = match Outbox::key_uses_of(&config.outbox) {
+        Ok(known) => known,
+        Err(error) => return not_looked_at(&error, err),
+    };
+    let there = known.is_some();
+    let uses = known.unwrap_or_default();
+    match command {
+        Key::List(_) => list(&keys, &uses, out),
+        Key::Rotate(_) => {
+            if let Err(error) = Outbox::identify(&config.outbox, &keys) {
+                return not_looked_at(&error, err);
+            }
+            let present = keys.present().id();
+            if uses.iter().any(|used| used.present && used.id != present) {
+                let _ = writeln!(
+                    err,
+                    "key {present} was made, but nothing is sealed with it yet: `systemctl restart practice-gateway` first"
+                );
+                return Exit::Refused;
+            }
+            let keys = match keys::rotate_outbox_key(file) {
+                Ok(keys) => keys,
+                Err(error) => return no_key(&error, err),
+            };
+            let new = keys.present().id();
+            let file = file.display();
+            let _ = writeln!(
+                out,
+                "key {new} is made and is the first in {file}; key {present} stays there, and opens what it has sealed\n\
+                 \n\
+                 Next:\n\
+                 1. Give a copy of {file} to central IT, off this box. It has all the keys.\n\
+                 2. systemctl restart practice-gateway: from then on the new key seals.\n\
+                 3. When `practice-gateway key list` says that nothing needs key {present} (the retention is over, the quarantine\n   \
+                 is empty of it): `practice-gateway key drop {present}`."
+            );
+            Exit::Done
+        }
+        Key::Drop(Drop { id, .. }) => {
+            if !keys.has(id) {
+                let _ = writeln!(err, "there is no key {id} in {}", file.display());
+                return Exit::Refused;
+            }
+            let refused = if *id == keys.present().id() {
+                Some("it is the present key".to_owned())
+            } else if !there {
+                Some(format!(
+                    "there is no store in {} that could say whether it is needed",
+                    config.outbox.directory.display()
+                ))
+            } else {
+                let used = uses.iter().find(|used| used.id == *id);
+                used.and_then(|used| match used.needed_by.as_slice() {
+                    [] if used.present => {
+                        Some("the store was last opened with it as the present one: restart first".to_owned())
+                    }
+                    [] => None,
+                    parts => Some(format!("it is needed by {}", parts.join(", "))),
+                })
+            };
+            if let Some(reason) = refused {
+                let _ = writeln!(err, "key {id} stays: {reason}");
+                return Exit::Refused;
+            }
+            if let Err(error) = keys::drop_outbox_key(file, id) {
+                return no_key(&error, err);
+            }
+            let _ = writeln!(
+                out,
+                "key {id} is taken out of {}. Central IT's copy of it can be destroyed, unless a store that was set aside or an image \
+                 of this box needs it",
+                file.display()
+            );
+            Exit::Done
+        }
+    }
+}
+
+fn list(keys: &Keyring, uses: &[KeyUse], out: &mut dyn Write) -> Exit {
+    for id in keys.ids() {
+        let _ = writeln!(out, "{}", said(&id, uses));
+    }
+    let missing =
+        uses.iter().filter(|used| !keys.has(&used.id) && (used.present || !used.needed_by.is_empty()));
+    let mut exit = Exit::Done;
+    for used in missing {
+        let _ = writeln!(out, "{}: NOT THERE, and {}", used.id, needs(used));
+        exit = Exit::Refused;
+    }
+    exit
+}
+
+/// One line of a key that is there.
+pub(crate) fn said(id: &str, uses: &[KeyUse]) -> String {
+    match uses.iter().find(|used| used.id == id) {
+        Some(used) => format!("{id}: {}", needs(used)),
+        None => format!("{id}: nothing is sealed with it yet"),
+    }
+}
+
+fn needs(used: &KeyUse) -> String {
+    let by = used.needed_by.join(", ");
+    match (used.present, used.needed_by.is_empty()) {
+        (true, true) => "seals what comes; nothing that is kept needs it yet".to_owned(),
+        (true, false) => format!("seals what comes; needed by {by}"),
+        (false, true) => format!("nothing needs it any more: `practice-gateway key drop {}`", used.id),
+        (false, false) => format!("needed by {by}"),
+    }
+}
+
+fn no_key(error: &KeyError, err: &mut dyn Write) -> Exit {
+    complain(err, error);
+    match error {
+        KeyError::Unreadable { source, .. } | KeyError::Make { source, .. }
+            if source.kind() == std::io::ErrorKind::PermissionDenied =>
+        {
+            Exit::NotPermitted
+        }
+        KeyError::Make { .. } => Exit::Files,
+        KeyError::Random => Exit::Internal,
+        KeyError::Unreadable { .. } | KeyError::Open { .. } | KeyError::Form { .. } => Exit::Configuration,
+    }
+}
+
+/// What a command that looks at the store ends with when it cannot.
+pub(crate) fn not_looked_at(error: &OpenError, err: &mut dyn Write) -> Exit {
+    complain(err, error);
+    match error {
+        OpenError::InUse(_) => Exit::Later,
+        OpenError::Io { source, .. } if source.kind() == std::io::ErrorKind::PermissionDenied => {
+            Exit::NotPermitted
+        }
+        OpenError::Io { .. } => Exit::Files,
+        _ => Exit::Configuration,
+    }
+}

@@ -1,0 +1,296 @@
+//! `practice-gateway outbox retire`, `adopt` and `set-aside`: another box, a lost key. They work on a store that no daemon has
+//! open; its lock says so.
+
+use std::collections::BTreeMap;
+use std::io::{self, Write};
+use std::ops::ControlFlow;
+
+use clap::Args;
+use pgw_core::transaction::Lane;
+use pgw_host::exit::{Exit, complain};
+use pgw_host::secret::KeyError;
+use pgw_outbox::moving;
+use pgw_outbox::moving::{LaneStand, MoveError};
+use pgw_outbox::set_aside;
+use pgw_outbox::set_aside::{SetAsideError, Unreadable};
+use pgw_outbox::{Keyring, Outbox};
+
+use crate::cli::key::not_looked_at;
+use crate::config::GatewayConfig;
+use crate::ingest::control::verify::verify;
+use crate::keys;
+
+/// Takes a store out of service for good, or back.
+#[derive(Debug, Clone, Args)]
+pub struct Retire {
+    /// The move was given up: the store runs here again. Only if nothing was started on the new box.
+    #[arg(long)]
+    pub undo: bool,
+    /// Does it, with --undo.
+    #[arg(long, requires = "undo")]
+    pub yes: bool,
+}
+
+/// Sets a store aside.
+#[derive(Debug, Clone, Args)]
+pub struct SetAside {
+    /// Does it.
+    #[arg(long)]
+    pub yes: bool,
+}
+
+fn keyring(config: &GatewayConfig, err: &mut dyn Write) -> Result<Keyring, Exit> {
+    keys::outbox_keys(&config.outbox_key_file).map_err(|error| {
+        complain(err, &error);
+        Exit::Configuration
+    })
+}
+
+fn not_moved(error: &MoveError, err: &mut dyn Write) -> Exit {
+    match error {
+        MoveError::Open(error) => not_looked_at(error, err),
+        MoveError::Incomplete(wrong) => {
+            let _ =
+                writeln!(err, "the copy is not what was retired; copy the data directory once more, whole:");
+            for what in wrong {
+                let _ = writeln!(err, "  {what}");
+            }
+            Exit::Refused
+        }
+        other => {
+            complain(err, other);
+            Exit::Refused
+        }
+    }
+}
+
+fn write_lanes(out: &mut dyn Write, lanes: &BTreeMap<Lane, LaneStand>) {
+    for (lane, stand) in lanes {
+        let LaneStand { accepted, confirmed, waiting, damaged, chain } = stand;
+        let chain = chain.map_or("-".to_owned(), |chain| chain.to_string());
+        let _ = writeln!(
+            out,
+            "lane {lane}: accepted {accepted}, confirmed {confirmed}, waiting {waiting}, damaged {damaged}\n  chain {chain}"
+        );
+    }
+}
+
+/// Runs `outbox retire`.
+pub fn retire(config: &GatewayConfig, command: &Retire, out: &mut dyn Write, err: &mut dyn Write) -> Exit {
+    let store = config.outbox.directory.display();
+    if command.undo {
+        if !command.yes {
+            let _ = writeln!(
+                err,
+                "If the copy runs on another box, or ever did, this box must not run again: the two would fork, and a person would \
+                 have to put them together.\nIf it never did: `practice-gateway outbox retire --undo --yes`"
+            );
+            return Exit::Refused;
+        }
+        return match moving::take_back(&config.outbox) {
+            Ok(()) => {
+                let _ = writeln!(out, "the store in {store} runs here again; destroy every copy of it");
+                Exit::Done
+            }
+            Err(error) => not_moved(&error, err),
+        };
+    }
+    let keys = match keyring(config, err) {
+        Ok(keys) => keys,
+        Err(exit) => return exit,
+    };
+    let ids = keys.ids().join(", ");
+    match moving::retire(&config.outbox, &config.data_directory, keys) {
+        Ok(manifest) => {
+            let _ = writeln!(out, "the store in {store} is retired: it never runs here again\n");
+            write_lanes(out, &manifest.lanes);
+            let (data, key) = (config.data_directory.display(), config.outbox_key_file.display());
+            let bytes: u64 = manifest.files.values().map(|(bytes, _)| bytes).sum();
+            let _ = writeln!(
+                out,
+                "{} files, {bytes} bytes; check word {}\n\
+                 \n\
+                 Next:\n\
+                 1. On this box: systemctl disable practice-gateway\n\
+                 2. Copy to the new box, with their modes and owners: {data}, {key} (keys {ids}), the certificate and its key, {}\n\
+                 3. On the new box: practice-gateway outbox adopt. It says the same check word, or what is missing.\n\
+                 4. On the new box: systemctl enable --now practice-gateway",
+                manifest.files.len(),
+                manifest.word(),
+                config.file.display()
+            );
+            Exit::Done
+        }
+        Err(error) => not_moved(&error, err),
+    }
+}
+
+/// Runs `outbox adopt`.
+pub fn adopt(config: &GatewayConfig, out: &mut dyn Write, err: &mut dyn Write) -> Exit {
+    let manifest = match moving::check_copy(&config.outbox, &config.data_directory) {
+        Ok(manifest) => manifest,
+        Err(error) => return not_moved(&error, err),
+    };
+    let keys = match keyring(config, err) {
+        Ok(keys) => keys,
+        Err(exit) => return exit,
+    };
+    let outbox = match Outbox::open_retired(config.outbox.clone(), keys) {
+        Ok(outbox) => outbox,
+        Err(error) => return not_looked_at(&error, err),
+    };
+    let mut wrong = Vec::new();
+    for lane in manifest.lanes.keys() {
+        match verify(&outbox, lane, |_, _| ControlFlow::Continue(())) {
+            // What the old box knew of as damaged is no fault of the copy.
+            Ok(Some(verdict)) => {
+                let known = manifest.lanes.get(lane).map_or(0, |stand| stand.damaged);
+                if verdict.wrong > 0 || verdict.missing > known {
+                    wrong.push(format!(
+                        "lane {lane}: {} records are altered and {} missing",
+                        verdict.wrong, verdict.missing
+                    ));
+                }
+            }
+            Ok(None) => {}
+            Err(error) => wrong.push(format!("lane {lane}: {error}")),
+        }
+    }
+    let found = moving::stands(&outbox);
+    for (lane, stand) in &manifest.lanes {
+        match found.get(lane) {
+            Some(here) if here == stand => {}
+            Some(here) => wrong.push(format!(
+                "lane {lane}: accepted {}, confirmed {}, waiting {} here, and {}, {}, {} on the old box",
+                here.accepted, here.confirmed, here.waiting, stand.accepted, stand.confirmed, stand.waiting
+            )),
+            None => wrong.push(format!("the configuration of this box has no lane {lane}")),
+        }
+    }
+    outbox.close();
+    if !wrong.is_empty() {
+        return not_moved(&MoveError::Incomplete(wrong), err);
+    }
+    if let Err(error) = moving::adopt(&config.outbox) {
+        return not_moved(&error, err);
+    }
+    let store = config.outbox.directory.display();
+    let _ = writeln!(out, "the copy in {store} is whole, and its chains are unbroken\n");
+    write_lanes(out, &manifest.lanes);
+    let _ = writeln!(
+        out,
+        "{} files; check word {}\n\
+         \n\
+         It runs on this box from now on, and on no other: systemctl enable --now practice-gateway",
+        manifest.files.len(),
+        manifest.word()
+    );
+    Exit::Done
+}
+
+/// Runs `outbox set-aside`.
+pub fn set_aside(
+    config: &GatewayConfig,
+    command: &SetAside,
+    out: &mut dyn Write,
+    err: &mut dyn Write,
+) -> Exit {
+    let file = &config.outbox_key_file;
+    let keys = match keys::outbox_keys(file) {
+        Ok(keys) => Some(keys),
+        // Not there, or no key any more: lost.
+        Err(KeyError::Unreadable { source, .. }) if source.kind() == io::ErrorKind::NotFound => None,
+        Err(KeyError::Form { .. }) => None,
+        Err(error) => {
+            complain(err, &error);
+            return Exit::Configuration;
+        }
+    };
+    if !command.yes {
+        return match set_aside::look(&config.outbox, keys.as_ref()) {
+            Ok(facts) => {
+                write_loss(out, &facts);
+                let _ = writeln!(
+                    out,
+                    "\nIs it an encrypted credential of systemd, and only not in {}? Then it is not lost, and nothing is to be done here.\n\
+                     Ask central IT for its copy of key {}: with it everything goes on.\n\
+                     Without any copy: `practice-gateway outbox set-aside --yes` sets the store aside whole, and a new one is begun.",
+                    file.display(),
+                    facts.key_ids.join(" and ")
+                );
+                Exit::Done
+            }
+            Err(error) => not_set_aside(&error, err),
+        };
+    }
+    let (aside, facts) = match set_aside::set_aside(&config.outbox, keys.as_ref()) {
+        Ok(done) => done,
+        Err(error) => return not_set_aside(&error, err),
+    };
+    write_loss(out, &facts);
+    let _ = writeln!(out, "\nthe store is set aside in {}: keep it", aside.display());
+    match new_key(config, keys) {
+        Ok(id) => {
+            let _ = writeln!(
+                out,
+                "a new one is begun at the next start, sealed with key {id} in {}\n\
+                 \n\
+                 Next:\n\
+                 1. Give a copy of {} to central IT, off this box.\n\
+                 2. systemctl start practice-gateway\n\
+                 3. Have the senders repeat what they sent after the hub's last receipt (`practice-hub list`); or, should the old key be\n   \
+                 found, before they do: practice-gateway export --store {} --key-file FILE --to BUNDLE, and `practice-hub import`.",
+                file.display(),
+                file.display(),
+                aside.display()
+            );
+            Exit::Done
+        }
+        Err(error) => {
+            complain(err, &error);
+            let _ = writeln!(err, "there is no new key yet: `practice-gateway init` makes it");
+            Exit::Files
+        }
+    }
+}
+
+/// The id of the key for the new store: one that is there and opened nothing, or a new one. A file that is no key is kept.
+fn new_key(config: &GatewayConfig, keys: Option<Keyring>) -> Result<String, KeyError> {
+    let file = &config.outbox_key_file;
+    if let Some(keys) = keys {
+        return Ok(keys.present().id());
+    }
+    if file.exists() {
+        let mut name = file.file_name().unwrap_or_default().to_owned();
+        name.push(format!(".not-a-key-{}", uuid::Uuid::now_v7()));
+        std::fs::rename(file, file.with_file_name(name))
+            .map_err(|source| KeyError::Make { file: file.clone(), source })?;
+    }
+    keys::make_outbox_key(file)?;
+    Ok(keys::outbox_keys_in(file)?.present().id())
+}
+
+fn write_loss(out: &mut dyn Write, facts: &set_aside::SetAside) {
+    let _ = writeln!(out, "the store needs key {}, which is not here", facts.key_ids.join(" and "));
+    for (lane, known) in &facts.lanes {
+        let Unreadable { accepted, confirmed, .. } = known;
+        let _ = match known.count() {
+            0 => writeln!(out, "lane {lane}: all {accepted} were confirmed by the hub: nothing is lost"),
+            count => writeln!(
+                out,
+                "lane {lane}: {accepted} accepted, {confirmed} confirmed by the hub; {count} cannot be read, positions {} to {accepted}",
+                confirmed + 1
+            ),
+        };
+    }
+}
+
+fn not_set_aside(error: &SetAsideError, err: &mut dyn Write) -> Exit {
+    match error {
+        SetAsideError::Open(error) => not_looked_at(error, err),
+        other => {
+            complain(err, other);
+            Exit::Refused
+        }
+    }
+}

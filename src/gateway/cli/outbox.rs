@@ -1,0 +1,295 @@
+//! `practice-gateway outbox list` and `outbox show`: headers of what is kept, never a body.
+
+use std::io::{self, Write};
+use std::path::Path;
+
+use clap::{Args, Subcommand};
+use pgw_core::transaction::{Lane, Position};
+use pgw_host::exit::Exit;
+
+use crate::cli::moving;
+use crate::ingest::control::client::Client;
+use crate::ingest::control::client::failed;
+use crate::ingest::control::{Entry, Reply, Request, State, Which};
+
+/// What is kept in the outbox: headers only.
+#[derive(Debug, Clone, Subcommand)]
+pub enum Outbox {
+    /// Transactions in their order, from the oldest that waits.
+    List(List),
+    /// One transaction.
+    Show(Show),
+    /// Releases what is lost for good, so that its lane goes on; without --yes it only says what would be done.
+    Void(Void),
+    /// Has the transaction at which a lane stands tried again.
+    Release(Release),
+    /// On the old box, its daemon stopped: this store never runs here again; says what a copy of it must have.
+    Retire(moving::Retire),
+    /// On the new box: checks that the copy of a retired store is whole, and lets it run.
+    Adopt,
+    /// Without its key nobody can read a store: sets it aside whole, so that a new one is begun. Without --yes it only says what
+    /// would be done.
+    SetAside(moving::SetAside),
+    /// Sends confirmed transactions once more, with the same ids: for a hub that wants them. It stores none twice.
+    Resend(Resend),
+}
+
+/// What to send again.
+#[derive(Debug, Clone, Args)]
+pub struct Resend {
+    /// The lane.
+    #[arg(long)]
+    pub lane: Lane,
+    /// The first position.
+    #[arg(long, value_name = "POSITION")]
+    pub from: Position,
+    /// The last one; otherwise only the first.
+    #[arg(long, value_name = "POSITION")]
+    pub through: Option<Position>,
+}
+
+/// What to release.
+#[derive(Debug, Clone, Args)]
+pub struct Void {
+    /// The lane.
+    #[arg(long)]
+    pub lane: Lane,
+    /// The first lost position.
+    #[arg(long, value_name = "POSITION")]
+    pub sequence: Position,
+    /// The last one; otherwise only the first.
+    #[arg(long, value_name = "POSITION")]
+    pub through: Option<Position>,
+    /// Why, for the hub's store and whoever reads it in years; no patient's name.
+    #[arg(long)]
+    pub reason: String,
+    /// Does it. It cannot be taken back.
+    #[arg(long)]
+    pub yes: bool,
+}
+
+/// Which lane.
+#[derive(Debug, Clone, Args)]
+pub struct Release {
+    /// The lane.
+    #[arg(long)]
+    pub lane: Lane,
+}
+
+/// What to list.
+#[derive(Debug, Clone, Args)]
+pub struct List {
+    /// Only this lane.
+    #[arg(long)]
+    pub lane: Option<Lane>,
+    /// From this position; 1 shows what is confirmed and kept, too.
+    #[arg(long)]
+    pub from: Option<Position>,
+    /// At most so many of each lane.
+    #[arg(long, default_value_t = 50)]
+    pub limit: u32,
+    /// One JSON object a line.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// What to show.
+#[derive(Debug, Clone, Args)]
+pub struct Show {
+    /// Only in this lane.
+    #[arg(long)]
+    pub lane: Option<Lane>,
+    /// Its id, or its position.
+    pub which: Which,
+    /// As JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// How an entry is written.
+type WriteEntry = fn(&mut dyn Write, &Entry) -> io::Result<()>;
+
+/// Runs the command.
+pub fn run(socket: &Path, command: &Outbox, out: &mut dyn Write, err: &mut dyn Write) -> Exit {
+    let mut client = match Client::connect(socket) {
+        Ok(client) => client,
+        Err(error) => return failed(err, &error),
+    };
+    let (request, write): (_, WriteEntry) = match command {
+        // They need no daemon, and were run before.
+        Outbox::Retire(_) | Outbox::Adopt | Outbox::SetAside(_) => return Exit::Usage,
+        Outbox::Void(command) => return void(&mut client, command, out, err),
+        Outbox::Resend(command) => return resend(&mut client, command, out, err),
+        Outbox::Release(Release { lane }) => {
+            return match client.ask(&Request::Again { lane: lane.clone() }, |_| {}) {
+                Ok(()) => Exit::Done,
+                Err(error) => failed(err, &error),
+            };
+        }
+        Outbox::List(List { lane, from, limit, json }) => {
+            if !json {
+                let _ = writeln!(
+                    out,
+                    "{:<12} {:>10} {:<9} {:<24} {:>9} {:<24} id",
+                    "lane", "position", "state", "accepted", "bytes", "type"
+                );
+            }
+            let write = if *json { write_json } else { write_line };
+            (Request::List { lane: lane.clone(), from: *from, limit: *limit }, write)
+        }
+        Outbox::Show(Show { lane, which, json }) => {
+            let write = if *json { write_json } else { write_page };
+            (Request::Show { lane: lane.clone(), which: *which }, write)
+        }
+    };
+    let mut gone = false;
+    let asked = client.ask(&request, |reply| {
+        if let Reply::Entry(entry) = reply
+            && !gone
+        {
+            gone = write(out, &entry).is_err();
+        }
+    });
+    match asked {
+        Ok(()) => Exit::Done,
+        Err(error) => failed(err, &error),
+    }
+}
+
+fn void(client: &mut Client, command: &Void, out: &mut dyn Write, err: &mut dyn Write) -> Exit {
+    let Void { lane, sequence, through, reason, yes } = command;
+    let request = Request::Void {
+        lane: lane.clone(),
+        from: *sequence,
+        through: through.unwrap_or(*sequence),
+        reason: reason.clone(),
+        act: *yes,
+    };
+    let asked = client.ask(&request, |reply| {
+        if let Reply::Released { lane, from, through, previous, chain } = reply {
+            let word = if *yes { "are released" } else { "would be released (add --yes)" };
+            let _ = writeln!(
+                out,
+                "{lane}: positions {from} to {through} are lost and {word}\n  chain before {previous}\n  chain after  {chain}"
+            );
+        }
+    });
+    match asked {
+        Ok(()) => Exit::Done,
+        Err(error) => failed(err, &error),
+    }
+}
+
+fn resend(client: &mut Client, command: &Resend, out: &mut dyn Write, err: &mut dyn Write) -> Exit {
+    let Resend { lane, from, through } = command;
+    let request = Request::Resend { lane: lane.clone(), from: *from, through: through.unwrap_or(*from) };
+    let asked = client.ask(&request, |reply| match reply {
+        Reply::Progress { lane, position, tail } => {
+            let _ = writeln!(err, "{lane}: sent again through position {position} of {tail}");
+        }
+        Reply::Resent { lane, count, missing, unheard } => {
+            let _ = writeln!(out, "{lane}: {count} transactions sent again; a hub stores none of them twice");
+            if missing > 0 {
+                let _ = writeln!(out, "  {missing} positions of the range are not kept any more");
+            }
+            if unheard {
+                let _ = writeln!(
+                    out,
+                    "  no hub listened at the broker to some of them: order it again when one does"
+                );
+            }
+        }
+        _ => {}
+    });
+    match asked {
+        Ok(()) => Exit::Done,
+        Err(error) => failed(err, &error),
+    }
+}
+
+fn word(state: State) -> &'static str {
+    match state {
+        State::Waiting => "waiting",
+        State::Confirmed => "confirmed",
+        State::Pruned => "pruned",
+        State::Damaged => "damaged",
+    }
+}
+
+fn write_json(out: &mut dyn Write, entry: &Entry) -> io::Result<()> {
+    serde_json::to_writer(&mut *out, entry)?;
+    out.write_all(b"\n")
+}
+
+fn write_line(out: &mut dyn Write, entry: &Entry) -> io::Result<()> {
+    let Entry { lane, position, state, header } = entry;
+    write!(out, "{:<12} {position:>10} {:<9}", lane.as_str(), word(*state))?;
+    match header {
+        Some(h) => writeln!(out, " {:<24} {:>9} {:<24} {}", h.time, h.bytes, h.event_type, h.id),
+        None => writeln!(out),
+    }
+}
+
+fn write_page(out: &mut dyn Write, entry: &Entry) -> io::Result<()> {
+    writeln!(out, "lane          {}", entry.lane)?;
+    writeln!(out, "position      {}", entry.position)?;
+    writeln!(out, "state         {}", word(entry.state))?;
+    let Some(h) = &entry.header else { return Ok(()) };
+    writeln!(out, "id            {}", h.id)?;
+    writeln!(out, "accepted      {}", h.time)?;
+    writeln!(out, "type          {}", h.event_type)?;
+    writeln!(out, "content type  {}", h.content_type)?;
+    writeln!(out, "source        {}", h.source)?;
+    writeln!(out, "bytes         {}", h.bytes)?;
+    writeln!(out, "epoch         {}", h.epoch)?;
+    writeln!(out, "sequence      {}", h.sequence)?;
+    writeln!(out, "chain         {}", h.chain)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ingest::control::server::tests::{Daemon, Shelf};
+
+    fn ask(daemon: &Daemon, command: &Outbox) -> (Exit, String) {
+        let mut out = Vec::new();
+        let exit = run(&daemon.socket, command, &mut out, &mut Vec::new());
+        (exit, String::from_utf8(out).unwrap())
+    }
+
+    #[test]
+    fn lists_and_pages() {
+        let shelf = Shelf::with(5);
+        shelf.confirm(2);
+        shelf.destroy(4);
+        let daemon = Daemon::start(shelf, serde_json::Value::Null);
+        let list = |from, json| Outbox::List(List { lane: None, from, limit: 50, json });
+        let (exit, text) = ask(&daemon, &list(None, false));
+        assert_eq!(exit, Exit::Done);
+        let lines: Vec<Vec<&str>> = text.lines().map(|line| line.split_whitespace().collect()).collect();
+        assert_eq!(lines[0][..4], ["lane", "position", "state", "accepted"]);
+        assert_eq!(
+            lines[1],
+            [
+                "clinical",
+                "3",
+                "waiting",
+                "1970-01-01T00:00:00.003Z",
+                "6",
+                "t",
+                "00000000-0000-0000-0000-000000000003"
+            ]
+        );
+        assert_eq!(lines[2], ["clinical", "4", "damaged"]);
+        assert_eq!(lines.len(), 4);
+        let (_, text) = ask(&daemon, &list(Some(1), true));
+        let first: serde_json::Value = serde_json::from_str(text.lines().next().unwrap()).unwrap();
+        assert_eq!((first["state"].as_str(), first["bytes"].as_u64()), (Some("confirmed"), Some(6)));
+
+        let show = |which, json| Outbox::Show(Show { lane: None, which, json });
+        let (exit, page) = ask(&daemon, &show(Which::Position(5), false));
+        assert_eq!(exit, Exit::Done);
+        assert!(page.contains("id            00000000-0000-0000-0000-000000000005\n"), "{page}");
+        assert_eq!(ask(&daemon, &show(Which::Position(6), true)), (Exit::Refused, String::new()));
+    }
+}

@@ -1,0 +1,190 @@
+//! `practice-gateway quarantine list`, `show`, `release` and `discard`: what was refused, and what a person does with it.
+
+use std::io::{self, Write};
+use std::path::Path;
+
+use clap::{Args, Subcommand};
+use pgw_core::transaction::Lane;
+use pgw_host::exit::Exit;
+
+use crate::ingest::control::client::Client;
+use crate::ingest::control::client::failed;
+use crate::ingest::control::{Quarantined, Reply, Request};
+
+/// What was refused, until a person has decided about it.
+#[derive(Debug, Clone, Subcommand)]
+pub enum Quarantine {
+    /// Every entry, oldest first; never what is in it.
+    List(List),
+    /// One entry; with --bytes what is in it, for root and the daemon's user.
+    Show(Show),
+    /// Submits an entry as if it had come now, and removes it when it is durable. Exit 0: it is. 75: not now. 65: refused.
+    Release(Release),
+    /// Removes an entry for good. The reason goes to the log and to the centre: no patient's data in it.
+    Discard(Discard),
+}
+
+/// How to list.
+#[derive(Debug, Clone, Args)]
+pub struct List {
+    /// One JSON object a line.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// What to show.
+#[derive(Debug, Clone, Args)]
+pub struct Show {
+    /// Its number in the list.
+    pub id: u64,
+    /// As JSON.
+    #[arg(long, conflicts_with = "bytes")]
+    pub json: bool,
+    /// The bytes as they came, and nothing else.
+    #[arg(long)]
+    pub bytes: bool,
+}
+
+/// What to release.
+#[derive(Debug, Clone, Args)]
+pub struct Release {
+    /// Its number in the list.
+    pub id: u64,
+    /// The lane that it goes to, at its end; otherwise the first.
+    #[arg(long)]
+    pub lane: Option<Lane>,
+    /// What it is; otherwise its MSH says so.
+    #[arg(long = "type")]
+    pub event_type: Option<String>,
+    /// Its media type; otherwise from its MSH, or `application/octet-stream`.
+    #[arg(long)]
+    pub content_type: Option<String>,
+}
+
+/// What to discard.
+#[derive(Debug, Clone, Args)]
+pub struct Discard {
+    /// Its number in the list.
+    pub id: u64,
+    /// Why.
+    #[arg(long)]
+    pub reason: String,
+}
+
+/// Runs the command.
+pub fn run(socket: &Path, command: &Quarantine, out: &mut dyn Write, err: &mut dyn Write) -> Exit {
+    let mut client = match Client::connect(socket) {
+        Ok(client) => client,
+        Err(error) => return failed(err, &error),
+    };
+    match command {
+        Quarantine::List(List { json }) => {
+            if !json {
+                let _ = writeln!(
+                    out,
+                    "{:>6} {:<24} {:<6} {:<15} {:>9} {:<22} source",
+                    "id", "came", "door", "address", "bytes", "reason"
+                );
+            }
+            let write = if *json { write_json } else { write_line };
+            entries(&mut client, &Request::QuarantineList {}, write, out, err)
+        }
+        Quarantine::Show(Show { id, bytes: true, .. }) => {
+            match client.bytes(&Request::QuarantineBytes { id: *id }, out) {
+                Ok(()) => Exit::Done,
+                Err(error) => failed(err, &error),
+            }
+        }
+        Quarantine::Show(Show { id, json, .. }) => {
+            let write = if *json { write_json } else { write_page };
+            entries(&mut client, &Request::QuarantineShow { id: *id }, write, out, err)
+        }
+        Quarantine::Release(release) => {
+            let request = Request::QuarantineRelease {
+                id: release.id,
+                lane: release.lane.clone(),
+                event_type: release.event_type.clone(),
+                content_type: release.content_type.clone(),
+            };
+            let mut exit = Exit::Internal;
+            let asked = client.ask(&request, |reply| match reply {
+                Reply::Accepted(receipt) => {
+                    let note = if receipt.repeated { " (stored before)" } else { "" };
+                    let (id, lane, position) = (receipt.id, receipt.lane, receipt.position);
+                    let _ = writeln!(out, "{id} {lane} {position}{note}");
+                    exit = Exit::Done;
+                }
+                Reply::Refused { temporary, reason } => {
+                    let word = if temporary { "not now" } else { "refused" };
+                    let _ = writeln!(err, "{word}: {reason}; the entry stays in quarantine");
+                    exit = if temporary { Exit::Later } else { Exit::Refused };
+                }
+                _ => {}
+            });
+            asked.map_or_else(|error| failed(err, &error), |()| exit)
+        }
+        Quarantine::Discard(Discard { id, reason }) => {
+            let request = Request::QuarantineDiscard { id: *id, reason: reason.clone() };
+            match client.ask(&request, |_| {}) {
+                Ok(()) => Exit::Done,
+                Err(error) => failed(err, &error),
+            }
+        }
+    }
+}
+
+/// How an entry is written.
+type WriteEntry = fn(&mut dyn Write, &Quarantined) -> io::Result<()>;
+
+fn entries(
+    client: &mut Client,
+    request: &Request,
+    write: WriteEntry,
+    out: &mut dyn Write,
+    err: &mut dyn Write,
+) -> Exit {
+    let mut gone = false;
+    let asked = client.ask(request, |reply| {
+        if let Reply::Quarantined(entry) = reply
+            && !gone
+        {
+            gone = write(out, &entry).is_err();
+        }
+    });
+    asked.map_or_else(|error| failed(err, &error), |()| Exit::Done)
+}
+
+fn write_json(out: &mut dyn Write, entry: &Quarantined) -> io::Result<()> {
+    serde_json::to_writer(&mut *out, entry)?;
+    out.write_all(b"\n")
+}
+
+/// A dash for what is not there.
+fn dash(text: &str) -> &str {
+    if text.is_empty() { "-" } else { text }
+}
+
+fn reason(entry: &Quarantined) -> &str {
+    if entry.damaged { "DAMAGED" } else { dash(&entry.reason) }
+}
+
+fn address(entry: &Quarantined) -> String {
+    entry.address.map_or_else(|| String::from("-"), |address| address.to_string())
+}
+
+fn write_line(out: &mut dyn Write, entry: &Quarantined) -> io::Result<()> {
+    let Quarantined { id, time, door, source, bytes, .. } = entry;
+    let (time, door, source) = (dash(time), dash(door), dash(source));
+    let (address, reason) = (address(entry), reason(entry));
+    writeln!(out, "{id:>6} {time:<24} {door:<6} {address:<15} {bytes:>9} {reason:<22} {source}")
+}
+
+fn write_page(out: &mut dyn Write, entry: &Quarantined) -> io::Result<()> {
+    writeln!(out, "id            {}", entry.id)?;
+    writeln!(out, "came          {}", dash(&entry.time))?;
+    writeln!(out, "door          {}", dash(&entry.door))?;
+    writeln!(out, "address       {}", address(entry))?;
+    writeln!(out, "source        {}", dash(&entry.source))?;
+    writeln!(out, "reason        {}", reason(entry))?;
+    writeln!(out, "bytes         {}", entry.bytes)
+}

@@ -1,0 +1,211 @@
+//! `practice-gateway repair`: what of the holes can be filled, and with `--yes`, fills it.
+
+use std::io::{self, IsTerminal as _, Write};
+use std::path::PathBuf;
+
+use clap::Args;
+use pgw_core::transaction::{Lane, Position};
+use pgw_host::exit::{Exit, complain};
+use pgw_outbox::OpenError;
+use pgw_outbox::mend;
+use pgw_outbox::mend::{Found, LaneReport, Lost, Neighbour, RepairError, Report, Request};
+
+use crate::config::GatewayConfig;
+use crate::keys;
+
+/// Looks for records that the store has lost: in its damaged segments, in what was set aside, and wherever --from says. The
+/// daemon must be stopped. Without --yes nothing is written. Exit 0: nothing is missing, or not any more. 65: something is.
+#[derive(Debug, Clone, Args)]
+pub struct Repair {
+    /// Look here, too: the data directory on a copy of the old disk, a segment that was copied elsewhere, the image of a disk.
+    #[arg(long, value_name = "PATH")]
+    pub from: Vec<PathBuf>,
+    /// Only this lane.
+    #[arg(long)]
+    pub lane: Option<Lane>,
+    /// Take records, too, that fit and that nothing after them vouches for. They may be ones that no sender was told of.
+    #[arg(long)]
+    pub unproven: bool,
+    /// Does it.
+    #[arg(long)]
+    pub yes: bool,
+    /// One JSON object.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Runs the command on the store itself.
+pub fn run(config: &GatewayConfig, command: &Repair, out: &mut dyn Write, err: &mut dyn Write) -> Exit {
+    let keys = match keys::outbox_keys(&config.outbox_key_file) {
+        Ok(keys) => keys,
+        Err(error) => {
+            complain(err, &error);
+            return Exit::Configuration;
+        }
+    };
+    let Repair { from, lane, unproven, yes, json } = command.clone();
+    if let Some(lane) = &lane
+        && config.outbox.lanes.iter().all(|known| known.lane != *lane)
+    {
+        let _ = writeln!(err, "there is no lane {lane}");
+        return Exit::Usage;
+    }
+    let watched = io::stderr().is_terminal();
+    let mut shown = false;
+    let request = Request { from, lane, unproven, act: yes };
+    let repaired = mend::repair(&config.outbox, &keys, &request, &mut |lane, segment| {
+        if watched {
+            shown = true;
+            let _ = write!(err, "\r{lane}: reading segment {segment}\x1b[K");
+        }
+    });
+    if shown {
+        let _ = write!(err, "\r\x1b[K");
+    }
+    let report = match repaired {
+        Ok(report) => report,
+        Err(error) => return refused(err, &error),
+    };
+    let _ = if json { write_json(out, &report) } else { write_report(out, &report, command) };
+    let remade = report.done || report.remade.is_empty();
+    if remade && report.lanes.iter().all(|lane| is_well(&report, lane, command)) {
+        Exit::Done
+    } else {
+        Exit::Refused
+    }
+}
+
+fn refused(err: &mut dyn Write, error: &RepairError) -> Exit {
+    complain(err, error);
+    match error {
+        RepairError::Open(OpenError::InUse(_)) => {
+            let _ = writeln!(
+                err,
+                "the daemon has it: `systemctl stop practice-gateway`, repair, and start it again; \
+                 `practice-gateway verify` says what is missing while it runs"
+            );
+            Exit::Later
+        }
+        RepairError::Open(OpenError::Io { .. })
+        | RepairError::Files { .. }
+        | RepairError::ReadBack(_)
+        | RepairError::Numbers(..) => Exit::Files,
+        RepairError::Open(_) | RepairError::NothingOpens(_) | RepairError::SeveralKeys(_) => {
+            Exit::Configuration
+        }
+        RepairError::NoStore(_) => Exit::Unreachable,
+        RepairError::NotTheOwner(..) => Exit::NotPermitted,
+    }
+}
+
+/// Whether nothing is left to be done in a lane.
+fn is_well(report: &Report, lane: &LaneReport, command: &Repair) -> bool {
+    let unproven = if command.unproven { 0 } else { lane.unproven_count() };
+    let open = if report.done { 0 } else { lane.saved_count() + lane.unproven_count() };
+    lane.lost_count() + unproven + open == 0
+        && lane.contradicted.is_empty()
+        && (report.done || lane.rewritten.is_empty())
+}
+
+fn write_json(out: &mut dyn Write, report: &Report) -> io::Result<()> {
+    serde_json::to_writer(&mut *out, report)?;
+    out.write_all(b"\n")
+}
+
+fn write_report(out: &mut dyn Write, report: &Report, command: &Repair) -> io::Result<()> {
+    for name in &report.remade {
+        let word = if report.done { "was written anew" } else { "is damaged, and would be written anew" };
+        writeln!(out, "{name}: {word} (if this store was retired, do not start it: it runs elsewhere)")?;
+    }
+    for place in &report.from {
+        writeln!(out, "{}: {} records at positions that lack one", place.path, place.records)?;
+        for file in &place.unreadable_files {
+            writeln!(out, "  cannot be opened, and left out: {file}")?;
+        }
+    }
+    for lane in &report.lanes {
+        write_lane(out, report, lane, command)?;
+    }
+    for lane in &report.renumbered {
+        writeln!(
+            out,
+            "{lane}: what is not confirmed has new numbers, as what is back was left out of the old ones"
+        )?;
+    }
+    let work = !report.remade.is_empty() || report.lanes.iter().any(|lane| !lane.rewritten.is_empty());
+    match (report.done, work) {
+        (false, false) => writeln!(out, "Nothing was changed, and there is nothing that could be."),
+        (false, true) => writeln!(out, "Nothing was changed. Add --yes to do it."),
+        (true, false) => writeln!(out, "Nothing was changed: there is nothing that could be."),
+        (true, true) => writeln!(
+            out,
+            "Done. The old segments are in aside/. Start the daemon: its lanes go on by themselves."
+        ),
+    }
+}
+
+fn write_lane(out: &mut dyn Write, report: &Report, lane: &LaneReport, command: &Repair) -> io::Result<()> {
+    let LaneReport { lane: name, first, last, read, released, missing, .. } = lane;
+    writeln!(
+        out,
+        "{name}: positions {first} to {last}: {read} can be read, {missing} are missing, {released} are released"
+    )?;
+    if lane.unreadable_bytes > 0 {
+        writeln!(out, "  the disk could not read {} bytes", lane.unreadable_bytes)?;
+    }
+    let taken = if report.done { "taken in" } else { "would be taken in" };
+    write_found(out, taken, &lane.saved)?;
+    let unproven = match (command.unproven, report.done) {
+        (true, true) => "taken in, though nothing vouches for them",
+        (true, false) => "would be taken in, though nothing vouches for them",
+        (false, _) => "left, as nothing vouches for them (see --unproven)",
+    };
+    write_found(out, unproven, &lane.unproven)?;
+    for segment in &lane.rewritten {
+        let word = if report.done { "was written anew" } else { "would be written anew" };
+        let why = if segment.unsound { ", and is damaged or gone" } else { "" };
+        writeln!(
+            out,
+            "  segment {} {word} with {} records; it lacked {}{why}",
+            segment.segment, segment.records, segment.filled
+        )?;
+    }
+    if !lane.contradicted.is_empty() {
+        let ranges: Vec<String> = lane.contradicted.iter().map(|(a, b)| range(*a, *b)).collect();
+        writeln!(out, "  NOT what its successor names, and left as it is: {}", ranges.join(", "))?;
+    }
+    for lost in &lane.lost {
+        write_lost(out, lane, lost)?;
+    }
+    Ok(())
+}
+
+fn write_found(out: &mut dyn Write, word: &str, list: &[Found]) -> io::Result<()> {
+    for Found { from, through, found_in } in list {
+        writeln!(out, "  {word}: {} from {found_in}", range(*from, *through))?;
+    }
+    Ok(())
+}
+
+fn write_lost(out: &mut dyn Write, lane: &LaneReport, lost: &Lost) -> io::Result<()> {
+    let range = range(lost.from, lost.through);
+    if lost.confirmed {
+        return writeln!(out, "  gone here, and confirmed by the hub: {range}");
+    }
+    writeln!(out, "  NOT TO BE HAD: {range}")?;
+    for (word, neighbour) in [("before", &lost.before), ("after", &lost.after)] {
+        if let Some(Neighbour { position, time, source }) = neighbour {
+            writeln!(out, "    {word} it: position {position}, accepted {time}, from {source}")?;
+        }
+    }
+    writeln!(
+        out,
+        "    find another copy (--from), or have the senders of that time send again; then, with the daemon running:\n    \
+         practice-gateway outbox void --lane {} --sequence {} --through {} --reason \"...\"",
+        lane.lane, lost.from, lost.through
+    )
+}
+
+fn range(from: Position, through: Position) -> String {
+    if from == through { from.to_string() } else { format!("{from}-{through}") }
+}

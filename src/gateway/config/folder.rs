@@ -1,0 +1,153 @@
+//! `[[folder]]` of `gateway.toml`, checked.
+
+use std::path::Path;
+
+use pgw_host::config::ConfigError;
+use pgw_host::config::Source;
+use pgw_outbox as outbox;
+use toml::Spanned;
+
+use crate::config::doors::lane;
+use crate::config::raw::{RawExtension, RawFolder};
+use crate::ingest::folder::door::Settings;
+use crate::ingest::folder::rules::{Nature, Take};
+
+/// One folder; `others` are those before it.
+pub(super) fn folder(
+    source: &Source,
+    raw: RawFolder,
+    outbox: &outbox::Settings,
+    data_directory: &Path,
+    others: &[Settings],
+) -> Result<Settings, ConfigError> {
+    const PATH: &str = "the folder in which a sender leaves its files";
+    let written = source.required("folder.path", raw.path, PATH)?;
+    let path = source.path(written.get_ref());
+    if others.iter().any(|other| other.path == path) {
+        return Err(source.wrong("folder.path", &written, "different from the other folders' paths"));
+    }
+    if path.starts_with(data_directory) || data_directory.starts_with(&path) {
+        return Err(source.wrong("folder.path", &written, "outside data_directory, and not around it"));
+    }
+    let name = raw.name.unwrap_or_else(|| Spanned::new(0..0, String::from("folder")));
+    if !is_name(name.get_ref()) {
+        let allowed = "1 to 32 lower-case letters, digits and hyphens, for example \"pathology\"";
+        return Err(source.wrong("folder.name", &name, allowed));
+    }
+    if others.iter().any(|other| other.name == *name.get_ref()) {
+        return Err(source.wrong("folder.name", &name, "different from the other folders' names"));
+    }
+    let take = source.word(
+        "folder.take",
+        raw.take,
+        Take::Rename,
+        &[("rename", Take::Rename), ("ctl", Take::Ctl)],
+    )?;
+    let settle = if take == Take::Ctl { 0.0 } else { 2.0 };
+    let accepted = subfolder(source, "folder.accepted", raw.accepted, "accepted")?;
+    if let Some(rejected) = raw.rejected.as_ref().filter(|rejected| *rejected.get_ref() == accepted) {
+        return Err(source.wrong("folder.rejected", rejected, "another name than that of folder.accepted"));
+    }
+    let event_type = event_type(source, "folder.type", raw.event_type)?;
+    let content_type = content_type(source, "folder.content_type", raw.content_type)?;
+    Ok(Settings {
+        name: name.into_inner(),
+        path,
+        practice: outbox.practice.clone(),
+        gateway: outbox.gateway.clone(),
+        lane: lane(source, "folder.lane", raw.lane, outbox)?,
+        take,
+        mounted: raw.mounted.unwrap_or(false),
+        file_limit_bytes: source.number(
+            "folder.file_limit_bytes",
+            raw.file_limit_bytes,
+            usize::try_from(outbox.max_body_bytes).unwrap_or(usize::MAX),
+            1..=outbox.max_body_bytes,
+        )?,
+        rescan: source.seconds("folder.rescan_seconds", raw.rescan_seconds, 5.0, 0.1..=3600.0)?,
+        settle: source.seconds("folder.settle_seconds", raw.settle_seconds, settle, 0.0..=3600.0)?,
+        empty: source.seconds("folder.empty_seconds", raw.empty_seconds, 60.0, 0.0..=86_400.0)?,
+        accepted,
+        rejected: subfolder(source, "folder.rejected", raw.rejected, "rejected")?,
+        keep_accepted: raw.keep_accepted.unwrap_or(false),
+        usual: Nature { event_type, content_type },
+        by_extension: extensions(source, raw.by_extension)?,
+    })
+}
+
+fn is_name(text: &str) -> bool {
+    (1..=32).contains(&text.len())
+        && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+}
+
+/// A name in the folder itself: no path, and none of those that the door leaves alone or has for itself.
+fn subfolder(
+    source: &Source,
+    key: &str,
+    given: Option<Spanned<String>>,
+    default: &str,
+) -> Result<String, ConfigError> {
+    let Some(given) = given else { return Ok(default.to_owned()) };
+    let text = given.get_ref();
+    let plain = (1..=64).contains(&text.len()) && !text.starts_with('.') && !text.contains(['/', '\0']);
+    if plain {
+        Ok(given.into_inner())
+    } else {
+        Err(source.wrong(key, &given, "the name of a subfolder, for example \"accepted\""))
+    }
+}
+
+fn event_type(source: &Source, key: &str, given: Option<Spanned<String>>) -> Result<String, ConfigError> {
+    let Some(given) = given else { return Ok(String::new()) };
+    let text = given.get_ref();
+    let harmless = text.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-:/".contains(&b));
+    if harmless && text.len() <= 128 {
+        Ok(given.into_inner())
+    } else {
+        Err(source.wrong(
+            key,
+            &given,
+            "letters, digits and . _ - : / only, for example \"edifact.interchange\"",
+        ))
+    }
+}
+
+fn content_type(source: &Source, key: &str, given: Option<Spanned<String>>) -> Result<String, ConfigError> {
+    let Some(given) = given else { return Ok(String::from("application/octet-stream")) };
+    let text = given.get_ref();
+    let (name, _) = text.split_once(';').unwrap_or((text, ""));
+    let token = |part: &str| {
+        !part.is_empty() && part.bytes().all(|b| b.is_ascii_alphanumeric() || b"!#$&-^_.+".contains(&b))
+    };
+    let fits = text.len() <= 128
+        && text.bytes().all(|b| b.is_ascii_graphic() || b == b' ')
+        && name.trim().split_once('/').is_some_and(|(kind, rest)| token(kind) && token(rest));
+    if fits {
+        Ok(given.into_inner())
+    } else {
+        Err(source.wrong(key, &given, "a media type, for example \"application/edifact\""))
+    }
+}
+
+fn extensions(source: &Source, raw: Vec<RawExtension>) -> Result<Vec<(String, Nature)>, ConfigError> {
+    const KEY: &str = "folder.by_extension.extension";
+    let mut known: Vec<(String, Nature)> = Vec::new();
+    for entry in raw {
+        let given = source.required(KEY, entry.extension, "the end of a name, for example \"edi\"")?;
+        let extension = given.get_ref().to_ascii_lowercase();
+        if extension.is_empty() || extension.contains(['.', '/']) {
+            return Err(source.wrong(
+                KEY,
+                &given,
+                "the end of a name after its last dot, for example \"edi\"",
+            ));
+        }
+        if known.iter().any(|(other, _)| *other == extension) {
+            return Err(source.wrong(KEY, &given, "different from the others"));
+        }
+        let event_type = event_type(source, "folder.by_extension.type", entry.event_type)?;
+        let content_type = content_type(source, "folder.by_extension.content_type", entry.content_type)?;
+        known.push((extension, Nature { event_type, content_type }));
+    }
+    Ok(known)
+}

@@ -1,0 +1,62 @@
+//! What the uplink says of itself, published through a `tokio::sync::watch` channel.
+
+use std::time::{Duration, Instant};
+
+use pgw_core::transaction::UnixMillis;
+use pgw_link::phase::Phase;
+
+/// The link as the uplink sees it. The sender replaces it whole; nobody waits for anybody.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LinkSnapshot {
+    /// Live, and traffic has come back on this connection within its deadline: not just an open socket.
+    pub up: bool,
+    /// Where the connection is, or where the last attempt failed.
+    pub phase: Phase,
+    /// Why the last attempt failed, chain of causes included, no secrets; empty when up.
+    pub failure: String,
+    /// `host:port` in use or last tried; empty before the first attempt.
+    pub upstream: String,
+    /// Persisted counter, one more at each connect.
+    pub session: u64,
+    /// Since when the link is down; `None` when up.
+    pub down_since: Option<Instant>,
+    /// When the last verified receipt came, whatever its connection.
+    pub last_receipt: Option<Instant>,
+    /// Round trip of the last probe through the whole path, and when it came back.
+    pub probe: Option<(Duration, Instant)>,
+    /// Published and not confirmed yet, all lanes.
+    pub in_flight: u64,
+    /// Accepted but not sendable now, all lanes.
+    pub held: u64,
+    /// A hub is ahead of us or a chain value differs: one sentence; empty when all agree.
+    pub diverged: String,
+    /// Publishes handed to the wire since start, repetitions included.
+    pub forwarded_total: u64,
+    /// Confirmed a second, smoothed over some seconds; 0 when nothing moves.
+    pub forward_rate_per_second: f64,
+    /// End of the client certificate in use, if it could be read.
+    pub certificate_expires: Option<UnixMillis>,
+}
+
+impl LinkSnapshot {
+    /// Before the first attempt.
+    #[must_use]
+    pub fn starting(now: Instant) -> Self {
+        Self {
+            up: false,
+            phase: Phase::Dns,
+            failure: String::new(),
+            upstream: String::new(),
+            session: 0,
+            down_since: Some(now),
+            last_receipt: None,
+            probe: None,
+            in_flight: 0,
+            held: 0,
+            diverged: String::new(),
+            forwarded_total: 0,
+            forward_rate_per_second: 0.0,
+            certificate_expires: None,
+        }
+    }
+}

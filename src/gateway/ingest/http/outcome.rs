@@ -1,0 +1,436 @@
+//! What a sender is told: the statuses, and the words of each route. Pure.
+//!
+//! Only 408 and 503 mean "later"; trouble with the store is never a 500, because senders give up on that.
+
+use pgw_outbox::Refusal;
+use serde_json::{Value, json};
+
+use crate::ingest::mllp::ack::{Fault, Outcome, Stamp, acknowledgment};
+use crate::ingest::mllp::msh::Msh;
+
+/// In what words a route answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Words {
+    /// JSON; problems after RFC 9457.
+    Plain,
+    /// A FHIR OperationOutcome with the codes of BaRS.
+    Fhir,
+    /// An HL7 v2 acknowledgment.
+    Hl7,
+}
+
+/// Why a request got no "yes". No content of it is ever in the words.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Problem {
+    /// HTTP status.
+    pub status: u16,
+    /// FHIR `issue.code`.
+    pub issue: &'static str,
+    /// One sentence.
+    pub text: &'static str,
+    /// The reason in quarantine; empty: the body is not kept.
+    pub reason: &'static str,
+}
+
+const fn problem(status: u16, issue: &'static str, text: &'static str, reason: &'static str) -> Problem {
+    Problem { status, issue, text, reason }
+}
+
+impl Problem {
+    /// Nobody whom this door knows. Nothing is kept: strangers must not be able to fill the quarantine.
+    pub const UNAUTHORIZED: Self =
+        problem(401, "login", "A client certificate or a bearer token that is known here is needed", "");
+    /// No such route.
+    pub const NO_ROUTE: Self = problem(404, "not-found", "There is nothing at this path", "");
+    /// No such method there.
+    pub const METHOD: Self = problem(405, "not-supported", "This path does not take this method", "");
+    /// Not kept here, or never was.
+    pub const NO_TRANSACTION: Self = problem(404, "not-found", "No transaction of this id is kept here", "");
+    /// Not an id.
+    pub const BAD_ID: Self = problem(400, "value", "A transaction's id is a UUID", "");
+    /// `lane` or `position` of a look-up is none.
+    pub const BAD_HINT: Self = problem(
+        400,
+        "value",
+        "Of the hints lane is the name of a lane, position a number from 1, each given once",
+        "",
+    );
+    /// The lane is not in the configuration.
+    pub const NO_LANE: Self = problem(
+        404,
+        "not-found",
+        "There is no such lane in the configuration of this gateway",
+        "unknown lane",
+    );
+    /// `X-Request-ID` is missing where BaRS wants it.
+    pub const NO_REQUEST_ID: Self = problem(400, "required", "X-Request-ID is required", "no X-Request-ID");
+    /// `X-Correlation-ID` is missing where BaRS wants it.
+    pub const NO_CORRELATION_ID: Self =
+        problem(400, "required", "X-Correlation-ID is required", "no X-Correlation-ID");
+    /// It cannot be used.
+    pub const REQUEST_ID: Self = problem(
+        400,
+        "value",
+        "X-Request-ID must be one UUID (or, where it is optional, one short text)",
+        "bad X-Request-ID",
+    );
+    /// It cannot be used.
+    pub const CORRELATION_ID: Self = problem(
+        400,
+        "value",
+        "X-Correlation-ID must be one UUID (or, where it is optional, one short text)",
+        "bad X-Correlation-ID",
+    );
+    /// It cannot be used.
+    pub const IDEMPOTENCY_KEY: Self = problem(
+        400,
+        "value",
+        "Idempotency-Key must be one text of at most 256 characters",
+        "bad Idempotency-Key",
+    );
+    /// It cannot be used.
+    pub const EVENT_TYPE: Self =
+        problem(400, "value", "Ce-Type has at most 256 letters, digits, and . - _ : /", "bad Ce-Type");
+    /// It cannot be used.
+    pub const MEDIA_TYPE: Self =
+        problem(400, "value", "Content-Type must be one media type", "bad Content-Type");
+    /// Not what this route takes.
+    pub const UNSUPPORTED: Self = problem(
+        415,
+        "not-supported",
+        "This route does not take this Content-Type",
+        "unsupported Content-Type",
+    );
+    /// Packed.
+    pub const ENCODED: Self =
+        problem(415, "not-supported", "Send the body as it is, without Content-Encoding", "packed body");
+    /// Nothing in it.
+    pub const EMPTY: Self = problem(400, "required", "The body is empty", "");
+    /// Beyond the limit; its head is kept.
+    pub const TOO_LARGE: Self =
+        problem(413, "too-long", "The body is larger than the limit of this gateway", "too large");
+    /// Not FHIR in JSON.
+    pub const NOT_FHIR: Self =
+        problem(400, "structure", "The body is not a FHIR resource in JSON", "not FHIR JSON");
+    /// Another resource.
+    pub const NOT_MESSAGE: Self =
+        problem(422, "invalid", "Only a Bundle of type message is taken here", "not a FHIR message");
+    /// No header in front.
+    pub const NO_MESSAGE_HEADER: Self =
+        problem(422, "invalid", "The first entry of a message must be a MessageHeader", "no MessageHeader");
+    /// The key of another content.
+    pub const KEY_REUSED: Self =
+        problem(422, "conflict", "This key was used before with another content", "key of another content");
+    /// The same, as BaRS says it.
+    pub const CONFLICT: Self = problem(
+        409,
+        "conflict",
+        "This request id was used before with another content",
+        "key of another content",
+    );
+    /// BaRS wants a repetition to be told so.
+    pub const DUPLICATE: Self = problem(409, "duplicate", "This message was accepted before", "");
+    /// We keep and forward, and cannot look anything up.
+    pub const QUERY: Self =
+        problem(501, "not-supported", "This gateway takes messages and answers no queries", "");
+    /// The body did not come in time.
+    pub const TOO_SLOW: Self = problem(408, "timeout", "The body did not come within the time limit", "");
+    /// The body ended early or is no HTTP.
+    pub const BROKEN: Self = problem(400, "structure", "The body ended before its end", "");
+    /// Nothing can be stored now.
+    pub const LATER: Self = problem(503, "transient", "Nothing can be stored now: send it again later", "");
+    /// A fault of this program.
+    pub const FAULT: Self = problem(500, "exception", "The gateway has made a mistake: it is in its log", "");
+
+    /// What the outbox's refusal is in HTTP.
+    #[must_use]
+    pub fn of(refusal: &Refusal) -> Self {
+        match refusal {
+            Refusal::Full(_) | Refusal::Busy | Refusal::Trouble(_) | Refusal::Stopping => Self::LATER,
+            Refusal::TooLarge { .. } => Self::TOO_LARGE,
+            Refusal::UnknownLane(_) => Self::NO_LANE,
+        }
+    }
+
+    /// The code of BaRS: `https://fhir.nhs.uk/CodeSystem/http-error-codes`, with us as the receiver.
+    #[must_use]
+    pub fn bars_code(self) -> &'static str {
+        match self.status {
+            400 => "REC_BAD_REQUEST",
+            401 => "REC_UNAUTHORIZED",
+            404 => "REC_NOT_FOUND",
+            405 => "REC_METHOD_NOT_ALLOWED",
+            408 => "REC_TIMEOUT",
+            409 => "REC_CONFLICT",
+            413 => "REC_PAYLOAD_TOO_LARGE",
+            415 => "REC_UNSUPPORTED_MEDIA_TYPE",
+            422 => "REC_UNPROCESSABLE_ENTITY",
+            501 => "REC_NOT_IMPLEMENTED",
+            503 => "REC_UNAVAILABLE",
+            _ => "REC_SERVER_ERROR",
+        }
+    }
+
+    /// Whether the same may be accepted later.
+    #[must_use]
+    pub fn is_temporary(self) -> bool {
+        matches!(self.status, 408 | 503)
+    }
+
+    /// As an HL7 fault, for the acknowledgment.
+    fn fault(self) -> Fault {
+        let like = match self.status {
+            413 => Fault::TOO_LARGE,
+            503 => Fault::UNAVAILABLE,
+            _ => Fault::REFUSED,
+        };
+        Fault { text: self.text, reason: self.reason, ..like }
+    }
+}
+
+/// An answer, ready for the wire.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Answer {
+    /// HTTP status.
+    pub status: u16,
+    /// Of the body.
+    pub content_type: &'static str,
+    /// The body.
+    pub body: Vec<u8>,
+}
+
+const PROBLEM_JSON: &str = "application/problem+json";
+const FHIR_JSON: &str = "application/fhir+json";
+const ER7: &str = "application/hl7-v2+er7";
+
+fn json_answer(status: u16, content_type: &'static str, body: &Value) -> Answer {
+    Answer { status, content_type, body: pgw_core::wire::to_json(body) }
+}
+
+/// The answer to a refused request. An HL7 sender whose message has a header gets an acknowledgment.
+#[must_use]
+pub fn refused(words: Words, problem: Problem, message: &[u8], stamp: Stamp<'_>) -> Answer {
+    match words {
+        Words::Plain => plain_problem(problem),
+        Words::Fhir => {
+            let code = problem.bars_code();
+            let issue = json!({
+                "severity": "error",
+                "code": problem.issue,
+                "details": { "coding": [{
+                    "system": "https://fhir.nhs.uk/CodeSystem/http-error-codes",
+                    "code": code,
+                    "display": format!("{} - {code}", problem.status),
+                }] },
+                "diagnostics": problem.text,
+            });
+            json_answer(
+                problem.status,
+                FHIR_JSON,
+                &json!({ "resourceType": "OperationOutcome", "issue": [issue] }),
+            )
+        }
+        Words::Hl7 => match Msh::read(message) {
+            Some(msh) => negative(problem.status, &msh, problem.fault(), stamp),
+            None => plain_problem(problem),
+        },
+    }
+}
+
+fn plain_problem(problem: Problem) -> Answer {
+    let body = json!({
+        "type": "about:blank",
+        "title": problem.text,
+        "status": problem.status,
+        "code": problem.issue,
+    });
+    json_answer(problem.status, PROBLEM_JSON, &body)
+}
+
+/// The answer to an HL7 message that is refused for what it is.
+#[must_use]
+pub fn refused_hl7(fault: Fault, message: &[u8], stamp: Stamp<'_>) -> Answer {
+    match Msh::read(message) {
+        Some(msh) => negative(400, &msh, fault, stamp),
+        // Without a header there is nobody to acknowledge to, but these senders read acknowledgments only.
+        None => acknowledged(400, None, Outcome::Refused(fault), stamp),
+    }
+}
+
+fn negative(status: u16, msh: &Msh<'_>, fault: Fault, stamp: Stamp<'_>) -> Answer {
+    acknowledged(status, Some(msh), Outcome::Refused(fault), stamp)
+}
+
+fn acknowledged(status: u16, msh: Option<&Msh<'_>>, outcome: Outcome, stamp: Stamp<'_>) -> Answer {
+    let framed = acknowledgment(msh, outcome, stamp).unwrap_or_default();
+    // Without the frame of MLLP: 0B ... 1C 0D.
+    let body = framed.get(1..framed.len().saturating_sub(2)).unwrap_or_default().to_vec();
+    Answer { status, content_type: ER7, body }
+}
+
+/// What is known of what was accepted. `id` and `time` are missing for a repetition of what was confirmed and
+/// deleted since.
+#[derive(Debug, Clone, serde::Serialize)]
+pub struct Receipt {
+    /// Its id.
+    pub id: Option<String>,
+    /// Its lane.
+    pub lane: String,
+    /// Its position there.
+    pub position: u64,
+    /// When it was accepted first, RFC 3339.
+    pub time: Option<String>,
+    /// It was there already.
+    pub repeated: bool,
+    /// Its key was used before with other content.
+    pub key_reused: bool,
+}
+
+impl Receipt {
+    /// Where it can be asked for. Lane and position are hints that spare the search.
+    #[must_use]
+    pub fn location(&self) -> Option<String> {
+        let id = self.id.as_ref()?;
+        Some(format!("/v1/transactions/{id}?lane={}&position={}", self.lane, self.position))
+    }
+}
+
+/// The answer to an accepted request: 202, and 200 with the acknowledgment where HL7 over HTTP wants it so.
+#[must_use]
+pub fn accepted(words: Words, receipt: &Receipt, message: &[u8], stamp: Stamp<'_>) -> Answer {
+    match words {
+        Words::Plain => {
+            Answer { status: 202, content_type: "application/json", body: pgw_core::wire::to_json(receipt) }
+        }
+        Words::Fhir => {
+            let issue = json!({
+                "severity": "information",
+                "code": "informational",
+                "diagnostics": format!("Stored for forwarding: {} in lane {}", receipt.position, receipt.lane),
+            });
+            json_answer(202, FHIR_JSON, &json!({ "resourceType": "OperationOutcome", "issue": [issue] }))
+        }
+        Words::Hl7 => acknowledged(200, Msh::read(message).as_ref(), Outcome::Stored, stamp),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const STAMP: Stamp<'static> = Stamp { now: 1_795_385_530_123, control_id: "G1" };
+
+    const ALL: [Problem; 27] = [
+        Problem::UNAUTHORIZED,
+        Problem::NO_ROUTE,
+        Problem::METHOD,
+        Problem::NO_TRANSACTION,
+        Problem::BAD_ID,
+        Problem::BAD_HINT,
+        Problem::NO_LANE,
+        Problem::NO_REQUEST_ID,
+        Problem::NO_CORRELATION_ID,
+        Problem::REQUEST_ID,
+        Problem::CORRELATION_ID,
+        Problem::IDEMPOTENCY_KEY,
+        Problem::EVENT_TYPE,
+        Problem::MEDIA_TYPE,
+        Problem::UNSUPPORTED,
+        Problem::ENCODED,
+        Problem::EMPTY,
+        Problem::TOO_LARGE,
+        Problem::NOT_FHIR,
+        Problem::NOT_MESSAGE,
+        Problem::NO_MESSAGE_HEADER,
+        Problem::KEY_REUSED,
+        Problem::CONFLICT,
+        Problem::DUPLICATE,
+        Problem::QUERY,
+        Problem::TOO_SLOW,
+        Problem::LATER,
+    ];
+
+    #[test]
+    fn trouble_with_the_store_is_never_a_fault_and_always_later() {
+        for refusal in
+            [Refusal::Full("x".into()), Refusal::Busy, Refusal::Trouble("x".into()), Refusal::Stopping]
+        {
+            assert!(refusal.is_temporary());
+            assert_eq!(Problem::of(&refusal), Problem::LATER);
+        }
+        assert_eq!(Problem::of(&Refusal::TooLarge { bytes: 2, limit: 1 }).status, 413);
+        let lane = pgw_core::transaction::Lane::new("x").unwrap();
+        assert_eq!(Problem::of(&Refusal::UnknownLane(lane)).status, 404);
+        for problem in ALL {
+            assert_eq!(problem.is_temporary(), [408, 503].contains(&problem.status), "{problem:?}");
+            // What may come again is not kept: the sender has it.
+            assert!(!problem.is_temporary() || problem.reason.is_empty(), "{problem:?}");
+            assert_ne!(problem.bars_code(), "REC_SERVER_ERROR", "{problem:?}");
+        }
+    }
+
+    #[test]
+    fn bars_gets_its_codes() {
+        let answer = refused(Words::Fhir, Problem::DUPLICATE, b"", STAMP);
+        let body: Value = serde_json::from_slice(&answer.body).unwrap();
+        assert_eq!((answer.status, answer.content_type), (409, "application/fhir+json"));
+        assert_eq!(body["resourceType"], "OperationOutcome");
+        assert_eq!(body["issue"][0]["code"], "duplicate");
+        assert_eq!(body["issue"][0]["details"]["coding"][0]["code"], "REC_CONFLICT");
+        assert_eq!(body["issue"][0]["details"]["coding"][0]["display"], "409 - REC_CONFLICT");
+    }
+
+    #[test]
+    fn hl7_gets_its_acknowledgment_without_a_frame() {
+        let message = b"MSH|^~\\&|LAB|SURG|||1||ORU^R01|42|P|2.4\rPID|1";
+        let receipt = Receipt {
+            id: None,
+            lane: "clinical".into(),
+            position: 1,
+            time: None,
+            repeated: false,
+            key_reused: false,
+        };
+        let text = |answer: &Answer| String::from_utf8(answer.body.clone()).unwrap();
+        let yes = accepted(Words::Hl7, &receipt, message, STAMP);
+        assert_eq!((yes.status, yes.content_type), (200, "application/hl7-v2+er7"));
+        assert!(text(&yes).starts_with("MSH|") && text(&yes).contains("MSA|AA|42|"), "{}", text(&yes));
+        let no = refused_hl7(Fault::NO_HEADER, b"FOO", STAMP);
+        assert!(no.status == 400 && text(&no).contains("MSA|AR|"), "{}", text(&no));
+        let large = refused(Words::Hl7, Problem::TOO_LARGE, message, STAMP);
+        assert!(large.status == 413 && text(&large).contains("MSA|AE|42|"), "{}", text(&large));
+        let later = refused(Words::Hl7, Problem::LATER, message, STAMP);
+        assert!(later.status == 503 && text(&later).contains("MSA|AR|42|"), "{}", text(&later));
+        assert_eq!(refused(Words::Hl7, Problem::UNAUTHORIZED, b"", STAMP).content_type, PROBLEM_JSON);
+        // A sender that wants no acknowledgment gets an empty one: HTTP has an answer for every request.
+        let none = accepted(Words::Hl7, &receipt, b"MSH|^~\\&|||||||A|1||2.4|||NE", STAMP);
+        assert!(none.status == 200 && none.body.is_empty());
+    }
+
+    #[test]
+    fn only_what_is_there_has_a_place() {
+        let mut receipt = Receipt {
+            id: Some("i".into()),
+            lane: "l".into(),
+            position: 7,
+            time: None,
+            repeated: true,
+            key_reused: false,
+        };
+        assert_eq!(receipt.location().unwrap(), "/v1/transactions/i?lane=l&position=7");
+        receipt.id = None;
+        assert_eq!(receipt.location(), None);
+    }
+
+    proptest! {
+        #[test]
+        fn no_answer_carries_content(message in "[A-Z]{30}", index in 0..ALL.len(), words in 0usize..3) {
+            let words = [Words::Plain, Words::Fhir, Words::Hl7][words];
+            let message = format!("MSH|^~\\&|A|B|||1||ORU^R01|1|P|2.4\rPID|{message}");
+            let answer = refused(words, ALL[index], message.as_bytes(), STAMP);
+            prop_assert_eq!(answer.status, ALL[index].status);
+            prop_assert!(!String::from_utf8(answer.body).unwrap().contains(&message[45..]));
+        }
+    }
+}

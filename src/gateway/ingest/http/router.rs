@@ -1,0 +1,168 @@
+//! The routes. [`ROUTES`] is what `docs/openapi.yaml` must say, and a test compares the two.
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::{Path, Request, State};
+use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
+use axum::http::{HeaderValue, StatusCode};
+use axum::middleware::{Next, from_fn};
+use axum::response::Response;
+use axum::routing::{get, post};
+use pgw_core::transaction::TransactionId;
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use crate::ingest::control::kept::Kept;
+use crate::ingest::http::door::Shared;
+use crate::ingest::http::lookup;
+use crate::ingest::http::lookup::Hint;
+use crate::ingest::http::outcome::{Answer, Problem, Words};
+use crate::ingest::http::submission::{client, plain, respond, take, unauthorized};
+use crate::ingest::http::{headers, metrics};
+
+/// Every method and path that does something.
+pub const ROUTES: [(&str, &str); 9] = [
+    ("post", "/v1/transactions"),
+    ("post", "/v1/transactions/{name}"),
+    ("get", "/v1/transactions/{name}"),
+    ("post", "/fhir/$process-message"),
+    ("get", "/fhir/{query}"),
+    ("post", "/hl7"),
+    ("get", "/healthz"),
+    ("get", "/readyz"),
+    ("get", "/metrics"),
+];
+
+type Door<K> = State<Arc<Shared<K>>>;
+
+/// All routes of one door.
+pub(super) fn router<K: Kept>(shared: Arc<Shared<K>>) -> Router {
+    Router::new()
+        .route("/v1/transactions", post(plain_transaction::<K>))
+        .route("/v1/transactions/{name}", post(transaction_in_lane::<K>).get(look_up::<K>))
+        .route("/fhir/$process-message", post(fhir::<K>))
+        // Some clients encode the dollar sign.
+        .route("/fhir/%24process-message", post(fhir::<K>))
+        .route("/hl7", post(hl7::<K>))
+        .route("/healthz", get(alive::<K>))
+        .route("/readyz", get(ready::<K>))
+        .route("/metrics", get(numbers::<K>))
+        .fallback(nothing_here::<K>)
+        .method_not_allowed_fallback(async || plain(Problem::METHOD))
+        .layer(from_fn(echo))
+        .with_state(shared)
+}
+
+/// The ids of a request stand on its answer, whatever the answer is.
+async fn echo(request: Request, next: Next) -> Response {
+    let given = headers::to_echo(request.headers());
+    let mut response = next.run(request).await;
+    headers::echo(&given, response.headers_mut());
+    response
+}
+
+async fn plain_transaction<K: Kept>(State(shared): Door<K>, request: Request) -> Response {
+    take(shared, Words::Plain, None, request).await
+}
+
+async fn transaction_in_lane<K: Kept>(
+    State(shared): Door<K>,
+    Path(lane): Path<String>,
+    request: Request,
+) -> Response {
+    take(shared, Words::Plain, Some(&lane), request).await
+}
+
+async fn fhir<K: Kept>(State(shared): Door<K>, request: Request) -> Response {
+    take(shared, Words::Fhir, None, request).await
+}
+
+async fn hl7<K: Kept>(State(shared): Door<K>, request: Request) -> Response {
+    take(shared, Words::Hl7, None, request).await
+}
+
+async fn look_up<K: Kept>(State(shared): Door<K>, Path(id): Path<String>, request: Request) -> Response {
+    if client(&shared, request.extensions(), request.headers()).is_none() {
+        return unauthorized(Words::Plain, request.into_body()).await;
+    }
+    let Ok(id) = Uuid::try_parse(&id) else { return plain(Problem::BAD_ID) };
+    let hint = match Hint::read(request.uri().query().unwrap_or_default()) {
+        Ok(hint) => hint,
+        Err(problem) => return plain(problem),
+    };
+    let found = tokio::task::spawn_blocking(move || {
+        let found = lookup::find(&shared.kept, TransactionId(id), &hint)?;
+        Ok::<_, String>(found.map(|entry| {
+            let confirmed = shared.kept.mark(&entry.lane).map_or(0, |mark| mark.position);
+            lookup::document(&entry, confirmed, &(shared.status)())
+        }))
+    });
+    match found.await {
+        Ok(Ok(Some(document))) => document_response(StatusCode::OK, &document),
+        Ok(Ok(None)) => plain(Problem::NO_TRANSACTION),
+        Ok(Err(trouble)) => {
+            tracing::debug!(trouble, "Could not look a transaction up");
+            plain(Problem::LATER)
+        }
+        Err(_) => plain(Problem::FAULT),
+    }
+}
+
+fn document_response(status: StatusCode, document: &Value) -> Response {
+    let body = pgw_core::wire::to_json(document);
+    let mut response = respond(Answer { status: status.as_u16(), content_type: "application/json", body });
+    response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
+}
+
+async fn status<K: Kept>(shared: Arc<Shared<K>>) -> Value {
+    // The source may look at the disk.
+    tokio::task::spawn_blocking(move || (shared.status)()).await.unwrap_or_default()
+}
+
+/// This process runs and can say what it is doing; a supervisor would restart what does not answer.
+async fn alive<K: Kept>(State(shared): Door<K>) -> Response {
+    let status = status(shared).await;
+    match status.is_object() {
+        true => {
+            document_response(StatusCode::OK, &json!({ "status": "alive", "version": status["version"] }))
+        }
+        false => plain(Problem::LATER),
+    }
+}
+
+/// Whether new work is taken now; the state of the link does not matter to that.
+async fn ready<K: Kept>(State(shared): Door<K>) -> Response {
+    let status = status(shared).await;
+    let refusing = status["state"] == "refusing" || !status.is_object();
+    let code = if refusing { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::OK };
+    let document = json!({
+        "status": if refusing { "refusing" } else { "ready" },
+        "state": status["state"],
+        "state_reason": status["state_reason"],
+    });
+    document_response(code, &document)
+}
+
+async fn numbers<K: Kept>(State(shared): Door<K>, request: Request) -> Response {
+    if client(&shared, request.extensions(), request.headers()).is_none() {
+        return unauthorized(Words::Plain, request.into_body()).await;
+    }
+    let doors = shared.counters.counts();
+    let text = metrics::render(&status(shared).await, &doors);
+    let mut response = Response::new(text.into());
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(metrics::CONTENT_TYPE));
+    response
+}
+
+/// A FHIR query is told that there are none; everything else that there is nothing.
+async fn nothing_here<K: Kept>(State(shared): Door<K>, request: Request) -> Response {
+    let is_fhir = request.uri().path().starts_with("/fhir/");
+    let words = if is_fhir { Words::Fhir } else { Words::Plain };
+    if client(&shared, request.extensions(), request.headers()).is_none() {
+        return unauthorized(words, request.into_body()).await;
+    }
+    super::submission::not_taken(words, if is_fhir { Problem::QUERY } else { Problem::NO_ROUTE }, request)
+        .await
+}

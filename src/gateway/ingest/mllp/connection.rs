@@ -1,0 +1,367 @@
+//! One sender's connection: frames in, one acknowledgment each, in order.
+//!
+//! Messages of one connection are submitted one after the other: when one cannot be stored, none behind it may be.
+
+use std::collections::VecDeque;
+use std::io::ErrorKind;
+use std::mem::MaybeUninit;
+use std::net::IpAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use pgw_core::delivery::Millis;
+use pgw_core::transaction::{Body, unix_millis_now};
+use pgw_outbox::{Accepted, Submission};
+use tokio::io::{AsyncRead as _, AsyncWriteExt as _, ReadBuf};
+use tokio::sync::watch;
+use tokio::time::{sleep, sleep_until, timeout};
+
+use crate::ingest::mllp::ack::{Fault, Outcome, Stamp, acknowledgment};
+use crate::ingest::mllp::allowance::Garbage;
+use crate::ingest::mllp::codec::{Decoder, Event, HEAD_BYTES};
+use crate::ingest::mllp::door::{OnUnavailable, Shared};
+use crate::ingest::mllp::envelope;
+use crate::ingest::mllp::msh::Msh;
+use crate::ingest::mllp::route;
+use crate::ingest::mllp::stream::Stream;
+use crate::ingest::origin::Origin;
+use crate::ingest::{Acceptor, Share, count};
+
+/// Read at once. On the stack, and only between two awaits: an idle connection holds no buffer.
+const READ_BYTES: usize = 16 * 1024;
+/// What a connection may hold without asking the budget.
+const UNASKED_BYTES: usize = 8 * 1024;
+/// How long a connection waits for the budget before it is closed without an acknowledgment.
+const BUDGET_WAIT: Duration = Duration::from_secs(2);
+/// How long a peer may take to take its acknowledgment.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Of a larger message the first segment alone is held while it is stored.
+const LARGE_BYTES: usize = 64 * 1024;
+/// How long the end of a TLS connection may take.
+const GOODBYE_TIME: Duration = Duration::from_secs(1);
+
+pub(super) struct Connection<A> {
+    stream: Stream,
+    peer: IpAddr,
+    shared: Arc<Shared<A>>,
+    stop: watch::Receiver<bool>,
+    decoder: Decoder,
+    events: VecDeque<Event>,
+    share: Share,
+    garbage: Garbage,
+    /// Milliseconds to wait before more is read: what the garbage so far costs.
+    pause: Millis,
+}
+
+/// The connection is to be closed. Why is counted where it is known; the peer sees the close alone.
+struct Closed;
+
+/// Reads once into the decoder.
+///
+/// By `poll_read`, because that knows after a short read that there is no more and saves a system call for each message.
+struct Reader<'a, A> {
+    stream: &'a mut Stream,
+    decoder: &'a mut Decoder,
+    events: &'a mut VecDeque<Event>,
+    shared: &'a Shared<A>,
+    garbage: &'a mut Garbage,
+    pause: &'a mut Millis,
+}
+
+impl<A> Future for Reader<'_, A> {
+    /// Bytes read; 0 at the end of the connection.
+    type Output = std::io::Result<usize>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = &mut *self;
+        let mut space = [MaybeUninit::uninit(); READ_BYTES];
+        let mut buffer = ReadBuf::uninit(&mut space);
+        std::task::ready!(Pin::new(&mut *this.stream).poll_read(context, &mut buffer))?;
+        this.decoder.handle(buffer.filled(), this.shared.now(), this.events);
+        let (noise, abandoned) = (this.decoder.take_noise(), this.decoder.take_abandoned());
+        if noise > 0 {
+            this.shared.counters.noise_bytes.fetch_add(noise, Ordering::Relaxed);
+            *this.pause = this.garbage.noise(noise, this.shared.now());
+        }
+        if abandoned > 0 {
+            this.shared.counters.unfinished.fetch_add(abandoned, Ordering::Relaxed);
+        }
+        Poll::Ready(Ok(buffer.filled().len()))
+    }
+}
+
+impl<A: Acceptor> Connection<A> {
+    pub(super) fn new(
+        stream: Stream,
+        peer: IpAddr,
+        shared: Arc<Shared<A>>,
+        stop: watch::Receiver<bool>,
+    ) -> Self {
+        let settings = &shared.settings;
+        let timeout = u64::try_from(settings.in_frame_timeout.as_millis()).unwrap_or(u64::MAX);
+        let decoder = Decoder::new(settings.frame_limit_bytes, timeout);
+        let (share, garbage) = (shared.budget.share(), Garbage::new(shared.now()));
+        Self { stream, peer, shared, stop, decoder, events: VecDeque::new(), share, garbage, pause: 0 }
+    }
+
+    /// Until the peer, a fault or the end of the daemon closes it.
+    pub(super) async fn run(mut self) {
+        while self.turn().await.is_ok() {}
+        if let Stream::Tls(_) = self.stream {
+            // A word of good-bye, so that a sender can tell the end from a cut.
+            let _ = timeout(GOODBYE_TIME, self.stream.shutdown()).await;
+        }
+    }
+
+    /// Lets time pass for the garbage that has come. The sender's time inside a frame stands still meanwhile.
+    async fn slow_down(&mut self) -> Result<(), Closed> {
+        let pause = std::mem::take(&mut self.pause);
+        if pause == 0 {
+            return Ok(());
+        }
+        count(&self.shared.counters.slowed_down);
+        tokio::select! {
+            _ = self.stop.wait_for(|stop| *stop) => return Err(Closed),
+            () = sleep(Duration::from_millis(pause)) => {}
+        }
+        self.decoder.resumed(self.shared.now());
+        Ok(())
+    }
+
+    /// Waits for something to happen; then answers what has come in.
+    async fn turn(&mut self) -> Result<(), Closed> {
+        self.slow_down().await?;
+        let deadline = self.decoder.deadline();
+        let time_is_over = async {
+            match deadline.and_then(|at| self.shared.started.checked_add(Duration::from_millis(at))) {
+                Some(at) => sleep_until(at).await,
+                None => std::future::pending().await,
+            }
+        };
+        let reader = Reader {
+            stream: &mut self.stream,
+            decoder: &mut self.decoder,
+            events: &mut self.events,
+            shared: &self.shared,
+            garbage: &mut self.garbage,
+            pause: &mut self.pause,
+        };
+        let read = tokio::select! {
+            // What has been sent counts before the time that it took.
+            biased;
+            read = reader => Some(read),
+            _ = self.stop.wait_for(|stop| *stop) => return Err(Closed),
+            () = time_is_over => None,
+        };
+        let open = match read {
+            Some(Ok(0)) | Some(Err(_)) => {
+                if self.decoder.finish(&mut self.events) {
+                    count(&self.shared.counters.unfinished);
+                }
+                matches!(read, Some(Ok(0)))
+            }
+            Some(Ok(_)) => true,
+            None => {
+                self.decoder.tick(self.shared.now(), &mut self.events).map_err(|_| {
+                    count(&self.shared.counters.timeouts);
+                    Closed
+                })?;
+                true
+            }
+        };
+        if open {
+            self.answer_all().await?;
+        }
+        if matches!(read, Some(Ok(0) | Err(_))) || *self.stop.borrow() {
+            return Err(Closed);
+        }
+        self.ask_budget().await
+    }
+
+    async fn answer_all(&mut self) -> Result<(), Closed> {
+        if self.events.is_empty() {
+            return Ok(());
+        }
+        while let Some(event) = self.events.pop_front() {
+            count(&self.shared.counters.received);
+            match event {
+                Event::Frame(body) => self.frame(body).await?,
+                Event::TooLarge { head, bytes } => {
+                    let limit_bytes = self.shared.settings.frame_limit_bytes;
+                    tracing::warn!(bytes, limit_bytes, "Refused an MLLP message that is too large");
+                    self.refuse(&head, Fault::TOO_LARGE, bytes).await?;
+                }
+            }
+        }
+        self.decoder.resumed(self.shared.now());
+        self.share.release();
+        Ok(())
+    }
+
+    /// Submits one message and answers it.
+    async fn frame(&mut self, body: Body) -> Result<(), Closed> {
+        let size = body.len() as u64;
+        // What is held until the answer; the outbox lets a large message go as soon as it is sealed.
+        let front = front(&body);
+        let Some(msh) = Msh::read(front.as_bytes()) else {
+            let batch = [&b"FHS"[..], b"BHS"].iter().any(|name| body.as_bytes().starts_with(name));
+            return self.refuse(&body, if batch { Fault::UNSUPPORTED } else { Fault::NO_HEADER }, size).await;
+        };
+        let settings = &self.shared.settings;
+        if !settings.allowed_senders.is_empty() && !settings.allowed_senders.contains(&envelope::sender(&msh))
+        {
+            return self.refuse(&body, Fault::SENDER_NOT_ALLOWED, size).await;
+        }
+        let submission = Submission {
+            lane: route::lane(&settings.routes, &settings.lane, &msh).clone(),
+            event_type: envelope::event_type(&msh),
+            kind: envelope::KIND.to_owned(),
+            content_type: envelope::content_type(&msh).to_owned(),
+            source: envelope::source(&settings.practice, &settings.gateway, &msh),
+            key: envelope::key(&msh),
+            correlation_id: String::new(),
+            test_data: false,
+            body,
+        };
+        match self.shared.acceptor.submit(submission).await {
+            Ok(accepted) => {
+                self.count_accepted(accepted, &msh);
+                self.shared.stored();
+                self.acknowledge(Some(&msh), Outcome::Stored).await
+            }
+            Err(refusal) if refusal.is_temporary() => {
+                count(&self.shared.counters.unavailable);
+                tracing::debug!(%refusal, "Left an MLLP message with its sender");
+                // A full queue drains in milliseconds; that alone is no reason to turn everybody away.
+                if refusal != pgw_outbox::Refusal::Busy {
+                    self.shared.shut();
+                }
+                match settings.on_unavailable {
+                    OnUnavailable::Close => Err(Closed),
+                    OnUnavailable::Reject => {
+                        self.acknowledge(Some(&msh), Outcome::Refused(Fault::UNAVAILABLE)).await
+                    }
+                }
+            }
+            Err(pgw_outbox::Refusal::TooLarge { .. }) => self.refuse(&front, Fault::TOO_LARGE, size).await,
+            Err(refusal) => {
+                // No configuration that was checked brings this about: a large one is not held for it.
+                tracing::error!(%refusal, "The outbox refuses what the MLLP door brings");
+                self.refuse(&front, Fault::REFUSED, size).await
+            }
+        }
+    }
+
+    fn count_accepted(&self, accepted: Accepted, msh: &Msh<'_>) {
+        let counters = &self.shared.counters;
+        counters.count_accepted(&accepted);
+        if accepted.key_reused {
+            tracing::debug!(id = %accepted.id, "Accepted a message whose number was used before");
+        }
+        if matches!(msh.processing_id(), b"T" | b"D") {
+            count(&counters.not_production);
+        }
+    }
+
+    /// Refuses a message of `size` bytes for what it is: what there is of it to quarantine, then the negative answer.
+    async fn refuse(&mut self, body: &Body, fault: Fault, size: u64) -> Result<(), Closed> {
+        count(&self.shared.counters.refused);
+        let msh = Msh::read(body.as_bytes());
+        let is_cut = body.len() as u64 != size;
+        if is_cut && fault != Fault::TOO_LARGE {
+            // A part must not lie in quarantine as if it were the whole.
+            count(&self.shared.counters.quarantine_failed);
+        } else if is_cut {
+            let head = &body.as_bytes()[..body.len().min(HEAD_BYTES)];
+            self.keep(&Body::new(head.to_vec()), fault, msh.as_ref()).await;
+        } else if !body.is_empty() {
+            self.keep(body, fault, msh.as_ref()).await;
+        }
+        self.acknowledge(msh.as_ref(), Outcome::Refused(fault)).await?;
+        self.pause = self.garbage.refused(size, self.shared.now());
+        // More of the same may be waiting behind it.
+        if self.events.is_empty() { Ok(()) } else { self.slow_down().await }
+    }
+
+    async fn keep(&self, body: &Body, fault: Fault, msh: Option<&Msh<'_>>) {
+        let settings = &self.shared.settings;
+        if !self.shared.may_keep(self.peer, body.len() as u64) {
+            count(&self.shared.counters.quarantine_passed_over);
+            return;
+        }
+        let source = msh.map_or_else(
+            || format!("urn:pgw:{}:{}:hl7v2", settings.practice, settings.gateway),
+            |msh| envelope::source(&settings.practice, &settings.gateway, msh),
+        );
+        let (acceptor, bytes) = (self.shared.acceptor.clone(), body.to_bytes());
+        let origin = Origin::line("mllp", self.peer, &source);
+        // The semaphore is never closed.
+        let _slot = self.shared.quarantine_slot.acquire().await;
+        let kept =
+            tokio::task::spawn_blocking(move || acceptor.quarantine(fault.reason, &origin, &bytes)).await;
+        if !matches!(kept, Ok(Ok(_))) {
+            count(&self.shared.counters.quarantine_failed);
+            tracing::warn!(reason = fault.reason, "Could not keep a refused MLLP message in quarantine");
+        }
+    }
+
+    /// One write for the one answer, if the sender wants any.
+    async fn acknowledge(&mut self, msh: Option<&Msh<'_>>, outcome: Outcome) -> Result<(), Closed> {
+        let control_id = self.shared.control_ids.next();
+        let stamp = Stamp { now: unix_millis_now(), control_id: &control_id };
+        let Some(framed) = acknowledgment(msh, outcome, stamp) else { return Ok(()) };
+        match self.stream.try_write(&framed) {
+            Ok(written) if written == framed.len() => Ok(()),
+            Ok(written) => self.write(&framed[written..]).await,
+            Err(error) if error.kind() == ErrorKind::WouldBlock => self.write(&framed).await,
+            Err(_) => Err(Closed),
+        }
+    }
+
+    async fn write(&mut self, bytes: &[u8]) -> Result<(), Closed> {
+        let write = async {
+            self.stream.write_all(bytes).await?;
+            self.stream.flush().await
+        };
+        match timeout(WRITE_TIMEOUT, write).await {
+            Ok(written) => written.map_err(|_| Closed),
+            Err(_) => {
+                count(&self.shared.counters.timeouts);
+                Err(Closed)
+            }
+        }
+    }
+
+    /// A large frame under way asks the budget before it grows; without room in time it is for later.
+    async fn ask_budget(&mut self) -> Result<(), Closed> {
+        let held = self.decoder.held_bytes();
+        let most = self.shared.settings.frame_limit_bytes;
+        // The decoder grows by half, and never past the limit.
+        let next = (held + (held / 2).max(READ_BYTES)).min(most).max(held);
+        if held <= UNASKED_BYTES || self.share.covers(next) {
+            return Ok(());
+        }
+        if timeout(BUDGET_WAIT, self.share.grow_to(next)).await.is_err() {
+            count(&self.shared.counters.unavailable);
+            tracing::warn!("Closed an MLLP connection because too many large messages are under way");
+            return Err(Closed);
+        }
+        self.decoder.resumed(self.shared.now());
+        Ok(())
+    }
+}
+
+/// All of a message that is not large; else a copy of its first segment, as far as anybody reads it.
+fn front(body: &Body) -> Body {
+    if body.len() <= LARGE_BYTES {
+        return body.clone();
+    }
+    let most = &body.as_bytes()[..LARGE_BYTES];
+    // A line end before the header is no end of it.
+    let begin = most.iter().position(|b| !matches!(b, b'\r' | b'\n')).unwrap_or(0);
+    let end = most[begin..].iter().position(|b| matches!(b, b'\r' | b'\n'));
+    Body::new(most[..end.map_or(LARGE_BYTES, |end| begin + end)].to_vec())
+}

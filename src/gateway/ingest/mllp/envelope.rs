@@ -1,0 +1,159 @@
+//! From an HL7 header to the outside of a transaction: type, content type, source and key.
+
+use pgw_core::transaction::{Gateway, Practice};
+
+use crate::ingest::mllp::msh::{Msh, text};
+
+/// CloudEvents `kind` of this door.
+pub const KIND: &str = "hl7v2";
+
+/// Longest sender's key that is kept, in bytes of MSH-10: the content hash decides about repetitions, too, so that a
+/// cut key loses nothing.
+const KEY_BYTES: usize = 256;
+
+/// Longest part of MSH-3 and MSH-4 in the source.
+const SOURCE_BYTES: usize = 64;
+
+/// CloudEvents `type`: `hl7v2.oru_r01` from MSH-9.1 and MSH-9.2.
+#[must_use]
+pub fn event_type(msh: &Msh<'_>) -> String {
+    let mut name = String::with_capacity(16);
+    name.push_str("hl7v2.");
+    push_word(&mut name, msh.component(9, 1));
+    if name.len() == "hl7v2.".len() {
+        name.push_str("unknown");
+    }
+    let end = name.len();
+    name.push('_');
+    push_word(&mut name, msh.component(9, 2));
+    if name.len() == end + 1 {
+        name.truncate(end);
+    }
+    name
+}
+
+fn push_word(name: &mut String, word: &[u8]) {
+    let letters = word.iter().filter(|b| b.is_ascii_alphanumeric() || **b == b'_').take(16);
+    name.extend(letters.map(|b| char::from(b.to_ascii_lowercase())));
+}
+
+/// Media type, with the charset where MSH-18 names one of those that media types know too.
+#[must_use]
+pub fn content_type(msh: &Msh<'_>) -> &'static str {
+    macro_rules! with {
+        ($charset:literal) => {
+            concat!("application/hl7-v2+er7; charset=", $charset)
+        };
+    }
+    let given = msh.component(18, 1).to_ascii_uppercase();
+    match given.as_slice() {
+        b"ASCII" | b"US-ASCII" => with!("us-ascii"),
+        b"8859/1" | b"ISO-8859-1" | b"ISO8859-1" => with!("iso-8859-1"),
+        b"8859/2" => with!("iso-8859-2"),
+        b"8859/3" => with!("iso-8859-3"),
+        b"8859/4" => with!("iso-8859-4"),
+        b"8859/5" => with!("iso-8859-5"),
+        b"8859/6" => with!("iso-8859-6"),
+        b"8859/7" => with!("iso-8859-7"),
+        b"8859/8" => with!("iso-8859-8"),
+        b"8859/9" => with!("iso-8859-9"),
+        b"8859/15" | b"ISO-8859-15" => with!("iso-8859-15"),
+        b"UNICODE UTF-8" | b"UTF-8" | b"UTF8" => with!("utf-8"),
+        b"WINDOWS-1252" | b"CP1252" => with!("windows-1252"),
+        b"BIG-5" => with!("big5"),
+        b"GB 18030-2000" => with!("gb18030"),
+        _ => "application/hl7-v2+er7",
+    }
+}
+
+/// CloudEvents `source`: `urn:pgw:{practice}:{gateway}:hl7v2:{MSH-3}|{MSH-4}`, percent-encoded.
+#[must_use]
+pub fn source(practice: &Practice, gateway: &Gateway, msh: &Msh<'_>) -> String {
+    let mut source = format!("urn:pgw:{practice}:{gateway}:hl7v2:");
+    push_encoded(&mut source, msh.field(3));
+    source.push_str("%7C");
+    push_encoded(&mut source, msh.field(4));
+    source
+}
+
+fn push_encoded(out: &mut String, bytes: &[u8]) {
+    const DIGITS: &[u8; 16] = b"0123456789ABCDEF";
+    for byte in bytes.trim_ascii().iter().take(SOURCE_BYTES) {
+        if byte.is_ascii_alphanumeric() || b"-._~".contains(byte) {
+            out.push(char::from(*byte));
+        } else {
+            out.push('%');
+            out.push(char::from(DIGITS[usize::from(byte >> 4)]));
+            out.push(char::from(DIGITS[usize::from(byte & 15)]));
+        }
+    }
+}
+
+/// The sender's key: MSH-10; empty where it is.
+#[must_use]
+pub fn key(msh: &Msh<'_>) -> String {
+    let given = msh.control_id();
+    text(&given[..given.len().min(KEY_BYTES)])
+}
+
+/// How MSH-3 and MSH-4 are written in a list of allowed senders: `LAB|SURG`.
+#[must_use]
+pub fn sender(msh: &Msh<'_>) -> String {
+    format!("{}|{}", text(msh.field(3).trim_ascii()), text(msh.field(4).trim_ascii()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn names() -> (Practice, Gateway) {
+        (Practice::new("B86022").unwrap(), Gateway::new("gw1").unwrap())
+    }
+
+    #[test]
+    fn a_usual_header() {
+        let msh = Msh::read(b"MSH|^~\\&|LAB 1|SURG^B86022|||||ORU^R01^ORU_R01| 42 |T|2.4||||||UNICODE UTF-8")
+            .unwrap();
+        let (practice, gateway) = names();
+        assert_eq!(event_type(&msh), "hl7v2.oru_r01");
+        assert_eq!(content_type(&msh), "application/hl7-v2+er7; charset=utf-8");
+        assert_eq!(source(&practice, &gateway, &msh), "urn:pgw:B86022:gw1:hl7v2:LAB%201%7CSURG%5EB86022");
+        assert_eq!(key(&msh), "42");
+        assert_eq!(sender(&msh), "LAB 1|SURG^B86022");
+    }
+
+    #[test]
+    fn missing_and_odd_parts() {
+        let read = |message| Msh::read(message).unwrap();
+        assert_eq!(event_type(&read(b"MSH|^~\\&")), "hl7v2.unknown");
+        assert_eq!(event_type(&read(b"MSH|^~\\&|||||||ACK")), "hl7v2.ack");
+        assert_eq!(event_type(&read(b"MSH|^~\\&|||||||O-R U^#")), "hl7v2.oru");
+        assert_eq!(event_type(&read(b"MSH|^~\\&|||||||^A01")), "hl7v2.unknown_a01");
+        assert_eq!(content_type(&read(b"MSH|^~\\&")), "application/hl7-v2+er7");
+        assert_eq!(
+            content_type(&read(b"MSH|^~\\&||||||||||||||||8859/1~ISO IR87")),
+            "application/hl7-v2+er7; charset=iso-8859-1"
+        );
+        assert_eq!(key(&read(b"MSH|^~\\&||||||||M\xfcller")), "Müller");
+    }
+
+    proptest! {
+        #[test]
+        fn names_are_always_harmless(header in proptest::collection::vec(any::<u8>(), 0..400)) {
+            let mut message = b"MSH|^~\\&|".to_vec();
+            message.extend(header);
+            let msh = Msh::read(&message).unwrap();
+            let (practice, gateway) = names();
+            let event_type = event_type(&msh);
+            prop_assert!(event_type.len() <= 40);
+            prop_assert!(
+                event_type.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_' || b == b'.')
+            );
+            let source = source(&practice, &gateway, &msh);
+            prop_assert!(source.len() < 450);
+            prop_assert!(source.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._~:%".contains(&b)));
+            prop_assert!(key(&msh).len() <= 2 * KEY_BYTES);
+        }
+    }
+}

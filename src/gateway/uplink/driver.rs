@@ -1,0 +1,385 @@
+//! The driver: a live connection's events go to the lanes' machines, and what the machines want is done.
+//!
+//! One task, one owner, no locks: it picks an event, applies it, refills the window, and waits for the next.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use pgw_core::delivery::{Action, Input, Millis, Nonce, Reason};
+use pgw_core::wire::to_json;
+use pgw_core::wire::topic::Root;
+use pgw_link::backoff::Backoff;
+use pgw_link::clock::TrustedClock;
+use pgw_link::failure::Failure;
+use pgw_link::phase::Phase;
+use pgw_link::session::Note;
+use pgw_outbox::{Mark, Outbox};
+use tokio::sync::{Notify, mpsc};
+use tokio::time::{Instant, sleep_until};
+
+use super::connection::Connection;
+use super::inbound::{Ears, Heard};
+use super::lane::LaneWork;
+use super::ledger::{OutOfStep, Ticket};
+use super::link::LinkReport;
+use super::live::Live;
+use super::notable::{Refused, hub_status, refusal};
+use super::orders::Ordered;
+use super::own::{EVENT, OwnMessages};
+use super::probe::Prober;
+use super::reader::Answer;
+use super::resend::Resends;
+use crate::health::Reports;
+
+/// Our own messages must be acknowledged within this while nothing else is under way.
+const OWN_PATIENCE: Duration = Duration::from_secs(15);
+/// Numbers for health are renewed this often.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// Ticks are at least this far apart.
+const TICK_EVERY: Duration = Duration::from_millis(5);
+/// Batches of events that are applied before the window is refilled.
+const MOST_BATCHES: usize = 4;
+
+/// Everything that outlives a connection.
+pub(super) struct Driver {
+    pub(super) outbox: Outbox,
+    pub(super) root: Root,
+    pub(super) lanes: Vec<LaneWork>,
+    pub(super) answers: mpsc::UnboundedReceiver<(usize, Answer)>,
+    /// Rung when any lane's tail grows.
+    pub(super) tails: Arc<Notify>,
+    pub(super) ears: Ears,
+    pub(super) orders: Ordered,
+    pub(super) own: OwnMessages,
+    pub(super) reports: Reports,
+    pub(super) link: LinkReport,
+    pub(super) clock: Arc<TrustedClock>,
+    pub(super) backoff: Backoff,
+    pub(super) started: Instant,
+    pub(super) keep_alive: Duration,
+    pub(super) refused: Refused,
+    pub(super) probe: Prober,
+    pub(super) resends: Resends,
+}
+
+/// Why a live connection is left.
+pub(super) enum Left {
+    Lost(Failure),
+    /// `asked` is done: the connection stands.
+    Asked(Connection),
+}
+
+impl Driver {
+    pub(super) fn now(&self) -> Millis {
+        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// Drives a connection until it is lost or `asked` is done. The machines know of its end when this returns.
+    pub(super) async fn live(
+        &mut self,
+        connection: Connection,
+        nonce: Nonce,
+        asked: impl Future<Output = ()>,
+    ) -> Left {
+        let allowed = connection.allowed;
+        let mut live = Live::new(connection);
+        self.say_health();
+        self.link.up();
+        let millis = self.now();
+        for lane in &mut self.lanes {
+            lane.look_at_tail(millis);
+            let input = Input::Connected {
+                nonce,
+                receive_maximum: allowed.inflight,
+                maximum_bytes: allowed.packet_bytes,
+            };
+            lane.handle(input, millis);
+        }
+        let left = self.serve(&mut live, asked).await;
+        self.outbox.link_lost();
+        self.resends.disconnected();
+        let millis = self.now();
+        for index in 0..self.lanes.len() {
+            self.lanes[index].disconnected(millis);
+            self.act(index, None);
+        }
+        match left {
+            Err(failure) => Left::Lost(failure),
+            Ok(()) => Left::Asked(live.connection),
+        }
+    }
+
+    async fn serve(&mut self, live: &mut Live, asked: impl Future<Output = ()>) -> Result<(), Failure> {
+        let mut asked = std::pin::pin!(asked);
+        loop {
+            self.turn(live);
+            if let Some(failure) = live.leave.take() {
+                return Err(failure);
+            }
+            if live.broken {
+                return Err(live.connection.failure(Phase::Live).await);
+            }
+            let due = self.due(live);
+            tokio::select! {
+                notes = live.connection.notes() => match notes {
+                    Some(notes) => self.notes(live, notes),
+                    None => return Err(live.connection.failure(Phase::Live).await),
+                },
+                Some((lane, answer)) = self.answers.recv() => self.answer(lane, answer),
+                () = self.tails.notified() => {}
+                Some(order) = self.orders.0.recv() => self.obey(order),
+                Ok(()) = self.reports.health.changed() => self.say_health(),
+                Some(event) = self.reports.events.recv() => self.own.push_event(event),
+                () = sleep_until(due) => self.tick(live),
+                () = &mut asked => return Ok(()),
+            }
+        }
+    }
+
+    /// One turn: what the machines want is done, and the window is filled, urgent lanes first.
+    fn turn(&mut self, live: &mut Live) {
+        let now = self.now();
+        for index in 0..self.lanes.len() {
+            self.lanes[index].look_at_tail(now);
+            self.act(index, Some(live));
+        }
+        while !live.broken
+            && live.may_speak()
+            && let Some(message) = self.own.next()
+        {
+            live.hand(Ticket::Control(message.name));
+            live.connection.publish(&message.topic, message.retain, message.payload);
+        }
+        for index in 0..self.lanes.len() {
+            // An offer that is not sent has no room: the machine is asked again when something has changed.
+            while live.leave.is_none()
+                && !live.broken
+                && live.may_send()
+                && self.lanes[index].offer(now)
+                && self.act(index, Some(live))
+            {}
+            self.lanes[index].read_ahead(now);
+        }
+        self.resend(live);
+        if !live.connection.send() {
+            live.broken = true;
+        }
+        let counts = self.lanes.iter().map(|lane| lane.machine.counts());
+        self.link.now.in_flight = counts.map(|counts| u64::from(counts.in_flight)).sum();
+        self.link.publish_numbers();
+    }
+
+    /// Does what a lane's machine wants. True: it sent something. Without a connection only what concerns the
+    /// outbox and people is done.
+    pub(super) fn act(&mut self, index: usize, mut live: Option<&mut Live>) -> bool {
+        let mut sent = false;
+        while !self.lanes[index].actions.is_empty() {
+            for action in std::mem::take(&mut self.lanes[index].actions) {
+                match action {
+                    Action::Send { position, round } => {
+                        sent = true;
+                        if let Some(live) = live.as_deref_mut() {
+                            self.send(index, position, round, live);
+                        }
+                    }
+                    Action::AskPosition(nonce) => {
+                        let lane = &self.lanes[index];
+                        let question = to_json(&lane.question(&nonce, &self.outbox));
+                        self.own.say("position", lane.position_topic.clone(), false, question);
+                    }
+                    Action::Confirm { position, chain, backed_up_through } => {
+                        let (lane, mark) = (&self.lanes[index].lane, Mark { position, chain });
+                        match live {
+                            Some(_) => self.outbox.confirm(lane, mark, backed_up_through),
+                            None => self.outbox.confirm_by_file(lane, mark),
+                        }
+                        self.lanes[index].confirmed(chain);
+                        let now = self.now();
+                        self.backoff.progress(now);
+                    }
+                    Action::LookUpChain(position) => self.lanes[index].look_up_chain(position),
+                    Action::NewEpoch { after } => self.lanes[index].new_epoch(after),
+                    Action::Reconnect(reason) => {
+                        if let Some(live) = live.as_deref_mut() {
+                            live.lose(&match reason {
+                                Reason::Stalled => "the broker took nothing for too long".to_owned(),
+                                Reason::Refused(code) => {
+                                    format!("the broker refused a transaction: {}", refusal(code))
+                                }
+                            });
+                        }
+                    }
+                    Action::Alarm(alarm) => self.alarm(index, &alarm),
+                }
+            }
+        }
+        sent
+    }
+
+    fn send(&mut self, index: usize, position: u64, round: u64, live: &mut Live) {
+        let lane = &mut self.lanes[index];
+        let Some(ready) = lane.take(position) else {
+            // It was offered a moment ago, from the same place.
+            live.lose("the record to be sent is not at hand");
+            return;
+        };
+        let Some(frame) = ready.into_frame(round) else {
+            live.lose("a record could not be written for the wire");
+            return;
+        };
+        live.hand(Ticket::Transaction { lane: index, position });
+        live.connection.frame(frame);
+        self.link.now.forwarded_total += 1;
+    }
+
+    fn notes(&mut self, live: &mut Live, notes: Vec<Note>) {
+        live.heard = Instant::now();
+        let now = self.now();
+        let mut notes = Some(notes);
+        for _ in 0..MOST_BATCHES {
+            let Some(batch) = notes else { return };
+            for note in batch {
+                if self.note(live, note, now).is_err() {
+                    live.lose("the broker acknowledged what was never sent");
+                }
+            }
+            notes = live.connection.more_notes();
+        }
+        if let Some(batch) = notes {
+            live.connection.put_back(batch);
+        }
+    }
+
+    fn note(&mut self, live: &mut Live, note: Note, now: Millis) -> Result<(), OutOfStep> {
+        match note {
+            Note::Written(packet) => live.ledger.written(packet)?,
+            Note::Acknowledged(packet, outcome) => {
+                let (lanes, own, resends) = (&mut self.lanes, &mut self.own, &mut self.resends);
+                live.ledger.acknowledged(packet, outcome, |ticket, outcome| match ticket {
+                    Ticket::Transaction { lane, position } => {
+                        lanes[lane].handle(Input::PubAck { position, outcome }, now);
+                    }
+                    Ticket::Again(position) => resends.acknowledged(position, outcome),
+                    Ticket::Control(name) => {
+                        if name == EVENT {
+                            own.event_arrived();
+                        }
+                        // Nobody need be listening; everything else is the broker's ACL.
+                        if let Err(code) = outcome
+                            && code != 0x10
+                        {
+                            tracing::warn!(
+                                message = name,
+                                reason = refusal(code),
+                                "The broker refused one of our own messages"
+                            );
+                        }
+                    }
+                })?;
+                live.settled = Instant::now();
+            }
+            Note::Message(publish) => match self.ears.hear(&publish) {
+                Ok(heard) => self.heard(heard, now),
+                Err(reason) => self.refused.count(&reason),
+            },
+            Note::Heard | Note::Subscribed(_) => {}
+        }
+        Ok(())
+    }
+
+    fn heard(&mut self, heard: Heard, now: Millis) {
+        match heard {
+            Heard::Receipt { lane, receipt, seconds } => {
+                self.link.now.last_receipt = Some(std::time::Instant::now());
+                // Only an answer to this connection's question is known to be fresh.
+                if receipt.nonce.is_some() && self.clock.agree(seconds) {
+                    let clock = self.clock.clone();
+                    tokio::task::spawn_blocking(move || {
+                        if let Err(error) = clock.keep() {
+                            tracing::warn!(%error, "The last trusted time could not be kept");
+                        }
+                    });
+                }
+                self.lanes[lane].handle(Input::Receipt(receipt), now);
+            }
+            Heard::Gap { lane, epoch, expected, round } => {
+                self.lanes[lane].handle(Input::Gap { epoch, expected, round }, now);
+            }
+            Heard::HubStatus { hub, online } => hub_status(&hub, online),
+            Heard::ProbeReply(id) => {
+                if let Some(round_trip) = self.probe.returned(&id) {
+                    self.link.now.probe = Some((round_trip, std::time::Instant::now()));
+                }
+            }
+            Heard::Command(command) => self.command(command),
+            Heard::Other => {}
+        }
+    }
+
+    pub(super) fn answer(&mut self, lane: usize, answer: Answer) {
+        let now = self.now();
+        match answer {
+            Answer::Again { from, records } => self.resends.read(lane, from, records),
+            answer => self.lanes[lane].answered(answer, now),
+        }
+    }
+
+    pub(super) fn say_health(&mut self) {
+        let payload = self.reports.health.borrow_and_update().clone();
+        if !payload.is_empty() {
+            let topic = self.root.plain("health");
+            self.own.say("health", topic, true, payload);
+        }
+    }
+
+    fn tick(&mut self, live: &mut Live) {
+        live.ticked = Instant::now();
+        let now = self.now();
+        for lane in &mut self.lanes {
+            if lane.machine.deadline().is_some_and(|at| at <= now) {
+                lane.handle(Input::Tick, now);
+            }
+        }
+        if live.look <= Instant::now() {
+            live.look = Instant::now() + LOOK_EVERY;
+            self.measure();
+            if let Some(probe) = self.probe.due() {
+                let topic = self.root.plain("probe");
+                self.own.say("probe", topic, false, to_json(&probe));
+            }
+        }
+        if live.heard.elapsed() > self.keep_alive.mul_f32(2.5) {
+            live.lose("the broker fell silent");
+        }
+        // The machines watch over their own.
+        let machines = live.ledger.transactions() > self.resends.under_way();
+        let patience = OWN_PATIENCE + self.resends.patience();
+        if live.ledger.outstanding() > 0 && !machines && live.settled.elapsed() > patience {
+            live.lose("the broker does not acknowledge our own messages");
+        }
+    }
+
+    pub(super) fn confirmed_sum(&self) -> u64 {
+        self.lanes.iter().map(|lane| lane.machine.confirmed()).sum()
+    }
+
+    fn measure(&mut self) {
+        let confirmed = self.confirmed_sum();
+        self.link.measure(confirmed);
+        let held = self.lanes.iter().filter(|lane| {
+            let counts = lane.machine.counts();
+            counts.held.or(counts.hole).is_some()
+        });
+        self.link.now.held = held.count() as u64;
+        if self.lanes.iter().all(|lane| lane.machine.counts().settled) {
+            self.link.now.diverged.clear();
+        }
+    }
+
+    fn due(&self, live: &Live) -> Instant {
+        let lanes = self.lanes.iter().filter_map(LaneWork::deadline).min();
+        let at = lanes.map(|at| self.started + Duration::from_millis(at));
+        // A deadline that its tick does not move must not spin.
+        at.map_or(live.look, |at| at.max(live.ticked + TICK_EVERY).min(live.look))
+    }
+}

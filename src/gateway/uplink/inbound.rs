@@ -1,0 +1,273 @@
+//! What comes from the broker: receipts and gaps become the machine's words once they are found to be a hub's own.
+
+use pgw_core::delivery;
+use pgw_core::transaction::{Epoch, Gateway, Hub, Lane, Practice, Sequence};
+use pgw_core::wire;
+use pgw_core::wire::command::Command;
+use pgw_core::wire::presence::{Probe, Status};
+use pgw_core::wire::receipt;
+use pgw_core::wire::receipt::nonce_bytes;
+use pgw_core::wire::topic::{Kind, Topic};
+use pgw_core::wire::{WireError, signature};
+use rumqttc::v5::mqttbytes::v5::Publish;
+
+use super::settings::PinnedHub;
+
+/// Whom we listen to.
+pub(super) struct Ears {
+    pub(super) practice: Practice,
+    pub(super) gateway: Gateway,
+    pub(super) lanes: Vec<Lane>,
+    pub(super) hubs: Vec<PinnedHub>,
+}
+
+/// What came, found to be in order.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Heard {
+    /// A verified receipt for a lane (by index), and the hub's time in it, seconds since the epoch.
+    Receipt { lane: usize, receipt: delivery::Receipt, seconds: u64 },
+    /// The hub missed something. Not signed: it can only hurry, never confirm.
+    Gap { lane: usize, epoch: Epoch, expected: Sequence, round: u64 },
+    /// A configured hub is there (or not).
+    HubStatus { hub: Hub, online: bool },
+    /// A configured hub's reply to the probe of this id.
+    ProbeReply(String),
+    /// A configured hub's command. Whether it is of this session and has not expired is not looked at here.
+    Command(Command),
+    /// A notice from central IT, another hub's status: nothing for delivery.
+    Other,
+}
+
+/// Why something was not obeyed.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum Unheard {
+    #[error(transparent)]
+    Wire(#[from] WireError),
+    #[error("the hub in the topic is not configured")]
+    UnknownHub,
+    #[error("the lane in the topic is not configured")]
+    UnknownLane,
+    #[error("it is for another gateway")]
+    OtherGateway,
+    #[error("the payload names another hub than the topic")]
+    OtherHub,
+}
+
+impl Ears {
+    /// Judges a publish.
+    pub(super) fn hear(&self, publish: &Publish) -> Result<Heard, Unheard> {
+        let text = std::str::from_utf8(&publish.topic).map_err(|_| WireError::Topic)?;
+        let kind = match Topic::parse(text)? {
+            Topic::Gateway { practice, gateway, kind } => {
+                if practice != self.practice || gateway != self.gateway {
+                    return Err(Unheard::OtherGateway);
+                }
+                kind
+            }
+            Topic::HubStatus(hub) => return self.hub_status(hub, &publish.payload),
+            Topic::Notice => return Ok(Heard::Other),
+        };
+        match kind {
+            Kind::Receipt(hub, lane) => self.receipt(&hub, &lane, text, publish),
+            Kind::Gap(hub, lane) => {
+                self.hub(&hub)?;
+                let gap: receipt::Gap = wire::from_json(&publish.payload)?;
+                let lane = self.lane(&lane)?;
+                Ok(Heard::Gap { lane, epoch: gap.epoch, expected: gap.expected, round: gap.round })
+            }
+            Kind::ProbeReply => {
+                // The topic names no hub: any of those that we know may have answered.
+                let signature = signature_of(publish);
+                let known = |hub: &PinnedHub| hub.key.verify(text, &publish.payload, signature).is_ok();
+                if !self.hubs.iter().any(known) {
+                    return Err(WireError::Signature.into());
+                }
+                Ok(Heard::ProbeReply(wire::from_json::<Probe>(&publish.payload)?.id))
+            }
+            Kind::Command => {
+                // Whose it says it is decides whose key must have signed it.
+                let command: Command = wire::from_json(&publish.payload)?;
+                let hub = self.hub(&command.hub)?;
+                self.hubs[hub].key.verify(text, &publish.payload, signature_of(publish))?;
+                Ok(Heard::Command(command))
+            }
+            _ => Ok(Heard::Other),
+        }
+    }
+
+    fn receipt(&self, hub: &Hub, lane: &Lane, topic: &str, publish: &Publish) -> Result<Heard, Unheard> {
+        let index = self.hub(hub)?;
+        let lane = self.lane(lane)?;
+        self.hubs[index].key.verify(topic, &publish.payload, signature_of(publish))?;
+        let body: receipt::Receipt = wire::from_json(&publish.payload)?;
+        if body.hub != *hub {
+            return Err(Unheard::OtherHub);
+        }
+        let nonce = match &body.nonce {
+            Some(text) => Some(nonce_bytes(text).ok_or(WireError::Malformed("nonce"))?),
+            None => None,
+        };
+        let epochs = body
+            .epochs
+            .into_iter()
+            .map(|stored| delivery::Through {
+                epoch: stored.epoch,
+                through: stored.through,
+                chain: stored.chain,
+            })
+            .collect();
+        let receipt = delivery::Receipt {
+            hub: index,
+            incarnation: body.incarnation,
+            counter: body.counter,
+            epochs,
+            backed_up_through: body.backed_up_through,
+            nonce,
+        };
+        Ok(Heard::Receipt { lane, receipt, seconds: seconds(&body.time) })
+    }
+
+    fn hub_status(&self, hub: Hub, payload: &[u8]) -> Result<Heard, Unheard> {
+        if self.hub(&hub).is_err() {
+            return Ok(Heard::Other);
+        }
+        let status: Status = wire::from_json(payload)?;
+        Ok(Heard::HubStatus { hub, online: status.up == 1 })
+    }
+
+    fn hub(&self, hub: &Hub) -> Result<usize, Unheard> {
+        self.hubs.iter().position(|pinned| pinned.hub == *hub).ok_or(Unheard::UnknownHub)
+    }
+
+    fn lane(&self, lane: &Lane) -> Result<usize, Unheard> {
+        self.lanes.iter().position(|known| known == lane).ok_or(Unheard::UnknownLane)
+    }
+}
+
+/// The user property that carries it.
+fn signature_of(publish: &Publish) -> Option<&str> {
+    publish
+        .properties
+        .iter()
+        .flat_map(|properties| &properties.user_properties)
+        .find_map(|(name, value)| (name == signature::PROPERTY).then_some(value.as_str()))
+}
+
+/// Seconds since the epoch; 0 for a time that cannot be read: it can then prove nothing.
+pub(super) fn seconds(text: &str) -> u64 {
+    time::OffsetDateTime::parse(text, &time::format_description::well_known::Rfc3339)
+        .ok()
+        .and_then(|moment| u64::try_from(moment.unix_timestamp()).ok())
+        .unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use pgw_core::chain::ChainValue;
+    use pgw_core::wire::signature::SigningKey;
+    use rumqttc::v5::mqttbytes::QoS;
+    use rumqttc::v5::mqttbytes::v5::PublishProperties;
+    use uuid::Uuid;
+
+    fn key() -> SigningKey {
+        SigningKey::from_pkcs8(&SigningKey::generate().unwrap()).unwrap()
+    }
+
+    fn ears(key: &SigningKey) -> Ears {
+        Ears {
+            practice: Practice::new("B86022").unwrap(),
+            gateway: Gateway::new("gw1").unwrap(),
+            lanes: vec![Lane::new("urgent").unwrap(), Lane::new("clinical").unwrap()],
+            hubs: vec![PinnedHub { hub: Hub::new("hub1").unwrap(), key: key.public() }],
+        }
+    }
+
+    fn receipt(hub: &str) -> receipt::Receipt {
+        receipt::Receipt {
+            schema: 1,
+            hub: Hub::new(hub).unwrap(),
+            incarnation: 5,
+            counter: 6,
+            epochs: vec![receipt::Stored {
+                epoch: Epoch(Uuid::nil()),
+                through: 7,
+                chain: ChainValue([8; 32]),
+            }],
+            backed_up_through: None,
+            nonce: Some(receipt::nonce_text(&[9; 16])),
+            time: "2026-11-22T22:12:10.123Z".into(),
+        }
+    }
+
+    fn publish(topic: &str, payload: Vec<u8>, signature: Option<String>) -> Publish {
+        let user_properties = signature.map(|it| vec![("signature".to_owned(), it)]).unwrap_or_default();
+        let properties = PublishProperties { user_properties, ..Default::default() };
+        Publish::new(topic, QoS::AtLeastOnce, payload, Some(properties))
+    }
+
+    fn signed(key: &SigningKey, topic: &str, body: &receipt::Receipt) -> Publish {
+        let payload = wire::to_json(body);
+        let signature = key.sign(topic, &payload);
+        publish(topic, payload, Some(signature))
+    }
+
+    const TOPIC: &str = "pgw/v1/B86022/gw1/receipt/hub1/clinical";
+
+    #[test]
+    fn a_hubs_own_receipt_is_heard() {
+        let key = key();
+        let Ok(Heard::Receipt { lane, receipt, seconds }) =
+            ears(&key).hear(&signed(&key, TOPIC, &receipt("hub1")))
+        else {
+            panic!("not heard");
+        };
+        assert_eq!((lane, receipt.hub, receipt.incarnation, receipt.counter), (1, 0, 5, 6));
+        assert_eq!(receipt.nonce, Some([9; 16]));
+        assert_eq!(receipt.epochs[0].through, 7);
+        assert_eq!(seconds, 1_795_385_530);
+    }
+
+    #[test]
+    fn nothing_forged_moved_or_foreign_is_obeyed() {
+        let (key, other) = (key(), key());
+        let ears = ears(&key);
+        let good = receipt("hub1");
+        let payload = wire::to_json(&good);
+        let hear = |publish: Publish| ears.hear(&publish).unwrap_err();
+
+        assert_eq!(hear(publish(TOPIC, payload.clone(), None)), Unheard::Wire(WireError::Signature));
+        assert_eq!(hear(signed(&other, TOPIC, &good)), Unheard::Wire(WireError::Signature));
+        let moved = publish(
+            "pgw/v1/B86022/gw1/receipt/hub1/urgent",
+            payload.clone(),
+            Some(key.sign(TOPIC, &payload)),
+        );
+        assert_eq!(hear(moved), Unheard::Wire(WireError::Signature));
+        assert_eq!(hear(signed(&key, TOPIC, &receipt("hub2"))), Unheard::OtherHub);
+        let topic = "pgw/v1/B86022/gw1/receipt/hub2/clinical";
+        assert_eq!(hear(signed(&key, topic, &receipt("hub2"))), Unheard::UnknownHub);
+        let topic = "pgw/v1/B86022/gw2/receipt/hub1/clinical";
+        assert_eq!(hear(signed(&key, topic, &good)), Unheard::OtherGateway);
+        let topic = "pgw/v1/B86022/gw1/receipt/hub1/unknown";
+        assert_eq!(hear(signed(&key, topic, &good)), Unheard::UnknownLane);
+        let mut newer = good.clone();
+        newer.schema = 2;
+        assert_eq!(hear(signed(&key, TOPIC, &newer)), Unheard::Wire(WireError::Schema(2)));
+    }
+
+    #[test]
+    fn gaps_and_hub_status_come_from_configured_hubs_only() {
+        let key = key();
+        let ears = ears(&key);
+        let gap = wire::to_json(&receipt::Gap::new(Epoch(Uuid::nil()), 3, 4));
+        let heard = ears.hear(&publish("pgw/v1/B86022/gw1/gap/hub1/urgent", gap.clone(), None));
+        assert_eq!(heard, Ok(Heard::Gap { lane: 0, epoch: Epoch(Uuid::nil()), expected: 3, round: 4 }));
+        let foreign = ears.hear(&publish("pgw/v1/B86022/gw1/gap/hub2/urgent", gap, None));
+        assert_eq!(foreign, Err(Unheard::UnknownHub));
+        let status = wire::to_json(&Status::new("offline", 1, "x", String::new()));
+        let heard = ears.hear(&publish("pgw/v1/hub/hub1/status", status.clone(), None));
+        assert_eq!(heard, Ok(Heard::HubStatus { hub: Hub::new("hub1").unwrap(), online: false }));
+        assert_eq!(ears.hear(&publish("pgw/v1/hub/hub2/status", status, None)), Ok(Heard::Other));
+    }
+}

@@ -1,0 +1,273 @@
+//! One lane: its delivery machine, what was read ahead for it, and its thread at the outbox.
+
+use std::collections::VecDeque;
+
+use pgw_core::chain::ChainValue;
+use pgw_core::delivery::{Action, Delivery, Input, Limits, Millis, Nonce, Numbering};
+use pgw_core::transaction::{Lane, Position};
+use pgw_core::wire::SCHEMA;
+use pgw_core::wire::receipt;
+use pgw_outbox::{Outbox, ReadError};
+use tokio::sync::watch;
+
+use super::reader::{Answer, Reader, Ready};
+
+/// Records and bytes in one read, at most: about 1.5 MiB and 512 records are then held for a lane.
+const READ_RECORDS: usize = 256;
+const READ_BYTES: usize = 512 * 1024;
+/// A store in trouble, or a record that is not to be seen yet, is asked again after this.
+const AGAIN: Millis = 500;
+
+/// A lane at work.
+pub(super) struct LaneWork {
+    pub(super) lane: Lane,
+    /// `position/{lane}`.
+    pub(super) position_topic: String,
+    pub(super) machine: Delivery,
+    /// What the machine wants done, in order; drained by the driver.
+    pub(super) actions: Vec<Action>,
+    tail: watch::Receiver<Position>,
+    reader: Reader,
+    /// Read ahead, in order, without gaps.
+    ahead: VecDeque<Ready>,
+    ahead_bytes: u64,
+    /// The position after the last that was read.
+    read_through: Position,
+    reading: bool,
+    /// Raised when what was read ahead is thrown away: a late answer is then an old one.
+    generation: u64,
+    gone: Option<Position>,
+    again_at: Option<Millis>,
+    /// Chain value at the machine's confirmed position, as last confirmed.
+    mark_chain: ChainValue,
+}
+
+/// The outbox does not know a configured lane.
+#[derive(Debug)]
+pub(super) struct UnknownLane;
+
+impl LaneWork {
+    /// Takes the lane up where the outbox stands.
+    pub(super) fn new(
+        lane: Lane,
+        position_topic: String,
+        limits: Limits,
+        outbox: &Outbox,
+        reader: Reader,
+    ) -> Result<Self, UnknownLane> {
+        let tail = outbox.tail(&lane).ok_or(UnknownLane)?;
+        let numbering = outbox.numbering(&lane).ok_or(UnknownLane)?;
+        let first = ChainValue::first(numbering.at(1).epoch, lane.as_str());
+        let mark = outbox.mark(&lane).map_or((0, first), |mark| (mark.position, mark.chain));
+        let now = *tail.borrow();
+        let machine = Delivery::new(limits, numbering, mark, now);
+        Ok(Self {
+            lane,
+            position_topic,
+            machine,
+            actions: Vec::new(),
+            tail,
+            reader,
+            ahead: VecDeque::new(),
+            ahead_bytes: 0,
+            read_through: 0,
+            reading: false,
+            generation: 0,
+            gone: None,
+            again_at: None,
+            mark_chain: mark.1,
+        })
+    }
+
+    /// A receiver of its own for whoever wakes the driver.
+    pub(super) fn tail(&self) -> watch::Receiver<Position> {
+        self.tail.clone()
+    }
+
+    /// Tells the machine.
+    pub(super) fn handle(&mut self, input: Input, now: Millis) {
+        self.machine.handle(input, now, &mut self.actions);
+    }
+
+    /// A person has done something about what stops the lane: it is looked at again.
+    pub(super) fn again(&mut self, numbering: Option<Numbering>, now: Millis) {
+        self.gone = None;
+        self.forget();
+        if let Some(numbering) = numbering.filter(|numbering| numbering != self.machine.numbering()) {
+            self.handle(Input::Renumbered(numbering), now);
+        }
+        self.handle(Input::ReleaseHeld, now);
+    }
+
+    /// Tells the machine what the outbox has committed since.
+    pub(super) fn look_at_tail(&mut self, now: Millis) {
+        let tail = *self.tail.borrow_and_update();
+        if tail != self.machine.tail() {
+            self.handle(Input::Committed(tail), now);
+        }
+    }
+
+    /// Offers the machine its next record if that is at hand. True: it was offered (whether it goes is the machine's word).
+    pub(super) fn offer(&mut self, now: Millis) -> bool {
+        let Some(wanted) = self.machine.wanted() else { return false };
+        if self.gone == Some(wanted) {
+            self.gone = None;
+            self.handle(Input::Missing(wanted), now);
+            return true;
+        }
+        while self.ahead.front().is_some_and(|ready| ready.position < wanted) {
+            self.take_front();
+        }
+        let Some(front) = self.ahead.front() else { return false };
+        if front.position != wanted {
+            // It went back: what was read ahead is of no use now.
+            self.forget();
+            return false;
+        }
+        let input = Input::Offer { position: wanted, bytes: front.bytes, chain: front.chain };
+        self.machine.handle(input, now, &mut self.actions);
+        true
+    }
+
+    /// The record that the machine sends now.
+    pub(super) fn take(&mut self, position: Position) -> Option<Ready> {
+        if self.ahead.front().is_some_and(|ready| ready.position == position) {
+            self.take_front()
+        } else {
+            None
+        }
+    }
+
+    fn take_front(&mut self) -> Option<Ready> {
+        let ready = self.ahead.pop_front()?;
+        self.ahead_bytes = self.ahead_bytes.saturating_sub(ready.bytes);
+        Some(ready)
+    }
+
+    fn forget(&mut self) {
+        self.ahead.clear();
+        self.ahead_bytes = 0;
+        self.generation += 1;
+        self.reading = false;
+        self.gone = None;
+    }
+
+    /// Keeps the read-ahead full while the link is live.
+    pub(super) fn read_ahead(&mut self, now: Millis) {
+        self.again_at = self.again_at.filter(|at| now < *at);
+        let next = self.machine.next();
+        let from = match self.ahead.front() {
+            Some(front) if front.position <= next && next <= self.read_through => self.read_through,
+            Some(_) => {
+                self.forget();
+                next
+            }
+            None => next,
+        };
+        let full = self.ahead.len() >= READ_RECORDS || self.ahead_bytes >= READ_BYTES as u64;
+        let missing = self.gone.is_some() || self.machine.counts().hole == Some(next);
+        if self.reading || full || self.again_at.is_some() || missing || from > self.machine.tail() {
+            return;
+        }
+        self.reading = true;
+        let round = self.machine.round().unwrap_or_default();
+        self.reader.read(self.generation, from, (READ_RECORDS, READ_BYTES), round);
+    }
+
+    /// The thread has answered.
+    pub(super) fn answered(&mut self, answer: Answer, now: Millis) {
+        match answer {
+            Answer::Records { generation, from, records } => {
+                if generation == self.generation {
+                    self.reading = false;
+                    self.records(from, records, now);
+                }
+            }
+            // Not for the machine: the driver has taken it.
+            Answer::Again { .. } => {}
+            Answer::ChainAt { position, chain } => self.handle(Input::ChainAt { position, chain }, now),
+            Answer::Renumbered(Ok(numbering)) => {
+                self.forget();
+                self.handle(Input::Renumbered(numbering), now);
+            }
+            Answer::Renumbered(Err(error)) => {
+                tracing::error!(lane = %self.lane, %error, "A new epoch could not be made durable, the lane stands");
+                self.handle(Input::NotRenumbered, now);
+            }
+        }
+    }
+
+    fn records(&mut self, from: Position, records: Result<Vec<Ready>, ReadError>, now: Millis) {
+        match records {
+            Ok(records) if records.is_empty() => self.again_at = Some(now + AGAIN),
+            Ok(records) => {
+                let mut expected = from;
+                for ready in records {
+                    if ready.position != expected {
+                        break;
+                    }
+                    expected += 1;
+                    self.ahead_bytes += ready.bytes;
+                    self.ahead.push_back(ready);
+                }
+                self.read_through = expected;
+                if expected == from {
+                    self.again_at = Some(now + AGAIN);
+                }
+            }
+            Err(ReadError::Gone { position, .. }) => self.gone = Some(position.max(from)),
+            Err(ReadError::Trouble(reason)) => {
+                tracing::warn!(lane = %self.lane, reason, "The outbox cannot be read now, it will be tried again");
+                self.again_at = Some(now + AGAIN);
+            }
+        }
+    }
+
+    /// When something is due, at the latest.
+    pub(super) fn deadline(&self) -> Option<Millis> {
+        [self.machine.deadline(), self.again_at].into_iter().flatten().min()
+    }
+
+    /// Records what the hub confirmed.
+    pub(super) fn confirmed(&mut self, chain: ChainValue) {
+        self.mark_chain = chain;
+    }
+
+    pub(super) fn read_again(&self, from: Position, limits: (usize, usize)) {
+        self.reader.read_again(from, limits);
+    }
+
+    pub(super) fn look_up_chain(&self, position: Position) {
+        self.reader.chain_at(position);
+    }
+
+    pub(super) fn new_epoch(&self, after: Position) {
+        self.reader.new_epoch(after);
+    }
+
+    /// The connection is gone.
+    pub(super) fn disconnected(&mut self, now: Millis) {
+        self.handle(Input::Disconnected, now);
+    }
+
+    /// The position question, in numbers of the current epoch.
+    pub(super) fn question(&self, nonce: &Nonce, outbox: &Outbox) -> receipt::Position {
+        let current = self.machine.numbering().current();
+        let sequence = |position: Position| position.saturating_sub(current.base);
+        let confirmed = sequence(self.machine.confirmed());
+        let chain = if confirmed == 0 {
+            ChainValue::first(current.epoch, self.lane.as_str())
+        } else {
+            self.mark_chain
+        };
+        receipt::Position {
+            schema: SCHEMA,
+            epoch: current.epoch,
+            first_retained: sequence(outbox.first_retained(&self.lane).unwrap_or(1)).max(1),
+            confirmed,
+            tail: sequence(self.machine.tail()),
+            chain,
+            nonce: receipt::nonce_text(nonce),
+        }
+    }
+}

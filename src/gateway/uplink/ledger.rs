@@ -1,0 +1,156 @@
+//! Which PUBACK is whose: rumqttc tells packet identifiers only, so the order tells the rest (design section 6).
+
+use std::collections::VecDeque;
+
+use pgw_core::transaction::Position;
+
+/// What was published.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Ticket {
+    /// A transaction.
+    Transaction {
+        /// Index of its lane.
+        lane: usize,
+        /// Its position.
+        position: Position,
+    },
+    /// A confirmed transaction that was wanted again: its position.
+    Again(Position),
+    /// Status, health, info, an event, a position question: named for the log.
+    Control(&'static str),
+}
+
+impl Ticket {
+    fn is_transaction(self) -> bool {
+        !matches!(self, Ticket::Control(_))
+    }
+}
+
+/// The publishes of one connection, oldest first. It dies with its connection.
+#[derive(Debug, Default)]
+pub(super) struct Ledger {
+    /// Handed to rumqttc, not written yet.
+    handed: VecDeque<Ticket>,
+    written: VecDeque<Written>,
+    transactions: usize,
+}
+
+/// Written under a packet identifier; the outcome is there only if it came out of order.
+#[derive(Debug)]
+struct Written {
+    packet: u16,
+    ticket: Ticket,
+    outcome: Option<Result<(), u8>>,
+}
+
+/// The broker acknowledged what was never sent, or wrote what was never handed over.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct OutOfStep;
+
+impl Ledger {
+    /// Handed over, in this order.
+    pub(super) fn hand(&mut self, ticket: Ticket) {
+        self.transactions += usize::from(ticket.is_transaction());
+        self.handed.push_back(ticket);
+    }
+
+    /// rumqttc has written the oldest that was handed over, under this packet identifier.
+    pub(super) fn written(&mut self, packet: u16) -> Result<(), OutOfStep> {
+        let ticket = self.handed.pop_front().ok_or(OutOfStep)?;
+        self.written.push_back(Written { packet, ticket, outcome: None });
+        Ok(())
+    }
+
+    /// A PUBACK came. Gives out what is now settled, as a contiguous prefix, in the order of sending.
+    pub(super) fn acknowledged(
+        &mut self,
+        packet: u16,
+        outcome: Result<(), u8>,
+        mut settled: impl FnMut(Ticket, Result<(), u8>),
+    ) -> Result<(), OutOfStep> {
+        // In order nearly always, so the first look finds it.
+        let entry = self
+            .written
+            .iter_mut()
+            .find(|written| written.packet == packet && written.outcome.is_none())
+            .ok_or(OutOfStep)?;
+        entry.outcome = Some(outcome);
+        while let Some(&Written { ticket, outcome: Some(outcome), .. }) = self.written.front() {
+            self.written.pop_front();
+            self.transactions -= usize::from(ticket.is_transaction());
+            settled(ticket, outcome);
+        }
+        Ok(())
+    }
+
+    /// Publishes without an outcome.
+    pub(super) fn outstanding(&self) -> usize {
+        self.handed.len() + self.written.len()
+    }
+
+    /// Those of them that are transactions.
+    pub(super) fn transactions(&self) -> usize {
+        self.transactions
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn transaction(position: Position) -> Ticket {
+        Ticket::Transaction { lane: 0, position }
+    }
+
+    fn acknowledge(
+        ledger: &mut Ledger,
+        packet: u16,
+        outcome: Result<(), u8>,
+    ) -> Vec<(Ticket, Result<(), u8>)> {
+        let mut settled = Vec::new();
+        ledger.acknowledged(packet, outcome, |ticket, outcome| settled.push((ticket, outcome))).unwrap();
+        settled
+    }
+
+    #[test]
+    fn only_the_contiguous_prefix_is_settled_in_the_order_of_sending() {
+        let mut ledger = Ledger::default();
+        ledger.hand(Ticket::Control("status"));
+        for position in 1..=3 {
+            ledger.hand(transaction(position));
+        }
+        for packet in [7, 8, 1, 2] {
+            ledger.written(packet).unwrap();
+        }
+        assert_eq!(acknowledge(&mut ledger, 1, Ok(())), []);
+        assert_eq!(acknowledge(&mut ledger, 8, Err(0x87)), []);
+        assert_eq!((ledger.outstanding(), ledger.transactions()), (4, 3));
+        assert_eq!(
+            acknowledge(&mut ledger, 7, Ok(())),
+            [(Ticket::Control("status"), Ok(())), (transaction(1), Err(0x87)), (transaction(2), Ok(()))]
+        );
+        assert_eq!((ledger.outstanding(), ledger.transactions()), (1, 1));
+    }
+
+    #[test]
+    fn a_packet_identifier_that_comes_again_names_the_younger_one() {
+        let mut ledger = Ledger::default();
+        for position in 1..=2 {
+            ledger.hand(transaction(position));
+        }
+        ledger.written(1).unwrap();
+        assert_eq!(acknowledge(&mut ledger, 1, Ok(())), [(transaction(1), Ok(()))]);
+        ledger.written(1).unwrap();
+        assert_eq!(acknowledge(&mut ledger, 1, Ok(())), [(transaction(2), Ok(()))]);
+    }
+
+    #[test]
+    fn what_was_never_sent_cannot_be_acknowledged() {
+        let mut ledger = Ledger::default();
+        assert_eq!(ledger.written(1), Err(OutOfStep));
+        ledger.hand(transaction(1));
+        assert_eq!(ledger.acknowledged(1, Ok(()), |_, _| ()), Err(OutOfStep));
+        ledger.written(1).unwrap();
+        assert_eq!(ledger.acknowledged(2, Ok(()), |_, _| ()), Err(OutOfStep));
+    }
+}

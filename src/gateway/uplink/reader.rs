@@ -1,0 +1,284 @@
+//! A lane's own thread for everything about the outbox that may block: reading ahead, chain values, a new epoch.
+
+use std::sync::mpsc as blocking;
+use std::thread;
+
+use bytes::Bytes;
+use pgw_core::chain::ChainValue;
+use pgw_core::delivery::Numbering;
+use pgw_core::transaction::{Lane, Position};
+use pgw_core::wire::envelope::Envelope;
+use pgw_link::session::Frame;
+use pgw_outbox::{Outbox, ReadError, Refusal, Stored};
+use rumqttc::v5::mqttbytes::QoS;
+use rumqttc::v5::mqttbytes::v5::{Packet, Publish, PublishProperties};
+use tokio::sync::mpsc;
+
+/// How the property begins that holds the round: identifier, length and name (MQTT 5 §2.2.2.2). No value can hold
+/// this, for MQTT text has no NUL.
+const ROUND: &[u8] = b"\x26\x00\x05round";
+/// Digits of the longest round.
+const ROUND_DIGITS: usize = 20;
+/// Two lengths in the packet may each take a byte more for a longer round.
+const LENGTHS_GROW: usize = 2;
+
+/// A record made ready for the wire.
+#[derive(Debug)]
+pub(super) struct Ready {
+    pub(super) position: Position,
+    /// Chain value on the wire.
+    pub(super) chain: ChainValue,
+    /// Bytes of the whole MQTT packet in the longest round: what the broker limits, and what a slow link carries.
+    pub(super) bytes: u64,
+    /// The packet, with the round in which it was read.
+    frame: Frame,
+    round: u64,
+}
+
+impl Ready {
+    /// Written here, on the lane's thread: properties are many small strings. `None`: larger than MQTT knows.
+    fn new(lane: &Lane, topic: &Bytes, round: u64, stored: Stored) -> Option<Self> {
+        let transaction = &stored.transaction;
+        let payload = transaction.body.to_bytes();
+        let envelope = Envelope::new(lane, stored.epoch, stored.sequence, stored.chain, round, transaction);
+        let properties = PublishProperties {
+            content_type: Some(envelope.content_type.clone()),
+            user_properties: envelope.into_properties(),
+            ..PublishProperties::default()
+        };
+        let mut publish = Publish {
+            qos: QoS::AtLeastOnce,
+            topic: topic.clone(),
+            payload,
+            properties: Some(properties),
+            ..Publish::default()
+        };
+        let frame = Frame::new(&mut publish).ok()?;
+        let longest = frame.size() + ROUND_DIGITS + LENGTHS_GROW - digits(round);
+        Some(Self { position: stored.position, chain: stored.chain, bytes: longest as u64, frame, round })
+    }
+
+    /// The packet in this round. `None`: it cannot be written in it.
+    pub(super) fn into_frame(mut self, round: u64) -> Option<Frame> {
+        if round == self.round || self.rewrite_round(round) {
+            return Some(self.frame);
+        }
+        // A round of another length: everything behind it moves.
+        let Packet::Publish(mut publish) = Packet::read(self.frame.bytes_mut(), None).ok()? else {
+            return None;
+        };
+        let properties = &mut publish.properties.as_mut()?.user_properties;
+        let (_, value) = properties.iter_mut().find(|(name, _)| name == "round")?;
+        *value = round.to_string();
+        Frame::new(&mut publish).ok()
+    }
+
+    /// In its place, if it is as long as the one before.
+    fn rewrite_round(&mut self, round: u64) -> bool {
+        let text = round.to_string();
+        let bytes = self.frame.bytes_mut();
+        let Some(at) = bytes.windows(ROUND.len()).position(|window| window == ROUND) else { return false };
+        let from = at + ROUND.len() + 2;
+        match bytes.get_mut(from..from + text.len()) {
+            Some(there) if text.len() == digits(self.round) => {
+                there.copy_from_slice(text.as_bytes());
+                self.round = round;
+                true
+            }
+            _ => false,
+        }
+    }
+}
+
+fn digits(number: u64) -> usize {
+    number.checked_ilog10().map_or(1, |log| log as usize + 1)
+}
+
+/// What the thread is asked.
+enum Question {
+    /// `round`: the present one; most of what is read will go in it.
+    Records {
+        generation: u64,
+        from: Position,
+        most: usize,
+        most_bytes: usize,
+        round: u64,
+    },
+    /// Confirmed ones, for whoever wants them again.
+    Again {
+        from: Position,
+        most: usize,
+        most_bytes: usize,
+    },
+    ChainAt(Position),
+    NewEpoch {
+        after: Position,
+    },
+}
+
+/// What it answers, and for which lane.
+#[derive(Debug)]
+pub(super) enum Answer {
+    Records { generation: u64, from: Position, records: Result<Vec<Ready>, ReadError> },
+    Again { from: Position, records: Result<Vec<Ready>, ReadError> },
+    ChainAt { position: Position, chain: Option<ChainValue> },
+    Renumbered(Result<Numbering, Refusal>),
+}
+
+/// The handle on the thread; the thread ends when it is dropped.
+pub(super) struct Reader {
+    questions: blocking::Sender<Question>,
+}
+
+impl Reader {
+    /// Starts the thread. Answers carry the lane's index. They are few: the driver has one read under way at a time.
+    pub(super) fn start(
+        outbox: Outbox,
+        lane: Lane,
+        index: usize,
+        topic: String,
+        answers: mpsc::UnboundedSender<(usize, Answer)>,
+        panicked: mpsc::UnboundedSender<Lane>,
+    ) -> std::io::Result<Self> {
+        let (questions, asked) = blocking::channel();
+        let topic = Bytes::from(topic);
+        thread::Builder::new().name(format!("read-{lane}")).spawn(move || {
+            let _told = TellsOfPanic { lane: lane.clone(), told: panicked };
+            while let Ok(question) = asked.recv() {
+                let answer = answer(&outbox, &lane, &topic, question);
+                if answers.send((index, answer)).is_err() {
+                    return;
+                }
+            }
+        })?;
+        Ok(Self { questions })
+    }
+
+    pub(super) fn read(&self, generation: u64, from: Position, limits: (usize, usize), round: u64) {
+        let (most, most_bytes) = limits;
+        self.ask(Question::Records { generation, from, most, most_bytes, round });
+    }
+
+    pub(super) fn read_again(&self, from: Position, (most, most_bytes): (usize, usize)) {
+        self.ask(Question::Again { from, most, most_bytes });
+    }
+
+    pub(super) fn chain_at(&self, position: Position) {
+        self.ask(Question::ChainAt(position));
+    }
+
+    pub(super) fn new_epoch(&self, after: Position) {
+        self.ask(Question::NewEpoch { after });
+    }
+
+    fn ask(&self, question: Question) {
+        if self.questions.send(question).is_err() {
+            tracing::error!(
+                "A lane's reader thread has ended, the lane stands until the gateway starts again"
+            );
+        }
+    }
+}
+
+/// A lane whose thread is gone would stand in silence: the process ends instead, and starts again.
+struct TellsOfPanic {
+    lane: Lane,
+    told: mpsc::UnboundedSender<Lane>,
+}
+
+impl Drop for TellsOfPanic {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            let _ = self.told.send(self.lane.clone());
+        }
+    }
+}
+
+fn answer(outbox: &Outbox, lane: &Lane, topic: &Bytes, question: Question) -> Answer {
+    let read = |from, most, most_bytes, round| {
+        // One that MQTT cannot carry ends the row: doors take nothing so large.
+        let ready = |stored| Ready::new(lane, topic, round, stored);
+        let records = outbox.read(lane, from, most, most_bytes);
+        records.map(|records| records.into_iter().map_while(ready).collect())
+    };
+    match question {
+        Question::Records { generation, from, most, most_bytes, round } => {
+            Answer::Records { generation, from, records: read(from, most, most_bytes, round) }
+        }
+        Question::Again { from, most, most_bytes } => {
+            Answer::Again { from, records: read(from, most, most_bytes, 0) }
+        }
+        Question::ChainAt(position) => Answer::ChainAt { position, chain: outbox.chain_at(lane, position) },
+        Question::NewEpoch { after } => Answer::Renumbered(outbox.new_epoch(lane, after)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use pgw_core::transaction::{Body, Clock, Epoch, Transaction, TransactionId};
+    use uuid::Uuid;
+
+    fn stored(body: usize) -> Stored {
+        Stored {
+            position: 9,
+            epoch: Epoch(Uuid::nil()),
+            sequence: 4,
+            previous: ChainValue([0; 32]),
+            chain: ChainValue([1; 32]),
+            transaction: Transaction {
+                id: TransactionId(Uuid::nil()),
+                time: 0,
+                event_type: "hl7v2.adt_a01".into(),
+                kind: "hl7v2".into(),
+                content_type: "application/hl7-v2+er7".into(),
+                source: "urn:x".into(),
+                key: String::new(),
+                correlation_id: String::new(),
+                clock: Clock::Synced,
+                test_data: false,
+                body: Body::new(vec![7; body]),
+            },
+        }
+    }
+
+    #[test]
+    fn a_panic_is_told_and_a_clean_end_is_not() {
+        let (told, mut hears) = mpsc::unbounded_channel();
+        for panics in [false, true] {
+            let told = TellsOfPanic { lane: Lane::new("clinical").unwrap(), told: told.clone() };
+            let ended = thread::spawn(move || {
+                let _told = told;
+                assert!(!panics, "planted");
+            });
+            assert_eq!(ended.join().is_err(), panics);
+            assert_eq!(hears.try_recv().is_ok(), panics);
+        }
+    }
+
+    #[test]
+    fn a_packet_carries_the_round_in_which_it_goes_and_fits_its_announced_size() {
+        let lane = Lane::new("clinical").unwrap();
+        // The same round, one of the same length, longer and shorter ones; bodies around the steps of the lengths.
+        for (read, sent) in [(7, 7), (123, 456), (9, 10), (0, u64::MAX), (u64::MAX, 1)] {
+            for body in [0, 90, 15_900, 16_300, 5_000] {
+                let ready = Ready::new(&lane, &Bytes::from_static(b"topic"), read, stored(body)).unwrap();
+                let said = ready.bytes;
+                assert_eq!(ready.position, 9);
+                let mut frame = ready.into_frame(sent).unwrap();
+                assert!(frame.size() as u64 <= said, "{} > {said}", frame.size());
+                if sent == u64::MAX {
+                    assert!(said - frame.size() as u64 <= LENGTHS_GROW as u64);
+                }
+                let Ok(Packet::Publish(publish)) = Packet::read(frame.bytes_mut(), None) else {
+                    panic!("no publish");
+                };
+                assert_eq!((&publish.topic[..], &publish.payload[..]), (&b"topic"[..], &vec![7; body][..]));
+                let properties = publish.properties.unwrap();
+                let read =
+                    Envelope::from_properties(properties.content_type, properties.user_properties).unwrap();
+                assert_eq!((read.round, read.sequence), (sent, 4));
+            }
+        }
+    }
+}

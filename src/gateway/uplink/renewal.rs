@@ -1,0 +1,165 @@
+//! Certificates are read again on SIGHUP and when their files change, and the new ones must first carry a
+//! connection before they replace the old (design section 10).
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use pgw_core::transaction::UnixMillis;
+use pgw_link::clock::TrustedClock;
+use pgw_link::failure::Failure;
+use pgw_link::phase::Phase;
+use pgw_link::tls::TlsFiles;
+use pgw_link::tls::{Identity, TlsError};
+use tokio::sync::watch;
+use tokio_rustls::rustls::ClientConfig;
+
+/// How often the files are looked at.
+const LOOK_EVERY: Duration = Duration::from_secs(30);
+
+/// The certificates in use, and those that would like to be.
+pub(super) struct Renewal {
+    files: Option<TlsFiles>,
+    clock: Arc<TrustedClock>,
+    reload: watch::Receiver<u64>,
+    current: Option<Loaded>,
+    candidate: Option<Loaded>,
+    /// The state of the files when they were last read.
+    seen: Option<Stamps>,
+}
+
+type Stamps = [Option<(SystemTime, u64)>; 3];
+
+struct Loaded {
+    config: Arc<ClientConfig>,
+    not_after: UnixMillis,
+}
+
+impl Renewal {
+    pub(super) fn new(
+        files: Option<TlsFiles>,
+        clock: Arc<TrustedClock>,
+        reload: watch::Receiver<u64>,
+    ) -> Self {
+        Self { files, clock, reload, current: None, candidate: None, seen: None }
+    }
+
+    /// What the next connection uses; `None`: no TLS at all. Files that cannot be used fail the attempt only
+    /// while there is nothing older.
+    pub(super) async fn config(&mut self) -> Result<Option<Arc<ClientConfig>>, Failure> {
+        let Some(files) = self.files.clone() else { return Ok(None) };
+        let read = self.refresh(&files).await;
+        match (&self.candidate, &self.current, read) {
+            (Some(loaded), ..) | (None, Some(loaded), _) => Ok(Some(loaded.config.clone())),
+            (None, None, Err(error)) => Err(Failure::new(Phase::Tls, chain(&error))),
+            (None, None, Ok(())) => Err(Failure::new(Phase::Tls, "there are no certificates")),
+        }
+    }
+
+    /// Reads the files if they have changed, or if the daemon was told to.
+    async fn refresh(&mut self, files: &TlsFiles) -> Result<(), TlsError> {
+        let told = self.reload.has_changed().unwrap_or(false);
+        self.reload.mark_unchanged();
+        let (paths, clock) = (files.clone(), self.clock.clone());
+        let seen = self.seen.filter(|_| !told && self.current.is_some());
+        let read = tokio::task::spawn_blocking(move || {
+            let stamps = stamps(&paths);
+            if seen == Some(stamps) {
+                return None;
+            }
+            let loaded = Identity::load(&paths).and_then(|identity| {
+                let config = identity.client_config(clock)?;
+                Ok(Loaded { config, not_after: identity.facts().not_after })
+            });
+            Some((stamps, loaded))
+        });
+        // A panic while reading is a matter for the next time.
+        let Ok(Some((stamps, loaded))) = read.await else { return Ok(()) };
+        self.seen = Some(stamps);
+        match loaded {
+            Ok(loaded) => {
+                self.candidate = Some(loaded);
+                Ok(())
+            }
+            Err(error) => {
+                if self.current.is_some() {
+                    tracing::error!(
+                        reason = chain(&error),
+                        "The new certificates cannot be used, the old ones stay"
+                    );
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// An attempt has failed. True: the new certificates were at fault, and the old ones serve at once.
+    pub(super) fn failed(&mut self, failure: &Failure) -> bool {
+        if !matches!(failure.phase, Phase::Tls | Phase::Mqtt | Phase::Subscribe) {
+            return false;
+        }
+        let tried = self.candidate.take().is_some();
+        if tried && self.current.is_some() {
+            tracing::error!(
+                phase = failure.phase.as_str(),
+                reason = failure.sentence,
+                "The new certificates do not connect, the old ones stay"
+            );
+            return true;
+        }
+        // The old ones do not connect either: let the files be tried again.
+        self.seen = None;
+        false
+    }
+
+    /// The connection is live. Gives the end of the certificate in use.
+    pub(super) fn succeeded(&mut self) -> Option<UnixMillis> {
+        if let Some(loaded) = self.candidate.take() {
+            if self.current.is_some() {
+                tracing::info!("New certificates are in use");
+            }
+            self.current = Some(loaded);
+        }
+        self.current.as_ref().map(|loaded| loaded.not_after)
+    }
+
+    /// Returns when new certificates have been read and want to be tried.
+    pub(super) async fn wanted(&mut self) {
+        let Some(files) = self.files.clone() else { return std::future::pending().await };
+        loop {
+            let told = tokio::select! {
+                changed = self.reload.changed() => changed.is_ok(),
+                () = tokio::time::sleep(LOOK_EVERY) => false,
+            };
+            if told {
+                self.seen = None;
+            }
+            let _ = self.refresh(&files).await;
+            if self.candidate.is_some() {
+                return;
+            }
+            if self.reload.has_changed().is_err() {
+                // Nobody can tell any more: look at the files only.
+                tokio::time::sleep(LOOK_EVERY).await;
+            }
+        }
+    }
+}
+
+fn stamps(files: &TlsFiles) -> Stamps {
+    [&files.ca, &files.certificate, &files.key].map(|path| {
+        let metadata = std::fs::metadata(path).ok()?;
+        Some((metadata.modified().ok()?, metadata.len()))
+    })
+}
+
+/// An error with its causes, in one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}

@@ -1,0 +1,40 @@
+//! Exit codes, after `sysexits.h`: scripts decide by them.
+
+use std::error::Error;
+use std::io::Write;
+use std::process::ExitCode;
+
+/// How a command ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Exit {
+    /// Done; for `submit`: it is durable.
+    Done = 0,
+    /// The command line is wrong.
+    Usage = 64,
+    /// The input is refused, or what was checked is wrong.
+    Refused = 65,
+    /// The daemon cannot be reached.
+    Unreachable = 69,
+    /// A fault of the program.
+    Internal = 70,
+    /// A file cannot be read or written.
+    Files = 74,
+    /// Not now: try again later.
+    Later = 75,
+    /// Files or an address are not ours to use.
+    NotPermitted = 77,
+    /// The configuration is wrong; nothing was started.
+    Configuration = 78,
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        ExitCode::from(exit as u8)
+    }
+}
+
+/// Writes an error with all its causes on one line. A closed stderr is no reason to end otherwise.
+pub fn complain(err: &mut dyn Write, error: &dyn Error) {
+    let _ = writeln!(err, "{}", pgw_core::text::chain(error));
+}

@@ -1,0 +1,39 @@
+//! What both `init` commands do: make what is missing, replace nothing.
+
+use std::io::{self, Write};
+use std::path::Path;
+
+use crate::exit::{Exit, complain};
+use crate::secret::KeyError;
+
+/// Makes a directory for its owner only; one that is there stays as it is.
+///
+/// # Errors
+/// How the command ends; it has said why.
+pub fn directory(path: &Path, err: &mut dyn Write) -> Result<(), Exit> {
+    pgw_durable::create_directory(path, 0o700).map_err(|error| {
+        let _ = writeln!(err, "cannot make the directory {}: {error}", path.display());
+        if error.kind() == io::ErrorKind::PermissionDenied { Exit::NotPermitted } else { Exit::Files }
+    })
+}
+
+/// Whether a key was not made because there is one.
+#[must_use]
+pub fn is_there(error: &KeyError) -> bool {
+    matches!(error, KeyError::Make { source, .. } if source.kind() == io::ErrorKind::AlreadyExists)
+}
+
+/// Says why a key was not made, and how the command ends.
+pub fn not_made(error: &KeyError, err: &mut dyn Write) -> Exit {
+    complain(err, error);
+    match error {
+        KeyError::Make { source, .. } | KeyError::Unreadable { source, .. }
+            if source.kind() == io::ErrorKind::PermissionDenied =>
+        {
+            Exit::NotPermitted
+        }
+        KeyError::Make { .. } | KeyError::Unreadable { .. } => Exit::Files,
+        KeyError::Open { .. } | KeyError::Form { .. } => Exit::Configuration,
+        KeyError::Random => Exit::Internal,
+    }
+}

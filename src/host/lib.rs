@@ -1,0 +1,21 @@
+//! What both daemons need of the machine that they run on.
+//!
+//! - [`config`]: a configuration file as text, and checks that name file, line and key; [`log_config`]: its `[log]` table
+//! - [`secret`]: key files, read with their modes checked, made once and never overwritten
+//! - [`logs`]: where logs go; [`systemd`]: ready, status, watchdog
+//! - [`daemon`]: why a daemon ends, and with which exit code; [`tasks`]: named tasks, stopped stage by stage
+//! - [`args`], [`exit`], [`progress`]: command lines, what a script decides by, what a person sees meanwhile
+//! - [`check`]: the report of the `check` commands; [`init`]: what the `init` commands share
+
+pub mod args;
+pub mod check;
+pub mod config;
+pub mod daemon;
+pub mod exit;
+pub mod init;
+pub mod log_config;
+pub mod logs;
+pub mod progress;
+pub mod secret;
+pub mod systemd;
+pub mod tasks;

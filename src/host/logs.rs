@@ -1,0 +1,36 @@
+//! Logs go to stderr, which systemd takes to the journal; a panic says where it was, never what it worked on.
+
+use std::io::IsTerminal as _;
+
+use tracing_subscriber::fmt;
+
+use crate::log_config::{Log, LogFormat};
+
+/// Starts logging. Called once, before anything is logged; a second call changes nothing.
+pub fn start(log: &Log) {
+    let builder = fmt()
+        .with_max_level(log.level)
+        .with_target(false)
+        .with_writer(std::io::stderr)
+        // A line that cannot be written (the journal is away, its disk is full) must not end a box that can still store:
+        // the report of it would go to the same place, by a macro that panics.
+        .log_internal_errors(false)
+        .with_ansi(std::io::stderr().is_terminal());
+    // Under systemd the journal has the time already.
+    let journal = std::env::var_os("JOURNAL_STREAM").is_some();
+    let _ = match (log.format, journal) {
+        (LogFormat::Json, _) => builder.json().try_init().is_ok(),
+        (LogFormat::Text, true) => builder.without_time().try_init().is_ok(),
+        (LogFormat::Text, false) => builder.try_init().is_ok(),
+    };
+    // The message of a panic may quote a patient ("byte index 4 is not a char boundary of ..."): it is left out.
+    std::panic::set_hook(Box::new(|panic| {
+        let place = panic.location().map(ToString::to_string).unwrap_or_default();
+        let thread = std::thread::current();
+        tracing::warn!(
+            place,
+            thread = thread.name().unwrap_or_default(),
+            "A panic, contained or about to end the program"
+        );
+    }));
+}

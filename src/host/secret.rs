@@ -1,0 +1,130 @@
+//! Secret files: read with their modes checked, made once for their owner and never overwritten, replaced whole.
+
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+
+use pgw_core::wire::signature::SigningKey;
+use zeroize::Zeroizing;
+
+/// Why there is no key. The file, if there is one, is as it was.
+#[derive(Debug, thiserror::Error)]
+pub enum KeyError {
+    /// Not there, or not for us.
+    #[error("cannot read the key {file}")]
+    Unreadable {
+        /// Which.
+        file: PathBuf,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// Others may read it.
+    #[error("the key {file} has mode {mode:04o}: only its owner may read it (chmod 0600)")]
+    Open {
+        /// Which.
+        file: PathBuf,
+        /// Its permission bits.
+        mode: u32,
+    },
+    /// Not a key.
+    #[error("the key {file} is not {form}")]
+    Form {
+        /// Which.
+        file: PathBuf,
+        /// What it should be.
+        form: &'static str,
+    },
+    /// Could not be made.
+    #[error("cannot make the key {file}")]
+    Make {
+        /// Which.
+        file: PathBuf,
+        /// What the system said; [`std::io::ErrorKind::AlreadyExists`]: there is one, and it stays.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The system gave no random numbers.
+    #[error("the system gives no random numbers")]
+    Random,
+}
+
+/// Reads a file that its owner alone may read.
+///
+/// # Errors
+/// [`KeyError::Unreadable`], [`KeyError::Open`].
+pub fn read_secret(file: &Path) -> Result<Zeroizing<Vec<u8>>, KeyError> {
+    let facts =
+        std::fs::metadata(file).map_err(|source| KeyError::Unreadable { file: file.to_owned(), source })?;
+    let mode = facts.permissions().mode() & 0o777;
+    if mode & 0o077 != 0 {
+        return Err(KeyError::Open { file: file.to_owned(), mode });
+    }
+    read(file)
+}
+
+/// Reads a file whose directory guards it: a credential of systemd.
+///
+/// # Errors
+/// [`KeyError::Unreadable`].
+pub fn read(file: &Path) -> Result<Zeroizing<Vec<u8>>, KeyError> {
+    std::fs::read(file)
+        .map(Zeroizing::new)
+        .map_err(|source| KeyError::Unreadable { file: file.to_owned(), source })
+}
+
+/// Makes a secret file, mode 0600, synced; never replaces one.
+///
+/// # Errors
+/// [`KeyError::Make`].
+pub fn create(file: &Path, bytes: &[u8]) -> Result<(), KeyError> {
+    pgw_durable::create(file, pgw_durable::PRIVATE, bytes)
+        .map_err(|source| KeyError::Make { file: file.to_owned(), source })
+}
+
+/// Replaces a secret file whole; owner and mode stay.
+///
+/// # Errors
+/// [`KeyError::Make`]; the file is as it was.
+pub fn replace(file: &Path, bytes: &[u8]) -> Result<(), KeyError> {
+    pgw_durable::replace_in_place(file, bytes)
+        .map_err(|source| KeyError::Make { file: file.to_owned(), source })
+}
+
+/// Reads a signing key (PKCS#8).
+///
+/// # Errors
+/// [`KeyError`].
+pub fn signing_key(file: &Path) -> Result<SigningKey, KeyError> {
+    let document = read_secret(file)?;
+    SigningKey::from_pkcs8(&document).map_err(|_| KeyError::Form {
+        file: file.to_owned(),
+        form: "an Ed25519 key in PKCS#8, as `practice-hub init` makes it",
+    })
+}
+
+/// Makes a signing key, mode 0600, synced; never replaces one.
+///
+/// # Errors
+/// [`KeyError::Make`].
+pub fn make_signing_key(file: &Path) -> Result<SigningKey, KeyError> {
+    let document = Zeroizing::new(SigningKey::generate().map_err(|_| KeyError::Random)?);
+    create(file, &document)?;
+    signing_key(file)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_that_others_may_read_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("signing.key");
+        let made = make_signing_key(&file).unwrap();
+        assert_eq!(signing_key(&file).unwrap().public(), made.public());
+        for mode in [0o640, 0o604, 0o610] {
+            std::fs::set_permissions(&file, std::fs::Permissions::from_mode(mode)).unwrap();
+            assert!(matches!(signing_key(&file), Err(KeyError::Open { mode: found, .. }) if found == mode));
+        }
+    }
+}

@@ -1,0 +1,41 @@
+//! `check`: one line for each thing that must be right, and what to do where it is not.
+
+use std::io::Write;
+
+use pgw_core::text::chain;
+use pgw_host::check::Report;
+use pgw_host::exit::Exit;
+use pgw_host::secret;
+use pgw_link::check::certificate;
+use pgw_link::clock::TrustedClock;
+use pgw_link::tls::TlsFiles;
+
+use crate::config::HubConfig;
+
+/// `practice-hub check`: ends with 78 if anything fails.
+pub fn run(config: &HubConfig, out: &mut dyn Write) -> Exit {
+    let mut report = Report::new(out);
+    let settings = &config.settings;
+    report.ok("configuration", &format!("{}: hub {}", config.file.display(), settings.hub));
+    match secret::signing_key(&settings.signing_key_file) {
+        Ok(key) => {
+            let detail = format!("{}, public key {}", settings.signing_key_file.display(), key.public());
+            report.ok("signing key", &detail);
+        }
+        Err(error) => report.fail("signing key", &chain(&error), "`practice-hub init` makes one"),
+    }
+    let directory = settings.directory.display();
+    if settings.directory.is_dir() {
+        report.ok("store", &format!("{directory}; `practice-hub verify` walks its chains"));
+    } else {
+        report.fail("store", &format!("{directory} is not there"), "`practice-hub init` makes it");
+    }
+    let files = TlsFiles {
+        ca: settings.ca_file.clone(),
+        certificate: settings.certificate_file.clone(),
+        key: settings.key_file.clone(),
+    };
+    let clock = TrustedClock::open(&settings.directory);
+    certificate(&files, settings.hub.as_str(), clock.seconds(), &mut report);
+    report.exit
+}

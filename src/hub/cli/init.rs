@@ -1,0 +1,58 @@
+//! `init`: makes the hub's keys and its directory, replaces nothing, and says what a person must do next.
+
+use std::io::Write;
+
+use pgw_host::exit::Exit;
+use pgw_host::init::{directory, is_there, not_made};
+use pgw_host::secret;
+
+use crate::config::HubConfig;
+use crate::keys;
+
+/// `practice-hub init`.
+pub fn run(config: &HubConfig, out: &mut dyn Write, err: &mut dyn Write) -> Exit {
+    let settings = &config.settings;
+    if let Err(exit) = directory(&settings.directory, err) {
+        return exit;
+    }
+    let file = &settings.signing_key_file;
+    let (key, there) = match secret::make_signing_key(file) {
+        Ok(key) => (key, "made"),
+        Err(error) if is_there(&error) => match secret::signing_key(file) {
+            Ok(key) => (key, "there already, left as it is"),
+            Err(error) => return not_made(&error, err),
+        },
+        Err(error) => return not_made(&error, err),
+    };
+    let carry_file = &settings.carry_key_file;
+    let (recipient, carry_there) = match keys::make_carry_key(carry_file) {
+        Ok(identity) => (identity.recipient(), "made"),
+        Err(error) if is_there(&error) => match keys::carry_key(carry_file) {
+            Ok(identity) => (identity.recipient(), "there already, left as it is"),
+            Err(error) => return not_made(&error, err),
+        },
+        Err(error) => return not_made(&error, err),
+    };
+    let (store, file, name) = (settings.directory.display(), file.display(), config.file.display());
+    let (hub, public, carry_file) = (&settings.hub, key.public(), carry_file.display());
+    let _ = writeln!(
+        out,
+        "store        {store}\n\
+         signing key  {file}: {there}\n\
+         carry key    {carry_file}: {carry_there}\n\
+         \n\
+         Every gateway's configuration needs:\n\
+         \n\
+         [[hub]]\n\
+         name = \"{hub}\"\n\
+         public_key = \"{public}\"\n\
+         recipient = \"{recipient}\"\n\
+         \n\
+         Next:\n\
+         1. Keep a copy of both keys in a safe place: with new ones every gateway must be told, and a lost\n   carry key leaves carried files unread.\n\
+         2. Get a client certificate with the common name {hub} from the fleet's CA.\n\
+         3. practice-hub acl --gateways FILE for the broker's access rules.\n\
+         4. practice-hub check --config {name}, then systemctl enable --now practice-hub"
+    );
+    Exit::Done
+}

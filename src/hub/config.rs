@@ -1,0 +1,147 @@
+//! `hub.toml`: as it is written, with every key optional, and checked. `config/hub.toml` says what each key means; a test
+//! holds the two together.
+
+use std::path::{Path, PathBuf};
+
+use pgw_host::config::{ConfigError, Source};
+use pgw_host::log_config::{Log, RawLog, log};
+use serde::Deserialize;
+use toml::Spanned;
+
+use crate::Settings;
+
+/// Everything the hub is told.
+#[derive(Debug, Clone)]
+pub struct HubConfig {
+    /// Where it was read from.
+    pub file: PathBuf,
+    /// What the hub runs by.
+    pub settings: Settings,
+    /// Logs.
+    pub log: Log,
+}
+
+impl HubConfig {
+    /// Reads and checks the file; no other is touched.
+    ///
+    /// # Errors
+    /// [`ConfigError`], the first one found.
+    pub fn load(file: &Path) -> Result<Self, ConfigError> {
+        let source = Source::read(file)?;
+        let raw: RawHub = source.parse()?;
+        let (link, store) = (raw.uplink, raw.store);
+        let name = source.required("hub", raw.hub, "the hub's name, for example \"hub1\"")?;
+        let upstreams = source.upstreams("uplink.upstreams", link.upstreams)?;
+        let [upstream] = &upstreams[..] else {
+            return Err(source.missing("uplink.upstreams", "one broker, which is the hub's own"));
+        };
+        let pem = |key: &str, given: Option<PathBuf>| {
+            source.required(key, given, "the path of a PEM file").map(|path| source.path(&path))
+        };
+        let settings = Settings {
+            hub: source.parsed("hub", &name)?,
+            directory: source.path(&raw.store_directory.unwrap_or_else(|| "/var/lib/practice-hub".into())),
+            broker_host: upstream.host.clone(),
+            broker_port: upstream.port,
+            ca_file: pem("uplink.ca_file", link.ca_file)?,
+            certificate_file: pem("uplink.certificate_file", link.certificate_file)?,
+            key_file: pem("uplink.key_file", link.key_file)?,
+            signing_key_file: source
+                .path(&raw.signing_key_file.unwrap_or_else(|| "/etc/practice-hub/signing.key".into())),
+            carry_key_file: source
+                .path(&raw.carry_key_file.unwrap_or_else(|| "/etc/practice-hub/carry.key".into())),
+            keep_alive: source.seconds(
+                "uplink.keep_alive_seconds",
+                link.keep_alive_seconds,
+                20.0,
+                5.0..=600.0,
+            )?,
+            connect_timeout: source.seconds(
+                "uplink.connect_seconds",
+                link.connect_seconds,
+                10.0,
+                0.1..=120.0,
+            )?,
+            reconnect_base: source.seconds(
+                "uplink.backoff_base_seconds",
+                link.backoff_base_seconds,
+                1.0,
+                0.01..=60.0,
+            )?,
+            reconnect_cap: source.seconds(
+                "uplink.backoff_cap_seconds",
+                link.backoff_cap_seconds,
+                30.0,
+                0.01..=3600.0,
+            )?,
+            receive_maximum: source.number(
+                "uplink.receive_maximum",
+                link.receive_maximum,
+                10_000,
+                16..=65_535,
+            )?,
+            maximum_packet_bytes: source.number(
+                "uplink.max_packet_bytes",
+                link.max_packet_bytes,
+                24 << 20,
+                64 << 10..=268_435_455,
+            )?,
+            group_transactions: source.number(
+                "store.group_transactions",
+                store.group_transactions,
+                1024,
+                1..=65_536,
+            )?,
+            group_bytes: source.number("store.group_bytes", store.group_bytes, 4 << 20, 1024..=1 << 30)?,
+            rotate_bytes: source.number(
+                "store.rotate_bytes",
+                store.rotate_bytes,
+                1 << 30,
+                1 << 20..=1 << 50,
+            )?,
+        };
+        Ok(Self { file: file.to_owned(), settings, log: log(&source, raw.log)? })
+    }
+}
+
+type Text = Option<Spanned<String>>;
+type Number = Option<Spanned<u64>>;
+type Time = Option<Spanned<f64>>;
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawHub {
+    hub: Text,
+    store_directory: Option<PathBuf>,
+    signing_key_file: Option<PathBuf>,
+    carry_key_file: Option<PathBuf>,
+    #[serde(default)]
+    uplink: RawHubUplink,
+    #[serde(default)]
+    store: RawStore,
+    #[serde(default)]
+    log: RawLog,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawHubUplink {
+    upstreams: Option<Spanned<Vec<Spanned<String>>>>,
+    ca_file: Option<PathBuf>,
+    certificate_file: Option<PathBuf>,
+    key_file: Option<PathBuf>,
+    keep_alive_seconds: Time,
+    connect_seconds: Time,
+    backoff_base_seconds: Time,
+    backoff_cap_seconds: Time,
+    receive_maximum: Number,
+    max_packet_bytes: Number,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawStore {
+    group_transactions: Number,
+    group_bytes: Number,
+    rotate_bytes: Number,
+}

@@ -1,0 +1,82 @@
+//! `practice-hub run`.
+
+use std::time::Duration;
+
+use pgw_host::daemon::{Fatal, close_umask, runtime};
+use pgw_host::exit::Exit;
+use pgw_host::systemd;
+use sd_notify::NotifyState;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+use tokio::time::MissedTickBehavior;
+
+use crate::config::HubConfig;
+use crate::run::{self, HubError};
+
+/// How long the hub may take to store and answer what it has taken.
+const STOP_DEADLINE: Duration = Duration::from_secs(30);
+
+/// Runs the hub until SIGTERM or SIGINT. The log has been started.
+///
+/// # Errors
+/// [`Fatal`]: 78 for the signing key, 74 for the store, 70 for the rest.
+pub fn run(config: HubConfig) -> Result<(), Fatal> {
+    close_umask();
+    let runtime = runtime()?;
+    let ran = runtime.block_on(serve(config));
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    ran
+}
+
+fn ended(error: HubError) -> Fatal {
+    let exit = match &error {
+        HubError::Store(_) => Exit::Files,
+        HubError::KeyFile(..) | HubError::Key(..) => Exit::Configuration,
+        HubError::System(_) => Exit::Internal,
+    };
+    Fatal::of(exit, "the hub has ended", error)
+}
+
+async fn serve(config: HubConfig) -> Result<(), Fatal> {
+    let cannot = |error| Fatal::of(Exit::Internal, "cannot wait for signals", error);
+    let mut terminate = signal(SignalKind::terminate()).map_err(cannot)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(cannot)?;
+    let (stop, stopped) = watch::channel(false);
+    let (live, mut seen) = watch::channel(false);
+    let mut hub = tokio::spawn(run::run(config.settings, stopped, live));
+    systemd::tell(&[NotifyState::Ready, NotifyState::Status("connecting")]);
+    let watched = systemd::watchdog_interval();
+    let mut watchdog = tokio::time::interval(watched.unwrap_or(Duration::from_secs(3600)));
+    watchdog.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+            ended_early = &mut hub => {
+                return outcome(ended_early).and(Err(Fatal::new(Exit::Internal, "the hub ended early")));
+            }
+            _ = watchdog.tick(), if watched.is_some() => systemd::tell(&[NotifyState::Watchdog]),
+            Ok(()) = seen.changed() => {
+                let status = if *seen.borrow_and_update() { "live" } else { "no broker" };
+                systemd::tell(&[NotifyState::Status(status)]);
+            }
+        }
+    }
+    systemd::tell(&[NotifyState::Stopping]);
+    tracing::info!("Stopping");
+    stop.send_replace(true);
+    match tokio::time::timeout(STOP_DEADLINE, &mut hub).await {
+        Ok(stopped) => outcome(stopped),
+        Err(_) => {
+            tracing::error!(seconds = STOP_DEADLINE.as_secs(), "The hub did not stop in time, cut off");
+            Err(Fatal::new(Exit::Internal, "the hub did not stop in time"))
+        }
+    }
+}
+
+fn outcome(ended_with: Result<Result<(), HubError>, tokio::task::JoinError>) -> Result<(), Fatal> {
+    match ended_with {
+        Ok(ran) => ran.map_err(ended),
+        Err(_) => Err(Fatal::new(Exit::Internal, "the hub ended by a panic")),
+    }
+}

@@ -1,0 +1,82 @@
+//! The hub: takes the fleet's transactions from the broker, stores them exactly once and in order, sends receipts.
+//!
+//! - [`intake`]: what each lane expects next, and what to answer; sans-IO
+//! - [`store`]: the seam to stable storage, and the embedded NDJSON store behind it
+//! - [`run`]: one connection after another, each with a new event loop
+//! - [`link`]: the options of a connection, and what is published on it
+//! - [`desk`]: the store thread: groups, judges, stores, then answers; `trouble`: a store that has failed
+//! - [`carried`], [`import`]: what is carried here by hand takes the same way into the store; the drop folder of the running hub
+//! - [`resend`]: what the hub's files have lost or altered, asked of the gateway again
+//! - [`backup`]: what there is a backup of, for the gateways' disks
+//! - [`answers`]: what is to be published, coalesced
+//! - [`fleet`]: what each gateway said of itself last
+//! - [`verify`]: walks the stored chains and names what is missing, altered, swapped or repeated
+//! - [`report`]: what `practice-hub verify` and `list` print
+//!
+//! Invariant: a receipt never says more than what `Store::append` has put on stable storage before it.
+
+pub mod answers;
+pub mod backup;
+pub mod carried;
+pub mod cli;
+pub mod config;
+pub mod daemon;
+pub mod desk;
+pub mod fleet;
+pub mod import;
+pub mod intake;
+pub mod keys;
+pub mod link;
+mod refusals;
+pub mod report;
+pub mod resend;
+pub mod run;
+pub mod store;
+mod trouble;
+pub mod verify;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use pgw_core::transaction::Hub;
+
+/// What the hub is told by its configuration. Nothing in it is optional: the configuration has the defaults.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Its name: the CN of its certificate, and in its topics.
+    pub hub: Hub,
+    /// Directory of the NDJSON store and of the fleet view.
+    pub directory: PathBuf,
+    /// Host name or address of the broker; its certificate must name it.
+    pub broker_host: String,
+    /// Its port (8883).
+    pub broker_port: u16,
+    /// PEM file with the fleet's CA.
+    pub ca_file: PathBuf,
+    /// PEM file with the hub's certificate chain.
+    pub certificate_file: PathBuf,
+    /// PEM file with its private key.
+    pub key_file: PathBuf,
+    /// PKCS#8 document (DER) of the Ed25519 key that signs receipts.
+    pub signing_key_file: PathBuf,
+    /// The age identity that opens bundles; without the file nothing can be imported.
+    pub carry_key_file: PathBuf,
+    /// MQTT keep-alive (20 s; at least 5 s).
+    pub keep_alive: Duration,
+    /// Deadline for name, TCP, TLS and CONNACK together (10 s).
+    pub connect_timeout: Duration,
+    /// Upper bound of the first reconnect delay; the delay is uniform below it (1 s).
+    pub reconnect_base: Duration,
+    /// Upper bound of any reconnect delay (30 s).
+    pub reconnect_cap: Duration,
+    /// Most unacknowledged publishes that the broker may have on the way to the hub (10,000).
+    pub receive_maximum: u16,
+    /// Largest MQTT packet that is taken; not below the gateways' limit (24 MiB).
+    pub maximum_packet_bytes: u32,
+    /// Most transactions in one group (1,024).
+    pub group_transactions: usize,
+    /// Most payload bytes in one group; a single larger one goes alone (4 MiB).
+    pub group_bytes: usize,
+    /// A lane file is renamed aside at this size (1 GiB).
+    pub rotate_bytes: u64,
+}

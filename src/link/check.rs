@@ -1,0 +1,93 @@
+//! What the `check` commands say of a client certificate, before a connection does.
+
+use std::fs::File;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use pgw_core::text::chain;
+use pgw_core::transaction::rfc3339;
+use pgw_host::check::Report;
+use tokio_rustls::rustls::RootCertStore;
+use tokio_rustls::rustls::crypto::ring::default_provider;
+use tokio_rustls::rustls::pki_types::pem::PemObject as _;
+use tokio_rustls::rustls::pki_types::{CertificateDer, UnixTime};
+use tokio_rustls::rustls::server::WebPkiClientVerifier;
+
+use crate::tls::{Identity, TlsFiles};
+
+/// A certificate that ends sooner is reported, though it still works.
+const SOON: u64 = 30 * 86_400;
+
+/// Files, key, name, dates, and whether the CA of the file would take it now.
+pub fn certificate(files: &TlsFiles, name: &str, now: u64, report: &mut Report<'_>) {
+    let ask = "ask the fleet's CA for a certificate, and put its files where the configuration says";
+    let identity = match Identity::load(files) {
+        Ok(identity) => identity,
+        Err(error) => return report.fail("certificate", &chain(&error), ask),
+    };
+    let facts = identity.facts();
+    let file = files.certificate.display();
+    if facts.common_name == name {
+        report.ok("certificate", &format!("{file}: common name {name}, and the key goes with it"));
+    } else {
+        let problem =
+            format!("{file}: its common name is {:?}, the broker expects {name:?}", facts.common_name);
+        report.fail("certificate", &problem, ask);
+    }
+    let (begins, ends) = (facts.not_before / 1000, facts.not_after / 1000);
+    let dates = format!("valid from {} to {}", rfc3339(facts.not_before), rfc3339(facts.not_after));
+    if now < begins {
+        report.fail("dates", &dates, "it is not valid yet: check this box's clock, or ask the CA");
+    } else if now > ends {
+        report.fail(
+            "dates",
+            &dates,
+            "it has expired: the gateway goes on accepting, and sends nothing; renew it now",
+        );
+    } else if ends - now < SOON {
+        report.note("dates", &format!("{dates}: it ends in {} days, renew it", (ends - now) / 86_400));
+    } else {
+        report.ok("dates", &dates);
+    }
+    match accepted(files, now.clamp(begins, ends)) {
+        Ok(()) => report.ok("CA", &format!("{} signs it for clients", files.ca.display())),
+        Err(problem) => {
+            report.fail("CA", &problem, "the CA file or the certificate is another fleet's: ask the CA")
+        }
+    }
+    let mode_is_wide = File::open(&files.key).and_then(|key| key.metadata()).is_ok_and(|facts| {
+        use std::os::unix::fs::PermissionsExt as _;
+        facts.permissions().mode() & 0o007 != 0
+    });
+    if mode_is_wide {
+        let problem = format!("{} can be read by everybody on this box", files.key.display());
+        report.fail("private key", &problem, "chmod 0600");
+    }
+}
+
+/// What a broker with the same CA would say at this time (seconds since the epoch).
+fn accepted(files: &TlsFiles, at: u64) -> Result<(), String> {
+    let mut roots = RootCertStore::empty();
+    for certificate in read(&files.ca)? {
+        roots.add(certificate).map_err(|error| error.to_string())?;
+    }
+    let chain = read(&files.certificate)?;
+    let (leaf, between) = chain.split_first().ok_or("there is no certificate")?;
+    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::new(default_provider()))
+        .build()
+        .map_err(|error| error.to_string())?;
+    let at = UnixTime::since_unix_epoch(Duration::from_secs(at));
+    match verifier.verify_client_cert(leaf, between, at) {
+        Ok(_) => Ok(()),
+        Err(error) => {
+            Err(format!("{} does not accept {}: {error}", files.ca.display(), files.certificate.display()))
+        }
+    }
+}
+
+fn read(file: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
+    CertificateDer::pem_file_iter(file)
+        .and_then(Iterator::collect)
+        .map_err(|error| format!("{}: {error}", file.display()))
+}

@@ -1,0 +1,624 @@
+//! One MQTT session: rumqttc's packets and protocol state over a stream of ours, read and written in large pieces.
+//!
+//! rumqttc's own event loop writes and flushes each packet by itself, opens its sockets itself, and copies every
+//! publish twice; at a replay's rate that is most of the processor time of both ends. So its state machine and codec
+//! are kept, and the loop around them is this one: everything that has arrived is read before anything is answered,
+//! and everything that is to be said leaves in one write, a TLS record of many packets.
+//!
+//! Nothing here is cancelled half-way: what is read or to be written lives in the session, not in a future. It is for
+//! one connection: there is no way back in after an error.
+
+use std::collections::VecDeque;
+use std::future::{Future as _, poll_fn};
+use std::io;
+use std::pin::{Pin, pin};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::{Buf as _, BytesMut};
+use rumqttc::v5::mqttbytes::v5::{
+    ConnAck, Connect, ConnectProperties, ConnectReturnCode, Filter, LastWill, Packet, PubAckReason, Publish,
+    SubAck, Subscribe,
+};
+use rumqttc::v5::mqttbytes::{Error as CodecError, QoS};
+use rumqttc::v5::{ConnectionError, MqttState, Request, StateError};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::sync::mpsc;
+use tokio::time::{Instant, Sleep};
+
+/// Bytes read before anything is answered, and bytes made ready before anything is written.
+const CHUNK_BYTES: usize = 64 * 1024;
+/// The read buffer is renewed when less than this is left of it.
+const LEAST_ROOM: usize = 16 * 1024;
+/// Events handed over at once, at most: small enough that the window is refilled while the rest is under way.
+const MOST_EVENTS: usize = 256;
+
+/// How a session begins: Clean Start, no session at the broker.
+pub struct Opening {
+    /// Unique at the broker: a second session under it ends the first.
+    pub client_id: String,
+    /// What the broker says when the session breaks off.
+    pub will: LastWill,
+    /// Silence after which the other end counts as gone.
+    pub keep_alive: Duration,
+    /// Most publishes of ours that the broker has not acknowledged, if it allows as many.
+    pub inflight: u16,
+    /// Most of its publishes that may be under way to us.
+    pub receive_maximum: u16,
+    /// Largest packet that is taken, bytes.
+    pub maximum_packet_bytes: u32,
+}
+
+/// Something to be sent.
+#[derive(Debug)]
+pub enum Parcel {
+    /// QoS 1; the packet identifier is the session's business.
+    Publish(Publish),
+    /// The same, written already but for its packet identifier.
+    Frame(Frame),
+    /// QoS 1.
+    Subscribe(Vec<Filter>),
+    /// The end; the broker closes.
+    Disconnect,
+}
+
+/// A QoS 1 publish as it goes over the wire.
+#[derive(Debug)]
+pub struct Frame {
+    bytes: BytesMut,
+    /// Where its packet identifier stands.
+    packet_at: usize,
+}
+
+impl Frame {
+    /// Writes a publish. `Err`: it is larger than MQTT knows.
+    pub fn new(publish: &mut Publish) -> Result<Self, CodecError> {
+        publish.pkid = 1;
+        let mut bytes = BytesMut::with_capacity(publish.size());
+        publish.write(&mut bytes)?;
+        let length_bytes = bytes.iter().skip(1).take_while(|byte| **byte >= 128).count() + 1;
+        Ok(Self { packet_at: 1 + length_bytes + 2 + publish.topic.len(), bytes })
+    }
+
+    /// Bytes of the whole packet.
+    pub fn size(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// The packet, for who must look into it again.
+    pub fn bytes_mut(&mut self) -> &mut BytesMut {
+        &mut self.bytes
+    }
+
+    fn number(&mut self, packet: u16) {
+        if let Some(there) = self.bytes.get_mut(self.packet_at..self.packet_at + 2) {
+            there.copy_from_slice(&packet.to_be_bytes());
+        }
+    }
+}
+
+/// What happened on the connection.
+#[derive(Debug)]
+pub enum Note {
+    /// The oldest publish handed over has this packet identifier.
+    Written(u16),
+    /// A PUBACK; `Err`: its reason code.
+    Acknowledged(u16, Result<(), u8>),
+    /// A publish came; it is acknowledged.
+    Message(Box<Publish>),
+    /// The answer to SUBSCRIBE.
+    Subscribed(Box<SubAck>),
+    /// Anything else came from the broker.
+    Heard,
+}
+
+/// A connected session. Dropping it closes the stream.
+pub struct Session<S> {
+    stream: S,
+    state: MqttState,
+    inflight: u16,
+    incoming: BytesMut,
+    outgoing: BytesMut,
+    unflushed: bool,
+    maximum_incoming: u32,
+    maximum_outgoing: Option<u32>,
+    keep_alive: Duration,
+    ping: Pin<Box<Sleep>>,
+    /// Handed over, not numbered yet.
+    waiting: VecDeque<Parcel>,
+    /// Its packet identifier is still another's: the broker acknowledges out of order.
+    collided: Option<Parcel>,
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
+    /// CONNECT, and the broker's CONNACK. The caller limits the time.
+    pub async fn open(stream: S, opening: Opening) -> Result<(Self, ConnAck), ConnectionError> {
+        let Opening { client_id, will, keep_alive, inflight, receive_maximum, maximum_packet_bytes } =
+            opening;
+        let mut properties = ConnectProperties::new();
+        properties.session_expiry_interval = Some(0);
+        properties.receive_maximum = Some(receive_maximum.max(1));
+        properties.max_packet_size = Some(maximum_packet_bytes);
+        let connect = Connect {
+            keep_alive: u16::try_from(keep_alive.as_secs()).unwrap_or(u16::MAX),
+            client_id,
+            clean_start: true,
+            properties: Some(properties),
+        };
+        let mut session = Self {
+            stream,
+            state: MqttState::new(inflight.max(1), false),
+            inflight: inflight.max(1),
+            incoming: BytesMut::new(),
+            outgoing: BytesMut::new(),
+            unflushed: false,
+            maximum_incoming: maximum_packet_bytes,
+            maximum_outgoing: None,
+            keep_alive,
+            ping: Box::pin(tokio::time::sleep(keep_alive)),
+            waiting: VecDeque::new(),
+            collided: None,
+        };
+        session.write(&Packet::Connect(connect, Some(will), None))?;
+        if let Err(error) = session.write_all().await {
+            // The broker may have said why before it closed.
+            let said = session.stream.read_buf(&mut session.incoming).await;
+            return Err(said.err().unwrap_or(error).into());
+        }
+        let packet = loop {
+            match Packet::read(&mut session.incoming, Some(session.maximum_incoming)) {
+                Ok(packet) => break packet,
+                Err(CodecError::InsufficientBytes(_)) => {}
+                Err(error) => return Err(StateError::Deserialization(error).into()),
+            }
+            if session.stream.read_buf(&mut session.incoming).await? == 0 {
+                return Err(StateError::ConnectionAborted.into());
+            }
+        };
+        let connack = match packet {
+            Packet::ConnAck(connack) if connack.code == ConnectReturnCode::Success => connack,
+            Packet::ConnAck(connack) => return Err(ConnectionError::ConnectionRefused(connack.code)),
+            other => return Err(ConnectionError::NotConnAck(Box::new(other))),
+        };
+        session.state.handle_incoming_packet(Packet::ConnAck(connack.clone()))?;
+        if let Some(properties) = &connack.properties {
+            session.inflight = session.inflight.min(properties.receive_max.unwrap_or(u16::MAX));
+            session.maximum_outgoing = properties.max_packet_size;
+            if let Some(seconds) = properties.server_keep_alive.filter(|seconds| *seconds > 0) {
+                session.keep_alive = Duration::from_secs(seconds.into());
+            }
+        }
+        session.rest();
+        Ok((session, connack))
+    }
+
+    /// Works until something has happened, which is then in `notes` (also with an error: it happened before it).
+    pub async fn next(
+        &mut self,
+        parcels: &mut mpsc::Receiver<Vec<Parcel>>,
+        notes: &mut Vec<Note>,
+    ) -> Result<(), ConnectionError> {
+        poll_fn(|context| self.poll(context, parcels, notes)).await
+    }
+
+    fn poll(
+        &mut self,
+        context: &mut Context<'_>,
+        parcels: &mut mpsc::Receiver<Vec<Parcel>>,
+        notes: &mut Vec<Note>,
+    ) -> Poll<Result<(), ConnectionError>> {
+        if self.ping.as_mut().poll(context).is_ready() {
+            // Whatever else is under way, as rumqttc does it: an answer must have come to the last one.
+            self.request(Request::PingReq)?;
+            self.rest();
+            // Its waker is registered for the new deadline.
+            let _ = self.ping.as_mut().poll(context);
+        }
+        loop {
+            let read = self.poll_read(context, notes)?;
+            let handed = self.poll_parcels(context, parcels, notes)?;
+            let written = self.poll_write(context)?;
+            if notes.len() >= MOST_EVENTS {
+                return Poll::Ready(Ok(()));
+            }
+            if !(read || handed || written) {
+                break;
+            }
+        }
+        if notes.is_empty() { Poll::Pending } else { Poll::Ready(Ok(())) }
+    }
+
+    /// Reads what is there, up to a chunk; whether there may be more.
+    fn poll_read(
+        &mut self,
+        context: &mut Context<'_>,
+        notes: &mut Vec<Note>,
+    ) -> Result<bool, ConnectionError> {
+        let mut count = 0;
+        let mut more = true;
+        let mut ended = None;
+        while count < CHUNK_BYTES {
+            if self.incoming.capacity() - self.incoming.len() < LEAST_ROOM {
+                self.incoming.reserve(CHUNK_BYTES);
+            }
+            match pin!(self.stream.read_buf(&mut self.incoming)).poll(context) {
+                Poll::Ready(Ok(0)) => ended = Some(StateError::ConnectionAborted.into()),
+                Poll::Ready(Ok(read)) => {
+                    count += read;
+                    continue;
+                }
+                Poll::Ready(Err(error)) => ended = Some(ConnectionError::Io(error)),
+                Poll::Pending => more = false,
+            }
+            break;
+        }
+        // What came before the end is heard: it may say why.
+        loop {
+            match Packet::read(&mut self.incoming, Some(self.maximum_incoming)) {
+                Ok(packet) => self.take(packet, notes)?,
+                Err(CodecError::InsufficientBytes(missing)) => {
+                    self.incoming.reserve(missing);
+                    break;
+                }
+                Err(error) => return Err(StateError::Deserialization(error).into()),
+            }
+        }
+        ended.map_or(Ok(more), Err)
+    }
+
+    /// Takes what was handed over, as far as the broker's limit and the buffer go; whether it took something.
+    fn poll_parcels(
+        &mut self,
+        context: &mut Context<'_>,
+        parcels: &mut mpsc::Receiver<Vec<Parcel>>,
+        notes: &mut Vec<Note>,
+    ) -> Result<bool, ConnectionError> {
+        let mut took = false;
+        while self.outgoing.len() < CHUNK_BYTES
+            && self.state.inflight() < self.inflight
+            && self.collided.is_none()
+        {
+            if let Some(parcel) = self.waiting.pop_front() {
+                self.hand(parcel, notes)?;
+                took = true;
+                continue;
+            }
+            match parcels.poll_recv(context) {
+                Poll::Ready(Some(more)) => self.waiting.extend(more),
+                Poll::Ready(None) => return Err(ConnectionError::RequestsDone),
+                Poll::Pending => break,
+            }
+        }
+        Ok(took)
+    }
+
+    /// Writes what is ready; whether it wrote something.
+    fn poll_write(&mut self, context: &mut Context<'_>) -> io::Result<bool> {
+        let mut wrote = false;
+        while !self.outgoing.is_empty() {
+            match Pin::new(&mut self.stream).poll_write(context, &self.outgoing) {
+                Poll::Ready(Ok(0)) => return Err(io::ErrorKind::WriteZero.into()),
+                Poll::Ready(Ok(count)) => {
+                    self.outgoing.advance(count);
+                    (wrote, self.unflushed) = (true, true);
+                }
+                Poll::Ready(Err(error)) => return Err(error),
+                Poll::Pending => break,
+            }
+        }
+        if self.unflushed && Pin::new(&mut self.stream).poll_flush(context)?.is_ready() {
+            self.unflushed = false;
+        }
+        Ok(wrote)
+    }
+
+    async fn write_all(&mut self) -> io::Result<()> {
+        self.stream.write_all_buf(&mut self.outgoing).await?;
+        self.stream.flush().await
+    }
+
+    fn rest(&mut self) {
+        self.ping.as_mut().reset(Instant::now() + self.keep_alive);
+    }
+
+    /// A packet came.
+    fn take(&mut self, packet: Packet, notes: &mut Vec<Note>) -> Result<(), ConnectionError> {
+        let (reply, note) = match packet {
+            Packet::Publish(publish) => {
+                if publish.topic.is_empty() {
+                    // An alias, and we allow none.
+                    return Err(StateError::WrongPacket.into());
+                }
+                // The state copies what it is given: it gets what it needs, and no more.
+                let stub = Publish { pkid: publish.pkid, qos: publish.qos, ..Publish::default() };
+                let reply = self.state.handle_incoming_packet(Packet::Publish(stub))?;
+                (reply, Note::Message(Box::new(publish)))
+            }
+            Packet::PubAck(ack) => {
+                let note = Note::Acknowledged(ack.pkid, reason(ack.reason));
+                (self.state.handle_incoming_packet(Packet::PubAck(ack))?, note)
+            }
+            Packet::SubAck(ack) => {
+                let note = Note::Subscribed(Box::new(ack.clone()));
+                (self.state.handle_incoming_packet(Packet::SubAck(ack))?, note)
+            }
+            other => (self.state.handle_incoming_packet(other)?, Note::Heard),
+        };
+        self.state.events.clear();
+        notes.push(note);
+        match reply {
+            // The broker has acknowledged what stood in the way of this one.
+            Some(Packet::Publish(stub)) => match self.collided.take() {
+                Some(parcel) => self.write_numbered(parcel, stub.pkid, notes)?,
+                None => return Err(StateError::InvalidState.into()),
+            },
+            Some(reply) => self.write(&reply)?,
+            None => {}
+        }
+        Ok(())
+    }
+
+    fn hand(&mut self, parcel: Parcel, notes: &mut Vec<Note>) -> Result<(), ConnectionError> {
+        match parcel {
+            Parcel::Publish(_) | Parcel::Frame(_) => {
+                // The state keeps a copy, to send it again to a session that we never take up again: of a stub.
+                let stub = Publish { qos: QoS::AtLeastOnce, ..Publish::default() };
+                let numbered = self.state.handle_outgoing_packet(Request::Publish(stub))?;
+                self.state.events.clear();
+                match numbered {
+                    Some(Packet::Publish(stub)) => self.write_numbered(parcel, stub.pkid, notes),
+                    _ => {
+                        self.collided = Some(parcel);
+                        Ok(())
+                    }
+                }
+            }
+            Parcel::Subscribe(filters) => {
+                self.request(Request::Subscribe(Subscribe::new_many(filters, None)))
+            }
+            Parcel::Disconnect => self.request(Request::Disconnect),
+        }
+    }
+
+    fn request(&mut self, request: Request) -> Result<(), ConnectionError> {
+        let packet = self.state.handle_outgoing_packet(request)?;
+        self.state.events.clear();
+        packet.map_or(Ok(()), |packet| self.write(&packet))
+    }
+
+    fn write_numbered(
+        &mut self,
+        parcel: Parcel,
+        packet: u16,
+        notes: &mut Vec<Note>,
+    ) -> Result<(), ConnectionError> {
+        match parcel {
+            Parcel::Publish(mut publish) => {
+                publish.pkid = packet;
+                self.write(&Packet::Publish(publish))?;
+            }
+            Parcel::Frame(mut frame) => {
+                frame.number(packet);
+                self.outgoing.extend_from_slice(&frame.bytes);
+            }
+            Parcel::Subscribe(_) | Parcel::Disconnect => return Err(StateError::InvalidState.into()),
+        }
+        notes.push(Note::Written(packet));
+        Ok(())
+    }
+
+    fn write(&mut self, packet: &Packet) -> Result<(), ConnectionError> {
+        packet.write(&mut self.outgoing, self.maximum_outgoing).map_err(StateError::from)?;
+        Ok(())
+    }
+}
+
+/// MQTT 5 §3.4.2.1: anything but 0 is not delivered, "no matching subscribers" included.
+fn reason(reason: PubAckReason) -> Result<(), u8> {
+    match reason {
+        PubAckReason::Success => Ok(()),
+        PubAckReason::NoMatchingSubscribers => Err(0x10),
+        PubAckReason::UnspecifiedError => Err(0x80),
+        PubAckReason::ImplementationSpecificError => Err(0x83),
+        PubAckReason::NotAuthorized => Err(0x87),
+        PubAckReason::TopicNameInvalid => Err(0x90),
+        PubAckReason::PacketIdentifierInUse => Err(0x91),
+        PubAckReason::QuotaExceeded => Err(0x97),
+        PubAckReason::PayloadFormatInvalid => Err(0x99),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rumqttc::v5::mqttbytes::v5::{PingResp, PubAck, PublishProperties};
+    use tokio::io::DuplexStream;
+
+    /// The other end, packet by packet.
+    struct Broker {
+        stream: DuplexStream,
+        read: BytesMut,
+    }
+
+    impl Broker {
+        async fn hear(&mut self) -> Packet {
+            loop {
+                match Packet::read(&mut self.read, None) {
+                    Ok(packet) => return packet,
+                    Err(CodecError::InsufficientBytes(_)) => {}
+                    Err(error) => panic!("{error}"),
+                }
+                assert_ne!(self.stream.read_buf(&mut self.read).await.unwrap(), 0, "the session has closed");
+            }
+        }
+
+        async fn publish(&mut self) -> (u16, String) {
+            let Packet::Publish(publish) = self.hear().await else { panic!("no publish") };
+            let properties = publish.properties.unwrap().user_properties;
+            assert_eq!(properties.len(), 1);
+            assert_eq!(publish.payload, format!("body {}", properties[0].1));
+            (publish.pkid, properties[0].1.clone())
+        }
+
+        async fn say(&mut self, packets: &[Packet]) {
+            let mut bytes = BytesMut::new();
+            for packet in packets {
+                packet.write(&mut bytes, None).unwrap();
+            }
+            self.stream.write_all(&bytes).await.unwrap();
+        }
+    }
+
+    fn acknowledge(packet: u16) -> Packet {
+        Packet::PubAck(PubAck::new(packet, None))
+    }
+
+    fn publish(name: u32) -> Publish {
+        let user_properties = vec![("name".to_owned(), name.to_string())];
+        let properties = PublishProperties { user_properties, ..PublishProperties::default() };
+        Publish::new("topic", QoS::AtLeastOnce, format!("body {name}"), Some(properties))
+    }
+
+    fn parcel(name: u32) -> Parcel {
+        let mut publish = publish(name);
+        if name.is_multiple_of(2) {
+            Parcel::Publish(publish)
+        } else {
+            Parcel::Frame(Frame::new(&mut publish).unwrap())
+        }
+    }
+
+    async fn open(inflight: u16, keep_alive: Duration) -> (Session<DuplexStream>, Broker) {
+        let (ours, theirs) = tokio::io::duplex(1 << 20);
+        let mut broker = Broker { stream: theirs, read: BytesMut::new() };
+        let opening = Opening {
+            client_id: "B86022.gw1".into(),
+            will: LastWill::new("will", "gone", QoS::AtLeastOnce, true, None),
+            keep_alive,
+            inflight,
+            receive_maximum: 9,
+            maximum_packet_bytes: 1 << 20,
+        };
+        let answer = async {
+            let Packet::Connect(connect, will, _) = broker.hear().await else { panic!("no CONNECT") };
+            let properties = connect.properties.unwrap();
+            assert!(connect.clean_start && will.is_some());
+            assert_eq!((properties.session_expiry_interval, properties.receive_maximum), (Some(0), Some(9)));
+            let code = ConnectReturnCode::Success;
+            broker.say(&[Packet::ConnAck(ConnAck { session_present: false, code, properties: None })]).await;
+        };
+        let (session, ()) = tokio::join!(Session::open(ours, opening), answer);
+        (session.unwrap().0, broker)
+    }
+
+    /// The session's task, and the notes that it has given.
+    fn run(
+        mut session: Session<DuplexStream>,
+    ) -> (mpsc::Sender<Vec<Parcel>>, mpsc::UnboundedReceiver<Note>, tokio::task::JoinHandle<ConnectionError>)
+    {
+        let (parcels, mut handed) = mpsc::channel(64);
+        let (sender, notes) = mpsc::unbounded_channel();
+        let task = tokio::spawn(async move {
+            let mut batch = Vec::new();
+            loop {
+                let ended = session.next(&mut handed, &mut batch).await;
+                batch.drain(..).for_each(|note| drop(sender.send(note)));
+                if let Err(error) = ended {
+                    return error;
+                }
+            }
+        });
+        (parcels, notes, task)
+    }
+
+    const LONG: Duration = Duration::from_secs(60);
+
+    #[tokio::test]
+    async fn what_waits_for_its_identifier_goes_whole_and_is_told_after_the_acknowledgment() {
+        let (session, mut broker) = open(4, LONG).await;
+        let (parcels, mut notes, _task) = run(session);
+        parcels.send((1..=9).map(parcel).collect()).await.unwrap();
+        let mut sent = Vec::new();
+        for _ in 0..4 {
+            sent.push(broker.publish().await);
+        }
+        assert_eq!(sent, [(1, "1".into()), (2, "2".into()), (3, "3".into()), (4, "4".into())]);
+        // The second is acknowledged first: the fifth wants the first's identifier, and waits for it.
+        broker.say(&[acknowledge(2)]).await;
+        broker.say(&[acknowledge(1)]).await;
+        assert_eq!(broker.publish().await, (1, "5".into()), "with body and properties");
+        assert_eq!(broker.publish().await, (2, "6".into()));
+        let mut heard = Vec::new();
+        while heard.len() < 8 {
+            heard.push(match notes.recv().await.unwrap() {
+                Note::Written(packet) => i32::from(packet),
+                Note::Acknowledged(packet, Ok(())) => -i32::from(packet),
+                other => panic!("{other:?}"),
+            });
+        }
+        assert_eq!(heard, [1, 2, 3, 4, -2, -1, 1, 2]);
+    }
+
+    #[tokio::test]
+    async fn no_more_is_under_way_than_the_broker_allows_and_a_stream_is_acknowledged_whole() {
+        let (session, mut broker) = open(3, LONG).await;
+        let (parcels, mut notes, _task) = run(session);
+        parcels.send((1..=7).map(parcel).collect()).await.unwrap();
+        for name in ["1", "2", "3"] {
+            assert_eq!(broker.publish().await.1, name);
+        }
+        // Many at once, and among them what makes room.
+        let mut packets: Vec<Packet> = (100..150)
+            .map(|name| {
+                let mut publish = publish(name);
+                publish.pkid = u16::try_from(name).unwrap();
+                Packet::Publish(publish)
+            })
+            .collect();
+        packets.insert(20, acknowledge(1));
+        broker.say(&packets).await;
+        let mut next = 100;
+        let mut sent = 3;
+        while next < 150 || sent < 4 {
+            match broker.hear().await {
+                Packet::PubAck(ack) => {
+                    assert_eq!(u32::from(ack.pkid), next);
+                    next += 1;
+                }
+                Packet::Publish(_) => sent += 1,
+                other => panic!("{other:?}"),
+            }
+        }
+        assert_eq!(sent, 4, "one acknowledgment makes room for one");
+        let mut arrived = 0;
+        while arrived < 50 {
+            if let Note::Message(publish) = notes.recv().await.unwrap() {
+                let name = format!("{}", 100 + arrived);
+                assert_eq!(publish.properties.unwrap().user_properties[0].1, name);
+                assert_eq!(publish.payload, format!("body {name}"));
+                arrived += 1;
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_ping_that_is_not_answered_ends_it_and_what_was_said_last_is_heard() {
+        let (session, mut broker) = open(3, Duration::from_secs(1)).await;
+        let (_parcels, mut notes, task) = run(session);
+        assert!(matches!(broker.hear().await, Packet::PingReq(_)));
+        broker.say(&[Packet::PingResp(PingResp)]).await;
+        assert!(matches!(notes.recv().await, Some(Note::Heard)));
+        assert!(matches!(broker.hear().await, Packet::PingReq(_)));
+        assert!(matches!(task.await.unwrap(), ConnectionError::MqttState(StateError::AwaitPingResp)));
+
+        let (session, mut broker) = open(3, LONG).await;
+        let (_parcels, _notes, task) = run(session);
+        // DISCONNECT, "server shutting down", no properties: rumqttc leaves the reason out when it writes one.
+        broker.stream.write_all(&[0xE0, 2, 0x8B, 0]).await.unwrap();
+        drop(broker);
+        assert!(matches!(
+            task.await.unwrap(),
+            ConnectionError::MqttState(StateError::ServerDisconnect { .. })
+        ));
+    }
+}
