@@ -6,7 +6,7 @@
 //!     cargo run --release --example outage -- --broker broker.example:8883 --ca ca.pem \
 //!         --gateway-certificate gw.pem --gateway-key gw.key --hub-certificate hub.pem --hub-key hub.key
 //!
-//! Without `--broker` it starts a broker of its own (rumqttd, mutual TLS, certificates made for this run). The gateway
+//! Without `--broker` it starts a small broker of its own (mutual TLS, certificates made for this run). The gateway
 //! and the hub are the real programs, each a process of its own. The link is a proxy that is cut in the middle.
 //! The last line is JSON; the exit status is not 0 if anything is wrong.
 #![allow(
@@ -17,6 +17,7 @@
     reason = "an example stops at the first thing that goes wrong, and prints"
 )]
 
+mod broker;
 mod link;
 mod plant;
 #[path = "../../tests/harness/ports.rs"]
