@@ -8,7 +8,8 @@ use std::time::Duration;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, KeyUsagePurpose};
 use serde_json::Value;
 
-use crate::{Arguments, Result, broker, finish, ports, progress, until};
+use crate::bar::Bar;
+use crate::{Arguments, Result, broker, ports, until};
 
 /// Where the broker is, and what is needed to talk to it.
 pub(crate) struct Broker {
@@ -180,14 +181,14 @@ impl Plant {
     /// Shows the backlog drain until `total` are confirmed.
     pub(crate) async fn drain(&self, what: &'static str, total: u64) -> Result<()> {
         let already = self.status()?["confirmed_total"].as_u64().unwrap_or(0);
-        let bar = progress(total.saturating_sub(already), what);
+        let bar = Bar::new(total.saturating_sub(already), what);
         until("the backlog to drain", Duration::from_secs(600), || {
             let confirmed = self.status()?["confirmed_total"].as_u64().unwrap_or(already);
-            bar.set_position(confirmed.saturating_sub(already));
+            bar.at(confirmed.saturating_sub(already));
             Ok(confirmed >= total)
         })
         .await?;
-        finish(&bar);
+        bar.finish();
         Ok(())
     }
 
