@@ -323,11 +323,8 @@ fn decode(incoming: &mut BytesMut) -> Result<Option<Packet>, CodecError> {
         let reason = bytes.get(2).map_or(Ok(Reason::NormalDisconnection), |byte| Reason::try_from(*byte))?;
         return Ok(Some(Packet::Disconnect(Disconnect::new(reason))));
     }
-    match Packet::read(&mut bytes, None) {
-        // The codec says so also when a property ends too early.
-        Err(CodecError::InsufficientBytes(_)) => Err(CodecError::MalformedPacket),
-        other => other.map(Some),
-    }
+    // All of it is there: whatever the codec misses now, it is malformed.
+    Packet::read(&mut bytes, None).map(Some)
 }
 
 #[cfg(test)]
