@@ -6,7 +6,7 @@
 //!     cargo run --release --example outage -- --broker broker.example:8883 --ca ca.pem \
 //!         --gateway-certificate gw.pem --gateway-key gw.key --hub-certificate hub.pem --hub-key hub.key
 //!
-//! Without `--broker` it starts a broker of its own (rumqttd, mutual TLS, certificates made for this run). The gateway
+//! Without `--broker` it starts a small broker of its own (mutual TLS, certificates made for this run). The gateway
 //! and the hub are the real programs, each a process of its own. The link is a proxy that is cut in the middle.
 //! The last line is JSON; the exit status is not 0 if anything is wrong.
 #![allow(
@@ -17,6 +17,8 @@
     reason = "an example stops at the first thing that goes wrong, and prints"
 )]
 
+mod bar;
+mod broker;
 mod link;
 mod plant;
 #[path = "../../tests/harness/ports.rs"]
@@ -24,14 +26,14 @@ mod ports;
 mod proof;
 mod sender;
 
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use clap::Parser;
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
+use bar::Bar;
 use link::Link;
 use plant::{Broker, Plant};
 use proof::Proof;
@@ -169,12 +171,12 @@ async fn show(arguments: Arguments) -> Result<bool> {
 
 /// Deals the messages to the senders in turn; each waits for its acknowledgment before it sends the next.
 async fn send(plant: &Plant, messages: &[Vec<u8>], acknowledged: &mut [Vec<Vec<u8>>]) -> Result<()> {
-    let bar = progress(messages.len() as u64, "accepted ");
+    let bar = Arc::new(Bar::new(messages.len() as u64, "accepted "));
     let senders = acknowledged.len();
     let mut tasks = tokio::task::JoinSet::new();
     for number in 0..senders {
         let mine: Vec<Vec<u8>> = messages.iter().skip(number).step_by(senders).cloned().collect();
-        let (door, bar): (SocketAddr, ProgressBar) = (plant.door, bar.clone());
+        let (door, bar) = (plant.door, Arc::clone(&bar));
         tasks.spawn(async move {
             let mut sender = Sender::connect(door).await?;
             let mut safe = Vec::new();
@@ -182,7 +184,7 @@ async fn send(plant: &Plant, messages: &[Vec<u8>], acknowledged: &mut [Vec<Vec<u
                 if sender.send(&message).await? {
                     safe.push(message);
                 }
-                bar.inc(1);
+                bar.step();
             }
             std::io::Result::Ok((number, safe))
         });
@@ -191,25 +193,8 @@ async fn send(plant: &Plant, messages: &[Vec<u8>], acknowledged: &mut [Vec<Vec<u
         let (number, safe) = done??;
         acknowledged[number].extend(safe);
     }
-    finish(&bar);
+    bar.finish();
     Ok(())
-}
-
-/// A bar on a terminal; silent elsewhere, where [`finish`] prints one line.
-fn progress(length: u64, what: &'static str) -> ProgressBar {
-    let style = ProgressStyle::with_template("   {msg} {bar:32} {pos:>7}/{len} {per_sec:>12}, {eta} left")
-        .unwrap_or_else(|_| ProgressStyle::default_bar());
-    let bar = ProgressBar::with_draw_target(Some(length), ProgressDrawTarget::stderr_with_hz(10));
-    bar.set_style(style);
-    bar.set_message(what);
-    bar
-}
-
-fn finish(bar: &ProgressBar) {
-    let seconds = bar.elapsed().as_secs_f64().max(1e-9);
-    let (what, position) = (bar.message(), bar.position());
-    bar.finish_and_clear();
-    println!("   {what} {position} in {seconds:.2} s, {:.0}/s", position as f64 / seconds);
 }
 
 /// Waits on a condition, not on a clock; gives up loudly.

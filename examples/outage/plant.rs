@@ -8,7 +8,8 @@ use std::time::Duration;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, KeyUsagePurpose};
 use serde_json::Value;
 
-use crate::{Arguments, Result, finish, ports, progress, until};
+use crate::bar::Bar;
+use crate::{Arguments, Result, broker, ports, until};
 
 /// Where the broker is, and what is needed to talk to it.
 pub(crate) struct Broker {
@@ -33,7 +34,7 @@ impl Broker {
         })
     }
 
-    /// rumqttd in this process, with mutual TLS and certificates made for this run.
+    /// The demonstration's own broker in this process, with mutual TLS and certificates made for this run.
     pub(crate) fn embedded(directory: &Path) -> Result<Self> {
         let tls = directory.join("tls");
         std::fs::create_dir_all(&tls)?;
@@ -58,23 +59,7 @@ impl Broker {
         let gateway = issue("B86022.gw1", Vec::new())?;
         let hub = issue("hub1", Vec::new())?;
 
-        let listen = free_address();
-        let config = serde_json::json!({
-            "id": 0,
-            "router": { "max_connections": 100, "max_outgoing_packet_count": 1000,
-                        "max_segment_size": 16 << 20, "max_segment_count": 10 },
-            "v5": { "1": {
-                "name": "v5", "listen": listen, "next_connection_delay_ms": 1,
-                "tls": { "capath": ca_file, "certpath": server.0, "keypath": server.1 },
-                "connections": { "connection_timeout_ms": 10_000, "max_payload_size": 25 << 20,
-                                 "max_inflight_count": 1000, "dynamic_filters": true } } },
-        });
-        let mut broker = rumqttd::Broker::new(serde_json::from_value(config)?);
-        std::thread::Builder::new().name("broker".to_owned()).spawn(move || {
-            if let Err(error) = broker.start() {
-                eprintln!("the broker ended: {error}");
-            }
-        })?;
+        let listen = broker::start(&ca_file, &server.0, &server.1)?;
         Ok(Self { address: format!("localhost:{}", listen.port()), ca: ca_file, gateway, hub })
     }
 }
@@ -196,14 +181,14 @@ impl Plant {
     /// Shows the backlog drain until `total` are confirmed.
     pub(crate) async fn drain(&self, what: &'static str, total: u64) -> Result<()> {
         let already = self.status()?["confirmed_total"].as_u64().unwrap_or(0);
-        let bar = progress(total.saturating_sub(already), what);
+        let bar = Bar::new(total.saturating_sub(already), what);
         until("the backlog to drain", Duration::from_secs(600), || {
             let confirmed = self.status()?["confirmed_total"].as_u64().unwrap_or(already);
-            bar.set_position(confirmed.saturating_sub(already));
+            bar.at(confirmed.saturating_sub(already));
             Ok(confirmed >= total)
         })
         .await?;
-        finish(&bar);
+        bar.finish();
         Ok(())
     }
 
