@@ -244,3 +244,127 @@ fn every_row_of_the_doors_names_its_test() {
     }
     assert!(rows > 60, "{rows}");
 }
+
+/// All documents for people: their paths from the root, and their text.
+fn documents() -> Vec<(String, String)> {
+    let mut paths: Vec<String> =
+        ["README.md", "CHANGELOG.md", "SECURITY.md", "deploy/README.md", "tests/powercut/README.md"]
+            .map(str::to_owned)
+            .into();
+    for folder in ["docs", "docs/safety"] {
+        for entry in std::fs::read_dir(root().join(folder)).expect("a directory") {
+            let name = entry.expect("an entry").file_name().into_string().expect("text");
+            if [".md", ".yaml"].iter().any(|end| name.ends_with(end)) {
+                paths.push(format!("{folder}/{name}"));
+            }
+        }
+    }
+    paths.sort();
+    let read = |path: String| {
+        let text = std::fs::read_to_string(root().join(&path)).expect("text");
+        (path, text)
+    };
+    paths.into_iter().map(read).collect()
+}
+
+/// What a document links to in this repository, without the part behind `#`.
+fn links(text: &str) -> Vec<&str> {
+    text.split("](")
+        .skip(1)
+        .filter_map(|rest| rest.split_once(')'))
+        .filter_map(|(link, _)| link.split('#').next())
+        .filter(|link| !link.is_empty() && !link.contains("://"))
+        .collect()
+}
+
+#[test]
+fn links_between_documents_lead_somewhere() {
+    for (path, text) in documents() {
+        let folder = root().join(&path).parent().expect("a directory").to_owned();
+        for link in links(&text) {
+            assert!(folder.join(link).exists(), "{path} links to {link}, which is not there");
+        }
+    }
+}
+
+#[test]
+fn the_index_lists_every_document() {
+    let index = std::fs::read_to_string(root().join("docs/README.md")).expect("the index");
+    let listed: Vec<PathBuf> = links(&index)
+        .into_iter()
+        .map(|link| root().join("docs").join(link).canonicalize().expect("a document"))
+        .collect();
+    for (path, _) in documents().iter().filter(|(path, _)| path != "docs/README.md") {
+        let document = root().join(path).canonicalize().expect("a document");
+        assert!(listed.contains(&document), "docs/README.md does not list {path}");
+    }
+    for line in index.lines().filter(|line| line.starts_with(|c: char| c.is_ascii_digit())) {
+        assert!(line.ends_with('?'), "which question does it answer? {line}");
+    }
+}
+
+#[test]
+fn the_first_screen_of_the_readme_says_what_it_is_and_is_not() {
+    let readme = std::fs::read_to_string(root().join("README.md")).expect("the README");
+    let screen: Vec<&str> = readme.lines().take(40).collect();
+    let screen = screen.join("\n");
+    for part in ["**What it is.**", "**Who it is for.**", "**What it promises**", "**What it does not do.**"]
+    {
+        assert!(screen.contains(part), "{part} is not in the first 40 lines of README.md");
+    }
+    assert!(screen.contains("\"lost\":0"), "the proof is not in the first 40 lines of README.md");
+}
+
+/// Every event code that the product can raise has its row in the runbook's index.
+#[test]
+fn the_runbook_explains_every_event_code() {
+    // What event codes with a dot begin with; others have names of one word.
+    let about = [
+        "cert",
+        "clock",
+        "folder",
+        "hub",
+        "index",
+        "key",
+        "lane",
+        "link",
+        "numbers",
+        "pruned",
+        "quarantine",
+        "store",
+        "tail",
+        "epoch",
+    ];
+    let words = ["damaged", "diverged", "held", "hole", "refused", "released", "salvaged", "twin", "void"]
+        .map(str::to_owned);
+    let mut codes: Vec<String> = words.into();
+    // The names of configuration keys look alike.
+    for (_, code) in product().iter().filter(|(name, _)| !name.contains("config")) {
+        for literal in code.split('"') {
+            let is_code = literal.split_once('.').is_some_and(|(subject, what)| {
+                literal != "folder.transaction" // A CloudEvents type.
+                    && about.contains(&subject)
+                    && !what.is_empty()
+                    && what != "rs"
+                    && what.bytes().all(|b| b.is_ascii_lowercase() || b == b'_')
+            });
+            if is_code && !codes.iter().any(|known| known == literal) {
+                codes.push(literal.to_owned());
+            }
+        }
+    }
+    assert!(codes.len() > 30, "only {codes:?} were found");
+    let runbook = std::fs::read_to_string(root().join("docs/runbook.md")).expect("the runbook");
+    let index: Vec<&str> = runbook
+        .lines()
+        .skip_while(|line| *line != "## Find a code")
+        .take_while(|line| !line.starts_with("## `"))
+        .collect();
+    for code in codes {
+        assert!(
+            index.iter().any(|line| line.starts_with("| `")
+                && line.split(" | ").next().is_some_and(|cell| cell.contains(&format!("`{code}`")))),
+            "docs/runbook.md, \"Find a code\", does not explain {code}"
+        );
+    }
+}
