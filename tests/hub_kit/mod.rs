@@ -1,5 +1,5 @@
 //! A gateway's side of a lane, as far as the hub's tests need one: numbered, chained transactions.
-#![allow(dead_code, unreachable_pub, reason = "each test file uses its own part of the kit")]
+#![allow(unreachable_pub, reason = "a kit says what it offers")]
 
 use practice_gateway::chain::ChainValue;
 use practice_gateway::hub::store::{Entry, LaneName};
