@@ -13,8 +13,12 @@
     reason = "a benchmark stops at the first thing that goes wrong, and prints"
 )]
 
+#[allow(dead_code, unused_imports, reason = "a benchmark uses its own part of the harness")]
 #[path = "../tests/harness/mod.rs"]
 mod harness;
+#[allow(dead_code, reason = "a benchmark uses its own part of it")]
+#[path = "../tests/harness/memory.rs"]
+mod memory;
 
 use std::ffi::OsString;
 use std::io::{Read as _, Write as _};
@@ -22,9 +26,9 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use harness::Certificates;
 use harness::senders::{connect, exchange, message, positive};
 use harness::site::{Site, SiteOptions, adds_up};
-use harness::{Certificates, memory};
 use hdrhistogram::Histogram;
 
 const SENDERS: usize = 64;

@@ -12,6 +12,7 @@
     reason = "a benchmark stops at the first thing that goes wrong, and prints"
 )]
 
+#[allow(dead_code, unused_imports, reason = "a benchmark uses its own part of the harness")]
 #[path = "../tests/harness/mod.rs"]
 mod harness;
 

@@ -1,6 +1,6 @@
 //! What must hold for any bytes: no panic, no memory beyond a bound, and what is read means one thing.
 //!
-//! The fuzz targets call these, and so does `tests/fuzz_corpus.rs`, which needs no nightly compiler.
+//! The fuzz targets call these, and so does `tests/model/fuzz_corpus.rs`, which needs no nightly compiler.
 
 use std::collections::VecDeque;
 use std::path::Path;

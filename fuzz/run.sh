@@ -9,7 +9,7 @@ cd "$(dirname "$0")"
 seconds=${1:-60}
 [ $# = 0 ] || shift
 if ! rustup toolchain list 2>/dev/null | grep -q '^nightly'; then
-    echo "NOT RUN: fuzz targets, there is no nightly compiler (tests/fuzz_corpus.rs runs what they have found)"
+    echo "NOT RUN: fuzz targets, there is no nightly compiler (tests/model/fuzz_corpus.rs runs what they have found)"
     exit 0
 fi
 command -v cargo-fuzz >/dev/null 2>&1 || cargo install --locked cargo-fuzz

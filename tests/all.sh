@@ -4,7 +4,7 @@
 #   tests/all.sh            every test of the project (minutes)
 #   tests/all.sh --long     also the power-cut rig and the long fault runs (an hour)
 #
-# With PGW_DATA=DIRECTORY the samples below that directory go through the doors, and not only those in the tree (tests/corpus.rs).
+# With PGW_DATA=DIRECTORY the samples below that directory go through the doors, and not only those in the tree (tests/gateway/corpus.rs).
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -25,7 +25,7 @@ if ! command -v mosquitto >/dev/null 2>&1 && ! [ -x /usr/sbin/mosquitto ]; then
     [ -z "${failed:-}" ] || exit 69
 fi
 
-# Programs that nobody here wrote, for tests/clients.rs: pinned, kept in target/clients. Half a minute the first time.
+# Programs that nobody here wrote, for tests/gateway/clients.rs: pinned, kept in target/clients. Half a minute the first time.
 # Node takes minutes to install where it is not there: it is brought in for the long run only.
 clients="$PWD/target/clients"
 from_pypi="hl7==0.4.5 schemathesis==4.32.5 cloudevents==2.2.0"

@@ -18,6 +18,8 @@
 //! | `ballast` | space that is released when the disk is full | made again |
 //! | `trash/` | being deleted | - |
 //!
+//! Beside the daemon work [`mend`] (offline repair), [`moving`] (another box) and [`set_aside`] (a lost key); [`hostile`] is for the fuzz targets.
+//!
 //! Invariants, each held by a test:
 //! - An answer is given after the barrier, never before; readers see only what is behind it ([`pen`]).
 //! - Segment k counts for the positions from its base up to the base of the next one ([`lane`]).

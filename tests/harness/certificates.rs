@@ -1,6 +1,6 @@
 //! A fleet CA made afresh for each test.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair,
@@ -41,11 +41,6 @@ impl Certificates {
         let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
         std::fs::write(directory.path().join("ca.pem"), issuer.pem()).unwrap();
         Self { directory, issuer }
-    }
-
-    /// Where the files lie.
-    pub fn directory(&self) -> &Path {
-        self.directory.path()
     }
 
     /// The CA's certificate.

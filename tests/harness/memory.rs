@@ -10,16 +10,16 @@ fn status(pid: u32, key: &str) -> u64 {
 }
 
 /// Resident now, bytes.
-pub fn resident(pid: u32) -> u64 {
+pub(crate) fn resident(pid: u32) -> u64 {
     status(pid, "VmRSS")
 }
 
 /// The most that was resident since the start or the last [`forget_peak`], bytes.
-pub fn peak(pid: u32) -> u64 {
+pub(crate) fn peak(pid: u32) -> u64 {
     status(pid, "VmHWM")
 }
 
 /// Begins to count the peak anew.
-pub fn forget_peak(pid: u32) {
+pub(crate) fn forget_peak(pid: u32) {
     std::fs::write(Path::new("/proc").join(pid.to_string()).join("clear_refs"), "5").expect("written");
 }

@@ -1,12 +1,7 @@
 //! What the end-to-end tests stand on: fresh certificates, a real Mosquitto and a proxy that breaks links.
 //!
 //! Everything listens on loopback, on ports that the system picked, below directories that clean up after themselves.
-#![allow(
-    dead_code,
-    unreachable_pub,
-    missing_docs,
-    reason = "each test file uses its own part of the harness"
-)]
+#![allow(unreachable_pub, missing_docs, reason = "a kit says what it offers")]
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -16,7 +11,6 @@
 )]
 
 mod certificates;
-pub mod memory;
 mod mosquitto;
 pub mod ports;
 #[path = "../../examples/outage/proof.rs"]
@@ -28,11 +22,8 @@ pub mod shim;
 pub mod site;
 pub mod wire;
 
-#[allow(unused_imports, reason = "each test file uses its own part of the harness")]
 pub use certificates::{CertificateFiles, Certificates};
-#[allow(unused_imports, reason = "each test file uses its own part of the harness")]
 pub use mosquitto::{Mosquitto, MosquittoOptions};
-#[allow(unused_imports, reason = "each test file uses its own part of the harness")]
 pub use proxy::{Direction, Fault, FaultProxy};
 
 use std::time::{Duration, Instant};

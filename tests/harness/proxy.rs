@@ -107,24 +107,9 @@ impl FaultProxy {
         self.state.send_modify(|state| state.cuts += 1);
     }
 
-    /// New connections go there.
-    pub fn retarget(&self, port: u16) {
-        self.state.send_modify(|state| state.target = SocketAddr::from(([127, 0, 0, 1], port)));
-    }
-
     /// Connections accepted since the start.
     pub fn accepted(&self) -> u64 {
         self.counters.accepted.load(Ordering::Relaxed)
-    }
-
-    /// Bytes read from clients since the start.
-    pub fn bytes_up(&self) -> u64 {
-        self.counters.up.load(Ordering::Relaxed)
-    }
-
-    /// Bytes read from the broker since the start.
-    pub fn bytes_down(&self) -> u64 {
-        self.counters.down.load(Ordering::Relaxed)
     }
 }
 

@@ -1,5 +1,5 @@
 //! A gateway's side of a lane, as far as the hub's tests need one: numbered, chained transactions.
-#![allow(dead_code, unreachable_pub, reason = "each test file uses its own part of the kit")]
+#![allow(unreachable_pub, reason = "a kit says what it offers")]
 
 use pgw_core::chain::ChainValue;
 use pgw_core::transaction::{Epoch, Gateway, Lane, Practice};

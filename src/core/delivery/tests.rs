@@ -1,4 +1,4 @@
-//! The machine's rules, one by one. What they add up to is for `tests/simulation.rs` and `tests/exhaustive.rs`.
+//! The machine's rules, one by one. What they add up to is for `tests/model/simulation.rs` and `tests/model/exhaustive.rs`.
 
 use uuid::Uuid;
 

@@ -1,0 +1,417 @@
+//! The doors, driven by programs that nobody here wrote: what they are told is safe stands in the hub's store byte for
+//! byte, once and in order.
+//!
+//! `tests/all.sh` installs them, pinned, and says where by `PGW_CLIENTS` (and `PGW_CLIENTS_NODE=1` where node is there).
+//! In a run that it has started a client that is missing is a failure; in any other run each test says `NOT RUN`.
+
+use std::fmt::Write as _;
+use std::io::Write as _;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::Duration;
+
+use base64::Engine as _;
+use rumqttc::v5::mqttbytes::QoS;
+use rumqttc::v5::mqttbytes::v5::Packet;
+use rumqttc::v5::{Client, Event, MqttOptions};
+use serde_json::{Value, json};
+
+use crate::harness::proof::Proof;
+use crate::harness::senders::{connect, exchange, message, positive};
+use crate::harness::site::{Site, SiteOptions, adds_up};
+use crate::harness::{CertificateFiles, Certificates, Mosquitto, ports};
+use crate::http_kit::curl;
+
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// Where the clients are; `None`, loudly, where `tests/all.sh` has not installed them.
+fn clients(name: &str, needs_node: bool) -> Option<PathBuf> {
+    let place = std::env::var_os("PGW_CLIENTS").map(PathBuf::from);
+    let node = std::env::var_os("PGW_CLIENTS_NODE").is_some();
+    if place.is_none() || (needs_node && !node) {
+        // Past the capture of a test's output, which a test that passes would keep to itself.
+        let _ = writeln!(std::io::stderr(), "NOT RUN: {name}: tests/all.sh installs what it needs");
+        return None;
+    }
+    place
+}
+
+struct Road {
+    site: Site,
+    /// TLS, with certificates of the senders.
+    guarded: SocketAddr,
+    /// HTTP, for everybody.
+    http: SocketAddr,
+    certificates: Certificates,
+    broker: Mosquitto,
+}
+
+impl Road {
+    fn new() -> Self {
+        let certificates = Certificates::new();
+        let broker = Mosquitto::start(&certificates);
+        let mut site = Site::new(&certificates, broker.port(), broker.port(), SiteOptions::default());
+        let guarded = SocketAddr::from((Ipv4Addr::LOCALHOST, ports::reserve()));
+        let http = SocketAddr::from((Ipv4Addr::LOCALHOST, ports::reserve()));
+        let server = certificates.server();
+        let mut config = std::fs::read_to_string(site.gateway_config()).unwrap();
+        let _ = writeln!(
+            config,
+            "[[mllp]]\nlisten = \"{guarded}\"\ncertificate_file = {:?}\nkey_file = {:?}\nclient_ca_file = {:?}",
+            server.certificate,
+            server.key,
+            certificates.ca()
+        );
+        let _ = writeln!(config, "[[http]]\nlisten = \"{http}\"");
+        std::fs::write(site.gateway_config(), config).unwrap();
+        site.start_hub();
+        site.start_gateway();
+        Self { site, guarded, http, certificates, broker }
+    }
+
+    /// All that was acknowledged is at the hub, byte for byte, once, in order.
+    fn judge(mut self, safe: Vec<Vec<u8>>) {
+        assert!(!safe.is_empty(), "nothing was accepted: the run proves nothing");
+        self.site.wait_for("confirmed_total", safe.len() as u64, PATIENCE);
+        self.site.stop();
+        let accepted = safe.len();
+        let proof = Proof::of(&self.site.store(), &[safe]).expect("the hub's files");
+        assert_eq!((proof.delivered, proof.lost, proof.repeated, proof.out_of_order), (accepted, 0, 0, 0));
+        assert!(proof.chain_ok);
+    }
+}
+
+/// An HTTP door for everybody, on a gateway that has no link.
+fn http_door(certificates: &Certificates, more: &str) -> (Site, String) {
+    let mut site = Site::new(certificates, ports::reserve(), ports::reserve(), SiteOptions::default());
+    let door = ports::reserve();
+    let mut config = std::fs::read_to_string(site.gateway_config()).unwrap();
+    let _ = writeln!(config, "[[http]]\nlisten = \"127.0.0.1:{door}\"\n{more}");
+    std::fs::write(site.gateway_config(), config).unwrap();
+    site.start_gateway();
+    (site, format!("http://127.0.0.1:{door}"))
+}
+
+fn succeeded(output: &Output) -> String {
+    let (said, complained) =
+        (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{}\n{said}\n{complained}", output.status);
+    said.into_owned()
+}
+
+/// Runs a script of `tests/clients/`, and gives what it sent; each message was answered positively, by its own id.
+fn script(
+    command: &mut Command,
+    name: &str,
+    port: u16,
+    count: usize,
+    tls: Option<(&Path, &CertificateFiles)>,
+) -> Vec<Vec<u8>> {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/clients").join(name);
+    command.arg(script).arg(port.to_string()).arg(count.to_string());
+    if let Some((ca, files)) = tls {
+        command.arg(ca).arg(&files.certificate).arg(&files.key);
+    }
+    let said = succeeded(&command.output().expect("the client is installed"));
+    let sent: Vec<Vec<u8>> = said
+        .lines()
+        .map(|line| {
+            let line: serde_json::Value =
+                serde_json::from_str(line).unwrap_or_else(|e| panic!("{e}: {line}"));
+            assert_eq!((line["code"].as_str(), &line["answered"]), (Some("AA"), &line["id"]), "{line}");
+            let sent = line["sent"].as_str().expect("what it sent");
+            base64::engine::general_purpose::STANDARD.decode(sent).expect("base64")
+        })
+        .collect();
+    assert_eq!(sent.len(), count, "{said}");
+    sent
+}
+
+fn python(clients: &Path) -> Command {
+    Command::new(clients.join("python/bin/python3"))
+}
+
+fn node(clients: &Path) -> Command {
+    let mut command = Command::new("node");
+    command.env("NODE_PATH", clients.join("node/node_modules"));
+    command
+}
+
+#[test]
+fn mllp_send_of_pypi_hl7() {
+    let Some(clients) = clients("mllp_send", false) else { return };
+    let road = Road::new();
+    let messages: Vec<Vec<u8>> = (0..40).map(|n| message(1, n, n * 50)).collect();
+    let mut file = Vec::new();
+    for message in &messages {
+        file.extend_from_slice(&[&[0x0b], message.as_slice(), &[0x1c, 0x0d]].concat());
+    }
+    let path = road.site.path("frames");
+    std::fs::write(&path, file).unwrap();
+    let output = Command::new(clients.join("python/bin/mllp_send"))
+        .args(["--port", &road.site.door.port().to_string(), "--file"])
+        .arg(&path)
+        .arg("127.0.0.1")
+        .output()
+        .expect("mllp_send is installed");
+    let said = succeeded(&output);
+    let answered: Vec<&str> = said.split("MSA|").skip(1).collect();
+    assert_eq!(answered.len(), messages.len(), "{said}");
+    for (number, answer) in answered.iter().enumerate() {
+        assert!(answer.starts_with(&format!("CA|1-{number}|")), "{answer}");
+    }
+    // It takes the last line end away before it sends.
+    let sent = messages.into_iter().map(|m| m.strip_suffix(b"\r").expect("a line end").to_vec()).collect();
+    road.judge(sent);
+}
+
+#[test]
+fn the_asyncio_client_of_pypi_hl7() {
+    let Some(clients) = clients("asyncio client", false) else { return };
+    let road = Road::new();
+    let sent = script(&mut python(&clients), "asyncio_client.py", road.site.door.port(), 40, None);
+    assert!(sent[0].contains(&0xfc), "not UTF-8, and unchanged");
+    road.judge(sent);
+}
+
+#[test]
+fn the_asyncio_client_over_tls_with_a_certificate() {
+    let Some(clients) = clients("asyncio client over TLS", false) else { return };
+    let road = Road::new();
+    let (ca, files) = (road.certificates.ca(), road.certificates.client("lab"));
+    let port = road.guarded.port();
+    let sent = script(&mut python(&clients), "asyncio_client.py", port, 20, Some((&ca, &files)));
+    let strangers = Certificates::new();
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/clients/asyncio_client.py");
+    let stranger = strangers.client("lab");
+    let mut refused = python(&clients);
+    refused.arg(script).arg(port.to_string()).arg("1").arg(&ca).arg(&stranger.certificate).arg(&stranger.key);
+    assert!(!refused.output().expect("python").status.success(), "a stranger's certificate got in");
+    road.judge(sent);
+}
+
+#[test]
+fn simple_hl7_of_npm() {
+    let Some(clients) = clients("simple-hl7", true) else { return };
+    let road = Road::new();
+    let sent = script(&mut node(&clients), "simple-hl7.cjs", road.site.door.port(), 40, None);
+    road.judge(sent);
+}
+
+#[test]
+fn node_hl7_client_of_npm() {
+    let Some(clients) = clients("node-hl7-client", true) else { return };
+    let road = Road::new();
+    let mut sent = script(&mut node(&clients), "node-hl7-client.cjs", road.site.door.port(), 40, None);
+    let (ca, files) = (road.certificates.ca(), road.certificates.client("lab"));
+    // Over TLS, by another door and so with other ids.
+    sent.extend(script(
+        &mut node(&clients),
+        "node-hl7-client.cjs",
+        road.guarded.port(),
+        10,
+        Some((&ca, &files)),
+    ));
+    road.judge(sent);
+}
+
+#[test]
+fn curl_sends_hl7_over_http() {
+    // Debian's curl is on every machine that builds this; nothing is installed for it.
+    let certificates = Certificates::new();
+    let (mut site, door) = http_door(&certificates, "");
+    let file = site.path("message.hl7");
+    std::fs::write(&file, message(1, 1, 100)).unwrap();
+    let output = Command::new("curl")
+        .args(["--silent", "--fail-with-body", "--noproxy", "*", "--max-time", "60"])
+        .args(["--header", "Content-Type: application/hl7-v2+er7", "--data-binary"])
+        .arg(format!("@{}", file.display()))
+        .arg(format!("{door}/hl7"))
+        .output()
+        .expect("curl");
+    assert!(succeeded(&output).contains("MSA|CA|1-1|"));
+    site.wait_for("accepted_total", 1, PATIENCE);
+    site.stop();
+}
+
+/// Requests that nobody here thought of, made up from the contract, right ones and wrong ones: each answer must be one that
+/// the contract allows, wrong ones must be refused, and the gateway must be none the worse.
+#[test]
+fn schemathesis_finds_no_lie_in_the_contract() {
+    let Some(clients) = clients("schemathesis", false) else { return };
+    let certificates = Certificates::new();
+    let (mut site, door) = http_door(&certificates, "body_limit_bytes = 50_000");
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let long = std::env::var_os("PGW_LONG").is_some();
+    let mut command = Command::new(clients.join("python/bin/schemathesis"));
+    command
+        .env("NO_PROXY", "*")
+        .env("SCHEMATHESIS_HOOKS", root.join("tests/clients/schemathesis_hooks.py"))
+        .current_dir(site.store().parent().unwrap())
+        .arg("--config-file")
+        .arg(root.join("tests/clients/schemathesis.toml"))
+        .arg("run")
+        .arg(root.join("docs/openapi.yaml"))
+        .args(["--url", &door, "--no-color", "--continue-on-failure", "--warnings", "off"]);
+    // The run of every day is the same each time; the long one chooses, and says its seed.
+    command.args(match long {
+        true => ["--max-examples=500", "--generation-database=none"],
+        false => ["--max-examples=30", "--generation-deterministic"],
+    });
+    let said = succeeded(&command.output().expect("schemathesis is installed"));
+    println!("{said}");
+    let cases = said.lines().find_map(|line| line.trim().split_once(" generated, ")?.0.parse::<u32>().ok());
+    assert!(cases.is_some_and(|cases| cases > 300), "hardly anything was tried:\n{said}");
+    let status = site.status().expect("the gateway answers");
+    adds_up(&status);
+    let number = |key: &str| status[key].as_u64().unwrap();
+    assert!(number("accepted_total") > 10 && number("refused_total") > 10, "{status}");
+    let log = site.log("gateway");
+    assert!(!log.contains(" ERROR ") && !log.contains("A panic"), "{log}");
+    site.stop();
+}
+
+/// What a subscriber of the broker is given of `count` transactions, in the order in which it comes; a second copy of one is left
+/// out. Subscribed when this returns.
+fn listen(plain_port: u16, count: usize) -> std::thread::JoinHandle<Vec<Value>> {
+    let (subscribed, wait) = std::sync::mpsc::channel();
+    let thread = std::thread::spawn(move || {
+        let mut options = MqttOptions::new("listener", "127.0.0.1", plain_port);
+        options.set_keep_alive(Duration::from_secs(30));
+        options.set_max_packet_size(Some(1 << 20));
+        let (client, mut connection) = Client::new(options, 16);
+        client.subscribe("pgw/v1/+/+/txn/+", QoS::AtLeastOnce).expect("asked");
+        let mut carried: Vec<Value> = Vec::new();
+        while carried.len() < count {
+            match connection.recv_timeout(PATIENCE).expect("before long").expect("the broker") {
+                Event::Incoming(Packet::SubAck(_)) => subscribed.send(()).expect("waited for"),
+                Event::Incoming(Packet::Publish(publish)) => {
+                    let properties = publish.properties.expect("properties");
+                    let one = json!({
+                        "content_type": properties.content_type.expect("a content type"),
+                        "properties": properties.user_properties,
+                        "payload": base64::engine::general_purpose::STANDARD.encode(&publish.payload),
+                    });
+                    if carried.iter().all(|known| known["payload"] != one["payload"]) {
+                        carried.push(one);
+                    }
+                }
+                _ => {}
+            }
+        }
+        carried
+    });
+    wait.recv_timeout(PATIENCE).expect("subscribed");
+    thread
+}
+
+/// What a decoder of `tests/clients/` makes of the lines that it is given.
+fn decoded(mut command: Command, script: &str, lines: &str) -> Vec<Value> {
+    command.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/clients").join(script));
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().expect("the decoder is installed");
+    // One that gives up early says why.
+    let _ = child.stdin.take().unwrap().write_all(lines.as_bytes());
+    let said = succeeded(&child.wait_with_output().unwrap());
+    said.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect()
+}
+
+/// The packages that the CloudEvents project itself publishes read what the broker carries, and find in it what was sent.
+#[test]
+fn cloudevents_of_pypi_and_npm_decode_what_the_broker_carries() {
+    let Some(clients) = clients("cloudevents of PyPI", false) else { return };
+    let mut road = Road::new();
+    let latin =
+        b"MSH|^~\\&|LAB|SURG||PGW|1||ADT^A08^ADT_A05|7|P|2.4|||AL|||8859/1\rPID|1||X||M\xfcller\r".to_vec();
+    let all: Vec<u8> = (0..=255).cycle().take(70_000).collect();
+    let bundle =
+        br#"{"resourceType":"Bundle","type":"message","entry":[{"resource":{"resourceType":"MessageHeader",
+        "eventCoding":{"code":"servicerequest-request"}}}]}"#
+            .to_vec();
+    let fhir_ids = [
+        "X-Request-ID: 00000000-0000-4000-8000-000000000001",
+        "X-Correlation-ID: 00000000-0000-4000-8000-000000000002",
+    ];
+    let edifact = b"UNB+UNOA:2+1+2+260101:1200+1'".to_vec();
+    // Body; what it is to be by source, type, media type, kind and correlation id.
+    let expected = [
+        (message(1, 1, 50), ["hl7v2:LAB1%7CTEST", "hl7v2.oru_r01", "application/hl7-v2+er7", "hl7v2", ""]),
+        (
+            latin,
+            ["hl7v2:LAB%7CSURG", "hl7v2.adt_a08", "application/hl7-v2+er7; charset=iso-8859-1", "hl7v2", ""],
+        ),
+        (edifact, ["http:local", "uk.nhs.nhais", "application/edifact", "edifact", "a b-1"]),
+        (all, ["http:local", "http.transaction", "application/octet-stream", "opaque", ""]),
+        (
+            bundle,
+            [
+                "fhir:local",
+                "fhir.servicerequest-request",
+                "application/fhir+json",
+                "fhir",
+                "00000000-0000-4000-8000-000000000002",
+            ],
+        ),
+    ];
+    let listener = listen(road.broker.plain_port(), expected.len());
+    let mut stream = connect(road.site.door).expect("the door");
+    for (body, _) in &expected[..2] {
+        assert!(positive(&exchange(&mut stream, body).expect("an answer")));
+    }
+    let post = |path: &str, headers: &[&str], body: &[u8]| {
+        let headers: Vec<String> = headers.iter().map(|header| (*header).to_owned()).collect();
+        let answer = curl(&format!("http://{}{path}", road.http), &headers, Some(body), &[]);
+        assert_eq!(answer.status, 202, "{}", answer.text());
+    };
+    let edifact = ["Content-Type: application/edifact", "Ce-Type: uk.nhs.nhais", "X-Correlation-ID: a b-1"];
+    post("/v1/transactions", &edifact, &expected[2].0);
+    post("/v1/transactions", &[], &expected[3].0);
+    let fhir = ["Content-Type: application/fhir+json", fhir_ids[0], fhir_ids[1]];
+    post("/fhir/$process-message", &fhir, &expected[4].0);
+    let carried = listener.join().expect("listened");
+    road.site.wait_for("confirmed_total", expected.len() as u64, PATIENCE);
+    // What the outbox itself says of them.
+    let list = road.site.gateway_command(&["outbox", "list", "--json", "--from", "1"]);
+    let kept: Vec<Value> =
+        succeeded(&list).lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    let lines: String = carried.iter().map(|line| format!("{line}\n")).collect();
+    let mut judges = vec![("PyPI", decoded(python(&clients), "cloudevents_pypi.py", &lines))];
+    if std::env::var_os("PGW_CLIENTS_NODE").is_some() {
+        judges.push(("npm", decoded(node(&clients), "cloudevents-npm.cjs", &lines)));
+    }
+    for (judge, events) in judges {
+        assert_eq!((events.len(), kept.len()), (expected.len(), expected.len()), "{judge}");
+        for (number, ((event, kept), (body, words))) in events.iter().zip(&kept).zip(&expected).enumerate() {
+            let [source, event_type, content_type, kind, correlation] = *words;
+            let mut wanted = json!({
+                "specversion": "1.0",
+                "id": kept["id"],
+                "source": format!("urn:pgw:B86022:gw1:{source}"),
+                "type": event_type,
+                "time": kept["time"],
+                "datacontenttype": content_type,
+                "lane": "clinical",
+                "epoch": kept["epoch"],
+                "sequence": (number + 1).to_string(),
+                "round": event["round"],
+                "chain": kept["chain"],
+                "kind": kind,
+                "clock": event["clock"],
+                "data": base64::engine::general_purpose::STANDARD.encode(body),
+            });
+            if !correlation.is_empty() {
+                wanted["correlationid"] = correlation.into();
+            }
+            assert_eq!(*event, wanted, "{judge}, transaction {}", number + 1);
+            assert!(event["round"].as_str().is_some_and(|round| round.parse::<u64>().is_ok()), "{event}");
+            let clock = event["clock"].as_str().expect("a word");
+            assert!(["synced", "holdover", "untrusted"].contains(&clock), "{clock}");
+            assert!(
+                kept["id"].is_string() && kept["chain"].is_string() && kept["time"].is_string(),
+                "{kept}"
+            );
+        }
+    }
+    road.site.stop();
+}

@@ -1,0 +1,244 @@
+//! The daemon's life as systemd and a person see it: ready, watchdog, stopping, exit codes, `init` and `check`.
+
+use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::net::UnixDatagram;
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use crate::harness;
+use crate::harness::Certificates;
+use crate::harness::senders::{connect, exchange, message, positive};
+use crate::harness::site::{Site, SiteOptions};
+
+const GATEWAY: &str = env!("CARGO_BIN_EXE_practice-gateway");
+
+fn dead_port() -> u16 {
+    harness::ports::reserve()
+}
+
+fn site(options: SiteOptions) -> (Site, Certificates) {
+    let certificates = Certificates::new();
+    let site = Site::new(&certificates, dead_port(), dead_port(), options);
+    (site, certificates)
+}
+
+/// systemd's end of the notify socket.
+struct Systemd(UnixDatagram);
+
+impl Systemd {
+    fn new(path: &Path) -> Self {
+        let socket = UnixDatagram::bind(path).expect("a socket");
+        socket.set_read_timeout(Some(Duration::from_millis(100))).expect("set");
+        Self(socket)
+    }
+
+    /// What comes until it contains `wanted`.
+    fn until(&self, wanted: &str, limit: Duration) -> String {
+        let (start, mut all) = (Instant::now(), String::new());
+        let mut buffer = [0; 4096];
+        while start.elapsed() < limit {
+            if let Ok(length) = self.0.recv(&mut buffer) {
+                all.push_str(&String::from_utf8_lossy(&buffer[..length]));
+                all.push('\n');
+                if all.contains(wanted) {
+                    return all;
+                }
+            }
+        }
+        panic!("systemd was not told {wanted}, but: {all}");
+    }
+}
+
+fn terminate(child: &mut Child) -> std::process::ExitStatus {
+    let pid = rustix::process::Pid::from_raw(child.id().cast_signed()).expect("a process");
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("signalled");
+    child.wait().expect("waited")
+}
+
+#[test]
+fn systemd_is_told_when_it_accepts_that_it_moves_and_that_it_stops() {
+    let (site, _certificates) = site(SiteOptions::default());
+    let systemd = Systemd::new(&site.path("notify"));
+    let mut child = Command::new(GATEWAY)
+        .args(["run", "--config"])
+        .arg(site.gateway_config())
+        .env("NOTIFY_SOCKET", site.path("notify"))
+        .env("WATCHDOG_USEC", "400000")
+        .stdin(Stdio::null())
+        .stderr(std::fs::File::create(site.path("gateway.log")).expect("a log"))
+        .spawn()
+        .expect("started");
+    systemd.until("READY=1", Duration::from_secs(30));
+    // Ready means ready: the door answers, with the link down.
+    let mut stream = connect(site.door).expect("the door");
+    assert!(positive(&exchange(&mut stream, &message(1, 1, 10)).expect("an answer")));
+    systemd.until("WATCHDOG=1", Duration::from_secs(10));
+    systemd.until("WATCHDOG=1", Duration::from_secs(10));
+    systemd.until("STATUS=buffering", Duration::from_secs(20));
+    let status = terminate(&mut child);
+    assert!(status.success(), "{status}: {}", site.log("gateway"));
+    systemd.until("STOPPING=1", Duration::from_secs(1));
+    assert!(!site.path("control.sock").exists(), "the socket is left");
+}
+
+#[test]
+fn a_second_daemon_on_the_same_store_is_told_to_come_later() {
+    let (mut site, _certificates) = site(SiteOptions::default());
+    site.start_gateway();
+    let output = site.gateway_command(&["run"]);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(75), "{said}");
+    assert!(said.contains("in use by another process"), "{said}");
+    assert!(site.status().is_some(), "the first one was disturbed");
+    site.stop();
+}
+
+#[test]
+fn a_door_that_is_taken_is_named() {
+    let (site, _certificates) = site(SiteOptions::default());
+    let _taken = std::net::TcpListener::bind(site.door).expect("the port");
+    let output = site.gateway_command(&["run"]);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(69), "{said}");
+    assert!(said.contains(&site.door.to_string()), "{said}");
+}
+
+#[test]
+fn a_log_that_nobody_takes_stops_nothing() {
+    let (mut site, _certificates) = site(SiteOptions::default());
+    std::os::unix::fs::symlink("/dev/full", site.path("gateway.log")).expect("a link");
+    site.start_gateway();
+    let mut stream = connect(site.door).expect("the door");
+    for number in 0..3 {
+        assert!(positive(&exchange(&mut stream, &message(1, number, 100)).expect("an answer")));
+    }
+    assert_eq!(site.status().expect("a status")["accepted_total"], 3);
+    assert!(site.gateway_ended().is_none());
+}
+
+#[test]
+fn a_key_that_others_may_read_or_that_is_gone_starts_nothing() {
+    let (site, _certificates) = site(SiteOptions::default());
+    let key = site.path("outbox.key");
+    let mode = std::fs::metadata(&key).expect("the key").permissions().mode() & 0o777;
+    assert_eq!(mode, 0o600);
+    std::fs::set_permissions(&key, std::fs::Permissions::from_mode(0o644)).expect("set");
+    let output = site.gateway_command(&["run"]);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(78), "{said}");
+    assert!(said.contains("0644") && said.contains("outbox.key"), "{said}");
+    std::fs::remove_file(&key).expect("removed");
+    assert_eq!(site.gateway_command(&["run"]).status.code(), Some(78));
+    assert!(!site.path("data/outbox").exists(), "the store was touched");
+}
+
+fn text(output: &Output) -> String {
+    String::from_utf8_lossy(&[output.stdout.clone(), output.stderr.clone()].concat()).into_owned()
+}
+
+#[test]
+fn a_credential_of_systemd_goes_before_the_file() {
+    let (site, _certificates) = site(SiteOptions::default());
+    let before = text(&site.gateway_command(&["check"]));
+    std::fs::create_dir(site.path("credentials")).expect("made");
+    std::fs::write(site.path("credentials/outbox-key"), "ab".repeat(32)).expect("written");
+    let output = Command::new(GATEWAY)
+        .args(["check", "--config"])
+        .arg(site.gateway_config())
+        .env("CREDENTIALS_DIRECTORY", site.path("credentials"))
+        .output()
+        .expect("run");
+    let after = text(&output);
+    let line = |said: &str| said.lines().find(|line| line.contains("outbox key")).map(str::to_owned);
+    assert!(after.contains("credentials/outbox-key"), "{after}");
+    assert_ne!(line(&before), line(&after));
+}
+
+#[test]
+fn init_replaces_no_key_and_says_what_to_escrow() {
+    let (site, _certificates) = site(SiteOptions::default());
+    for (key, file) in [("outbox.key", true), ("signing.key", false)] {
+        let before = std::fs::read(site.path(key)).expect("the key");
+        let again = if file { site.gateway_command(&["init"]) } else { site.hub_command(&["init"]) };
+        let said = text(&again);
+        assert!(again.status.success() && said.contains("left as it is"), "{said}");
+        assert!(said.contains("Keep a copy"), "{said}");
+        assert_eq!(std::fs::read(site.path(key)).expect("the key"), before);
+    }
+}
+
+#[test]
+fn check_says_what_is_wrong_and_what_to_do_one_line_each() {
+    let (site, _certificates) = site(SiteOptions::default());
+    let output = site.gateway_command(&["check"]);
+    let said = text(&output);
+    assert!(output.status.success(), "{said}");
+    for what in ["configuration", "outbox key", "store", "certificate", "dates", "CA"] {
+        assert!(said.contains(&format!("OK    {what} ")), "{what}: {said}");
+    }
+    let output = site.hub_command(&["check"]);
+    assert!(output.status.success() && text(&output).contains("OK    signing key"), "{}", text(&output));
+}
+
+#[test]
+fn check_says_that_an_open_door_is_open() {
+    let (site, certificates) = site(SiteOptions::default());
+    let text_before = std::fs::read_to_string(site.gateway_config()).expect("gateway.toml");
+    let server = certificates.server();
+    let tls = format!("certificate_file = {:?}\nkey_file = {:?}", server.certificate, server.key);
+    let ca = format!("{tls}\nclient_ca_file = {:?}", certificates.ca());
+    for (more, noted) in [
+        (String::new(), true),
+        ("allow_addresses = [\"10.0.0.0/8\"]".into(), false),
+        (tls.clone(), true),
+        (ca, false),
+    ] {
+        let door = format!("[[mllp]]\nlisten = \"0.0.0.0:2576\"\n{more}\n");
+        std::fs::write(site.gateway_config(), format!("{text_before}{door}")).expect("written");
+        let output = site.gateway_command(&["check"]);
+        let said = text(&output);
+        assert!(output.status.success(), "a note is no failure: {said}");
+        assert_eq!(said.contains("NOTE  mllp           0.0.0.0:2576: whoever"), noted, "{more}: {said}");
+        assert_eq!(said.contains("OK    mllp "), more.contains("key_file"), "{said}");
+    }
+    let broken = tls.replace("certificate.pem", "none.pem");
+    let door = format!("[[mllp]]\nlisten = \"127.0.0.1:2576\"\n{broken}\n");
+    std::fs::write(site.gateway_config(), format!("{text_before}{door}")).expect("written");
+    for (command, code) in [("check", 78), ("run", 78)] {
+        let output = site.gateway_command(&[command]);
+        assert_eq!(output.status.code(), Some(code), "{command}: {}", text(&output));
+        assert!(text(&output).contains("none.pem"), "{}", text(&output));
+    }
+}
+
+#[test]
+fn check_finds_each_wrong_certificate() {
+    type Choose = fn(&Certificates, &Certificates) -> harness::CertificateFiles;
+    let wrong: [(&str, Choose); 3] = [
+        ("FAIL  certificate ", |fleet, _| fleet.client("B86022.gw2")),
+        ("FAIL  dates ", |fleet, _| fleet.expired_client("B86022.gw1")),
+        ("FAIL  CA ", |_, strangers| strangers.client("B86022.gw1")),
+    ];
+    let strangers = Certificates::new();
+    for (line, choose) in wrong {
+        let certificates = Certificates::new();
+        let certificate = Some(choose(&certificates, &strangers));
+        let options = SiteOptions { certificate, ..SiteOptions::default() };
+        let site = Site::new(&certificates, dead_port(), dead_port(), options);
+        let output = site.gateway_command(&["check"]);
+        let said = text(&output);
+        assert_eq!(output.status.code(), Some(78), "{said}");
+        let fails = said.lines().filter(|line| line.starts_with("FAIL")).count();
+        assert!(said.contains(line) && fails == 1 && said.contains("-> "), "{line}: {said}");
+    }
+}
+
+#[test]
+fn a_wrong_command_line_ends_with_64_and_help_ends_well() {
+    for (words, code) in [(&["fly"][..], 64), (&["run", "--fast"], 64), (&["--help"], 0), (&["--version"], 0)]
+    {
+        let output = Command::new(GATEWAY).args(words).output().expect("run");
+        assert_eq!(output.status.code(), Some(code), "{words:?}: {}", text(&output));
+    }
+}

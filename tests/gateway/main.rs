@@ -1,0 +1,33 @@
+//! The gateway's program by itself, as its senders, its operators and systemd meet it: doors, command line, daemon,
+//! configuration, and what is shipped in `deploy/`.
+//!
+//! Every test has a site of its own (directory, ports, certificates, processes). Nothing here changes this process: what a
+//! daemon needs in its environment is given to that daemon.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a test stops at the first thing that goes wrong, and prints"
+)]
+
+mod corpus_kit;
+#[allow(dead_code, unused_imports, reason = "all of it is used, and what is not is found, in tests/pipeline")]
+#[path = "../harness/mod.rs"]
+mod harness;
+mod http_kit;
+#[path = "../harness/memory.rs"]
+mod memory;
+
+mod bad_input;
+mod clients;
+mod command_line;
+mod configuration;
+mod corpus;
+mod daemon;
+mod deploy;
+mod doors;
+mod folder;
+mod http;
+mod limits;
+mod release;

@@ -1,0 +1,332 @@
+//! The store thread without a broker: no receipt says more than what the store has on stable storage, ever.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, mpsc};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use pgw_core::wire::SCHEMA;
+use pgw_core::wire::receipt::Position;
+use pgw_core::wire::to_json;
+use pgw_core::wire::topic::Root;
+use pgw_hub::answers::{Answer, Answers};
+use pgw_hub::backup::Backups;
+use pgw_hub::desk::{Arrival, Desk, GroupLimits};
+use pgw_hub::fleet::Fleet;
+use pgw_hub::store::ndjson::NdjsonStore;
+use pgw_hub::store::{Entry, LaneName, Mark, Store, StoreError};
+use rumqttc::v5::mqttbytes::QoS;
+use rumqttc::v5::mqttbytes::v5::{Publish, PublishProperties};
+use tokio::sync::Semaphore;
+
+use crate::hub_kit::{Sender, lane};
+
+/// What a store can do wrong, switched from outside.
+#[derive(Default)]
+struct Faults {
+    full: AtomicBool,
+    ids_unreadable: AtomicBool,
+    /// Milliseconds that an append takes.
+    slow: AtomicU64,
+    /// Sizes of the groups that were appended.
+    groups: Mutex<Vec<usize>>,
+}
+
+struct Unreliable {
+    inner: NdjsonStore,
+    faults: Arc<Faults>,
+}
+
+fn full() -> StoreError {
+    StoreError::Io { action: "write", path: "x".into(), source: std::io::ErrorKind::StorageFull.into() }
+}
+
+impl Store for Unreliable {
+    fn marks(&self) -> Vec<(LaneName, Vec<Mark>)> {
+        self.inner.marks()
+    }
+    fn marks_of(&self, lane: &LaneName) -> Vec<Mark> {
+        self.inner.marks_of(lane)
+    }
+    fn append(&mut self, group: &[Entry]) -> Result<(), StoreError> {
+        if self.faults.full.load(Ordering::SeqCst) {
+            return Err(full());
+        }
+        std::thread::sleep(Duration::from_millis(self.faults.slow.load(Ordering::SeqCst)));
+        self.faults.groups.lock().unwrap().push(group.len());
+        self.inner.append(group)
+    }
+    fn mend(&mut self, copies: &[Entry]) -> Result<(), StoreError> {
+        self.inner.mend(copies)
+    }
+    fn has_id(&mut self, lane: &LaneName, id: uuid::Uuid) -> Result<bool, StoreError> {
+        if self.faults.ids_unreadable.load(Ordering::SeqCst) {
+            return Err(full());
+        }
+        self.inner.has_id(lane, id)
+    }
+}
+
+fn wire(entry: &Entry) -> Publish {
+    let properties = PublishProperties {
+        content_type: Some(entry.envelope.content_type.clone()),
+        user_properties: entry.envelope.clone().into_properties(),
+        ..PublishProperties::default()
+    };
+    let topic = Root::new(&entry.lane.practice, &entry.lane.gateway).transactions(&entry.lane.lane);
+    Publish::new(topic, QoS::AtLeastOnce, entry.body.clone().unwrap(), Some(properties))
+}
+
+struct Running {
+    directory: tempfile::TempDir,
+    faults: Arc<Faults>,
+    answers: Answers,
+    arrivals: Option<mpsc::Sender<Arrival>>,
+    thread: Option<JoinHandle<()>>,
+    room: Arc<Semaphore>,
+}
+
+impl Running {
+    fn start() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let faults = Arc::new(Faults::default());
+        let store = Unreliable {
+            inner: NdjsonStore::open(directory.path(), u64::MAX).unwrap(),
+            faults: faults.clone(),
+        };
+        let answers = Answers::default();
+        let limits = GroupLimits { transactions: 100, bytes: 1 << 20 };
+        let desk = Desk::new(
+            Box::new(store),
+            answers.clone(),
+            Fleet::open(directory.path()),
+            Backups::default(),
+            limits,
+        );
+        let (arrivals, inbox) = mpsc::channel();
+        let thread = std::thread::spawn(move || desk.run(inbox));
+        let room = Arc::new(Semaphore::new(1_000));
+        Self { directory, faults, answers, arrivals: Some(arrivals), thread: Some(thread), room }
+    }
+
+    fn publish(&self, publish: Publish) {
+        let permit = self.room.clone().try_acquire_owned().unwrap();
+        self.arrivals.as_ref().unwrap().send(Arrival::Publishes(vec![publish], permit)).ok().unwrap();
+    }
+
+    fn send(&self, entry: &Entry) {
+        self.publish(wire(entry));
+    }
+
+    /// All of them with one read, as a stream arrives.
+    fn send_together(&self, entries: &[Entry]) {
+        let permit = self.room.clone().try_acquire_owned().unwrap();
+        let publishes = entries.iter().map(wire).collect();
+        self.arrivals.as_ref().unwrap().send(Arrival::Publishes(publishes, permit)).ok().unwrap();
+    }
+
+    fn ask(&self, sender: &Sender, nonce: &str) {
+        let position = Position {
+            schema: SCHEMA,
+            epoch: sender.epoch,
+            first_retained: 1,
+            confirmed: 0,
+            tail: sender.sequence,
+            chain: sender.chain,
+            nonce: nonce.into(),
+        };
+        let topic = Root::new(&sender.lane.practice, &sender.lane.gateway).position(&sender.lane.lane);
+        self.publish(Publish::new(topic, QoS::AtLeastOnce, to_json(&position), None));
+    }
+
+    /// The next answer.
+    fn answer(&self) -> Answer {
+        let start = Instant::now();
+        loop {
+            if let Some(answer) = self.answers.take() {
+                return answer;
+            }
+            assert!(start.elapsed() < Duration::from_secs(20), "no answer came");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    /// The answer to a question that is asked now: everything that was sent before it has been dealt with then.
+    fn through(&self, sender: &Sender, nonce: &str) -> (u64, Vec<Answer>) {
+        self.ask(sender, nonce);
+        let mut before = Vec::new();
+        loop {
+            match self.answer() {
+                Answer::Receipt { marks, nonce: Some(answered), .. } if answered == nonce => {
+                    let mark = marks.iter().find(|mark| mark.epoch == sender.epoch);
+                    return (mark.map_or(0, |mark| mark.through), before);
+                }
+                other => before.push(other),
+            }
+        }
+    }
+
+    fn stored(&mut self, lane: &LaneName) -> Vec<u64> {
+        self.finish();
+        let path = pgw_hub::store::ndjson::files_of(self.directory.path(), lane).unwrap().remove(0);
+        std::fs::read_to_string(path)
+            .unwrap()
+            .lines()
+            .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap())
+            .filter(|event| event.get("specversion").is_some())
+            .map(|event| event["sequence"].as_str().unwrap().parse().unwrap())
+            .collect()
+    }
+
+    fn finish(&mut self) {
+        self.arrivals = None;
+        if let Some(thread) = self.thread.take() {
+            thread.join().unwrap();
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.finish();
+    }
+}
+
+#[test]
+fn a_full_disk_gives_no_receipt_and_gets_well_by_itself() {
+    let mut running = Running::start();
+    let mut sender = Sender::new(&lane("clinical"), 1);
+    assert_eq!(running.through(&sender, "first").0, 0);
+    let all = sender.take(20);
+    all[..5].iter().for_each(|entry| running.send(entry));
+    assert_eq!(running.through(&sender, "a").0, 5);
+    running.faults.full.store(true, Ordering::SeqCst);
+    all[5..10].iter().for_each(|entry| running.send(entry));
+    let (through, before) = running.through(&sender, "b");
+    assert_eq!((through, before), (5, vec![]), "nothing but the answer, and that at the old mark");
+    running.faults.full.store(false, Ordering::SeqCst);
+    // The gateway sends again from time to time; it is taken when the store is tried again.
+    let start = Instant::now();
+    let mut nonce = 0;
+    loop {
+        all[5..].iter().for_each(|entry| running.send(entry));
+        nonce += 1;
+        if running.through(&sender, &format!("{nonce}")).0 == 20 {
+            break;
+        }
+        assert!(start.elapsed() < Duration::from_secs(20));
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert_eq!(running.stored(&sender.lane), (1..=20).collect::<Vec<_>>());
+}
+
+#[test]
+fn groups_keep_their_limit_within_one_read_and_a_question_behind_them_speaks_of_them_all() {
+    let mut running = Running::start();
+    let mut sender = Sender::new(&lane("clinical"), 1);
+    assert_eq!(running.through(&sender, "first").0, 0);
+    running.send_together(&sender.take(250));
+    let (through, before) = running.through(&sender, "after");
+    assert_eq!(through, 250);
+    assert!(before.iter().all(|answer| matches!(answer, Answer::Receipt { nonce: None, .. })), "{before:?}");
+    assert_eq!(running.stored(&sender.lane), (1..=250).collect::<Vec<_>>());
+    let groups = running.faults.groups.lock().unwrap().clone();
+    assert!(groups.iter().all(|group| *group <= 100), "{groups:?}");
+}
+
+#[test]
+fn a_receipt_comes_after_the_barrier_and_one_for_a_group() {
+    let mut running = Running::start();
+    running.faults.slow.store(200, Ordering::SeqCst);
+    let mut sender = Sender::new(&lane("clinical"), 1);
+    assert_eq!(running.through(&sender, "first").0, 0);
+    let all = sender.take(150);
+    let start = Instant::now();
+    all.iter().for_each(|entry| running.send(entry));
+    let mut seen = Vec::new();
+    while seen.last() != Some(&150) {
+        if let Answer::Receipt { marks, nonce: None, .. } = running.answer() {
+            assert!(start.elapsed() >= Duration::from_millis(200), "before the barrier");
+            seen.push(marks[0].through);
+        }
+    }
+    running.finish();
+    let groups = running.faults.groups.lock().unwrap().clone();
+    let ends: Vec<_> = groups
+        .iter()
+        .scan(0, |sum, group| {
+            *sum += *group as u64;
+            Some(*sum)
+        })
+        .collect();
+    assert!(seen.iter().all(|through| ends.contains(through)), "{seen:?} of {ends:?}");
+    assert!(seen.len() <= groups.len() && groups.len() <= 4, "{groups:?}");
+    assert!(groups.iter().all(|group| *group <= 100));
+    assert_eq!(running.stored(&sender.lane), (1..=150).collect::<Vec<_>>());
+}
+
+#[test]
+fn when_the_ids_cannot_be_read_nothing_is_stored_twice_or_lost() {
+    let mut running = Running::start();
+    let mut old = Sender::new(&lane("clinical"), 1);
+    assert_eq!(running.through(&old, "first").0, 0);
+    let first = old.take(5);
+    first.iter().for_each(|entry| running.send(entry));
+    assert_eq!(running.through(&old, "a").0, 5);
+    let mut new = Sender::new(&lane("clinical"), 2);
+    let mut again: Vec<_> = first[2..]
+        .iter()
+        .map(|entry| new.next(entry.envelope.id.as_u128(), entry.body.as_deref().unwrap()))
+        .collect();
+    again.extend(new.take(2));
+    running.faults.ids_unreadable.store(true, Ordering::SeqCst);
+    again.iter().for_each(|entry| running.send(entry));
+    assert_eq!(running.through(&new, "b").0, 0);
+    running.faults.ids_unreadable.store(false, Ordering::SeqCst);
+    let start = Instant::now();
+    let mut nonce = 0;
+    loop {
+        again.iter().for_each(|entry| running.send(entry));
+        nonce += 1;
+        if running.through(&new, &format!("{nonce}")).0 == 5 {
+            break;
+        }
+        assert!(start.elapsed() < Duration::from_secs(20));
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert_eq!(running.stored(&old.lane), [1, 2, 3, 4, 5, 4, 5]);
+    let report = pgw_hub::verify::lane(running.directory.path(), &old.lane).unwrap();
+    assert_eq!((report.advances, report.faults), (3, vec![]));
+}
+
+#[test]
+fn nothing_is_taken_before_the_gateway_has_asked() {
+    let mut running = Running::start();
+    let mut sender = Sender::new(&lane("clinical"), 1);
+    let all = sender.take(3);
+    running.send(&all[0]);
+    let unasked = Answer::Receipt { lane: sender.lane.clone(), marks: vec![], backed_up: None, nonce: None };
+    assert_eq!(running.answer(), unasked, "so that the gateway sees that there is another hub");
+    // What stands before the question in the same group is not taken, what stands behind it is.
+    running.faults.slow.store(100, Ordering::SeqCst);
+    running.send(&all[0]);
+    running.ask(&sender, "a");
+    all.iter().for_each(|entry| running.send(entry));
+    assert!(running.through(&sender, "b").0 == 3);
+    assert_eq!(running.stored(&sender.lane), [1, 2, 3]);
+}
+
+#[test]
+fn one_gateway_cannot_fill_the_hub_with_lanes() {
+    let mut running = Running::start();
+    for n in 0..100 {
+        let mut sender = Sender::new(&lane(&format!("l{n}")), 1);
+        running.ask(&sender, "n");
+        running.send(&sender.next(1, b"x"));
+    }
+    let last = Sender::new(&lane("l0"), 1);
+    assert_eq!(running.through(&last, "a").0, 1);
+    running.finish();
+    let files = std::fs::read_dir(running.directory.path().join("B86022/gw1")).unwrap().count();
+    assert_eq!(files, 64);
+}

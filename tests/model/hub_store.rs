@@ -1,0 +1,288 @@
+//! The embedded store: what was synced is there after a crash, whole and in order, and nothing else counts.
+
+use std::fs;
+use std::os::unix::fs::{PermissionsExt as _, symlink};
+use std::path::{Path, PathBuf};
+
+use base64::Engine as _;
+use pgw_hub::store::line;
+use pgw_hub::store::line::Line;
+use pgw_hub::store::ndjson::{NdjsonStore, files_of};
+use pgw_hub::store::walk::Walk;
+use pgw_hub::store::{LaneName, Mark, Store, StoreError};
+
+use crate::hub_kit::{Sender, lane, lane_of};
+
+const NEVER: u64 = u64::MAX;
+
+fn mark(sender: &Sender) -> Mark {
+    Mark { epoch: sender.epoch, through: sender.sequence, chain: sender.chain }
+}
+
+fn path_of(directory: &Path, lane: &LaneName) -> PathBuf {
+    let parent = directory.join(lane.practice.as_str()).join(lane.gateway.as_str());
+    parent.join(format!("{}.ndjson", lane.lane))
+}
+
+/// All sequences in the files of a lane, after a walk that must find no fault.
+fn walked(directory: &Path, lane: &LaneName) -> Vec<u64> {
+    let mut walk = Walk::new(lane.clone());
+    let mut sequences = Vec::new();
+    for path in files_of(directory, lane).unwrap() {
+        let bytes = fs::read(&path).unwrap();
+        for text in bytes.split_inclusive(|byte| *byte == b'\n') {
+            let read = line::read(text.strip_suffix(b"\n").expect("every line ends"));
+            walk.step(read.as_ref(), None).unwrap();
+            if let Some(Line::Record(record)) = read {
+                sequences.push(record.mark.through);
+            }
+        }
+    }
+    sequences
+}
+
+/// Where there is a memory file system: thousands of stores are opened, and what is asked is not the disk's speed.
+fn in_memory() -> tempfile::TempDir {
+    let memory = Path::new("/dev/shm");
+    if memory.is_dir() { tempfile::tempdir_in(memory).unwrap() } else { tempfile::tempdir().unwrap() }
+}
+
+#[test]
+fn a_line_is_a_cloud_event_and_the_body_comes_back() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut sender = Sender::new(&lane("clinical"), 1);
+    let body: Vec<u8> = (0..=255).collect();
+    let mut entry = sender.next(77, &body);
+    entry.envelope.correlation_id = "c\n\u{1f980}".into();
+    entry.envelope.test_data = true;
+    entry.envelope.source.push('\u{1}');
+    NdjsonStore::open(directory.path(), NEVER).unwrap().append(std::slice::from_ref(&entry)).unwrap();
+    let path = path_of(directory.path(), &sender.lane);
+    let text = fs::read_to_string(&path).unwrap();
+    let event: serde_json::Value = serde_json::from_str(text.lines().nth(1).unwrap()).unwrap();
+    let envelope = &entry.envelope;
+    for (name, value) in [
+        ("specversion", "1.0"),
+        ("id", "00000000-0000-0000-0000-00000000004d"),
+        ("source", &envelope.source),
+        ("type", "hl7v2.oru_r01"),
+        ("time", "2026-11-22T22:12:10.123Z"),
+        ("datacontenttype", "application/hl7-v2+er7; charset=iso-8859-1"),
+        ("practice", "B86022"),
+        ("gateway", "gw1"),
+        ("lane", "clinical"),
+        ("epoch", "00000000-0000-0000-0000-000000000001"),
+        ("sequence", "1"),
+        ("chain", &envelope.chain.to_string()),
+        ("kind", "hl7v2"),
+        ("clock", "synced"),
+        ("correlationid", "c\n\u{1f980}"),
+    ] {
+        assert_eq!(event[name], value, "{name}");
+    }
+    assert_eq!(event["testdata"], true);
+    let data = event["data_base64"].as_str().unwrap();
+    assert_eq!(base64::engine::general_purpose::STANDARD.decode(data).unwrap(), body);
+    assert_eq!(event.as_object().unwrap().len(), 17, "nothing else is in it");
+    assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+    assert_eq!(fs::metadata(path.parent().unwrap()).unwrap().permissions().mode() & 0o777, 0o700);
+}
+
+#[test]
+fn marks_of_every_epoch_are_read_from_the_tail() {
+    let directory = tempfile::tempdir().unwrap();
+    let (mut first, mut second) = (Sender::new(&lane("clinical"), 1), Sender::new(&lane("clinical"), 2));
+    let mut other = Sender::new(&lane_of("A81001", "gw9", "urgent"), 1);
+    let mut store = NdjsonStore::open(directory.path(), NEVER).unwrap();
+    store.append(&first.take(3)).unwrap();
+    let mut mixed = second.take(1);
+    mixed.extend(other.take(2));
+    mixed.extend(first.take(1));
+    store.append(&mixed).unwrap();
+    store.append(&second.take(5)).unwrap();
+    let expected = vec![
+        (other.lane.clone(), vec![mark(&other)]),
+        (first.lane.clone(), vec![mark(&first), mark(&second)]),
+    ];
+    assert_eq!(store.marks(), expected);
+    drop(store);
+    let store = NdjsonStore::open(directory.path(), NEVER).unwrap();
+    assert_eq!(store.marks(), expected);
+    assert_eq!(walked(directory.path(), &first.lane), [1, 2, 3, 1, 4, 2, 3, 4, 5, 6]);
+}
+
+#[test]
+fn a_tail_torn_at_any_byte_is_cut_after_the_last_whole_transaction() {
+    let whole = tempfile::tempdir().unwrap();
+    let mut sender = Sender::new(&lane("clinical"), 1);
+    let mut store = NdjsonStore::open(whole.path(), NEVER).unwrap();
+    store.append(&sender.take(2)).unwrap();
+    let synced = mark(&sender);
+    let path = path_of(whole.path(), &sender.lane);
+    let before = usize::try_from(fs::metadata(&path).unwrap().len()).unwrap();
+    let group = sender.clone().take(3);
+    store.append(&group).unwrap();
+    drop(store);
+    let bytes = fs::read(&path).unwrap();
+    for length in before..=bytes.len() {
+        let directory = in_memory();
+        let copy = path_of(directory.path(), &sender.lane);
+        fs::create_dir_all(copy.parent().unwrap()).unwrap();
+        fs::write(&copy, &bytes[..length]).unwrap();
+        let mut store = NdjsonStore::open(directory.path(), NEVER).unwrap();
+        let lines = bytes[before..length].iter().filter(|byte| **byte == b'\n').count();
+        let through = 2 + lines.saturating_sub(1);
+        let expected = if lines < 2 {
+            synced
+        } else {
+            let envelope = &group[lines - 2].envelope;
+            Mark { epoch: envelope.epoch, through: envelope.sequence, chain: envelope.chain }
+        };
+        assert_eq!(store.marks(), [(sender.lane.clone(), vec![expected])], "cut at {length}");
+        // What is torn is kept aside, to the byte.
+        let good = fs::metadata(&copy).unwrap().len();
+        let torn: Vec<_> = fs::read_dir(copy.parent().unwrap())
+            .unwrap()
+            .map(|entry| entry.unwrap().path())
+            .filter(|path| path.to_string_lossy().contains(".torn-"))
+            .collect();
+        if usize::try_from(good).unwrap() == length {
+            assert!(torn.is_empty());
+        } else {
+            assert_eq!(fs::read(&torn[0]).unwrap(), &bytes[usize::try_from(good).unwrap()..length]);
+        }
+        // The gateway sends the rest again, and the lane is as if nothing had happened.
+        store.append(&group[through - 2..]).unwrap();
+        drop(store);
+        assert_eq!(walked(directory.path(), &sender.lane), [1, 2, 3, 4, 5], "cut at {length}");
+    }
+}
+
+#[test]
+fn a_hole_inside_the_last_group_is_found_although_its_last_line_is_whole() {
+    let whole = tempfile::tempdir().unwrap();
+    let mut sender = Sender::new(&lane("clinical"), 1);
+    let mut store = NdjsonStore::open(whole.path(), NEVER).unwrap();
+    store.append(&sender.take(2)).unwrap();
+    let synced = mark(&sender);
+    let path = path_of(whole.path(), &sender.lane);
+    let before = usize::try_from(fs::metadata(&path).unwrap().len()).unwrap();
+    store.append(&sender.take(3)).unwrap();
+    drop(store);
+    let bytes = fs::read(&path).unwrap();
+    let third = before + bytes[before..].iter().position(|byte| *byte == b'\n').unwrap() + 1;
+    // The group's first line, or its first transaction: in both cases nothing of it counts.
+    for hole in [before..before + 30, third..third + 30, third + 400..third + 401] {
+        let mut damaged = bytes.clone();
+        damaged[hole.clone()].fill(0);
+        fs::write(&path, &damaged).unwrap();
+        let store = NdjsonStore::open(whole.path(), NEVER).unwrap();
+        assert_eq!(store.marks_of(&sender.lane), [synced], "hole at {hole:?}");
+    }
+}
+
+#[test]
+fn the_last_group_is_found_across_the_seams_of_what_is_read_at_once() {
+    // The last group's size runs over two block sizes around each seam.
+    for size in (0..60).chain(32_700..32_800).step_by(3) {
+        let directory = tempfile::tempdir().unwrap();
+        let mut sender = Sender::new(&lane("clinical"), 1);
+        let mut store = NdjsonStore::open(directory.path(), NEVER).unwrap();
+        store.append(&sender.take(1)).unwrap();
+        let line = 1_000;
+        // Base64 of three bytes is four: the end moves in steps of four, the beginning of the group with it.
+        store.append(&[sender.next(9, &vec![b'x'; (65_536 - line) / 4 * 3 + size % 60 * 24])]).unwrap();
+        let trailing = sender.next(10, &vec![b'y'; size * 3 / 2 + 1]);
+        store.append(&[trailing]).unwrap();
+        drop(store);
+        let store = NdjsonStore::open(directory.path(), NEVER).unwrap();
+        assert_eq!(store.marks_of(&sender.lane), [mark(&sender)], "{size}");
+    }
+}
+
+#[test]
+fn rotated_files_keep_order_and_marks_also_when_the_new_file_is_not_there_yet() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut sender = Sender::new(&lane("clinical"), 1);
+    let mut store = NdjsonStore::open(directory.path(), 1_000).unwrap();
+    for _ in 0..6 {
+        store.append(&sender.take(2)).unwrap();
+    }
+    drop(store);
+    assert!(files_of(directory.path(), &sender.lane).unwrap().len() > 3);
+    assert_eq!(walked(directory.path(), &sender.lane), (1..=12).collect::<Vec<_>>());
+    // A crash after the rename: first without the new file, then with an empty one.
+    let current = path_of(directory.path(), &sender.lane);
+    let last = files_of(directory.path(), &sender.lane).unwrap().len();
+    fs::rename(&current, current.with_extension(format!("{last:06}.ndjson"))).unwrap();
+    for _ in 0..2 {
+        let store = NdjsonStore::open(directory.path(), 1_000).unwrap();
+        assert_eq!(store.marks_of(&sender.lane), [mark(&sender)]);
+    }
+    let mut store = NdjsonStore::open(directory.path(), 1_000).unwrap();
+    store.append(&sender.take(1)).unwrap();
+    assert_eq!(walked(directory.path(), &sender.lane), (1..=13).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_lane_without_room_does_not_advance_and_the_others_do() {
+    let directory = tempfile::tempdir().unwrap();
+    let (mut full, mut good) = (Sender::new(&lane("full"), 1), Sender::new(&lane("good"), 1));
+    let path = path_of(directory.path(), &good.lane).with_file_name("full.ndjson");
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
+    symlink("/dev/full", &path).unwrap();
+    let mut store = NdjsonStore::open(directory.path(), NEVER).unwrap();
+    let group: Vec<_> = full.take(1).into_iter().chain(good.take(1)).collect();
+    let error = store.append(&group).unwrap_err();
+    assert!(error.is_full(), "{error:?}");
+    assert_eq!(store.marks_of(&full.lane), []);
+    assert_eq!(store.marks_of(&good.lane), [mark(&good)]);
+}
+
+#[test]
+fn what_does_not_follow_the_mark_is_not_stored() {
+    let directory = tempfile::tempdir().unwrap();
+    let (mut bad, mut good) = (Sender::new(&lane("bad"), 1), Sender::new(&lane("good"), 1));
+    let mut store = NdjsonStore::open(directory.path(), NEVER).unwrap();
+    let all = bad.take(4);
+    for wrong in [&all[1..2], &[all[0].clone(), all[2].clone()], &all[..1]] {
+        let group: Vec<_> = wrong.iter().cloned().chain(good.take(1)).collect();
+        assert!(matches!(store.append(&group), Err(StoreError::NotNext { .. })));
+        assert_eq!(store.marks_of(&good.lane), [mark(&good)], "the other lane goes on");
+    }
+    assert_eq!(store.marks_of(&bad.lane)[0].through, 1, "and what was right of it is there");
+    assert_eq!(walked(directory.path(), &bad.lane), [1]);
+}
+
+#[test]
+fn ids_are_known_whatever_their_epoch_and_file() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut sender = Sender::new(&lane("clinical"), 1);
+    let mut store = NdjsonStore::open(directory.path(), 1_000).unwrap();
+    for _ in 0..6 {
+        store.append(&sender.take(2)).unwrap();
+    }
+    let ids = |sender: &Sender| {
+        let mut again = Sender::new(&sender.lane, 1);
+        again.take(sender.sequence).into_iter().map(|entry| entry.envelope.id).collect::<Vec<_>>()
+    };
+    let check = |store: &mut NdjsonStore, sender: &Sender| {
+        for id in ids(sender) {
+            assert!(store.has_id(&sender.lane, id).unwrap());
+        }
+        assert!(!store.has_id(&sender.lane, uuid::Uuid::from_u128(3)).unwrap());
+        assert!(!store.has_id(&lane("other"), ids(sender)[0]).unwrap());
+    };
+    check(&mut store, &sender);
+    store.append(&sender.take(2)).unwrap();
+    check(&mut store, &sender);
+    drop(store);
+    check(&mut NdjsonStore::open(directory.path(), 1_000).unwrap(), &sender);
+}
+
+#[test]
+fn one_process_at_a_time() {
+    let directory = tempfile::tempdir().unwrap();
+    let _store = NdjsonStore::open(directory.path(), NEVER).unwrap();
+    assert!(matches!(NdjsonStore::open(directory.path(), NEVER), Err(StoreError::InUse(_))));
+}

@@ -1,0 +1,238 @@
+//! `practice-hub verify` names exactly the sequence at which something was done to the store; `list` shows the fleet.
+
+use std::fs;
+use std::path::Path;
+
+use base64::Engine as _;
+use pgw_core::transaction::unix_millis_now;
+use pgw_core::wire::presence::Status;
+use pgw_core::wire::to_json;
+use pgw_core::wire::topic::Kind;
+use pgw_hub::fleet::Fleet;
+use pgw_hub::report;
+use pgw_hub::store::ndjson::{NdjsonStore, files_of};
+use pgw_hub::store::walk::Fault;
+use pgw_hub::store::{Entry, Store};
+use pgw_hub::verify::{LaneReport, all};
+
+use crate::hub_kit::{Sender, lane, lane_of};
+
+/// Nine transactions in three groups and files; the lines of transactions are given to `change`, then written back.
+fn after(change: impl FnOnce(&mut Vec<String>)) -> (LaneReport, Sender) {
+    let directory = tempfile::tempdir().unwrap();
+    let mut sender = Sender::new(&lane("clinical"), 1);
+    let mut store = NdjsonStore::open(directory.path(), 1 << 30).unwrap();
+    for _ in 0..3 {
+        store.append(&sender.take(3)).unwrap();
+    }
+    drop(store);
+    let path = files_of(directory.path(), &sender.lane).unwrap().remove(0);
+    let mut lines: Vec<_> = fs::read_to_string(&path).unwrap().lines().map(str::to_owned).collect();
+    change(&mut lines);
+    fs::write(&path, lines.join("\n") + "\n").unwrap();
+    (all(directory.path()).unwrap().remove(0), sender)
+}
+
+fn faults(report: &LaneReport) -> Vec<Fault> {
+    report.faults.iter().map(|(_, _, fault)| fault.clone()).collect()
+}
+
+fn line_of(lines: &[String], sequence: u64) -> usize {
+    lines.iter().position(|line| line.contains(&format!(r#""sequence":"{sequence}""#))).unwrap()
+}
+
+#[test]
+fn an_untouched_lane_is_whole() {
+    let (report, sender) = after(|_| {});
+    assert_eq!((report.transactions, faults(&report)), (9, vec![]));
+    assert_eq!((report.marks[0].through, report.marks[0].chain), (9, sender.chain));
+}
+
+#[test]
+fn a_missing_one_is_named() {
+    let (report, sender) = after(|lines| {
+        let at = line_of(lines, 5);
+        lines.remove(at);
+    });
+    assert_eq!(faults(&report), [Fault::Missing { epoch: sender.epoch, from: 5, to: 5 }]);
+    assert_eq!(report.faults[0].1, 7, "and the line at which it is missed");
+}
+
+#[test]
+fn a_missing_tail_of_a_group_is_named_too() {
+    let (report, sender) = after(|lines| {
+        let at = line_of(lines, 6);
+        lines.remove(at);
+    });
+    let marks = Fault::Marks { epoch: sender.epoch, after: 5 };
+    assert_eq!(faults(&report), [marks, Fault::Missing { epoch: sender.epoch, from: 6, to: 6 }]);
+}
+
+#[test]
+fn an_altered_one_is_named_and_no_other() {
+    let altered = |report: &LaneReport, sequence| {
+        assert_eq!(faults(report), [Fault::Altered { epoch: report.marks[0].epoch, sequence }]);
+    };
+    let body = |n: u64| base64::engine::general_purpose::STANDARD.encode(format!("body \u{e9} {n}"));
+    for what in ["body", "time", "type", "id"] {
+        let (report, _) = after(|lines| {
+            let at = line_of(lines, 4);
+            let changed = match what {
+                "body" => lines[at].replace(&body(4), &body(8)),
+                "time" => lines[at].replace("22:12", "22:13"),
+                "type" => lines[at].replace("oru_r01", "oru_r02"),
+                _ => lines[at].replace(r#""id":"0"#, r#""id":"1"#),
+            };
+            assert_ne!(changed, lines[at], "{what}");
+            lines[at] = changed;
+        });
+        altered(&report, 4);
+    }
+    // The chain value itself: the ones after it still follow from the true one.
+    let (report, _) = after(|lines| {
+        let at = line_of(lines, 4);
+        let start = lines[at].find(r#""chain":""#).unwrap() + 9;
+        let other = if &lines[at][start..=start] == "a" { "b" } else { "a" };
+        lines[at].replace_range(start..=start, other);
+    });
+    altered(&report, 4);
+}
+
+#[test]
+fn swapped_and_repeated_ones_are_named() {
+    let (report, sender) = after(|lines| {
+        let (a, b) = (line_of(lines, 4), line_of(lines, 5));
+        lines.swap(a, b);
+    });
+    let epoch = sender.epoch;
+    let found = faults(&report);
+    assert_eq!(found[0], Fault::Missing { epoch, from: 4, to: 4 });
+    assert_eq!(found[1], Fault::Repeated { epoch, sequence: 4, after: 5 });
+    assert_eq!(found.len(), 2);
+
+    let (report, _) = after(|lines| {
+        let at = line_of(lines, 5);
+        lines.insert(at + 1, lines[at].clone());
+    });
+    assert_eq!(faults(&report), [Fault::Repeated { epoch, sequence: 5, after: 5 }]);
+}
+
+#[test]
+fn a_foreign_one_and_an_unreadable_line_are_named() {
+    let (report, sender) = after(|lines| {
+        let at = line_of(lines, 5);
+        lines[at] = lines[at].replace("B86022\",\"gateway", "A81001\",\"gateway");
+    });
+    let epoch = sender.epoch;
+    assert!(
+        matches!(&faults(&report)[0], Fault::Foreign { sequence: 5, owner, .. } if owner == "A81001/gw1/clinical")
+    );
+    let (report, _) = after(|lines| {
+        let at = line_of(lines, 5);
+        lines[at].truncate(100);
+    });
+    assert_eq!(
+        faults(&report),
+        [Fault::Unreadable { epoch, after: 4 }, Fault::Missing { epoch, from: 5, to: 5 }]
+    );
+}
+
+#[test]
+fn a_number_given_again_is_checked_against_the_stored_transaction() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut old = Sender::new(&lane("clinical"), 1);
+    let first = old.take(5);
+    let mut new = Sender::new(&lane("clinical"), 2);
+    let again: Vec<_> = first[3..]
+        .iter()
+        .map(|entry| {
+            let again = new.next(entry.envelope.id.as_u128(), entry.body.as_deref().unwrap());
+            Entry { body: None, ..again }
+        })
+        .collect();
+    let mut store = NdjsonStore::open(directory.path(), 1 << 30).unwrap();
+    store.append(&first).unwrap();
+    store.append(&again).unwrap();
+    store.append(&new.take(1)).unwrap();
+    drop(store);
+    let report = all(directory.path()).unwrap().remove(0);
+    assert_eq!((report.transactions, report.advances, faults(&report)), (6, 2, vec![]));
+
+    let path = files_of(directory.path(), &old.lane).unwrap().remove(0);
+    let text = fs::read_to_string(&path).unwrap();
+    // The stored transaction is altered: both of its numbers say so.
+    fs::write(
+        &path,
+        text.replacen("22:12:10.123Z\",\"datacontenttype", "22:12:10.124Z\",\"datacontenttype", 5),
+    )
+    .unwrap();
+    let found = faults(&all(directory.path()).unwrap().remove(0));
+    assert!(found.contains(&Fault::Altered { epoch: new.epoch, sequence: 1 }), "{found:?}");
+    // It is not there at all.
+    let without: String = text
+        .lines()
+        .filter(|line| !line.contains(r#""sequence":"4""#))
+        .map(|line| format!("{line}\n"))
+        .collect();
+    fs::write(&path, without).unwrap();
+    let found = faults(&all(directory.path()).unwrap().remove(0));
+    let id = first[3].envelope.id;
+    assert!(found.contains(&Fault::Lost { epoch: new.epoch, sequence: 1, id }), "{found:?}");
+}
+
+#[test]
+fn the_report_says_whether_all_is_well() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut sender = Sender::new(&lane("clinical"), 1);
+    let mut store = NdjsonStore::open(directory.path(), 1 << 30).unwrap();
+    store.append(&sender.take(3)).unwrap();
+    store.append(&Sender::new(&lane_of("A81001", "gw2", "urgent"), 4).take(2)).unwrap();
+    // Beside a running hub.
+    let good = report::verify(directory.path(), None).unwrap();
+    assert!(good.ok);
+    assert!(good.text.ends_with("2 lanes, 5 transactions: whole\n"), "{}", good.text);
+    assert!(
+        report::verify(directory.path(), Some("B86022/gw1"))
+            .unwrap()
+            .text
+            .ends_with("1 lanes, 3 transactions: whole\n")
+    );
+    assert!(!report::verify(directory.path(), Some("B8602")).unwrap().ok, "nothing was looked at");
+    damage(&files_of(directory.path(), &sender.lane).unwrap()[0]);
+    let bad = report::verify(directory.path(), None).unwrap();
+    assert!(!bad.ok);
+    assert!(
+        bad.text.contains("sequence 2 of epoch 00000000-0000-0000-0000-000000000001 is altered"),
+        "{}",
+        bad.text
+    );
+}
+
+fn damage(path: &Path) {
+    let text = fs::read_to_string(path).unwrap();
+    let at = text.find(r#""sequence":"2""#).unwrap();
+    let (before, after) = text.split_at(at);
+    let start = before.rfind("hl7v2.oru").unwrap();
+    fs::write(path, format!("{}hl7v2.orx{}{after}", &before[..start], &before[start + 9..])).unwrap();
+}
+
+#[test]
+fn the_fleet_is_listed_from_the_store_and_from_what_gateways_said() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut sender = Sender::new(&lane("clinical"), 1);
+    let mut store = NdjsonStore::open(directory.path(), 1 << 30).unwrap();
+    store.append(&sender.take(3)).unwrap();
+    let mut fleet = Fleet::open(directory.path());
+    let (practice, gateway) = (sender.lane.practice.clone(), sender.lane.gateway.clone());
+    let online = to_json(&Status::new("online", 7, "connected", "2026-11-22T22:12:10.123Z".into()));
+    let late_will = to_json(&Status::new("offline", 6, "connection lost", "2026-11-22T22:12:09.123Z".into()));
+    assert!(fleet.heard(&practice, &gateway, &Kind::Status, &online, true));
+    assert!(fleet.heard(&practice, &gateway, &Kind::Status, &late_will, false));
+    let health = br#"{"schema":1,"state":"buffering","state_code":1,"waiting":12}"#;
+    assert!(fleet.heard(&practice, &gateway, &Kind::Health, health, false));
+    fleet.save(true);
+    let list = report::list(directory.path(), unix_millis_now()).unwrap();
+    let row = list.text.lines().nth(1).unwrap().split_whitespace().collect::<Vec<_>>().join(" ");
+    assert!(row.starts_with("B86022/gw1 clinical 3 0 s ago online buffering 12 "), "{row}");
+    assert!(list.ok);
+}

@@ -1,0 +1,26 @@
+//! What can be judged inside one process: the models of delivery and of the outbox, the hub's store and its thread, the
+//! wire vectors and the kept fuzz inputs.
+//!
+//! **No test here starts a process.** These tests close a store and open it again at once; a child that another test is
+//! starting at that moment still holds a copy of the store's lock until it executes its program. `tests/tidy/main.rs` checks it.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a test stops at the first thing that goes wrong, and prints"
+)]
+
+#[path = "../hub_kit/mod.rs"]
+mod hub_kit;
+mod world;
+
+mod carried;
+mod exhaustive;
+mod fuzz_corpus;
+mod hub_desk;
+mod hub_store;
+mod hub_verify;
+mod outbox_model;
+mod simulation;
+mod wire_vectors;

@@ -1,0 +1,91 @@
+//! The test vectors of `docs/wire-format.md` are what the code computes: the document is the contract.
+
+use pgw_core::chain::{ChainValue, Link};
+use pgw_core::transaction::{Epoch, Lane};
+use pgw_core::wire::envelope::Envelope;
+use pgw_core::wire::signature::{PublicKey, SigningKey};
+use serde_json::Value;
+
+fn vectors() -> Value {
+    let document = include_str!("../../docs/wire-format.md");
+    let start = document.find("```json vectors").expect("the block of vectors") + "```json vectors".len();
+    let end = start + document[start..].find("```").expect("the end of the block");
+    serde_json::from_str(&document[start..end]).expect("vectors are JSON")
+}
+
+fn text<'a>(value: &'a Value, key: &str) -> &'a str {
+    value[key].as_str().unwrap_or_else(|| panic!("{key} is missing in the vectors"))
+}
+
+#[test]
+fn chain_values_are_those_of_the_document() {
+    let vectors = vectors();
+    let chain = &vectors["chain"];
+    let epoch = Epoch(text(chain, "epoch").parse().expect("a UUID"));
+    let lane = text(chain, "lane");
+    let mut value = ChainValue::first(epoch, lane);
+    assert_eq!(value.to_string(), text(chain, "first"));
+    let transactions = chain["transactions"].as_array().expect("transactions");
+    assert!(transactions.len() >= 2);
+    for transaction in transactions {
+        value = value.next(&Link {
+            epoch,
+            lane,
+            sequence: transaction["sequence"].as_u64().expect("a number"),
+            id: text(transaction, "id").parse().expect("a UUID"),
+            event_type: text(transaction, "type"),
+            content_type: text(transaction, "content_type"),
+            time: text(transaction, "time"),
+            body: text(transaction, "body").as_bytes(),
+        });
+        assert_eq!(value.to_string(), text(transaction, "chain"));
+    }
+}
+
+#[test]
+fn the_signature_is_that_of_the_document() {
+    let vectors = vectors();
+    let signature = &vectors["signature"];
+    let public: PublicKey = text(signature, "public_key").parse().expect("a public key");
+    public
+        .verify(
+            text(signature, "topic"),
+            text(signature, "payload").as_bytes(),
+            signature["signature"].as_str(),
+        )
+        .expect("the document's signature verifies");
+    let seed_document = hex(text(signature, "pkcs8"));
+    let key = SigningKey::from_pkcs8(&seed_document).expect("the document's key");
+    assert_eq!(
+        key.sign(text(signature, "topic"), text(signature, "payload").as_bytes()),
+        text(signature, "signature")
+    );
+}
+
+#[test]
+fn the_envelope_is_that_of_the_document() {
+    let vectors = vectors();
+    let properties: Vec<(String, String)> = vectors["envelope"]["user_properties"]
+        .as_object()
+        .expect("properties")
+        .iter()
+        .map(|(name, value)| (name.clone(), value.as_str().expect("text").to_owned()))
+        .collect();
+    let envelope = Envelope::from_properties(
+        vectors["envelope"]["content_type"].as_str().map(str::to_owned),
+        properties.clone(),
+    )
+    .expect("the document's envelope");
+    assert_eq!(envelope.lane, Lane::new("clinical").expect("a lane"));
+    let mut written = envelope.into_properties();
+    let mut expected = properties;
+    written.sort();
+    expected.sort();
+    assert_eq!(written, expected);
+}
+
+fn hex(text: &str) -> Vec<u8> {
+    (0..text.len() / 2)
+        .map(|i| u8::from_str_radix(&text[2 * i..2 * i + 2], 16).expect("hexadecimal"))
+        .collect()
+}

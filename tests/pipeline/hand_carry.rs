@@ -1,0 +1,334 @@
+//! Hand-carry: the age format against its own test kit and against Debian's `age`, and bundles from a real gateway to a
+//! real hub and back, in either order of link and file.
+
+use std::fmt::Write as _;
+use std::io::{Read as _, Write as _};
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+use std::process::{Command, Output};
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use pgw_bundle::AgeError;
+use pgw_bundle::keys::Identity;
+use pgw_bundle::seal::{Opening, Sealing};
+
+use crate::harness::proof::Proof;
+use crate::harness::senders::Senders;
+use crate::harness::site::{Site, SiteOptions};
+use crate::harness::{Certificates, Fault, FaultProxy, Mosquitto, eventually_blocking};
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+// ---- the format
+
+fn open(file: &[u8], identity: &Identity) -> (Vec<u8>, Result<(), AgeError>) {
+    let mut plain = Vec::new();
+    let mut opening = match Opening::new(file, identity) {
+        Ok(opening) => opening,
+        Err(error) => return (plain, Err(error)),
+    };
+    match opening.read_to_end(&mut plain) {
+        Ok(_) => (plain, Ok(())),
+        Err(error) => {
+            let inner =
+                error.into_inner().expect("an error of ours").downcast::<AgeError>().expect("an AgeError");
+            (plain, Err(*inner))
+        }
+    }
+}
+
+#[test]
+fn the_age_test_kit_says_the_same() {
+    let path = std::env::var("PGW_AGE_VECTORS")
+        .unwrap_or_else(|_| format!("{}/tests/vectors/age.txt", env!("CARGO_MANIFEST_DIR")));
+    let text = std::fs::read_to_string(path).expect("the vectors");
+    let mut seen = 0;
+    for line in text.lines().filter(|line| !line.starts_with('#')) {
+        let [name, expect, payload, identity, file] = line.split('\t').collect::<Vec<_>>()[..] else {
+            panic!("not a vector: {line}");
+        };
+        seen += 1;
+        let file = BASE64.decode(file).expect("base64");
+        let identity = match Identity::from_file_text(identity) {
+            Ok(identity) => identity,
+            Err(_) => {
+                assert_ne!(expect, "success", "{name}: its identity is refused");
+                continue;
+            }
+        };
+        let (plain, result) = open(&file, &identity);
+        let found = match &result {
+            Ok(()) => "success",
+            Err(AgeError::OtherKey) => "no match",
+            Err(AgeError::HeaderMac) => "HMAC failure",
+            Err(AgeError::Header(_)) => "header failure",
+            Err(AgeError::Chunk(_) | AgeError::Cut(_)) => "payload failure",
+            Err(other) => panic!("{name}: {other}"),
+        };
+        // Where its salt should be the file ends: a header that is all there is.
+        assert_eq!(found, expect, "{name}: {result:?}");
+        // Of a bad file the kit says how much is good; ours may give out less.
+        if expect == "success" {
+            let digest = ring::digest::digest(&ring::digest::SHA256, &plain);
+            let digits = digest.as_ref().iter().fold(String::new(), |mut text, byte| {
+                let _ = write!(text, "{byte:02x}");
+                text
+            });
+            assert_eq!(digits, payload, "{name}: what was released before the end");
+        }
+    }
+    assert!(seen > 15, "the vectors were not found");
+}
+
+/// Debian's `age`; a machine without it cannot say whether other tools open what we make.
+fn age(words: &[&str]) -> Output {
+    match Command::new("age").args(words).output() {
+        Ok(output) => output,
+        Err(error) => panic!("`age` cannot be run ({error}): apt-get install age, as tests/all.sh does"),
+    }
+}
+
+#[test]
+fn debians_age_opens_ours_and_we_open_its() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = |name: &str| directory.path().join(name).display().to_string();
+    let identity = Identity::generate().unwrap();
+    std::fs::write(path("key"), identity.to_file_text().as_bytes()).unwrap();
+    for size in [0, 1, 65_536, 200_000] {
+        let plain: Vec<u8> = (0..size).map(|at: usize| u8::try_from(at % 253).unwrap()).collect();
+        let mut sealing = Sealing::new(Vec::new(), &[identity.recipient()]).unwrap();
+        sealing.write_all(&plain).unwrap();
+        std::fs::write(path("ours.age"), sealing.finish().unwrap()).unwrap();
+        let opened = age(&["-d", "-i", &path("key"), &path("ours.age")]);
+        assert!(opened.status.success(), "{}", String::from_utf8_lossy(&opened.stderr));
+        assert!(opened.stdout == plain, "age read something else of {size} bytes");
+
+        std::fs::write(path("plain"), &plain).unwrap();
+        let _ = std::fs::remove_file(path("theirs.age"));
+        let recipient = identity.recipient().to_string();
+        let sealed = age(&["-r", &recipient, "-o", &path("theirs.age"), &path("plain")]);
+        assert!(sealed.status.success(), "{}", String::from_utf8_lossy(&sealed.stderr));
+        let (read, result) = open(&std::fs::read(path("theirs.age")).unwrap(), &identity);
+        assert!(result.is_ok() && read == plain, "we read something else of {size} bytes");
+    }
+}
+
+// ---- from a gateway to a hub and back
+
+struct Carry {
+    site: Site,
+    proxy: FaultProxy,
+    _broker: Mosquitto,
+    _certificates: Certificates,
+}
+
+fn carry() -> Carry {
+    let certificates = Certificates::new();
+    let broker = Mosquitto::start(&certificates);
+    let proxy = FaultProxy::start(broker.port());
+    let options = SiteOptions { outbox: "segment_records = 200\n".into(), ..SiteOptions::default() };
+    let mut site = Site::new(&certificates, proxy.port(), broker.port(), options);
+    site.start_hub();
+    site.start_gateway();
+    Carry { site, proxy, _broker: broker, _certificates: certificates }
+}
+
+impl Carry {
+    fn cut(&self) {
+        self.proxy.set(Fault::Refuse);
+        self.proxy.cut();
+        self.site.wait_for_link(false);
+    }
+
+    fn gateway(&self, words: &[&str]) -> String {
+        done(&self.site.gateway_command(words))
+    }
+
+    fn hub(&self, words: &[&str]) -> String {
+        done(&self.site.hub_command(words))
+    }
+
+    fn file(&self, name: &str) -> String {
+        self.site.path(name).display().to_string()
+    }
+
+    fn export(&self, name: &str) -> String {
+        let to = self.file(name);
+        self.gateway(&["export", "--to", &to]);
+        to
+    }
+
+    fn waiting(&self) -> u64 {
+        self.site.status().expect("a status")["waiting"].as_u64().expect("a number")
+    }
+
+    fn prove(mut self, safe: &[Vec<Vec<u8>>]) {
+        eventually_blocking("everything to be confirmed", PATIENCE, || (self.waiting() == 0).then_some(()));
+        self.site.stop();
+        self.hub(&["verify"]);
+        let proof = Proof::of(&self.site.store(), safe).expect("the hub's files");
+        println!("{}", proof.json());
+        assert!(proof.accepted > 0 && proof.chain_ok, "{proof:?}");
+        assert_eq!((proof.lost, proof.repeated, proof.out_of_order), (0, 0, 0), "{proof:?}");
+    }
+}
+
+fn done(output: &Output) -> String {
+    let text =
+        String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{text}");
+    text
+}
+
+fn refused(output: &Output, with: &str) {
+    let text =
+        String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(65), "{text}");
+    assert!(text.contains(with), "{with:?} is not said: {text}");
+}
+
+#[test]
+fn while_the_link_is_down_a_bundle_and_receipts_by_file_do_all() {
+    let carry = carry();
+    let before = Senders::start(carry.site.door, 2, 100).join();
+    carry.site.wait_for("confirmed_total", 200, PATIENCE);
+    carry.cut();
+    let safe = Senders::start(carry.site.door, 3, 250).join();
+    // The first two senders' first messages are repetitions: only what is new waits.
+    let waiting = 750 - before.iter().map(Vec::len).sum::<usize>() as u64;
+    carry.site.wait_for("waiting", waiting, PATIENCE);
+
+    let bundle = carry.export("one.age");
+    assert_eq!(std::fs::metadata(&bundle).unwrap().permissions().mode() & 0o777, 0o600);
+    let text = String::from_utf8_lossy(&std::fs::read(&bundle).unwrap()).into_owned();
+    assert!(text.starts_with("age-encryption.org/v1\n") && !text.contains("MSH"), "it is not sealed");
+    // Nothing is replaced, and nothing is left behind.
+    assert_eq!(carry.site.gateway_command(&["export", "--to", &bundle]).status.code(), Some(74));
+    let opened = age(&["-d", "-i", &carry.file("carry.key"), &bundle]);
+    assert!(opened.status.success() && opened.stdout.starts_with(b"{\"pgw\":\"bundle\""));
+    let said = carry.hub(&["verify", "--bundle", &bundle]);
+    assert!(said.contains(&format!("clinical: ok: {waiting} transactions, from sequence 201 ")), "{said}");
+
+    // The hub is running: it takes the file itself. Twice: nothing is stored twice.
+    let receipts = carry.file("receipts");
+    let said = carry.hub(&["import", &bundle, "--receipts-to", &receipts]);
+    assert!(said.contains(&format!("{waiting} transactions: {waiting} new, 0 here already")), "{said}");
+    let said = carry.hub(&["import", &bundle]);
+    assert!(said.contains(&format!("{waiting} transactions: 0 new, {waiting} here already")), "{said}");
+    assert_eq!(std::fs::read_dir(carry.site.store().join("import")).unwrap().count(), 0, "copies were left");
+
+    // Still no link: the receipts come by file.
+    assert_eq!(carry.waiting(), waiting);
+    let forged = std::fs::read_to_string(&receipts).unwrap().replace("hub1/clinical", "hub1/clinica1");
+    std::fs::write(carry.file("forged"), forged).unwrap();
+    refused(&carry.site.gateway_command(&["receipts", &carry.file("forged")]), "not believed");
+    assert_eq!(carry.waiting(), waiting, "a forged receipt confirms nothing");
+    let said = carry.gateway(&["receipts", &receipts]);
+    assert!(said.contains(&format!("confirmed through position {}", 200 + waiting)), "{said}");
+    assert_eq!(carry.waiting(), 0);
+    assert!(carry.gateway(&["export", "--to", &carry.file("none.age")]).contains("nothing waits"));
+    assert!(!Path::new(&carry.file("none.age")).exists());
+
+    // The link comes back: nothing goes twice, and new work passes.
+    carry.proxy.set(Fault::Pass);
+    carry.site.wait_for_link(true);
+    let more = Senders::start(carry.site.door, 4, 260).join();
+    drop(safe);
+    carry.prove(&more);
+}
+
+#[test]
+fn the_link_may_come_back_before_during_and_after_the_import() {
+    let mut carry = carry();
+    carry.site.wait_for_link(true);
+    carry.cut();
+    let _ = Senders::start(carry.site.door, 2, 200).join();
+    let early = carry.export("early.age");
+    let _ = Senders::start(carry.site.door, 4, 400).join();
+    let late = carry.export("late.age");
+    carry.site.wait_for("waiting", 1_600, PATIENCE);
+    // A slow link is back while both files are imported, the newer one first.
+    carry.proxy.set(Fault::Throttle(300_000));
+    carry.site.wait_for_link(true);
+    let said = carry.hub(&["import", &late, &early]);
+    assert_eq!(said.matches(": imported").count(), 2, "{said}");
+    carry.proxy.set(Fault::Pass);
+    eventually_blocking("the hub's own receipt", PATIENCE, || (carry.waiting() == 0).then_some(()));
+    // And once more, without a hub, when all of it is there.
+    carry.site.kill_hub();
+    let said = carry.hub(&["import", &early]);
+    assert!(said.contains("0 new, 400 here already"), "{said}");
+    carry.site.start_hub();
+    let more = Senders::start(carry.site.door, 5, 420).join();
+    carry.prove(&more);
+}
+
+#[test]
+fn without_daemon_and_without_hub_the_files_do_the_same() {
+    let mut carry = carry();
+    carry.cut();
+    let safe = Senders::start(carry.site.door, 3, 150).join();
+    carry.site.kill_gateway();
+    carry.site.kill_hub();
+    let bundle = carry.export("one.age");
+    let receipts = carry.file("receipts");
+    let said = carry.hub(&["import", &bundle, "--receipts-to", &receipts]);
+    assert!(said.contains("450 new"), "{said}");
+    assert_eq!(carry.site.gateway_command(&["receipts", &receipts]).status.code(), Some(69), "no daemon");
+    carry.site.start_gateway();
+    carry.gateway(&["receipts", &receipts]);
+    assert_eq!(carry.waiting(), 0);
+    carry.site.start_hub();
+    carry.proxy.set(Fault::Pass);
+    carry.site.wait_for_link(true);
+    carry.prove(&safe);
+}
+
+#[test]
+fn a_bundle_that_is_cut_altered_anothers_or_after_a_gap_is_refused() {
+    let mut carry = carry();
+    carry.cut();
+    let _ = Senders::start(carry.site.door, 1, 1_500).join();
+    let whole = carry.export("whole.age");
+    let after = carry.file("after.age");
+    carry.gateway(&["export", "--to", &after, "--from", "41"]);
+    carry.site.kill_hub();
+    refused(&carry.site.hub_command(&["import", &after]), "sequence 1 of epoch");
+    let said = String::from_utf8_lossy(&carry.site.hub_command(&["import", &after]).stderr).into_owned();
+    assert!(said.contains("practice-gateway export --lane clinical --from 1)"), "{said}");
+
+    let bytes = std::fs::read(&whole).unwrap();
+    let bad = carry.file("bad.age");
+    for (what, changed) in [
+        ("cut", bytes[..bytes.len() - 5_000].to_vec()),
+        ("altered", {
+            let mut bytes = bytes.clone();
+            // Late in the file: what comes before it would be stored if it were not read to its end first.
+            let middle = bytes.len() - 3_000;
+            bytes[middle] ^= 1;
+            bytes
+        }),
+    ] {
+        std::fs::write(&bad, changed).unwrap();
+        refused(&carry.site.hub_command(&["import", &bad]), "altered or cut");
+        refused(&carry.site.hub_command(&["verify", "--bundle", &bad]), "after sequence");
+        println!("{what}");
+    }
+    // Whole, but for somebody else.
+    let other = Identity::generate().unwrap();
+    let config = std::fs::read_to_string(carry.site.gateway_config()).unwrap();
+    let line = config.lines().find(|line| line.starts_with("recipient")).unwrap();
+    carry.site.kill_gateway();
+    std::fs::write(
+        carry.site.gateway_config(),
+        config.replace(line, &format!("recipient = \"{}\"", other.recipient())),
+    )
+    .unwrap();
+    let theirs = carry.export("theirs.age");
+    refused(&carry.site.hub_command(&["import", &theirs]), "another key");
+    // Nothing of all that was stored.
+    let said = carry.hub(&["import", &whole]);
+    assert!(said.contains("1500 new, 0 here already"), "{said}");
+}

@@ -1,0 +1,28 @@
+//! From a sender to the hub's store and back, on the real programs and a real Mosquitto, while everything on the way fails.
+//!
+//! Every test has a site, a broker and a proxy of its own; a fault is given to one process (`harness/shim.rs`) or to one
+//! link, never to this process.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a test stops at the first thing that goes wrong, and prints"
+)]
+
+#[path = "../harness/mod.rs"]
+mod harness;
+#[path = "../hub_kit/mod.rs"]
+mod hub_kit;
+mod uplink_kit;
+
+mod another_box;
+mod backup;
+mod fault_matrix;
+mod hand_carry;
+mod harness_self;
+mod hub;
+mod repair;
+mod resend;
+mod road;
+mod uplink;

@@ -1,0 +1,251 @@
+//! Confirmed transactions go again, on a person's word and on a hub's command: with the same ids, stored once; and what the
+//! hub's files have lost or altered is whole again.
+
+use std::path::Path;
+use std::process::Output;
+use std::sync::mpsc;
+use std::time::Duration;
+
+use pgw_core::transaction::{Hub, Lane, rfc3339, unix_millis_now};
+use pgw_core::wire::command::{Command, CommandResult, Order};
+use pgw_core::wire::signature::{PROPERTY, SigningKey};
+use pgw_core::wire::{SCHEMA, from_json, to_json};
+use rumqttc::v5::mqttbytes::QoS;
+use rumqttc::v5::mqttbytes::v5::{Packet, PublishProperties};
+use rumqttc::v5::{Client, Event, MqttOptions};
+
+use crate::harness;
+use crate::harness::eventually_blocking;
+use crate::harness::road::{PATIENCE, Road};
+use crate::harness::site::{Site, SiteOptions};
+use crate::harness::wire::Wire;
+
+fn said(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
+}
+
+fn confirmed(road: &Road, senders: usize, each: usize) -> Vec<Vec<Vec<u8>>> {
+    let safe = road.more_from(senders, 0..each);
+    road.site.wait_for("confirmed_total", (senders * each) as u64, PATIENCE);
+    safe
+}
+
+#[test]
+fn a_person_has_confirmed_transactions_sent_again_and_the_hub_stores_none_twice() {
+    let mut road = Road::start(SiteOptions::default());
+    let wire = Wire::watch(road.broker.plain_port());
+    let safe = confirmed(&road, 1, 30);
+    let again = |site: &Site, range: [&str; 2]| {
+        site.gateway_command(&[
+            "outbox",
+            "resend",
+            "--lane",
+            "clinical",
+            "--from",
+            range[0],
+            "--through",
+            range[1],
+        ])
+    };
+    let done = again(&road.site, ["3", "12"]);
+    assert!(done.status.success(), "{}", said(&done));
+    assert!(said(&done).contains("clinical: 10 transactions sent again"), "{}", said(&done));
+    eventually_blocking("ten bodies to be seen twice", PATIENCE, || (wire.repeated() == 10).then_some(()));
+    let refused = again(&road.site, ["25", "31"]);
+    assert_eq!(refused.status.code(), Some(65));
+    assert!(said(&refused).contains("confirmed through 30 only"), "{}", said(&refused));
+    assert_eq!(again(&road.site, ["12", "3"]).status.code(), Some(65));
+
+    road.cut_off();
+    let refused = again(&road.site, ["3", "12"]);
+    assert!(said(&refused).contains("the link is down"), "{}", said(&refused));
+    road.proxy.set(harness::Fault::Pass);
+    // A store that has forgotten them takes none out of order either: it asks for all, and gets all.
+    road.site.kill_hub();
+    std::fs::remove_dir_all(road.site.store().join("B86022")).unwrap();
+    road.site.start_hub();
+    road.site.wait_for_link(true);
+    let _ = again(&road.site, ["3", "12"]);
+    road.judge(&safe);
+}
+
+/// The lane's file with its transactions' lines changed by `change`.
+fn damage(file: &Path, change: impl Fn(u64, &str) -> Option<String>) {
+    let text = std::fs::read_to_string(file).unwrap();
+    let mut lines = String::new();
+    for line in text.lines() {
+        let value: serde_json::Value = serde_json::from_str(line).unwrap();
+        let sequence = value["sequence"].as_str().and_then(|text| text.parse().ok());
+        if let Some(line) = sequence.map_or(Some(line.to_owned()), |sequence| change(sequence, line)) {
+            lines += &line;
+            lines += "\n";
+        }
+    }
+    std::fs::write(file, lines).unwrap();
+}
+
+#[test]
+fn what_the_hubs_files_have_lost_or_altered_is_mended_by_what_the_gateway_sends_again() {
+    let mut road = Road::start(SiteOptions::default());
+    let safe = confirmed(&road, 1, 40);
+    // The last group is looked at when the hub starts, and comes again by itself if it is not whole: these are older.
+    road.more_from(1, 40..45);
+    road.site.wait_for("confirmed_total", 45, PATIENCE);
+    let file = road.site.store().join("B86022/gw1/clinical.ndjson");
+    road.site.kill_hub();
+    damage(&file, |sequence, line| match sequence {
+        7 => Some(line.replace("\"data_base64\":\"", "\"data_base64\":\"AAAA")),
+        11 | 12 => None,
+        20 => Some("nothing that can be read".to_owned()),
+        30 => Some(line.replace("\"chain\":\"", "\"chain\":\"0").replacen("0\",\"kind", "\",\"kind", 1)),
+        _ => Some(line.to_owned()),
+    });
+    let damaged = std::fs::read(&file).unwrap();
+    let not_running = road.site.hub_command(&["resend", "B86022/gw1/clinical", "--from", "7"]);
+    assert_eq!(not_running.status.code(), Some(69), "{}", said(&not_running));
+    road.site.start_hub();
+
+    let verified = road.site.hub_command(&["verify"]);
+    assert_eq!(verified.status.code(), Some(65), "{}", said(&verified));
+    let proposed: Vec<String> = said(&verified)
+        .lines()
+        .filter_map(|line| Some(line.split_once("what to do: practice-hub ")?.1.to_owned()))
+        .collect();
+    let ranges: Vec<&str> = proposed.iter().map(|command| command.split_once("--from ").unwrap().1).collect();
+    assert_eq!(
+        ranges,
+        ["7 --through 7", "11 --through 12", "20 --through 20", "30 --through 30"],
+        "{}",
+        said(&verified)
+    );
+
+    for command in &proposed {
+        let words: Vec<&str> = command.split(' ').collect();
+        // The hub has only just been started.
+        let asked = eventually_blocking("the hub to run and to know the gateway as online", PATIENCE, || {
+            let asked = road.site.hub_command(&words);
+            let early = ["not online", "does not run"].iter().any(|word| said(&asked).contains(word));
+            (!early).then_some(asked)
+        });
+        assert!(asked.status.success(), "{command}: {}", said(&asked));
+    }
+    let verified = road.site.hub_command(&["verify"]);
+    assert!(verified.status.success(), "{}", said(&verified));
+    assert!(said(&verified).contains("mended: sequences 11 to 12 of epoch"), "{}", said(&verified));
+    assert!(said(&verified).contains("whole, 45 transactions"), "{}", said(&verified));
+    assert_eq!(std::fs::read(&file).unwrap(), damaged, "what is stored stays as it is");
+
+    let unknown = road.site.hub_command(&["resend", "B86022/gw1/clinical", "--from", "46"]);
+    assert_eq!(unknown.status.code(), Some(65));
+    assert!(said(&unknown).contains("a range from 1 to 45"), "{}", said(&unknown));
+    // A copy that is no true one mends nothing.
+    let copies = road.site.store().join("B86022/gw1/clinical.again.ndjson");
+    damage(&copies, |sequence, line| match sequence {
+        12 => Some(line.replace("\"data_base64\":\"", "\"data_base64\":\"AAAA")),
+        _ => Some(line.to_owned()),
+    });
+    let verified = road.site.hub_command(&["verify"]);
+    assert_eq!(verified.status.code(), Some(65));
+    assert!(said(&verified).contains("sequences 12 to 12 of epoch"), "{}", said(&verified));
+    assert_eq!(safe[0].len(), 40);
+}
+
+/// A client that speaks as the hub and hears the results.
+struct Voice {
+    client: Client,
+    results: mpsc::Receiver<CommandResult>,
+}
+
+impl Voice {
+    fn new(port: u16) -> Self {
+        let mut options = MqttOptions::new("voice", "127.0.0.1", port);
+        options.set_keep_alive(Duration::from_secs(30));
+        let (client, mut connection) = Client::new(options, 16);
+        let (told, results) = mpsc::channel();
+        let (ready, is_ready) = mpsc::channel();
+        let subscriber = client.clone();
+        std::thread::spawn(move || {
+            for event in connection.iter() {
+                match event {
+                    Ok(Event::Incoming(Packet::ConnAck(_))) => {
+                        subscriber.try_subscribe("pgw/v1/+/+/cmd/result", QoS::AtLeastOnce).unwrap();
+                    }
+                    Ok(Event::Incoming(Packet::SubAck(_))) => ready.send(()).unwrap(),
+                    Ok(Event::Incoming(Packet::Publish(publish))) => {
+                        let _ = told.send(from_json(&publish.payload).unwrap());
+                    }
+                    Ok(_) => {}
+                    Err(_) => return,
+                }
+            }
+        });
+        is_ready.recv_timeout(PATIENCE).unwrap();
+        Self { client, results }
+    }
+
+    fn say(&self, key: &SigningKey, command: &Command) {
+        let topic = "pgw/v1/B86022/gw1/cmd";
+        let payload = to_json(command);
+        let properties = PublishProperties {
+            user_properties: vec![(PROPERTY.to_owned(), key.sign(topic, &payload))],
+            ..PublishProperties::default()
+        };
+        self.client.publish_with_properties(topic, QoS::AtLeastOnce, false, payload, properties).unwrap();
+    }
+
+    fn hear(&self) -> CommandResult {
+        self.results.recv_timeout(PATIENCE).unwrap()
+    }
+}
+
+#[test]
+fn a_command_that_is_forged_old_expired_or_unknown_is_not_obeyed_and_a_good_one_once() {
+    let road = Road::start(SiteOptions::default());
+    let wire = Wire::watch(road.broker.plain_port());
+    confirmed(&road, 1, 10);
+    let status = road.site.status().unwrap();
+    let key = SigningKey::from_pkcs8(&std::fs::read(road.site.path("signing.key")).unwrap()).unwrap();
+    let forged = SigningKey::from_pkcs8(&SigningKey::generate().unwrap()).unwrap();
+    let list = road.site.gateway_command(&["outbox", "show", "--json", "4"]);
+    let shown: serde_json::Value = serde_json::from_slice(&list.stdout).unwrap();
+    let epoch = serde_json::from_value(shown["epoch"].clone()).unwrap();
+    let at = |millis| rfc3339(millis);
+    let order = |from, through| Order::Resend { lane: Lane::new("clinical").unwrap(), epoch, from, through };
+    let command = |id: &str, order: Order| Command {
+        schema: SCHEMA,
+        id: id.to_owned(),
+        hub: Hub::new("hub1").unwrap(),
+        session: status["session"].as_u64().unwrap(),
+        expires: at(unix_millis_now() + 600_000),
+        order,
+    };
+    let voice = Voice::new(road.broker.plain_port());
+
+    voice.say(&forged, &command("forged", order(2, 3)));
+    voice.say(&key, &Command { hub: Hub::new("hub2").unwrap(), ..command("foreign", order(2, 3)) });
+    let good = command("old", order(2, 3));
+    voice.say(&key, &Command { session: good.session + 1, ..good.clone() });
+    let result = voice.hear();
+    assert_eq!((result.id.as_str(), result.done), ("old", 0), "the forged ones get no answer: {result:?}");
+    assert!(result.detail.contains("it is for session"), "{result:?}");
+    voice.say(&key, &Command { expires: at(unix_millis_now() - 1_000), id: "late".into(), ..good });
+    let result = voice.hear();
+    assert!(result.done == 0 && result.detail.contains("expired"), "{result:?}");
+    voice.say(&key, &command("unknown", order(2, 30)));
+    let result = voice.hear();
+    assert!(result.done == 0 && result.detail.contains("confirmed through 10 only"), "{result:?}");
+    voice.say(&key, &command("reboot", Order::Unknown));
+    let result = voice.hear();
+    assert!(result.done == 0 && result.detail.contains("does not know the command"), "{result:?}");
+    assert_eq!(wire.repeated(), 0, "nothing of it was obeyed");
+
+    let good = command("good", order(2, 3));
+    voice.say(&key, &good);
+    voice.say(&key, &good);
+    let result = voice.hear();
+    assert_eq!((result.id.as_str(), result.done, result.count), ("good", 1, 2), "{result:?}");
+    voice.say(&key, &command("next", order(5, 5)));
+    let result = voice.hear();
+    assert_eq!((result.id.as_str(), result.count), ("next", 1), "the good one was obeyed once: {result:?}");
+    eventually_blocking("three bodies to be seen twice", PATIENCE, || (wire.repeated() == 3).then_some(()));
+}
