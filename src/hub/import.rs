@@ -20,7 +20,7 @@ use std::time::Duration;
 use pgw_bundle::AgeError;
 use pgw_bundle::bundle::{BundleError, Head, Item, Reader};
 use pgw_bundle::keys::Identity;
-use pgw_bundle::seal::Opening;
+use pgw_bundle::seal::Decryptor;
 use pgw_core::chain::ChainValue;
 use pgw_core::transaction::{Epoch, Gateway, Lane, Practice, Sequence};
 use serde::{Deserialize, Serialize};
@@ -121,9 +121,9 @@ pub struct Outcome {
 fn open(
     file: &Path,
     identity: &Identity,
-) -> Result<Reader<BufReader<Opening<BufReader<File>>>>, ImportError> {
+) -> Result<Reader<BufReader<Decryptor<BufReader<File>>>>, ImportError> {
     let open = File::open(file).map_err(|error| ImportError::File(file.to_owned(), error))?;
-    let opening = Opening::new(BufReader::new(open), identity)?;
+    let opening = Decryptor::new(BufReader::new(open), identity)?;
     Ok(Reader::new(BufReader::new(opening))?)
 }
 

@@ -15,7 +15,7 @@ use pgw_host::config::Upstream;
 use pgw_link::clock::TrustedClock;
 use pgw_link::failure::Failure;
 use pgw_link::phase::Phase;
-use pgw_link::session::{Opening, Parcel, Session};
+use pgw_link::session::{self, ConnectOptions, Session};
 use pgw_link::tls::Identity;
 use pgw_link::tls::TlsFiles;
 use pgw_link::transport;
@@ -46,7 +46,7 @@ pub(super) async fn open(
     })?;
     let tls = identity.client_config(clock.clone())?;
     let will = to_json(&Status::new("offline", session, "connection lost", now_text()));
-    let opening = Opening {
+    let opening = ConnectOptions {
         client_id: settings.hub.as_str().to_owned(),
         will: LastWill::new(hub_status(&settings.hub), will, QoS::AtLeastOnce, true, None),
         keep_alive: keep_alive(settings),
@@ -88,12 +88,12 @@ pub struct Outgoing {
     pub properties: PublishProperties,
 }
 
-impl From<Outgoing> for Parcel {
+impl From<Outgoing> for session::Outgoing {
     fn from(outgoing: Outgoing) -> Self {
         let Outgoing { topic, payload, retain, properties } = outgoing;
         let mut publish = Publish::new(topic, QoS::AtLeastOnce, payload, Some(properties));
         publish.retain = retain;
-        Parcel::Publish(publish)
+        Self::Publish(publish)
     }
 }
 

@@ -23,7 +23,7 @@ use pgw_core::wire::topic::HUB_FILTERS;
 use pgw_link::clock::TrustedClock;
 use pgw_link::failure::Failure;
 use pgw_link::phase::Phase;
-use pgw_link::session::{Note, Parcel, Session};
+use pgw_link::session::{Outgoing, Session, SessionEvent};
 use pgw_link::tls::TlsError;
 use pgw_link::transport;
 use ring::rand::{SecureRandom as _, SystemRandom};
@@ -219,7 +219,7 @@ async fn connection(
     let filters = HUB_FILTERS.map(|filter| Filter::new(filter, QoS::AtLeastOnce));
     tokio::select! {
         ended = &mut work.0 => return joined(ended),
-        _ = parcels.send(vec![Parcel::Subscribe(filters.into())]) => {}
+        _ = parcels.send(vec![Outgoing::Subscribe(filters.into())]) => {}
     }
     tokio::select! {
         ended = &mut work.0 => return joined(ended),
@@ -232,7 +232,7 @@ async fn connection(
     if arrivals.send(Arrival::Connected).is_err() {
         return Ended::NoStore;
     }
-    let mut bundle = vec![Parcel::from(speaker.status("online", session, "connected"))];
+    let mut bundle = vec![Outgoing::from(speaker.status("online", session, "connected"))];
     loop {
         // Signed only when the session can take them: a receipt that waits is replaced by a newer one.
         let room = tokio::select! {
@@ -259,7 +259,7 @@ async fn connection(
         }
     }
     let farewell = async {
-        let last = vec![speaker.status("offline", session, "stopped").into(), Parcel::Disconnect];
+        let last = vec![speaker.status("offline", session, "stopped").into(), Outgoing::Disconnect];
         let _ = parcels.send(last).await;
         let _ = (&mut work.0).await;
     };
@@ -270,7 +270,7 @@ async fn connection(
 /// Drives the session.
 async fn work(
     mut session: Session<Box<dyn transport::Stream>>,
-    mut parcels: mpsc::Receiver<Vec<Parcel>>,
+    mut parcels: mpsc::Receiver<Vec<Outgoing>>,
     arrivals: blocking::Sender<Arrival>,
     subscribed: watch::Sender<bool>,
     silence: Duration,
@@ -287,12 +287,12 @@ async fn work(
         let (mut publishes, mut kib) = (Vec::new(), 0);
         for note in notes.drain(..) {
             match note {
-                Note::Message(publish) => {
+                SessionEvent::Message(publish) => {
                     let own = u32::try_from(publish.payload.len() / 1024 + 1).unwrap_or(QUEUE_KIB);
                     kib = own.max(LEAST_KIB).saturating_add(kib).min(QUEUE_KIB);
                     publishes.push(*publish);
                 }
-                Note::Subscribed(ack) => {
+                SessionEvent::Subscribed(ack) => {
                     for (code, filter) in ack.return_codes.iter().zip(HUB_FILTERS) {
                         if !matches!(code, SubscribeReasonCode::Success(_)) {
                             return Ended::Subscription(filter);
@@ -300,7 +300,7 @@ async fn work(
                     }
                     subscribed.send_replace(true);
                 }
-                Note::Written(_) | Note::Acknowledged(..) | Note::Heard => {}
+                SessionEvent::Written(_) | SessionEvent::Acknowledged(..) | SessionEvent::Other => {}
             }
         }
         if !publishes.is_empty() {
