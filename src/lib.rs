@@ -16,6 +16,7 @@
 //! - [`carry`]: what waits in a file for the hub, for the week when the link does not come back
 //!
 //! The other end, and what holds both up:
+//! - [`committer`]: what the hub stores, what it answers, and when; sans-IO
 //! - [`hub`]: takes the fleet's transactions, stores them exactly once, sends receipts
 //! - [`config`]: files to settings, with errors that name line and key
 //! - [`daemon`]: the tasks on one JoinSet, signals, systemd
@@ -25,6 +26,7 @@
 pub mod carry;
 pub mod chain;
 pub mod cli;
+pub mod committer;
 pub mod config;
 pub mod daemon;
 pub mod delivery;

@@ -79,7 +79,7 @@ fn pure_files_have_no_io_no_clock_and_no_chance() {
         "health/state.rs",
         "health/changes.rs",
         "health/payload.rs",
-        "hub/intake.rs",
+        "committer/",
         "ingest/folder/papers.rs",
         "ingest/folder/rules.rs",
         "ingest/folder/settle.rs",

@@ -14,12 +14,12 @@ use crate::cli::exit::{Exit, complain};
 use crate::config::{HubConfig, keys};
 use crate::hub::answers::{Answer, Answers};
 use crate::hub::backup::Backups;
-use crate::hub::desk::{Desk, GroupLimits};
 use crate::hub::fleet::Fleet;
 use crate::hub::import::{self, FOLDER, ImportError, LaneOutcome, Outcome};
 use crate::hub::link::Speaker;
 use crate::hub::store::ndjson::NdjsonStore;
 use crate::hub::store::{LaneName, Mark, StoreError, create_private, create_private_file};
+use crate::hub::store_thread::{GroupLimits, StoreThread};
 
 /// How often the running hub's answer is looked for.
 const LOOK: Duration = Duration::from_millis(100);
@@ -38,7 +38,7 @@ pub struct Import {
 /// Where the parts go.
 enum Way {
     /// No hub runs: its store is ours as long as we live.
-    Store(Box<Desk>),
+    Store(Box<StoreThread>),
     /// A hub runs: its drop folder.
     Folder(PathBuf),
 }
@@ -58,7 +58,7 @@ pub fn import(config: &HubConfig, command: &Import, out: &mut dyn Write, err: &m
             let limits =
                 GroupLimits { transactions: settings.group_transactions, bytes: settings.group_bytes };
             let fleet = Fleet::open(&settings.directory);
-            Way::Store(Box::new(Desk::new(
+            Way::Store(Box::new(StoreThread::new(
                 Box::new(store),
                 Answers::default(),
                 fleet,
@@ -75,7 +75,7 @@ pub fn import(config: &HubConfig, command: &Import, out: &mut dyn Write, err: &m
     let (mut exit, mut lanes) = (Exit::Done, Vec::new());
     for file in &command.files {
         let outcome = match &mut way {
-            Way::Store(desk) => Ok(offline(file, &identity, desk)),
+            Way::Store(store) => Ok(offline(file, &identity, store)),
             Way::Folder(folder) => by_folder(file, &identity, folder, err),
         };
         match outcome {
@@ -106,9 +106,9 @@ pub fn import(config: &HubConfig, command: &Import, out: &mut dyn Write, err: &m
     exit
 }
 
-fn offline(file: &Path, identity: &Identity, desk: &mut Desk) -> Outcome {
+fn offline(file: &Path, identity: &Identity, store: &mut StoreThread) -> Outcome {
     let mut lanes = Vec::new();
-    let mut take = |part| desk.carried(part).map_err(ImportError::from);
+    let mut take = |part| store.import(part).map_err(ImportError::from);
     let done = import::import(file, identity, &mut take, &mut lanes);
     Outcome { ok: done.is_ok(), error: done.err().map(|error| import::sentence(&error)), lanes }
 }

@@ -8,8 +8,8 @@ use rumqttc::v5::mqttbytes::v5::{LastWill, Publish, PublishProperties};
 
 use super::Settings;
 use super::answers::Answer;
-use super::desk::now_text;
 use super::run::Ended;
+use super::store_thread::now_text;
 use crate::health::Phase;
 use crate::transaction::{Hub, rfc3339, unix_millis_now};
 use crate::uplink::session::{Opening, Parcel, Session};

@@ -15,8 +15,8 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use super::desk::{Arrival, Desk};
 use super::store::{Entry, LaneName};
+use super::store_thread::{Arrival, StoreThread};
 use crate::transaction::{Epoch, Gateway, Lane, Practice, Sequence};
 use crate::wire::command::{CommandResult, Order};
 use crate::wire::envelope::Envelope;
@@ -106,7 +106,7 @@ impl Wants {
     }
 }
 
-impl Desk {
+impl StoreThread {
     /// Somebody wants a range again.
     pub(super) fn want(&mut self, wanted: Wanted, answer: SyncSender<Outcome>) {
         let Wanted { practice, gateway, lane, epoch, from, through } = wanted;

@@ -3,8 +3,8 @@
 use std::collections::VecDeque;
 
 use practice_gateway::chain::ChainValue;
+use practice_gateway::committer::Missed;
 use practice_gateway::delivery::{Nonce, Receipt};
-use practice_gateway::hub::intake::Missed;
 use practice_gateway::transaction::{Epoch, Sequence, TransactionId};
 
 use super::{Random, Seen};

@@ -11,10 +11,10 @@ use std::time::{Duration, Instant};
 use hub_kit::{Sender, lane};
 use practice_gateway::hub::answers::{Answer, Answers};
 use practice_gateway::hub::backup::Backups;
-use practice_gateway::hub::desk::{Arrival, Desk, GroupLimits};
 use practice_gateway::hub::fleet::Fleet;
 use practice_gateway::hub::store::ndjson::NdjsonStore;
 use practice_gateway::hub::store::{Entry, LaneName, Mark, Store, StoreError};
+use practice_gateway::hub::store_thread::{Arrival, GroupLimits, StoreThread};
 use practice_gateway::wire::SCHEMA;
 use practice_gateway::wire::receipt::Position;
 use practice_gateway::wire::to_json;
@@ -98,7 +98,7 @@ impl Running {
         };
         let answers = Answers::default();
         let limits = GroupLimits { transactions: 100, bytes: 1 << 20 };
-        let desk = Desk::new(
+        let hub = StoreThread::new(
             Box::new(store),
             answers.clone(),
             Fleet::open(directory.path()),
@@ -106,7 +106,7 @@ impl Running {
             limits,
         );
         let (arrivals, inbox) = mpsc::channel();
-        let thread = std::thread::spawn(move || desk.run(inbox));
+        let thread = std::thread::spawn(move || hub.run(inbox));
         let room = Arc::new(Semaphore::new(1_000));
         Self { directory, faults, answers, arrivals: Some(arrivals), thread: Some(thread), room }
     }
