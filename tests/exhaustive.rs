@@ -72,6 +72,8 @@ struct Budget {
     failed_appends: u8,
     /// Questions for an id that it cannot answer.
     unsure: u8,
+    /// New connections of the hub, which goes on.
+    reconnects: u8,
     /// Transactions with which a group is full; 0: there is no limit.
     group: usize,
 }
@@ -172,7 +174,12 @@ enum Step {
     HubStores,
     /// It is not stored, but for the lanes with these bits.
     AppendFails(u8),
+    /// The next message makes the group full, which is not stored, or is and fails all the same.
+    TakenAppendFails {
+        kept: bool,
+    },
     HubSendsReceipt(usize),
+    HubConnects,
     HubBacksUp,
     /// It starts again at once; `kept`: what it had taken had reached the disk.
     HubCrash {
@@ -527,9 +534,7 @@ impl World {
             taken[..place].iter().all(|other| named(other) != named(entry))
                 && self.up.iter().all(|(of, packet)| match packet {
                     Up::Transaction { epoch, sequence, id, chain, void: None, .. } => {
-                        (*of, *epoch, *sequence) != named(entry)
-                            || *chain != entry.chain
-                            || *id == entry.id
+                        (*of, *epoch, *sequence) != named(entry) || *chain != entry.chain || *id == entry.id
                     }
                     _ => true,
                 })
@@ -682,9 +687,16 @@ impl Model for Small {
         let (group, stored) = (world.hub.group(), world.disk.entries.len());
         may(world.hub.has_work(), Step::HubStores);
         let lanes = group.iter().map(Entry::from).fold(0, |lanes, entry| lanes | 1 << entry.of);
+        // Groups of one are stored as soon as it is taken.
+        may(
+            transaction && left.failed_appends > 0 && left.group == 1,
+            Step::TakenAppendFails { kept: false },
+        );
+        may(transaction && left.failed_appends > 0 && left.group == 1, Step::TakenAppendFails { kept: true });
         for kept in 0..=lanes {
             may(lanes != 0 && kept & !lanes == 0 && left.failed_appends > 0, Step::AppendFails(kept));
         }
+        may(left.reconnects > 0, Step::HubConnects);
         may(left.backups > 0 && stored > world.backup, Step::HubBacksUp);
         may(left.hub_crashes > 0, Step::HubCrash { kept: false });
         may(left.hub_crashes > 0 && !group.is_empty(), Step::HubCrash { kept: true });
@@ -762,7 +774,16 @@ impl Model for Small {
                 world.left.failed_appends -= 1;
                 world.tell_hub(committer::Input::Flush, Some(kept));
             }
+            Step::TakenAppendFails { kept } => {
+                world.left.failed_appends -= 1;
+                let (index, packet) = world.up.pop_front()?;
+                world.tell_hub(center::input(index, &packet), Some(if kept { u8::MAX } else { 0 }));
+            }
             Step::HubSendsReceipt(index) => world.sends_receipt(index)?,
+            Step::HubConnects => {
+                world.left.reconnects -= 1;
+                world.tell_hub(committer::Input::Connected, None);
+            }
             Step::HubBacksUp => {
                 world.left.backups -= 1;
                 world.hub_backs_up();
@@ -847,36 +868,65 @@ fn all_marked(world: &World) -> bool {
 #[test]
 fn links_and_brokers_fail() {
     let ticks = long();
-    let budget = Budget { cuts: 1, losses: 1, repetitions: ticks, ticks, ..one_lane(3) };
+    let budget = Budget { cuts: 1, losses: 1, repetitions: ticks, ticks, ..one_lane(5) };
     explore("cut, loss", budget, |world| world.left.losses == 0);
-    let budget = Budget { losses: 1, repetitions: 1, lost_receipts: 1, ticks: 1, ..one_lane(2) };
+    let budget = Budget { losses: 1, repetitions: 1, lost_receipts: 1, ticks: 1, ..one_lane(3) };
     explore("loss, repetition, lost receipt, timeout", budget, |world| world.left.lost_receipts == 0);
 }
 
 #[test]
 fn hubs_crash_and_are_restored() {
-    let budget = Budget { hub_crashes: 1, restores: 1, backups: 1, ticks: long(), ..one_lane(3) };
+    let budget = Budget { hub_crashes: 1, restores: 1, backups: 1, ticks: long(), ..one_lane(4) };
     explore("hub crash, restore", budget, |world| world.restored);
+}
+
+#[test]
+fn hubs_connect_again() {
+    let budget = Budget { reconnects: 1, cuts: 1, losses: 1, ..one_lane(2 + long()) };
+    explore("hub connects again, cut, loss", budget, |world| world.left.reconnects == 0);
+    let budget = Budget { reconnects: 1, restores: 1, backups: 1, ..one_lane(3) };
+    explore("hub connects again, restore", budget, |world| world.restored);
+}
+
+#[test]
+fn stores_fail() {
+    let recovered = |world: &World| world.left.failed_appends == 0 && all_marked(world);
+    let ticks = 1 + long();
+    let budget = Budget { failed_appends: 1, repetitions: 1, ticks, ..one_lane(3) };
+    explore("append fails, repetition, timeout", budget, recovered);
+    let budget = Budget { failed_appends: 1, hub_crashes: 1, ticks, ..one_lane(2) };
+    explore("append fails, hub crash, timeout", budget, recovered);
+    let budget = Budget { failed_appends: 2, losses: 1, ticks: 2, group: 1, ..one_lane(2 + long()) };
+    explore("groups of one, two appends fail, loss, timeouts", budget, recovered);
+    let accepts = vec![vec![2, 1 + long()]];
+    let budget = Budget { accepts, failed_appends: 1, ticks: 1, ..Budget::default() };
+    explore("two lanes: append fails, timeout", budget, recovered);
+    let budget = Budget { accepts: vec![vec![1], vec![1]], failed_appends: 1, ticks, ..Budget::default() };
+    explore("two boxes: append fails, timeout", budget, recovered);
+    let budget = Budget { images: 1, unsure: 1, ticks, ..one_lane(3) };
+    explore("image, ids unknown, timeout", budget, |world| {
+        world.left.unsure == 0 && known_in_a_new_epoch(world)
+    });
 }
 
 #[test]
 fn boxes_crash() {
     let ticks = long();
     let budget =
-        Budget { box_crashes: 1 + ticks, losses: 1, lost_receipts: 1, repetitions: 1, ticks, ..one_lane(2) };
+        Budget { box_crashes: 1 + ticks, losses: 1, lost_receipts: 1, repetitions: 1, ticks, ..one_lane(3) };
     explore("box crash, lost message and receipt, repetition", budget, |world| world.left.box_crashes == 0);
 }
 
 #[test]
 fn boxes_are_restored_from_an_image() {
-    let budget = Budget { images: 1, losses: 1, hub_crashes: long(), ..one_lane(3) };
+    let budget = Budget { images: 1, losses: 1, hub_crashes: long(), ..one_lane(4) };
     explore("image, loss", budget, known_in_a_new_epoch);
 }
 
 #[test]
 fn two_lanes_share_a_connection() {
-    let accepts = vec![vec![1 + long(), 1]];
-    let budget = Budget { accepts: vec![vec![2, 1 + long()]], losses: 1, ..Budget::default() };
+    let accepts = vec![vec![2 + long(), 1]];
+    let budget = Budget { accepts: vec![vec![2, 2 + long()]], losses: 1, ..Budget::default() };
     explore("two lanes: loss", budget, |world| world.left.losses == 0);
     let budget = Budget { accepts: accepts.clone(), cuts: 1, ..Budget::default() };
     explore("two lanes: cut", budget, |world| world.left.cuts == 0);
@@ -886,7 +936,7 @@ fn two_lanes_share_a_connection() {
 
 #[test]
 fn two_boxes_share_a_broker_and_a_hub() {
-    let accepts = vec![vec![1], vec![1]];
+    let accepts = vec![vec![2], vec![1]];
     let budget = Budget { accepts: accepts.clone(), cuts: 1, losses: 1, ..Budget::default() };
     explore("two boxes: cut, loss", budget, |world| world.left.losses == 0);
     let restored = Budget { accepts: accepts.clone(), restores: 1, backups: 1, ..Budget::default() };
@@ -903,15 +953,15 @@ fn a_fork_beside_another_box() {
 
 #[test]
 fn what_was_exchanged_on_its_way_is_not_stored() {
-    let budget = Budget { altered: 1, losses: 1, ticks: long(), ..one_lane(2) };
+    let budget = Budget { altered: 1, losses: 1, ticks: long(), ..one_lane(3) };
     explore("exchanged, loss", budget, |world| world.left.altered == 0);
 }
 
 #[test]
 fn what_is_held_stops_its_lane_alone() {
-    let budget = Budget { large: 1, losses: 1, ..one_lane(2) };
+    let budget = Budget { large: 1, losses: 1, ..one_lane(4) };
     explore("one too large, loss", budget, |world| world.streams[0].machine.counts().held.is_some());
-    let budget = Budget { accepts: vec![vec![1, 1]], large: 1, losses: long(), ..Budget::default() };
+    let budget = Budget { accepts: vec![vec![2, 1]], large: 1, losses: long(), ..Budget::default() };
     explore("two lanes: one too large", budget, |world| {
         world.streams[0].machine.counts().held.is_some() && world.streams[1].mark == 1
     });
@@ -920,9 +970,9 @@ fn what_is_held_stops_its_lane_alone() {
 #[test]
 fn what_is_lost_is_released() {
     let met = |world: &World| world.taken().any(|entry| entry.void) && all_marked(world);
-    let budget = Budget { destroyed: 1, cuts: 1, losses: 1, ..one_lane(2 + long()) };
+    let budget = Budget { destroyed: 1, cuts: 1, losses: 1, ..one_lane(3 + long()) };
     explore("a record destroyed under way, released; cut, loss", budget, met);
-    let budget = Budget { destroyed: 1, hub_crashes: 1, ticks: long(), ..one_lane(3) };
+    let budget = Budget { destroyed: 1, hub_crashes: 1, ticks: long(), ..one_lane(4) };
     explore("a record destroyed under way, released; hub crash", budget, met);
 }
 

@@ -30,7 +30,7 @@ const OUTAGES: u64 = 110_000;
 const TURNS: u64 = 2_000;
 
 /// Every one of these must have been met, or the run proves less than it says.
-const MUST_BE_SEEN: [&str; 47] = [
+const MUST_BE_SEEN: [&str; 46] = [
     "bundle exported",
     "carried in, known",
     "carried in, new",
@@ -42,7 +42,6 @@ const MUST_BE_SEEN: [&str; 47] = [
     "a receipt takes the place of one that waits",
     "append failed",
     "append failed, and is stored all the same",
-    "other chain at the hub",
     "the store cannot say what it has",
     "the store works again",
     "released by a person",
@@ -480,7 +479,12 @@ impl World {
             }
             if self.centers[hub].up {
                 let incarnation = self.random.bits();
-                self.receipts.extend(self.centers[hub].import(&bundle, incarnation, self.now, &mut self.seen));
+                self.receipts.extend(self.centers[hub].import(
+                    &bundle,
+                    incarnation,
+                    self.now,
+                    &mut self.seen,
+                ));
             }
         }
         if !self.receipts.is_empty() && self.random.percent(2) {
@@ -545,6 +549,7 @@ impl World {
     fn settle(&mut self) {
         self.faults = 0;
         self.broker.stuck = false;
+        let mut connections = 0;
         for turn in 0.. {
             self.turn();
             let busy = !self.surgery.up.is_empty()
@@ -555,7 +560,13 @@ impl World {
             let heard = self.surgery.connected && self.broker.hubs.iter().all(|hub| hub.connected);
             let quiet = self.centers.iter().all(|center| center.up && center.is_quiet());
             if quiet && heard && !busy && self.surgery.machine.confirmed() == self.surgery.disk.tail() {
-                break;
+                // A hub that was restored to a store without this lane knows nobody whom it could tell: a gateway that has
+                // nothing to send finds out at its next connection.
+                if connections > 0 {
+                    break;
+                }
+                connections += 1;
+                self.cut();
             }
             assert!(turn < 20_000, "not everything is confirmed: {:?}", self.surgery.machine);
             if !busy && turn % 20 == 19 {

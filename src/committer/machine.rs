@@ -68,7 +68,8 @@ impl<R: Record> Committer<R> {
         match input {
             Input::Transaction(record) => {
                 self.transaction(record, now, store, actions);
-                let full = self.group.len() >= self.limits.transactions || self.group_bytes >= self.limits.bytes;
+                let full =
+                    self.group.len() >= self.limits.transactions || self.group_bytes >= self.limits.bytes;
                 if full {
                     self.append(actions);
                 }
@@ -136,13 +137,7 @@ impl<R: Record> Committer<R> {
         self.lanes.get(name)
     }
 
-    fn transaction(
-        &mut self,
-        record: R,
-        now: Millis,
-        store: &mut impl Lookup,
-        actions: &mut Vec<Action<R>>,
-    ) {
+    fn transaction(&mut self, record: R, now: Millis, store: &mut impl Lookup, actions: &mut Vec<Action<R>>) {
         if let Some(trouble) = &mut self.trouble
             && now < trouble.next_trial
         {

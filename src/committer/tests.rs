@@ -50,7 +50,8 @@ impl Record for Line {
         self.void
     }
     fn chain_after(&self, before: ChainValue) -> ChainValue {
-        link(before, self.numbered.id.0.as_u128())
+        // The chain passes over a void, as it does over all but the last of a range of them.
+        if self.void { before } else { link(before, self.numbered.id.0.as_u128()) }
     }
     fn bytes(&self) -> usize {
         10
@@ -173,6 +174,13 @@ impl Sender {
         let chain = self.chains[usize::try_from(sequence).unwrap()];
         let numbered = Numbered { epoch: self.epoch, sequence, round, id, chain };
         Line { lane: self.lane.clone(), numbered, void: false, only_number: false }
+    }
+
+    /// A void with the id and the number of a transaction.
+    fn void(&self, sequence: u64) -> Line {
+        let mut line = Line { void: true, ..self.line(sequence, 0) };
+        line.numbered.chain = self.chains[usize::try_from(sequence).unwrap() - 1];
+        line
     }
 
     fn send(&self, hub: &mut Hub, sequence: u64, round: u64) -> Actions {
@@ -324,16 +332,31 @@ fn a_void_is_nobodys_second_number() {
     old.stages(&mut hub, 1..=2);
     hub.finish();
     let new = Sender::new(OTHER, 0, 9);
-    let void = Line { void: true, ..new.line(1, 0) };
-    assert_eq!(hub.give(Input::Transaction(void)), []);
+    assert_eq!(hub.give(Input::Transaction(new.void(1))), []);
     assert!(!hub.committer.group()[0].only_number, "the void is stored, though its id is");
     // Nor is what comes with the id of a void in the same group.
     let third = Sender::new(Epoch(Uuid::from_u128(3)), 2, 9);
-    let void = Line { void: true, ..third.line(1, 0) };
-    assert_eq!(hub.give(Input::Transaction(void)), []);
+    assert_eq!(hub.give(Input::Transaction(third.void(1))), []);
     let fourth = Sender::new(Epoch(Uuid::from_u128(4)), 2, 9);
     fourth.stages(&mut hub, [1]);
     assert!(!hub.committer.group()[2].only_number, "the transaction is stored, a void has only its id");
+}
+
+/// The chain would not show it: all but the last of a released range leave its value as it was.
+#[test]
+fn a_void_does_not_overtake_the_numbers_before_it() {
+    let (mut hub, sender) = (Hub::asked(), Sender::new(EPOCH, 0, 9));
+    sender.stages(&mut hub, [1]);
+    let mut third = sender.void(2);
+    third.numbered.sequence = 3;
+    let missed = Missed { epoch: EPOCH, expected: 2, round: 0 };
+    assert_eq!(hub.give(Input::Transaction(third.clone())), [Action::Gap(lane(), missed)]);
+    assert_eq!(hub.committer.group().len(), 1);
+    let part = hub.committer.import(&lane(), [], [third], 0, &mut hub.store);
+    let missing = NotTaken::Missing { lane: lane(), epoch: EPOCH, sequence: 2, position: None };
+    assert_eq!(part, Ok((Tally::default(), Some(missing))));
+    assert_eq!(hub.give(Input::Transaction(sender.void(2))), []);
+    assert_eq!(hub.committer.group().len(), 2);
 }
 
 #[test]
@@ -402,7 +425,8 @@ fn when_the_store_cannot_say_what_it_has_the_lane_stays_as_it_was() {
 
 #[test]
 fn a_full_group_is_stored_at_once() {
-    for limits in [GroupLimits { transactions: 2, bytes: 1_000 }, GroupLimits { transactions: 9, bytes: 20 }] {
+    for limits in [GroupLimits { transactions: 2, bytes: 1_000 }, GroupLimits { transactions: 9, bytes: 20 }]
+    {
         let (mut hub, sender) = (Hub::with(Store::default(), limits), Sender::new(EPOCH, 0, 9));
         hub.ask(&lane(), "q");
         sender.stages(&mut hub, [1]);
@@ -436,7 +460,8 @@ fn a_new_connection_gets_every_receipt_and_the_last_answers_again() {
 #[test]
 fn a_receipt_that_waits_is_replaced_and_its_question_stays_answered() {
     let sender = Sender::new(EPOCH, 0, 9);
-    let (first, second) = (statement(vec![sender.through(1)], Some("q")), statement(vec![sender.through(2)], None));
+    let (first, second) =
+        (statement(vec![sender.through(1)], Some("q")), statement(vec![sender.through(2)], None));
     assert_eq!(second.clone().instead_of(Some(first.clone())), statement(vec![sender.through(2)], Some("q")));
     assert_eq!(second.clone().instead_of(None), second);
     let answer = statement(vec![sender.through(2)], Some("r"));
@@ -490,7 +515,8 @@ fn what_is_carried_by_hand_needs_no_question_but_the_epochs_before_it() {
     };
     let missing = |epoch, sequence| NotTaken::Missing { lane: lane(), epoch, sequence, position: None };
     let tally = |stored, renumbered, repeated| Tally { stored, renumbered, repeated, marks: vec![] };
-    let lines = |of: &Sender, range: std::ops::RangeInclusive<u64>| range.map(|n| of.line(n, 0)).collect::<Vec<_>>();
+    let lines =
+        |of: &Sender, range: std::ops::RangeInclusive<u64>| range.map(|n| of.line(n, 0)).collect::<Vec<_>>();
     assert_eq!(import(&mut hub, &[(EPOCH, 4)], lines(&new, 1..=2)), Err(missing(EPOCH, 1)));
     assert_eq!(import(&mut hub, &[], lines(&old, 2..=3)), Ok((tally(0, 0, 0), Some(missing(EPOCH, 1)))));
     assert_eq!(import(&mut hub, &[], lines(&old, 1..=2)), Ok((tally(2, 0, 0), None)));

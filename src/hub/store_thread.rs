@@ -21,9 +21,10 @@ use super::imported::{NotTaken, Part, Tally};
 use super::refusals::{Refusals, reason};
 use super::resend::{Outcome, Wanted, Wants};
 use super::store::{Entry, LaneName, Mark, Store, StoreError};
+use crate::carry::bundle::Older;
 use crate::committer::{Action, Committer, Input, Lookup, Refusal, Statement};
 use crate::delivery::Millis;
-use crate::transaction::{Epoch, Gateway, Practice, Sequence, TransactionId, rfc3339, unix_millis_now};
+use crate::transaction::{Gateway, Practice, TransactionId, rfc3339, unix_millis_now};
 use crate::wire::envelope::Envelope;
 use crate::wire::receipt::{Gap, Position};
 use crate::wire::topic::{Kind, Topic};
@@ -195,9 +196,9 @@ impl StoreThread {
 
     /// Tells the committer what has happened, and does what it says.
     fn tell(&mut self, input: Input<Entry>) {
-        let now = self.now();
         let mut next = Some(input);
         while let Some(input) = next.take() {
+            let now = self.now();
             let mut actions = std::mem::take(&mut self.actions);
             let mut asked = Asked { store: &mut *self.store, error: None };
             self.committer.handle(input, now, &mut asked, &mut actions);
@@ -302,20 +303,30 @@ impl StoreThread {
         }
     }
 
-    /// A part of a bundle, through the committer.
-    pub(super) fn import_to_committer(
-        &mut self,
-        lane: &LaneName,
-        older: impl Iterator<Item = (Epoch, Sequence)>,
-        records: impl Iterator<Item = Entry>,
-    ) -> Result<(Tally, Option<NotTaken>), NotTaken> {
+    /// Takes a part of a bundle: what the broker brought before is stored first, then this, and it is on stable storage when
+    /// this returns.
+    ///
+    /// # Errors
+    /// [`NotTaken`].
+    pub fn import(&mut self, part: Part) -> Result<Tally, NotTaken> {
+        let Part { lane, older, transactions } = part;
+        if !self.finish() {
+            return Err(NotTaken::Trouble(lane));
+        }
+        let older = older.into_iter().map(|Older { epoch, through }| (epoch, through));
+        let entry = |(envelope, body)| Entry { lane: lane.clone(), envelope, body: Some(body) };
         let now = self.now();
         let mut asked = Asked { store: &mut *self.store, error: None };
-        let taken = self.committer.import(lane, older, records, now, &mut asked);
+        let taken = self.committer.import(&lane, older, transactions.into_iter().map(entry), now, &mut asked);
         if let Some(error) = asked.error {
             store_failed(&error);
         }
-        taken
+        let (mut tally, wrong) = taken?;
+        if !self.finish() {
+            return Err(NotTaken::Trouble(lane));
+        }
+        tally.marks = self.store.marks_of(&lane);
+        wrong.map_or(Ok(tally), Err)
     }
 
     /// Stores the group, then answers. False: it is not stored.
@@ -383,4 +394,27 @@ fn store_failed(error: &StoreError) {
 /// The wall clock as text, for payloads.
 pub(super) fn now_text() -> String {
     rfc3339(unix_millis_now())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::chain::ChainValue;
+    use crate::transaction::Epoch;
+
+    #[test]
+    fn a_receipt_that_says_more_than_the_store_has_is_found() {
+        let mark = |epoch: u128, through, chain| Mark {
+            epoch: Epoch(uuid::Uuid::from_u128(epoch)),
+            through,
+            chain: ChainValue([chain; 32]),
+        };
+        let marks = [mark(1, 5, 5), mark(2, 3, 3)];
+        assert!(is_stored(&[], &[]));
+        assert!(is_stored(&marks, &marks));
+        assert!(is_stored(&[mark(1, 4, 4)], &marks));
+        assert!(!is_stored(&[mark(1, 5, 5), mark(2, 4, 4)], &marks), "more");
+        assert!(!is_stored(&[mark(2, 3, 9)], &marks), "something else");
+        assert!(!is_stored(&[mark(3, 1, 1)], &marks), "another epoch");
+    }
 }

@@ -129,7 +129,8 @@ pub(crate) fn marks(entries: &[Entry], of: usize) -> Vec<Through> {
 
 /// What a hub begins with: the marks of every lane that is known, and what its last backup holds.
 pub(crate) fn begin(limits: GroupLimits, entries: &[Entry], backup: usize) -> Committer<Line> {
-    let lanes = (0..4).map(|of| (name(of).clone(), marks(entries, of))).filter(|(_, marks)| !marks.is_empty());
+    let lanes =
+        (0..4).map(|of| (name(of).clone(), marks(entries, of))).filter(|(_, marks)| !marks.is_empty());
     Committer::new(limits, lanes, backed_up(&entries[..backup]))
 }
 
@@ -386,6 +387,7 @@ impl Center {
             self.write(*entry, seen);
         }
         self.truncate(self.entries.len());
+        self.forget();
     }
 
     pub(crate) fn restore(&mut self, length: usize, seen: &mut Seen) {
@@ -395,6 +397,13 @@ impl Center {
         }
         self.truncate(length.min(self.entries.len()));
         self.backups.retain(|backup| *backup <= length);
+        self.forget();
+    }
+
+    /// Its memory is gone.
+    fn forget(&mut self) {
+        self.start(self.memory.incarnation);
+        self.up = false;
     }
 
     fn truncate(&mut self, length: usize) {
