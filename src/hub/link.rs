@@ -4,28 +4,44 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pgw_core::transaction::{Hub, rfc3339, unix_millis_now};
+use pgw_core::transaction::{Hub, rfc3339, unix_millis_now};
+use pgw_core::wire::command::Command;
 use pgw_core::wire::command::Command;
 use pgw_core::wire::presence::Status;
+use pgw_core::wire::presence::Status;
+use pgw_core::wire::receipt::{Receipt, Stored};
 use pgw_core::wire::receipt::{Receipt, Stored};
 use pgw_core::wire::signature;
+use pgw_core::wire::signature;
+use pgw_core::wire::signature::SigningKey;
 use pgw_core::wire::signature::SigningKey;
 use pgw_core::wire::topic::{Root, hub_status};
+use pgw_core::wire::topic::{Root, hub_status};
+use pgw_core::wire::{SCHEMA, to_json};
 use pgw_core::wire::{SCHEMA, to_json};
 use pgw_host::config::Upstream;
+use pgw_host::config::Upstream;
+use pgw_link::clock::TrustedClock;
 use pgw_link::clock::TrustedClock;
 use pgw_link::failure::Failure;
+use pgw_link::failure::Failure;
+use pgw_link::phase::Phase;
 use pgw_link::phase::Phase;
 use pgw_link::session::{Opening, Parcel, Session};
+use pgw_link::session::{Opening, Parcel, Session};
+use pgw_link::tls::Identity;
 use pgw_link::tls::Identity;
 use pgw_link::tls::TlsFiles;
+use pgw_link::tls::TlsFiles;
+use pgw_link::transport;
 use pgw_link::transport;
 use rumqttc::v5::mqttbytes::QoS;
 use rumqttc::v5::mqttbytes::v5::{LastWill, Publish, PublishProperties};
 
 use super::Settings;
 use super::answers::Answer;
-use super::desk::now_text;
 use super::run::Ended;
+use super::store_thread::now_text;
 
 /// Most of our own publishes that are not acknowledged: what waits behind them coalesces.
 const IN_FLIGHT: u16 = 16;

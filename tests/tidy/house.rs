@@ -143,7 +143,7 @@ fn no_modules_import_each_other_in_a_circle() {
         ("gateway::ingest::http", &["door", "router", "submission"]),
         ("gateway::ingest::mllp", &["connection", "door"]),
         ("gateway::uplink", &["driver", "notable", "orders", "resend"]),
-        ("hub", &["carried", "desk", "link", "resend", "run", "trouble"]),
+        ("hub", &["link", "resend", "run", "store_thread"]),
         (
             "outbox",
             &[
