@@ -9,10 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use bytes::Bytes;
 use pgw_core::committer::Statement;
 use pgw_core::transaction::{Gateway, Practice, Sequence};
-use pgw_core::transaction::{Gateway, Practice, Sequence};
 use pgw_core::wire::command::Order;
-use pgw_core::wire::command::Order;
-use pgw_core::wire::receipt::Gap;
 use pgw_core::wire::receipt::Gap;
 use tokio::sync::Notify;
 

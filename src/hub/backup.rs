@@ -13,7 +13,6 @@ use std::time::SystemTime;
 
 use pgw_core::committer::BackedUp;
 use pgw_core::transaction::{Epoch, Sequence};
-use pgw_core::transaction::{Epoch, Sequence};
 use serde::{Deserialize, Serialize};
 
 use super::store::{StoreError, create_private_file, ndjson};

@@ -18,23 +18,17 @@ use std::sync::mpsc::{Sender, sync_channel};
 use std::time::Duration;
 
 use pgw_bundle::AgeError;
-use pgw_bundle::AgeError;
-use pgw_bundle::bundle::{BundleError, Head, Item, Reader};
 use pgw_bundle::bundle::{BundleError, Head, Item, Reader};
 use pgw_bundle::keys::Identity;
-use pgw_bundle::keys::Identity;
-use pgw_bundle::seal::Opening;
 use pgw_bundle::seal::Opening;
 use pgw_core::chain::ChainValue;
-use pgw_core::chain::ChainValue;
 use pgw_core::transaction::{Epoch, Gateway, Lane, Practice, Sequence};
-use pgw_core::transaction::{Epoch, Gateway, Lane, Practice, Sequence};
-use pgw_gateway::keys;
 use serde::{Deserialize, Serialize};
 
 use super::imported::{NotTaken, Part, Tally};
 use super::store::{LaneName, Mark};
 use super::store_thread::Arrival;
+use crate::keys;
 
 /// The drop folder, below the store.
 pub const FOLDER: &str = "import";

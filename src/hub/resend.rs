@@ -14,10 +14,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use pgw_core::transaction::{Epoch, Gateway, Lane, Practice, Sequence};
-use pgw_core::transaction::{Epoch, Gateway, Lane, Practice, Sequence};
 use pgw_core::wire::command::{CommandResult, Order};
-use pgw_core::wire::command::{CommandResult, Order};
-use pgw_core::wire::envelope::Envelope;
 use pgw_core::wire::envelope::Envelope;
 use serde::{Deserialize, Serialize};
 

@@ -29,12 +29,8 @@ use pgw_core::transaction::{LaneName, Position, TransactionId};
 use stateright::{Checker, Model, Property};
 
 use crate::world::broker::{Down, Up};
-use crate::world::broker::{Down, Up};
-use crate::world::center::Entry;
 use crate::world::center::{self, Entry, Line, backed_up, index_of, marks};
 use crate::world::surgery::Disk;
-use crate::world::surgery::Disk;
-use crate::world::{id, lane};
 use crate::world::{id, lane, link};
 
 /// Ids from here on are of records that are larger than the broker's limit.

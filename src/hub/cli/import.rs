@@ -7,11 +7,7 @@ use std::time::Duration;
 
 use clap::Args;
 use pgw_bundle::keys::Identity;
-use pgw_bundle::keys::Identity;
 use pgw_bundle::receipts;
-use pgw_bundle::receipts;
-use pgw_gateway::keys;
-use pgw_host::exit::{Exit, complain};
 use pgw_host::exit::{Exit, complain};
 use ring::rand::{SecureRandom as _, SystemRandom};
 
@@ -21,6 +17,7 @@ use crate::config::HubConfig;
 use crate::fleet::Fleet;
 use crate::import;
 use crate::import::{FOLDER, ImportError, LaneOutcome, Outcome};
+use crate::keys;
 use crate::link::Speaker;
 use crate::store::ndjson::NdjsonStore;
 use crate::store::{LaneName, Mark, StoreError, create_private, create_private_file};

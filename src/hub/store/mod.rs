@@ -17,11 +17,8 @@ use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use pgw_core::chain::ChainValue;
-use pgw_core::chain::ChainValue;
 use pgw_core::committer::{Numbered, Record};
-use pgw_core::transaction::{Epoch, Gateway, Lane, Practice, Sequence};
 use pgw_core::transaction::{Epoch, Sequence, TransactionId};
-use pgw_core::wire::envelope::Envelope;
 use pgw_core::wire::envelope::Envelope;
 use pgw_core::wire::void;
 use uuid::Uuid;
