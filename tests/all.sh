@@ -75,9 +75,14 @@ if [ -n "$clients" ]; then
     fi
 fi
 
-cargo test --locked
+# Most tests wait for processes, disks and links: two for each processor keep it busy.
+RUST_TEST_THREADS="${RUST_TEST_THREADS:-$(($(nproc) * 2))}"
+export RUST_TEST_THREADS
+
+# --tests: what has tests, and no documentation is looked through for others (there are none).
+cargo test --locked --workspace --tests
 
 if [ "${1:-}" = --long ]; then
-    PGW_LONG=1 cargo test --locked --release -- --include-ignored
+    PGW_LONG=1 cargo test --locked --workspace --release --tests -- --include-ignored
     tests/powercut/run.sh
 fi

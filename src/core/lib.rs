@@ -4,9 +4,11 @@
 //! - [`text`]: hexadecimal digits, errors with their causes
 //! - [`chain`]: the proof that none is missing, altered or swapped
 //! - [`delivery`]: what is sent when, and what a receipt means; sans-IO
+//! - [`committer`]: what the hub stores, what it answers, and when; sans-IO
 //! - [`wire`]: topics, envelopes, payloads, signatures; pure
 
 pub mod chain;
+pub mod committer;
 pub mod delivery;
 pub mod text;
 pub mod transaction;

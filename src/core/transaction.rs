@@ -127,6 +127,32 @@ name!(
     lower_id
 );
 
+/// A lane of a gateway of a practice.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct LaneName {
+    /// Practice.
+    pub practice: Practice,
+    /// Gateway.
+    pub gateway: Gateway,
+    /// Lane.
+    pub lane: Lane,
+}
+
+impl fmt::Display for LaneName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}/{}", self.practice, self.gateway, self.lane)
+    }
+}
+
+impl std::str::FromStr for LaneName {
+    type Err = NameError;
+    fn from_str(name: &str) -> Result<Self, NameError> {
+        let mut parts = name.splitn(3, '/');
+        let mut next = || parts.next().unwrap_or_default();
+        Ok(Self { practice: next().parse()?, gateway: next().parse()?, lane: next().parse()? })
+    }
+}
+
 /// UUIDv7 made when an outbox is created, and again when a fork forces a renumbering.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]

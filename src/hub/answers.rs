@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
+use pgw_core::committer::Statement;
 use pgw_core::transaction::{Gateway, Practice, Sequence};
 use pgw_core::wire::command::Order;
 use pgw_core::wire::receipt::Gap;
@@ -62,16 +63,9 @@ pub enum Answer {
     },
 }
 
-/// A receipt that waits.
-struct Due {
-    marks: Vec<Mark>,
-    backed_up: Option<Sequence>,
-    nonce: Option<String>,
-}
-
 #[derive(Default)]
 struct Waiting {
-    receipts: BTreeMap<LaneName, Due>,
+    receipts: BTreeMap<LaneName, Statement>,
     order: VecDeque<LaneName>,
     gaps: VecDeque<(LaneName, Gap)>,
     probes: VecDeque<(Practice, Gateway, Bytes)>,
@@ -91,20 +85,13 @@ impl Answers {
     }
 
     /// A newer receipt of a lane takes the place of one that waits, and keeps its nonce.
-    pub fn receipt(
-        &self,
-        lane: &LaneName,
-        marks: Vec<Mark>,
-        backed_up: Option<Sequence>,
-        nonce: Option<String>,
-    ) {
+    pub fn receipt(&self, lane: &LaneName, statement: Statement) {
         let mut waiting = self.lock();
         let before = waiting.receipts.remove(lane);
         if before.is_none() {
             waiting.order.push_back(lane.clone());
         }
-        let nonce = nonce.or(before.and_then(|before| before.nonce));
-        waiting.receipts.insert(lane.clone(), Due { marks, backed_up, nonce });
+        waiting.receipts.insert(lane.clone(), statement.instead_of(before));
         drop(waiting);
         self.changed.notify_one();
     }
@@ -141,8 +128,8 @@ impl Answers {
     pub fn take(&self) -> Option<Answer> {
         let mut waiting = self.lock();
         if let Some(lane) = waiting.order.pop_front() {
-            let Due { marks, backed_up, nonce } = waiting.receipts.remove(&lane)?;
-            return Some(Answer::Receipt { lane, marks, backed_up, nonce });
+            let Statement { epochs, backed_up_through, nonce } = waiting.receipts.remove(&lane)?;
+            return Some(Answer::Receipt { lane, marks: epochs, backed_up: backed_up_through, nonce });
         }
         if let Some((lane, gap)) = waiting.gaps.pop_front() {
             return Some(Answer::Gap { lane, gap });
@@ -181,9 +168,14 @@ mod tests {
     #[test]
     fn receipts_coalesce_and_keep_the_nonce_and_their_turn() {
         let answers = Answers::default();
-        answers.receipt(&lane("b"), marks(1), None, Some("n".into()));
-        answers.receipt(&lane("a"), marks(5), None, None);
-        answers.receipt(&lane("b"), marks(2), Some(1), None);
+        let say = |through, backed_up_through, nonce: Option<&str>| Statement {
+            epochs: marks(through),
+            backed_up_through,
+            nonce: nonce.map(str::to_owned),
+        };
+        answers.receipt(&lane("b"), say(1, None, Some("n")));
+        answers.receipt(&lane("a"), say(5, None, None));
+        answers.receipt(&lane("b"), say(2, Some(1), None));
         let first =
             Answer::Receipt { lane: lane("b"), marks: marks(2), backed_up: Some(1), nonce: Some("n".into()) };
         assert_eq!(answers.take(), Some(first));

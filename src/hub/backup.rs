@@ -11,10 +11,11 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
+use pgw_core::committer::BackedUp;
 use pgw_core::transaction::{Epoch, Sequence};
 use serde::{Deserialize, Serialize};
 
-use super::store::{LaneName, Mark, StoreError, create_private_file, ndjson};
+use super::store::{StoreError, create_private_file, ndjson};
 
 /// What `done` has said.
 const DONE: &str = "backup.json";
@@ -67,12 +68,11 @@ impl Backups {
         }
     }
 
-    /// Through which sequence of the last of `marks` there is a backup.
+    /// Through which sequence of which epoch each lane is in it.
     #[must_use]
-    pub fn through(&self, lane: &LaneName, marks: &[Mark]) -> Option<Sequence> {
-        let (last, backup) = (marks.last()?, self.lanes.get(&lane.to_string())?);
-        // More than is here cannot be in it: the store was restored from an older copy, whose word is younger.
-        (backup.epoch == last.epoch).then_some(backup.through.min(last.through))
+    pub fn lanes(&self) -> BackedUp {
+        let named = |(name, of): (&String, &Through)| Some((name.parse().ok()?, (of.epoch, of.through)));
+        self.lanes.iter().filter_map(named).collect()
     }
 }
 

@@ -25,9 +25,9 @@ use pgw_core::chain::ChainValue;
 use pgw_core::transaction::{Epoch, Gateway, Lane, Practice, Sequence};
 use serde::{Deserialize, Serialize};
 
-use super::carried::{Carried, NotTaken, Tally};
-use super::desk::Arrival;
+use super::imported::{NotTaken, Part, Tally};
 use super::store::{LaneName, Mark};
+use super::store_thread::Arrival;
 use crate::keys;
 
 /// The drop folder, below the store.
@@ -171,7 +171,7 @@ pub fn check(file: &Path, identity: &Identity) -> Result<Vec<LaneOutcome>, Impor
 pub fn import(
     file: &Path,
     identity: &Identity,
-    take: &mut dyn FnMut(Carried) -> Result<Tally, ImportError>,
+    take: &mut dyn FnMut(Part) -> Result<Tally, ImportError>,
     lanes: &mut Vec<LaneOutcome>,
 ) -> Result<(), ImportError> {
     check(file, identity)?;
@@ -200,9 +200,9 @@ pub fn import(
                 gateway: lane.gateway.clone(),
                 lane: lane.lane.clone(),
             };
-            let carried =
-                Carried { lane: name, older: head.older.clone(), transactions: std::mem::take(&mut part) };
-            let tally = take(carried).map_err(|error| with_position(error, head))?;
+            let transactions = std::mem::take(&mut part);
+            let whole = Part { lane: name, older: head.older.clone(), transactions };
+            let tally = take(whole).map_err(|error| with_position(error, head))?;
             bytes = 0;
             lane.stored += tally.stored;
             lane.renumbered += tally.renumbered;
@@ -294,9 +294,9 @@ fn take_file(file: &Path, key_file: &Path, arrivals: &Sender<Arrival>) {
     }
 }
 
-fn hand_over(arrivals: &Sender<Arrival>, part: Carried) -> Result<Tally, ImportError> {
+fn hand_over(arrivals: &Sender<Arrival>, part: Part) -> Result<Tally, ImportError> {
     let (answer, answered) = sync_channel(1);
-    arrivals.send(Arrival::Carried(Box::new(part), answer)).map_err(|_| ImportError::Ended)?;
+    arrivals.send(Arrival::Import(Box::new(part), answer)).map_err(|_| ImportError::Ended)?;
     Ok(answered.recv().map_err(|_| ImportError::Ended)??)
 }
 

@@ -1,30 +1,28 @@
 //! The hub: takes the fleet's transactions from the broker, stores them exactly once and in order, sends receipts.
 //!
-//! - [`intake`]: what each lane expects next, and what to answer; sans-IO
 //! - [`store`]: the seam to stable storage, and the embedded NDJSON store behind it
 //! - [`run`]: one connection after another, each with a new event loop
 //! - [`link`]: the options of a connection, and what is published on it
-//! - [`desk`]: the store thread: groups, judges, stores, then answers; `trouble`: a store that has failed
-//! - [`carried`], [`import`]: what is carried here by hand takes the same way into the store; the drop folder of the running hub
+//! - [`store_thread`]: drives [`pgw_core::committer`], which decides what is stored and answered, over the store
+//! - [`imported`], [`import`]: what is carried here by hand takes the same way into the store; the drop folder of the running hub
 //! - [`resend`]: what the hub's files have lost or altered, asked of the gateway again
 //! - [`backup`]: what there is a backup of, for the gateways' disks
 //! - [`answers`]: what is to be published, coalesced
 //! - [`fleet`]: what each gateway said of itself last
 //! - [`verify`]: walks the stored chains and names what is missing, altered, swapped or repeated
 //! - [`report`]: what `practice-hub verify` and `list` print
+//! - [`config`], [`keys`], [`daemon`], [`cli`]: its file, its keys, its life, its command line
 //!
 //! Invariant: a receipt never says more than what `Store::append` has put on stable storage before it.
 
 pub mod answers;
 pub mod backup;
-pub mod carried;
 pub mod cli;
 pub mod config;
 pub mod daemon;
-pub mod desk;
 pub mod fleet;
 pub mod import;
-pub mod intake;
+pub mod imported;
 pub mod keys;
 pub mod link;
 mod refusals;
@@ -32,7 +30,7 @@ pub mod report;
 pub mod resend;
 pub mod run;
 pub mod store;
-mod trouble;
+pub mod store_thread;
 pub mod verify;
 
 use std::path::PathBuf;

@@ -24,8 +24,8 @@ use rumqttc::v5::mqttbytes::v5::{LastWill, Publish, PublishProperties};
 
 use super::Settings;
 use super::answers::Answer;
-use super::desk::now_text;
 use super::run::Ended;
+use super::store_thread::now_text;
 
 /// Most of our own publishes that are not acknowledged: what waits behind them coalesces.
 const IN_FLIGHT: u16 = 16;

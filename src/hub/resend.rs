@@ -18,8 +18,8 @@ use pgw_core::wire::command::{CommandResult, Order};
 use pgw_core::wire::envelope::Envelope;
 use serde::{Deserialize, Serialize};
 
-use super::desk::{Arrival, Desk};
 use super::store::{Entry, LaneName};
+use super::store_thread::{Arrival, StoreThread};
 
 /// The folder for orders, below the store.
 pub const FOLDER: &str = "orders";
@@ -106,7 +106,7 @@ impl Wants {
     }
 }
 
-impl Desk {
+impl StoreThread {
     /// Somebody wants a range again.
     pub(super) fn want(&mut self, wanted: Wanted, answer: SyncSender<Outcome>) {
         let Wanted { practice, gateway, lane, epoch, from, through } = wanted;

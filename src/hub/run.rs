@@ -1,7 +1,7 @@
 //! Runs the hub: one connection after another, each with a new session, and one store thread behind them all.
 //!
 //! ```text
-//! broker ──► session task ──bounded queue──► store thread (desk) ──► answers ──► speaker ──► broker
+//! broker ──► session task ──bounded queue──► store thread ──► answers ──► speaker ──► broker
 //! ```
 //!
 //! A full queue stops the session, and so TCP, and so the broker: that is the back-pressure. What the broker then
@@ -35,11 +35,11 @@ use tokio::task::JoinHandle;
 use super::Settings;
 use super::answers::Answers;
 use super::backup::Backups;
-use super::desk::{Arrival, Desk, GroupLimits};
 use super::fleet::Fleet;
 use super::link::{self, Speaker};
 use super::store::ndjson::NdjsonStore;
 use super::store::{Store, StoreError};
+use super::store_thread::{Arrival, GroupLimits, StoreThread};
 
 /// Payload bytes between the session and the store thread, in units of 1 KiB.
 const QUEUE_KIB: u32 = 64 * 1024;
@@ -127,7 +127,7 @@ pub async fn run_with(
     let answers = Answers::default();
     let (arrivals, inbox) = blocking::channel();
     let limits = GroupLimits { transactions: settings.group_transactions, bytes: settings.group_bytes };
-    let desk = Desk::new(
+    let store_thread = StoreThread::new(
         store,
         answers.clone(),
         Fleet::open(&settings.directory),
@@ -136,7 +136,7 @@ pub async fn run_with(
     );
     let thread = std::thread::Builder::new()
         .name("hub-store".to_owned())
-        .spawn(move || desk.run(inbox))
+        .spawn(move || store_thread.run(inbox))
         .map_err(|_| HubError::System("start a thread"))?;
 
     let (store, key_file) = (settings.directory.clone(), settings.carry_key_file.clone());

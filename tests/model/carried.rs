@@ -1,4 +1,4 @@
-//! What is carried by hand, below the programs: the hub's desk takes nothing of a later epoch too early, and a gateway's
+//! What is carried by hand, below the programs: the hub takes nothing of a later epoch too early, and a gateway's
 //! machine believes a receipt from a file only as far as its own chain agrees.
 
 use pgw_bundle::bundle::Older;
@@ -7,26 +7,26 @@ use pgw_core::delivery::{Action, Delivery, Input, Limits, Numbering, Receipt, Th
 use pgw_core::transaction::Epoch;
 use pgw_hub::answers::Answers;
 use pgw_hub::backup::Backups;
-use pgw_hub::carried::{Carried, NotTaken, Tally};
-use pgw_hub::desk::{Desk, GroupLimits};
 use pgw_hub::fleet::Fleet;
+use pgw_hub::imported::{NotTaken, Part, Tally};
 use pgw_hub::store::Entry;
 use pgw_hub::store::ndjson::NdjsonStore;
+use pgw_hub::store_thread::{GroupLimits, StoreThread};
 use uuid::Uuid;
 
 use crate::hub_kit::{Sender, lane};
 
-fn part(older: &[Older], entries: &[Entry]) -> Carried {
+fn part(older: &[Older], entries: &[Entry]) -> Part {
     let one = |entry: &Entry| (entry.envelope.clone(), entry.body.clone().unwrap_or_default());
-    Carried { lane: lane("clinical"), older: older.to_vec(), transactions: entries.iter().map(one).collect() }
+    Part { lane: lane("clinical"), older: older.to_vec(), transactions: entries.iter().map(one).collect() }
 }
 
 #[test]
-fn the_desk_takes_parts_by_the_rules_of_the_road() {
+fn the_hub_takes_parts_by_the_rules_of_the_road() {
     let directory = tempfile::tempdir().unwrap();
     let store = NdjsonStore::open(directory.path(), 1 << 30).unwrap();
     let limits = GroupLimits { transactions: 1_024, bytes: 4 << 20 };
-    let mut desk = Desk::new(
+    let mut hub = StoreThread::new(
         Box::new(store),
         Answers::default(),
         Fleet::open(directory.path()),
@@ -40,24 +40,24 @@ fn the_desk_takes_parts_by_the_rules_of_the_road() {
         Err(NotTaken::Missing { lane: lane("clinical"), epoch, sequence, position: None })
     };
 
-    assert_eq!(desk.carried(part(&older, &new)), missing(first.epoch, 1), "the older epoch is not here");
-    assert_eq!(desk.carried(part(&[], &old[2..])), missing(first.epoch, 1), "a gap");
+    assert_eq!(hub.import(part(&older, &new)), missing(first.epoch, 1), "the older epoch is not here");
+    assert_eq!(hub.import(part(&[], &old[2..])), missing(first.epoch, 1), "a gap");
     let stored = |tally: Result<Tally, NotTaken>| {
         let tally = tally.unwrap();
         (tally.stored, tally.repeated, tally.marks.len())
     };
-    assert_eq!(stored(desk.carried(part(&[], &old[..3]))), (3, 0, 1));
-    assert_eq!(desk.carried(part(&older, &new)), missing(first.epoch, 4), "its end is not here");
-    assert_eq!(stored(desk.carried(part(&[], &old))), (2, 3, 1));
-    assert_eq!(stored(desk.carried(part(&older, &new))), (3, 0, 2));
-    assert_eq!(stored(desk.carried(part(&older, &new))), (0, 3, 2));
+    assert_eq!(stored(hub.import(part(&[], &old[..3]))), (3, 0, 1));
+    assert_eq!(hub.import(part(&older, &new)), missing(first.epoch, 4), "its end is not here");
+    assert_eq!(stored(hub.import(part(&[], &old))), (2, 3, 1));
+    assert_eq!(stored(hub.import(part(&older, &new))), (3, 0, 2));
+    assert_eq!(stored(hub.import(part(&older, &new))), (0, 3, 2));
     // Another history from there on.
     let mut other = Sender::new(&lane("clinical"), 1);
     other.take(4);
     other.next(99, b"another fifth");
     let sixth = other.next(100, b"another sixth");
     let diverged = NotTaken::Diverged { lane: lane("clinical"), epoch: first.epoch, sequence: 6 };
-    assert_eq!(desk.carried(part(&[], &[sixth])), Err(diverged));
+    assert_eq!(hub.import(part(&[], &[sixth])), Err(diverged));
 }
 
 #[test]

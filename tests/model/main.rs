@@ -18,8 +18,9 @@ mod world;
 mod carried;
 mod exhaustive;
 mod fuzz_corpus;
-mod hub_desk;
+
 mod hub_store;
+mod hub_store_thread;
 mod hub_verify;
 mod outbox_model;
 mod simulation;

@@ -141,7 +141,7 @@ fn no_modules_import_each_other_in_a_circle() {
         ("gateway::ingest::folder", &["door", "rounds"]),
         ("gateway::ingest::http", &["door", "router", "submission"]),
         ("gateway::ingest::mllp", &["connection", "door"]),
-        ("hub", &["carried", "desk", "link", "resend", "run", "trouble"]),
+        ("hub", &["link", "resend", "run", "store_thread"]),
         (
             "outbox",
             &[

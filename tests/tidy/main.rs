@@ -53,10 +53,9 @@ fn files_are_short() {
     /// A little more is better than a cut in the wrong place.
     const LINES: usize = 450;
     /// Debts: longer than that today, with the length that they must not grow beyond.
-    const DEBTS: [(&str, usize); 6] = [
+    const DEBTS: &[(&str, usize)] = &[
         ("gateway/ingest/folder/rounds.rs", 458),
         ("gateway/ingest/folder/shelf.rs", 483),
-        ("hub/desk.rs", 481),
         ("outbox/lib.rs", 497),
         ("outbox/pen.rs", 464),
         ("outbox/recovery.rs", 478),
@@ -69,6 +68,9 @@ fn files_are_short() {
             long.push((name.clone(), lines));
         }
         assert!(debt.is_none() || lines > LINES, "src/{name} is short again: take it off the list of debts");
+    }
+    for (of, _) in DEBTS {
+        assert!(root().join("src").join(of).exists(), "src/{of} is gone: take it off the list of debts");
     }
     assert!(long.is_empty(), "cut these where they have two subjects: {long:#?}");
 }

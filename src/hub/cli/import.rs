@@ -14,7 +14,6 @@ use ring::rand::{SecureRandom as _, SystemRandom};
 use crate::answers::{Answer, Answers};
 use crate::backup::Backups;
 use crate::config::HubConfig;
-use crate::desk::{Desk, GroupLimits};
 use crate::fleet::Fleet;
 use crate::import;
 use crate::import::{FOLDER, ImportError, LaneOutcome, Outcome};
@@ -22,6 +21,7 @@ use crate::keys;
 use crate::link::Speaker;
 use crate::store::ndjson::NdjsonStore;
 use crate::store::{LaneName, Mark, StoreError, create_private, create_private_file};
+use crate::store_thread::{GroupLimits, StoreThread};
 
 /// How often the running hub's answer is looked for.
 const LOOK: Duration = Duration::from_millis(100);
@@ -40,7 +40,7 @@ pub struct Import {
 /// Where the parts go.
 enum Way {
     /// No hub runs: its store is ours as long as we live.
-    Store(Box<Desk>),
+    Store(Box<StoreThread>),
     /// A hub runs: its drop folder.
     Folder(PathBuf),
 }
@@ -60,7 +60,7 @@ pub fn import(config: &HubConfig, command: &Import, out: &mut dyn Write, err: &m
             let limits =
                 GroupLimits { transactions: settings.group_transactions, bytes: settings.group_bytes };
             let fleet = Fleet::open(&settings.directory);
-            Way::Store(Box::new(Desk::new(
+            Way::Store(Box::new(StoreThread::new(
                 Box::new(store),
                 Answers::default(),
                 fleet,
@@ -77,7 +77,7 @@ pub fn import(config: &HubConfig, command: &Import, out: &mut dyn Write, err: &m
     let (mut exit, mut lanes) = (Exit::Done, Vec::new());
     for file in &command.files {
         let outcome = match &mut way {
-            Way::Store(desk) => Ok(offline(file, &identity, desk)),
+            Way::Store(store) => Ok(offline(file, &identity, store)),
             Way::Folder(folder) => by_folder(file, &identity, folder, err),
         };
         match outcome {
@@ -108,9 +108,9 @@ pub fn import(config: &HubConfig, command: &Import, out: &mut dyn Write, err: &m
     exit
 }
 
-fn offline(file: &Path, identity: &Identity, desk: &mut Desk) -> Outcome {
+fn offline(file: &Path, identity: &Identity, store: &mut StoreThread) -> Outcome {
     let mut lanes = Vec::new();
-    let mut take = |part| desk.carried(part).map_err(ImportError::from);
+    let mut take = |part| store.import(part).map_err(ImportError::from);
     let done = import::import(file, identity, &mut take, &mut lanes);
     Outcome { ok: done.is_ok(), error: done.err().map(|error| import::sentence(&error)), lanes }
 }

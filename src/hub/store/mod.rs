@@ -11,16 +11,21 @@ pub mod ndjson;
 mod tail;
 pub mod walk;
 
-use std::fmt;
 use std::fs::File;
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use pgw_core::chain::ChainValue;
-use pgw_core::transaction::{Epoch, Gateway, Lane, Practice, Sequence};
+use pgw_core::committer::{Numbered, Record};
+use pgw_core::transaction::{Epoch, Sequence, TransactionId};
 use pgw_core::wire::envelope::Envelope;
+use pgw_core::wire::void;
 use uuid::Uuid;
+
+/// A mark: this epoch of a lane is stored through `through`, whose chain value is `chain`.
+pub use pgw_core::delivery::Through as Mark;
+pub use pgw_core::transaction::LaneName;
 
 /// Makes a directory, mode 0700, synced; one that is there stays as it is.
 ///
@@ -46,35 +51,7 @@ pub fn create_private_file(file: &Path) -> std::io::Result<File> {
     Ok(made)
 }
 
-/// A lane of a gateway of a practice.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct LaneName {
-    /// Practice.
-    pub practice: Practice,
-    /// Gateway.
-    pub gateway: Gateway,
-    /// Lane.
-    pub lane: Lane,
-}
-
-impl fmt::Display for LaneName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}/{}", self.practice, self.gateway, self.lane)
-    }
-}
-
-/// "This epoch is stored through `through`, whose chain value is `chain`."
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Mark {
-    /// Epoch.
-    pub epoch: Epoch,
-    /// 0: nothing of it yet.
-    pub through: Sequence,
-    /// Chain value at `through`.
-    pub chain: ChainValue,
-}
-
-/// One step of a lane, as the intake has judged it: in order, chain checked.
+/// One step of a lane, as the committer has judged it: in order, chain checked.
 #[derive(Debug, Clone)]
 pub struct Entry {
     /// Whose.
@@ -83,6 +60,33 @@ pub struct Entry {
     pub envelope: Envelope,
     /// The body to store; `None`: its id is stored already, only the mark advances.
     pub body: Option<Bytes>,
+}
+
+impl Record for Entry {
+    fn lane(&self) -> &LaneName {
+        &self.lane
+    }
+
+    fn numbered(&self) -> Numbered {
+        let Envelope { epoch, sequence, round, chain, .. } = self.envelope;
+        Numbered { epoch, sequence, round, id: TransactionId(self.envelope.id), chain }
+    }
+
+    fn is_void(&self) -> bool {
+        void::is_void(&self.envelope)
+    }
+
+    fn chain_after(&self, before: ChainValue) -> ChainValue {
+        void::chain_after(before, &self.envelope, self.body.as_deref().unwrap_or_default())
+    }
+
+    fn bytes(&self) -> usize {
+        self.body.as_ref().map_or(0, Bytes::len)
+    }
+
+    fn keep_only_number(&mut self) {
+        self.body = None;
+    }
 }
 
 /// Why the store did not do it. Nothing of what was asked counts then; everything is worth another try.

@@ -252,7 +252,7 @@ impl LaneFile {
         let envelope = &entry.envelope;
         let mark = Mark { epoch: envelope.epoch, through: envelope.sequence, chain: envelope.chain };
         let before = self.pending_marks.iter_mut().rev().find(|known| known.epoch == mark.epoch);
-        // The intake has judged it; this is the last place where a hole in a lane can be stopped.
+        // The committer has judged it; this is the last place where a hole in a lane can be stopped.
         if before.as_ref().map_or(0, |known| known.through) + 1 != mark.through {
             return Err(StoreError::NotNext {
                 lane: entry.lane.clone(),

@@ -3,9 +3,9 @@
 use std::collections::VecDeque;
 
 use pgw_core::chain::ChainValue;
+use pgw_core::committer::Missed;
 use pgw_core::delivery::{Nonce, Receipt};
 use pgw_core::transaction::{Epoch, Sequence, TransactionId};
-use pgw_hub::intake::Missed;
 
 use super::{Random, Seen};
 

@@ -1,19 +1,102 @@
-//! The hub: the real intake over a model store that syncs in groups, crashes and is restored from backups.
+//! The hub: the real committer over a model store that stores groups, fails, crashes and is restored from backups.
 
 use std::collections::HashSet;
+use std::sync::LazyLock;
 
 use pgw_core::chain::ChainValue;
-use pgw_core::delivery::{Receipt, Through};
-use pgw_core::transaction::{Epoch, Sequence, TransactionId};
-use pgw_hub::intake::{Arrived, Intake, Missed, Statement, Verdict};
+use pgw_core::committer::{
+    Action, BackedUp, Committer, GroupLimits, Input, Lookup, Missed, Numbered, Record, Statement,
+};
+use pgw_core::delivery::{Millis, Receipt, Through};
+use pgw_core::transaction::{Epoch, Gateway, LaneName, Practice, Sequence, TransactionId};
+use pgw_core::wire::receipt::{nonce_bytes, nonce_text};
 
 use super::broker::Up;
 use super::surgery::Bundle;
 use super::{Random, Seen, lane, link};
 
+/// Whose the lane with this index is. It is one lane of a gateway of its own: nothing at the hub depends on more.
+pub(crate) fn name(index: usize) -> &'static LaneName {
+    static NAMES: LazyLock<[LaneName; 4]> = LazyLock::new(|| {
+        std::array::from_fn(|index| LaneName {
+            practice: Practice::new("B86022").unwrap(),
+            gateway: Gateway::new(&format!("gw{index}")).unwrap(),
+            lane: lane(),
+        })
+    });
+    &NAMES[index]
+}
+
+/// The lane with this name.
+pub(crate) fn index_of(lane: &LaneName) -> usize {
+    (0..).find(|index| name(*index) == lane).expect("a lane of the model")
+}
+
+/// A transaction as it reaches the committer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct Line {
+    of: usize,
+    numbered: Numbered,
+    /// It is a void: the chain value before it.
+    void: Option<ChainValue>,
+    only_number: bool,
+}
+
+impl Record for Line {
+    fn lane(&self) -> &LaneName {
+        name(self.of)
+    }
+
+    fn numbered(&self) -> Numbered {
+        self.numbered
+    }
+
+    fn is_void(&self) -> bool {
+        self.void.is_some()
+    }
+
+    fn chain_after(&self, before: ChainValue) -> ChainValue {
+        let Numbered { epoch, sequence, id, chain, .. } = self.numbered;
+        match self.void {
+            // As `wire::void::chain_after`, for a range of one.
+            Some(previous) if previous == before => chain,
+            Some(_) => ChainValue(chain.0.map(|byte| !byte)),
+            None => link(before, epoch, sequence, id),
+        }
+    }
+
+    fn bytes(&self) -> usize {
+        1
+    }
+
+    fn keep_only_number(&mut self) {
+        self.only_number = true;
+    }
+}
+
+/// What the committer is told of a packet.
+pub(crate) fn input(of: usize, packet: &Up) -> Input<Line> {
+    match *packet {
+        Up::Position(nonce) => Input::Position { lane: name(of).clone(), nonce: nonce_text(&nonce) },
+        Up::Transaction { epoch, sequence, round, id, chain, void } => {
+            let numbered = Numbered { epoch, sequence, round, id, chain };
+            Input::Transaction(Line { of, numbered, void, only_number: false })
+        }
+    }
+}
+
+/// What the gateway gets of a statement.
+pub(crate) fn receipt(hub: usize, (incarnation, counter): (u64, u64), statement: Statement) -> Receipt {
+    let Statement { epochs, backed_up_through, nonce } = statement;
+    let nonce = nonce.map(|text| nonce_bytes(&text).expect("it is as the gateway wrote it"));
+    Receipt { hub, incarnation, counter, epochs, backed_up_through, nonce }
+}
+
 /// A line of the store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct Entry {
+    /// Index of its lane.
+    pub(crate) of: usize,
     pub(crate) epoch: Epoch,
     pub(crate) sequence: Sequence,
     pub(crate) chain: ChainValue,
@@ -24,12 +107,73 @@ pub(crate) struct Entry {
     pub(crate) void: bool,
 }
 
+impl From<&Line> for Entry {
+    fn from(line: &Line) -> Self {
+        let (Numbered { epoch, sequence, id, chain, .. }, void) = (line.numbered, line.void.is_some());
+        Self { of: line.of, epoch, sequence, chain, id, stored: !line.only_number && !void, void }
+    }
+}
+
+/// The marks of a lane.
+pub(crate) fn marks(entries: &[Entry], of: usize) -> Vec<Through> {
+    let mut epochs: Vec<Through> = Vec::new();
+    for entry in entries.iter().filter(|entry| entry.of == of) {
+        let through = Through { epoch: entry.epoch, through: entry.sequence, chain: entry.chain };
+        match epochs.iter_mut().find(|known| known.epoch == entry.epoch) {
+            Some(known) => *known = through,
+            None => epochs.push(through),
+        }
+    }
+    epochs
+}
+
+/// What a hub begins with: the marks of every lane that is known, and what its last backup holds.
+pub(crate) fn begin(limits: GroupLimits, entries: &[Entry], backup: usize) -> Committer<Line> {
+    let lanes =
+        (0..4).map(|of| (name(of).clone(), marks(entries, of))).filter(|(_, marks)| !marks.is_empty());
+    Committer::new(limits, lanes, backed_up(&entries[..backup]))
+}
+
+/// What is said of a backup.
+pub(crate) fn backed_up(backup: &[Entry]) -> BackedUp {
+    backup.iter().map(|entry| (name(entry.of).clone(), (entry.epoch, entry.sequence))).collect()
+}
+
+/// What the committer asks.
+struct Asked<'a> {
+    entries: &'a [Entry],
+    ids: &'a HashSet<TransactionId>,
+    cannot_say: bool,
+}
+
+impl Lookup for Asked<'_> {
+    fn marks_of(&self, lane: &LaneName) -> Vec<Through> {
+        marks(self.entries, index_of(lane))
+    }
+
+    fn has_id(&mut self, _: &LaneName, id: TransactionId) -> Option<bool> {
+        (!self.cannot_say).then(|| self.ids.contains(&id))
+    }
+}
+
+/// All that is in the memory of the hub's machine.
+#[derive(Clone)]
+struct Memory {
+    committer: Committer<Line>,
+    incarnation: u64,
+    counter: u64,
+    /// The receipt that waits to be published.
+    waiting: Option<Statement>,
+    asked: bool,
+}
+
+/// One lane's hub.
 pub(crate) struct Center {
     pub(crate) index: usize,
     pub(crate) up: bool,
-    pub(crate) intake: Intake,
-    /// On stable storage; the rest of `entries` is staged.
-    pub(crate) synced: usize,
+    memory: Memory,
+    limits: GroupLimits,
+    /// On stable storage.
     pub(crate) entries: Vec<Entry>,
     ids: HashSet<TransactionId>,
     /// Everything that ever was on stable storage, restored away or not.
@@ -37,209 +181,251 @@ pub(crate) struct Center {
     /// Lengths of the store at the backups.
     pub(crate) backups: Vec<usize>,
     /// Of the virtual machine: its memory and the length of its store.
-    pub(crate) snapshot: Option<(Intake, usize)>,
+    snapshot: Option<(Memory, usize)>,
+    /// The next append fails; true: it is on stable storage all the same.
+    pub(crate) append_fails: Option<bool>,
+    /// The store cannot say which ids it has.
+    pub(crate) cannot_say: bool,
+    gaps: Vec<Missed>,
 }
 
 impl Center {
-    pub(crate) fn new(index: usize, incarnation: u64) -> Self {
+    /// `transactions`: the limit of its groups.
+    pub(crate) fn new(index: usize, incarnation: u64, transactions: usize) -> Self {
+        let limits = GroupLimits { transactions, bytes: usize::MAX };
         Self {
             index,
             up: true,
-            intake: Intake::new(lane(), incarnation),
-            synced: 0,
+            memory: Memory {
+                committer: begin(limits, &[], 0),
+                incarnation,
+                counter: 0,
+                waiting: None,
+                asked: false,
+            },
+            limits,
             entries: Vec::new(),
             ids: HashSet::new(),
             ever: HashSet::new(),
             backups: Vec::new(),
             snapshot: None,
+            append_fails: None,
+            cannot_say: false,
+            gaps: Vec::new(),
         }
     }
 
-    fn receipt(&self, statement: Statement) -> Receipt {
-        Receipt {
-            hub: self.index,
-            incarnation: statement.incarnation,
-            counter: statement.counter,
-            epochs: statement.epochs,
-            backed_up_through: statement.backed_up_through,
-            nonce: statement.nonce,
-        }
-    }
-
-    /// Takes a packet; an answer or a gap notice may come of it.
-    pub(crate) fn take(&mut self, packet: &Up, seen: &mut Seen) -> (Option<Receipt>, Option<Missed>) {
-        match packet {
-            Up::Position(nonce) => {
-                let statement = self.intake.statement(Some(*nonce));
-                (Some(self.receipt(statement)), None)
+    /// The store thread's turn.
+    fn give(&mut self, input: Input<Line>, now: Millis, seen: &mut Seen) {
+        let mut next = Some(input);
+        while let Some(input) = next.take() {
+            let mut actions = Vec::new();
+            let (entries, ids, cannot_say) = (&self.entries[..], &self.ids, self.cannot_say);
+            let mut asked = Asked { entries, ids, cannot_say };
+            self.memory.committer.handle(input, now, &mut asked, &mut actions);
+            for action in actions {
+                match action {
+                    Action::Append => next = Some(self.append(seen)),
+                    Action::Receipt(_, statement) => {
+                        self.check(&statement);
+                        let before = self.memory.waiting.take();
+                        if before.is_some() {
+                            seen.note("a receipt takes the place of one that waits");
+                        }
+                        self.memory.waiting = Some(statement.instead_of(before));
+                    }
+                    Action::Gap(_, missed) => {
+                        seen.note("gap at the hub");
+                        self.gaps.push(missed);
+                    }
+                    Action::Refuse(..) => seen.note("other chain at the hub"),
+                    Action::Repeated(_) => seen.note("repetition at the hub"),
+                    Action::Recovered { .. } => seen.note("the store works again"),
+                }
             }
-            Up::Transaction { .. } => (None, self.judge(packet, false, seen).1),
         }
     }
 
-    /// Takes a bundle as `hub::carried` does; a receipt for the way back comes of it.
-    pub(crate) fn import(&mut self, bundle: &Bundle, incarnation: u64, seen: &mut Seen) -> Option<Receipt> {
-        self.sync();
-        let here = |(epoch, through): &(Epoch, Sequence)| self.intake.through(*epoch) >= *through;
-        if !bundle.older.iter().all(here) {
-            seen.note("bundle refused: the hub lacks an older epoch's end");
+    fn append(&mut self, seen: &mut Seen) -> Input<Line> {
+        let fails = self.append_fails.take();
+        if fails != Some(false) {
+            let group = self.memory.committer.group().iter().map(Entry::from).collect::<Vec<_>>();
+            for entry in group {
+                self.write(entry, seen);
+            }
+        }
+        match fails {
+            None => return Input::Stored,
+            Some(true) => seen.note("append failed, and is stored all the same"),
+            Some(false) => seen.note("append failed"),
+        }
+        Input::StoreFailed
+    }
+
+    fn write(&mut self, entry: Entry, seen: &mut Seen) {
+        if entry.void {
+            seen.note("void at the hub");
+        } else {
+            if !entry.stored {
+                seen.note("known id in a new epoch");
+            }
+            self.ids.insert(entry.id);
+            self.ever.insert(entry.id);
+        }
+        self.entries.push(entry);
+    }
+
+    /// No receipt says more than what is on stable storage.
+    fn check(&self, statement: &Statement) {
+        let marks = marks(&self.entries, 0);
+        assert_eq!(statement.epochs, marks, "a receipt says what is stored");
+    }
+
+    /// Takes a packet; gap notices may come of it.
+    pub(crate) fn take(&mut self, packet: &Up, now: Millis, seen: &mut Seen) -> Vec<Missed> {
+        match packet {
+            Up::Position(_) => self.memory.asked = true,
+            Up::Transaction { .. } if !self.memory.asked => seen.note("sent to an earlier incarnation"),
+            Up::Transaction { .. } => {}
+        }
+        self.give(input(0, packet), now, seen);
+        std::mem::take(&mut self.gaps)
+    }
+
+    /// Takes a bundle as the store thread does; a receipt for the way back comes of it.
+    pub(crate) fn import(
+        &mut self,
+        bundle: &Bundle,
+        incarnation: u64,
+        now: Millis,
+        seen: &mut Seen,
+    ) -> Option<Receipt> {
+        if !self.finish(now, seen) {
             return None;
         }
-        for packet in &bundle.packets {
-            let before = self.entries.len();
-            if !self.judge(packet, true, seen).0 {
-                seen.note("bundle refused: it does not follow");
-                break;
-            }
-            seen.note(if self.entries.len() > before { "carried in, new" } else { "carried in, known" });
+        let lines = bundle.packets.iter().filter_map(|packet| match input(0, packet) {
+            Input::Transaction(line) => Some(line),
+            _ => None,
+        });
+        let older = bundle.older.iter().copied();
+        let (entries, ids, cannot_say) = (&self.entries[..], &self.ids, self.cannot_say);
+        let mut asked = Asked { entries, ids, cannot_say };
+        let taken = self.memory.committer.import(name(0), older, lines, now, &mut asked);
+        let Ok((tally, wrong)) = taken else {
+            seen.note("bundle refused: the hub lacks an older epoch's end, or leaves its store alone");
+            return None;
+        };
+        if !self.finish(now, seen) {
+            return None;
         }
-        self.sync();
-        let mut statement = self.intake.clone().statement(None);
-        statement.incarnation = incarnation;
-        Some(self.receipt(statement))
-    }
-
-    /// True: it is here now.
-    fn judge(&mut self, packet: &Up, by_hand: bool, seen: &mut Seen) -> (bool, Option<Missed>) {
-        let Up::Transaction { epoch, sequence, round, id, chain, void } = packet else {
-            return (false, None);
-        };
-        let (epoch, sequence, round, id) = (*epoch, *sequence, *round, *id);
-        let arrived = Arrived { epoch, sequence, round, id, chain: *chain };
-        let ids = &self.ids;
-        let follows = |before| match void {
-            // As `wire::void::chain_after`, for a range of one.
-            Some(previous) if *previous == before => *chain,
-            Some(_) => ChainValue(chain.0.map(|byte| !byte)),
-            None => link(before, epoch, sequence, id),
-        };
-        let known = |id| void.is_none() && ids.contains(&id);
-        let verdict = if by_hand {
-            self.intake.carried(&arrived, follows, known)
-        } else {
-            self.intake.arrive(&arrived, follows, known)
-        };
-        match verdict {
-            Verdict::Store | Verdict::Known => {
-                let (stored, void) = (verdict == Verdict::Store, void.is_some());
-                self.entries.push(Entry {
-                    epoch,
-                    sequence,
-                    chain: *chain,
-                    id,
-                    stored: stored && !void,
-                    void,
-                });
-                if void {
-                    seen.note("void at the hub");
-                } else {
-                    self.ids.insert(id);
-                    if !stored {
-                        seen.note("known id in a new epoch");
-                    }
-                }
-                return (true, None);
-            }
-            Verdict::Repeat => {
-                seen.note("repetition at the hub");
-                return (true, None);
-            }
-            Verdict::Ahead { say } => {
-                seen.note("gap at the hub");
-                return (false, say);
-            }
-            Verdict::Unasked => seen.note("sent to an earlier incarnation"),
-            Verdict::Diverged { .. } => seen.note("other chain at the hub"),
+        if wrong.is_some() {
+            seen.note("bundle refused: it does not follow");
         }
-        (false, None)
+        if tally.stored + tally.renumbered > 0 {
+            seen.note("carried in, new");
+        }
+        if tally.repeated > 0 {
+            seen.note("carried in, known");
+        }
+        let statement = Statement { epochs: marks(&self.entries, 0), ..Statement::default() };
+        self.check(&Statement { epochs: self.memory.committer.marks_of(name(0)), ..Statement::default() });
+        Some(receipt(self.index, (incarnation, 1), statement))
     }
 
     /// The virtual machine is set back, memory and all: it goes on in the same incarnation, with a lower counter.
     pub(crate) fn set_back(&mut self) -> bool {
-        let Some((intake, length)) = self.snapshot.take() else { return false };
+        let Some((memory, length)) = self.snapshot.take() else { return false };
         self.truncate(length.min(self.entries.len()));
         self.backups.retain(|backup| *backup <= length);
-        self.intake = intake;
+        self.memory = memory;
         true
     }
 
-    /// The group is on stable storage.
-    pub(crate) fn sync(&mut self) {
-        self.ever
-            .extend(self.entries[self.synced..].iter().filter(|entry| !entry.void).map(|entry| entry.id));
-        self.synced = self.entries.len();
-        self.intake.synced();
+    /// The group is stored, and what is due is answered. False: it is not stored.
+    pub(crate) fn finish(&mut self, now: Millis, seen: &mut Seen) -> bool {
+        let fails = self.append_fails.is_some();
+        self.give(Input::Flush, now, seen);
+        !(fails && self.append_fails.is_none())
     }
 
-    pub(crate) fn due(&mut self) -> Option<Receipt> {
-        let statement = self.intake.receipt()?;
-        Some(self.receipt(statement))
+    /// Takes the receipt that waits to be published.
+    pub(crate) fn receipt(&mut self) -> Option<Receipt> {
+        let statement = self.memory.waiting.take()?;
+        self.memory.counter += 1;
+        Some(receipt(self.index, (self.memory.incarnation, self.memory.counter), statement))
     }
 
-    /// The receipt that it sends at each of its connects.
-    pub(crate) fn announce(&mut self) -> Receipt {
-        let statement = self.intake.statement(None);
-        self.receipt(statement)
+    /// Nothing waits in its memory.
+    pub(crate) fn is_quiet(&self) -> bool {
+        !self.memory.committer.has_work() && self.memory.waiting.is_none()
     }
 
-    pub(crate) fn back_up(&mut self) {
-        self.backups.push(self.synced);
-        if let Some(last) = self.entries[..self.synced].last() {
-            self.intake.backed_up(last.epoch, last.sequence);
-        }
+    /// It has connected.
+    pub(crate) fn announce(&mut self, now: Millis, seen: &mut Seen) {
+        self.give(Input::Connected, now, seen);
+        self.finish(now, seen);
+    }
+
+    pub(crate) fn back_up(&mut self, now: Millis, seen: &mut Seen) {
+        self.backups.push(self.entries.len());
+        self.give(Input::BackedUp(backed_up(&self.entries)), now, seen);
     }
 
     /// kill -9 or a power cut: some part of what was staged may have reached the disk.
     pub(crate) fn crash(&mut self, random: &mut Random, seen: &mut Seen) {
         self.up = false;
-        let staged = self.entries.len() - self.synced;
-        let kept = random.below(staged as u64 + 1) as usize;
-        if staged > 0 {
+        let staged: Vec<_> = self.memory.committer.group().iter().map(Entry::from).collect();
+        let kept = random.below(staged.len() as u64 + 1) as usize;
+        if !staged.is_empty() {
             seen.note(if kept > 0 {
                 "hub crash after storing, before its receipt"
             } else {
                 "hub crash before storing"
             });
         }
-        self.truncate(self.synced + kept);
+        for entry in &staged[..kept] {
+            self.write(*entry, seen);
+        }
+        self.truncate(self.entries.len());
+        self.forget();
     }
 
     pub(crate) fn restore(&mut self, length: usize, seen: &mut Seen) {
         self.up = false;
-        if length < self.synced {
+        if length < self.entries.len() {
             seen.note("hub restored to less");
         }
         self.truncate(length.min(self.entries.len()));
         self.backups.retain(|backup| *backup <= length);
+        self.forget();
+    }
+
+    /// Its memory is gone.
+    fn forget(&mut self) {
+        self.start(self.memory.incarnation);
+        self.up = false;
     }
 
     fn truncate(&mut self, length: usize) {
         self.snapshot = self.snapshot.take().filter(|(_, kept)| *kept <= length);
         self.entries.truncate(length);
-        self.synced = length;
         self.ids = self.entries.iter().filter(|entry| !entry.void).map(|entry| entry.id).collect();
-        self.ever.extend(self.ids.iter().copied());
     }
 
-    pub(crate) fn take_snapshot(&mut self) {
-        self.sync();
-        self.snapshot = Some((self.intake.clone(), self.synced));
+    pub(crate) fn has_snapshot(&self) -> bool {
+        self.snapshot.is_some()
+    }
+
+    pub(crate) fn take_snapshot(&mut self, now: Millis, seen: &mut Seen) {
+        self.finish(now, seen);
+        self.snapshot = Some((self.memory.clone(), self.entries.len()));
     }
 
     pub(crate) fn start(&mut self, incarnation: u64) {
         self.up = true;
-        let mut epochs: Vec<Through> = Vec::new();
-        for entry in &self.entries {
-            let through = Through { epoch: entry.epoch, through: entry.sequence, chain: entry.chain };
-            match epochs.iter_mut().find(|known| known.epoch == entry.epoch) {
-                Some(known) => *known = through,
-                None => epochs.push(through),
-            }
-        }
-        self.intake = Intake::restored(lane(), incarnation, epochs);
-        if let Some(last) = self.backups.last().and_then(|length| self.entries[..*length].last()) {
-            self.intake.backed_up(last.epoch, last.sequence);
-        }
+        let backup = self.backups.last().copied().unwrap_or(0);
+        let committer = begin(self.limits, &self.entries, backup);
+        self.memory = Memory { committer, incarnation, counter: 0, waiting: None, asked: false };
     }
 
     /// Whether the last backup holds it.

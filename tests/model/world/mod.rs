@@ -1,4 +1,4 @@
-//! A world for the delivery machine and the hub's intake, both real: a model outbox, broker and store around them.
+//! A world for the delivery machine and the hub's committer, both real: a model outbox, broker and store around them.
 
 pub(crate) mod broker;
 pub(crate) mod center;

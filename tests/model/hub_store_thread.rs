@@ -11,10 +11,10 @@ use pgw_core::wire::to_json;
 use pgw_core::wire::topic::Root;
 use pgw_hub::answers::{Answer, Answers};
 use pgw_hub::backup::Backups;
-use pgw_hub::desk::{Arrival, Desk, GroupLimits};
 use pgw_hub::fleet::Fleet;
 use pgw_hub::store::ndjson::NdjsonStore;
 use pgw_hub::store::{Entry, LaneName, Mark, Store, StoreError};
+use pgw_hub::store_thread::{Arrival, GroupLimits, StoreThread};
 use rumqttc::v5::mqttbytes::QoS;
 use rumqttc::v5::mqttbytes::v5::{Publish, PublishProperties};
 use tokio::sync::Semaphore;
@@ -96,7 +96,7 @@ impl Running {
         };
         let answers = Answers::default();
         let limits = GroupLimits { transactions: 100, bytes: 1 << 20 };
-        let desk = Desk::new(
+        let hub = StoreThread::new(
             Box::new(store),
             answers.clone(),
             Fleet::open(directory.path()),
@@ -104,7 +104,7 @@ impl Running {
             limits,
         );
         let (arrivals, inbox) = mpsc::channel();
-        let thread = std::thread::spawn(move || desk.run(inbox));
+        let thread = std::thread::spawn(move || hub.run(inbox));
         let room = Arc::new(Semaphore::new(1_000));
         Self { directory, faults, answers, arrivals: Some(arrivals), thread: Some(thread), room }
     }

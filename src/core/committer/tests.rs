@@ -1,0 +1,539 @@
+//! The committer by itself. A model record and a model store stand around it; the simulation and the exhaustive model drive
+//! whole worlds.
+
+use std::collections::BTreeSet;
+
+use uuid::Uuid;
+
+use super::*;
+use crate::delivery::Millis;
+use crate::transaction::{Gateway, Lane, Practice};
+
+const EPOCH: Epoch = Epoch(Uuid::nil());
+const OTHER: Epoch = Epoch(Uuid::max());
+
+fn lane_of(gateway: &str, lane: &str) -> LaneName {
+    LaneName {
+        practice: Practice::new("B86022").unwrap(),
+        gateway: Gateway::new(gateway).unwrap(),
+        lane: Lane::new(lane).unwrap(),
+    }
+}
+
+fn lane() -> LaneName {
+    lane_of("gw1", "clinical")
+}
+
+/// A chain that needs no hashing: the id's low byte is mixed into the last byte.
+fn link(before: ChainValue, id: u128) -> ChainValue {
+    let mut value = before;
+    value.0[31] = value.0[31].wrapping_mul(31).wrapping_add(u8::try_from(id).unwrap());
+    value
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Line {
+    lane: LaneName,
+    numbered: Numbered,
+    void: bool,
+    only_number: bool,
+}
+
+impl Record for Line {
+    fn lane(&self) -> &LaneName {
+        &self.lane
+    }
+    fn numbered(&self) -> Numbered {
+        self.numbered
+    }
+    fn is_void(&self) -> bool {
+        self.void
+    }
+    fn chain_after(&self, before: ChainValue) -> ChainValue {
+        // The chain passes over a void, as it does over all but the last of a range of them.
+        if self.void { before } else { link(before, self.numbered.id.0.as_u128()) }
+    }
+    fn bytes(&self) -> usize {
+        10
+    }
+    fn keep_only_number(&mut self) {
+        self.only_number = true;
+    }
+}
+
+/// What is on its stable storage.
+#[derive(Default)]
+struct Store {
+    lines: Vec<Line>,
+    cannot_say: bool,
+}
+
+impl Lookup for Store {
+    fn marks_of(&self, lane: &LaneName) -> Vec<Through> {
+        let mut marks: Vec<Through> = Vec::new();
+        for Line { numbered: Numbered { epoch, sequence, chain, .. }, .. } in
+            self.lines.iter().filter(|line| line.lane == *lane)
+        {
+            let mark = Through { epoch: *epoch, through: *sequence, chain: *chain };
+            match marks.iter_mut().find(|known| known.epoch == *epoch) {
+                Some(known) => *known = mark,
+                None => marks.push(mark),
+            }
+        }
+        marks
+    }
+
+    fn has_id(&mut self, lane: &LaneName, id: TransactionId) -> Option<bool> {
+        let is = |line: &Line| line.lane == *lane && !line.void && line.numbered.id == id;
+        (!self.cannot_say).then(|| self.lines.iter().any(is))
+    }
+}
+
+struct Hub {
+    committer: Committer<Line>,
+    store: Store,
+    now: Millis,
+}
+
+type Actions = Vec<Action<Line>>;
+
+impl Hub {
+    fn new() -> Self {
+        Self::with(Store::default(), GroupLimits { transactions: 1_000, bytes: 1 << 20 })
+    }
+
+    fn with(store: Store, limits: GroupLimits) -> Self {
+        let lanes: BTreeSet<_> = store.lines.iter().map(|line| line.lane.clone()).collect();
+        let marks: Vec<_> = lanes.into_iter().map(|lane| (lane.clone(), store.marks_of(&lane))).collect();
+        Self { committer: Committer::new(limits, marks, BackedUp::new()), store, now: 0 }
+    }
+
+    /// A new one whose gateway has asked.
+    fn asked() -> Self {
+        let mut hub = Self::new();
+        hub.ask(&lane(), "q");
+        hub.finish();
+        hub
+    }
+
+    fn give(&mut self, input: Input<Line>) -> Actions {
+        let mut actions = Vec::new();
+        self.committer.handle(input, self.now, &mut self.store, &mut actions);
+        actions
+    }
+
+    fn ask(&mut self, lane: &LaneName, nonce: &str) -> Actions {
+        self.give(Input::Position { lane: lane.clone(), nonce: nonce.to_owned() })
+    }
+
+    /// The store has a part of the group, and says whether that is all.
+    fn append(&mut self, part: usize, outcome: Input<Line>) -> Actions {
+        self.store.lines.extend(self.committer.group()[..part].iter().cloned());
+        self.give(outcome)
+    }
+
+    /// A flush; the store works.
+    fn finish(&mut self) -> Actions {
+        let actions = self.give(Input::Flush);
+        if actions == [Action::Append] {
+            return self.append(self.committer.group().len(), Input::Stored);
+        }
+        actions
+    }
+
+    fn only_receipt(actions: Actions) -> Statement {
+        match <[Action<Line>; 1]>::try_from(actions) {
+            Ok([Action::Receipt(_, statement)]) => statement,
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+struct Sender {
+    lane: LaneName,
+    epoch: Epoch,
+    chains: Vec<ChainValue>,
+    base: u128,
+}
+
+impl Sender {
+    fn new(epoch: Epoch, base: u128, ids: u128) -> Self {
+        Self::of(lane(), epoch, base, ids)
+    }
+
+    fn of(lane: LaneName, epoch: Epoch, base: u128, ids: u128) -> Self {
+        let mut chains = vec![ChainValue::first(epoch, lane.lane.as_str())];
+        for id in 1..=ids {
+            chains.push(link(chains[chains.len() - 1], base + id));
+        }
+        Self { lane, epoch, chains, base }
+    }
+
+    fn line(&self, sequence: u64, round: u64) -> Line {
+        let id = TransactionId(Uuid::from_u128(self.base + u128::from(sequence)));
+        let chain = self.chains[usize::try_from(sequence).unwrap()];
+        let numbered = Numbered { epoch: self.epoch, sequence, round, id, chain };
+        Line { lane: self.lane.clone(), numbered, void: false, only_number: false }
+    }
+
+    /// A void with the id and the number of a transaction.
+    fn void(&self, sequence: u64) -> Line {
+        let mut line = Line { void: true, ..self.line(sequence, 0) };
+        line.numbered.chain = self.chains[usize::try_from(sequence).unwrap() - 1];
+        line
+    }
+
+    fn send(&self, hub: &mut Hub, sequence: u64, round: u64) -> Actions {
+        hub.give(Input::Transaction(self.line(sequence, round)))
+    }
+
+    /// It joins the group.
+    fn stages(&self, hub: &mut Hub, sequences: impl IntoIterator<Item = u64>) {
+        for sequence in sequences {
+            let before = hub.committer.group().len();
+            assert_eq!(self.send(hub, sequence, 0), []);
+            assert_eq!(hub.committer.group().len(), before + 1, "{sequence}");
+        }
+    }
+
+    fn through(&self, sequence: u64) -> Through {
+        let chain = self.chains[usize::try_from(sequence).unwrap()];
+        Through { epoch: self.epoch, through: sequence, chain }
+    }
+}
+
+fn statement(epochs: Vec<Through>, nonce: Option<&str>) -> Statement {
+    Statement { epochs, backed_up_through: None, nonce: nonce.map(str::to_owned) }
+}
+
+#[test]
+fn nothing_is_taken_before_the_gateway_has_asked() {
+    let (mut hub, sender) = (Hub::new(), Sender::new(EPOCH, 0, 9));
+    hub.give(Input::Connected);
+    assert_eq!(sender.send(&mut hub, 1, 0), []);
+    assert!(hub.committer.group().is_empty());
+    let shows = Hub::only_receipt(hub.finish());
+    assert_eq!(shows, statement(vec![], None), "it shows the gateway the new incarnation");
+    hub.ask(&lane(), "q");
+    sender.stages(&mut hub, [1]);
+    // A new start forgets the question, not what is stored.
+    hub.finish();
+    let mut hub = Hub::with(hub.store, hub.committer.limits());
+    assert_eq!(sender.send(&mut hub, 2, 0), []);
+    assert!(hub.committer.group().is_empty());
+    assert_eq!(Hub::only_receipt(hub.finish()), statement(vec![sender.through(1)], None));
+}
+
+#[test]
+fn a_receipt_speaks_of_what_is_stored_only_and_comes_once() {
+    let (mut hub, sender) = (Hub::asked(), Sender::new(EPOCH, 0, 9));
+    sender.stages(&mut hub, [1, 2]);
+    assert_eq!(hub.ask(&lane(), "early"), [], "no answer before the group is stored");
+    assert_eq!(hub.give(Input::Flush), [Action::Append]);
+    assert_eq!(hub.committer.marks_of(&lane()), []);
+    let answer = Hub::only_receipt(hub.append(2, Input::Stored));
+    assert_eq!(answer, statement(vec![sender.through(2)], Some("early")));
+    assert_eq!(hub.finish(), [], "once");
+    sender.stages(&mut hub, [3]);
+    let receipt = Hub::only_receipt(hub.finish());
+    assert_eq!(receipt, statement(vec![sender.through(3)], None), "a question is answered once");
+}
+
+#[test]
+fn while_a_group_is_being_stored_nothing_joins_it_and_nobody_is_answered() {
+    let (mut hub, sender) = (Hub::asked(), Sender::new(EPOCH, 0, 9));
+    assert_eq!(hub.give(Input::Stored), [], "no group is under way");
+    sender.stages(&mut hub, [1]);
+    assert_eq!(hub.give(Input::Stored), [], "nor now");
+    assert_eq!(hub.committer.marks_of(&lane()), []);
+    assert_eq!(hub.give(Input::Flush), [Action::Append]);
+    assert_eq!(sender.send(&mut hub, 2, 0), []);
+    assert_eq!(hub.ask(&lane(), "meanwhile"), []);
+    assert_eq!(hub.give(Input::Flush), []);
+    assert_eq!(hub.committer.group().len(), 1);
+    let part = hub.committer.import(&lane(), [], [sender.line(2, 0)], 0, &mut hub.store);
+    assert_eq!(part, Err(NotTaken::Trouble(lane())));
+    let answer = Hub::only_receipt(hub.append(1, Input::Stored));
+    assert_eq!(answer, statement(vec![sender.through(1)], Some("meanwhile")));
+    sender.stages(&mut hub, [2]);
+}
+
+#[test]
+fn a_repetition_is_not_stored_and_makes_one_receipt_due() {
+    let (mut hub, sender) = (Hub::asked(), Sender::new(EPOCH, 0, 90));
+    sender.stages(&mut hub, 1..=80);
+    hub.finish();
+    let repeated = |sequence| [Action::Repeated(sender.line(sequence, 1))];
+    assert_eq!(sender.send(&mut hub, 3, 1), repeated(3), "beyond what is remembered");
+    assert_eq!(sender.send(&mut hub, 79, 1), repeated(79));
+    assert!(hub.committer.group().is_empty());
+    assert_eq!(Hub::only_receipt(hub.finish()), statement(vec![sender.through(80)], None));
+    assert_eq!(hub.finish(), []);
+    let strange = Sender::new(EPOCH, 1, 90);
+    assert_eq!(strange.send(&mut hub, 79, 1), [Action::Refuse(lane(), Refusal::Chain)]);
+    Hub::only_receipt(hub.finish()); // so that the gateway can compare
+    // Also of what waits in the group.
+    sender.stages(&mut hub, [81]);
+    assert_eq!(sender.send(&mut hub, 81, 1), repeated(81));
+    assert_eq!(hub.committer.group().len(), 1);
+}
+
+#[test]
+fn one_gap_notice_for_each_number_and_round() {
+    let (mut hub, sender) = (Hub::asked(), Sender::new(EPOCH, 0, 9));
+    let say = |expected, round| [Action::Gap(lane(), Missed { epoch: EPOCH, expected, round })];
+    assert_eq!(sender.send(&mut hub, 2, 5), say(1, 5));
+    assert_eq!(sender.send(&mut hub, 3, 5), []);
+    assert_eq!(sender.send(&mut hub, 3, 6), say(1, 6));
+    assert!(!hub.committer.has_work());
+    sender.stages(&mut hub, [1]);
+    assert_eq!(sender.send(&mut hub, 3, 6), say(2, 6));
+    assert_eq!(hub.committer.group().len(), 1);
+}
+
+#[test]
+fn another_chain_is_not_stored() {
+    let (mut hub, sender) = (Hub::asked(), Sender::new(EPOCH, 0, 9));
+    sender.stages(&mut hub, [1]);
+    hub.finish();
+    let forked = Sender::new(EPOCH, 50, 9);
+    assert_eq!(forked.send(&mut hub, 2, 0), [Action::Refuse(lane(), Refusal::Chain)]);
+    assert_eq!(hub.committer.marks_of(&lane()), [sender.through(1)]);
+    sender.stages(&mut hub, [2]);
+}
+
+#[test]
+fn a_known_id_in_a_new_epoch_advances_without_a_second_copy() {
+    let (mut hub, old) = (Hub::asked(), Sender::new(EPOCH, 0, 9));
+    old.stages(&mut hub, 1..=3);
+    // The last of them waits in the same group, the first new one has the same id.
+    let new = Sender::new(OTHER, 2, 9);
+    new.stages(&mut hub, [1, 2]);
+    let only_number: Vec<_> = hub.committer.group().iter().map(|line| line.only_number).collect();
+    assert_eq!(only_number, [false, false, false, true, false]);
+    hub.give(Input::BackedUp(BackedUp::from([(lane(), (OTHER, 1))])));
+    let receipt = Hub::only_receipt(hub.finish());
+    assert_eq!(receipt.epochs, [old.through(3), new.through(2)], "in the order of their first transactions");
+    assert_eq!(receipt.backed_up_through, Some(1));
+    // The same from the store.
+    let mut hub = Hub::with(hub.store, hub.committer.limits());
+    hub.ask(&lane(), "again");
+    let answer = Hub::only_receipt(hub.finish());
+    assert_eq!(answer, statement(receipt.epochs, Some("again")));
+    let third = Sender::new(Epoch(Uuid::from_u128(3)), 1, 9);
+    third.stages(&mut hub, 1..=4);
+    let only_number: Vec<_> = hub.committer.group().iter().map(|line| line.only_number).collect();
+    assert_eq!(only_number, [true, true, true, false], "also of what only its number was stored of");
+}
+
+#[test]
+fn a_void_is_nobodys_second_number() {
+    let (mut hub, old) = (Hub::asked(), Sender::new(EPOCH, 0, 9));
+    old.stages(&mut hub, 1..=2);
+    hub.finish();
+    let new = Sender::new(OTHER, 0, 9);
+    assert_eq!(hub.give(Input::Transaction(new.void(1))), []);
+    assert!(!hub.committer.group()[0].only_number, "the void is stored, though its id is");
+    // Nor is what comes with the id of a void in the same group.
+    let third = Sender::new(Epoch(Uuid::from_u128(3)), 2, 9);
+    assert_eq!(hub.give(Input::Transaction(third.void(1))), []);
+    let fourth = Sender::new(Epoch(Uuid::from_u128(4)), 2, 9);
+    fourth.stages(&mut hub, [1]);
+    assert!(!hub.committer.group()[2].only_number, "the transaction is stored, a void has only its id");
+}
+
+/// The chain would not show it: all but the last of a released range leave its value as it was.
+#[test]
+fn a_void_does_not_overtake_the_numbers_before_it() {
+    let (mut hub, sender) = (Hub::asked(), Sender::new(EPOCH, 0, 9));
+    sender.stages(&mut hub, [1]);
+    let mut third = sender.void(2);
+    third.numbered.sequence = 3;
+    let missed = Missed { epoch: EPOCH, expected: 2, round: 0 };
+    assert_eq!(hub.give(Input::Transaction(third.clone())), [Action::Gap(lane(), missed)]);
+    assert_eq!(hub.committer.group().len(), 1);
+    let part = hub.committer.import(&lane(), [], [third], 0, &mut hub.store);
+    let missing = NotTaken::Missing { lane: lane(), epoch: EPOCH, sequence: 2, position: None };
+    assert_eq!(part, Ok((Tally::default(), Some(missing))));
+    assert_eq!(hub.give(Input::Transaction(sender.void(2))), []);
+    assert_eq!(hub.committer.group().len(), 2);
+}
+
+#[test]
+fn after_a_failed_append_every_lane_begins_again_from_its_marks() {
+    let (mut hub, a, b) = (Hub::asked(), Sender::new(EPOCH, 0, 9), lane_of("gw2", "clinical"));
+    let b = Sender::of(b, EPOCH, 20, 9);
+    hub.ask(&b.lane, "b");
+    hub.finish();
+    a.stages(&mut hub, 1..=2);
+    b.stages(&mut hub, 1..=2);
+    hub.ask(&b.lane, "where");
+    assert_eq!(hub.give(Input::Flush), [Action::Append]);
+    // The store has got the first lane's; no receipt says so, but to those who ask.
+    let actions = hub.append(2, Input::StoreFailed);
+    assert_eq!(actions, [Action::Receipt(b.lane.clone(), statement(vec![], Some("where")))]);
+    assert_eq!(hub.finish(), []);
+    assert_eq!(hub.committer.marks_of(&lane()), [a.through(2)]);
+    assert_eq!(hub.committer.marks_of(&b.lane), []);
+    // It is left alone for a while: nothing is taken, nothing is said.
+    hub.now = 499;
+    assert_eq!(b.send(&mut hub, 1, 0), []);
+    let part = hub.committer.import(&b.lane, [], [b.line(1, 0)], hub.now, &mut hub.store);
+    assert_eq!(part, Err(NotTaken::Trouble(b.lane.clone())));
+    assert!(!hub.committer.has_work());
+    hub.now = 500;
+    b.stages(&mut hub, [1]);
+    a.stages(&mut hub, [3]);
+    hub.give(Input::Flush);
+    assert_eq!(hub.append(0, Input::StoreFailed), []);
+    hub.now = 1_499;
+    assert_eq!(b.send(&mut hub, 1, 0), [], "twice as long");
+    hub.now = 1_500;
+    a.stages(&mut hub, [3]);
+    b.stages(&mut hub, [1, 2]);
+    let actions = hub.finish();
+    assert_eq!(actions[0], Action::Recovered { dropped: 4 + 1 + 2 + 1 });
+    assert_eq!(actions[1], Action::Receipt(lane(), statement(vec![a.through(3)], None)));
+    assert_eq!(actions[2], Action::Receipt(b.lane.clone(), statement(vec![b.through(2)], None)));
+    assert_eq!(actions.len(), 3);
+    let stored: Vec<_> = hub.store.lines.iter().map(|line| line.numbered.sequence).collect();
+    assert_eq!(stored, [1, 2, 3, 1, 2]);
+}
+
+#[test]
+fn when_the_store_cannot_say_what_it_has_the_lane_stays_as_it_was() {
+    let (mut hub, old) = (Hub::asked(), Sender::new(EPOCH, 0, 9));
+    old.stages(&mut hub, 1..=2);
+    hub.finish();
+    let new = Sender::new(OTHER, 1, 9);
+    old.stages(&mut hub, [3]);
+    hub.store.cannot_say = true;
+    assert_eq!(new.send(&mut hub, 1, 0), []);
+    assert_eq!(hub.committer.group().len(), 1);
+    assert_eq!(new.send(&mut hub, 2, 0), [], "the store is left alone");
+    let actions = hub.finish();
+    assert_eq!(actions[0], Action::Recovered { dropped: 2 }, "what was staged before is stored all the same");
+    assert_eq!(hub.committer.marks_of(&lane()), [old.through(3)]);
+    let part = hub.committer.import(&lane(), [], [new.line(1, 0)], hub.now, &mut hub.store);
+    assert_eq!(part, Ok((Tally::default(), Some(NotTaken::Trouble(lane())))));
+    hub.store.cannot_say = false;
+    hub.now = 500;
+    new.stages(&mut hub, [1, 2]);
+    let only_number: Vec<_> = hub.committer.group().iter().map(|line| line.only_number).collect();
+    assert_eq!(only_number, [true, true]);
+}
+
+#[test]
+fn a_full_group_is_stored_at_once() {
+    for limits in [GroupLimits { transactions: 2, bytes: 1_000 }, GroupLimits { transactions: 9, bytes: 20 }]
+    {
+        let (mut hub, sender) = (Hub::with(Store::default(), limits), Sender::new(EPOCH, 0, 9));
+        hub.ask(&lane(), "q");
+        sender.stages(&mut hub, [1]);
+        assert_eq!(sender.send(&mut hub, 2, 0), [Action::Append]);
+        let answer = Hub::only_receipt(hub.append(2, Input::Stored));
+        assert_eq!(answer, statement(vec![sender.through(2)], Some("q")));
+        sender.stages(&mut hub, [3]);
+    }
+}
+
+#[test]
+fn a_new_connection_gets_every_receipt_and_the_last_answers_again() {
+    let (mut hub, sender) = (Hub::asked(), Sender::new(EPOCH, 0, 9));
+    sender.stages(&mut hub, [1]);
+    hub.finish();
+    sender.send(&mut hub, 1, 1);
+    hub.give(Input::Connected);
+    let receipt = Hub::only_receipt(hub.finish());
+    assert_eq!(receipt, statement(vec![sender.through(1)], Some("q")), "the answer may have been lost");
+    // A new hub has been asked nothing.
+    let mut hub = Hub::with(hub.store, hub.committer.limits());
+    hub.give(Input::Connected);
+    assert_eq!(Hub::only_receipt(hub.finish()), statement(vec![sender.through(1)], None));
+    hub.ask(&lane(), "old");
+    hub.ask(&lane(), "new");
+    assert_eq!(Hub::only_receipt(hub.finish()).nonce.as_deref(), Some("new"));
+    hub.give(Input::Connected);
+    assert_eq!(Hub::only_receipt(hub.finish()).nonce.as_deref(), Some("new"));
+}
+
+#[test]
+fn a_receipt_that_waits_is_replaced_and_its_question_stays_answered() {
+    let sender = Sender::new(EPOCH, 0, 9);
+    let (first, second) =
+        (statement(vec![sender.through(1)], Some("q")), statement(vec![sender.through(2)], None));
+    assert_eq!(second.clone().instead_of(Some(first.clone())), statement(vec![sender.through(2)], Some("q")));
+    assert_eq!(second.clone().instead_of(None), second);
+    let answer = statement(vec![sender.through(2)], Some("r"));
+    assert_eq!(answer.clone().instead_of(Some(first)), answer, "the newer question");
+}
+
+#[test]
+fn a_backup_counts_for_the_newest_epoch_and_for_no_more_than_is_here() {
+    let (mut hub, sender) = (Hub::asked(), Sender::new(EPOCH, 0, 9));
+    sender.stages(&mut hub, 1..=3);
+    hub.finish();
+    let mut word = |of: LaneName, epoch, through| {
+        hub.give(Input::BackedUp(BackedUp::from([(of, (epoch, through))])));
+        Hub::only_receipt(hub.finish()).backed_up_through
+    };
+    assert_eq!(word(lane(), EPOCH, 2), Some(2));
+    assert_eq!(word(lane(), EPOCH, 7), Some(3), "the store was restored from an older copy");
+    assert_eq!(word(lane(), OTHER, 1), None);
+    assert_eq!(word(lane_of("gw2", "clinical"), EPOCH, 1), None);
+}
+
+#[test]
+fn one_gateway_cannot_fill_the_hub_with_lanes() {
+    let mut hub = Hub::new();
+    let neighbours = [lane_of("gw0", "z"), lane_of("gw2", "a")];
+    for lane in &neighbours {
+        assert_eq!(hub.ask(lane, "q"), []);
+    }
+    let names: Vec<_> = (0..MOST_LANES).map(|n| lane_of("gw1", &format!("l{n}"))).collect();
+    for name in &names {
+        assert_eq!(hub.ask(name, "q"), []);
+    }
+    for name in [lane_of("gw1", "a"), lane_of("gw1", "z"), lane_of("gw1", "l50a")] {
+        let refused = [Action::Refuse(name.clone(), Refusal::TooManyLanes)];
+        assert_eq!(hub.ask(&name, "q"), refused);
+        assert_eq!(Sender::of(name.clone(), EPOCH, 0, 9).send(&mut hub, 1, 0), refused);
+        let part = hub.committer.import(&name, [], [], 0, &mut hub.store);
+        assert_eq!(part, Err(NotTaken::TooManyLanes(name)));
+    }
+    Sender::of(names[7].clone(), EPOCH, 0, 9).stages(&mut hub, [1]);
+    assert_eq!(hub.ask(&lane_of("gw3", "a"), "q"), []);
+}
+
+#[test]
+fn what_is_carried_by_hand_needs_no_question_but_the_epochs_before_it() {
+    let (mut hub, old, new) = (Hub::new(), Sender::new(EPOCH, 0, 9), Sender::new(OTHER, 3, 9));
+    let import = |hub: &mut Hub, older: &[(Epoch, u64)], lines: Vec<Line>| {
+        let part = hub.committer.import(&lane(), older.iter().copied(), lines, 0, &mut hub.store);
+        hub.finish();
+        part
+    };
+    let missing = |epoch, sequence| NotTaken::Missing { lane: lane(), epoch, sequence, position: None };
+    let tally = |stored, renumbered, repeated| Tally { stored, renumbered, repeated, marks: vec![] };
+    let lines =
+        |of: &Sender, range: std::ops::RangeInclusive<u64>| range.map(|n| of.line(n, 0)).collect::<Vec<_>>();
+    assert_eq!(import(&mut hub, &[(EPOCH, 4)], lines(&new, 1..=2)), Err(missing(EPOCH, 1)));
+    assert_eq!(import(&mut hub, &[], lines(&old, 2..=3)), Ok((tally(0, 0, 0), Some(missing(EPOCH, 1)))));
+    assert_eq!(import(&mut hub, &[], lines(&old, 1..=2)), Ok((tally(2, 0, 0), None)));
+    assert_eq!(import(&mut hub, &[(EPOCH, 4)], lines(&new, 1..=2)), Err(missing(EPOCH, 3)));
+    assert_eq!(import(&mut hub, &[], lines(&old, 1..=4)), Ok((tally(2, 0, 2), None)));
+    // What is staged is not here yet.
+    let part = hub.committer.import(&lane(), [], lines(&old, 5..=5), 0, &mut hub.store);
+    assert_eq!(part, Ok((tally(1, 0, 0), None)));
+    let part = hub.committer.import(&lane(), [(EPOCH, 5)], lines(&new, 1..=1), 0, &mut hub.store);
+    assert_eq!(part, Err(missing(EPOCH, 5)));
+    hub.finish();
+    assert_eq!(import(&mut hub, &[(EPOCH, 5)], lines(&new, 1..=3)), Ok((tally(1, 2, 0), None)));
+    assert_eq!(hub.committer.marks_of(&lane()), [old.through(5), new.through(3)]);
+    let strange = Sender::new(OTHER, 60, 9).line(4, 0);
+    let diverged = NotTaken::Diverged { lane: lane(), epoch: OTHER, sequence: 4 };
+    assert_eq!(import(&mut hub, &[], vec![strange]), Ok((tally(0, 0, 0), Some(diverged))));
+    // The link still has to ask.
+    new.send(&mut hub, 4, 0);
+    assert!(hub.committer.group().is_empty());
+}

@@ -1,0 +1,421 @@
+//! The store thread: carries out what the committer says. It takes what has arrived as one group, has it judged, stores it, and
+//! only then answers.
+//!
+//! A group is everything that has arrived, up to its limits. One that comes alone is stored at once; in a stream the
+//! next group is not begun sooner than [`GATHER`] after the last, unless [`ENOUGH`] is there: each group costs an
+//! fsync, and each lane in it a receipt, which is signed, carried and verified. What is stored, answered and refused is
+//! decided in [`pgw_core::committer`], which the models drive; here are the channel, the store, the clock and the log.
+
+use std::collections::HashMap;
+use std::sync::mpsc::{Receiver, SyncSender};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use pgw_bundle::bundle::Older;
+use pgw_core::committer::{Action, Committer, Input, Lookup, Refusal, Statement};
+use pgw_core::delivery::Millis;
+use pgw_core::transaction::{Gateway, Practice, TransactionId, rfc3339, unix_millis_now};
+use pgw_core::wire::envelope::Envelope;
+use pgw_core::wire::receipt::{Gap, Position};
+use pgw_core::wire::topic::{Kind, Topic};
+use pgw_core::wire::void;
+use pgw_core::wire::void::Void;
+use pgw_core::wire::{WireError, from_json};
+use rumqttc::v5::mqttbytes::v5::Publish;
+use tokio::sync::OwnedSemaphorePermit;
+
+use super::answers::Answers;
+use super::backup::Backups;
+use super::fleet::Fleet;
+use super::imported::{NotTaken, Part, Tally};
+use super::refusals::{Refusals, reason};
+use super::resend::{Outcome, Wanted, Wants};
+use super::store::{Entry, LaneName, Mark, Store, StoreError};
+
+pub use pgw_core::committer::GroupLimits;
+
+/// Most topics whose parsed form is kept.
+const MOST_TOPICS: usize = 10_000;
+/// Largest status, health, info or event that is looked at, bytes.
+const MOST_PRESENCE: usize = 16 * 1024;
+
+/// In a stream, groups are about this far apart: a fraction of what a gateway's round trip takes.
+const GATHER: Duration = Duration::from_millis(2);
+/// How often what has arrived meanwhile is looked at. Waking up for each read would cost more than the waiting saves.
+const LOOK: Duration = Duration::from_micros(500);
+/// Transactions for which nothing more is waited: less than what one gateway's default window has under way at most.
+const ENOUGH: usize = 48;
+
+/// What reaches the store thread.
+pub enum Arrival {
+    /// Publishes in the order of their arrival, with their share of the byte limit.
+    Publishes(Vec<Publish>, OwnedSemaphorePermit),
+    /// A new connection is live: the broker may have lost the retained receipts.
+    Connected,
+    /// Time has passed.
+    Tick,
+    /// A part of a bundle that was carried here, and who waits for its fate.
+    Import(Box<Part>, SyncSender<Result<Tally, NotTaken>>),
+    /// A person wants something again that was stored before, and waits for what becomes of it.
+    Wanted(Box<Wanted>, SyncSender<Outcome>),
+}
+
+/// The store thread's state.
+pub struct StoreThread {
+    pub(super) store: Box<dyn Store>,
+    committer: Committer<Entry>,
+    /// What the committer has said, and was not carried out yet.
+    actions: Vec<Action<Entry>>,
+    pub(super) answers: Answers,
+    pub(super) fleet: Fleet,
+    backups: Backups,
+    topics: HashMap<Bytes, Topic>,
+    probes: Vec<(Practice, Gateway, Bytes)>,
+    refusals: Refusals,
+    pub(super) wants: Wants,
+    /// The committer's time begins here.
+    began: Instant,
+    /// Groups that were given to the store, and how many of them failed.
+    groups: u64,
+    failed: u64,
+    /// Somebody waits for an answer: the group is not kept waiting.
+    hurry: bool,
+}
+
+/// What the committer asks the store; an error is kept for the log.
+struct Asked<'a> {
+    store: &'a mut dyn Store,
+    error: Option<StoreError>,
+}
+
+impl Lookup for Asked<'_> {
+    fn marks_of(&self, lane: &LaneName) -> Vec<Mark> {
+        self.store.marks_of(lane)
+    }
+
+    fn has_id(&mut self, lane: &LaneName, id: TransactionId) -> Option<bool> {
+        self.store.has_id(lane, id.0).map_err(|error| self.error = Some(error)).ok()
+    }
+}
+
+impl StoreThread {
+    /// Begins from the store's marks.
+    #[must_use]
+    pub fn new(
+        store: Box<dyn Store>,
+        answers: Answers,
+        fleet: Fleet,
+        backups: Backups,
+        limits: GroupLimits,
+    ) -> Self {
+        Self {
+            committer: Committer::new(limits, store.marks(), backups.lanes()),
+            store,
+            actions: Vec::new(),
+            answers,
+            fleet,
+            backups,
+            topics: HashMap::new(),
+            probes: Vec::new(),
+            refusals: Refusals::default(),
+            wants: Wants::default(),
+            began: Instant::now(),
+            groups: 0,
+            failed: 0,
+            hurry: false,
+        }
+    }
+
+    /// Works until every sender is gone. Blocking.
+    pub fn run(mut self, arrivals: Receiver<Arrival>) {
+        let mut permits = Vec::new();
+        let mut stored: Option<Instant> = None;
+        while let Ok(first) = arrivals.recv() {
+            let before = self.groups;
+            let mut next = Some(first);
+            while let Some(arrival) = next.take() {
+                permits.extend(self.take(arrival));
+                let waiting = self.committer.group().len();
+                if waiting == 0 && self.groups > before {
+                    // It was full, and is stored: what comes next begins a new one.
+                    break;
+                }
+                next = arrivals.try_recv().ok();
+                if next.is_none() && !self.hurry && waiting < ENOUGH {
+                    let rest = stored.map_or(Duration::ZERO, |at| GATHER.saturating_sub(at.elapsed()));
+                    if !rest.is_zero() {
+                        std::thread::sleep(rest.min(LOOK));
+                        next = Some(arrivals.try_recv().unwrap_or(Arrival::Tick));
+                    }
+                }
+            }
+            self.finish();
+            permits.clear();
+            if self.groups > before {
+                stored = Some(Instant::now());
+            }
+        }
+        self.fleet.save(true);
+    }
+
+    fn take(&mut self, arrival: Arrival) -> Option<OwnedSemaphorePermit> {
+        match arrival {
+            Arrival::Connected => {
+                self.hurry = true;
+                self.tell(Input::Connected);
+                None
+            }
+            Arrival::Tick => {
+                self.give_up();
+                if self.backups.look() {
+                    self.hurry = true;
+                    self.tell(Input::BackedUp(self.backups.lanes()));
+                }
+                None
+            }
+            Arrival::Wanted(wanted, answer) => {
+                self.want(*wanted, answer);
+                self.hurry = true;
+                None
+            }
+            Arrival::Import(part, answer) => {
+                // Whoever waited may have gone: what is stored is stored.
+                let _ = answer.send(self.import(*part));
+                None
+            }
+            Arrival::Publishes(publishes, permit) => {
+                for publish in publishes {
+                    self.publish(publish);
+                    if self.wants.bytes() >= self.committer.limits().bytes {
+                        self.finish();
+                    }
+                }
+                Some(permit)
+            }
+        }
+    }
+
+    /// Tells the committer what has happened, and does what it says.
+    fn tell(&mut self, input: Input<Entry>) {
+        let mut next = Some(input);
+        while let Some(input) = next.take() {
+            let now = self.now();
+            let mut actions = std::mem::take(&mut self.actions);
+            let mut asked = Asked { store: &mut *self.store, error: None };
+            self.committer.handle(input, now, &mut asked, &mut actions);
+            if let Some(error) = asked.error {
+                store_failed(&error);
+            }
+            for action in actions.drain(..) {
+                match action {
+                    Action::Append => next = Some(self.append()),
+                    Action::Receipt(lane, statement) => self.receipt(&lane, statement),
+                    Action::Gap(lane, missed) => {
+                        self.answers.gap(&lane, Gap::new(missed.epoch, missed.expected, missed.round));
+                    }
+                    Action::Refuse(lane, Refusal::TooManyLanes) => {
+                        self.refuse(lane.to_string(), "number of lanes");
+                    }
+                    Action::Refuse(lane, Refusal::Chain) => self.refuse(lane.to_string(), "chain"),
+                    Action::Repeated(Entry { lane, envelope, body }) => {
+                        self.wants.repetition(&lane, envelope, body.unwrap_or_default());
+                    }
+                    Action::Recovered { dropped } => tracing::info!(dropped, "The store works again"),
+                }
+            }
+            self.actions = actions;
+        }
+    }
+
+    /// The committer's time.
+    fn now(&self) -> Millis {
+        Millis::try_from(self.began.elapsed().as_millis()).unwrap_or(Millis::MAX)
+    }
+
+    fn append(&mut self) -> Input<Entry> {
+        self.groups += 1;
+        match self.store.append(self.committer.group()) {
+            Ok(()) => Input::Stored,
+            Err(error) => {
+                store_failed(&error);
+                self.failed += 1;
+                Input::StoreFailed
+            }
+        }
+    }
+
+    fn receipt(&mut self, lane: &LaneName, statement: Statement) {
+        self.fleet.seen(&lane.practice, &lane.gateway, false);
+        // What the models prove of the committer holds for this store only as long as the two agree.
+        if !is_stored(&statement.epochs, &self.store.marks_of(lane)) {
+            tracing::error!(%lane, "A receipt would say more than what is stored, by a bug in this program: it is not sent");
+            return;
+        }
+        self.answers.receipt(lane, statement);
+    }
+
+    fn publish(&mut self, publish: Publish) {
+        let Some(topic) = self.topic(&publish.topic) else {
+            self.refuse(String::from_utf8_lossy(&publish.topic).into_owned(), "unknown topic");
+            return;
+        };
+        let Topic::Gateway { practice, gateway, kind } = topic else { return };
+        match kind {
+            Kind::Transaction(lane) => {
+                let lane = LaneName { practice, gateway, lane };
+                match read(&lane, publish) {
+                    Ok((envelope, body)) => {
+                        self.tell(Input::Transaction(Entry { lane, envelope, body: Some(body) }));
+                    }
+                    Err(error) => self.refuse(lane.to_string(), reason(&error)),
+                }
+            }
+            Kind::Position(lane) => {
+                self.fleet.seen(&practice, &gateway, publish.retain);
+                let lane = LaneName { practice, gateway, lane };
+                match from_json::<Position>(&publish.payload) {
+                    Ok(Position { nonce, .. }) if nonce.len() <= 64 => {
+                        self.hurry = true;
+                        self.tell(Input::Position { lane, nonce });
+                    }
+                    Ok(_) => self.refuse(lane.to_string(), "nonce does not fit"),
+                    Err(error) => self.refuse(lane.to_string(), reason(&error)),
+                }
+            }
+            Kind::Probe if publish.payload.len() <= MOST_PRESENCE => {
+                self.fleet.seen(&practice, &gateway, publish.retain);
+                self.hurry = true;
+                self.probes.push((practice, gateway, publish.payload));
+            }
+            Kind::CommandResult if publish.payload.len() <= MOST_PRESENCE => {
+                match from_json(&publish.payload) {
+                    Ok(result) => self.command_result(&practice, &gateway, result),
+                    Err(error) => self.refuse(format!("{practice}/{gateway}"), reason(&error)),
+                }
+            }
+            Kind::Status | Kind::Health | Kind::Info | Kind::Event
+                if publish.payload.len() <= MOST_PRESENCE =>
+            {
+                if !self.fleet.heard(&practice, &gateway, &kind, &publish.payload, publish.retain) {
+                    self.refuse(format!("{practice}/{gateway}"), "malformed presence");
+                }
+            }
+            _ => self.refuse(format!("{practice}/{gateway}"), "unexpected topic or size"),
+        }
+    }
+
+    /// Takes a part of a bundle: what the broker brought before is stored first, then this, and it is on stable storage when
+    /// this returns.
+    ///
+    /// # Errors
+    /// [`NotTaken`].
+    pub fn import(&mut self, part: Part) -> Result<Tally, NotTaken> {
+        let Part { lane, older, transactions } = part;
+        if !self.finish() {
+            return Err(NotTaken::Trouble(lane));
+        }
+        let older = older.into_iter().map(|Older { epoch, through }| (epoch, through));
+        let entry = |(envelope, body)| Entry { lane: lane.clone(), envelope, body: Some(body) };
+        let now = self.now();
+        let mut asked = Asked { store: &mut *self.store, error: None };
+        let taken = self.committer.import(&lane, older, transactions.into_iter().map(entry), now, &mut asked);
+        if let Some(error) = asked.error {
+            store_failed(&error);
+        }
+        let (mut tally, wrong) = taken?;
+        if !self.finish() {
+            return Err(NotTaken::Trouble(lane));
+        }
+        tally.marks = self.store.marks_of(&lane);
+        wrong.map_or(Ok(tally), Err)
+    }
+
+    /// Stores the group, then answers. False: it is not stored.
+    pub(super) fn finish(&mut self) -> bool {
+        self.hurry = false;
+        self.keep_copies();
+        let failed = self.failed;
+        self.tell(Input::Flush);
+        for (practice, gateway, payload) in self.probes.drain(..) {
+            self.answers.probe(practice, gateway, payload);
+        }
+        self.fleet.save(false);
+        self.failed == failed
+    }
+
+    fn topic(&mut self, topic: &Bytes) -> Option<Topic> {
+        if let Some(known) = self.topics.get(topic) {
+            return Some(known.clone());
+        }
+        let parsed = Topic::parse(std::str::from_utf8(topic).ok()?).ok()?;
+        if self.topics.len() >= MOST_TOPICS {
+            self.topics.clear();
+        }
+        // A copy, for the publish's topic is a view into the whole packet.
+        self.topics.insert(Bytes::copy_from_slice(topic), parsed.clone());
+        Some(parsed)
+    }
+
+    fn refuse(&mut self, who: String, why: &'static str) {
+        self.refusals.count(&who, why, Instant::now());
+        self.fleet.refused(&who);
+    }
+}
+
+/// A transaction from the publish that carries it, in its form whole.
+fn read(lane: &LaneName, publish: Publish) -> Result<(Envelope, Bytes), WireError> {
+    let (body, properties) = (publish.payload, publish.properties.unwrap_or_default());
+    let envelope = Envelope::from_properties(properties.content_type, properties.user_properties)?;
+    if envelope.lane != lane.lane {
+        return Err(WireError::Malformed("lane"));
+    }
+    if void::is_void(&envelope) && Void::of(&envelope, &body).is_none() {
+        return Err(WireError::Malformed("void"));
+    }
+    Ok((envelope, body))
+}
+
+/// Whether the store has everything that a receipt says.
+fn is_stored(said: &[Mark], marks: &[Mark]) -> bool {
+    said.iter().all(|said| {
+        let mark = marks.iter().find(|mark| mark.epoch == said.epoch);
+        mark.is_some_and(|mark| said.through < mark.through || said == mark)
+    })
+}
+
+fn store_failed(error: &StoreError) {
+    tracing::error!(
+        error = %error,
+        source = std::error::Error::source(error).map(tracing::field::display),
+        full = error.is_full(),
+        "The store has failed: nothing is confirmed, the gateways keep everything"
+    );
+}
+
+/// The wall clock as text, for payloads.
+pub(super) fn now_text() -> String {
+    rfc3339(unix_millis_now())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use pgw_core::chain::ChainValue;
+    use pgw_core::transaction::Epoch;
+
+    #[test]
+    fn a_receipt_that_says_more_than_the_store_has_is_found() {
+        let mark = |epoch: u128, through, chain| Mark {
+            epoch: Epoch(uuid::Uuid::from_u128(epoch)),
+            through,
+            chain: ChainValue([chain; 32]),
+        };
+        let marks = [mark(1, 5, 5), mark(2, 3, 3)];
+        assert!(is_stored(&[], &[]));
+        assert!(is_stored(&marks, &marks));
+        assert!(is_stored(&[mark(1, 4, 4)], &marks));
+        assert!(!is_stored(&[mark(1, 5, 5), mark(2, 4, 4)], &marks), "more");
+        assert!(!is_stored(&[mark(2, 3, 9)], &marks), "something else");
+        assert!(!is_stored(&[mark(3, 1, 1)], &marks), "another epoch");
+    }
+}
