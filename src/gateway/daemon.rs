@@ -18,12 +18,11 @@ use crate::config::GatewayConfig;
 use crate::health::LinkSnapshot;
 use crate::health::watcher;
 use crate::health::watcher::Eye;
-use crate::ingest::control::server::{Control, StatusSource};
-use crate::ingest::folder;
-use crate::ingest::http;
-use crate::ingest::mllp;
-use crate::ingest::mllp::door::Door;
-use crate::ingest::{Budget, Counters};
+use crate::control::server::ControlSocket;
+use crate::ingest::folder::door::FolderDoor;
+use crate::ingest::http::door::{HttpDoor, HttpDoorError};
+use crate::ingest::mllp::door::{MllpDoor, MllpDoorError};
+use crate::ingest::{Budget, Counters, StatusSource};
 use crate::keys;
 use crate::uplink;
 
@@ -99,17 +98,17 @@ async fn serve(config: GatewayConfig, outbox: Outbox) -> Result<(), Fatal> {
     let eye = Eye::new(practice, gateway, outbox.clone(), seen, Arc::clone(&doors));
 
     let (orders, ordered) = uplink::orders();
-    let control = Control::listen(config.control.clone())
+    let control = ControlSocket::listen(config.control.clone())
         .map_err(|error| Fatal::of(Exit::Unreachable, "there is no control socket", error))?
         .with_orders(orders);
     let reload = watch::Sender::new(0_u64);
     for settings in config.mllp.clone() {
         let name = format!("mllp {}", settings.listen);
         let clock = TrustedClock::open(&config.uplink.state_directory);
-        let door = Door::listen(settings, clock).await.map_err(|error| {
+        let door = MllpDoor::listen(settings, clock).await.map_err(|error| {
             let exit = match &error {
-                mllp::door::ListenError::Address { .. } => Exit::Unreachable,
-                mllp::door::ListenError::Certificates { .. } => Exit::Configuration,
+                MllpDoorError::Address { .. } => Exit::Unreachable,
+                MllpDoorError::Certificates { .. } => Exit::Configuration,
             };
             Fatal::of(exit, "a door cannot be opened", error)
         })?;
@@ -126,7 +125,7 @@ async fn serve(config: GatewayConfig, outbox: Outbox) -> Result<(), Fatal> {
     for settings in config.http.clone() {
         let name = format!("http {}", settings.listen);
         let clock = TrustedClock::open(&config.uplink.state_directory);
-        let door = http::door::Door::listen(settings, clock).await.map_err(not_listening)?;
+        let door = HttpDoor::listen(settings, clock).await.map_err(not_listening)?;
         tracing::info!(address = %door.address(), "Opened an HTTP door");
         let (stop, certificates, status) =
             (tasks.stop_of(Stage::Doors), reload.subscribe(), Arc::clone(&status));
@@ -142,13 +141,13 @@ async fn serve(config: GatewayConfig, outbox: Outbox) -> Result<(), Fatal> {
         let stop = tasks.stop_of(Stage::Doors);
         let (outbox, doors, budget) = (outbox.clone(), Arc::clone(&doors), budget.clone());
         tasks.spawn(Stage::Doors, name, async move {
-            folder::door::Door::new(settings).serve(outbox, doors, budget, stop).await;
+            FolderDoor::new(settings).serve(outbox, doors, budget, stop).await;
             Ok(())
         });
     }
-    let (stop, kept) = (tasks.stop_of(Stage::Control), outbox.clone());
+    let (stop, read) = (tasks.stop_of(Stage::Control), outbox.clone());
     tasks.spawn(Stage::Control, "control", async move {
-        control.serve(kept, status, doors, budget, stop).await;
+        control.serve(read, status, doors, budget, stop).await;
         Ok(())
     });
     let (voice, reports, mut state) = watcher::channels();
@@ -204,10 +203,10 @@ async fn serve(config: GatewayConfig, outbox: Outbox) -> Result<(), Fatal> {
     fatal.map_or(Ok(()), Err)
 }
 
-fn not_listening(error: http::door::ListenError) -> Fatal {
+fn not_listening(error: HttpDoorError) -> Fatal {
     let exit = match &error {
-        http::door::ListenError::Address { .. } => Exit::Unreachable,
-        http::door::ListenError::Access { .. } => Exit::Configuration,
+        HttpDoorError::Address { .. } => Exit::Unreachable,
+        HttpDoorError::Access { .. } => Exit::Configuration,
     };
     Fatal::of(exit, "a door cannot be opened", error)
 }

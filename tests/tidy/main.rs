@@ -53,9 +53,7 @@ fn files_are_short() {
     /// A little more is better than a cut in the wrong place.
     const LINES: usize = 450;
     /// Debts: longer than that today, with the length that they must not grow beyond.
-    const DEBTS: [(&str, usize); 6] = [
-        ("gateway/ingest/folder/rounds.rs", 458),
-        ("gateway/ingest/folder/shelf.rs", 483),
+    const DEBTS: [(&str, usize); 4] = [
         ("hub/desk.rs", 481),
         ("outbox/lib.rs", 497),
         ("outbox/pen.rs", 464),
@@ -89,21 +87,24 @@ fn pure_files_have_no_io_no_clock_and_no_chance() {
         "gateway/health/state.rs",
         "gateway/health/changes.rs",
         "gateway/health/payload.rs",
-        "gateway/ingest/folder/papers.rs",
+        "gateway/ingest/folder/documents.rs",
         "gateway/ingest/folder/rules.rs",
-        "gateway/ingest/folder/settle.rs",
+        "gateway/ingest/folder/debounce.rs",
+        "gateway/ingest/hl7.rs",
         "gateway/ingest/http/fhir.rs",
         "gateway/ingest/http/headers.rs",
         "gateway/ingest/http/keys.rs",
         "gateway/ingest/http/metrics.rs",
         "gateway/ingest/http/outcome.rs",
-        "gateway/ingest/mllp/allowance.rs",
+        "gateway/ingest/media.rs",
+        "gateway/ingest/mllp/abuse_limiter.rs",
         "gateway/ingest/mllp/codec.rs",
         "gateway/ingest/mllp/msh.rs",
         "gateway/ingest/mllp/ack.rs",
         "gateway/ingest/mllp/envelope.rs",
         "gateway/ingest/mllp/route.rs",
         "gateway/ingest/origin.rs",
+        "gateway/ingest/slip.rs",
         "outbox/admission.rs",
         "outbox/mend/plan.rs",
     ];

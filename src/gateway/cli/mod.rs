@@ -1,7 +1,7 @@
 //! Both command lines.
 //!
 //! - [`gateway`]: `practice-gateway`; [`submit`], [`status`], [`outbox`], [`quarantine`] and [`verify`] ask the running
-//!   daemon over its control socket ([`crate::ingest::control`])
+//!   daemon over its control socket ([`crate::control`])
 //! - [`hub`]: `practice-hub`; [`acl`] makes the broker's access rules; [`import`] and [`resend`] ask a running hub by its
 //!   folders
 //! - [`repair`] works on the store itself, which no daemon may have open

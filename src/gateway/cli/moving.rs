@@ -17,7 +17,7 @@ use pgw_outbox::{Keyring, Outbox};
 
 use crate::cli::key::not_looked_at;
 use crate::config::GatewayConfig;
-use crate::ingest::control::verify::verify;
+use crate::control::verify::verify;
 use crate::keys;
 
 /// Takes a store out of service for good, or back.

@@ -3,37 +3,39 @@
 use std::ops::ControlFlow;
 
 use pgw_core::transaction::{Lane, Position};
-use pgw_outbox::ReadError;
+use pgw_outbox::Outbox;
 
-use crate::ingest::control::kept::{Kept, READ_BYTES, READ_RECORDS};
-use crate::ingest::control::{Entry, LIST_LIMIT, Reply, Which, verify};
+use crate::control::context::RequestError;
+use crate::control::{LIST_LIMIT, Reply, Which, verify};
+use crate::listing;
+use crate::listing::ListedTransaction;
 
 /// Where an answer's lines go; it may end the answer.
 pub(super) type Say<'a> = &'a mut dyn FnMut(Reply) -> ControlFlow<()>;
 
-pub(super) fn chosen<K: Kept>(kept: &K, lane: Option<&Lane>) -> Result<Vec<Lane>, String> {
-    let lanes = kept.lanes();
+pub(super) fn chosen(outbox: &Outbox, lane: Option<&Lane>) -> Result<Vec<Lane>, RequestError> {
+    let lanes = listing::lanes(outbox);
     match lane {
         None => Ok(lanes),
         Some(lane) if lanes.contains(lane) => Ok(vec![lane.clone()]),
-        Some(lane) => Err(format!("there is no lane {lane:?} in the configuration")),
+        Some(lane) => Err(RequestError::UnknownLane(lane.clone())),
     }
 }
 
-/// Headers from `from` on, or from the oldest that waits.
-pub(super) fn list<K: Kept>(
-    kept: &K,
+/// Headers from `from` on, or from the oldest waiting one.
+pub(super) fn list(
+    outbox: &Outbox,
     lane: Option<&Lane>,
     from: Option<Position>,
     limit: u32,
     say: Say<'_>,
-) -> Result<(), String> {
-    for lane in chosen(kept, lane)? {
-        let confirmed = kept.mark(&lane).map_or(0, |mark| mark.position);
+) -> Result<(), RequestError> {
+    for lane in chosen(outbox, lane)? {
+        let confirmed = listing::confirmed(outbox, &lane);
         let from = from.unwrap_or(confirmed + 1);
         let last =
-            kept.tail(&lane).min(from.saturating_add(u64::from(limit.min(LIST_LIMIT))).saturating_sub(1));
-        if entries(kept, &lane, from, last, &mut |entry| say(Reply::Entry(entry)))?.is_break() {
+            listing::tail(outbox, &lane).min(from.saturating_add(u64::from(limit.min(LIST_LIMIT))).saturating_sub(1));
+        if entries(outbox, &lane, from, last, &mut |entry| say(Reply::Entry(entry)))?.is_break() {
             return Ok(());
         }
     }
@@ -41,14 +43,14 @@ pub(super) fn list<K: Kept>(
 }
 
 /// One header, by position or by search.
-pub(super) fn show<K: Kept>(kept: &K, lane: Option<&Lane>, which: Which, say: Say<'_>) -> Result<(), String> {
+pub(super) fn show(outbox: &Outbox, lane: Option<&Lane>, which: Which, say: Say<'_>) -> Result<(), RequestError> {
     let mut found = false;
-    for lane in chosen(kept, lane)? {
+    for lane in chosen(outbox, lane)? {
         let (first, last) = match which {
             Which::Position(position) => (position, position),
-            Which::Id(_) => (kept.first_retained(&lane).unwrap_or(1), Position::MAX),
+            Which::Id(_) => (outbox.first_retained(&lane).unwrap_or(1), Position::MAX),
         };
-        let over = entries(kept, &lane, first, last.min(kept.tail(&lane)), &mut |entry| {
+        let over = entries(outbox, &lane, first, last.min(listing::tail(outbox, &lane)), &mut |entry| {
             let wanted = match which {
                 Which::Position(_) => true,
                 Which::Id(id) => entry.header.as_ref().is_some_and(|header| header.id == id),
@@ -64,39 +66,25 @@ pub(super) fn show<K: Kept>(kept: &K, lane: Option<&Lane>, which: Which, say: Sa
             break;
         }
     }
-    if found { Ok(()) } else { Err("no such transaction is kept here".to_owned()) }
+    if found { Ok(()) } else { Err(RequestError::NoTransaction) }
 }
 
-/// Every header from `from` through `last`, with a line for each record that is gone.
-fn entries<K: Kept>(
-    kept: &K,
+/// Every header from `from` through `last`, with a line for each record that is missing.
+fn entries(
+    outbox: &Outbox,
     lane: &Lane,
     from: Position,
     last: Position,
-    each: &mut dyn FnMut(Entry) -> ControlFlow<()>,
-) -> Result<ControlFlow<()>, String> {
-    let confirmed = kept.mark(lane).map_or(0, |mark| mark.position);
-    let mut next = from.max(1);
-    while next <= last {
-        let wanted = usize::try_from(last - next + 1).unwrap_or(READ_RECORDS).min(READ_RECORDS);
-        let batch = match kept.read(lane, next, wanted, READ_BYTES) {
-            Ok(batch) => batch,
-            Err(ReadError::Gone { .. }) => Vec::new(),
-            Err(error) => return Err(error.to_string()),
-        };
-        let before = next;
-        for stored in batch.iter().take_while(|stored| stored.position <= last) {
-            if stored.position != next {
-                break;
-            }
-            next += 1;
-            if each(Entry::stored(lane.clone(), stored, confirmed)).is_break() {
-                return Ok(ControlFlow::Break(()));
-            }
-        }
-        if next == before {
-            next += 1;
-            if each(Entry::gone(lane.clone(), before, confirmed)).is_break() {
+    each: &mut dyn FnMut(ListedTransaction) -> ControlFlow<()>,
+) -> Result<ControlFlow<()>, RequestError> {
+    let confirmed = listing::confirmed(outbox, lane);
+    for batch in listing::batches(outbox, lane, from, last) {
+        let batch = batch?;
+        let missing = batch.records.is_empty().then_some(batch.first);
+        let missing = missing.map(|position| ListedTransaction::gone(lane.clone(), position, confirmed));
+        let there = batch.records.iter().map(|one| ListedTransaction::stored(lane.clone(), one, confirmed));
+        for entry in missing.into_iter().chain(there) {
+            if each(entry).is_break() {
                 return Ok(ControlFlow::Break(()));
             }
         }
@@ -104,15 +92,15 @@ fn entries<K: Kept>(
     Ok(ControlFlow::Continue(()))
 }
 
-/// Walks the chains.
-pub(super) fn verify_lanes<K: Kept>(kept: &K, lane: Option<&Lane>, say: Say<'_>) -> Result<(), String> {
-    for lane in chosen(kept, lane)? {
-        let walked = verify::verify(kept, &lane, |position, tail| {
+/// Checks the chains.
+pub(super) fn verify_lanes(outbox: &Outbox, lane: Option<&Lane>, say: Say<'_>) -> Result<(), RequestError> {
+    for lane in chosen(outbox, lane)? {
+        let walked = verify::verify(outbox, &lane, |position, tail| {
             say(Reply::Progress { lane: lane.clone(), position, tail })
         });
-        match walked.map_err(|error| error.to_string())? {
-            Some(verdict) => {
-                if say(Reply::Verified(verdict)).is_break() {
+        match walked? {
+            Some(found) => {
+                if say(Reply::Verified(found)).is_break() {
                     return Ok(());
                 }
             }

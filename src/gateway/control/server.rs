@@ -8,102 +8,95 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use pgw_bundle::keys::Recipient;
-use pgw_core::transaction::{Body, Gateway, Lane, Position, Practice};
-use pgw_outbox::Submission;
+use pgw_core::text::chain;
+use pgw_core::transaction::{Body, Lane, Position};
+use pgw_host::accept::{Accept, Listener, told_to};
+use pgw_outbox::{Outbox, Submission};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{mpsc, watch};
-use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use crate::ingest::control::answers::{Say, list, show, verify_lanes};
-use crate::ingest::control::carried;
-use crate::ingest::control::kept::Kept;
-use crate::ingest::control::{LINE_BYTES, Receipt, Reply, Request, quarantined};
-use crate::ingest::{Budget, Counters, count};
-use crate::uplink::{Again, Orders, Resent};
+use crate::control::answers::{Say, list, show, verify_lanes};
+use crate::control::context::{BUDGET_WAIT, ControlConfig, ControlContext, RequestError};
+use crate::control::{LINE_BYTES, Reply, Request, hand_carry, orders, quarantined};
+use crate::ingest::slip::AcceptanceSlip;
+use crate::ingest::{Budget, Counters, StatusSource, count, media};
+use crate::listing;
+use crate::uplink::Orders;
 
-/// Most clients at once.
+/// Most clients at once; more wait in the kernel's queue.
 const MAX_CLIENTS: usize = 16;
 /// How long a client may take over a request or its body, and over taking an answer.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// A long work says so this often.
 const PROGRESS: Duration = Duration::from_secs(5);
-/// How long a body waits for the memory that all doors share.
-pub(super) const BUDGET_WAIT: Duration = Duration::from_secs(2);
-/// Pause after a failed `accept`.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// How long clients have to end after a stop.
-const STOP_DEADLINE: Duration = Duration::from_secs(5);
-/// Longest type, content type and key.
-const NAME_BYTES: usize = 256;
-
-/// Gives the status document: the fields of health, and `lanes`.
-pub type StatusSource = Arc<dyn Fn() -> serde_json::Value + Send + Sync>;
-
-/// What the control socket is told by the configuration.
-#[derive(Debug, Clone)]
-pub struct Settings {
-    /// Where the socket is made; its directory exists.
-    pub socket: PathBuf,
-    /// Whose gateway this is, for the `source` of transactions.
-    pub practice: Practice,
-    /// The gateway's id, likewise.
-    pub gateway: Gateway,
-    /// Largest body that is read.
-    pub max_body_bytes: u64,
-    /// The hubs that can open a bundle.
-    pub recipients: Vec<Recipient>,
-}
+/// Longest key.
+const KEY_BYTES: usize = 256;
 
 /// The socket cannot be made.
 #[derive(Debug, thiserror::Error)]
-pub enum ListenError {
+pub enum ControlSocketError {
     /// Somebody answers there.
     #[error("another process listens on {0}")]
     InUse(PathBuf),
     /// The system said no.
     #[error("cannot make the control socket {path}")]
     Io {
-        /// Where.
+        /// As configured.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         #[source]
         source: io::Error,
     },
 }
 
-/// A control socket that listens; [`Control::serve`] opens it.
+/// A control socket that listens; [`ControlSocket::serve`] opens it.
 #[derive(Debug)]
-pub struct Control {
-    listener: UnixListener,
-    settings: Settings,
+pub struct ControlSocket {
+    listener: Socket,
+    config: ControlConfig,
     orders: Option<Orders>,
 }
 
-/// What all clients share.
-pub(super) struct Shared<K> {
-    pub(super) settings: Settings,
-    pub(super) kept: K,
-    status: StatusSource,
-    pub(super) counters: Arc<Counters>,
-    pub(super) budget: Budget,
-    pub(super) orders: Option<Orders>,
+/// Removes its file when nobody is to connect any more.
+#[derive(Debug)]
+struct Socket {
+    listener: UnixListener,
+    path: PathBuf,
 }
 
-impl Control {
+impl Listener for Socket {
+    type Stream = UnixStream;
+    type Peer = ();
+
+    async fn accept(&self) -> io::Result<(UnixStream, ())> {
+        Listener::accept(&self.listener).await
+    }
+}
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        if let Err(error) = std::fs::remove_file(&self.path) {
+            tracing::debug!(%error, "Could not remove the control socket");
+        }
+    }
+}
+
+impl ControlSocket {
     /// Makes the socket, in place of one that a dead process left.
     ///
     /// # Errors
-    /// [`ListenError`].
-    pub fn listen(settings: Settings) -> Result<Self, ListenError> {
-        let path = settings.socket.clone();
+    /// [`ControlSocketError`].
+    pub fn listen(config: ControlConfig) -> Result<Self, ControlSocketError> {
+        let path = config.socket.clone();
         if std::os::unix::net::UnixStream::connect(&path).is_ok() {
-            return Err(ListenError::InUse(path));
+            return Err(ControlSocketError::InUse(path));
         }
-        let listener = bind(&path).map_err(|source| ListenError::Io { path, source })?;
-        Ok(Self { listener, settings, orders: None })
+        match bind(&path) {
+            Ok(listener) => Ok(Self { listener: Socket { listener, path }, config, orders: None }),
+            Err(source) => Err(ControlSocketError::Io { path, source }),
+        }
     }
 
     /// Where a person's orders to the uplink go.
@@ -114,41 +107,19 @@ impl Control {
     }
 
     /// Answers clients until `stop` becomes true (or its sender is gone), and removes the socket.
-    pub async fn serve<K: Kept>(
+    pub async fn serve(
         self,
-        kept: K,
+        outbox: Outbox,
         status: StatusSource,
         counters: Arc<Counters>,
         budget: Budget,
-        mut stop: watch::Receiver<bool>,
+        stop: watch::Receiver<bool>,
     ) {
-        let socket = self.settings.socket.clone();
-        let shared =
-            Arc::new(Shared { settings: self.settings, kept, status, counters, budget, orders: self.orders });
-        let mut clients = JoinSet::new();
-        loop {
-            let accepted = tokio::select! {
-                _ = stop.wait_for(|stop| *stop) => break,
-                Some(_) = clients.join_next(), if !clients.is_empty() => continue,
-                accepted = self.listener.accept(), if clients.len() < MAX_CLIENTS => accepted,
-            };
-            match accepted {
-                Ok((stream, _)) => {
-                    clients.spawn(serve_client(stream, Arc::clone(&shared), stop.clone()));
-                }
-                Err(error) => {
-                    tracing::warn!(%error, "Could not take a control connection");
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
-                }
-            }
-        }
-        if let Err(error) = std::fs::remove_file(&socket) {
-            tracing::debug!(%error, "Could not remove the control socket");
-        }
-        let all_ended = async { while clients.join_next().await.is_some() {} };
-        if timeout(STOP_DEADLINE, all_ended).await.is_err() {
-            tracing::warn!(clients = clients.len(), "Cut control connections that did not end in time");
-        }
+        let Self { listener, config, orders } = self;
+        let context = Arc::new(ControlContext { config, outbox, status, counters, budget, orders });
+        let client = |stream, ()| serve_client(stream, Arc::clone(&context), stop.clone());
+        let accept = Accept { name: "control", listener, most_clients: MAX_CLIENTS };
+        accept.serve(|(), _| Ok(()), client, stop.clone()).await;
     }
 }
 
@@ -163,15 +134,16 @@ fn bind(path: &Path) -> io::Result<UnixListener> {
     }
     let listener = UnixListener::bind(&making)?;
     std::fs::set_permissions(&making, std::fs::Permissions::from_mode(0o660))?;
+    // The socket need not last: the next start makes it anew.
     std::fs::rename(&making, path)?;
     Ok(listener)
 }
 
-async fn serve_client<K: Kept>(stream: UnixStream, shared: Arc<Shared<K>>, mut stop: watch::Receiver<bool>) {
-    let mut client = Client { stream: BufReader::new(stream), shared };
+async fn serve_client(stream: UnixStream, context: Arc<ControlContext>, mut stop: watch::Receiver<bool>) {
+    let mut client = Client { stream: BufReader::new(stream), context };
     loop {
         let request = tokio::select! {
-            _ = stop.wait_for(|stop| *stop) => return,
+            () = told_to(&mut stop) => return,
             request = client.request() => request,
         };
         let answered = match request {
@@ -186,12 +158,12 @@ async fn serve_client<K: Kept>(stream: UnixStream, shared: Arc<Shared<K>>, mut s
     }
 }
 
-struct Client<K> {
+struct Client {
     stream: BufReader<UnixStream>,
-    shared: Arc<Shared<K>>,
+    context: Arc<ControlContext>,
 }
 
-impl<K: Kept> Client<K> {
+impl Client {
     /// The next request; `None` at the end of the connection or after one that is none.
     async fn request(&mut self) -> io::Result<Option<Request>> {
         let mut line = Vec::new();
@@ -217,102 +189,71 @@ impl<K: Kept> Client<K> {
     }
 
     async fn answer(&mut self, request: Request) -> io::Result<()> {
-        let shared = Arc::clone(&self.shared);
         match request {
-            Request::Submit { lane, event_type, content_type, key, body_bytes } => {
-                let reply = self.submit(lane, event_type, content_type, key, body_bytes).await?;
-                self.say(&reply).await
-            }
-            Request::Status {} => {
-                // The source may look at the disk.
-                let status = tokio::task::spawn_blocking(move || (shared.status)());
-                let reply = match status.await {
-                    Ok(status) => Reply::Status { status },
-                    Err(_) => Reply::Failed { reason: "the status could not be made".to_owned() },
-                };
-                self.say(&reply).await
-            }
-            Request::List { lane, from, limit } => {
-                self.stream_of(move |say| list(&shared.kept, lane.as_ref(), from, limit, say)).await
-            }
-            Request::Show { lane, which } => {
-                self.stream_of(move |say| show(&shared.kept, lane.as_ref(), which, say)).await
-            }
-            Request::Verify { lane } => {
-                self.stream_of(move |say| verify_lanes(&shared.kept, lane.as_ref(), say)).await
-            }
-            Request::Mark { lane } => {
-                let confirmed = shared.kept.mark(&lane).map_or(0, |mark| mark.position);
-                self.say(&Reply::Mark { confirmed }).await
-            }
-            Request::QuarantineList {} => {
-                self.stream_of(move |say| quarantined::list(&shared.kept, say)).await
-            }
-            Request::QuarantineShow { id } => {
-                self.stream_of(move |say| quarantined::show(&shared.kept, id, say)).await
-            }
+            Request::List { .. }
+            | Request::Show { .. }
+            | Request::Verify { .. }
+            | Request::Export { .. }
+            | Request::QuarantineList {}
+            | Request::QuarantineShow { .. } => self.stream_of(request).await,
+            Request::Resend { lane, from, through } => self.resend(lane, (from, through)).await,
             Request::QuarantineBytes { id } => {
-                let mut share = shared.budget.share();
-                let (reply, bytes) = quarantined::bytes(&shared, id, self.user()?, &mut share).await;
+                let context = Arc::clone(&self.context);
+                let mut share = context.budget.share();
+                let (reply, bytes) = quarantined::bytes(&context, id, self.user()?, &mut share).await;
                 self.say(&reply).await?;
                 timeout(PATIENCE, self.stream.get_mut().write_all(&bytes)).await?
             }
-            Request::QuarantineRelease { id, lane, event_type, content_type } => {
-                let wanted = quarantined::Wanted { lane, event_type, content_type };
-                let reply = quarantined::release(&shared, id, wanted, self.user()?).await;
-                self.say(&reply).await
-            }
-            Request::QuarantineDiscard { id, reason } => {
-                let reply = quarantined::discard(&shared, id, reason, self.user()?).await;
-                self.say(&reply).await
-            }
-            Request::Export { lane, from } => {
-                self.stream_of(move |say| {
-                    let Settings { practice, gateway, recipients, .. } = &shared.settings;
-                    carried::export(&shared.kept, (practice, gateway), recipients, lane.as_ref(), from, say)
-                })
-                .await
-            }
-            Request::Void { lane, from, through, reason, act } => {
-                let reply = carried::void(shared, lane, (from, through), reason, act).await;
-                self.say(&reply).await
-            }
-            Request::Again { lane } => {
-                let reply = carried::again(shared.orders.as_ref(), lane).await;
-                self.say(&reply).await
-            }
-            Request::Resend { lane, from, through } => self.resend(lane, (from, through)).await,
-            Request::Receipt(line) => {
-                let reply = carried::receipt(&shared.kept, shared.orders.as_ref(), line).await;
+            request => {
+                let reply = self.reply_to(request).await?;
                 self.say(&reply).await
             }
         }
     }
 
+    /// The one reply to a request that has one.
+    async fn reply_to(&mut self, request: Request) -> io::Result<Reply> {
+        let context = Arc::clone(&self.context);
+        Ok(match request {
+            Request::Submit { lane, event_type, content_type, key, body_bytes } => {
+                self.submit(lane, event_type, content_type, key, body_bytes).await?
+            }
+            Request::Mark { lane } => Reply::Mark { confirmed: listing::confirmed(&context.outbox, &lane) },
+            Request::QuarantineRelease { id, lane, event_type, content_type } => {
+                let wanted = quarantined::Wanted { lane, event_type, content_type };
+                quarantined::release(&context, id, wanted, self.user()?).await
+            }
+            Request::QuarantineDiscard { id, reason } => {
+                quarantined::discard(&context, id, reason, self.user()?).await
+            }
+            Request::Void { lane, from, through, reason, act } => {
+                orders::void(context, lane, (from, through), reason, act).await
+            }
+            Request::RetryHead { lane } => orders::retry_head(context.orders.as_ref(), lane).await,
+            Request::Receipt(line) => {
+                orders::receipt(&context.outbox, context.orders.as_ref(), line).await
+            }
+            // The source may look at the disk.
+            Request::Status {} => match tokio::task::spawn_blocking(move || (context.status)()).await {
+                Ok(status) => Reply::Status { status },
+                Err(_) => Reply::Failed { reason: "the status could not be made".to_owned() },
+            },
+            // Those of many lines: [`Self::answer`].
+            _ => Reply::Failed { reason: "a bug in this program: no single reply".to_owned() },
+        })
+    }
+
     /// Says how far it has come every few seconds, so that the client knows that somebody is there.
     async fn resend(&mut self, lane: Lane, range: (Position, Position)) -> io::Result<()> {
-        let failed = |reason: &str| Reply::Failed { reason: reason.to_owned() };
-        let told = match self.shared.orders.clone() {
-            Some(orders) => orders.resend(lane.clone(), range).await,
-            None => Err("there is no uplink".to_owned()),
-        };
-        let mut told = match told {
-            Ok(told) => told,
-            Err(reason) => return self.say(&failed(&reason)).await,
+        let mut progress = match orders::resend(self.context.orders.as_ref(), &lane, range).await {
+            Ok(progress) => progress,
+            Err(reason) => return self.say(&Reply::Failed { reason }).await,
         };
         loop {
-            let gone = timeout(PROGRESS, told.wait_for(|again| again.ended.is_some()))
+            let gone = timeout(PROGRESS, progress.wait_for(|progress| progress.ended.is_some()))
                 .await
                 .is_ok_and(|ended| ended.is_err());
-            let Again { arrived, ended } = told.borrow().clone();
-            let reply = match ended {
-                Some(Ok(Resent { count, missing, unheard })) => {
-                    Reply::Resent { lane: lane.clone(), count, missing, unheard }
-                }
-                Some(Err(reason)) => failed(&reason),
-                None if gone => failed("the uplink has ended"),
-                None => Reply::Progress { lane: lane.clone(), position: arrived, tail: range.1 },
-            };
+            let reply = orders::resent(progress.borrow().clone(), gone, lane.clone(), range.1);
             self.say(&reply).await?;
             if reply.is_last() {
                 return Ok(());
@@ -334,17 +275,17 @@ impl<K: Kept> Client<K> {
         body_bytes: u64,
     ) -> io::Result<Reply> {
         let refused = |temporary, reason: String| Ok(Reply::Refused { temporary, reason });
-        let settings = &self.shared.settings;
-        if !is_name(&event_type) {
+        let config = &self.context.config;
+        if !media::is_event_type(&event_type) {
             return refused(false, "a type has 1 to 256 letters, digits, and . - _ : /".to_owned());
         }
-        if !is_media_type(&content_type) {
+        if !media::is_media_type(&content_type) {
             return refused(false, "a content type is a media type, at most 256 characters".to_owned());
         }
-        if key.len() > NAME_BYTES {
-            return refused(false, format!("a key has at most {NAME_BYTES} bytes"));
+        if key.len() > KEY_BYTES {
+            return refused(false, format!("a key has at most {KEY_BYTES} bytes"));
         }
-        let limit = settings.max_body_bytes;
+        let limit = config.max_body_bytes;
         let size = match usize::try_from(body_bytes) {
             Ok(size) if body_bytes <= limit => size,
             _ => {
@@ -354,19 +295,19 @@ impl<K: Kept> Client<K> {
                 );
             }
         };
-        let mut share = self.shared.budget.share();
+        let mut share = self.context.budget.share();
         if timeout(BUDGET_WAIT, share.grow_to(size)).await.is_err() {
             return refused(true, "too many large messages are under way".to_owned());
         }
-        let source = format!("urn:pgw:{}:{}:cli", settings.practice, settings.gateway);
+        let source = format!("urn:pgw:{}:{}:cli", config.practice, config.gateway);
         self.say(&Reply::Send {}).await?;
         let mut body = vec![0; size];
         timeout(PATIENCE, self.stream.read_exact(&mut body)).await??;
-        let counters = Arc::clone(&self.shared.counters);
+        let counters = Arc::clone(&self.context.counters);
         count(&counters.received);
         let submission = Submission {
             lane: lane.clone(),
-            kind: kind(&content_type).to_owned(),
+            kind: media::kind(&content_type).to_owned(),
             event_type,
             content_type,
             source,
@@ -375,27 +316,25 @@ impl<K: Kept> Client<K> {
             test_data: false,
             body: Body::new(Bytes::from(body)),
         };
-        match self.shared.kept.submit(submission).await {
+        match self.context.outbox.submit(submission).await {
             Ok(accepted) => {
                 counters.count_accepted(&accepted);
-                Ok(Reply::Accepted(Receipt::new(lane, accepted)))
+                Ok(Reply::Accepted(AcceptanceSlip::new(lane, &accepted)))
             }
             Err(refusal) => {
                 // Not to quarantine: who submits by hand has the file, and reads why.
-                count(if refusal.is_temporary() { &counters.unavailable } else { &counters.refused });
+                counters.count_refused(&refusal);
                 Ok(refusal.into())
             }
         }
     }
 
     /// An answer of many lines, made by a thread of its own because it reads the disk. A client that has gone ends it.
-    async fn stream_of(
-        &mut self,
-        make: impl FnOnce(Say<'_>) -> Result<(), String> + Send + 'static,
-    ) -> io::Result<()> {
+    async fn stream_of(&mut self, request: Request) -> io::Result<()> {
         let (lines, mut replies) = mpsc::channel(64);
+        let context = Arc::clone(&self.context);
         let work = tokio::task::spawn_blocking(move || {
-            make(&mut |reply| match lines.blocking_send(reply) {
+            lines_of(&context, request, &mut |reply| match lines.blocking_send(reply) {
                 Ok(()) => ControlFlow::Continue(()),
                 Err(_) => ControlFlow::Break(()),
             })
@@ -403,37 +342,27 @@ impl<K: Kept> Client<K> {
         while let Some(reply) = replies.recv().await {
             self.say(&reply).await?;
         }
-        let last = match work.await {
-            Ok(Ok(())) => Reply::End {},
-            Ok(Err(reason)) => Reply::Failed { reason },
-            Err(_) => Reply::Failed { reason: "the answer could not be made".to_owned() },
-        };
+        let done = work.await.unwrap_or(Err(RequestError::Panicked("the answer could not be made")));
+        let last = done.map_or_else(|error| Reply::Failed { reason: chain(&error) }, |()| Reply::End {});
         self.say(&last).await
     }
 }
 
-pub(super) fn is_name(text: &str) -> bool {
-    (1..=NAME_BYTES).contains(&text.len())
-        && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-:/".contains(&b))
-}
-
-pub(super) fn is_media_type(text: &str) -> bool {
-    (3..=NAME_BYTES).contains(&text.len())
-        && text.bytes().all(|b| b.is_ascii_graphic() || b == b' ')
-        && text.split_once('/').is_some_and(|(kind, rest)| !kind.is_empty() && !rest.is_empty())
-}
-
-/// CloudEvents `kind`, from the media type.
-pub(super) fn kind(content_type: &str) -> &'static str {
-    let name = content_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
-    match name.as_str() {
-        "application/edifact" => "edifact",
-        name if name.starts_with("application/hl7-v2") => "hl7v2",
-        name if name.starts_with("application/fhir+") => "fhir",
-        _ => "opaque",
+/// Says all lines of an answer that has many. Blocking.
+fn lines_of(context: &ControlContext, request: Request, say: Say<'_>) -> Result<(), RequestError> {
+    let ControlContext { outbox, config, .. } = context;
+    match request {
+        Request::List { lane, from, limit } => list(outbox, lane.as_ref(), from, limit, say),
+        Request::Show { lane, which } => show(outbox, lane.as_ref(), which, say),
+        Request::Verify { lane } => verify_lanes(outbox, lane.as_ref(), say),
+        Request::QuarantineList {} => quarantined::list(outbox, say),
+        Request::QuarantineShow { id } => quarantined::show(outbox, id, say),
+        Request::Export { lane, from } => hand_carry::export(outbox, config, lane.as_ref(), from, say),
+        // Those of one reply: [`Client::reply_to`].
+        _ => Ok(()),
     }
 }
 
 #[cfg(test)]
 #[path = "server_tests.rs"]
-pub(crate) mod tests;
+mod tests;

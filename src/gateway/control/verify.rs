@@ -1,26 +1,26 @@
-//! Walks the chain of a lane over everything that is kept of it.
+//! Checks the chain of a lane over every transaction in the outbox.
 
 use std::ops::ControlFlow;
 
 use pgw_core::chain::ChainValue;
 use pgw_core::transaction::{Epoch, Lane, Position};
 use pgw_core::wire::void;
-use pgw_outbox::{ReadError, Stored};
+use pgw_outbox::{Mark, Outbox, ReadError, Stored};
 use serde::{Deserialize, Serialize};
 
-use crate::ingest::control::kept::{Kept, READ_BYTES, READ_RECORDS};
+use crate::listing;
 
-/// Most ranges that a verdict lists of each kind.
+/// Most ranges of each kind that are listed.
 const LISTED: usize = 100;
 
-/// What the walk found in a lane. `ok` says whether a person has to do something.
+/// What the check found in a lane. `ok` says whether a person has to do something.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Verdict {
+pub struct LaneVerification {
     /// The lane.
     pub lane: Lane,
     /// Nothing is wrong and nothing unconfirmed is missing.
     pub ok: bool,
-    /// Walked from this position ...
+    /// Checked from this position ...
     pub from: Position,
     /// ... through this one.
     pub through: Position,
@@ -28,7 +28,7 @@ pub struct Verdict {
     pub verified: u64,
     /// Records that do not; they are there, and altered.
     pub wrong: u64,
-    /// Records that are not to be had.
+    /// Records that can no longer be read.
     pub missing: u64,
     /// The first ranges of wrong records.
     pub wrong_ranges: Vec<(Position, Position)>,
@@ -40,73 +40,89 @@ pub struct Verdict {
     pub chain: Option<ChainValue>,
 }
 
-/// Walks `lane`; `progress` hears the position after each batch and may end the walk, which then gives `None`.
+/// Checks `lane`; `progress` hears the position after each batch and may end the check, which then gives `None`.
 ///
 /// # Errors
 /// [`ReadError::Trouble`]: the store cannot be read now.
-pub fn verify<K: Kept>(
-    kept: &K,
+pub fn verify(
+    outbox: &Outbox,
     lane: &Lane,
     mut progress: impl FnMut(Position, Position) -> ControlFlow<()>,
-) -> Result<Option<Verdict>, ReadError> {
-    let tail = kept.tail(lane);
-    let mark = kept.mark(lane);
-    let from = kept.first_retained(lane).unwrap_or(1).max(1);
-    let mut verdict = Verdict {
-        lane: lane.clone(),
-        ok: true,
-        from,
-        through: tail,
-        verified: 0,
-        wrong: 0,
-        missing: 0,
-        wrong_ranges: Vec::new(),
-        missing_ranges: Vec::new(),
-        agrees_with_hub: None,
-        chain: None,
-    };
-    let mut next = from;
-    let mut before: Option<(Epoch, ChainValue)> = None;
-    while next <= tail {
-        let batch = match kept.read(lane, next, READ_RECORDS, READ_BYTES) {
-            Ok(batch) => batch,
-            Err(ReadError::Gone { .. }) => Vec::new(),
-            Err(trouble) => return Err(trouble),
-        };
-        let mut walked = next;
-        for stored in batch.into_iter().take_while(|stored| stored.position <= tail) {
-            if stored.position != walked {
-                break;
-            }
-            if follows(lane, before, &stored) {
-                verdict.verified += 1;
-            } else {
-                verdict.wrong += 1;
-                extend(&mut verdict.wrong_ranges, stored.position);
-            }
-            if let Some(mark) = mark.filter(|mark| mark.position == stored.position) {
-                verdict.agrees_with_hub = Some(mark.chain == stored.chain);
-            }
-            before = Some((stored.epoch, stored.chain));
-            verdict.chain = Some(stored.chain);
-            walked += 1;
+) -> Result<Option<LaneVerification>, ReadError> {
+    let tail = listing::tail(outbox, lane);
+    let from = outbox.first_retained(lane).unwrap_or(1).max(1);
+    let mut walk = ChainWalk::new(lane.clone(), (from, tail), outbox.mark(lane));
+    for batch in listing::batches(outbox, lane, from, tail) {
+        let batch = batch?;
+        let last = batch.records.last().map_or(batch.first, |stored| stored.position);
+        if batch.records.is_empty() {
+            walk.missing(batch.first);
         }
-        if walked == next {
-            // Destroyed, or pruned while we walked: only what nobody else has is a loss.
-            if mark.is_none_or(|mark| next > mark.position) {
-                verdict.missing += 1;
-                extend(&mut verdict.missing_ranges, next);
-            }
-            before = None;
-            walked += 1;
+        for stored in &batch.records {
+            walk.record(stored);
         }
-        next = walked;
-        if progress(next - 1, tail).is_break() {
+        if progress(last, tail).is_break() {
             return Ok(None);
         }
     }
-    verdict.ok = verdict.wrong == 0 && verdict.missing == 0 && verdict.agrees_with_hub != Some(false);
-    Ok(Some(verdict))
+    Ok(Some(walk.end()))
+}
+
+/// The check itself, without the store: each position once, in order.
+struct ChainWalk {
+    found: LaneVerification,
+    mark: Option<Mark>,
+    /// Epoch and chain value of the record before, if that is known.
+    before: Option<(Epoch, ChainValue)>,
+}
+
+impl ChainWalk {
+    fn new(lane: Lane, (from, through): (Position, Position), mark: Option<Mark>) -> Self {
+        let found = LaneVerification {
+            lane,
+            ok: true,
+            from,
+            through,
+            verified: 0,
+            wrong: 0,
+            missing: 0,
+            wrong_ranges: Vec::new(),
+            missing_ranges: Vec::new(),
+            agrees_with_hub: None,
+            chain: None,
+        };
+        Self { found, mark, before: None }
+    }
+
+    fn record(&mut self, stored: &Stored) {
+        let found = &mut self.found;
+        if follows(&found.lane, self.before, stored) {
+            found.verified += 1;
+        } else {
+            found.wrong += 1;
+            extend(&mut found.wrong_ranges, stored.position);
+        }
+        if let Some(mark) = self.mark.filter(|mark| mark.position == stored.position) {
+            found.agrees_with_hub = Some(mark.chain == stored.chain);
+        }
+        found.chain = Some(stored.chain);
+        self.before = Some((stored.epoch, stored.chain));
+    }
+
+    fn missing(&mut self, position: Position) {
+        // Destroyed, or pruned while we walked: only what nobody else has is a loss.
+        if self.mark.is_none_or(|mark| position > mark.position) {
+            self.found.missing += 1;
+            extend(&mut self.found.missing_ranges, position);
+        }
+        self.before = None;
+    }
+
+    fn end(mut self) -> LaneVerification {
+        let found = &mut self.found;
+        found.ok = found.wrong == 0 && found.missing == 0 && found.agrees_with_hub != Some(false);
+        self.found
+    }
 }
 
 /// Whether the record's chain value follows from its own content and, where that is known, from its predecessor.
@@ -136,59 +152,85 @@ fn extend(ranges: &mut Vec<(Position, Position)>, position: Position) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ingest::control::server::tests::Shelf;
+    use crate::control::store_for_tests;
     use pgw_core::transaction::Body;
-    use pgw_outbox::Mark;
 
-    fn walk(shelf: &Shelf) -> Verdict {
-        verify(shelf, &Shelf::lane(), |_, _| ControlFlow::Continue(())).unwrap().unwrap()
+    /// The records of a small store, and what is altered or missing in them.
+    struct Lines(Vec<Option<Stored>>);
+
+    impl Lines {
+        fn with(count: u64) -> Self {
+            let store = store_for_tests::Store::with(count);
+            let records = (1..=count).map(|position| Some(store.record(position)));
+            Self(records.collect())
+        }
+
+        fn change(&mut self, position: usize, change: impl FnOnce(&mut Stored)) {
+            change(self.0[position - 1].as_mut().unwrap());
+        }
+
+        fn mark(&self, position: u64) -> Mark {
+            Mark { position, chain: self.0[position as usize - 1].as_ref().unwrap().chain }
+        }
+
+        fn walk(&self, mark: Option<Mark>) -> LaneVerification {
+            let mut walk = ChainWalk::new(store_for_tests::lane(), (1, self.0.len() as u64), mark);
+            for (position, stored) in (1..).zip(&self.0) {
+                match stored {
+                    Some(stored) => walk.record(stored),
+                    None => walk.missing(position),
+                }
+            }
+            walk.end()
+        }
     }
 
     #[test]
     fn a_whole_lane_verifies() {
-        let shelf = Shelf::with(1000);
-        shelf.confirm(400);
-        let verdict = walk(&shelf);
-        assert!(verdict.ok, "{verdict:?}");
-        assert_eq!((verdict.from, verdict.through, verdict.verified), (1, 1000, 1000));
-        assert_eq!(verdict.agrees_with_hub, Some(true));
-        assert_eq!(verdict.chain, Some(shelf.record(1000).chain));
-        let empty = walk(&Shelf::with(0));
+        let store = store_for_tests::Store::with(1000);
+        store.confirm(400);
+        let walk = |store: &store_for_tests::Store| {
+            verify(&store.outbox, &store_for_tests::lane(), |_, _| ControlFlow::Continue(())).unwrap().unwrap()
+        };
+        let found = walk(&store);
+        assert!(found.ok, "{found:?}");
+        assert_eq!((found.from, found.through, found.verified), (1, 1000, 1000));
+        assert_eq!(found.agrees_with_hub, Some(true));
+        assert_eq!(found.chain, Some(store.record(1000).chain));
+        let empty = walk(&store_for_tests::Store::with(0));
         assert!(empty.ok && empty.verified == 0);
     }
 
     #[test]
     fn an_altered_a_swapped_and_a_missing_record_are_found() {
-        let shelf = Shelf::with(20);
-        shelf.change(7, |stored| stored.transaction.body = Body::new(&b"other"[..]));
-        let verdict = walk(&shelf);
-        assert!(!verdict.ok);
-        assert_eq!((verdict.wrong_ranges, verdict.verified), (vec![(7, 7)], 19));
+        let mut lines = Lines::with(20);
+        lines.change(7, |stored| stored.transaction.body = Body::new(&b"other"[..]));
+        let found = lines.walk(None);
+        assert!(!found.ok);
+        assert_eq!((found.wrong_ranges, found.verified), (vec![(7, 7)], 19));
 
         // A record that is consistent in itself but does not follow its predecessor.
-        let shelf = Shelf::with(20);
-        shelf.change(9, |stored| {
+        let mut lines = Lines::with(20);
+        lines.change(9, |stored| {
             stored.previous = ChainValue([9; 32]);
-            stored.chain =
-                stored.previous.next_for(stored.epoch, &Shelf::lane(), stored.sequence, &stored.transaction);
+            let lane = store_for_tests::lane();
+            stored.chain = stored.previous.next_for(stored.epoch, &lane, stored.sequence, &stored.transaction);
         });
-        assert_eq!(walk(&shelf).wrong_ranges, [(9, 10)], "and its successor does not follow it");
+        assert_eq!(lines.walk(None).wrong_ranges, [(9, 10)], "and its successor does not follow it");
 
-        let shelf = Shelf::with(20);
-        shelf.confirm(5);
+        let mut lines = Lines::with(20);
+        let mark = lines.mark(5);
         for position in [3, 8, 9] {
-            shelf.destroy(position);
+            lines.0[position - 1] = None;
         }
-        let verdict = walk(&shelf);
-        assert!(!verdict.ok);
-        assert_eq!(verdict.missing_ranges, [(8, 9)], "what is confirmed is not missing");
+        let found = lines.walk(Some(mark));
+        assert!(!found.ok);
+        assert_eq!(found.missing_ranges, [(8, 9)], "what is confirmed is not missing");
     }
 
     #[test]
     fn another_chain_at_the_hub_is_found() {
-        let shelf = Shelf::with(3);
-        shelf.set_mark(Mark { position: 2, chain: ChainValue([1; 32]) });
-        let verdict = walk(&shelf);
-        assert_eq!((verdict.ok, verdict.agrees_with_hub), (false, Some(false)));
+        let found = Lines::with(3).walk(Some(Mark { position: 2, chain: ChainValue([1; 32]) }));
+        assert_eq!((found.ok, found.agrees_with_hub), (false, Some(false)));
     }
 }

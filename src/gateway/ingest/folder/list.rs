@@ -1,4 +1,4 @@
-//! Looks into a folder: what may be taken, the oldest first, in bounded memory. Everything here blocks.
+//! Lists one folder: what may be taken, the oldest first, in bounded memory. Everything here blocks.
 
 use std::cmp::Ordering;
 use std::collections::BinaryHeap;
@@ -10,13 +10,13 @@ use std::path::Path;
 
 use super::read::facts;
 use super::rules::{self, Take};
-use super::settle::Candidate;
+use super::debounce::Candidate;
 
-/// Most files that one look gives; the rest is for the next one.
+/// Most files that one listing gives; the rest is for the next one.
 pub(super) const MOST: usize = 16_384;
 
-/// What a look has shown.
-pub(super) struct Looked {
+/// What a folder holds.
+pub(super) struct Listed {
     /// The oldest files that may be taken, in the order in which they are to be: by time, then by name.
     pub(super) files: Vec<Candidate>,
     /// Whether there are more.
@@ -55,13 +55,13 @@ impl PartialEq for InOrder {
 
 impl Eq for InOrder {}
 
-/// Looks at every name in `folder`; at most `most` of the files that may be taken are given.
-pub(super) fn look(
+/// Lists every name in `folder`; at most `most` of the files that may be taken are given.
+pub(super) fn list(
     folder: &Path,
     take: Take,
     most: usize,
     may: impl Fn(&OsStr) -> io::Result<bool>,
-) -> io::Result<Looked> {
+) -> io::Result<Listed> {
     let mut oldest = BinaryHeap::new();
     let (mut more, mut odd) = (false, 0);
     for entry in std::fs::read_dir(folder)? {
@@ -91,7 +91,7 @@ pub(super) fn look(
         }
     }
     let files = oldest.into_sorted_vec().into_iter().map(|InOrder(candidate)| candidate).collect();
-    Ok(Looked { files, more, odd })
+    Ok(Listed { files, more, odd })
 }
 
 /// Whether there is a regular file of this name.
@@ -123,8 +123,8 @@ mod tests {
         file.set_times(FileTimes::new().set_modified(time)).unwrap();
     }
 
-    fn names(looked: &Looked) -> Vec<&str> {
-        looked.files.iter().map(|file| file.name.to_str().unwrap()).collect()
+    fn names(listed: &Listed) -> Vec<&str> {
+        listed.files.iter().map(|file| file.name.to_str().unwrap()).collect()
     }
 
     #[test]
@@ -133,10 +133,10 @@ mod tests {
         for (name, age) in [("z", 30), ("b", 20), ("a", 20), ("y", 10), ("x", 5)] {
             write(folder.path(), name, age);
         }
-        let looked = look(folder.path(), Take::Rename, 10, |_| Ok(true)).unwrap();
-        assert_eq!((names(&looked), looked.more), (vec!["z", "a", "b", "y", "x"], false));
-        let looked = look(folder.path(), Take::Rename, 3, |_| Ok(true)).unwrap();
-        assert_eq!((names(&looked), looked.more), (vec!["z", "a", "b"], true));
+        let listed = list(folder.path(), Take::Rename, 10, |_| Ok(true)).unwrap();
+        assert_eq!((names(&listed), listed.more), (vec!["z", "a", "b", "y", "x"], false));
+        let listed = list(folder.path(), Take::Rename, 3, |_| Ok(true)).unwrap();
+        assert_eq!((names(&listed), listed.more), (vec!["z", "a", "b"], true));
     }
 
     #[test]
@@ -147,8 +147,8 @@ mod tests {
         std::fs::create_dir(folder.path().join("accepted")).unwrap();
         std::os::unix::fs::symlink("a", folder.path().join("link")).unwrap();
         let _socket = std::os::unix::net::UnixListener::bind(folder.path().join("socket")).unwrap();
-        let looked = look(folder.path(), Take::Rename, 10, |_| Ok(true)).unwrap();
-        assert_eq!((names(&looked), looked.odd), (vec!["a"], 2));
+        let listed = list(folder.path(), Take::Rename, 10, |_| Ok(true)).unwrap();
+        assert_eq!((names(&listed), listed.odd), (vec!["a"], 2));
         assert!(is_there(folder.path(), b"a").unwrap() && !is_there(folder.path(), b"b").unwrap());
         assert!(!is_there(folder.path(), b"link").unwrap(), "a link is no file");
     }
