@@ -20,13 +20,12 @@ use tokio::time::MissedTickBehavior;
 use crate::config::GatewayConfig;
 use crate::health::observation::GatewayState;
 use crate::health::watcher;
+use crate::control::server::ControlSocket;
 use crate::health::watcher::Sampler;
-use crate::ingest::control::server::{Control, StatusSource};
-use crate::ingest::folder;
-use crate::ingest::http;
-use crate::ingest::mllp;
-use crate::ingest::mllp::door::Door;
-use crate::ingest::{Budget, Counters};
+use crate::ingest::folder::door::FolderDoor;
+use crate::ingest::http::door::{HttpDoor, HttpDoorError};
+use crate::ingest::mllp::door::{MllpDoor, MllpDoorError};
+use crate::ingest::{Budget, Counters, StatusSource};
 use crate::keys;
 use crate::uplink::{self, LinkSnapshot};
 
@@ -106,7 +105,7 @@ async fn serve(config: GatewayConfig, outbox: Outbox) -> Result<(), Fatal> {
     let sampler = Sampler::new(practice, gateway, outbox.clone(), seen, Arc::clone(&counters));
     let (orders, ordered) = uplink::orders();
     // Refused before any door is open.
-    let control = Control::listen(config.control.clone())
+    let control = ControlSocket::listen(config.control.clone())
         .map_err(|error| Fatal::of(Exit::Unreachable, "there is no control socket", error))?
         .with_orders(orders);
 
@@ -218,14 +217,14 @@ struct Doors {
 }
 
 impl Doors {
-    async fn open_mllp(&self, tasks: &mut Tasks, doors: &[mllp::door::Settings]) -> Result<(), Fatal> {
+    async fn open_mllp(&self, tasks: &mut Tasks, doors: &[MllpDoorConfig]) -> Result<(), Fatal> {
         for settings in doors {
             let name = format!("mllp {}", settings.listen);
             let clock = TrustedClock::open(&self.clock_directory);
-            let door = Door::listen(settings.clone(), clock).await.map_err(|error| {
+            let door = MllpDoor::listen(settings.clone(), clock).await.map_err(|error| {
                 let exit = match &error {
-                    mllp::door::ListenError::Address { .. } => Exit::Unreachable,
-                    mllp::door::ListenError::Certificates { .. } => Exit::Configuration,
+                    MllpDoorError::Address { .. } => Exit::Unreachable,
+                    MllpDoorError::Certificates { .. } => Exit::Configuration,
                 };
                 Fatal::of(exit, "a door cannot be opened", error)
             })?;
@@ -241,11 +240,11 @@ impl Doors {
         Ok(())
     }
 
-    async fn open_http(&self, tasks: &mut Tasks, doors: &[http::door::Settings]) -> Result<(), Fatal> {
+    async fn open_http(&self, tasks: &mut Tasks, doors: &[HttpDoorConfig]) -> Result<(), Fatal> {
         for settings in doors {
             let name = format!("http {}", settings.listen);
             let clock = TrustedClock::open(&self.clock_directory);
-            let door = http::door::Door::listen(settings.clone(), clock).await.map_err(not_listening)?;
+            let door = HttpDoor::listen(settings.clone(), clock).await.map_err(not_listening)?;
             tracing::info!(address = %door.address(), "Opened an HTTP door");
             let (stop, certificates) = (tasks.stop_of(Stage::Doors), self.reload.subscribe());
             let (outbox, counters) = (self.outbox.clone(), Arc::clone(&self.counters));
@@ -258,7 +257,7 @@ impl Doors {
         Ok(())
     }
 
-    fn open_folders(&self, tasks: &mut Tasks, folders: &[folder::door::Settings]) {
+    fn open_folders(&self, tasks: &mut Tasks, folders: &[FolderDoorConfig]) {
         for settings in folders.iter().cloned() {
             let name = format!("folder {}", settings.name);
             tracing::info!(folder = settings.name, path = %settings.path.display(), "Opened a folder door");
@@ -266,13 +265,13 @@ impl Doors {
             let (outbox, counters) = (self.outbox.clone(), Arc::clone(&self.counters));
             let budget = self.budget.clone();
             tasks.spawn(Stage::Doors, name, async move {
-                folder::door::Door::new(settings).serve(outbox, counters, budget, stop).await;
+                FolderDoor::new(settings).serve(outbox, counters, budget, stop).await;
                 Ok(())
             });
         }
     }
 
-    fn open_control(self, tasks: &mut Tasks, control: Control) {
+    fn open_control(self, tasks: &mut Tasks, control: ControlSocket) {
         let stop = tasks.stop_of(Stage::Control);
         let Self { outbox, counters, budget, status, .. } = self;
         tasks.spawn(Stage::Control, "control", async move {
@@ -282,10 +281,10 @@ impl Doors {
     }
 }
 
-fn not_listening(error: http::door::ListenError) -> Fatal {
+fn not_listening(error: HttpDoorError) -> Fatal {
     let exit = match &error {
-        http::door::ListenError::Address { .. } => Exit::Unreachable,
-        http::door::ListenError::Access { .. } => Exit::Configuration,
+        HttpDoorError::Address { .. } => Exit::Unreachable,
+        HttpDoorError::Access { .. } => Exit::Configuration,
     };
     Fatal::of(exit, "a door cannot be opened", error)
 }

@@ -4,9 +4,11 @@
 //! - [`secret`]: key files, read with their modes checked, made once and never overwritten
 //! - [`logs`]: where logs go; [`systemd`]: ready, status, watchdog
 //! - [`daemon`]: why a daemon ends, and with which exit code; [`tasks`]: named tasks, stopped stage by stage
+//! - [`accept`]: the accept loop of every listener
 //! - [`args`], [`exit`], [`progress`]: command lines, what a script decides by, what a person sees meanwhile
 //! - [`check`]: the report of the `check` commands; [`init`]: what the `init` commands share
 
+pub mod accept;
 pub mod args;
 pub mod check;
 pub mod config;

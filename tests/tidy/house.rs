@@ -136,11 +136,6 @@ fn imports_between_siblings() -> Vec<(String, String, String)> {
 fn no_modules_import_each_other_in_a_circle() {
     /// Debts, which may only shrink: the folder, and the modules that lie on a circle in it.
     const DEBTS: &[(&str, &[&str])] = &[
-        ("gateway", &["export", "ingest"]),
-        ("gateway::ingest::control", &["carried", "quarantined", "server"]),
-        ("gateway::ingest::folder", &["door", "rounds"]),
-        ("gateway::ingest::http", &["door", "router", "submission"]),
-        ("gateway::ingest::mllp", &["connection", "door"]),
         ("hub", &["link", "resend", "run", "store_thread"]),
         (
             "outbox",
@@ -225,11 +220,6 @@ fn functions_are_short() {
     const LINES: usize = 70;
     /// Debts, which may only shrink: file, function, and the length that it must not grow beyond.
     const DEBTS: &[(&str, &str, usize)] = &[
-        ("gateway/ingest/control/server.rs", "answer", 72),
-        ("gateway/ingest/http/door.rs", "serve", 95),
-        ("gateway/ingest/http/submission.rs", "take", 71),
-        ("gateway/ingest/http/submission.rs", "compose", 90),
-        ("gateway/ingest/mllp/door.rs", "serve", 81),
         ("hub/config.rs", "load", 76),
         ("hub/run.rs", "connection", 73),
         ("hub/verify.rs", "lane", 114),
@@ -265,8 +255,7 @@ fn functions_are_short() {
 fn only_durable_renames() {
     /// What need not last, with the reason.
     const NEED_NOT_LAST: &[(&str, &str)] = &[
-        ("gateway/ingest/control/server.rs", "not looked at yet"),
-        ("gateway/ingest/folder/shelf.rs", "not looked at yet"),
+        ("gateway/control/server.rs", "a socket: the next start makes it anew"),
         ("hub/backup.rs", "not looked at yet"),
         ("hub/cli/import.rs", "not looked at yet"),
         ("hub/cli/resend.rs", "not looked at yet"),

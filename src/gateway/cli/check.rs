@@ -13,8 +13,8 @@ use pgw_outbox::{Outbox, set_aside};
 
 use crate::cli::key;
 use crate::config::GatewayConfig;
-use crate::ingest::control::client::Client;
-use crate::ingest::mllp::door;
+use crate::control::client::Client;
+use crate::ingest::mllp::context::MllpDoorConfig;
 use crate::keys;
 
 /// `practice-gateway check`: ends with 78 if anything fails.
@@ -62,7 +62,7 @@ pub fn run(config: &GatewayConfig, out: &mut dyn Write) -> Exit {
 }
 
 /// Most surgeries' systems speak MLLP without TLS: that is allowed, and said.
-fn mllp(door: &door::Settings, clock: &Arc<TrustedClock>, report: &mut Report<'_>) {
+fn mllp(door: &MllpDoorConfig, clock: &Arc<TrustedClock>, report: &mut Report<'_>) {
     let address = door.listen;
     let guarded = door.tls.as_ref().is_some_and(|files| files.client_ca.is_some());
     if !address.ip().is_loopback() && door.allowed_addresses.is_empty() && !guarded {

@@ -17,7 +17,7 @@ use pgw_outbox::{Keyring, Outbox};
 
 use crate::cli::key::not_looked_at;
 use crate::config::GatewayConfig;
-use crate::ingest::control::verify::verify;
+use crate::control::verify::verify;
 use crate::keys;
 
 /// Retire a store for good, or take that back.

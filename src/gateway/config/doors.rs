@@ -10,17 +10,17 @@ use pgw_outbox as outbox;
 use toml::Spanned;
 
 use crate::config::raw::{RawHttp, RawMllp, RawRoute};
-use crate::ingest::http::access::Files;
-use crate::ingest::http::door as http_door;
-use crate::ingest::mllp::door;
-use crate::ingest::mllp::door::{AddressRange, OnUnavailable};
+use crate::ingest::http::access::AccessFiles;
+use crate::ingest::http::context::HttpDoorConfig;
+use crate::ingest::listen::AddressRange;
+use crate::ingest::mllp::context::{MllpDoorConfig, OnUnavailable};
 use crate::ingest::mllp::route::Route;
 
 pub(super) fn mllp(
     source: &Source,
     raw: RawMllp,
     outbox: &outbox::Settings,
-) -> Result<door::Settings, ConfigError> {
+) -> Result<MllpDoorConfig, ConfigError> {
     let listen = source.required("mllp.listen", raw.listen, "an address and port: \"127.0.0.1:2575\"")?;
     let lane = lane(source, "mllp.lane", raw.lane, outbox)?;
     let allowed_addresses = addresses(source, "mllp.allow_addresses", &raw.allow_addresses)?;
@@ -35,7 +35,7 @@ pub(super) fn mllp(
     if client_ca.is_some() && tls.is_none() {
         return Err(source.missing("mllp.certificate_file", "there where client_ca_file is"));
     }
-    Ok(door::Settings {
+    Ok(MllpDoorConfig {
         practice: outbox.practice.clone(),
         gateway: outbox.gateway.clone(),
         listen: source.address("mllp.listen", &listen)?,
@@ -76,12 +76,12 @@ pub(super) fn http(
     source: &Source,
     raw: RawHttp,
     outbox: &outbox::Settings,
-) -> Result<http_door::Settings, ConfigError> {
+) -> Result<HttpDoorConfig, ConfigError> {
     let written = source.required("http.listen", raw.listen, "an address and port: \"127.0.0.1:8080\"")?;
     let listen = source.address("http.listen", &written)?;
     let path = |given: Option<PathBuf>| given.map(|path| source.path(&path));
     let tls = pair(source, "http", path(raw.certificate_file), path(raw.key_file))?;
-    let files = Files { tls, client_ca: path(raw.client_ca_file), tokens: path(raw.tokens_file) };
+    let files = AccessFiles { tls, client_ca: path(raw.client_ca_file), tokens: path(raw.tokens_file) };
     if files.client_ca.is_some() && files.tls.is_none() {
         return Err(source.missing("http.certificate_file", "there where client_ca_file is"));
     }
@@ -92,7 +92,7 @@ pub(super) fn http(
         return Err(source.wrong("http.listen", &written, allowed));
     }
     let lane = lane(source, "http.lane", raw.lane, outbox)?;
-    Ok(http_door::Settings {
+    Ok(HttpDoorConfig {
         listen,
         practice: outbox.practice.clone(),
         gateway: outbox.gateway.clone(),

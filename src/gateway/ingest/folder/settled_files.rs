@@ -1,26 +1,29 @@
 //! Takes files out of the folder after they were stored or refused. Everything here blocks, and can be tried again.
 //!
 //! A file goes into `.taken/` first, which is ours alone: whatever comes under its name afterwards is another file, and
-//! what lies there is compared with what was stored. Its receipt is on the disk before the file may go.
+//! what lies there is compared with what was stored. Its acceptance slip is on the disk before the file may go.
 
 use std::ffi::{OsStr, OsString};
-use std::fs::{self, File, OpenOptions, Permissions};
+use std::fs::{self, OpenOptions, Permissions};
 use std::io::{self, ErrorKind, Write as _};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use pgw_core::transaction::Lane;
+use pgw_durable::ExclusiveRename;
 use pgw_outbox::Accepted;
-use rustix::fs::{CWD, RenameFlags, renameat_with};
-use rustix::io::Errno;
 
-use super::papers::{self, Reason};
+use super::debounce::FileFacts;
+use super::documents;
+use super::documents::{Reason, prefixes, suffix};
+#[cfg(test)]
+use super::faults_for_tests::Faults;
+use super::list;
 use super::read;
-use super::rules::{self, Take};
-use super::scan;
-use super::settle::Facts;
+use super::rules;
+use super::rules::Take;
+use crate::ingest::slip::AcceptanceSlip;
 
 /// The folder that is ours alone.
 const TAKEN: &str = ".taken";
@@ -29,7 +32,7 @@ const DRAFT: &str = ".draft-";
 
 /// Where a file lies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Place {
+pub(super) enum FilePlace {
     /// Where its sender has put it.
     Folder,
     /// In `.taken/`.
@@ -43,14 +46,14 @@ enum Step {
     Claimed,
     /// It is certain that what lies in `.taken/` is what was stored, or that nothing does.
     Checked,
-    Receipted,
+    Slipped,
     Away,
 }
 
 /// A stored file that is still to be put away. No `Debug`: its name is a patient's, often.
-pub(super) struct Item {
+pub(super) struct StoredFile {
     name: OsString,
-    facts: Facts,
+    facts: FileFacts,
     sha256: String,
     accepted: Accepted,
     step: Step,
@@ -58,21 +61,21 @@ pub(super) struct Item {
     file: bool,
 }
 
-impl Item {
+impl StoredFile {
     pub(super) fn new(
         name: OsString,
-        facts: Facts,
+        facts: FileFacts,
         sha256: String,
         accepted: Accepted,
-        place: Place,
+        place: FilePlace,
     ) -> Self {
-        let step = if place == Place::Folder { Step::Stored } else { Step::Claimed };
+        let step = if place == FilePlace::Folder { Step::Stored } else { Step::Claimed };
         Self { name, facts, sha256, accepted, step, file: true }
     }
 }
 
 /// The folder with what belongs to it.
-pub(super) struct Shelf {
+pub(super) struct SettledFiles {
     folder: PathBuf,
     taken: PathBuf,
     accepted: PathBuf,
@@ -80,10 +83,9 @@ pub(super) struct Shelf {
     take: Take,
     keep: bool,
     lane: Lane,
-    /// The file system renames without replacing; found out when it does not.
-    pub(super) no_replace: AtomicBool,
+    pub(super) exclusive: ExclusiveRename,
     #[cfg(test)]
-    pub(super) faults: faults::Faults,
+    pub(super) faults: Faults,
 }
 
 /// Where a test lets it fail.
@@ -93,15 +95,15 @@ pub(super) enum Point {
     Read,
     /// Before a file is moved into `.taken/`.
     Claim,
-    /// Before receipts are written.
-    Receipt,
+    /// Before slips are written.
+    Slip,
     /// Before files are moved or removed.
     Put,
     /// Before a rejected file is moved.
     Reject,
 }
 
-impl Shelf {
+impl SettledFiles {
     pub(super) fn new(
         folder: &Path,
         accepted: &str,
@@ -118,9 +120,9 @@ impl Shelf {
             take,
             keep,
             lane,
-            no_replace: AtomicBool::new(true),
+            exclusive: ExclusiveRename::default(),
             #[cfg(test)]
-            faults: faults::Faults::default(),
+            faults: Faults::default(),
         }
     }
 
@@ -135,17 +137,17 @@ impl Shelf {
         Ok(())
     }
 
-    pub(super) fn path(&self, place: Place, name: &OsStr) -> PathBuf {
+    pub(super) fn path(&self, place: FilePlace, name: &OsStr) -> PathBuf {
         match place {
-            Place::Folder => self.folder.join(name),
-            Place::Taken => self.taken.join(name),
+            FilePlace::Folder => self.folder.join(name),
+            FilePlace::Taken => self.taken.join(name),
         }
     }
 
-    pub(super) fn directory(&self, place: Place) -> &Path {
+    pub(super) fn directory(&self, place: FilePlace) -> &Path {
         match place {
-            Place::Folder => &self.folder,
-            Place::Taken => &self.taken,
+            FilePlace::Folder => &self.folder,
+            FilePlace::Taken => &self.taken,
         }
     }
 
@@ -184,7 +186,7 @@ impl Shelf {
             return Ok(false);
         };
         for dat in names {
-            if scan::is_there(&self.folder, &dat)? || scan::is_there(&self.taken, &dat)? {
+            if list::is_there(&self.folder, &dat)? || list::is_there(&self.taken, &dat)? {
                 return Ok(false);
             }
         }
@@ -197,7 +199,7 @@ impl Shelf {
             return Ok(true);
         }
         for ctl in rules::ctl_names(name.as_bytes()) {
-            if scan::is_there(&self.folder, &ctl)? || scan::is_there(&self.taken, &ctl)? {
+            if list::is_there(&self.folder, &ctl)? || list::is_there(&self.taken, &ctl)? {
                 return Ok(true);
             }
         }
@@ -211,7 +213,7 @@ impl Shelf {
         if self.take == Take::Ctl {
             for ctl in rules::ctl_names(name.as_bytes()) {
                 let ctl = OsString::from_vec(ctl);
-                if scan::is_there(&self.folder, ctl.as_bytes())? {
+                if list::is_there(&self.folder, ctl.as_bytes())? {
                     let target = self.taken.join(&ctl);
                     // One that is there already says the same as this one.
                     remove(&target)?;
@@ -222,9 +224,9 @@ impl Shelf {
         move_in(&self.folder.join(name), &self.taken.join(name))
     }
 
-    /// Puts stored files away: into `.taken/`, compared, their receipts written, then moved or removed. What comes to
+    /// Puts stored files away: into `.taken/`, compared, their slips written, then moved or removed. What comes to
     /// its end leaves `items`; after an error the rest can be tried again.
-    pub(super) fn put_away(&self, items: &mut Vec<Item>) -> io::Result<()> {
+    pub(super) fn put_away(&self, items: &mut Vec<StoredFile>) -> io::Result<()> {
         if items.is_empty() {
             return Ok(());
         }
@@ -241,16 +243,20 @@ impl Shelf {
                 };
             item.step = Step::Checked;
         }
-        self.point(Point::Receipt)?;
+        self.point(Point::Slip)?;
         let mode = fs::metadata(&self.folder)?.mode() & 0o444 | 0o600;
         for item in items.iter_mut().filter(|item| item.step == Step::Checked) {
-            let text = papers::receipt(&self.lane, &item.accepted, &item.sha256, item.facts.bytes);
-            self.write_receipt(item, &text, mode)?;
-            item.step = Step::Receipted;
+            let text = documents::slip(
+                &AcceptanceSlip::new(self.lane.clone(), &item.accepted),
+                &item.sha256,
+                item.facts.bytes,
+            );
+            self.write_slip(item, &text, mode)?;
+            item.step = Step::Slipped;
         }
         sync(&self.accepted)?;
         self.point(Point::Put)?;
-        for item in items.iter_mut().filter(|item| item.step == Step::Receipted) {
+        for item in items.iter_mut().filter(|item| item.step == Step::Slipped) {
             self.put(item)?;
             item.step = Step::Away;
         }
@@ -261,11 +267,11 @@ impl Shelf {
         Ok(())
     }
 
-    fn write_receipt(&self, item: &Item, text: &[u8], mode: u32) -> io::Result<()> {
+    fn write_slip(&self, item: &StoredFile, text: &[u8], mode: u32) -> io::Result<()> {
         let position = item.accepted.position;
         for prefix in prefixes(&position.to_string()) {
             let name = if self.keep {
-                papers::fitted(&prefix, item.name.as_bytes(), ".receipt.json")
+                documents::fitted(&prefix, item.name.as_bytes(), ".receipt.json")
             } else {
                 format!("{}-{position:012}{}.json", self.lane, suffix(&prefix, position)).into_bytes()
             };
@@ -276,24 +282,24 @@ impl Shelf {
         Err(ErrorKind::AlreadyExists.into())
     }
 
-    /// Writes a paper, synced; its directory is for the caller to sync. Nothing is replaced; false: another one of this name is there.
+    /// Writes a document, synced; its directory is for the caller to sync. Nothing is replaced; false: another one of this name is there.
     fn write(&self, target: &Path, text: &[u8], mode: u32) -> io::Result<bool> {
         match fs::read(target) {
             Ok(there) if there == text => return Ok(true),
             Err(error) if error.kind() == ErrorKind::NotFound => {}
-            // Another one, or something that is no paper at all.
+            // Another one, or something that is no document at all.
             Ok(_) | Err(_) => return Ok(false),
         }
-        let draft = self.taken.join(format!("{DRAFT}paper"));
+        let draft = self.taken.join(format!("{DRAFT}document"));
         remove(&draft)?;
         let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&draft)?;
         file.write_all(text)?;
         // As readable as the folder itself: it is for the sender.
         if let Err(error) = file.set_permissions(Permissions::from_mode(mode)) {
-            tracing::debug!(%error, "Could not set the mode of a receipt");
+            tracing::debug!(%error, "Could not set the mode of a document");
         }
         file.sync_all()?;
-        match self.move_new(&draft, target) {
+        match self.exclusive.rename_unsynced(&draft, target) {
             Ok(()) => Ok(true),
             Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(false),
             Err(error) => Err(error),
@@ -301,12 +307,12 @@ impl Shelf {
     }
 
     /// Its second file goes first: one that stayed would speak for the next of that name.
-    fn put(&self, item: &Item) -> io::Result<()> {
+    fn put(&self, item: &StoredFile) -> io::Result<()> {
         let position = item.accepted.position.to_string();
         for ctl in self.ctl_of(&item.name)? {
             if self.keep && item.file {
                 self.move_into(&ctl, &self.accepted, &position)?;
-            } else if item.file || !scan::is_there(&self.taken, item.name.as_bytes())? {
+            } else if item.file || !list::is_there(&self.taken, item.name.as_bytes())? {
                 remove(&ctl)?;
             }
         }
@@ -323,7 +329,7 @@ impl Shelf {
         let mut found = Vec::new();
         if self.take == Take::Ctl {
             for ctl in rules::ctl_names(name.as_bytes()) {
-                if scan::is_there(&self.taken, &ctl)? {
+                if list::is_there(&self.taken, &ctl)? {
                     found.push(self.taken.join(OsString::from_vec(ctl)));
                 }
             }
@@ -332,16 +338,16 @@ impl Shelf {
     }
 
     /// Moves a file of `.taken/` to `rejected/`, its reason before it.
-    pub(super) fn reject(&self, name: &OsStr, facts: Facts, reason: Reason) -> io::Result<()> {
+    pub(super) fn reject(&self, name: &OsStr, facts: FileFacts, reason: Reason) -> io::Result<()> {
         self.point(Point::Reject)?;
         let mode = fs::metadata(&self.folder)?.mode() & 0o444 | 0o600;
         let text = reason.text(facts.bytes);
         let time = facts.modified.0.to_string();
         for prefix in prefixes(&time) {
-            let target = self.rejected.join(OsString::from_vec(papers::fitted(&prefix, name.as_bytes(), "")));
-            let paper = papers::fitted(&prefix, name.as_bytes(), ".reason.json");
+            let target = self.rejected.join(OsString::from_vec(documents::fitted(&prefix, name.as_bytes(), "")));
+            let document = documents::fitted(&prefix, name.as_bytes(), ".reason.json");
             if fs::symlink_metadata(&target).is_ok()
-                || !self.write(&self.rejected.join(OsString::from_vec(paper)), &text, mode)?
+                || !self.write(&self.rejected.join(OsString::from_vec(document)), &text, mode)?
             {
                 continue;
             }
@@ -349,7 +355,7 @@ impl Shelf {
             for ctl in self.ctl_of(name)? {
                 self.move_into(&ctl, &self.rejected, &time)?;
             }
-            self.move_new(&self.taken.join(name), &target)?;
+            self.exclusive.rename_unsynced(&self.taken.join(name), &target)?;
             for directory in [&self.folder, &self.taken, &self.rejected] {
                 sync(directory)?;
             }
@@ -362,46 +368,13 @@ impl Shelf {
     fn move_into(&self, from: &Path, to: &Path, number: &str) -> io::Result<()> {
         let name = from.file_name().unwrap_or_default().as_bytes();
         for prefix in prefixes(number) {
-            let target = to.join(OsString::from_vec(papers::fitted(&prefix, name, "")));
-            match self.move_new(from, &target) {
+            let target = to.join(OsString::from_vec(documents::fitted(&prefix, name, "")));
+            match self.exclusive.rename_unsynced(from, &target) {
                 Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
                 moved => return moved,
             }
         }
         Err(ErrorKind::AlreadyExists.into())
-    }
-
-    /// Renames and never replaces.
-    fn move_new(&self, from: &Path, to: &Path) -> io::Result<()> {
-        if self.no_replace.load(Ordering::Relaxed) {
-            match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
-                // NFS, and others that are not on this machine.
-                Err(Errno::INVAL | Errno::NOSYS | Errno::NOTSUP) => {
-                    self.no_replace.store(false, Ordering::Relaxed);
-                }
-                renamed => return Ok(renamed?),
-            }
-        }
-        // The name is taken by an empty file of ours, which is everywhere done by one alone; it may be replaced.
-        fs::symlink_metadata(from)?;
-        drop(OpenOptions::new().write(true).create_new(true).mode(0o600).open(to)?);
-        fs::rename(from, to)
-    }
-}
-
-/// What is put before a name that is taken: nothing, the number, the number and a counter.
-fn prefixes(number: &str) -> impl Iterator<Item = String> {
-    let more = (2..100).map(move |count| format!("{number}-{count}-"));
-    [String::new(), format!("{number}-")].into_iter().chain(more)
-}
-
-/// The same after the number of a receipt, which has it already.
-fn suffix(prefix: &str, number: u64) -> String {
-    let rest = prefix.trim_start_matches(&format!("{number}-")).trim_end_matches('-');
-    match (prefix.is_empty(), rest.is_empty()) {
-        (true, _) => String::new(),
-        (false, true) => String::from("-1"),
-        (false, false) => format!("-{rest}"),
     }
 }
 
@@ -419,7 +392,7 @@ fn move_in(from: &Path, to: &Path) -> io::Result<bool> {
         }
         Err(error) => return Err(error),
     }
-    match fs::rename(from, to) {
+    match pgw_durable::rename_unsynced(from, to) {
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
         renamed => renamed.map(|()| true),
     }
@@ -435,49 +408,8 @@ fn remove(path: &Path) -> io::Result<()> {
 
 /// Some shared file systems cannot sync a directory; their server does it, or nobody can.
 fn sync(directory: &Path) -> io::Result<()> {
-    match File::open(directory)?.sync_all() {
+    match pgw_durable::sync_directory(directory) {
         Err(error) if matches!(error.kind(), ErrorKind::InvalidInput | ErrorKind::Unsupported) => Ok(()),
         synced => synced,
-    }
-}
-
-#[cfg(test)]
-pub(super) mod faults {
-    use super::Point;
-    use std::io;
-    use std::sync::Mutex;
-
-    type Action = Box<dyn FnOnce() + Send>;
-
-    /// Points that fail, and how often still; points where something happens, once.
-    #[derive(Default)]
-    pub(crate) struct Faults {
-        failing: Mutex<Vec<(Point, u32)>>,
-        actions: Mutex<Vec<(Point, Action)>>,
-    }
-
-    impl Faults {
-        pub(crate) fn fail(&self, point: Point, times: u32) {
-            self.failing.lock().unwrap().push((point, times));
-        }
-
-        pub(crate) fn at(&self, point: Point, action: impl FnOnce() + Send + 'static) {
-            self.actions.lock().unwrap().push((point, Box::new(action)));
-        }
-
-        pub(super) fn check(&self, point: Point) -> io::Result<()> {
-            let mut actions = self.actions.lock().unwrap();
-            if let Some(index) = actions.iter().position(|(at, _)| *at == point) {
-                actions.remove(index).1();
-            }
-            let mut failing = self.failing.lock().unwrap();
-            match failing.iter_mut().find(|(at, left)| *at == point && *left > 0) {
-                Some((_, left)) => {
-                    *left -= 1;
-                    Err(io::ErrorKind::ReadOnlyFilesystem.into())
-                }
-                None => Ok(()),
-            }
-        }
     }
 }

@@ -1,4 +1,7 @@
-//! The daemon's unix socket: how the command line asks the process that has the outbox open.
+//! The control socket: how the command line asks the process that has the outbox open.
+//!
+//! It is a door, for `submit` takes transactions in, and more: it reads the outbox and gives orders to the uplink.
+//! Therefore it stands above [`crate::ingest`], [`crate::export`] and [`crate::uplink`], and none of them knows it.
 //!
 //! One connection carries any number of requests, one after the other. A request is a line of JSON ([`Request`]); the
 //! answer is one or more lines ([`Reply`]), the last of which says so ([`Reply::is_last`]). Only a submission's body
@@ -7,23 +10,29 @@
 //! and the daemon's own user alone, and else only as a bundle that is encrypted to the configured hubs.
 
 mod answers;
-mod carried;
 pub mod client;
-pub mod kept;
+mod context;
+mod hand_carry;
+mod orders;
 mod quarantined;
 pub mod server;
 pub mod verify;
 
-pub(crate) use carried::export_from_stopped;
+#[cfg(test)]
+pub(crate) mod store_for_tests;
+
+pub use context::ControlConfig;
+pub(crate) use hand_carry::export as export_in_pieces;
 
 use pgw_bundle::receipts;
 use pgw_core::chain::ChainValue;
-use pgw_core::transaction::{Epoch, Lane, Position, Sequence, TransactionId, UnixMillis, rfc3339};
-use pgw_core::wire::void;
-use pgw_outbox::{Accepted, QuarantineEntry, Refusal, Stored};
+use pgw_core::transaction::{Lane, Position, TransactionId, rfc3339};
+use pgw_outbox::{QuarantineEntry, Refusal};
 use serde::{Deserialize, Serialize};
 
 use crate::ingest::origin::Origin;
+use crate::ingest::slip::AcceptanceSlip;
+use crate::listing::ListedTransaction;
 
 /// Longest line in either direction, its end included.
 pub const LINE_BYTES: usize = 64 * 1024;
@@ -57,7 +66,7 @@ pub enum Request {
     List {
         /// Only this lane; otherwise all.
         lane: Option<Lane>,
-        /// From this position; otherwise the oldest that waits.
+        /// From this position; otherwise the oldest waiting one.
         from: Option<Position>,
         /// At most so many of each lane, up to [`LIST_LIMIT`].
         limit: u32,
@@ -66,34 +75,34 @@ pub enum Request {
     Show {
         /// Only in this lane; otherwise in all.
         lane: Option<Lane>,
-        /// Which.
+        /// By its id or its position.
         which: Which,
     },
-    /// Walks the chain of all that is kept.
+    /// Checks the chain over every transaction in the outbox.
     Verify {
         /// Only this lane; otherwise all.
         lane: Option<Lane>,
     },
     /// How far a lane is confirmed.
     Mark {
-        /// Which.
+        /// The lane.
         lane: Lane,
     },
     /// What is in quarantine, oldest first.
     QuarantineList {},
     /// One entry of the quarantine.
     QuarantineShow {
-        /// Which.
+        /// The entry's number.
         id: u64,
     },
     /// The bytes of an entry, for root and the daemon's user; they follow [`Reply::Bytes`].
     QuarantineBytes {
-        /// Which.
+        /// The entry's number.
         id: u64,
     },
     /// Submits an entry as its door would have, and removes it when it is on stable storage.
     QuarantineRelease {
-        /// Which.
+        /// The entry's number.
         id: u64,
         /// Where it goes; otherwise to the first lane.
         lane: Option<Lane>,
@@ -104,41 +113,42 @@ pub enum Request {
     },
     /// Removes an entry for good.
     QuarantineDiscard {
-        /// Which.
+        /// The entry's number.
         id: u64,
-        /// Why; goes to the log and to the centre.
+        /// The reason; goes to the log and to the centre.
         reason: String,
     },
-    /// What waits, as a bundle encrypted to the configured hubs; answered by [`Reply::Piece`]s.
+    /// Waiting transactions, as a bundle encrypted to the configured hubs; answered by [`Reply::Piece`]s.
     Export {
         /// Only this lane; otherwise all.
         lane: Option<Lane>,
-        /// From this position; otherwise the oldest that waits.
+        /// From this position; otherwise the oldest waiting one.
         from: Option<Position>,
     },
     /// A hub's receipt that came by file.
     Receipt(receipts::Line),
-    /// Releases lost positions for good, so that their lane goes on.
+    /// Writes off lost records for good, so that their lane continues.
     Void {
-        /// Which lane.
+        /// The lane.
         lane: Lane,
         /// The first.
         from: Position,
         /// The last.
         through: Position,
-        /// What the person says.
+        /// The person's reason.
         reason: String,
         /// Whether to do it; otherwise only to say what would be done.
         act: bool,
     },
-    /// Has a lane's head that stands tried again.
-    Again {
-        /// Which lane.
+    /// Retries the held transaction that stalls a lane.
+    #[serde(rename = "again")]
+    RetryHead {
+        /// The lane.
         lane: Lane,
     },
-    /// Sends confirmed transactions once more, with the same ids and numbers.
+    /// Sends confirmed transactions again, with the same ids and numbers.
     Resend {
-        /// Which lane.
+        /// The lane.
         lane: Lane,
         /// The first.
         from: Position,
@@ -176,7 +186,7 @@ pub enum Reply {
     /// The body may follow.
     Send {},
     /// It is on stable storage.
-    Accepted(Receipt),
+    Accepted(AcceptanceSlip),
     /// It is not stored.
     Refused {
         /// Whether the same may be accepted later.
@@ -190,7 +200,7 @@ pub enum Reply {
         status: serde_json::Value,
     },
     /// One of many headers.
-    Entry(Entry),
+    Entry(ListedTransaction),
     /// How far a long answer has come.
     Progress {
         /// In this lane.
@@ -200,8 +210,8 @@ pub enum Reply {
         /// ... of so many.
         tail: Position,
     },
-    /// A lane has been walked.
-    Verified(verify::Verdict),
+    /// A lane has been checked.
+    Verified(verify::LaneVerification),
     /// How far a lane is confirmed.
     Mark {
         /// Everything up to here is.
@@ -226,7 +236,7 @@ pub enum Reply {
     },
     /// What a bundle holds of a lane.
     Exported {
-        /// Which.
+        /// The lane.
         lane: Lane,
         /// Transactions.
         count: u64,
@@ -234,19 +244,19 @@ pub enum Reply {
         first: Position,
         /// The last.
         last: Position,
-        /// A position that is lost, before which it had to stop.
+        /// The missing record before which it had to stop.
         stopped_before: Option<Position>,
     },
-    /// A receipt that came by file was believed.
+    /// A receipt that came by file was verified.
     Heard {
         /// Its lane.
         lane: Lane,
         /// Confirmed through this position now.
         confirmed: Position,
     },
-    /// Lost positions are released, or would be.
+    /// Lost records are written off, or would be.
     Released {
-        /// Which lane.
+        /// The lane.
         lane: Lane,
         /// The first.
         from: Position,
@@ -257,13 +267,13 @@ pub enum Reply {
         /// Chain value at the last.
         chain: ChainValue,
     },
-    /// Confirmed transactions went out once more.
+    /// Confirmed transactions went out again.
     Resent {
-        /// Which lane.
+        /// The lane.
         lane: Lane,
         /// So many, all taken by the broker.
         count: u64,
-        /// Positions of the range that are not kept any more.
+        /// Positions of the range that are no longer in the outbox.
         missing: u64,
         /// The broker had nobody to give some of them to.
         unheard: bool,
@@ -297,111 +307,6 @@ impl Reply {
 impl From<Refusal> for Reply {
     fn from(refusal: Refusal) -> Self {
         Reply::Refused { temporary: refusal.is_temporary(), reason: refusal.to_string() }
-    }
-}
-
-/// What a submitter gets in its hand.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Receipt {
-    /// Its id.
-    pub id: TransactionId,
-    /// Its lane.
-    pub lane: Lane,
-    /// Its position there.
-    pub position: Position,
-    /// When it was accepted first, RFC 3339.
-    pub time: String,
-    /// It was there already.
-    pub repeated: bool,
-    /// Its key was used before with other content.
-    pub key_reused: bool,
-}
-
-impl Receipt {
-    pub(crate) fn new(lane: Lane, accepted: Accepted) -> Self {
-        let Accepted { id, position, time, repeated, key_reused } = accepted;
-        Self { id, lane, position, time: rfc3339(time), repeated, key_reused }
-    }
-}
-
-/// What has become of a transaction.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum State {
-    /// The hub has it not confirmed yet.
-    Waiting,
-    /// The hub has it.
-    Confirmed,
-    /// Confirmed, and deleted after its retention.
-    Pruned,
-    /// Not confirmed, and not to be had any more.
-    Damaged,
-}
-
-/// A transaction's header. No key and no body: those are the sender's and the patient's.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Entry {
-    /// Its lane.
-    pub lane: Lane,
-    /// Its position there.
-    pub position: Position,
-    /// What has become of it.
-    pub state: State,
-    /// The rest, where it can be read.
-    #[serde(flatten)]
-    pub header: Option<Header>,
-}
-
-/// What can be read of a transaction that is there.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Header {
-    /// Its epoch on the wire.
-    pub epoch: Epoch,
-    /// Its sequence on the wire.
-    pub sequence: Sequence,
-    /// Its id.
-    pub id: TransactionId,
-    /// When it was accepted, RFC 3339.
-    pub time: String,
-    /// CloudEvents `type`.
-    #[serde(rename = "type")]
-    pub event_type: String,
-    /// Media type.
-    pub content_type: String,
-    /// CloudEvents `source`.
-    pub source: String,
-    /// Size of the body.
-    pub bytes: u64,
-    /// Its chain value on the wire.
-    pub chain: ChainValue,
-}
-
-impl Entry {
-    pub(crate) fn stored(lane: Lane, stored: &Stored, confirmed: Position) -> Self {
-        let transaction = &stored.transaction;
-        let state = match stored.position <= confirmed {
-            _ if transaction.kind == void::KIND => State::Damaged,
-            true => State::Confirmed,
-            false => State::Waiting,
-        };
-        let time: UnixMillis = transaction.time;
-        let header = Header {
-            epoch: stored.epoch,
-            sequence: stored.sequence,
-            id: transaction.id,
-            time: rfc3339(time),
-            event_type: transaction.event_type.clone(),
-            content_type: transaction.content_type.clone(),
-            source: transaction.source.clone(),
-            bytes: transaction.body.len() as u64,
-            chain: stored.chain,
-        };
-        Self { lane, position: stored.position, state, header: Some(header) }
-    }
-
-    pub(crate) fn gone(lane: Lane, position: Position, confirmed: Position) -> Self {
-        let state = if position <= confirmed { State::Pruned } else { State::Damaged };
-        Self { lane, position, state, header: None }
     }
 }
 
@@ -463,7 +368,7 @@ mod tests {
 
     #[test]
     fn an_entry_survives_with_and_without_its_header() {
-        let gone = Entry::gone(Lane::new("clinical").unwrap(), 7, 6);
+        let gone = ListedTransaction::gone(Lane::new("clinical").unwrap(), 7, 6);
         let text = serde_json::to_string(&Reply::Entry(gone.clone())).unwrap();
         assert_eq!(text, r#"{"reply":"entry","lane":"clinical","position":7,"state":"damaged"}"#);
         assert_eq!(serde_json::from_str::<Reply>(&text).unwrap(), Reply::Entry(gone));

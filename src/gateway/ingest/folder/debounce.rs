@@ -10,7 +10,7 @@ use super::rules::Modified;
 
 /// What a look at a file shows without reading it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Facts {
+pub(super) struct FileFacts {
     pub(super) bytes: u64,
     pub(super) modified: Modified,
 }
@@ -18,7 +18,7 @@ pub(super) struct Facts {
 /// A file that may be taken. No `Debug`: its name is a patient's, often.
 pub(super) struct Candidate {
     pub(super) name: OsString,
-    pub(super) facts: Facts,
+    pub(super) facts: FileFacts,
 }
 
 /// Since when each file has been as it is. No larger than the last look.
@@ -26,17 +26,17 @@ pub(super) struct Candidate {
 /// A file must have been seen in two looks, however short the time that is asked for: what is renamed in while a folder
 /// is being listed may be missed while a later file is seen, and would be overtaken.
 #[derive(Default)]
-pub(super) struct Settling {
+pub(super) struct Debounce {
     since: HashMap<OsString, Seen>,
 }
 
 struct Seen {
-    facts: Facts,
+    facts: FileFacts,
     since: Instant,
     looks: u32,
 }
 
-impl Settling {
+impl Debounce {
     /// What a look has shown.
     pub(super) fn handle<'a>(&mut self, shown: impl Iterator<Item = &'a Candidate>, now: Instant) {
         let mut before = std::mem::take(&mut self.since);
@@ -86,30 +86,30 @@ mod tests {
     use super::*;
 
     fn file(name: &str, bytes: u64, modified: i64) -> Candidate {
-        Candidate { name: name.into(), facts: Facts { bytes, modified: (modified, 0) } }
+        Candidate { name: name.into(), facts: FileFacts { bytes, modified: (modified, 0) } }
     }
 
     #[test]
     fn a_file_settles_only_while_it_stays_as_it_is() {
         let (start, second) = (Instant::now(), Duration::from_secs(1));
-        let mut settling = Settling::default();
+        let mut debounce = Debounce::default();
         let settled =
-            |settling: &Settling, at, enough| settling.is_settled(OsStr::new("a"), start + at, enough);
-        settling.handle([file("a", 1, 1)].iter(), start);
-        assert!(!settled(&settling, 9 * second, second), "it was seen once");
-        assert!(!settled(&settling, Duration::ZERO, Duration::ZERO));
-        assert_eq!(settling.next(start, Duration::ZERO), Some(Duration::ZERO));
-        settling.handle([file("a", 1, 1), file("b", 1, 1)].iter(), start + second);
-        assert!(settled(&settling, second, second) && !settled(&settling, second, 2 * second));
-        assert_eq!(settling.next(start + second, 3 * second), Some(2 * second));
-        assert_eq!(settling.age(OsStr::new("a"), start + 2 * second), 2 * second);
+            |debounce: &Debounce, at, enough| debounce.is_settled(OsStr::new("a"), start + at, enough);
+        debounce.handle([file("a", 1, 1)].iter(), start);
+        assert!(!settled(&debounce, 9 * second, second), "it was seen once");
+        assert!(!settled(&debounce, Duration::ZERO, Duration::ZERO));
+        assert_eq!(debounce.next(start, Duration::ZERO), Some(Duration::ZERO));
+        debounce.handle([file("a", 1, 1), file("b", 1, 1)].iter(), start + second);
+        assert!(settled(&debounce, second, second) && !settled(&debounce, second, 2 * second));
+        assert_eq!(debounce.next(start + second, 3 * second), Some(2 * second));
+        assert_eq!(debounce.age(OsStr::new("a"), start + 2 * second), 2 * second);
         for (at, bytes, modified) in [(3, 2, 1), (4, 2, 2)] {
-            settling.handle([file("a", bytes, modified)].iter(), start + at * second);
-            assert!(!settled(&settling, at * second, Duration::ZERO), "{bytes} {modified}");
+            debounce.handle([file("a", bytes, modified)].iter(), start + at * second);
+            assert!(!settled(&debounce, at * second, Duration::ZERO), "{bytes} {modified}");
         }
-        assert_eq!(settling.since.len(), 1, "b is forgotten");
-        settling.changed(OsStr::new("a"));
-        assert!(!settled(&settling, 9 * second, Duration::ZERO));
-        assert_eq!(settling.next(start, second), None);
+        assert_eq!(debounce.since.len(), 1, "b is forgotten");
+        debounce.changed(OsStr::new("a"));
+        assert!(!settled(&debounce, 9 * second, Duration::ZERO));
+        assert_eq!(debounce.next(start, second), None);
     }
 }

@@ -1,6 +1,6 @@
 //! Wakes the door when something was written or renamed in its folder, where the system tells of it (inotify).
 //!
-//! A help only: a shared file system tells nothing of what happens elsewhere, and the door looks every few seconds anyway.
+//! A help only: a shared file system tells nothing of what happens elsewhere, and the door scans every few seconds anyway.
 
 use std::io;
 use std::mem::MaybeUninit;
@@ -10,8 +10,8 @@ use std::path::Path;
 use rustix::fs::inotify::{self, CreateFlags, Reader, WatchFlags};
 use tokio::io::unix::AsyncFd;
 
-/// Told of a folder's changes.
-pub(super) struct News {
+/// Hears of a folder's changes.
+pub(super) struct FolderWatcher {
     told: AsyncFd<OwnedFd>,
 }
 
@@ -23,7 +23,7 @@ pub(super) fn watch(folder: &Path) -> io::Result<OwnedFd> {
     Ok(told)
 }
 
-impl News {
+impl FolderWatcher {
     /// Of what [`watch`] gave; inside the runtime.
     pub(super) fn new(told: OwnedFd) -> io::Result<Self> {
         #[expect(
@@ -34,7 +34,7 @@ impl News {
         Ok(Self { told })
     }
 
-    /// Returns when there is something new; what it is, a look shows. Loses nothing when it is cancelled.
+    /// Returns when something has changed; what, a scan shows. Loses nothing when it is cancelled.
     pub(super) async fn wait(&self) -> io::Result<()> {
         let mut ready = self.told.readable().await?;
         let mut space = [MaybeUninit::uninit(); 4096];

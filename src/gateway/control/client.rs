@@ -7,32 +7,32 @@ use std::time::Duration;
 
 use pgw_host::exit::{Exit, complain};
 
-use crate::ingest::control::{LINE_BYTES, Reply, Request};
+use crate::control::{LINE_BYTES, Reply, Request};
 
 /// How long an answer may take. A submission that is not answered by then may be stored all the same: it can be
 /// repeated without harm.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// Why the daemon could not be asked.
+/// Why the daemon gave no answer.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
     /// Nobody answers there.
     #[error("cannot reach the daemon at {socket}")]
     Unreachable {
-        /// Where.
+        /// Its socket.
         socket: PathBuf,
-        /// What the system said.
+        /// The system's error.
         #[source]
         source: io::Error,
     },
-    /// The conversation broke off.
-    #[error("the daemon broke off")]
+    /// The connection ended early.
+    #[error("the daemon closed the connection")]
     Broken(#[source] io::Error),
-    /// What came could not be written on.
-    #[error("cannot write what came")]
+    /// The answer could not be written.
+    #[error("cannot write the daemon's answer")]
     Write(#[source] io::Error),
     /// The daemon speaks otherwise: another version.
-    #[error("the daemon's answer was not understood")]
+    #[error("the daemon's answer cannot be parsed: are program and daemon of one version?")]
     NotUnderstood(#[source] serde_json::Error),
     /// The daemon could not answer.
     #[error("{0}")]

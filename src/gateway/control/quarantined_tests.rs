@@ -1,169 +1,44 @@
 //! The quarantine's commands over the real store.
 
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::path::PathBuf;
 
-use pgw_core::delivery::Numbering;
-use pgw_core::transaction::{Body, Gateway, Lane, Position, Practice};
+use pgw_core::transaction::{Body, Lane};
 use pgw_host::exit::Exit;
-use pgw_outbox::{
-    self as outbox, Accepted, LaneSettings, Mark, Notable, Outbox, OutboxKey, QuarantineEntry, ReadError,
-    Refusal, Released, Stored, Submission,
-};
-use tokio::sync::watch;
+use pgw_outbox::{Outbox, Submission};
 
 use super::may_see;
 use crate::cli::quarantine::{Discard, List, Quarantine, Release, Show, run};
-use crate::ingest::control::kept::Kept;
-use crate::ingest::control::server::{Control, Settings, StatusSource};
+use crate::control::store_for_tests::{self, Store, lane};
 use crate::ingest::origin::Origin;
-use crate::ingest::{Acceptor, Budget, Counters};
+use crate::listing;
 
 const MESSAGE: &[u8] = b"MSH|^~\\&|LAB|SURG|||1||ORU^R01|77|P|2.3\rPID|1|9434765919\r";
 const SOURCE: &str = "urn:pgw:B86022:gw1:hl7v2:LAB%7CSURG";
 
-/// The real store; while `dies` is true it dies between the durable answer and the removal.
-#[derive(Clone)]
-struct Mortal {
-    outbox: Outbox,
-    dies: Arc<AtomicBool>,
-}
-
-impl Acceptor for Mortal {
-    async fn submit(&self, submission: Submission) -> Result<Accepted, Refusal> {
-        self.outbox.submit(submission).await
-    }
-
-    fn quarantine(&self, reason: &'static str, source: &str, bytes: &[u8]) -> Result<u64, Refusal> {
-        self.outbox.quarantine(reason, source, bytes)
-    }
-}
-
-impl Kept for Mortal {
-    fn lanes(&self) -> Vec<Lane> {
-        self.outbox.lanes()
-    }
-
-    fn first_retained(&self, lane: &Lane) -> Option<Position> {
-        self.outbox.first_retained(lane)
-    }
-
-    fn numbering(&self, lane: &Lane) -> Option<Numbering> {
-        self.outbox.numbering(lane)
-    }
-
-    fn void(
-        &self,
-        lane: &Lane,
-        range: (Position, Position),
-        reason: &str,
-        act: bool,
-    ) -> Result<Released, String> {
-        self.outbox.void(lane, range, reason, act)
-    }
-
-    fn tail(&self, lane: &Lane) -> Position {
-        Kept::tail(&self.outbox, lane)
-    }
-
-    fn mark(&self, lane: &Lane) -> Option<Mark> {
-        self.outbox.mark(lane)
-    }
-
-    fn read(&self, lane: &Lane, from: Position, most: usize, bytes: usize) -> Result<Vec<Stored>, ReadError> {
-        self.outbox.read(lane, from, most, bytes)
-    }
-
-    fn quarantined(&self) -> Result<Vec<QuarantineEntry>, Refusal> {
-        self.outbox.quarantined()
-    }
-
-    fn quarantined_entry(&self, id: u64) -> Result<Option<QuarantineEntry>, Refusal> {
-        self.outbox.quarantined_entry(id)
-    }
-
-    fn quarantined_bytes(&self, id: u64) -> Result<Option<Vec<u8>>, Refusal> {
-        Kept::quarantined_bytes(&self.outbox, id)
-    }
-
-    fn discard_quarantined(&self, id: u64) -> Result<bool, Refusal> {
-        if self.dies.load(Ordering::SeqCst) {
-            return Err(Refusal::Trouble("died".into()));
-        }
-        self.outbox.discard_quarantined(id)
-    }
-
-    fn note(&self, notable: Notable) {
-        self.outbox.note(notable);
-    }
-}
-
 struct Daemon {
-    kept: Mortal,
-    socket: PathBuf,
-    _stop: watch::Sender<bool>,
-    _runtime: tokio::runtime::Runtime,
-    directory: tempfile::TempDir,
-}
-
-fn lane() -> Lane {
-    Lane::new("clinical").unwrap()
-}
-
-fn open(directory: &Path) -> Outbox {
-    let settings = outbox::Settings {
-        directory: directory.join("outbox"),
-        practice: Practice::new("B86022").unwrap(),
-        gateway: Gateway::new("gw1").unwrap(),
-        lanes: ["clinical", "letters"]
-            .map(|l| LaneSettings { lane: Lane::new(l).unwrap(), urgent: false })
-            .into(),
-        segment_records: 1000,
-        segment_bytes: 1 << 20,
-        retention: Duration::from_secs(3600),
-        limit_bytes: 1 << 30,
-        min_free_bytes: 0,
-        min_free_percent: 0,
-        max_body_bytes: 200_000,
-        queue_bytes: 1 << 20,
-        quarantine_bytes: 1 << 20,
-    };
-    Outbox::open(settings, OutboxKey::new([7; 32])).unwrap()
+    control: store_for_tests::Daemon,
+    outbox: Outbox,
 }
 
 impl Daemon {
     fn start() -> Self {
-        let directory = tempfile::tempdir().unwrap();
-        let kept = Mortal { outbox: open(directory.path()), dies: Arc::default() };
-        let runtime =
-            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-        let socket = directory.path().join("control.sock");
-        let settings = Settings {
-            socket: socket.clone(),
-            practice: Practice::new("B86022").unwrap(),
-            gateway: Gateway::new("gw1").unwrap(),
-            max_body_bytes: 200_000,
-            recipients: Vec::new(),
-        };
-        let guard = runtime.enter();
-        let control = Control::listen(settings).unwrap();
-        drop(guard);
-        let (stop, stopped) = watch::channel(false);
-        let status: StatusSource = Arc::new(|| serde_json::Value::Null);
-        let counters = Arc::new(Counters::default());
-        runtime.spawn(control.serve(kept.clone(), status, counters, Budget::new(1 << 20), stopped));
-        Self { kept, socket, _stop: stop, _runtime: runtime, directory }
+        let store = Store::empty();
+        let outbox = store.outbox.clone();
+        let control = store_for_tests::Daemon::with_limit(store, serde_json::Value::Null, 200_000);
+        Self { control, outbox }
+    }
+
+    fn entry_file(&self, id: u64) -> PathBuf {
+        self.control.store.path().join(format!("outbox/quarantine/{id:016x}.entry"))
     }
 
     fn keep(&self, reason: &'static str, source: &str, bytes: &[u8]) -> u64 {
-        self.kept.outbox.quarantine(reason, source, bytes).unwrap()
+        self.outbox.quarantine(reason, source, bytes).unwrap()
     }
 
     fn run(&self, command: &Quarantine) -> (Exit, Vec<u8>, String) {
         let (mut out, mut err) = (Vec::new(), Vec::new());
-        let exit = run(&self.socket, command, &mut out, &mut err);
+        let exit = run(&self.control.socket, command, &mut out, &mut err);
         (exit, out, String::from_utf8(err).unwrap())
     }
 
@@ -173,17 +48,17 @@ impl Daemon {
     }
 
     fn stored(&self, lane: &Lane) -> Vec<pgw_core::transaction::Transaction> {
-        match Kept::tail(&self.kept, lane) {
+        match listing::tail(&self.outbox, lane) {
             0 => Vec::new(),
             tail => {
-                let read = self.kept.read(lane, 1, tail as usize, 1 << 20).unwrap();
+                let read = self.outbox.read(lane, 1, tail as usize, 1 << 20).unwrap();
                 read.into_iter().map(|stored| stored.transaction).collect()
             }
         }
     }
 
     fn ids(&self) -> Vec<u64> {
-        self.kept.quarantined().unwrap().iter().map(|entry| entry.id).collect()
+        self.outbox.quarantined().unwrap().iter().map(|entry| entry.id).collect()
     }
 }
 
@@ -222,7 +97,7 @@ fn bytes_are_for_root_and_the_daemon_alone() {
     assert!(may_see(0, 990) && may_see(990, 990));
     assert!(!may_see(1000, 990) && !may_see(990, 991));
     assert_eq!(
-        Exit::from(&crate::ingest::control::client::ClientError::NotPermitted(String::new())),
+        Exit::from(&crate::control::client::ClientError::NotPermitted(String::new())),
         Exit::NotPermitted
     );
 }
@@ -240,7 +115,7 @@ fn a_release_is_a_submission_and_removes_its_entry() {
     let outside = (one.event_type.as_str(), one.kind.as_str(), one.source.as_str(), one.key.as_str());
     assert_eq!(outside, ("hl7v2.oru_r01", "hl7v2", SOURCE, "77"));
     assert!(daemon.ids().is_empty());
-    let notables = daemon.kept.outbox.notables();
+    let notables = daemon.outbox.notables();
     let said = notables.iter().find(|n| n.code == "quarantine.released").unwrap();
     assert!(said.detail.contains("entry 1 (sender not allowed, 57 bytes)"), "{}", said.detail);
     assert_eq!(daemon.release(id).0, Exit::Refused, "it is gone");
@@ -264,11 +139,30 @@ fn a_release_is_a_submission_and_removes_its_entry() {
 fn a_crash_between_the_answer_and_the_removal_stores_nothing_twice() {
     let daemon = Daemon::start();
     let id = daemon.keep("sender not allowed", &mllp(SOURCE), MESSAGE);
-    daemon.kept.dies.store(true, Ordering::SeqCst);
+    // A later one, so that the number of the first is not noted as gone.
+    let later = daemon.keep("no MSH", &mllp(SOURCE), b"PID|1");
+    let file = daemon.entry_file(id);
+    let entry = std::fs::read(&file).unwrap();
+    assert_eq!(daemon.release(id).0, Exit::Done);
+    // As after a crash: it is stored, and the entry was not removed.
+    std::fs::write(&file, &entry).unwrap();
+    assert_eq!((daemon.stored(&lane()).len(), daemon.ids()), (1, vec![id, later]), "both are there");
+    let (exit, out, _) = daemon.release(id);
+    assert!(exit == Exit::Done && out.ends_with(" (stored before)\n"), "{out}");
+    assert_eq!((daemon.stored(&lane()).len(), daemon.ids()), (1, vec![later]));
+}
+
+#[test]
+fn an_entry_that_cannot_be_removed_is_told_and_stored_once() {
+    let daemon = Daemon::start();
+    let id = daemon.keep("sender not allowed", &mllp(SOURCE), MESSAGE);
+    // What is removed with the newest entry cannot be: it is a directory, and not empty.
+    let gone = daemon.entry_file(id).with_extension("gone");
+    std::fs::create_dir_all(gone.join("x")).unwrap();
     let (exit, _, err) = daemon.release(id);
     assert!(exit == Exit::Refused && err.contains("it will not be stored twice"), "{err}");
     assert_eq!((daemon.stored(&lane()).len(), daemon.ids()), (1, vec![id]), "both are there");
-    daemon.kept.dies.store(false, Ordering::SeqCst);
+    std::fs::remove_dir_all(&gone).unwrap();
     let (exit, out, _) = daemon.release(id);
     assert!(exit == Exit::Done && out.ends_with(" (stored before)\n"), "{out}");
     assert_eq!((daemon.stored(&lane()).len(), daemon.ids()), (1, vec![]));
@@ -290,10 +184,26 @@ fn what_its_sender_sent_again_meanwhile_is_one_transaction_with_it() {
         body: Body::new(MESSAGE.to_vec()),
     };
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-    runtime.block_on(daemon.kept.outbox.submit(again)).unwrap();
+    runtime.block_on(daemon.outbox.submit(again)).unwrap();
     let (exit, out, _) = daemon.release(id);
     assert!(exit == Exit::Done && out.ends_with(" (stored before)\n"), "{out}");
     assert_eq!(daemon.stored(&lane()).len(), 1);
+}
+
+#[test]
+fn what_it_is_follows_from_its_media_type() {
+    let daemon = Daemon::start();
+    for (content_type, kind) in [("x-application/hl7-v2+er7", "hl7v2"), ("application/fhir+json", "fhir")] {
+        let id = daemon.keep("no MSH", &mllp("urn:x"), content_type.as_bytes());
+        let typed = Release {
+            id,
+            lane: None,
+            event_type: Some("t".into()),
+            content_type: Some(content_type.into()),
+        };
+        assert_eq!(daemon.run(&Quarantine::Release(typed)).0, Exit::Done);
+        assert_eq!(daemon.stored(&lane()).last().unwrap().kind, kind, "{content_type}");
+    }
 }
 
 #[test]
@@ -304,7 +214,7 @@ fn what_is_no_whole_input_is_not_released() {
     let own = daemon.keep("rival record", "clinical", MESSAGE);
     let torn = daemon.keep("incomplete record", "clinical", MESSAGE);
     let damaged = daemon.keep("no MSH", &mllp(SOURCE), MESSAGE);
-    let file = daemon.directory.path().join(format!("outbox/quarantine/{damaged:016x}.entry"));
+    let file = daemon.entry_file(damaged);
     let mut bytes = std::fs::read(&file).unwrap();
     bytes[85] ^= 1;
     std::fs::write(&file, bytes).unwrap();
@@ -337,7 +247,7 @@ fn a_discard_needs_a_reason_and_is_told() {
     assert_eq!(daemon.ids(), [id]);
     assert_eq!(discard("a test of the lab's").0, Exit::Done);
     assert_eq!((daemon.ids(), daemon.stored(&lane()).len()), (vec![], 0));
-    let notables = daemon.kept.outbox.notables();
+    let notables = daemon.outbox.notables();
     let said = notables.iter().find(|n| n.code == "quarantine.discarded").unwrap();
     assert!(said.detail.contains("entry 1 (no MSH, 57 bytes): a test of the lab's"), "{}", said.detail);
     assert_eq!(discard("again").0, Exit::Refused);
@@ -347,7 +257,7 @@ fn a_discard_needs_a_reason_and_is_told() {
 fn without_room_an_entry_stays() {
     let daemon = Daemon::start();
     let id = daemon.keep("sender not allowed", &mllp(SOURCE), MESSAGE);
-    daemon.kept.outbox.clone().close();
+    daemon.outbox.clone().close();
     let (exit, _, err) = daemon.release(id);
     assert!(exit == Exit::Later && err.contains("stays in quarantine"), "{exit:?} {err}");
     assert_eq!(daemon.ids(), [id]);

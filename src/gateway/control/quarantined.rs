@@ -8,20 +8,22 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use pgw_core::text::chain;
 use pgw_core::transaction::{Body, Lane};
-use pgw_outbox::{Notable, QuarantineEntry, Refusal, Submission};
+use pgw_outbox::{Notable, Outbox, QuarantineEntry, Refusal, Submission};
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
-use crate::ingest::control::answers::Say;
-use crate::ingest::control::kept::Kept;
-use crate::ingest::control::server::{BUDGET_WAIT, Shared, is_media_type, is_name, kind};
-use crate::ingest::control::{Receipt, Reply};
+use crate::control::Reply;
+use crate::control::answers::Say;
+use crate::control::context::{BUDGET_WAIT, ControlContext, RequestError};
 use crate::ingest::mllp::codec::HEAD_BYTES;
 use crate::ingest::mllp::envelope;
 use crate::ingest::mllp::msh::Msh;
 use crate::ingest::origin::Origin;
-use crate::ingest::{Share, count};
+use crate::ingest::slip::AcceptanceSlip;
+use crate::ingest::{Share, count, media};
+use crate::listing;
 
 /// Longest reason that is noted.
 const REASON_BYTES: usize = 200;
@@ -33,17 +35,19 @@ pub(super) struct Wanted {
     pub(super) content_type: Option<String>,
 }
 
-fn unknown(id: u64) -> String {
-    format!("there is no entry {id} in quarantine")
-}
-
 fn failed(reason: impl Into<String>) -> Reply {
     Reply::Failed { reason: reason.into() }
 }
 
+impl From<RequestError> for Reply {
+    fn from(error: RequestError) -> Self {
+        failed(chain(&error))
+    }
+}
+
 /// All entries.
-pub(super) fn list<K: Kept>(kept: &K, say: Say<'_>) -> Result<(), String> {
-    for entry in kept.quarantined().map_err(|error| error.to_string())? {
+pub(super) fn list(outbox: &Outbox, say: Say<'_>) -> Result<(), RequestError> {
+    for entry in outbox.quarantined()? {
         if say(Reply::Quarantined(entry.into())) == ControlFlow::Break(()) {
             break;
         }
@@ -52,25 +56,25 @@ pub(super) fn list<K: Kept>(kept: &K, say: Say<'_>) -> Result<(), String> {
 }
 
 /// One entry.
-pub(super) fn show<K: Kept>(kept: &K, id: u64, say: Say<'_>) -> Result<(), String> {
-    let entry = kept.quarantined_entry(id).map_err(|error| error.to_string())?.ok_or_else(|| unknown(id))?;
+pub(super) fn show(outbox: &Outbox, id: u64, say: Say<'_>) -> Result<(), RequestError> {
+    let entry = outbox.quarantined_entry(id)?.ok_or(RequestError::NoEntry(id))?;
     let _ = say(Reply::Quarantined(entry.into()));
     Ok(())
 }
 
 /// The bytes of one entry, for root and the daemon's user: they are a patient's. They stay within `share`.
-pub(super) async fn bytes<K: Kept>(
-    shared: &Arc<Shared<K>>,
+pub(super) async fn bytes(
+    context: &Arc<ControlContext>,
     id: u64,
     user: u32,
     share: &mut Share,
 ) -> (Reply, Bytes) {
     if !may_see(user, rustix::process::geteuid().as_raw()) {
-        let reason = String::from("only root and the daemon's own user may see what is in quarantine");
+        let reason = String::from("only root and the daemon's own user may read quarantined bytes");
         return (Reply::NotPermitted { reason }, Bytes::new());
     }
-    let found = match entry(shared, id).await {
-        Ok(entry) => read(shared, &entry, share).await,
+    let found = match entry(context, id).await {
+        Ok(entry) => read(context, &entry, share).await,
         Err(reply) => Err(reply),
     };
     match found {
@@ -87,76 +91,75 @@ fn may_see(user: u32, own: u32) -> bool {
 }
 
 /// Submits an entry, and removes it from quarantine when it is on stable storage.
-pub(super) async fn release<K: Kept>(shared: &Arc<Shared<K>>, id: u64, wanted: Wanted, user: u32) -> Reply {
-    let entry = match entry(shared, id).await {
+pub(super) async fn release(context: &Arc<ControlContext>, id: u64, wanted: Wanted, user: u32) -> Reply {
+    let entry = match entry(context, id).await {
         Ok(entry) => entry,
         Err(reply) => return reply,
     };
     if let Some(reason) = not_releasable(&entry) {
         return failed(format!("entry {id} cannot be released: {reason}"));
     }
-    let mut share = shared.budget.share();
-    let bytes = match read(shared, &entry, &mut share).await {
+    let mut share = context.budget.share();
+    let bytes = match read(context, &entry, &mut share).await {
         Ok(bytes) => bytes,
         Err(reply) => return reply,
     };
-    let Some(lane) = wanted.lane.clone().or_else(|| shared.kept.lanes().into_iter().next()) else {
+    let Some(lane) = wanted.lane.clone().or_else(|| listing::lanes(&context.outbox).into_iter().next()) else {
         return failed("there is no lane");
     };
-    let submission = match compose(shared, &entry, lane.clone(), wanted, bytes) {
+    let submission = match compose(context, &entry, lane.clone(), wanted, bytes) {
         Ok(submission) => submission,
         Err(reason) => return failed(reason),
     };
-    count(&shared.counters.received);
-    let accepted = match shared.kept.submit(submission).await {
+    count(&context.counters.received);
+    let accepted = match context.outbox.submit(submission).await {
         Ok(accepted) => accepted,
         Err(refusal) => {
-            let counters = &shared.counters;
-            count(if refusal.is_temporary() { &counters.unavailable } else { &counters.refused });
+            context.counters.count_refused(&refusal);
             return refusal.into();
         }
     };
-    shared.counters.count_accepted(&accepted);
-    let receipt = Receipt::new(lane, accepted);
-    let kept = shared.kept.clone();
-    if !matches!(spawn_blocking(move || kept.discard_quarantined(id)).await, Ok(Ok(_))) {
-        tracing::error!(entry = id, "Stored a quarantine entry, and could not remove it from quarantine");
+    context.counters.count_accepted(&accepted);
+    let slip = AcceptanceSlip::new(lane, &accepted);
+    let outbox = context.outbox.clone();
+    if !matches!(spawn_blocking(move || outbox.discard_quarantined(id)).await, Ok(Ok(_))) {
+        tracing::error!(entry = id, "Stored a quarantine entry but could not delete it from quarantine");
         return failed(format!(
             "it is stored as {}, and could not be removed from quarantine: release it again, it will not be stored twice",
-            receipt.id
+            slip.id_text()
         ));
     }
-    let (transaction, lane, position) = (receipt.id, &receipt.lane, receipt.position);
-    tracing::info!(entry = id, user, %transaction, %lane, position, "Released an entry from quarantine");
+    let (transaction, lane, position) = (slip.id_text(), &slip.lane, slip.position);
+    tracing::info!(entry = id, user, transaction, %lane, position, "Released an entry from quarantine");
     let detail = format!(
         "user {user} released entry {id} ({}, {} bytes) as {transaction}, position {position} of lane {lane}",
         entry.reason, entry.bytes
     );
-    shared.kept.note(Notable { code: "quarantine.released", detail });
-    Reply::Accepted(receipt)
+    context.outbox.note(Notable { code: "quarantine.released", detail });
+    Reply::Accepted(slip)
 }
 
 /// Removes an entry for good; who and why go to the log and to the centre.
-pub(super) async fn discard<K: Kept>(shared: &Arc<Shared<K>>, id: u64, reason: String, user: u32) -> Reply {
+pub(super) async fn discard(context: &Arc<ControlContext>, id: u64, reason: String, user: u32) -> Reply {
     let reason = reason.trim().to_owned();
     if reason.is_empty() || reason.len() > REASON_BYTES || reason.chars().any(char::is_control) {
         return failed(format!("a reason is one line of at most {REASON_BYTES} bytes"));
     }
-    let entry = match entry(shared, id).await {
+    let entry = match entry(context, id).await {
         Ok(entry) => entry,
         Err(reply) => return reply,
     };
-    let kept = shared.kept.clone();
-    match spawn_blocking(move || kept.discard_quarantined(id)).await {
+    let outbox = context.outbox.clone();
+    match spawn_blocking(move || outbox.discard_quarantined(id)).await {
         Ok(Ok(true)) => {}
-        Ok(Ok(false)) => return failed(unknown(id)),
+        Ok(Ok(false)) => return RequestError::NoEntry(id).into(),
         Ok(Err(error)) => return failed(error.to_string()),
         Err(_) => return failed("the entry could not be removed"),
     }
     let QuarantineEntry { bytes, time, reason: was, .. } = entry;
     tracing::info!(entry = id, user, bytes, came = time, was, reason, "Discarded an entry of the quarantine");
     let detail = format!("user {user} discarded entry {id} ({was}, {bytes} bytes): {reason}");
-    shared.kept.note(Notable { code: "quarantine.discarded", detail });
+    context.outbox.note(Notable { code: "quarantine.discarded", detail });
     Reply::End {}
 }
 
@@ -175,8 +178,8 @@ fn not_releasable(entry: &QuarantineEntry) -> Option<&'static str> {
     }
 }
 
-fn compose<K: Kept>(
-    shared: &Shared<K>,
+fn compose(
+    context: &ControlContext,
     entry: &QuarantineEntry,
     lane: Lane,
     wanted: Wanted,
@@ -184,23 +187,23 @@ fn compose<K: Kept>(
 ) -> Result<Submission, String> {
     let msh = Msh::read(&bytes);
     let Some(event_type) = wanted.event_type.or_else(|| msh.as_ref().map(envelope::event_type)) else {
-        return Err(String::from("it has no MSH that says what it is: give a --type"));
+        return Err(String::from("it has no MSH to take the type from: use --type"));
     };
     let content_type = wanted.content_type.unwrap_or_else(|| {
-        msh.as_ref().map_or("application/octet-stream", |msh| envelope::content_type(msh)).to_owned()
+        msh.as_ref().map_or(media::OCTETS, |msh| envelope::content_type(msh)).to_owned()
     });
-    if !is_name(&event_type) || !is_media_type(&content_type) {
-        return Err(String::from("the type or the content type is not one"));
+    if !media::is_event_type(&event_type) || !media::is_media_type(&content_type) {
+        return Err(String::from("the type or the content type is malformed"));
     }
     let mut source = Origin::read(&entry.source).source;
     if source.is_empty() {
-        source = format!("urn:pgw:{}:{}:quarantine", shared.settings.practice, shared.settings.gateway);
+        source = format!("urn:pgw:{}:{}:quarantine", context.config.practice, context.config.gateway);
     }
     // The key of its door, so that it is one transaction with what its sender may have sent again meanwhile.
     let key = msh.as_ref().map(envelope::key).unwrap_or_default();
     Ok(Submission {
         lane,
-        kind: kind(&content_type).to_owned(),
+        kind: media::kind(&content_type).to_owned(),
         event_type,
         content_type,
         source,
@@ -211,19 +214,19 @@ fn compose<K: Kept>(
     })
 }
 
-async fn entry<K: Kept>(shared: &Arc<Shared<K>>, id: u64) -> Result<QuarantineEntry, Reply> {
-    let kept = shared.kept.clone();
-    match spawn_blocking(move || kept.quarantined_entry(id)).await {
+async fn entry(context: &Arc<ControlContext>, id: u64) -> Result<QuarantineEntry, Reply> {
+    let outbox = context.outbox.clone();
+    match spawn_blocking(move || outbox.quarantined_entry(id)).await {
         Ok(Ok(Some(entry))) => Ok(entry),
-        Ok(Ok(None)) => Err(failed(unknown(id))),
+        Ok(Ok(None)) => Err(RequestError::NoEntry(id).into()),
         Ok(Err(error)) => Err(failed(error.to_string())),
         Err(_) => Err(failed("the entry could not be read")),
     }
 }
 
 /// The bytes of an entry, within the memory that all doors share.
-async fn read<K: Kept>(
-    shared: &Arc<Shared<K>>,
+async fn read(
+    context: &Arc<ControlContext>,
     entry: &QuarantineEntry,
     share: &mut Share,
 ) -> Result<Bytes, Reply> {
@@ -232,10 +235,10 @@ async fn read<K: Kept>(
         let reason = String::from("too many large messages are under way");
         return Err(Reply::Refused { temporary: true, reason });
     }
-    let (kept, id) = (shared.kept.clone(), entry.id);
-    match spawn_blocking(move || kept.quarantined_bytes(id)).await {
-        Ok(Ok(Some(bytes))) => Ok(Bytes::from(bytes)),
-        Ok(Ok(None)) => Err(failed(unknown(id))),
+    let (outbox, id) = (context.outbox.clone(), entry.id);
+    match spawn_blocking(move || outbox.quarantined_bytes(id)).await {
+        Ok(Ok(Some((_, bytes)))) => Ok(Bytes::from(bytes)),
+        Ok(Ok(None)) => Err(RequestError::NoEntry(id).into()),
         Ok(Err(Refusal::Trouble(reason))) => Err(failed(reason)),
         Ok(Err(refusal)) => Err(failed(refusal.to_string())),
         Err(_) => Err(failed("the entry could not be read")),

@@ -1,4 +1,4 @@
-//! One look into a folder, and what is done with all that it shows: one file after the other.
+//! One scan of a folder, and what is done with all that it shows: one file after the other.
 //!
 //! When one cannot be stored now or is still being written to, none behind it is tried: the order of a folder is the
 //! order of its lane. Everything that touches the folder is done on blocking threads.
@@ -11,21 +11,21 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use pgw_core::transaction::Body;
+use pgw_host::accept::told_to;
 use pgw_outbox::{Accepted, Refusal, Submission};
 use tokio::sync::watch;
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
-use crate::ingest::folder::door::Settings;
-use crate::ingest::folder::news;
-use crate::ingest::folder::news::News;
-use crate::ingest::folder::papers::Reason;
+use crate::ingest::folder::config::FolderDoorConfig;
+use crate::ingest::folder::debounce::{Candidate, Debounce, FileFacts};
+use crate::ingest::folder::documents::Reason;
 use crate::ingest::folder::read;
-use crate::ingest::folder::read::Taken;
+use crate::ingest::folder::read::ReadFile;
 use crate::ingest::folder::rules;
-use crate::ingest::folder::scan;
-use crate::ingest::folder::settle::{Candidate, Facts, Settling};
-use crate::ingest::folder::shelf::{Item, Place, Point, Shelf};
+use crate::ingest::folder::scan::scan;
+use crate::ingest::folder::settled_files::{FilePlace, Point, SettledFiles, StoredFile};
+use crate::ingest::folder::watcher::FolderWatcher;
 use crate::ingest::{Acceptor, Budget, Counters, Share, count};
 
 /// Stored files that are put away together: their folders are synced once.
@@ -38,40 +38,34 @@ const LAST_PAUSE: Duration = Duration::from_secs(30);
 /// How long a large file waits for the memory that all doors share, before it is for later.
 const BUDGET_WAIT: Duration = Duration::from_secs(2);
 /// What may be wrong with a folder.
-const AWAY: &str = "it cannot be looked into";
+const AWAY: &str = "it cannot be listed";
 const STUCK: &str = "files cannot be moved in it";
 const HANGS: &str = "it does not answer";
 /// How long a folder may take to answer before that is told.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// After news, so that many files at once are one look.
+/// After a change, so that many files at once are one scan.
 pub(super) const BREATH: Duration = Duration::from_millis(50);
-
-/// Returns when it is time to stop.
-pub(super) async fn told_to(stop: &mut watch::Receiver<bool>) {
-    // An error means that the sender has gone, which is as good a reason.
-    drop(stop.wait_for(|stop| *stop).await);
-}
 
 /// What is next after a file.
 enum Next {
     Go,
     /// Those behind it wait for it.
     Wait,
-    /// Nothing more in this round.
+    /// Nothing more in this scan.
     Pause,
 }
 
-pub(super) struct Folder<A> {
-    settings: Arc<Settings>,
-    pub(super) shelf: Arc<Shelf>,
+pub(super) struct FolderScanner<A> {
+    config: Arc<FolderDoorConfig>,
+    pub(super) files: Arc<SettledFiles>,
     acceptor: A,
     counters: Arc<Counters>,
     share: Share,
     stop: watch::Receiver<bool>,
-    settling: Settling,
-    claimed: Settling,
+    debounce: Debounce,
+    claimed: Debounce,
     /// Stored, and not put away yet.
-    stored: Vec<Item>,
+    stored: Vec<StoredFile>,
     stored_since: Instant,
     /// Why the folder cannot be used now.
     trouble: Option<&'static str>,
@@ -81,30 +75,30 @@ pub(super) struct Folder<A> {
     left: u64,
     /// Files that were stored or rejected.
     taken: u64,
-    news: Option<News>,
+    watcher: Option<FolderWatcher>,
     /// [`PATIENCE`].
     pub(super) patience: Duration,
 }
 
-impl<A: Acceptor> Folder<A> {
+impl<A: Acceptor> FolderScanner<A> {
     pub(super) fn new(
-        settings: Settings,
+        config: FolderDoorConfig,
         acceptor: A,
         counters: Arc<Counters>,
         budget: &Budget,
         stop: watch::Receiver<bool>,
     ) -> Self {
-        let Settings { path, accepted, rejected, take, keep_accepted, lane, .. } = &settings;
-        let shelf = Shelf::new(path, accepted, rejected, *take, *keep_accepted, lane.clone());
+        let FolderDoorConfig { path, accepted, rejected, take, keep_accepted, lane, .. } = &config;
+        let files = SettledFiles::new(path, accepted, rejected, *take, *keep_accepted, lane.clone());
         Self {
-            settings: Arc::new(settings),
-            shelf: Arc::new(shelf),
+            config: Arc::new(config),
+            files: Arc::new(files),
             acceptor,
             counters,
             share: budget.share(),
             stop,
-            settling: Settling::default(),
-            claimed: Settling::default(),
+            debounce: Debounce::default(),
+            claimed: Debounce::default(),
             stored: Vec::new(),
             stored_since: Instant::now(),
             trouble: None,
@@ -112,7 +106,7 @@ impl<A: Acceptor> Folder<A> {
             pause: FIRST_PAUSE,
             left: 0,
             taken: 0,
-            news: None,
+            watcher: None,
             patience: PATIENCE,
         }
     }
@@ -125,42 +119,42 @@ impl<A: Acceptor> Folder<A> {
     }
 
     /// When there is something new; never, where the system does not tell.
-    pub(super) async fn news(&mut self) {
-        match &self.news {
-            Some(news) => {
-                if let Err(error) = news.wait().await {
-                    tracing::debug!(%error, "Not told of changes in a folder any more");
-                    self.news = None;
+    pub(super) async fn changed(&mut self) {
+        match &self.watcher {
+            Some(watcher) => {
+                if let Err(error) = watcher.wait().await {
+                    tracing::debug!(%error, "No longer notified of changes in a folder");
+                    self.watcher = None;
                 }
             }
             None => std::future::pending().await,
         }
     }
 
-    /// One look, and all that it shows. Returns after how long to look again, at the latest.
-    pub(super) async fn round(&mut self) -> Duration {
+    /// One scan, and all that it shows. Returns after how long to scan again, at the latest.
+    pub(super) async fn scan(&mut self) -> Duration {
         if !self.put_away().await {
             return self.longer();
         }
-        let (settings, shelf) = (Arc::clone(&self.settings), Arc::clone(&self.shelf));
-        let watched = self.news.is_some();
-        let looked = match self.blocking(move || look(&settings, &shelf, watched)).await.flatten() {
+        let (config, all) = (Arc::clone(&self.config), Arc::clone(&self.files));
+        let watched = self.watcher.is_some();
+        let looked = match self.blocking(move || scan(&config, &all, watched)).await.flatten() {
             Ok(looked) => looked,
             Err(error) => {
                 self.in_trouble(AWAY, &error);
-                self.news = None;
+                self.watcher = None;
                 return self.longer();
             }
         };
         self.well(AWAY);
         if let Some(told) = looked.told {
-            self.news = News::new(told).ok();
+            self.watcher = FolderWatcher::new(told).ok();
         }
         let now = Instant::now();
         self.claimed.handle(looked.claimed.iter(), now);
-        self.settling.handle(looked.files.iter(), now);
+        self.debounce.handle(looked.files.iter(), now);
         let (mut left, stored_before) = (looked.odd, self.taken);
-        for (place, files) in [(Place::Taken, looked.claimed), (Place::Folder, looked.files)] {
+        for (place, files) in [(FilePlace::Taken, looked.claimed), (FilePlace::Folder, looked.files)] {
             for file in files {
                 if *self.stop.borrow() {
                     return Duration::ZERO;
@@ -183,50 +177,50 @@ impl<A: Acceptor> Folder<A> {
         self.well(STUCK);
         self.pause = FIRST_PAUSE;
         let now = Instant::now();
-        let settled = [&self.settling, &self.claimed].map(|files| files.next(now, self.settings.settle));
-        let soonest = settled.into_iter().flatten().min().unwrap_or(self.settings.rescan);
+        let settled = [&self.debounce, &self.claimed].map(|files| files.next(now, self.config.settle));
+        let soonest = settled.into_iter().flatten().min().unwrap_or(self.config.rescan);
         let went_on = self.taken != stored_before;
-        if looked.more && went_on { Duration::ZERO } else { soonest.min(self.settings.rescan).max(BREATH) }
+        if looked.more && went_on { Duration::ZERO } else { soonest.min(self.config.rescan).max(BREATH) }
     }
 
     /// Reads and submits one file.
-    async fn file(&mut self, place: Place, file: Candidate, left: &mut u64) -> Next {
+    async fn file(&mut self, place: FilePlace, file: Candidate, left: &mut u64) -> Next {
         let Candidate { name, facts } = file;
-        let settling = if place == Place::Folder { &self.settling } else { &self.claimed };
+        let debounce = if place == FilePlace::Folder { &self.debounce } else { &self.claimed };
         let now = Instant::now();
-        let age = settling.age(&name, now);
-        if !settling.is_settled(&name, now, self.settings.settle) {
+        let age = debounce.age(&name, now);
+        if !debounce.is_settled(&name, now, self.config.settle) {
             return Next::Wait;
         }
-        let limit = self.settings.file_limit_bytes as u64;
+        let limit = self.config.file_limit_bytes as u64;
         let room = usize::try_from(facts.bytes.min(limit)).unwrap_or(usize::MAX);
         tokio::select! {
             grown = timeout(BUDGET_WAIT, self.share.grow_to(room)) => if grown.is_err() {
-                tracing::debug!(folder = self.settings.name, "Too many large messages are under way");
+                tracing::debug!(folder = self.config.name, "Too many large messages are under way");
                 return Next::Pause;
             },
             () = told_to(&mut self.stop) => return Next::Pause,
         }
-        let (shelf, path) = (Arc::clone(&self.shelf), self.shelf.path(place, &name));
-        let taken = self.blocking(move || match shelf.point(Point::Read) {
+        let (files, path) = (Arc::clone(&self.files), self.files.path(place, &name));
+        let taken = self.blocking(move || match files.point(Point::Read) {
             Ok(()) => read::take(&path, facts, limit),
-            Err(error) => Taken::Unreadable(error.kind()),
+            Err(error) => ReadFile::Unreadable(error.kind()),
         });
-        let bytes = match taken.await.unwrap_or_else(|error| Taken::Unreadable(error.kind())) {
-            Taken::Whole(bytes) => bytes,
-            Taken::Empty if age < self.settings.empty => return Next::Go,
-            Taken::Empty => return self.reject(place, &name, facts, Reason::Empty).await,
-            Taken::TooLarge => return self.reject(place, &name, facts, Reason::TooLarge(limit)).await,
-            Taken::Changed => {
+        let bytes = match taken.await.unwrap_or_else(|error| ReadFile::Unreadable(error.kind())) {
+            ReadFile::Whole(bytes) => bytes,
+            ReadFile::Empty if age < self.config.empty => return Next::Go,
+            ReadFile::Empty => return self.reject(place, &name, facts, Reason::Empty).await,
+            ReadFile::TooLarge => return self.reject(place, &name, facts, Reason::TooLarge(limit)).await,
+            ReadFile::Changed => {
                 match place {
-                    Place::Folder => self.settling.changed(&name),
-                    Place::Taken => self.claimed.changed(&name),
+                    FilePlace::Folder => self.debounce.changed(&name),
+                    FilePlace::Taken => self.claimed.changed(&name),
                 }
                 return Next::Wait;
             }
-            Taken::Gone => return Next::Go,
-            Taken::Unreadable(kind) => {
-                tracing::debug!(folder = self.settings.name, %kind, "Left a file that cannot be read");
+            ReadFile::Gone => return Next::Go,
+            ReadFile::Unreadable(kind) => {
+                tracing::debug!(folder = self.config.name, %kind, "Left a file that cannot be read");
                 *left += 1;
                 return Next::Go;
             }
@@ -238,12 +232,12 @@ impl<A: Acceptor> Folder<A> {
         self.share.release();
         match outcome {
             Ok(accepted) => {
-                self.count_accepted(accepted);
+                self.count_accepted(&accepted);
                 self.taken += 1;
                 if self.stored.is_empty() {
                     self.stored_since = Instant::now();
                 }
-                self.stored.push(Item::new(name, facts, sha256, accepted, place));
+                self.stored.push(StoredFile::new(name, facts, sha256, accepted, place));
                 let enough = self.stored.len() >= TOGETHER || self.stored_since.elapsed() >= TOGETHER_TIME;
                 if enough && !self.put_away().await { Next::Pause } else { Next::Go }
             }
@@ -259,17 +253,17 @@ impl<A: Acceptor> Folder<A> {
     }
 
     fn submission(&self, name: &OsStr, modified: rules::Modified, body: Body) -> Submission {
-        let settings = &self.settings;
+        let config = &self.config;
         let extension = rules::extension(name.as_bytes());
-        let known = settings.by_extension.iter().find(|(of, _)| *of == extension);
-        let nature = known.map_or(&settings.usual, |(_, nature)| nature);
+        let known = config.by_extension.iter().find(|(of, _)| *of == extension);
+        let nature = known.map_or(&config.usual, |(_, nature)| nature);
         let (event_type, kind) = rules::kinds(nature, body.as_bytes());
         Submission {
-            lane: settings.lane.clone(),
+            lane: config.lane.clone(),
             event_type,
             kind: kind.to_owned(),
             content_type: nature.content_type.clone(),
-            source: format!("urn:pgw:{}:{}:folder:{}", settings.practice, settings.gateway, settings.name),
+            source: format!("urn:pgw:{}:{}:folder:{}", config.practice, config.gateway, config.name),
             key: rules::key(name.as_bytes(), modified),
             correlation_id: String::new(),
             test_data: false,
@@ -277,16 +271,10 @@ impl<A: Acceptor> Folder<A> {
         }
     }
 
-    fn count_accepted(&mut self, accepted: Accepted) {
-        count(&self.counters.accepted);
-        if accepted.repeated {
-            count(&self.counters.repeated);
-        }
-        if accepted.key_reused {
-            count(&self.counters.key_reused);
-        }
+    fn count_accepted(&mut self, accepted: &Accepted) {
+        self.counters.count_accepted(accepted);
         if std::mem::take(&mut self.shut) {
-            tracing::info!(folder = self.settings.name, "Opened the folder door again");
+            tracing::info!(folder = self.config.name, "Opened the folder door again");
         }
         self.pause = FIRST_PAUSE;
     }
@@ -295,31 +283,31 @@ impl<A: Acceptor> Folder<A> {
         if refusal.is_temporary() {
             tracing::debug!(%refusal, "Left a file in its folder");
         } else {
-            tracing::error!(%refusal, "The outbox refuses what the folder door brings");
+            tracing::error!(%refusal, "The outbox refuses transactions from the folder door");
         }
         // A full queue drains in milliseconds; that alone is no news.
         if *refusal != Refusal::Busy && !std::mem::replace(&mut self.shut, true) {
-            tracing::warn!(folder = self.settings.name, "Closed the folder door while nothing can be stored");
+            tracing::warn!(folder = self.config.name, "Closed the folder door while nothing can be stored");
         }
     }
 
     /// Refuses a file for what it is. In `.taken/` it is looked at once more: what is rejected is what was judged.
-    async fn reject(&mut self, place: Place, name: &OsStr, facts: Facts, reason: Reason) -> Next {
+    async fn reject(&mut self, place: FilePlace, name: &OsStr, facts: FileFacts, reason: Reason) -> Next {
         self.share.release();
         if !self.put_away().await {
             return Next::Pause;
         }
-        let (shelf, name) = (Arc::clone(&self.shelf), name.to_owned());
+        let (files, name) = (Arc::clone(&self.files), name.to_owned());
         let rejected = self.blocking(move || {
-            if place == Place::Folder && !shelf.claim(&name)? {
+            if place == FilePlace::Folder && !files.claim(&name)? {
                 return Ok(false);
             }
-            let now = std::fs::symlink_metadata(shelf.path(Place::Taken, &name))?;
+            let now = std::fs::symlink_metadata(files.path(FilePlace::Taken, &name))?;
             if !now.is_file() || read::facts(&now) != facts {
                 // Another one has come under this name: it is taken from there.
                 return Ok(false);
             }
-            shelf.reject(&name, facts, reason).map(|()| true)
+            files.reject(&name, facts, reason).map(|()| true)
         });
         match rejected.await.flatten() {
             Ok(true) => {
@@ -327,7 +315,7 @@ impl<A: Acceptor> Folder<A> {
                 self.taken += 1;
                 count(&self.counters.received);
                 count(&self.counters.refused);
-                let (folder, bytes) = (&self.settings.name, facts.bytes);
+                let (folder, bytes) = (&self.config.name, facts.bytes);
                 tracing::warn!(folder, reason = reason.code(), bytes, "Rejected a file");
                 Next::Go
             }
@@ -344,9 +332,9 @@ impl<A: Acceptor> Folder<A> {
         if self.stored.is_empty() {
             return true;
         }
-        let (shelf, mut items) = (Arc::clone(&self.shelf), std::mem::take(&mut self.stored));
+        let (files, mut items) = (Arc::clone(&self.files), std::mem::take(&mut self.stored));
         let put = self.blocking(move || {
-            let put = shelf.put_away(&mut items);
+            let put = files.put_away(&mut items);
             (items, put)
         });
         let put = match put.await {
@@ -380,7 +368,7 @@ impl<A: Acceptor> Folder<A> {
             match timeout(self.patience, &mut task).await {
                 Ok(done) => {
                     self.well(HANGS);
-                    return done.map_err(|_| io::Error::other("a fault of this program"));
+                    return done.map_err(|_| io::Error::other("a bug in this program"));
                 }
                 Err(_) => {
                     let error = io::ErrorKind::TimedOut.into();
@@ -399,7 +387,7 @@ impl<A: Acceptor> Folder<A> {
             count(&self.counters.folders_away);
         }
         if self.trouble.replace(what) != Some(what) {
-            tracing::error!(folder = self.settings.name, what, %error, "The folder door is shut");
+            tracing::error!(folder = self.config.name, what, %error, "The folder cannot be used; the folder door is closed");
         }
     }
 
@@ -407,7 +395,7 @@ impl<A: Acceptor> Folder<A> {
         if self.trouble == Some(what) {
             self.trouble = None;
             self.counters.folders_away.fetch_sub(1, Ordering::Relaxed);
-            tracing::info!(folder = self.settings.name, "The folder can be used again");
+            tracing::info!(folder = self.config.name, "The folder can be used again");
         }
     }
 
@@ -417,8 +405,8 @@ impl<A: Acceptor> Folder<A> {
         self.counters.files_left.fetch_add(left, Ordering::Relaxed);
         self.counters.files_left.fetch_sub(before, Ordering::Relaxed);
         if left > before {
-            let folder = &self.settings.name;
-            tracing::warn!(folder, left, "Left in a folder what is no file or cannot be read");
+            let folder = &self.config.name;
+            tracing::warn!(folder, left, "Ignored a folder entry that is not a regular file or cannot be read");
         }
     }
 
@@ -428,31 +416,4 @@ impl<A: Acceptor> Folder<A> {
         self.pause = (pause * 2).min(LAST_PAUSE);
         pause
     }
-}
-
-/// All that a look shows.
-struct Looked {
-    claimed: Vec<Candidate>,
-    files: Vec<Candidate>,
-    odd: u64,
-    more: bool,
-    told: Option<std::os::fd::OwnedFd>,
-}
-
-/// Blocks.
-fn look(settings: &Settings, shelf: &Shelf, watched: bool) -> io::Result<Looked> {
-    if settings.mounted && !scan::is_mounted(&settings.path)? {
-        return Err(io::Error::new(io::ErrorKind::NotFound, "nothing is mounted there"));
-    }
-    shelf.prepare()?;
-    // Before the look: what comes after it is news.
-    let told = if watched { None } else { news::watch(&settings.path).ok() };
-    let claimed = scan::look(shelf.directory(Place::Taken), settings.take, scan::MOST, |_| Ok(true))?;
-    // A name that is still in `.taken/` waits its turn.
-    let names: std::collections::HashSet<&OsStr> =
-        claimed.files.iter().map(|file| file.name.as_os_str()).collect();
-    let may = |name: &OsStr| Ok(!names.contains(name) && shelf.is_complete(name)?);
-    let found = scan::look(shelf.directory(Place::Folder), settings.take, scan::MOST, may)?;
-    let (odd, more) = (claimed.odd + found.odd, claimed.more || found.more);
-    Ok(Looked { files: found.files, claimed: claimed.files, odd, more, told })
 }

@@ -1,36 +1,35 @@
-//! What is written beside a sender's files: a receipt, or a reason. JSON for programs that a person can read. Pure.
+//! The documents beside a sender's files: an acceptance slip, or a reason. JSON that a person can read. Pure.
 
-use pgw_core::transaction::{Lane, rfc3339};
+use pgw_core::transaction::{Lane, Position, TransactionId};
 use pgw_core::wire::SCHEMA;
-use pgw_outbox::Accepted;
 use serde::Serialize;
+
+use crate::ingest::slip::AcceptanceSlip;
 
 /// Longest name in any file system that matters, in bytes.
 const NAME_BYTES: usize = 255;
 
-/// The receipt of an accepted file. The same for each repetition, so that it can be written again after a crash.
+/// The acceptance slip of a file. The same for each repetition, so that it can be written again after a crash.
 ///
 /// It has no file name: where the file itself is not kept, nothing of a patient's may stay.
 #[derive(Debug, Serialize)]
-struct Receipt<'a> {
+struct SlipDocument<'a> {
     schema: u32,
     /// `null`: delivered, confirmed and deleted long ago.
-    id: Option<String>,
+    id: Option<TransactionId>,
     lane: &'a Lane,
-    position: u64,
+    position: Position,
     /// When it was accepted first, RFC 3339; `null` as above.
-    time: Option<String>,
+    time: &'a Option<String>,
     sha256: &'a str,
     bytes: u64,
 }
 
-/// The receipt as text.
+/// The acceptance slip as text.
 #[must_use]
-pub fn receipt(lane: &Lane, accepted: &Accepted, sha256: &str, bytes: u64) -> Vec<u8> {
-    let known = !accepted.id.0.is_nil();
-    let id = known.then(|| accepted.id.to_string());
-    let time = known.then(|| rfc3339(accepted.time));
-    lines(&Receipt { schema: SCHEMA, id, lane, position: accepted.position, time, sha256, bytes })
+pub fn slip(slip: &AcceptanceSlip, sha256: &str, bytes: u64) -> Vec<u8> {
+    let AcceptanceSlip { id, lane, position, time, .. } = slip;
+    lines(&SlipDocument { schema: SCHEMA, id: *id, lane, position: *position, time, sha256, bytes })
 }
 
 /// Why a file is rejected.
@@ -43,7 +42,7 @@ pub enum Reason {
 }
 
 #[derive(Debug, Serialize)]
-struct Words {
+struct ReasonDocument {
     schema: u32,
     code: &'static str,
     reason: String,
@@ -52,7 +51,7 @@ struct Words {
 }
 
 impl Reason {
-    /// The reason as text.
+    /// The document as text.
     #[must_use]
     pub fn text(self, bytes: u64) -> Vec<u8> {
         let (reason, action) = match self {
@@ -65,7 +64,7 @@ impl Reason {
                 "it was not sent: have the limit raised (folder.file_limit_bytes), then move it back into the folder",
             ),
         };
-        lines(&Words { schema: SCHEMA, code: self.code(), reason, action, bytes })
+        lines(&ReasonDocument { schema: SCHEMA, code: self.code(), reason, action, bytes })
     }
 
     /// The reason in one word.
@@ -97,10 +96,26 @@ pub fn fitted(prefix: &str, name: &[u8], suffix: &str) -> Vec<u8> {
     [prefix.as_bytes(), name.get(from..).unwrap_or_default(), suffix.as_bytes()].concat()
 }
 
+/// What is put before a name that is taken: nothing, the number, the number and a counter.
+pub(super) fn prefixes(number: &str) -> impl Iterator<Item = String> {
+    let more = (2..100).map(move |count| format!("{number}-{count}-"));
+    [String::new(), format!("{number}-")].into_iter().chain(more)
+}
+
+/// The same after the number of a slip, which has it already.
+pub(super) fn suffix(prefix: &str, number: u64) -> String {
+    let rest = prefix.trim_start_matches(&format!("{number}-")).trim_end_matches('-');
+    match (prefix.is_empty(), rest.is_empty()) {
+        (true, _) => String::new(),
+        (false, true) => String::from("-1"),
+        (false, false) => format!("-{rest}"),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use pgw_core::transaction::TransactionId;
+    use pgw_outbox::Accepted;
     use uuid::Uuid;
 
     fn accepted(id: Uuid) -> Accepted {
@@ -108,19 +123,20 @@ mod tests {
     }
 
     #[test]
-    fn a_receipt_names_the_transaction_and_is_the_same_for_a_repetition() {
+    fn a_slip_names_the_transaction_and_is_the_same_for_a_repetition() {
         let lane = Lane::new("clinical").unwrap();
         let first = accepted(Uuid::from_u128(7));
-        let text = receipt(&lane, &first, "abc", 3);
+        let document = |accepted: &Accepted| slip(&AcceptanceSlip::new(lane.clone(), accepted), "abc", 3);
+        let text = document(&first);
         let json: serde_json::Value = serde_json::from_slice(&text).unwrap();
         assert_eq!(json["id"], "00000000-0000-0000-0000-000000000007");
         assert_eq!((json["position"].as_u64(), json["bytes"].as_u64()), (Some(42), Some(3)));
         assert_eq!((&json["lane"], &json["sha256"]), (&"clinical".into(), &"abc".into()));
         assert_eq!(json["time"], "1970-01-01T00:00:00.000Z");
         let again = Accepted { repeated: true, ..first };
-        assert_eq!(receipt(&lane, &again, "abc", 3), text);
+        assert_eq!(document(&again), text);
         let gone: serde_json::Value =
-            serde_json::from_slice(&receipt(&lane, &accepted(Uuid::nil()), "abc", 3)).unwrap();
+            serde_json::from_slice(&document(&accepted(Uuid::nil()))).unwrap();
         assert!(gone["id"].is_null() && gone["time"].is_null());
     }
 
