@@ -25,7 +25,7 @@ pub(super) async fn receipt(outbox: &Outbox, orders: Option<&Orders>, line: rece
     let Some(orders) = orders else { return failed("there is no uplink".to_owned()) };
     let (lane, position) = match orders.receipt(line).await {
         Ok(heard) => heard,
-        Err(reason) => return failed(reason),
+        Err(error) => return failed(error.to_string()),
     };
     let confirmed = || listing::confirmed(outbox, &lane);
     let wait = async {
