@@ -17,28 +17,16 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::Path;
 
-use super::files::is_unreadable;
+use crate::files;
+use crate::files::is_unreadable;
 
 /// Room of one slot; a payload may have 24 bytes less.
 pub(crate) const SLOT_BYTES: u64 = 64 * 1024;
 const HEAD: usize = 20;
 const TAIL: usize = 4;
-
-/// Makes renames, creations and removals in `directory` durable.
-pub(crate) fn sync_directory(directory: &Path) -> io::Result<()> {
-    File::open(directory)?.sync_all()
-}
-
-/// The directory of `path`.
-pub(super) fn parent(path: &Path) -> &Path {
-    match path.parent() {
-        Some(parent) if parent != Path::new("") => parent,
-        _ => Path::new("."),
-    }
-}
 
 /// A small file of two slots that take turns.
 #[derive(Debug)]
@@ -68,7 +56,7 @@ impl Alternating {
         if file.metadata()?.len() < 2 * SLOT_BYTES {
             file.set_len(2 * SLOT_BYTES)?;
             file.sync_all()?;
-            sync_directory(parent(path))?;
+            files::sync_name(path)?;
         }
         let (generation, found) = newest(&file, magic, version)?;
         Ok((Self { file, magic, version, generation }, found))

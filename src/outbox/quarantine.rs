@@ -17,19 +17,18 @@
 //! Nothing is ever pushed out: what does not fit is refused. An id is not used twice; the highest one that
 //! was removed leaves an empty `{id}.gone`.
 
-use std::fs::{File, OpenOptions};
-use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::fs::File;
+use std::io;
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use chacha20poly1305::aead::{Aead, KeyInit, Payload};
-use chacha20poly1305::{XChaCha20Poly1305, XNonce};
 use pgw_core::transaction::{UnixMillis, unix_millis_now};
-use ring::hmac;
-use ring::rand::{SecureRandom, SystemRandom};
+use pgw_durable::PRIVATE;
 
-use super::alternating::{Take, sync_directory};
+use crate::alternating::Take;
+use crate::crypt::entry_seal::{EntrySeal, TAG_BYTES};
+use crate::files;
 
 const MAGIC: [u8; 4] = *b"PGWQ";
 const VERSION: u16 = 1;
@@ -71,9 +70,7 @@ impl Entry {
 /// The entries of one store.
 pub(crate) struct Quarantine {
     directory: PathBuf,
-    cipher: XChaCha20Poly1305,
-    /// Of earlier keys: they only open.
-    earlier: Vec<XChaCha20Poly1305>,
+    seal: EntrySeal,
     limit_bytes: u64,
     state: Mutex<State>,
 }
@@ -96,8 +93,8 @@ struct Fixed {
 impl Quarantine {
     /// Opens or creates the directory; `limit_bytes` bounds the files together.
     pub(crate) fn open(directory: &Path, key: &[u8; 32], limit_bytes: u64) -> io::Result<Self> {
-        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
-        let cipher = cipher(key)?;
+        files::create_directory(directory)?;
+        let seal = EntrySeal::new(key)?;
         let mut state = State { last_id: 0, count: 0, bytes: 0 };
         for entry in std::fs::read_dir(directory)? {
             let entry = entry?;
@@ -113,12 +110,12 @@ impl Quarantine {
             }
         }
         let state = Mutex::new(state);
-        Ok(Self { directory: directory.to_owned(), cipher, earlier: Vec::new(), limit_bytes, state })
+        Ok(Self { directory: directory.to_owned(), seal, limit_bytes, state })
     }
 
     /// Opens what was kept under an earlier key, too. An entry does not say which key it has; its seal does.
     pub(crate) fn also_opening(mut self, key: &[u8; 32]) -> io::Result<Self> {
-        self.earlier.push(cipher(key)?);
+        self.seal.also_opening(key)?;
         Ok(self)
     }
 
@@ -135,11 +132,11 @@ impl Quarantine {
         each: &mut dyn FnMut(PathBuf, &Entry, Vec<u8>),
     ) -> io::Result<()> {
         let state = Mutex::new(State { last_id: 0, count: 0, bytes: 0 });
-        let (directory, cipher) = (directory.to_owned(), cipher(key)?);
-        let quarantine = Self { directory, cipher, earlier: Vec::new(), limit_bytes: 0, state };
+        let (directory, seal) = (directory.to_owned(), EntrySeal::new(key)?);
+        let quarantine = Self { directory, seal, limit_bytes: 0, state };
         for entry in quarantine.list()?.into_iter().filter(Entry::is_own_record) {
             if let Ok(Some((entry, bytes))) = quarantine.get(entry.id) {
-                each(quarantine.path(entry.id, Kind::Entry), &entry, bytes);
+                each(quarantine.path(entry.id), &entry, bytes);
             }
         }
         Ok(())
@@ -176,18 +173,15 @@ impl Quarantine {
         if state.count >= most_entries || state.bytes.saturating_add(length) > limit_bytes {
             return Err(io::Error::new(io::ErrorKind::StorageFull, "the quarantine is full"));
         }
-        let (fresh, path) = (self.path(id, Kind::New), self.path(id, Kind::Entry));
-        let written = write_synced(&fresh, &file).and_then(|()| std::fs::rename(&fresh, &path));
-        if let Err(error) = written {
-            let _ = std::fs::remove_file(&fresh);
-            return Err(error);
+        let path = self.path(id);
+        let written = pgw_durable::replace(&path, PRIVATE, &file);
+        // With its name it counts, even if that should turn out not to be durable.
+        if written.is_ok() || path.exists() {
+            state.last_id = id;
+            state.count += 1;
+            state.bytes += length;
         }
-        // From here on it counts, even if its name should turn out not to be durable.
-        state.last_id = id;
-        state.count += 1;
-        state.bytes += length;
-        sync_directory(&self.directory)?;
-        Ok(id)
+        written.map(|()| id)
     }
 
     /// The entries by their numbers; none where the directory cannot be read.
@@ -216,7 +210,7 @@ impl Quarantine {
 
     /// The entry `id` without its bytes; `None` if there is none.
     pub(crate) fn find(&self, id: u64) -> io::Result<Option<Entry>> {
-        match self.entry(id, &self.path(id, Kind::Entry)) {
+        match self.entry(id, &self.path(id)) {
             Ok(entry) => Ok(Some(entry)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error),
@@ -228,7 +222,7 @@ impl Quarantine {
     /// # Errors
     /// `InvalidData` when it is damaged; else the file system's.
     pub(crate) fn get(&self, id: u64) -> io::Result<Option<(Entry, Vec<u8>)>> {
-        let path = self.path(id, Kind::Entry);
+        let path = self.path(id);
         let file = match std::fs::read(&path) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -241,14 +235,14 @@ impl Quarantine {
     /// Removes `id` for good; false if there is no such entry.
     pub(crate) fn remove(&self, id: u64) -> io::Result<bool> {
         let mut state = self.state();
-        let path = self.path(id, Kind::Entry);
+        let path = self.path(id);
         let length = match std::fs::metadata(&path) {
             Ok(metadata) => metadata.len(),
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
             Err(error) => return Err(error),
         };
         if id == state.last_id {
-            write_synced(&self.path(id, Kind::Gone), b"")?;
+            pgw_durable::replace(&self.path(id).with_extension("gone"), PRIVATE, b"")?;
             for file in std::fs::read_dir(&self.directory)? {
                 let file = file?.path();
                 if matches!(parse_name(&file), Some((other, Kind::Gone)) if other != id) {
@@ -259,7 +253,7 @@ impl Quarantine {
         std::fs::remove_file(&path)?;
         state.count = state.count.saturating_sub(1);
         state.bytes = state.bytes.saturating_sub(length);
-        sync_directory(&self.directory)?;
+        pgw_durable::sync_directory(&self.directory)?;
         Ok(true)
     }
 
@@ -267,8 +261,8 @@ impl Quarantine {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn path(&self, id: u64, kind: Kind) -> PathBuf {
-        self.directory.join(format!("{id:016x}.{}", kind.extension()))
+    fn path(&self, id: u64) -> PathBuf {
+        self.directory.join(format!("{id:016x}.entry"))
     }
 
     fn seal(
@@ -279,7 +273,6 @@ impl Quarantine {
         source: &str,
         body: &[u8],
     ) -> io::Result<Vec<u8>> {
-        const TAG_BYTES: usize = 16;
         let source = cut_between_characters(source);
         let mut head = u16::try_from(reason.len()).map_err(io::Error::other)?.to_be_bytes().to_vec();
         head.extend(reason.bytes());
@@ -289,29 +282,15 @@ impl Quarantine {
             id,
             time,
             body_length: (body.len() + TAG_BYTES) as u64,
-            head_nonce: random()?,
-            body_nonce: random()?,
+            head_nonce: pgw_durable::random()?,
+            body_nonce: pgw_durable::random()?,
         };
         let mut file = fixed.encode();
-        let sealed_head = self.seal_part(&fixed.head_nonce, &head, &file, b'h')?;
-        let sealed_body = self.seal_part(&fixed.body_nonce, body, &file, b'b')?;
+        let sealed_head = self.seal.seal(&fixed.head_nonce, &head, &file, b'h')?;
+        let sealed_body = self.seal.seal(&fixed.body_nonce, body, &file, b'b')?;
         file.extend(sealed_head);
         file.extend(sealed_body);
         Ok(file)
-    }
-
-    fn seal_part(&self, nonce: &[u8; 24], msg: &[u8], fixed: &[u8], part: u8) -> io::Result<Vec<u8>> {
-        let aad = [fixed, &[part]].concat();
-        self.cipher
-            .encrypt(&XNonce::from(*nonce), Payload { msg, aad: &aad })
-            .map_err(|_| io::Error::other("it is too large to be sealed"))
-    }
-
-    fn open_part(&self, nonce: &[u8; 24], msg: &[u8], fixed: &[u8], part: u8) -> Option<Vec<u8>> {
-        let aad = [fixed, &[part]].concat();
-        std::iter::once(&self.cipher)
-            .chain(&self.earlier)
-            .find_map(|cipher| cipher.decrypt(&XNonce::from(*nonce), Payload { msg, aad: &aad }).ok())
     }
 
     /// Reads the head only: bodies may be large.
@@ -334,14 +313,14 @@ impl Quarantine {
         if fixed.id != id || whole != length {
             return None;
         }
-        let head = self.open_part(&fixed.head_nonce, sealed, fixed_bytes, b'h')?;
+        let head = self.seal.open(&fixed.head_nonce, sealed, fixed_bytes, b'h')?;
         let mut head = Take(&head);
         let reason_length = head.u16()?;
         let entry = Entry {
             id,
             reason: String::from_utf8(head.bytes(usize::from(reason_length))?.to_vec()).ok()?,
             source: String::from_utf8(head.0.to_vec()).ok()?,
-            bytes: fixed.body_length.checked_sub(16)?,
+            bytes: fixed.body_length.checked_sub(TAG_BYTES as u64)?,
             time: fixed.time,
             damaged: false,
         };
@@ -351,7 +330,7 @@ impl Quarantine {
     fn open_whole(&self, id: u64, file: &[u8]) -> Option<(Entry, Vec<u8>)> {
         let (entry, fixed) = self.open_head(id, file, file.len() as u64)?;
         let sealed = file.get(FIXED_BYTES + usize::from(fixed.head_length)..)?;
-        let body = self.open_part(&fixed.body_nonce, sealed, file.get(..FIXED_BYTES)?, b'b')?;
+        let body = self.seal.open(&fixed.body_nonce, sealed, file.get(..FIXED_BYTES)?, b'b')?;
         Some((entry, body))
     }
 }
@@ -393,22 +372,6 @@ enum Kind {
     Gone,
 }
 
-impl Kind {
-    fn extension(self) -> &'static str {
-        match self {
-            Kind::Entry => "entry",
-            Kind::New => "new",
-            Kind::Gone => "gone",
-        }
-    }
-}
-
-fn cipher(key: &[u8; 32]) -> io::Result<XChaCha20Poly1305> {
-    let derived = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, key), b"practice-gateway quarantine");
-    XChaCha20Poly1305::new_from_slice(derived.as_ref())
-        .map_err(|_| io::Error::other("the key has the wrong length"))
-}
-
 /// The entries that lie in a quarantine's directory, by their names.
 pub(crate) fn ids(directory: &Path) -> io::Result<Vec<u64>> {
     let files = match std::fs::read_dir(directory) {
@@ -423,27 +386,21 @@ pub(crate) fn ids(directory: &Path) -> io::Result<Vec<u64>> {
 }
 
 fn parse_name(path: &Path) -> Option<(u64, Kind)> {
-    let extension = path.extension()?;
-    let kind = [Kind::Entry, Kind::New, Kind::Gone].into_iter().find(|k| extension == k.extension())?;
-    Some((u64::from_str_radix(path.file_stem()?.to_str()?, 16).ok()?, kind))
-}
-
-fn write_synced(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
-    file.write_all(bytes)?;
-    file.sync_all()
+    let (id, extension) = path.file_name()?.to_str()?.split_once('.')?;
+    let kind = match extension {
+        "entry" => Kind::Entry,
+        "gone" => Kind::Gone,
+        // What a crash left of one that was being written.
+        "entry.new" | "gone.new" => Kind::New,
+        _ => return None,
+    };
+    Some((u64::from_str_radix(id, 16).ok()?, kind))
 }
 
 fn cut_between_characters(source: &str) -> &str {
     let whole =
         source.char_indices().map(|(at, c)| at + c.len_utf8()).take_while(|end| *end <= MOST_SOURCE_BYTES);
     source.get(..whole.last().unwrap_or(0)).unwrap_or_default()
-}
-
-fn random() -> io::Result<[u8; 24]> {
-    let mut nonce = [0; 24];
-    SystemRandom::new().fill(&mut nonce).map_err(|_| io::Error::other("no random numbers"))?;
-    Ok(nonce)
 }
 
 #[cfg(test)]
@@ -470,7 +427,7 @@ mod tests {
         assert!(listed[0].time > 1_600_000_000_000 && !listed[0].damaged && !listed[1].damaged);
         assert_eq!(again.get(1).unwrap().unwrap(), (listed[0].clone(), b"PID|1||9434765919".to_vec()));
         assert_eq!(again.get(9).unwrap(), None);
-        let file = std::fs::read(again.path(1, Kind::Entry)).unwrap();
+        let file = std::fs::read(again.path(1)).unwrap();
         for secret in [&b"9434765919"[..], b"urn:sender", b"no-msh"] {
             assert!(!file.windows(secret.len()).any(|window| window == secret));
         }
@@ -510,7 +467,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let quarantine = open(directory.path());
         quarantine.keep("no-msh", "urn:s", b"body").unwrap();
-        let path = quarantine.path(1, Kind::Entry);
+        let path = quarantine.path(1);
         let good = std::fs::read(&path).unwrap();
         let head_ends = good.len() - 20;
         for byte in 0..good.len() {
@@ -525,7 +482,7 @@ mod tests {
             assert!(quarantine.list().unwrap()[0].damaged, "{cut}");
         }
         std::fs::write(&path, &good).unwrap();
-        std::fs::rename(&path, quarantine.path(7, Kind::Entry)).unwrap();
+        std::fs::rename(&path, quarantine.path(7)).unwrap();
         assert!(quarantine.list().unwrap()[0].damaged, "an entry under another's name");
         let other = Quarantine::open(directory.path(), &[6; 32], 1 << 20).unwrap();
         assert!(other.list().unwrap()[0].damaged);
@@ -535,7 +492,7 @@ mod tests {
     #[test]
     fn what_a_crash_left_half_written_is_swept_away() {
         let directory = tempfile::tempdir().unwrap();
-        std::fs::write(directory.path().join("0000000000000005.new"), b"half").unwrap();
+        std::fs::write(directory.path().join("0000000000000005.entry.new"), b"half").unwrap();
         let quarantine = open(directory.path());
         assert_eq!(quarantine.list().unwrap(), []);
         assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0);
@@ -563,7 +520,7 @@ mod tests {
         );
         let file: Vec<u8> =
             (0..hex.len() / 2).map(|i| u8::from_str_radix(&hex[2 * i..2 * i + 2], 16).unwrap()).collect();
-        std::fs::write(quarantine.path(3, Kind::Entry), file).unwrap();
+        std::fs::write(quarantine.path(3), file).unwrap();
         let (entry, body) = quarantine.get(3).unwrap().unwrap();
         let expected = Entry {
             id: 3,

@@ -1,9 +1,20 @@
 //! The outbox as a whole, with faults planted where only this crate can.
 
-use std::path::Path;
+mod barrier_tests;
+mod damage_tests;
+mod key_tests;
+mod void_tests;
 
-use super::faults_for_tests::{self as faults, Point};
-use super::*;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use pgw_core::chain::ChainValue;
+use pgw_core::transaction::{Body, Gateway, Lane, Position, Practice};
+
+use crate::faults_for_tests::Point;
+use crate::guard::{record, segment};
+use crate::*;
+use crate::{faults_for_tests as faults, files};
 
 pub(super) fn settings(directory: &Path) -> Settings {
     Settings {

@@ -1,0 +1,165 @@
+//! How a lane writer goes on in a new segment: the present one is full, failed, or is to be left.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Instant;
+
+use pgw_core::transaction::Position;
+
+use super::{Active, Pen};
+use crate::errors::Refusal;
+use crate::guard::segment::{Segment, SegmentError, SegmentHeader};
+use crate::pipeline::jobs::Chore;
+use crate::pipeline::pending::Ready;
+use crate::pipeline::shared::Shared;
+
+impl Pen {
+    /// Goes on in a new segment with all that is unsettled, the present one being full, absent or broken.
+    ///
+    /// # Errors
+    /// As [`Pen::settled`].
+    pub(crate) fn replace(&mut self, shared: &Shared) -> Result<(), Refusal> {
+        if let Some(trouble) = &self.trouble {
+            return Err(Refusal::Trouble(trouble.clone()));
+        }
+        self.appended = 0;
+        if let Some(error) = self.broken.take() {
+            tracing::error!(lane = %self.lane.name, error = %error, "Segment failed, what is beyond its last barrier goes to a new one");
+            shared.notable(
+                "store.trouble",
+                format!("a segment of lane {} failed and was replaced: {error}", self.lane.name),
+            );
+            let dead = self.active.take();
+            self.let_go(shared, dead);
+        }
+        self.replace_segment(shared)
+    }
+
+    /// Tries again to write what could not be written.
+    pub(crate) fn settle(&mut self, shared: &Shared) {
+        if self.trouble.is_some() && self.replace_segment(shared).is_ok() {
+            self.trouble = None;
+            shared.in_trouble(&self.lane.name, None);
+            let seconds = self.failing_since.take().map_or(0, |since| since.elapsed().as_secs());
+            tracing::info!(lane = %self.lane.name, seconds, "Store works again");
+            shared.notable(
+                "store.works",
+                format!("lane {} can be stored again after {seconds} s", self.lane.name),
+            );
+        }
+    }
+
+    /// Writes what is unsettled to a new segment, which follows or replaces the present one.
+    fn replace_segment(&mut self, shared: &Shared) -> Result<(), Refusal> {
+        let outcome = self.begin_segment(shared);
+        match outcome {
+            Ok((ordinal, segment)) => {
+                self.go_on_in(shared, ordinal, segment);
+                Ok(())
+            }
+            Err(error) => {
+                if error.is_full() {
+                    shared.out_of_room();
+                }
+                let text = error.to_string();
+                if self.trouble.is_none() {
+                    tracing::error!(lane = %self.lane.name, error = %text, "Store refuses new work until it can write again");
+                    shared.notable(
+                        "store.trouble",
+                        format!("lane {} cannot be stored: {text}", self.lane.name),
+                    );
+                    self.failing_since = Some(Instant::now());
+                }
+                self.trouble = Some(text.clone());
+                shared.in_trouble(&self.lane.name, Some(&text));
+                Err(Refusal::Trouble(text))
+            }
+        }
+    }
+
+    fn begin_segment(&mut self, shared: &Shared) -> Result<(u64, Arc<Segment>), SegmentError> {
+        let ahead = crate::lock::locked(&self.lane.ahead).take();
+        let (ordinal, segment) = match ahead {
+            Some((ordinal, segment)) if ordinal > self.newest => (ordinal, segment),
+            late => {
+                if let Some((ordinal, segment)) = late {
+                    drop(segment);
+                    shared.chore(Chore::Discard(self.lane.segment_directory(ordinal)));
+                }
+                let ordinal = self.last_ordinal + 1;
+                self.last_ordinal = ordinal;
+                let directory = self.lane.segment_directory(ordinal);
+                match Segment::create(&directory) {
+                    Ok(segment) => (ordinal, segment),
+                    Err(error) => {
+                        // Each try would leave one more, on a disk that is full already.
+                        shared.chore(Chore::Discard(directory));
+                        return Err(error);
+                    }
+                }
+            }
+        };
+        self.newest = ordinal;
+        let header = {
+            let state = self.lane.state();
+            SegmentHeader {
+                lane: self.lane.id,
+                ordinal,
+                base: self.tail + 1,
+                previous: self.tail_chain,
+                numbering: state.numbering.clone(),
+                predecessor: state.row.last_key_value().map(|(ordinal, extent)| (*ordinal, *extent)),
+            }
+        };
+        let segment = Arc::new(segment);
+        match begin(&segment, &header, &self.unsettled) {
+            Ok(()) => Ok((ordinal, segment)),
+            Err(error) => {
+                // Its base hides nothing that was answered, but it must not count at the next start.
+                drop(segment);
+                shared.chore(Chore::Discard(self.lane.segment_directory(ordinal)));
+                Err(error)
+            }
+        }
+    }
+
+    /// Dropping a handle takes milliseconds: not here.
+    fn let_go(&self, shared: &Shared, old: Option<Active>) {
+        if let Some(old) = old {
+            shared.chore(Chore::LetGo { lane: self.index, ordinal: old.ordinal, segment: old.segment });
+        }
+    }
+
+    /// Leaves the present segment for a new one: it is to be pruned, or repaired. `tail`: only if nothing came since.
+    pub(crate) fn retire(&mut self, shared: &Shared, tail: Option<Position>) {
+        let wanted =
+            tail.is_none_or(|tail| tail == self.tail) && self.active.as_ref().is_none_or(|a| a.records > 0);
+        if wanted && self.trouble.is_none() {
+            self.roll(shared);
+        }
+    }
+
+    /// Goes on in a new segment. A failure is no trouble: there is nothing to be written, the present one goes on.
+    pub(super) fn roll(&mut self, shared: &Shared) {
+        match self.begin_segment(shared) {
+            Ok((ordinal, segment)) => self.go_on_in(shared, ordinal, segment),
+            Err(error) => tracing::warn!(lane = %self.lane.name, error = %error, "Segment could not be left"),
+        }
+    }
+
+    fn go_on_in(&mut self, shared: &Shared, ordinal: u64, segment: Arc<Segment>) {
+        self.lane.handles.register(ordinal, &segment);
+        let old =
+            self.active.replace(Active { ordinal, segment, records: 0, bytes: 0, next_asked_for: false });
+        self.publish(shared, Some(ordinal), self.unsettled.len());
+        self.let_go(shared, old);
+    }
+}
+
+fn begin(segment: &Segment, header: &SegmentHeader, first: &VecDeque<Ready>) -> Result<(), SegmentError> {
+    segment.begin(header)?;
+    for ready in first {
+        segment.append(ready.position, &ready.record)?;
+    }
+    segment.barrier()
+}
