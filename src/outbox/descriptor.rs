@@ -2,7 +2,7 @@
 //!
 //! `FORMAT` is one line of JSON and one with its checksum, replaced as a whole. Version 1 names the owner and the one key that
 //! seals everything. Version 2, from the first rotation on or when the store is retired, says besides which key has sealed
-//! what ([`Period`]) and whether it may be opened ([`Retired`]); programs that know version 1 only leave such a store alone.
+//! what ([`KeyPeriod`]) and whether it may be opened ([`Retired`]); programs that know version 1 only leave such a store alone.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -14,12 +14,12 @@ use pgw_core::transaction::{Gateway, Lane, Position, Practice, rfc3339, unix_mil
 use serde::{Deserialize, Serialize};
 
 use crate::crypt::key_use;
-use crate::crypt::key_use::{Kept, KeyUse, Period};
+use crate::crypt::key_use::{KeyPeriod, KeyUse, SealedRanges};
 use crate::crypt::keyring::Keyring;
 use crate::errors::OpenError;
-use crate::state::layout::{lane_file, ordinals};
-use crate::state::segment_table::Ledger;
-use crate::types::{LaneSettings, Notable, Settings};
+use crate::state::layout::{lane_file, segment_numbers};
+use crate::state::segment_table::SegmentTable;
+use crate::types::{LaneSettings, OutboxAlarm, OutboxSettings};
 use crate::{files, quarantine};
 
 /// Newest format that this build reads.
@@ -29,7 +29,7 @@ const SIMPLE: u32 = 1;
 
 /// Whose store it is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Format {
+pub(crate) struct Descriptor {
     format: u32,
     pub(crate) practice: Practice,
     pub(crate) gateway: Gateway,
@@ -37,14 +37,14 @@ pub(crate) struct Format {
     key_id: String,
     /// Every key that has sealed, in the order in which they came; empty: `key_id` is the only one.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    keys: Vec<Period>,
+    keys: Vec<KeyPeriod>,
     /// It was retired: nothing is accepted or delivered here any more.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) retired: Option<Retired>,
 }
 
-impl Format {
-    fn new(settings: &Settings, keys: &Keyring) -> Self {
+impl Descriptor {
+    fn new(settings: &OutboxSettings, keys: &Keyring) -> Self {
         Self {
             format: SIMPLE,
             practice: settings.practice.clone(),
@@ -56,11 +56,11 @@ impl Format {
     }
 
     /// Which key has sealed what, oldest first.
-    pub(crate) fn periods(&self) -> Vec<Period> {
+    pub(crate) fn periods(&self) -> Vec<KeyPeriod> {
         if !self.keys.is_empty() {
             return self.keys.clone();
         }
-        vec![Period { key_id: self.key_id.clone(), quarantine: 1, lanes: BTreeMap::new() }]
+        vec![KeyPeriod { key_id: self.key_id.clone(), quarantine: 1, lanes: BTreeMap::new() }]
     }
 
     /// The key that the store was begun with.
@@ -76,7 +76,7 @@ impl Format {
         self.keys = self.periods();
         key_id.clone_into(&mut self.key_id);
         let key_id = key_id.to_owned();
-        self.keys.push(Period { key_id, quarantine: next_quarantined, lanes: BTreeMap::new() });
+        self.keys.push(KeyPeriod { key_id, quarantine: next_quarantined, lanes: BTreeMap::new() });
         true
     }
 
@@ -102,7 +102,11 @@ impl Format {
     }
 
     /// Says anew whose store it is, where that was lost; for one that was never sealed with another key than the present.
-    pub(crate) fn restore(settings: &Settings, keys: &Keyring, owner: Option<(u32, u32)>) -> io::Result<()> {
+    pub(crate) fn restore(
+        settings: &OutboxSettings,
+        keys: &Keyring,
+        owner: Option<(u32, u32)>,
+    ) -> io::Result<()> {
         files::save_for(owner, &settings.directory.join("FORMAT"), &Self::new(settings, keys))
     }
 }
@@ -134,7 +138,7 @@ pub(crate) fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error
 }
 
 /// Reads whose store it is, if there is one. Nothing is written.
-pub(crate) fn read(directory: &Path) -> Result<Option<Format>, OpenError> {
+pub(crate) fn read(directory: &Path) -> Result<Option<Descriptor>, OpenError> {
     let path = directory.join("FORMAT");
     let found = files::load::<serde_json::Value>(&path).map_err(failed("read", &path))?;
     let Some(found) = found else { return Ok(None) };
@@ -152,7 +156,7 @@ pub(crate) fn read(directory: &Path) -> Result<Option<Format>, OpenError> {
 }
 
 /// The same, refused if it is another's.
-pub(crate) fn owned(settings: &Settings) -> Result<Option<Format>, OpenError> {
+pub(crate) fn owned(settings: &OutboxSettings) -> Result<Option<Descriptor>, OpenError> {
     let directory = &settings.directory;
     let found = read(directory)?;
     if let Some(format) = &found
@@ -168,14 +172,14 @@ pub(crate) fn owned(settings: &Settings) -> Result<Option<Format>, OpenError> {
 }
 
 /// From the names on the disk and the ledgers. Where they say nothing, all of a lane counts as kept.
-fn kept_on_disk(store: &Path) -> io::Result<Kept> {
-    let mut kept = Kept::default();
+fn sealed_ranges_on_disk(store: &Path) -> io::Result<SealedRanges> {
+    let mut kept = SealedRanges::default();
     for entry in listed(&store.join("segments"))? {
         let Some(lane) = entry.to_str().and_then(|name| Lane::new(name).ok()) else { continue };
-        let ordinals = ordinals(&store.join("segments").join(&entry))?;
-        let Some(oldest) = ordinals.first() else { continue };
-        let ledger = files::load::<Ledger>(&lane_file(store, &lane, "ledger")).ok().flatten();
-        let first = ledger.and_then(|ledger| ledger.row.get(oldest).map(|extent| extent.base));
+        let numbers = segment_numbers(&store.join("segments").join(&entry))?;
+        let Some(oldest) = numbers.first() else { continue };
+        let table = files::load::<SegmentTable>(&lane_file(store, &lane, "ledger")).ok().flatten();
+        let first = table.and_then(|table| table.segments.get(oldest).map(|span| span.base));
         kept.lanes.push((lane, first.unwrap_or(1)));
     }
     kept.quarantine = quarantine::ids(&store.join("quarantine"))?;
@@ -192,13 +196,13 @@ fn listed(directory: &Path) -> io::Result<Vec<std::ffi::OsString>> {
 }
 
 /// What needs which key, from what lies on the disk.
-pub(crate) fn key_uses(directory: &Path, format: &Format) -> Result<Vec<KeyUse>, OpenError> {
-    let kept = kept_on_disk(directory).map_err(failed("list", directory))?;
+pub(crate) fn key_uses(directory: &Path, format: &Descriptor) -> Result<Vec<KeyUse>, OpenError> {
+    let kept = sealed_ranges_on_disk(directory).map_err(failed("list", directory))?;
     Ok(key_use::uses(&format.periods(), &kept))
 }
 
 /// Whether these keys open all that is kept.
-fn opened_by(directory: &Path, format: &Format, keys: &Keyring) -> Result<(), OpenError> {
+fn opened_by(directory: &Path, format: &Descriptor, keys: &Keyring) -> Result<(), OpenError> {
     if format.periods().iter().all(|period| keys.has(&period.key_id)) {
         return Ok(());
     }
@@ -223,10 +227,10 @@ fn opened_by(directory: &Path, format: &Format, keys: &Keyring) -> Result<(), Op
 /// Checks whose store it is, which keys it needs, and that it was not retired; what `FORMAT` says, if there is one. Nothing is
 /// written.
 pub(crate) fn identify(
-    settings: &Settings,
+    settings: &OutboxSettings,
     keys: &Keyring,
     retirement: Retirement,
-) -> Result<Option<Format>, OpenError> {
+) -> Result<Option<Descriptor>, OpenError> {
     let Some(format) = owned(settings)? else { return Ok(None) };
     if let Some(retired) = format.retired.as_ref().filter(|_| retirement == Retirement::Refused) {
         return Err(OpenError::Retired { directory: settings.directory.clone(), time: retired.time.clone() });
@@ -262,10 +266,10 @@ pub(crate) fn lock(directory: &Path) -> Result<File, OpenError> {
 
 /// Checks whose store it is, before anything is written, and takes its lock.
 pub(crate) fn claim(
-    settings: &Settings,
+    settings: &OutboxSettings,
     keys: &Keyring,
     retirement: Retirement,
-) -> Result<(File, Format), OpenError> {
+) -> Result<(File, Descriptor), OpenError> {
     identify(settings, keys, retirement)?;
     let directory = &settings.directory;
     let path = directory.join("FORMAT");
@@ -280,13 +284,16 @@ pub(crate) fn claim(
             io::Error::new(io::ErrorKind::NotFound, "there are segments, but the file FORMAT is missing");
         return Err(failed("read", &path)(missing));
     }
-    let mut format = Format::new(settings, keys);
+    let mut format = Descriptor::new(settings, keys);
     format.save(directory).map_err(failed("write", &path))?;
     Ok((lock, format))
 }
 
 /// The numbers of the lanes: what records name a lane by. Only ever appended to.
-pub(crate) fn lane_ids(settings: &Settings, notables: &mut Vec<Notable>) -> Result<Vec<u16>, OpenError> {
+pub(crate) fn lane_ids(
+    settings: &OutboxSettings,
+    alarms: &mut Vec<OutboxAlarm>,
+) -> Result<Vec<u16>, OpenError> {
     let path = settings.directory.join("lanes.list");
     let mut known: Vec<Lane> = files::load(&path).map_err(failed("read", &path))?.unwrap_or_default();
     let before = known.len();
@@ -299,7 +306,7 @@ pub(crate) fn lane_ids(settings: &Settings, notables: &mut Vec<Notable>) -> Resu
         files::save(&path, &known).map_err(failed("write", &path))?;
     }
     for lane in known.iter().filter(|known| settings.lanes.iter().all(|lane| lane.lane != **known)) {
-        notables.push(Notable {
+        alarms.push(OutboxAlarm {
             code: "lane.unconfigured",
             detail: format!(
                 "the store has a lane {lane} that the configuration does not name; it is kept and not sent"

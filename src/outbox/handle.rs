@@ -12,7 +12,7 @@ use pgw_core::wire::void::REASON_BYTES;
 use tokio::sync::{oneshot, watch};
 
 use crate::crypt::key_use;
-use crate::crypt::key_use::{Kept, KeyUse};
+use crate::crypt::key_use::{KeyUse, SealedRanges};
 use crate::crypt::keyring::Keyring;
 use crate::descriptor;
 use crate::descriptor::Retirement;
@@ -20,12 +20,14 @@ use crate::errors::{OpenError, ReadError, Refusal};
 use crate::guard::segment;
 use crate::lock::locked;
 use crate::pipeline::jobs::{Job, Queued};
-use crate::pipeline::lane::LaneShared;
+use crate::pipeline::lane::SharedLane;
 use crate::pipeline::running::Running;
-use crate::pipeline::shared::Shared;
+use crate::pipeline::shared::SharedOutbox;
 use crate::pipeline::startup;
-use crate::quarantine::Entry as QuarantineEntry;
-use crate::types::{Accepted, Mark, Notable, Released, Settings, Snapshot, Stored, Submission};
+use crate::quarantine::QuarantineEntry;
+use crate::types::{
+    Accepted, OutboxAlarm, OutboxSettings, Released, Snapshot, Stored, Submission, Watermark,
+};
 
 /// Beside its body, what a submission costs in the queue.
 const SUBMISSION_BYTES: u64 = 512;
@@ -42,8 +44,8 @@ impl Outbox {
     /// Blocking: call it before the runtime, or from `spawn_blocking`.
     ///
     /// # Errors
-    /// [`OpenError`]; a damaged segment is no error but a [`Notable`].
-    pub fn open(settings: Settings, keys: impl Into<Keyring>) -> Result<Self, OpenError> {
+    /// [`OpenError`]; a damaged segment is no error but a [`OutboxAlarm`].
+    pub fn open(settings: OutboxSettings, keys: impl Into<Keyring>) -> Result<Self, OpenError> {
         Self::started(settings, &keys.into(), Retirement::Refused)
     }
 
@@ -51,23 +53,23 @@ impl Outbox {
     ///
     /// # Errors
     /// [`OpenError`].
-    pub fn open_retired(settings: Settings, keys: Keyring) -> Result<Self, OpenError> {
+    pub fn open_retired(settings: OutboxSettings, keys: Keyring) -> Result<Self, OpenError> {
         Self::started(settings, &keys, Retirement::Ignored)
     }
 
     pub(crate) fn started(
-        settings: Settings,
+        settings: OutboxSettings,
         keys: &Keyring,
         retirement: Retirement,
     ) -> Result<Self, OpenError> {
         Ok(Self { running: Arc::new(startup::open(settings, keys, retirement)?) })
     }
 
-    pub(crate) fn shared(&self) -> &Arc<Shared> {
+    pub(crate) fn shared(&self) -> &Arc<SharedOutbox> {
         &self.running.shared
     }
 
-    pub(crate) fn lane(&self, lane: &Lane) -> Option<&Arc<LaneShared>> {
+    pub(crate) fn lane(&self, lane: &Lane) -> Option<&Arc<SharedLane>> {
         self.shared().lane(lane).map(|(_, lane)| lane)
     }
 
@@ -93,10 +95,14 @@ impl Outbox {
             shared.queued_bytes.fetch_sub(cost, Ordering::Relaxed);
             return Err(Refusal::Busy);
         }
-        let tags = shared.tagger.tags(&submission.source, &submission.key, submission.body.as_bytes());
+        let fingerprints = shared.fingerprinter.fingerprints(
+            &submission.source,
+            &submission.key,
+            submission.body.as_bytes(),
+        );
         let (answer, outcome) = oneshot::channel();
         let compared = BTreeMap::new();
-        let queued = Queued { lane, submission, tags, cost, entered, answer, compared };
+        let queued = Queued { lane, submission, fingerprints, cost, entered, answer, compared };
         let job = Job::Submit(Box::new(queued));
         if self.running.jobs.send(job).is_err() {
             shared.queued_bytes.fetch_sub(cost, Ordering::Relaxed);
@@ -133,30 +139,30 @@ impl Outbox {
         self.shared().chain_at(self.lane(lane)?, position)
     }
 
-    /// The confirmed mark as last recorded.
+    /// The confirmed watermark as last recorded.
     #[must_use]
-    pub fn mark(&self, lane: &Lane) -> Option<Mark> {
-        Some(self.lane(lane)?.state().mark)
+    pub fn watermark(&self, lane: &Lane) -> Option<Watermark> {
+        Some(self.lane(lane)?.state().watermark)
     }
 
-    /// Records the confirmed mark (it may go back when a hub was restored); written behind, cheap, never blocks.
-    pub fn confirm(&self, lane: &Lane, mark: Mark, backed_up_through: Option<Position>) {
+    /// Records the confirmed watermark (it may go back when a hub was restored); written behind, cheap, never blocks.
+    pub fn confirm(&self, lane: &Lane, watermark: Watermark, backed_up_through: Option<Position>) {
         if let Some(lane) = self.lane(lane) {
             let mut state = lane.state();
-            state.confirm(mark);
+            state.confirm(watermark);
             state.backed_up_through = backed_up_through;
-            state.mark_stale = true;
+            state.watermark_stale = true;
             state.answered = true;
         }
     }
 
-    /// Records a confirmed mark that no hub has answered for on a live connection: it came by file. Nothing is pruned on
+    /// Records a confirmed watermark that no hub has answered for on a live connection: it came by file. Nothing is pruned on
     /// its word.
-    pub fn confirm_by_file(&self, lane: &Lane, mark: Mark) {
+    pub fn confirm_by_file(&self, lane: &Lane, watermark: Watermark) {
         if let Some(lane) = self.lane(lane) {
             let mut state = lane.state();
-            state.confirm(mark);
-            state.mark_stale = true;
+            state.confirm(watermark);
+            state.watermark_stale = true;
         }
     }
 
@@ -261,15 +267,15 @@ impl Outbox {
         self.shared().snapshot()
     }
 
-    /// Something that people should know of: health says it with the next message.
-    pub fn note(&self, notable: Notable) {
-        self.shared().notable(notable.code, notable.detail);
+    /// Raises an alarm: health sends it with its next message.
+    pub fn raise(&self, alarm: OutboxAlarm) {
+        self.shared().raise(alarm.code, alarm.detail);
     }
 
     /// What people should know of since the last call.
     #[must_use]
-    pub fn notables(&self) -> Vec<Notable> {
-        self.shared().take_notables()
+    pub fn alarms(&self) -> Vec<OutboxAlarm> {
+        self.shared().take_alarms()
     }
 
     /// Stops accepting, finishes the groups under way, syncs and closes. Blocking.
@@ -299,7 +305,7 @@ impl Outbox {
         if act {
             shared.release(lane, &released, reason)?;
             if shared.breaks_the_chain(lane, &released) {
-                let after = lane.state().mark.position;
+                let after = lane.state().watermark.position;
                 self.new_epoch(&lane.name, after).map_err(|error| {
                     format!("it is released, but no new epoch can be begun, which it needs: {error}")
                 })?;
@@ -312,7 +318,7 @@ impl Outbox {
     ///
     /// # Errors
     /// [`OpenError`].
-    pub fn identify(settings: &Settings, keys: &Keyring) -> Result<bool, OpenError> {
+    pub fn identify(settings: &OutboxSettings, keys: &Keyring) -> Result<bool, OpenError> {
         descriptor::identify(settings, keys, Retirement::Refused).map(|format| format.is_some())
     }
 
@@ -323,14 +329,14 @@ impl Outbox {
         let lanes =
             shared.lanes.iter().map(|lane| (lane.name.clone(), lane.state().first_retained())).collect();
         let quarantine = shared.quarantine.ids();
-        key_use::uses(&shared.periods, &Kept { lanes, quarantine, aside: 0 })
+        key_use::uses(&shared.periods, &SealedRanges { lanes, quarantine, aside: 0 })
     }
 
     /// The same of a store that need not be open, from what lies on the disk; `None`: there is no store.
     ///
     /// # Errors
     /// [`OpenError`].
-    pub fn key_uses_of(settings: &Settings) -> Result<Option<Vec<KeyUse>>, OpenError> {
+    pub fn key_uses_of(settings: &OutboxSettings) -> Result<Option<Vec<KeyUse>>, OpenError> {
         let Some(format) = descriptor::owned(settings)? else { return Ok(None) };
         descriptor::key_uses(&settings.directory, &format).map(Some)
     }

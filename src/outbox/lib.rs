@@ -52,7 +52,8 @@ pub use crypt::key_use::KeyUse;
 pub use crypt::keyring::{Keyring, OutboxKey};
 pub use errors::{OpenError, ReadError, Refusal};
 pub use handle::Outbox;
-pub use quarantine::Entry as QuarantineEntry;
+pub use quarantine::QuarantineEntry;
 pub use types::{
-    Accepted, LaneCounts, LaneSettings, Mark, Notable, Released, Settings, Snapshot, Stored, Submission,
+    Accepted, LaneCounts, LaneSettings, OutboxAlarm, OutboxSettings, Released, Snapshot, Stored, Submission,
+    Watermark,
 };

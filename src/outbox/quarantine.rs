@@ -44,7 +44,7 @@ pub(crate) const INCOMPLETE: &str = "incomplete record";
 
 /// One thing in quarantine.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Entry {
+pub struct QuarantineEntry {
     /// Names it; never used twice.
     pub id: u64,
     /// Why it is here; empty when damaged.
@@ -59,7 +59,7 @@ pub struct Entry {
     pub damaged: bool,
 }
 
-impl Entry {
+impl QuarantineEntry {
     /// Whether this is a record of the store's own that was put aside, and never input of a door.
     #[must_use]
     pub fn is_own_record(&self) -> bool {
@@ -72,10 +72,10 @@ pub(crate) struct Quarantine {
     directory: PathBuf,
     seal: EntrySeal,
     limit_bytes: u64,
-    state: Mutex<State>,
+    state: Mutex<QuarantineQuota>,
 }
 
-struct State {
+struct QuarantineQuota {
     last_id: u64,
     count: usize,
     bytes: u64,
@@ -95,17 +95,17 @@ impl Quarantine {
     pub(crate) fn open(directory: &Path, key: &[u8; 32], limit_bytes: u64) -> io::Result<Self> {
         files::create_directory(directory)?;
         let seal = EntrySeal::new(key)?;
-        let mut state = State { last_id: 0, count: 0, bytes: 0 };
+        let mut state = QuarantineQuota { last_id: 0, count: 0, bytes: 0 };
         for entry in std::fs::read_dir(directory)? {
             let entry = entry?;
             match parse_name(&entry.path()) {
-                Some((id, Kind::Entry)) => {
+                Some((id, EntryFile::Entry)) => {
                     state.last_id = state.last_id.max(id);
                     state.count += 1;
                     state.bytes += entry.metadata()?.len();
                 }
-                Some((id, Kind::Gone)) => state.last_id = state.last_id.max(id),
-                Some((_, Kind::New)) => std::fs::remove_file(entry.path())?,
+                Some((id, EntryFile::Gone)) => state.last_id = state.last_id.max(id),
+                Some((_, EntryFile::New)) => std::fs::remove_file(entry.path())?,
                 None => {}
             }
         }
@@ -129,12 +129,12 @@ impl Quarantine {
     pub(crate) fn own_records(
         directory: &Path,
         key: &[u8; 32],
-        each: &mut dyn FnMut(PathBuf, &Entry, Vec<u8>),
+        each: &mut dyn FnMut(PathBuf, &QuarantineEntry, Vec<u8>),
     ) -> io::Result<()> {
-        let state = Mutex::new(State { last_id: 0, count: 0, bytes: 0 });
+        let state = Mutex::new(QuarantineQuota { last_id: 0, count: 0, bytes: 0 });
         let (directory, seal) = (directory.to_owned(), EntrySeal::new(key)?);
         let quarantine = Self { directory, seal, limit_bytes: 0, state };
-        for entry in quarantine.list()?.into_iter().filter(Entry::is_own_record) {
+        for entry in quarantine.list()?.into_iter().filter(QuarantineEntry::is_own_record) {
             if let Ok(Some((entry, bytes))) = quarantine.get(entry.id) {
                 each(quarantine.path(entry.id), &entry, bytes);
             }
@@ -195,12 +195,12 @@ impl Quarantine {
     }
 
     /// All entries, oldest first; those whose head or length is not what was written are marked as damaged.
-    pub(crate) fn list(&self) -> io::Result<Vec<Entry>> {
+    pub(crate) fn list(&self) -> io::Result<Vec<QuarantineEntry>> {
         let _state = self.state();
         let mut entries = Vec::new();
         for file in std::fs::read_dir(&self.directory)? {
             let path = file?.path();
-            if let Some((id, Kind::Entry)) = parse_name(&path) {
+            if let Some((id, EntryFile::Entry)) = parse_name(&path) {
                 entries.push(self.entry(id, &path)?);
             }
         }
@@ -209,7 +209,7 @@ impl Quarantine {
     }
 
     /// The entry `id` without its bytes; `None` if there is none.
-    pub(crate) fn find(&self, id: u64) -> io::Result<Option<Entry>> {
+    pub(crate) fn find(&self, id: u64) -> io::Result<Option<QuarantineEntry>> {
         match self.entry(id, &self.path(id)) {
             Ok(entry) => Ok(Some(entry)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -221,7 +221,7 @@ impl Quarantine {
     ///
     /// # Errors
     /// `InvalidData` when it is damaged; else the file system's.
-    pub(crate) fn get(&self, id: u64) -> io::Result<Option<(Entry, Vec<u8>)>> {
+    pub(crate) fn get(&self, id: u64) -> io::Result<Option<(QuarantineEntry, Vec<u8>)>> {
         let path = self.path(id);
         let file = match std::fs::read(&path) {
             Ok(file) => file,
@@ -245,7 +245,7 @@ impl Quarantine {
             pgw_durable::replace(&self.path(id).with_extension("gone"), PRIVATE, b"")?;
             for file in std::fs::read_dir(&self.directory)? {
                 let file = file?.path();
-                if matches!(parse_name(&file), Some((other, Kind::Gone)) if other != id) {
+                if matches!(parse_name(&file), Some((other, EntryFile::Gone)) if other != id) {
                     std::fs::remove_file(file)?;
                 }
             }
@@ -257,7 +257,7 @@ impl Quarantine {
         Ok(true)
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, QuarantineQuota> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -294,17 +294,23 @@ impl Quarantine {
     }
 
     /// Reads the head only: bodies may be large.
-    fn entry(&self, id: u64, path: &Path) -> io::Result<Entry> {
+    fn entry(&self, id: u64, path: &Path) -> io::Result<QuarantineEntry> {
         let file = File::open(path)?;
         let length = file.metadata()?.len();
         let mut front = Vec::new();
         file.take((FIXED_BYTES + usize::from(u16::MAX)) as u64).read_to_end(&mut front)?;
-        let damaged =
-            Entry { id, reason: String::new(), source: String::new(), bytes: length, time: 0, damaged: true };
+        let damaged = QuarantineEntry {
+            id,
+            reason: String::new(),
+            source: String::new(),
+            bytes: length,
+            time: 0,
+            damaged: true,
+        };
         Ok(self.open_head(id, &front, length).map_or(damaged, |(entry, _)| entry))
     }
 
-    fn open_head(&self, id: u64, front: &[u8], length: u64) -> Option<(Entry, Fixed)> {
+    fn open_head(&self, id: u64, front: &[u8], length: u64) -> Option<(QuarantineEntry, Fixed)> {
         let mut rest = Take(front);
         let fixed_bytes = rest.bytes(FIXED_BYTES)?;
         let fixed = Fixed::parse(fixed_bytes)?;
@@ -316,7 +322,7 @@ impl Quarantine {
         let head = self.seal.open(&fixed.head_nonce, sealed, fixed_bytes, b'h')?;
         let mut head = Take(&head);
         let reason_length = head.u16()?;
-        let entry = Entry {
+        let entry = QuarantineEntry {
             id,
             reason: String::from_utf8(head.bytes(usize::from(reason_length))?.to_vec()).ok()?,
             source: String::from_utf8(head.0.to_vec()).ok()?,
@@ -327,7 +333,7 @@ impl Quarantine {
         Some((entry, fixed))
     }
 
-    fn open_whole(&self, id: u64, file: &[u8]) -> Option<(Entry, Vec<u8>)> {
+    fn open_whole(&self, id: u64, file: &[u8]) -> Option<(QuarantineEntry, Vec<u8>)> {
         let (entry, fixed) = self.open_head(id, file, file.len() as u64)?;
         let sealed = file.get(FIXED_BYTES + usize::from(fixed.head_length)..)?;
         let body = self.seal.open(&fixed.body_nonce, sealed, file.get(..FIXED_BYTES)?, b'b')?;
@@ -366,7 +372,7 @@ impl Fixed {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
+enum EntryFile {
     Entry,
     New,
     Gone,
@@ -380,18 +386,18 @@ pub(crate) fn ids(directory: &Path) -> io::Result<Vec<u64>> {
     };
     let mut ids = Vec::new();
     for file in files {
-        ids.extend(parse_name(&file?.path()).filter(|(_, kind)| *kind == Kind::Entry).map(|(id, _)| id));
+        ids.extend(parse_name(&file?.path()).filter(|(_, kind)| *kind == EntryFile::Entry).map(|(id, _)| id));
     }
     Ok(ids)
 }
 
-fn parse_name(path: &Path) -> Option<(u64, Kind)> {
+fn parse_name(path: &Path) -> Option<(u64, EntryFile)> {
     let (id, extension) = path.file_name()?.to_str()?.split_once('.')?;
     let kind = match extension {
-        "entry" => Kind::Entry,
-        "gone" => Kind::Gone,
+        "entry" => EntryFile::Entry,
+        "gone" => EntryFile::Gone,
         // What a crash left of one that was being written.
-        "entry.new" | "gone.new" => Kind::New,
+        "entry.new" | "gone.new" => EntryFile::New,
         _ => return None,
     };
     Some((u64::from_str_radix(id, 16).ok()?, kind))
@@ -522,7 +528,7 @@ mod tests {
             (0..hex.len() / 2).map(|i| u8::from_str_radix(&hex[2 * i..2 * i + 2], 16).unwrap()).collect();
         std::fs::write(quarantine.path(3), file).unwrap();
         let (entry, body) = quarantine.get(3).unwrap().unwrap();
-        let expected = Entry {
+        let expected = QuarantineEntry {
             id: 3,
             reason: String::from("no-msh"),
             source: String::from("urn:s"),

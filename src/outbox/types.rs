@@ -10,7 +10,7 @@ use pgw_core::transaction::{
 
 /// What the outbox is told by the configuration. Nothing in it is optional: the configuration has the defaults.
 #[derive(Debug, Clone)]
-pub struct Settings {
+pub struct OutboxSettings {
     /// The store's directory; everything the outbox writes is below it.
     pub directory: PathBuf,
     /// Names the owner, bound into the store so that a disk moved to another box is noticed.
@@ -105,7 +105,7 @@ pub struct Stored {
 
 /// How far the hub's receipts have confirmed a lane.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Mark {
+pub struct Watermark {
     /// Confirmed through this position; 0: nothing.
     pub position: Position,
     /// Chain value on the wire at that position.
@@ -152,7 +152,7 @@ pub struct Snapshot {
 
 /// Something that a person should know of; drained by health and sent as `event`.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Notable {
+pub struct OutboxAlarm {
     /// Short code of the design: `store.low`, `store.trouble`, `quarantine`, `damaged`, `tail.trimmed`, `pruned.early` ...
     pub code: &'static str,
     /// One sentence, no patient data.

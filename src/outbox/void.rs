@@ -15,13 +15,13 @@ const VERSION: u32 = 1;
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Voids {
     version: u32,
-    ranges: Vec<Range>,
-    /// Chain values at lost ends of epochs, as the sidecar had them: the hub may have had what was lost.
-    ends: Vec<End>,
+    ranges: Vec<VoidRange>,
+    /// Chain values at lost ends of epochs, as the tail checkpoint had them: the hub may have had what was lost.
+    ends: Vec<EpochEnd>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Range {
+pub(crate) struct VoidRange {
     pub(crate) from: Position,
     pub(crate) through: Position,
     /// The epoch on the wire in which the chain values hold; in a later one the chain passes over the range.
@@ -34,7 +34,7 @@ pub(crate) struct Range {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct End {
+struct EpochEnd {
     epoch: Epoch,
     position: Position,
     chain: ChainValue,
@@ -42,7 +42,7 @@ struct End {
 
 impl Voids {
     /// The range that a position is in.
-    pub(crate) fn at(&self, position: Position) -> Option<&Range> {
+    pub(crate) fn at(&self, position: Position) -> Option<&VoidRange> {
         self.ranges.iter().find(|range| (range.from..=range.through).contains(&position))
     }
 
@@ -69,11 +69,11 @@ impl Voids {
 
     pub(crate) fn add_end(&mut self, epoch: Epoch, position: Position, chain: ChainValue) {
         self.version = VERSION;
-        self.ends.push(End { epoch, position, chain });
+        self.ends.push(EpochEnd { epoch, position, chain });
     }
 
     /// Writes a range off, for good once it is saved.
-    pub(crate) fn add(&mut self, range: Range) {
+    pub(crate) fn add(&mut self, range: VoidRange) {
         self.version = VERSION;
         self.ranges.push(range);
     }

@@ -1,4 +1,4 @@
-//! The key of the duplicate index. Its tags must stay what they are when the outbox key is rotated, or a repetition of what was
+//! The key of the duplicate index. Its fingerprints must stay what they are when the outbox key is rotated, or a repetition of what was
 //! accepted before would be stored twice; so from the first rotation on it lies in the store, sealed with the present key.
 //!
 //! Before that it is derived from the store's only key, and there is no file. `index/key` is 85 bytes:

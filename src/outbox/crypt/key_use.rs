@@ -1,8 +1,8 @@
 //! Which outbox key has sealed what: so that an old key can be destroyed when nothing needs it, and never before.
 //!
 //! The present key changes only when a store is opened, so each key has sealed a range of positions in each lane and a range of
-//! entries in quarantine. `FORMAT` tells where each range begins ([`Period`]), durably before the first thing is
-//! sealed with the key. Of what is kept only names and the ledger are looked at: a start does not read the backlog.
+//! entries in quarantine. `FORMAT` tells where each range begins ([`KeyPeriod`]), durably before the first thing is
+//! sealed with the key. Of what is kept only names and the segment table are looked at: a start does not read the backlog.
 
 use std::collections::BTreeMap;
 
@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 /// From where on a key has sealed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Period {
+pub(crate) struct KeyPeriod {
     /// The key.
     pub(crate) key_id: String,
     /// Its first entry in quarantine, if it has any.
@@ -36,7 +36,7 @@ pub struct KeyUse {
 
 /// What is kept, as far as keys go.
 #[derive(Debug, Default)]
-pub(crate) struct Kept {
+pub(crate) struct SealedRanges {
     /// Each lane with its first position that is kept.
     pub(crate) lanes: Vec<(Lane, Position)>,
     /// The entries in quarantine.
@@ -46,7 +46,7 @@ pub(crate) struct Kept {
 }
 
 /// Each key of the store, in the order in which they came, with what needs it. Rather too much than too little.
-pub(crate) fn uses(periods: &[Period], kept: &Kept) -> Vec<KeyUse> {
+pub(crate) fn uses(periods: &[KeyPeriod], kept: &SealedRanges) -> Vec<KeyUse> {
     let mut uses: Vec<KeyUse> = Vec::new();
     for (at, period) in periods.iter().enumerate() {
         let later = periods.get(at + 1..).unwrap_or_default();
@@ -96,16 +96,16 @@ mod tests {
         Lane::new(name).unwrap()
     }
 
-    fn period(key: &str, quarantine: u64, lanes: &[(&str, Position)]) -> Period {
+    fn period(key: &str, quarantine: u64, lanes: &[(&str, Position)]) -> KeyPeriod {
         let lanes = lanes.iter().map(|(name, first)| (lane(name), *first)).collect();
-        Period { key_id: key.into(), quarantine, lanes }
+        KeyPeriod { key_id: key.into(), quarantine, lanes }
     }
 
-    fn kept(first: Position, quarantine: &[u64]) -> Kept {
-        Kept { lanes: vec![(lane("a"), first)], quarantine: quarantine.to_vec(), aside: 0 }
+    fn kept(first: Position, quarantine: &[u64]) -> SealedRanges {
+        SealedRanges { lanes: vec![(lane("a"), first)], quarantine: quarantine.to_vec(), aside: 0 }
     }
 
-    fn essential(periods: &[Period], kept: &Kept) -> Vec<String> {
+    fn essential(periods: &[KeyPeriod], kept: &SealedRanges) -> Vec<String> {
         uses(periods, kept).into_iter().filter(|u| u.essential).map(|u| u.id).collect()
     }
 
@@ -118,7 +118,7 @@ mod tests {
         assert_eq!(essential(&periods, &kept(20, &[])), ["k3"]);
         assert_eq!(essential(&periods, &kept(20, &[3])), ["k1", "k3"]);
         assert_eq!(essential(&periods, &kept(20, &[4])), ["k3"]);
-        assert_eq!(essential(&periods, &Kept::default()), ["k3"]);
+        assert_eq!(essential(&periods, &SealedRanges::default()), ["k3"]);
         assert_eq!(
             uses(&periods, &kept(5, &[1, 2]))[0].needed_by,
             ["positions 5 to 9 of lane a", "2 entries in quarantine"]
@@ -146,7 +146,7 @@ mod tests {
     #[test]
     fn what_was_set_aside_is_said_and_keeps_no_store_shut() {
         let periods = [period("k1", 1, &[]), period("k2", 1, &[("a", 10)])];
-        let uses = uses(&periods, &Kept { aside: 2, ..kept(10, &[]) });
+        let uses = uses(&periods, &SealedRanges { aside: 2, ..kept(10, &[]) });
         assert!(!uses[0].essential && uses[0].needed_by.len() == 1, "{uses:?}");
     }
 }

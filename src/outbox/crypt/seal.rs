@@ -69,7 +69,7 @@ fn packed(body: &[u8]) -> Option<Vec<u8>> {
 
 /// Where a record stands: what its header says and its seal covers.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Place {
+pub(crate) struct RecordPlace {
     /// The lane's number in the store.
     pub(crate) lane: u16,
     /// Epoch at acceptance.
@@ -99,7 +99,11 @@ impl Sealer {
     ///
     /// # Errors
     /// [`RecordError::Content`] if the system gives no random bytes or the transaction is beyond every limit.
-    pub(crate) fn seal(&self, place: &Place, transaction: &Transaction) -> Result<Vec<u8>, RecordError> {
+    pub(crate) fn seal(
+        &self,
+        place: &RecordPlace,
+        transaction: &Transaction,
+    ) -> Result<Vec<u8>, RecordError> {
         let body = transaction.body.as_bytes();
         let packed = packed(body);
         let sealed = Sealed {
@@ -221,7 +225,7 @@ mod tests {
         }
     }
 
-    const PLACE: Place = Place {
+    const PLACE: RecordPlace = RecordPlace {
         lane: 0,
         epoch: Epoch(Uuid::nil()),
         position: 9,

@@ -1,31 +1,31 @@
-//! Which key tags the duplicate index surely lacks, so that what is new costs no look at the disk.
+//! Which key fingerprints the duplicate index surely lacks, so that what is new costs no look at the disk.
 //!
 //! A Bloom filter of a fixed 4 MiB with three bits for each key: at 1,000,000 keys one look in 1,600 is for
 //! nothing, at 10,000,000 one in five. Nothing is ever taken out; it is made anew at each start.
 
-use crate::dedup::fingerprint::Tags;
+use crate::dedup::fingerprint::Fingerprints;
 
 const WORDS: usize = 1 << 19;
 
 /// The filter.
-pub(crate) struct Filter(Vec<u64>);
+pub(crate) struct BloomFilter(Vec<u64>);
 
-impl Filter {
+impl BloomFilter {
     /// For an index that is empty.
     pub(crate) fn new() -> Self {
         Self(vec![0; WORDS])
     }
 
-    /// The key of these tags is in the index.
-    pub(crate) fn add(&mut self, tags: Tags) {
-        for (word, bit) in places(tags.key) {
+    /// The key of these fingerprints is in the index.
+    pub(crate) fn add(&mut self, fingerprints: Fingerprints) {
+        for (word, bit) in places(fingerprints.key) {
             self.0[word] |= bit;
         }
     }
 
     /// False: no slot of the index has this key.
-    pub(crate) fn may_have(&self, tags: Tags) -> bool {
-        places(tags.key).all(|(word, bit)| self.0[word] & bit != 0)
+    pub(crate) fn may_have(&self, fingerprints: Fingerprints) -> bool {
+        places(fingerprints.key).all(|(word, bit)| self.0[word] & bit != 0)
     }
 
     /// Takes over what another one knows.
@@ -50,21 +50,21 @@ fn places(key: u64) -> impl Iterator<Item = (usize, u64)> {
 mod tests {
     use super::*;
 
-    fn tags(number: u64) -> Tags {
+    fn fingerprints(number: u64) -> Fingerprints {
         let digest = ring::digest::digest(&ring::digest::SHA256, &number.to_be_bytes());
         let mut key = [0; 8];
         key.copy_from_slice(&digest.as_ref()[..8]);
-        Tags { key: u64::from_be_bytes(key), body: 0 }
+        Fingerprints { key: u64::from_be_bytes(key), body: 0 }
     }
 
     #[test]
     fn what_was_added_is_always_seen_and_little_else() {
-        let (mut one, mut other) = (Filter::new(), Filter::new());
-        (0..50_000).for_each(|n| one.add(tags(n)));
-        (50_000..100_000).for_each(|n| other.add(tags(n)));
+        let (mut one, mut other) = (BloomFilter::new(), BloomFilter::new());
+        (0..50_000).for_each(|n| one.add(fingerprints(n)));
+        (50_000..100_000).for_each(|n| other.add(fingerprints(n)));
         one.join(&other);
-        assert!((0..100_000).all(|n| one.may_have(tags(n))));
-        let strangers = (100_000..200_000).filter(|n| one.may_have(tags(*n))).count();
+        assert!((0..100_000).all(|n| one.may_have(fingerprints(n))));
+        let strangers = (100_000..200_000).filter(|n| one.may_have(fingerprints(*n))).count();
         assert!(strangers < 20, "{strangers} of 100,000");
     }
 }

@@ -6,9 +6,9 @@
 use ring::hmac::HMAC_SHA256;
 use ring::{digest, hmac};
 
-/// Makes [`Tags`]; cheap to clone, so that they can be made outside the writer's thread.
+/// Makes [`Fingerprints`]; cheap to clone, so that they can be made outside the writer's thread.
 #[derive(Clone)]
-pub(crate) struct Tagger {
+pub(crate) struct Fingerprinter {
     name: hmac::Key,
     body: hmac::Key,
     id: [u8; 8],
@@ -16,14 +16,14 @@ pub(crate) struct Tagger {
 
 /// What the index knows of one transaction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Tags {
+pub(crate) struct Fingerprints {
     /// Of source and key; of source and body where there was no key. Never 0.
     pub(crate) key: u64,
     /// Of the body.
     pub(crate) body: u64,
 }
 
-impl Tagger {
+impl Fingerprinter {
     /// Derives its keys from the outbox key.
     pub(crate) fn new(key: &[u8; 32]) -> Self {
         let root = hmac::Key::new(HMAC_SHA256, key);
@@ -40,8 +40,8 @@ impl Tagger {
         self.id
     }
 
-    /// The tags of one transaction; `key` empty: its content stands for it.
-    pub(crate) fn tags(&self, source: &str, key: &str, body: &[u8]) -> Tags {
+    /// The fingerprints of one transaction; `key` empty: its content stands for it.
+    pub(crate) fn fingerprints(&self, source: &str, key: &str, body: &[u8]) -> Fingerprints {
         let content = digest::digest(&digest::SHA256, body);
         let mut name = hmac::Context::with_key(&self.name);
         name.update(&(source.len() as u64).to_be_bytes());
@@ -53,7 +53,7 @@ impl Tagger {
             name.update(&[0]);
             name.update(key.as_bytes());
         }
-        Tags {
+        Fingerprints {
             key: u64::from_be_bytes(first_eight(name.sign().as_ref())).max(1),
             body: u64::from_be_bytes(first_eight(hmac::sign(&self.body, content.as_ref()).as_ref())),
         }
@@ -74,27 +74,30 @@ mod tests {
 
     #[test]
     fn every_part_counts_and_none_runs_into_the_next() {
-        let tagger = Tagger::new(&[1; 32]);
-        let plain = tagger.tags("a", "b", b"c");
-        assert_eq!(plain, tagger.tags("a", "b", b"c"));
-        assert_ne!(plain.key, tagger.tags("ab", "", b"c").key);
-        assert_ne!(plain.key, tagger.tags("", "ab", b"c").key);
-        assert_eq!(plain.key, tagger.tags("a", "b", b"d").key);
-        assert_ne!(plain.body, tagger.tags("a", "b", b"d").body);
-        assert_eq!(plain.body, tagger.tags("x", "", b"c").body);
-        assert_ne!(tagger.tags("a", "", b"c").key, tagger.tags("a", "", b"d").key);
-        let other = Tagger::new(&[2; 32]);
-        assert_ne!(plain, other.tags("a", "b", b"c"));
-        assert_ne!(tagger.id(), other.id());
+        let fingerprinter = Fingerprinter::new(&[1; 32]);
+        let plain = fingerprinter.fingerprints("a", "b", b"c");
+        assert_eq!(plain, fingerprinter.fingerprints("a", "b", b"c"));
+        assert_ne!(plain.key, fingerprinter.fingerprints("ab", "", b"c").key);
+        assert_ne!(plain.key, fingerprinter.fingerprints("", "ab", b"c").key);
+        assert_eq!(plain.key, fingerprinter.fingerprints("a", "b", b"d").key);
+        assert_ne!(plain.body, fingerprinter.fingerprints("a", "b", b"d").body);
+        assert_eq!(plain.body, fingerprinter.fingerprints("x", "", b"c").body);
+        assert_ne!(
+            fingerprinter.fingerprints("a", "", b"c").key,
+            fingerprinter.fingerprints("a", "", b"d").key
+        );
+        let other = Fingerprinter::new(&[2; 32]);
+        assert_ne!(plain, other.fingerprints("a", "b", b"c"));
+        assert_ne!(fingerprinter.id(), other.id());
     }
 
-    /// The tags are on the disk: another derivation would forget every transaction at an update.
+    /// The fingerprints are on the disk: another derivation would forget every transaction at an update.
     #[test]
     fn golden_tags() {
-        let tagger = Tagger::new(&[7; 32]);
-        let keyed = tagger.tags("urn:sender", "MSG00001", b"MSH|");
-        let plain = tagger.tags("urn:sender", "", b"MSH|");
-        let seen = [keyed.key, keyed.body, plain.key, plain.body, u64::from_be_bytes(tagger.id())];
+        let fingerprinter = Fingerprinter::new(&[7; 32]);
+        let keyed = fingerprinter.fingerprints("urn:sender", "MSG00001", b"MSH|");
+        let plain = fingerprinter.fingerprints("urn:sender", "", b"MSH|");
+        let seen = [keyed.key, keyed.body, plain.key, plain.body, u64::from_be_bytes(fingerprinter.id())];
         let expected = [
             0x6d54_75e7_e51c_90ac,
             0xb282_eab9_deb3_df19,

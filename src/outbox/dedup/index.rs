@@ -1,6 +1,6 @@
 //! The duplicate index: has this sender given us this transaction before?
 //!
-//! A row of [`Generation`]s, hash tables on the disk of which each new one is as large as all before it together;
+//! A row of [`Table`]s, hash tables on the disk of which each new one is as large as all before it together;
 //! one is removed when everything in it is forgotten. Memory does not grow with the backlog, a look-up costs about one
 //! `pread` a generation. What it holds are keyed hashes ([`crate::dedup::fingerprint`]).
 //!
@@ -21,11 +21,11 @@ use std::sync::Arc;
 
 use pgw_core::transaction::Position;
 
-use crate::alternating::{Alternating, Take};
-use crate::dedup::bloom::Filter;
-use crate::dedup::fingerprint::{Tagger, Tags};
-use crate::dedup::table::{Found, Generation, Place, SLOTS};
-use crate::{alternating, files};
+use crate::alternating::{Alternating, SlotContent, Take};
+use crate::dedup::bloom::BloomFilter;
+use crate::dedup::fingerprint::{Fingerprinter, Fingerprints};
+use crate::dedup::table::{DuplicateHint, Insertion, SLOTS, Table};
+use crate::files;
 
 const MAGIC: [u8; 4] = *b"PGWX";
 const VERSION: u16 = 1;
@@ -38,24 +38,24 @@ const LAST_POSITION: Position = (1 << 48) - 1;
 /// The index of one store.
 pub(crate) struct DuplicateIndex {
     directory: PathBuf,
-    tagger: Tagger,
+    fingerprinter: Fingerprinter,
     state: Alternating,
     /// Oldest first; the last one takes what is new. Never empty.
-    tables: Vec<Table>,
+    tables: Vec<OpenTable>,
     lanes: BTreeMap<u16, LaneState>,
     removable: Vec<PathBuf>,
     rebuilt: bool,
-    filter: Filter,
+    filter: BloomFilter,
     /// Whether the filter knows all that the tables hold.
     filtered: bool,
 }
 
-struct Table {
+struct OpenTable {
     number: u64,
     buckets: u64,
     used: u64,
     last: BTreeMap<u16, Position>,
-    slots: Generation,
+    slots: Table,
     dirty: bool,
     named: bool,
 }
@@ -89,14 +89,14 @@ impl Sync {
 }
 
 /// The tables of the index at one moment.
-pub(crate) struct Tables(Vec<Generation>);
+pub(crate) struct Tables(Vec<Table>);
 
 impl Tables {
     /// Reads them all.
-    pub(crate) fn filter(&self) -> io::Result<Filter> {
-        let mut filter = Filter::new();
+    pub(crate) fn filter(&self) -> io::Result<BloomFilter> {
+        let mut filter = BloomFilter::new();
         for table in &self.0 {
-            table.visit(|tags| filter.add(tags))?;
+            table.visit(|fingerprints| filter.add(fingerprints))?;
         }
         Ok(filter)
     }
@@ -107,23 +107,23 @@ impl DuplicateIndex {
     /// ([`DuplicateIndex::was_rebuilt`]); `synced_through` then sends the caller over all of its records.
     pub(crate) fn open(directory: &Path, key: &[u8; 32]) -> io::Result<Self> {
         files::create_directory(directory)?;
-        let tagger = Tagger::new(key);
+        let fingerprinter = Fingerprinter::new(key);
         let (state, found) = Alternating::open(&directory.join("state"), MAGIC, VERSION)?;
         let mut index = Self {
             directory: directory.to_owned(),
-            tagger,
+            fingerprinter,
             state,
             tables: Vec::new(),
             lanes: BTreeMap::new(),
             removable: Vec::new(),
             rebuilt: false,
-            filter: Filter::new(),
+            filter: BloomFilter::new(),
             filtered: false,
         };
         match found {
-            alternating::Found::Nothing => {}
-            alternating::Found::Damaged => index.rebuilt = true,
-            alternating::Found::Payload(payload) => match index.decode(&payload)? {
+            SlotContent::Nothing => {}
+            SlotContent::Damaged => index.rebuilt = true,
+            SlotContent::Payload(payload) => match index.decode(&payload)? {
                 Some((tables, lanes)) => (index.tables, index.lanes) = (tables, lanes),
                 None => index.rebuilt = true,
             },
@@ -140,19 +140,19 @@ impl DuplicateIndex {
         self.rebuilt
     }
 
-    /// Makes tags outside of this index, which saves its owner the hashing.
-    pub(crate) fn tagger(&self) -> Tagger {
-        self.tagger.clone()
+    /// Makes fingerprints outside of this index, which saves its owner the hashing.
+    pub(crate) fn fingerprinter(&self) -> Fingerprinter {
+        self.fingerprinter.clone()
     }
 
-    /// Where something with these tags was stored, as far as the index knows: a hint.
-    pub(crate) fn find_tags(&self, tags: Tags) -> io::Result<Vec<Found>> {
+    /// Where something with these fingerprints was stored, as far as the index knows: a hint.
+    pub(crate) fn find_fingerprints(&self, fingerprints: Fingerprints) -> io::Result<Vec<DuplicateHint>> {
         let mut found = Vec::new();
-        if self.filtered && !self.filter.may_have(tags) {
+        if self.filtered && !self.filter.may_have(fingerprints) {
             return Ok(found);
         }
         for table in &self.tables {
-            table.slots.find(tags, &mut found)?;
+            table.slots.find(fingerprints, &mut found)?;
         }
         // Position 0 is what a torn slot may look like.
         found.retain(|f| f.position > self.lanes.get(&f.lane).map_or(0, |lane| lane.forgotten));
@@ -166,15 +166,20 @@ impl DuplicateIndex {
     }
 
     /// The filter of the tables as they were; what was inserted meanwhile is known. Look-ups cost less from now on.
-    pub(crate) fn use_filter(&mut self, filter: &Filter) {
+    pub(crate) fn use_bloom(&mut self, filter: &BloomFilter) {
         self.filter.join(filter);
         self.filtered = true;
     }
 
-    /// Remembers a stored transaction by its tags.
-    pub(crate) fn insert_tags(&mut self, lane: u16, position: Position, tags: Tags) -> io::Result<()> {
-        self.filter.add(tags);
-        let result = self.place(lane, position, tags);
+    /// Remembers a stored transaction by its fingerprints.
+    pub(crate) fn insert_fingerprints(
+        &mut self,
+        lane: u16,
+        position: Position,
+        fingerprints: Fingerprints,
+    ) -> io::Result<()> {
+        self.filter.add(fingerprints);
+        let result = self.place(lane, position, fingerprints);
         let state = self.lanes.entry(lane).or_default();
         match result {
             Ok(()) => state.inserted = state.inserted.max(position),
@@ -183,7 +188,7 @@ impl DuplicateIndex {
         result
     }
 
-    /// This position is not in it, and it must not claim that: the next start makes its tags again.
+    /// This position is not in it, and it must not claim that: the next start makes its fingerprints again.
     pub(crate) fn lacks(&mut self, lane: u16, position: Position) {
         let state = self.lanes.entry(lane).or_default();
         state.missing = Some(state.missing.map_or(position, |first| first.min(position)));
@@ -254,12 +259,12 @@ impl DuplicateIndex {
         let state = self.lanes.entry(lane).or_default();
         state.forgotten = state.forgotten.max(position);
         let lanes = &self.lanes;
-        let forgotten = |table: &Table| {
+        let forgotten = |table: &OpenTable| {
             let mut last = table.last.iter();
             last.all(|(lane, last)| lanes.get(lane).is_some_and(|state| *last <= state.forgotten))
         };
         let current = self.tables.last().map_or(0, |t| t.number);
-        let keep = |t: &Table| !forgotten(t) || (t.number == current && t.buckets <= FIRST_BUCKETS);
+        let keep = |t: &OpenTable| !forgotten(t) || (t.number == current && t.buckets <= FIRST_BUCKETS);
         let removable: Vec<_> = self.tables.iter().filter(|t| !keep(t)).map(|t| t.number).collect();
         if removable.contains(&current) {
             self.add_table(FIRST_BUCKETS)?;
@@ -270,7 +275,7 @@ impl DuplicateIndex {
         Ok(())
     }
 
-    fn place(&mut self, lane: u16, position: Position, tags: Tags) -> io::Result<()> {
+    fn place(&mut self, lane: u16, position: Position, fingerprints: Fingerprints) -> io::Result<()> {
         if position == 0 || position > LAST_POSITION {
             return Err(io::Error::other("the index cannot name this position"));
         }
@@ -281,7 +286,7 @@ impl DuplicateIndex {
             }
             let Some(table) = self.tables.last_mut() else { continue };
             let room = table.buckets * SLOTS as u64 * LOAD_PERCENT / 100;
-            if table.used >= room || table.slots.insert(lane, position, tags)? == Place::None {
+            if table.used >= room || table.slots.insert(lane, position, fingerprints)? == Insertion::Full {
                 continue;
             }
             table.dirty = true;
@@ -295,9 +300,9 @@ impl DuplicateIndex {
 
     fn add_table(&mut self, buckets: u64) -> io::Result<()> {
         let number = self.tables.last().map_or(1, |t| t.number + 1);
-        let slots = Generation::create(&self.path(number), buckets)?;
+        let slots = Table::create(&self.path(number), buckets)?;
         let last = BTreeMap::new();
-        self.tables.push(Table { number, buckets, used: 0, last, slots, dirty: false, named: false });
+        self.tables.push(OpenTable { number, buckets, used: 0, last, slots, dirty: false, named: false });
         Ok(())
     }
 
@@ -318,7 +323,7 @@ impl DuplicateIndex {
     }
 
     fn encode(&self, numbers: &BTreeSet<u64>, lanes: &BTreeMap<u16, LaneState>) -> Vec<u8> {
-        let mut payload = self.tagger.id().to_vec();
+        let mut payload = self.fingerprinter.id().to_vec();
         let tables: Vec<_> = self.tables.iter().filter(|t| numbers.contains(&t.number)).collect();
         payload.extend(count(tables.len()));
         for table in tables {
@@ -342,17 +347,17 @@ impl DuplicateIndex {
 
     /// `None`: it does not fit this key, or a table is not what the state says.
     fn decode(&self, payload: &[u8]) -> io::Result<Option<Opened>> {
-        let Some((tables, lanes)) = parse(payload, self.tagger.id()) else { return Ok(None) };
+        let Some((tables, lanes)) = parse(payload, self.fingerprinter.id()) else { return Ok(None) };
         let mut opened = Vec::with_capacity(tables.len());
         for (number, buckets, used, last) in tables {
-            let Some(slots) = Generation::open(&self.path(number), buckets)? else { return Ok(None) };
-            opened.push(Table { number, buckets, used, last, slots, dirty: false, named: true });
+            let Some(slots) = Table::open(&self.path(number), buckets)? else { return Ok(None) };
+            opened.push(OpenTable { number, buckets, used, last, slots, dirty: false, named: true });
         }
         Ok(Some((opened, lanes)))
     }
 }
 
-type Opened = (Vec<Table>, BTreeMap<u16, LaneState>);
+type Opened = (Vec<OpenTable>, BTreeMap<u16, LaneState>);
 type TableState = (u64, u64, u64, BTreeMap<u16, Position>);
 
 fn parse(payload: &[u8], key_id: [u8; 8]) -> Option<(Vec<TableState>, BTreeMap<u16, LaneState>)> {
@@ -387,13 +392,13 @@ mod tests {
 
     /// In one step, where the store takes several.
     impl DuplicateIndex {
-        fn find(&self, source: &str, key: &str, body: &[u8]) -> io::Result<Vec<Found>> {
-            self.find_tags(self.tagger.tags(source, key, body))
+        fn find(&self, source: &str, key: &str, body: &[u8]) -> io::Result<Vec<DuplicateHint>> {
+            self.find_fingerprints(self.fingerprinter.fingerprints(source, key, body))
         }
 
-        fn load_filter(&mut self) {
+        fn load_bloom(&mut self) {
             let filter = self.tables().filter().unwrap();
-            self.use_filter(&filter);
+            self.use_bloom(&filter);
         }
 
         fn insert(
@@ -404,7 +409,7 @@ mod tests {
             key: &str,
             body: &[u8],
         ) -> io::Result<()> {
-            self.insert_tags(lane, position, self.tagger.tags(source, key, body))
+            self.insert_fingerprints(lane, position, self.fingerprinter.fingerprints(source, key, body))
         }
 
         fn sync(&mut self) -> io::Result<()> {
@@ -422,12 +427,12 @@ mod tests {
         }
     }
 
-    fn find(index: &DuplicateIndex, n: u64) -> Vec<Found> {
+    fn find(index: &DuplicateIndex, n: u64) -> Vec<DuplicateHint> {
         index.find("urn:s", &format!("key {n}"), &n.to_be_bytes()).unwrap()
     }
 
-    fn hit(position: u64) -> Vec<Found> {
-        vec![Found { lane: 0, position, same_body: true }]
+    fn hit(position: u64) -> Vec<DuplicateHint> {
+        vec![DuplicateHint { lane: 0, position, same_body: true }]
     }
 
     fn bytes_on_disk(directory: &Path) -> u64 {
@@ -453,13 +458,13 @@ mod tests {
             assert!((last + 1..310_000).all(|n| find(index, n).is_empty()));
         };
         check(&again, 300_000);
-        index.load_filter();
+        index.load_bloom();
         check(&index, 300_000);
         // What comes while the filter is made of the tables is known all the same.
         let tables = again.tables();
         fill(&mut again, 300_001..=300_500);
         check(&again, 300_500);
-        again.use_filter(&tables.filter().unwrap());
+        again.use_bloom(&tables.filter().unwrap());
         check(&again, 300_500);
     }
 
@@ -472,7 +477,10 @@ mod tests {
         index.insert(3, 12, "urn:s", "1", b"two").unwrap();
         let found = index.find("urn:s", "1", b"two").unwrap();
         let expected = [(3, 12, true), (3, 11, true), (2, 10, false)];
-        assert_eq!(found, expected.map(|(lane, position, same_body)| Found { lane, position, same_body }));
+        assert_eq!(
+            found,
+            expected.map(|(lane, position, same_body)| DuplicateHint { lane, position, same_body })
+        );
         assert!(index.find("urn:other", "1", b"two").unwrap().is_empty());
         index.insert(2, 13, "urn:s", "", b"no key").unwrap();
         assert_eq!(index.find("urn:s", "", b"no key").unwrap().len(), 1);
@@ -617,13 +625,13 @@ mod tests {
         index.forget_through(2, 3).unwrap();
         index.lanes.get_mut(&2).unwrap().synced = 7;
         let payload = index.encode(&BTreeSet::from([1]), &index.lanes);
-        let mut expected = index.tagger.id().to_vec();
+        let mut expected = index.fingerprinter.id().to_vec();
         expected.extend([0, 1]); // one table: number 1, 1,836 buckets, one slot used, one lane in it
         expected.extend([0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0x07, 0x2c, 0, 0, 0, 0, 0, 0, 0, 1]);
         expected.extend([0, 1, 0, 2, 0, 0, 0, 0, 0, 0, 0, 7]);
         expected.extend([0, 1, 0, 2, 0, 0, 0, 0, 0, 0, 0, 7, 0, 0, 0, 0, 0, 0, 0, 3]);
         assert_eq!(payload, expected);
-        assert!(parse(&payload, index.tagger.id()).is_some());
-        assert!((0..payload.len()).all(|cut| parse(&payload[..cut], index.tagger.id()).is_none()));
+        assert!(parse(&payload, index.fingerprinter.id()).is_some());
+        assert!((0..payload.len()).all(|cut| parse(&payload[..cut], index.fingerprinter.id()).is_none()));
     }
 }

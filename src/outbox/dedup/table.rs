@@ -17,7 +17,7 @@ use std::sync::Arc;
 
 use pgw_core::transaction::Position;
 
-use crate::dedup::fingerprint::Tags;
+use crate::dedup::fingerprint::Fingerprints;
 
 pub(super) const BUCKET_BYTES: usize = 1024;
 pub(super) const SLOT_BYTES: usize = 24;
@@ -33,7 +33,7 @@ const VISIT_BUCKETS: usize = 256;
 
 /// A record that may be the same transaction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Found {
+pub(crate) struct DuplicateHint {
     /// Number of its lane.
     pub(crate) lane: u16,
     /// Its position there.
@@ -44,29 +44,29 @@ pub(crate) struct Found {
 
 /// An open table; clones share its file.
 #[derive(Debug, Clone)]
-pub(super) struct Generation {
+pub(super) struct Table {
     file: Arc<File>,
     buckets: u64,
 }
 
 /// Whether a slot found its place.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Place {
+pub(super) enum Insertion {
     /// It is in the table now, or was already.
     Taken,
-    /// There is none: the table is full.
-    None,
+    /// There is no place: the table is full.
+    Full,
 }
 
 struct Bucket([u8; BUCKET_BYTES]);
 
 #[derive(Clone, Copy)]
 struct Slot {
-    tags: Tags,
+    fingerprints: Fingerprints,
     place: u64,
 }
 
-impl Generation {
+impl Table {
     /// Makes an empty table, in place of whatever is there.
     pub(super) fn create(path: &Path, buckets: u64) -> io::Result<Self> {
         let file =
@@ -92,17 +92,17 @@ impl Generation {
     }
 
     /// Adds to `found` every slot with this key that the look-up comes past.
-    pub(super) fn find(&self, tags: Tags, found: &mut Vec<Found>) -> io::Result<()> {
-        let end = self.walk(self.home(tags), tags.key, |slot| {
-            if slot.tags.key == tags.key {
-                found.push(slot.found(tags));
+    pub(super) fn find(&self, fingerprints: Fingerprints, found: &mut Vec<DuplicateHint>) -> io::Result<()> {
+        let end = self.walk(self.home(fingerprints), fingerprints.key, |slot| {
+            if slot.fingerprints.key == fingerprints.key {
+                found.push(slot.found(fingerprints));
             }
             false
         })?;
         if end.crowded {
-            self.walk(self.away(tags), tags.key, |slot| {
-                if slot.tags == tags && !found.contains(&slot.found(tags)) {
-                    found.push(slot.found(tags));
+            self.walk(self.away(fingerprints), fingerprints.key, |slot| {
+                if slot.fingerprints == fingerprints && !found.contains(&slot.found(fingerprints)) {
+                    found.push(slot.found(fingerprints));
                 }
                 false
             })?;
@@ -111,29 +111,34 @@ impl Generation {
     }
 
     /// Puts a slot into the table, once.
-    pub(super) fn insert(&self, lane: u16, position: u64, tags: Tags) -> io::Result<Place> {
-        let new = Slot { tags, place: u64::from(lane) << POSITION_BITS | position };
+    pub(super) fn insert(
+        &self,
+        lane: u16,
+        position: u64,
+        fingerprints: Fingerprints,
+    ) -> io::Result<Insertion> {
+        let new = Slot { fingerprints, place: u64::from(lane) << POSITION_BITS | position };
         let mut there = false;
-        let mut end = self.walk(self.home(tags), tags.key, |slot| {
+        let mut end = self.walk(self.home(fingerprints), fingerprints.key, |slot| {
             there |= slot.same(new);
             there
         })?;
         if !there && end.crowded {
-            end = self.walk(self.away(tags), tags.key, |slot| {
+            end = self.walk(self.away(fingerprints), fingerprints.key, |slot| {
                 there |= slot.same(new);
                 there
             })?;
         }
         if there {
-            return Ok(Place::Taken);
+            return Ok(Insertion::Taken);
         }
-        let Some(offset) = end.free else { return Ok(Place::None) };
+        let Some(offset) = end.free else { return Ok(Insertion::Full) };
         self.file.write_all_at(&new.encode(), offset)?;
-        Ok(Place::Taken)
+        Ok(Insertion::Taken)
     }
 
-    /// Shows the tags of every slot, from the first bucket to the last.
-    pub(super) fn visit(&self, mut visitor: impl FnMut(Tags)) -> io::Result<()> {
+    /// Shows the fingerprints of every slot, from the first bucket to the last.
+    pub(super) fn visit(&self, mut visitor: impl FnMut(Fingerprints)) -> io::Result<()> {
         let mut many = vec![0; VISIT_BUCKETS * BUCKET_BYTES];
         let bytes = self.buckets * BUCKET_BYTES as u64;
         let mut at = 0;
@@ -141,35 +146,38 @@ impl Generation {
             let length = many.len().min(usize::try_from(bytes - at).unwrap_or(usize::MAX));
             self.file.read_exact_at(&mut many[..length], at)?;
             for bucket in many[..length].as_chunks::<BUCKET_BYTES>().0 {
-                Bucket(*bucket).slots().filter(|slot| slot.tags.key != 0).for_each(|slot| visitor(slot.tags));
+                Bucket(*bucket)
+                    .slots()
+                    .filter(|slot| slot.fingerprints.key != 0)
+                    .for_each(|slot| visitor(slot.fingerprints));
             }
             at += length as u64;
         }
         Ok(())
     }
 
-    fn home(&self, tags: Tags) -> u64 {
-        tags.key % self.buckets
+    fn home(&self, fingerprints: Fingerprints) -> u64 {
+        fingerprints.key % self.buckets
     }
 
-    fn away(&self, tags: Tags) -> u64 {
-        (tags.key ^ tags.body.rotate_left(32)) % self.buckets
+    fn away(&self, fingerprints: Fingerprints) -> u64 {
+        (fingerprints.key ^ fingerprints.body.rotate_left(32)) % self.buckets
     }
 
     /// Shows every slot from the bucket `start` on, to the first free one or until `enough`.
-    fn walk(&self, start: u64, key: u64, mut enough: impl FnMut(Slot) -> bool) -> io::Result<End> {
-        let mut end = End { free: None, crowded: false };
+    fn walk(&self, start: u64, key: u64, mut enough: impl FnMut(Slot) -> bool) -> io::Result<WalkEnd> {
+        let mut end = WalkEnd { free: None, crowded: false };
         let mut same_key = 0;
         for probe in 0..PROBES.min(self.buckets) {
             let at = (start + probe) % self.buckets * BUCKET_BYTES as u64;
             let mut bucket = Bucket([0; BUCKET_BYTES]);
             self.file.read_exact_at(&mut bucket.0, at)?;
             for (index, slot) in bucket.slots().enumerate() {
-                if slot.tags.key == 0 {
+                if slot.fingerprints.key == 0 {
                     end.free = Some(at + (index * SLOT_BYTES) as u64);
                     return Ok(end);
                 }
-                same_key += usize::from(probe == 0 && slot.tags.key == key);
+                same_key += usize::from(probe == 0 && slot.fingerprints.key == key);
                 end.crowded = same_key >= SAME_KEY;
                 if enough(slot) {
                     return Ok(end);
@@ -181,7 +189,7 @@ impl Generation {
 }
 
 /// Where a walk ended.
-struct End {
+struct WalkEnd {
     /// Offset of the free slot, if there was one within reach.
     free: Option<u64>,
     /// The first bucket has its fill of this key tag: further ones lie elsewhere.
@@ -198,8 +206,8 @@ impl Bucket {
 impl Slot {
     fn encode(self) -> [u8; SLOT_BYTES] {
         let mut bytes = [0; SLOT_BYTES];
-        bytes[..8].copy_from_slice(&self.tags.key.to_be_bytes());
-        bytes[8..16].copy_from_slice(&self.tags.body.to_be_bytes());
+        bytes[..8].copy_from_slice(&self.fingerprints.key.to_be_bytes());
+        bytes[8..16].copy_from_slice(&self.fingerprints.body.to_be_bytes());
         bytes[16..].copy_from_slice(&self.place.to_be_bytes());
         bytes
     }
@@ -210,18 +218,18 @@ impl Slot {
             word.copy_from_slice(&bytes[at..at + 8]);
             u64::from_be_bytes(word)
         };
-        Self { tags: Tags { key: word(0), body: word(8) }, place: word(16) }
+        Self { fingerprints: Fingerprints { key: word(0), body: word(8) }, place: word(16) }
     }
 
     fn same(self, other: Self) -> bool {
-        self.tags == other.tags && self.place == other.place
+        self.fingerprints == other.fingerprints && self.place == other.place
     }
 
-    fn found(self, asked: Tags) -> Found {
-        Found {
+    fn found(self, asked: Fingerprints) -> DuplicateHint {
+        DuplicateHint {
             lane: u16::try_from(self.place >> POSITION_BITS).unwrap_or_default(),
             position: self.place & ((1 << POSITION_BITS) - 1),
-            same_body: self.tags.body == asked.body,
+            same_body: self.fingerprints.body == asked.body,
         }
     }
 }
@@ -230,19 +238,19 @@ impl Slot {
 mod tests {
     use super::*;
 
-    fn tags(key: u64, body: u64) -> Tags {
-        Tags { key, body }
+    fn fingerprints(key: u64, body: u64) -> Fingerprints {
+        Fingerprints { key, body }
     }
 
-    fn find(table: &Generation, asked: Tags) -> Vec<Found> {
+    fn find(table: &Table, asked: Fingerprints) -> Vec<DuplicateHint> {
         let mut found = Vec::new();
         table.find(asked, &mut found).unwrap();
         found
     }
 
-    fn table(buckets: u64) -> (tempfile::TempDir, Generation) {
+    fn table(buckets: u64) -> (tempfile::TempDir, Table) {
         let directory = tempfile::tempdir().unwrap();
-        let table = Generation::create(&directory.path().join("1"), buckets).unwrap();
+        let table = Table::create(&directory.path().join("1"), buckets).unwrap();
         (directory, table)
     }
 
@@ -250,11 +258,11 @@ mod tests {
     fn a_full_bucket_goes_on_in_the_next() {
         let (_directory, table) = table(4);
         for n in 0..60 {
-            assert_eq!(table.insert(1, n + 1, tags(4 * n + 2, 9)).unwrap(), Place::Taken);
+            assert_eq!(table.insert(1, n + 1, fingerprints(4 * n + 2, 9)).unwrap(), Insertion::Taken);
         }
         for n in 0..60 {
-            let found = Found { lane: 1, position: n + 1, same_body: true };
-            assert_eq!(find(&table, tags(4 * n + 2, 9)), [found]);
+            let found = DuplicateHint { lane: 1, position: n + 1, same_body: true };
+            assert_eq!(find(&table, fingerprints(4 * n + 2, 9)), [found]);
         }
     }
 
@@ -262,11 +270,11 @@ mod tests {
     fn a_full_table_says_so_and_forgets_nothing() {
         let (_directory, table) = table(2);
         let mut taken = 0;
-        while table.insert(0, taken + 1, tags(taken + 1, 0)).unwrap() == Place::Taken {
+        while table.insert(0, taken + 1, fingerprints(taken + 1, 0)).unwrap() == Insertion::Taken {
             taken += 1;
         }
         assert_eq!(taken, 2 * SLOTS as u64);
-        assert!((1..=taken).all(|n| find(&table, tags(n, 0)).len() == 1));
+        assert!((1..=taken).all(|n| find(&table, fingerprints(n, 0)).len() == 1));
     }
 
     /// A sender with one key for everything must neither fill the table early nor have its repetitions missed.
@@ -275,16 +283,16 @@ mod tests {
         let (_directory, table) = table(64);
         for n in 1..=2000 {
             assert_eq!(
-                table.insert(0, n, tags(5, n.wrapping_mul(0x9e37_79b9_7f4a_7c15))).unwrap(),
-                Place::Taken,
+                table.insert(0, n, fingerprints(5, n.wrapping_mul(0x9e37_79b9_7f4a_7c15))).unwrap(),
+                Insertion::Taken,
                 "{n}"
             );
         }
         for n in 1..=2000u64 {
-            let found = find(&table, tags(5, n.wrapping_mul(0x9e37_79b9_7f4a_7c15)));
+            let found = find(&table, fingerprints(5, n.wrapping_mul(0x9e37_79b9_7f4a_7c15)));
             assert_eq!(found.iter().filter(|f| f.same_body && f.position == n).count(), 1, "{n}");
         }
-        let other = find(&table, tags(5, 77));
+        let other = find(&table, fingerprints(5, 77));
         assert!(!other.is_empty() && other.iter().all(|f| !f.same_body), "the key is known, the body is not");
     }
 
@@ -292,16 +300,16 @@ mod tests {
     fn the_same_slot_twice_takes_one_place() {
         let (_directory, table) = table(1);
         for _ in 0..1000 {
-            assert_eq!(table.insert(3, 4, tags(1, 2)).unwrap(), Place::Taken);
+            assert_eq!(table.insert(3, 4, fingerprints(1, 2)).unwrap(), Insertion::Taken);
         }
-        assert_eq!(find(&table, tags(1, 2)).len(), 1);
+        assert_eq!(find(&table, fingerprints(1, 2)).len(), 1);
     }
 
     #[test]
     fn golden_slot() {
         let (directory, table) = table(2);
         let key = 0x0102_0304_0506_0709; // odd: the second bucket
-        table.insert(0x0a0b, 0x0000_0c0d_0e0f_1011, tags(key, 0x1213_1415_1617_1819)).unwrap();
+        table.insert(0x0a0b, 0x0000_0c0d_0e0f_1011, fingerprints(key, 0x1213_1415_1617_1819)).unwrap();
         let bytes = std::fs::read(directory.path().join("1")).unwrap();
         assert_eq!(bytes.len(), 2048);
         let hex: String = bytes[1024..1048].iter().map(|b| format!("{b:02x}")).collect();

@@ -1,4 +1,4 @@
-//! Salvage of last resort: finds our own chunks in the bytes of files that sled cannot read any more.
+//! Carving of last resort: finds our own chunks in the bytes of files that sled cannot read any more.
 //!
 //! Sled writes a value in one piece, uncompressed, wherever in its log it likes and possibly several times. Each chunk
 //! says what it is and carries its checksum ([`parse_chunk`]), so a search for its magic finds every one
@@ -58,7 +58,7 @@ impl Source for Vec<u8> {
 
 /// A record put together again. Its seal is still to be opened.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Salvaged {
+pub(crate) struct CarvedRecord {
     /// Where it was in its lane.
     pub(crate) position: Position,
     /// Its bytes, header and all; length and checksum fit.
@@ -76,11 +76,11 @@ pub(crate) struct Scan {
 #[derive(Default)]
 struct Pieces {
     count: u32,
-    places: BTreeMap<u32, Place>,
+    places: BTreeMap<u32, ChunkPlace>,
 }
 
 #[derive(Clone, Copy)]
-struct Place {
+struct ChunkPlace {
     source: usize,
     offset: u64,
     length: usize,
@@ -127,7 +127,7 @@ impl Scan {
 
     /// The whole records by position, rivals for one position one after the other. Records whose bytes cannot
     /// be read again or do not fit their header are left out.
-    pub(crate) fn records(&self) -> impl Iterator<Item = Salvaged> + '_ {
+    pub(crate) fn records(&self) -> impl Iterator<Item = CarvedRecord> + '_ {
         self.records.iter().filter_map(|(&(position, _), pieces)| self.assemble(position, pieces))
     }
 
@@ -170,7 +170,7 @@ impl Scan {
     }
 
     /// One record, if it is whole.
-    pub(crate) fn record(&self, (position, tag): (Position, u32)) -> Option<Salvaged> {
+    pub(crate) fn record(&self, (position, tag): (Position, u32)) -> Option<CarvedRecord> {
         self.assemble(position, self.records.get(&(position, tag))?)
     }
 
@@ -203,7 +203,8 @@ impl Scan {
                 if !wanted(chunk.position) {
                     continue;
                 }
-                let place = Place { source: number, offset: start + found as u64, length: chunk.length() };
+                let place =
+                    ChunkPlace { source: number, offset: start + found as u64, length: chunk.length() };
                 let pieces = self.records.entry((chunk.position, chunk.tag)).or_default();
                 pieces.count = chunk.count;
                 pieces.places.entry(chunk.index).or_insert_with(|| {
@@ -237,7 +238,7 @@ impl Scan {
         usize::try_from(length - start).unwrap_or(usize::MAX).min(window.len())
     }
 
-    fn assemble(&self, position: Position, pieces: &Pieces) -> Option<Salvaged> {
+    fn assemble(&self, position: Position, pieces: &Pieces) -> Option<CarvedRecord> {
         if !pieces.is_whole() {
             return None;
         }
@@ -253,7 +254,7 @@ impl Scan {
         }
         let record = assembly?.finish().ok()?;
         let (header, _) = Header::parse(&record).ok()?;
-        (header.position == position).then_some(Salvaged { position, record })
+        (header.position == position).then_some(CarvedRecord { position, record })
     }
 }
 
@@ -338,7 +339,7 @@ mod tests {
     }
 
     fn positions(scan: &Scan) -> Vec<Position> {
-        scan.records().map(|salvaged| salvaged.position).collect()
+        scan.records().map(|carved| carved.position).collect()
     }
 
     #[test]
@@ -353,7 +354,7 @@ mod tests {
         let found: Vec<_> = scan.records().collect();
         assert_eq!(
             found,
-            [(1, 10_000, 1), (2, 0, 2)].map(|(position, length, fill)| Salvaged {
+            [(1, 10_000, 1), (2, 0, 2)].map(|(position, length, fill)| CarvedRecord {
                 position,
                 record: record(position, length, fill)
             })
@@ -436,9 +437,9 @@ mod tests {
         let damaged = scan_directory(&path).unwrap();
         let found: Vec<_> = damaged.records().collect();
         assert!(found.len() as u64 > records - 200, "{}", found.len());
-        for salvaged in &found {
-            let length = 20 + (salvaged.position as usize * 37) % 6000;
-            assert_eq!(salvaged.record, record(salvaged.position, length, 9));
+        for carved in &found {
+            let length = 20 + (carved.position as usize * 37) % 6000;
+            assert_eq!(carved.record, record(carved.position, length, 9));
         }
     }
 
@@ -459,8 +460,8 @@ mod tests {
                 bytes[at] = value;
             }
             let scan = scan(&bytes);
-            for salvaged in scan.records() {
-                prop_assert_eq!(&salvaged.record, &record(salvaged.position, 4500, salvaged.position as u8));
+            for carved in scan.records() {
+                prop_assert_eq!(&carved.record, &record(carved.position, 4500, carved.position as u8));
             }
             let found = positions(&scan);
             prop_assert!((1..=12).all(|n| found.contains(&n) || hit_positions.contains(&n)));

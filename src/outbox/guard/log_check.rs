@@ -1,8 +1,8 @@
 //! Looks whether the log of a sled database is sound, before sled opens it.
 //!
 //! sled 0.34.7 takes the first message that it cannot read for the end of its log and zeroes what follows: a flipped bit in
-//! the middle would cost all that came after it, without an error, and salvage would come too late. So the log is
-//! walked here first, the same way and only reading. What is not sound is salvaged and never opened.
+//! the middle would cost all that came after it, without an error, and carving would come too late. So the log is
+//! walked here first, the same way and only reading. What is not sound is carved and never opened.
 //!
 //! The file is a row of pieces of 512 KiB in no order. Each begins with CRC-32 (inverted), LSN and another number, 20 bytes;
 //! messages follow: CRC-32 (inverted) of the body and of the header's rest, kind, and three numbers of

@@ -14,7 +14,7 @@ use crate::files;
 /// The old one, if there is one, goes aside, the new one takes its place.
 pub(crate) fn replace(
     store: &Path,
-    (lane, ordinal): (&Lane, u64),
+    (lane, number): (&Lane, u64),
     place: &Path,
     fresh: &Path,
 ) -> io::Result<()> {
@@ -24,7 +24,7 @@ pub(crate) fn replace(
     files::sync_name(fresh)?;
     step(place)?;
     if place.exists() {
-        let name = format!("{lane}-{ordinal:010}-{}", Uuid::now_v7());
+        let name = format!("{lane}-{number:010}-{}", Uuid::now_v7());
         pgw_durable::rename(place, &aside.join(name))?;
         step(place)?;
     }
@@ -41,7 +41,7 @@ pub(crate) fn step(place: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Finishes or forgets what a crash left of [`salvage_segment`] in a lane's directory.
+/// Finishes or forgets what a crash left of [`rebuild_segment`] in a lane's directory.
 pub(crate) fn finish_replacements(directory: &Path) -> io::Result<()> {
     for entry in fs::read_dir(directory)? {
         let fresh = entry?.path();

@@ -24,7 +24,7 @@ use crate::guard::{log_check, record};
 #[cfg(test)]
 use crate::faults_for_tests as faults;
 
-/// The database's file in a segment's directory; salvage reads it raw.
+/// The database's file in a segment's directory; carving reads it raw.
 pub(crate) const DATABASE_FILE: &str = "db";
 const CACHE_BYTES: u64 = 4 << 20;
 /// What sled writes into `conf` of a database with default settings; anything else is half written.
@@ -64,7 +64,7 @@ impl SegmentError {
     }
 
     /// Whether the database itself is damaged, so that trying again is no use. A disk that cannot read its sectors
-    /// counts: salvage steps over them.
+    /// counts: carving steps over them.
     pub(crate) fn is_damage(&self) -> bool {
         match self {
             SegmentError::Panicked | SegmentError::Header | SegmentError::Unsound => true,
@@ -85,7 +85,7 @@ pub(crate) struct SegmentHeader {
     /// The lane's number in the store.
     pub(crate) lane: u16,
     /// This segment.
-    pub(crate) ordinal: u64,
+    pub(crate) number: u64,
     /// Its first position. What its predecessor holds from here on does not count.
     pub(crate) base: Position,
     /// Chain value at `base - 1`, as the next record has it for its previous.
@@ -93,12 +93,12 @@ pub(crate) struct SegmentHeader {
     /// The lane's epochs when it was begun.
     pub(crate) numbering: Numbering,
     /// Ordinal of the predecessor and what it held, so that it needs not be opened at start.
-    pub(crate) predecessor: Option<(u64, Extent)>,
+    pub(crate) predecessor: Option<(u64, Span)>,
 }
 
 /// What a segment holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Extent {
+pub(crate) struct Span {
     /// Its first position.
     pub(crate) base: Position,
     /// Chain value before that.
@@ -169,7 +169,7 @@ impl Segment {
     /// been behind the barrier.
     ///
     /// # Errors
-    /// [`SegmentError`]; if it [is damage](SegmentError::is_damage), salvage is next.
+    /// [`SegmentError`]; if it [is damage](SegmentError::is_damage), carving is next.
     pub(crate) fn open(directory: &Path, durable: Position) -> Result<Self, SegmentError> {
         repair_leftovers(directory).map_err(SegmentError::Files)?;
         if !directory.join(DATABASE_FILE).is_file() {
@@ -263,7 +263,7 @@ impl Segment {
     /// # Errors
     /// [`SegmentError`]
     pub(crate) fn begin(&self, header: &SegmentHeader) -> Result<(), SegmentError> {
-        // A chunk like those of records, so that salvage finds it.
+        // A chunk like those of records, so that carving finds it.
         let value = postcard::to_stdvec(header).map_err(|_| SegmentError::Header)?;
         let value = record::chunks(0, &value).next().ok_or(SegmentError::Header)?;
         contained(|| self.db()?.insert(HEADER_KEY, value).map(|_| ()).map_err(SegmentError::Database))
@@ -438,7 +438,7 @@ mod tests {
     fn header() -> SegmentHeader {
         SegmentHeader {
             lane: 0,
-            ordinal: 1,
+            number: 1,
             base: 1,
             previous: ChainValue([0; 32]),
             numbering: Numbering::new(Epoch(uuid::Uuid::nil())),

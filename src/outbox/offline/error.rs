@@ -19,7 +19,7 @@ pub enum RepairError {
     /// It does not say whose it is, and no record of it opens with this key.
     #[error("the file FORMAT of the store in {0} is damaged, and no record there opens with the outbox key")]
     NothingOpens(PathBuf),
-    /// The records are back; a lane needs new numbers after the confirmed mark, and they could not be made durable.
+    /// The records are back; a lane needs new numbers after the confirmed watermark, and they could not be made durable.
     #[error("lane {0} is filled, but cannot be numbered again, which it needs: {1}")]
     Numbers(Lane, String),
     /// `FORMAT` also said which key has sealed what.

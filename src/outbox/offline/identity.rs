@@ -13,7 +13,7 @@ use crate::descriptor::Retirement;
 use crate::errors::OpenError;
 use crate::guard::carve::{header_in, scan_directory};
 use crate::offline::error::RepairError;
-use crate::types::Settings;
+use crate::types::OutboxSettings;
 use crate::{descriptor, files};
 
 const FORMAT: &str = "FORMAT";
@@ -24,7 +24,7 @@ const LANES: &str = "lanes.list";
 /// # Errors
 /// [`RepairError`]: there is no store, or not this one.
 pub(super) fn is_known(
-    settings: &Settings,
+    settings: &OutboxSettings,
     keys: &Keyring,
     sealer: &Sealer,
     retirement: Retirement,
@@ -43,8 +43,8 @@ pub(super) fn is_known(
     let mut opened = false;
     for segment in segments(store)? {
         let scan = scan_directory(&segment).map_err(RepairError::cannot("read", &segment))?;
-        for salvaged in scan.records() {
-            let Ok((header, _)) = sealer.open(&salvaged.record) else { continue };
+        for carved in scan.records() {
+            let Ok((header, _)) = sealer.open(&carved.record) else { continue };
             if header.key_id != present {
                 return Err(RepairError::SeveralKeys(store.to_owned()));
             }
@@ -57,13 +57,13 @@ pub(super) fn is_known(
 
 /// Writes `FORMAT` anew, for the owner that the configuration names.
 pub(super) fn write_format(
-    settings: &Settings,
+    settings: &OutboxSettings,
     keys: &Keyring,
     owner: Option<(u32, u32)>,
 ) -> Result<(), RepairError> {
     keep(&settings.directory, FORMAT, owner)?;
     let path = settings.directory.join(FORMAT);
-    descriptor::Format::restore(settings, keys, owner).map_err(RepairError::cannot("write", &path))
+    descriptor::Descriptor::restore(settings, keys, owner).map_err(RepairError::cannot("write", &path))
 }
 
 /// The store's lanes with their numbers, and whether their list is damaged or gone: they are taken from the segments then.

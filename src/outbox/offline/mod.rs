@@ -30,5 +30,7 @@ mod sources;
 mod tests;
 
 pub use error::RepairError;
-pub use repair::{Request, repair};
-pub use report::{Found, From, LaneReport, Lost, Neighbour, Report, Rewritten};
+pub use repair::{RepairRequest, repair};
+pub use report::{
+    FoundRange, LaneReport, LostRange, Neighbour, RepairReport, RewrittenSegment, SourceReport,
+};

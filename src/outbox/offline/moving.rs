@@ -18,10 +18,10 @@ use ring::digest::{Context, SHA256};
 use serde::{Deserialize, Serialize};
 
 use crate::crypt::keyring::Keyring;
-use crate::descriptor::{Format, Retired, failed};
+use crate::descriptor::{Descriptor, Retired, failed};
 use crate::errors::OpenError;
 use crate::handle::Outbox;
-use crate::types::Settings;
+use crate::types::OutboxSettings;
 use crate::{descriptor, files};
 
 /// Name of the list, in the store's directory.
@@ -160,15 +160,17 @@ fn manifest(store: &Path) -> Result<Option<Manifest>, OpenError> {
     files::load(&path).map_err(failed("read", &path))
 }
 
-/// Marks the store as one that must never be opened again, and lists what a copy of it must have. `data`: the data directory. A
+/// Watermarks the store as one that must never be opened again, and lists what a copy of it must have. `data`: the data directory. A
 /// store that is retired already only gives its list. The daemon must not run.
 ///
 /// # Errors
 /// [`MoveError`].
-pub fn retire(settings: &Settings, data: &Path, keys: Keyring) -> Result<Manifest, MoveError> {
+pub fn retire(settings: &OutboxSettings, data: &Path, keys: Keyring) -> Result<Manifest, MoveError> {
     let store = &settings.directory;
-    let Some(format) = descriptor::owned(settings)? else { return Err(MoveError::NoStore(store.clone())) };
-    if format.retired.is_some() {
+    let Some(descriptor) = descriptor::owned(settings)? else {
+        return Err(MoveError::NoStore(store.clone()));
+    };
+    if descriptor.retired.is_some() {
         if let Some(manifest) = manifest(store)? {
             return Ok(manifest);
         }
@@ -180,17 +182,17 @@ pub fn retire(settings: &Settings, data: &Path, keys: Keyring) -> Result<Manifes
     let retired = Retired::here(store).map_err(failed("look at", store))?;
     let path = store.join("FORMAT");
     // Its lock is still held here. Opening it may have begun a key: what FORMAT says now counts.
-    let Some(mut format) = descriptor::owned(settings)? else {
+    let Some(mut descriptor) = descriptor::owned(settings)? else {
         return Err(MoveError::NoStore(store.clone()));
     };
     // One of an earlier move must not be taken for this one's, should a crash come before the list.
     remove_manifest(store)?;
-    format.retired = Some(retired);
-    format.save(store).map_err(failed("write", &path))?;
+    descriptor.retired = Some(retired);
+    descriptor.save(store).map_err(failed("write", &path))?;
     list(settings, data, outbox)
 }
 
-fn list(settings: &Settings, data: &Path, outbox: Outbox) -> Result<Manifest, MoveError> {
+fn list(settings: &OutboxSettings, data: &Path, outbox: Outbox) -> Result<Manifest, MoveError> {
     let store = &settings.directory;
     let lanes = stands(&outbox);
     outbox.close();
@@ -214,29 +216,29 @@ pub fn give_to_owner(store: &Path) -> Result<(), OpenError> {
 ///
 /// # Errors
 /// [`MoveError`].
-pub fn take_back(settings: &Settings) -> Result<(), MoveError> {
+pub fn take_back(settings: &OutboxSettings) -> Result<(), MoveError> {
     let store = &settings.directory;
-    let (_lock, format) = retired(settings)?;
-    release(store, format)
+    let (_lock, descriptor) = retired(settings)?;
+    release(store, descriptor)
 }
 
-fn retired(settings: &Settings) -> Result<(File, Format), MoveError> {
+fn retired(settings: &OutboxSettings) -> Result<(File, Descriptor), MoveError> {
     let store = &settings.directory;
     if descriptor::owned(settings)?.is_none() {
         return Err(MoveError::NoStore(store.clone()));
     }
     let lock = descriptor::lock(store)?;
     match descriptor::owned(settings)? {
-        Some(format) if format.retired.is_some() => Ok((lock, format)),
+        Some(descriptor) if descriptor.retired.is_some() => Ok((lock, descriptor)),
         _ => Err(MoveError::NotRetired(store.clone())),
     }
 }
 
 /// `FORMAT` last: until then the store is refused.
-fn release(store: &Path, mut format: Format) -> Result<(), MoveError> {
+fn release(store: &Path, mut descriptor: Descriptor) -> Result<(), MoveError> {
     let path = store.join("FORMAT");
-    format.retired = None;
-    format.save(store).map_err(failed("write", &path))?;
+    descriptor.retired = None;
+    descriptor.save(store).map_err(failed("write", &path))?;
     remove_manifest(store)?;
     Ok(give_to_owner(store)?)
 }
@@ -245,11 +247,13 @@ fn release(store: &Path, mut format: Format) -> Result<(), MoveError> {
 ///
 /// # Errors
 /// [`MoveError::Incomplete`] names what is missing or other than it was.
-pub fn check_copy(settings: &Settings, data: &Path) -> Result<Manifest, MoveError> {
+pub fn check_copy(settings: &OutboxSettings, data: &Path) -> Result<Manifest, MoveError> {
     const MOST_NAMED: usize = 10;
     let store = &settings.directory;
-    let Some(format) = descriptor::owned(settings)? else { return Err(MoveError::NoStore(store.clone())) };
-    let Some(retired) = &format.retired else { return Err(MoveError::NotRetired(store.clone())) };
+    let Some(descriptor) = descriptor::owned(settings)? else {
+        return Err(MoveError::NoStore(store.clone()));
+    };
+    let Some(retired) = &descriptor.retired else { return Err(MoveError::NotRetired(store.clone())) };
     let here = Retired::here(store).map_err(failed("look at", store))?;
     if (&here.machine, here.inode) == (&retired.machine, retired.inode) {
         return Err(MoveError::NotACopy(store.clone()));
@@ -285,7 +289,7 @@ pub fn check_copy(settings: &Settings, data: &Path) -> Result<Manifest, MoveErro
 ///
 /// # Errors
 /// [`MoveError`].
-pub fn adopt(settings: &Settings) -> Result<(), MoveError> {
-    let (_lock, format) = retired(settings)?;
-    release(&settings.directory, format)
+pub fn adopt(settings: &OutboxSettings) -> Result<(), MoveError> {
+    let (_lock, descriptor) = retired(settings)?;
+    release(&settings.directory, descriptor)
 }

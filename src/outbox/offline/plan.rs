@@ -1,7 +1,7 @@
-//! What stands, what fits a hole, and what is lost: decided by chain values alone; no IO.
+//! What stands, what fits a missing record, and what is lost: decided by chain values alone; no IO.
 //!
 //! A record fits when something that comes *after* it vouches for it: the next record names its chain value as the
-//! one before it, or the sidecar, a confirmed mark, a void or a kept end of an epoch has that value. That it follows from the
+//! one before it, or the tail checkpoint, a confirmed watermark, a void or a kept end of an epoch has that value. That it follows from the
 //! record before it proves less: a record that nobody was told of, and that a power cut took, follows from it as well, and so does one of
 //! a copy of this box that went on by itself. Such a record is *unproven*, and a person decides.
 
@@ -13,7 +13,7 @@ use pgw_core::transaction::{Epoch, Position, UnixMillis};
 
 /// A record that was found, without its content.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Found {
+pub(super) struct FoundRecord {
     /// Epoch at acceptance.
     pub(super) epoch: Epoch,
     /// Chain value before it, in that epoch.
@@ -30,7 +30,7 @@ pub(super) struct Found {
 }
 
 /// All that was found, by position.
-pub(super) type Candidates = BTreeMap<Position, Vec<Found>>;
+pub(super) type Candidates = BTreeMap<Position, Vec<FoundRecord>>;
 
 /// A chain value that is known from elsewhere.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,7 +43,7 @@ pub(super) struct Anchor {
 
 /// A released range, and the chain value before it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Released {
+pub(super) struct ReleasedRange {
     pub(super) from: Position,
     pub(super) through: Position,
     pub(super) epoch: Epoch,
@@ -56,14 +56,14 @@ pub(super) struct Part<'a> {
     pub(super) first: Position,
     pub(super) last: Position,
     /// What the store gives up as lost.
-    pub(super) holes: &'a [(Position, Position)],
-    pub(super) released: &'a [Released],
+    pub(super) missing: &'a [(Position, Position)],
+    pub(super) released: &'a [ReleasedRange],
     pub(super) anchors: &'a [Anchor],
 }
 
 /// What becomes of a position; the numbers are places among its candidates.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Verdict {
+pub(super) enum PositionVerdict {
     /// It lies in its segment and can be read there.
     Stands(usize),
     /// It can be read there, and what comes after it names another chain value.
@@ -78,7 +78,7 @@ pub(super) enum Verdict {
     Lost,
 }
 
-impl Verdict {
+impl PositionVerdict {
     /// Which candidate stands here, or would.
     pub(super) fn chosen(self) -> Option<usize> {
         match self {
@@ -97,7 +97,7 @@ impl Verdict {
 /// What became of a part.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Judged {
-    pub(super) verdicts: BTreeMap<Position, Verdict>,
+    pub(super) verdicts: BTreeMap<Position, PositionVerdict>,
     /// What the last position before the part must have, where its first record says so.
     pub(super) before: Option<Anchor>,
 }
@@ -117,8 +117,8 @@ pub(super) fn judge(part: &Part<'_>, candidates: &Candidates) -> Judged {
         let found = candidates.get(&position).map_or(&[][..], Vec::as_slice);
         let own = || found.iter().rposition(|found| found.own);
         if let Some(released) = part.released.iter().find(|r| (r.from..=r.through).contains(&position)) {
-            verdicts.insert(position, Verdict::Released(own()));
-            let Released { epoch, previous, .. } = *released;
+            verdicts.insert(position, PositionVerdict::Released(own()));
+            let ReleasedRange { epoch, previous, .. } = *released;
             named = (position == released.from).then(|| Anchor {
                 position: position.saturating_sub(1),
                 epoch,
@@ -128,9 +128,9 @@ pub(super) fn judge(part: &Part<'_>, candidates: &Candidates) -> Judged {
         }
         let known: Vec<Anchor> =
             anchors.iter().copied().chain(named).filter(|anchor| anchor.position == position).collect();
-        let verdict = at_position(position, found, &known, within(part.holes, position), candidates);
+        let verdict = at_position(position, found, &known, within(part.missing, position), candidates);
         named = match verdict {
-            Verdict::Stands(at) | Verdict::Fits(at) => found.get(at),
+            PositionVerdict::Stands(at) | PositionVerdict::Fits(at) => found.get(at),
             _ => None,
         }
         .map(|found| Anchor {
@@ -140,35 +140,36 @@ pub(super) fn judge(part: &Part<'_>, candidates: &Candidates) -> Judged {
         });
         verdicts.insert(position, verdict);
     }
-    settle_unproven(part, candidates, &mut verdicts);
+    resolve_unproven(part, candidates, &mut verdicts);
     Judged { verdicts, before: named.filter(|anchor| anchor.position + 1 == part.first) }
 }
 
 fn at_position(
     position: Position,
-    found: &[Found],
+    found: &[FoundRecord],
     known: &[Anchor],
-    hole: bool,
+    is_missing: bool,
     candidates: &Candidates,
-) -> Verdict {
-    let vouched = |found: &Found| known.iter().any(|a| (a.epoch, a.chain) == (found.epoch, found.chain));
-    let contradicted = |found: &Found| !vouched(found) && known.iter().any(|a| a.epoch == found.epoch);
+) -> PositionVerdict {
+    let vouched =
+        |found: &FoundRecord| known.iter().any(|a| (a.epoch, a.chain) == (found.epoch, found.chain));
+    let contradicted = |found: &FoundRecord| !vouched(found) && known.iter().any(|a| a.epoch == found.epoch);
     let of = |own: bool| found.iter().position(|found| found.own == own && vouched(found));
     if let Some(at) = of(true) {
-        return if hole { Verdict::Fits(at) } else { Verdict::Stands(at) };
+        return if is_missing { PositionVerdict::Fits(at) } else { PositionVerdict::Stands(at) };
     }
     if let Some(at) = of(false) {
-        return Verdict::Fits(at);
+        return PositionVerdict::Fits(at);
     }
-    if !hole && found.iter().any(|found| found.own) {
-        // As the daemon's own salvage: the one that follows from what is before it, then the one that was found last.
+    if !is_missing && found.iter().any(|found| found.own) {
+        // As the daemon's own carving: the one that follows from what is before it, then the one that was found last.
         let before = candidates.get(&position.saturating_sub(1)).map_or(&[][..], Vec::as_slice);
         let follows = found.iter().rposition(|f| f.own && before.iter().any(|b| b.chain == f.previous));
         let at = follows.or(found.iter().rposition(|found| found.own)).unwrap_or_default();
         return if found.get(at).is_some_and(contradicted) {
-            Verdict::Contradicts(at)
+            PositionVerdict::Contradicts(at)
         } else {
-            Verdict::Stands(at)
+            PositionVerdict::Stands(at)
         };
     }
     // Two that differ, and nothing decides between them: neither.
@@ -178,20 +179,25 @@ fn at_position(
         found.get(*at).map(|f| f.chain) == left.first().and_then(|l| found.get(*l)).map(|f| f.chain)
     };
     match left.first() {
-        Some(at) if left.iter().all(same) => Verdict::Unproven(*at),
-        _ => Verdict::Lost,
+        Some(at) if left.iter().all(same) => PositionVerdict::Unproven(*at),
+        _ => PositionVerdict::Lost,
     }
 }
 
 /// An unproven record must at least follow from what stands before it, and two of them must not contradict each other.
-fn settle_unproven(part: &Part<'_>, candidates: &Candidates, verdicts: &mut BTreeMap<Position, Verdict>) {
+fn resolve_unproven(
+    part: &Part<'_>,
+    candidates: &Candidates,
+    verdicts: &mut BTreeMap<Position, PositionVerdict>,
+) {
     let unproven: Vec<Position> =
-        verdicts.iter().filter(|(_, v)| matches!(v, Verdict::Unproven(_))).map(|(p, _)| *p).collect();
+        verdicts.iter().filter(|(_, v)| matches!(v, PositionVerdict::Unproven(_))).map(|(p, _)| *p).collect();
     let mut refused = Vec::new();
-    let chosen = |position: Position, verdicts: &BTreeMap<Position, Verdict>| -> Option<Found> {
-        let at = verdicts.get(&position).copied().and_then(Verdict::chosen)?;
-        candidates.get(&position)?.get(at).cloned()
-    };
+    let chosen =
+        |position: Position, verdicts: &BTreeMap<Position, PositionVerdict>| -> Option<FoundRecord> {
+            let at = verdicts.get(&position).copied().and_then(PositionVerdict::chosen)?;
+            candidates.get(&position)?.get(at).cloned()
+        };
     for position in unproven {
         let before = position.saturating_sub(1);
         let (Some(this), Some(previous)) = (chosen(position, verdicts), chosen(before, verdicts)) else {
@@ -199,13 +205,13 @@ fn settle_unproven(part: &Part<'_>, candidates: &Candidates, verdicts: &mut BTre
         };
         if this.epoch == previous.epoch && this.previous != previous.chain {
             refused.push(position);
-            if matches!(verdicts.get(&before), Some(Verdict::Unproven(_))) {
+            if matches!(verdicts.get(&before), Some(PositionVerdict::Unproven(_))) {
                 refused.push(before);
             }
         }
     }
     for position in refused.into_iter().filter(|position| (part.first..=part.last).contains(position)) {
-        verdicts.insert(position, Verdict::Lost);
+        verdicts.insert(position, PositionVerdict::Lost);
     }
 }
 
@@ -224,8 +230,8 @@ mod tests {
         ChainValue(bytes)
     }
 
-    fn found(position: Position, rival: u8, follows: u8, own: bool) -> Found {
-        Found {
+    fn found(position: Position, rival: u8, follows: u8, own: bool) -> FoundRecord {
+        FoundRecord {
             epoch: EPOCH,
             previous: value(position - 1, follows),
             chain: value(position, rival),
@@ -242,10 +248,10 @@ mod tests {
 
     fn judge_all(
         candidates: &Candidates,
-        holes: &[(Position, Position)],
+        missing: &[(Position, Position)],
         anchors: &[Anchor],
-    ) -> BTreeMap<Position, Verdict> {
-        judge(&Part { first: 1, last: LAST, holes, released: &[], anchors }, candidates).verdicts
+    ) -> BTreeMap<Position, PositionVerdict> {
+        judge(&Part { first: 1, last: LAST, missing, released: &[], anchors }, candidates).verdicts
     }
 
     fn own(positions: impl IntoIterator<Item = Position>) -> Candidates {
@@ -263,37 +269,37 @@ mod tests {
         assert_eq!(
             [4, 5, 6, 7, 8, 9].map(at),
             [
-                Verdict::Stands(0),
-                Verdict::Unproven(0),
-                Verdict::Unproven(0),
-                Verdict::Lost,
-                Verdict::Fits(0),
-                Verdict::Stands(0),
+                PositionVerdict::Stands(0),
+                PositionVerdict::Unproven(0),
+                PositionVerdict::Unproven(0),
+                PositionVerdict::Lost,
+                PositionVerdict::Fits(0),
+                PositionVerdict::Stands(0),
             ]
         );
         // The whole run is proven by its end.
         candidates.insert(7, vec![found(7, 0, 0, false)]);
         let verdicts = judge_all(&candidates, &[], &[]);
-        assert!((5..=8).all(|position| verdicts[&position] == Verdict::Fits(0)));
-        // A tail is proven by the sidecar only.
+        assert!((5..=8).all(|position| verdicts[&position] == PositionVerdict::Fits(0)));
+        // A tail is proven by the tail checkpoint only.
         let tail: Candidates = own(1..=10);
         let mut tail_found = tail.clone();
         (11..=LAST).for_each(|p| drop(tail_found.insert(p, vec![found(p, 0, 0, false)])));
-        assert_eq!(judge_all(&tail_found, &[], &[])[&LAST], Verdict::Unproven(0));
-        assert_eq!(judge_all(&tail_found, &[], &[anchor(LAST)])[&11], Verdict::Fits(0));
+        assert_eq!(judge_all(&tail_found, &[], &[])[&LAST], PositionVerdict::Unproven(0));
+        assert_eq!(judge_all(&tail_found, &[], &[anchor(LAST)])[&11], PositionVerdict::Fits(0));
     }
 
     #[test]
     fn two_that_differ_and_nothing_decides_are_both_left() {
         let mut candidates = own((1..=4).chain(7..=LAST));
         candidates.insert(5, vec![found(5, 0, 0, false), found(5, 1, 0, false)]);
-        assert_eq!(judge_all(&candidates, &[], &[])[&5], Verdict::Lost);
+        assert_eq!(judge_all(&candidates, &[], &[])[&5], PositionVerdict::Lost);
         // One that does not follow from what stands before it is no candidate at all.
         candidates.insert(5, vec![found(5, 1, 1, false)]);
-        assert_eq!(judge_all(&candidates, &[], &[])[&5], Verdict::Lost);
+        assert_eq!(judge_all(&candidates, &[], &[])[&5], PositionVerdict::Lost);
         candidates.insert(6, vec![found(6, 0, 0, false)]);
         candidates.insert(5, vec![found(5, 0, 0, false), found(5, 1, 0, false)]);
-        assert_eq!(judge_all(&candidates, &[], &[])[&5], Verdict::Fits(0));
+        assert_eq!(judge_all(&candidates, &[], &[])[&5], PositionVerdict::Fits(0));
     }
 
     #[test]
@@ -302,11 +308,11 @@ mod tests {
         for position in 4..=7 {
             candidates.insert(position, vec![found(position, 0, 0, false)]);
         }
-        let released = [Released { from: 6, through: 7, epoch: EPOCH, previous: value(5, 0) }];
-        let part = Part { first: 1, last: LAST, holes: &[(4, 7)], released: &released, anchors: &[] };
+        let released = [ReleasedRange { from: 6, through: 7, epoch: EPOCH, previous: value(5, 0) }];
+        let part = Part { first: 1, last: LAST, missing: &[(4, 7)], released: &released, anchors: &[] };
         let verdicts = judge(&part, &candidates).verdicts;
-        assert_eq!([verdicts[&6], verdicts[&7]], [Verdict::Released(None); 2]);
-        assert_eq!([verdicts[&4], verdicts[&5]], [Verdict::Fits(0); 2]);
+        assert_eq!([verdicts[&6], verdicts[&7]], [PositionVerdict::Released(None); 2]);
+        assert_eq!([verdicts[&4], verdicts[&5]], [PositionVerdict::Fits(0); 2]);
     }
 
     #[test]
@@ -317,7 +323,7 @@ mod tests {
             candidates.get_mut(&of).unwrap()[0].epoch = other;
         }
         candidates.insert(5, vec![found(5, 0, 0, false)]);
-        assert_eq!(judge_all(&candidates, &[], &[])[&5], Verdict::Unproven(0));
+        assert_eq!(judge_all(&candidates, &[], &[])[&5], PositionVerdict::Unproven(0));
     }
 
     prop_compose! {
@@ -326,18 +332,18 @@ mod tests {
             own in prop::collection::vec(any::<bool>(), LAST as usize),
             copy in prop::collection::vec(any::<bool>(), LAST as usize),
             rivals in prop::collection::vec(prop::collection::vec((1u8..4, 0u8..4), 0..3), LAST as usize),
-            hole in (1..=LAST, 1..=LAST),
+            is_missing in (1..=LAST, 1..=LAST),
             anchored in any::<bool>(),
         ) -> (Candidates, Vec<(Position, Position)>, bool) {
             let mut candidates = Candidates::new();
             for position in 1..=LAST {
                 let at = position as usize - 1;
-                let all: &mut Vec<Found> = candidates.entry(position).or_default();
+                let all: &mut Vec<FoundRecord> = candidates.entry(position).or_default();
                 all.extend(rivals[at].iter().map(|(rival, follows)| found(position, *rival, *follows, false)));
                 all.extend(copy[at].then(|| found(position, 0, 0, false)));
                 all.extend(own[at].then(|| found(position, 0, 0, true)));
             }
-            (candidates, vec![(hole.0.min(hole.1), hole.0.max(hole.1))], anchored)
+            (candidates, vec![(is_missing.0.min(is_missing.1), is_missing.0.max(is_missing.1))], anchored)
         }
     }
 
@@ -346,32 +352,32 @@ mod tests {
         /// Whatever rivals lie about: what is taken is what was accepted, and what is vouched for is taken.
         #[test]
         fn only_what_was_accepted_is_taken_and_all_of_it_that_is_vouched_for(
-            (candidates, holes, anchored) in worlds()
+            (candidates, missing, anchored) in worlds()
         ) {
             let anchors: Vec<Anchor> = anchored.then(|| anchor(LAST)).into_iter().collect();
-            let verdicts = judge_all(&candidates, &holes, &anchors);
+            let verdicts = judge_all(&candidates, &missing, &anchors);
             // Whether something that stands or is taken comes right behind.
             let mut vouched = anchored;
             for position in (1..=LAST).rev() {
                 let all = &candidates[&position];
                 let verdict = verdicts[&position];
-                let is_hole = within(&holes, position);
+                let is_hole = within(&missing, position);
                 let (accepted, own) = (value(position, 0), all.iter().any(|f| f.own));
                 let chosen = verdict.chosen().map(|at| &all[at]);
                 match verdict {
-                    Verdict::Stands(_) => prop_assert!(chosen.unwrap().own && !is_hole),
-                    Verdict::Fits(_) => prop_assert!(chosen.unwrap().chain == accepted && vouched),
-                    Verdict::Unproven(_) => {
+                    PositionVerdict::Stands(_) => prop_assert!(chosen.unwrap().own && !is_hole),
+                    PositionVerdict::Fits(_) => prop_assert!(chosen.unwrap().chain == accepted && vouched),
+                    PositionVerdict::Unproven(_) => {
                         prop_assert!(!vouched && (is_hole || !own));
                         prop_assert!(all.iter().all(|f| f.chain == chosen.unwrap().chain));
                     }
-                    Verdict::Lost => {
+                    PositionVerdict::Lost => {
                         prop_assert!(is_hole || !own);
                         prop_assert!(!vouched || all.iter().all(|f| f.chain != accepted));
                     }
                     other => prop_assert!(false, "{other:?}"),
                 }
-                vouched = matches!(verdict, Verdict::Stands(_) | Verdict::Fits(_));
+                vouched = matches!(verdict, PositionVerdict::Stands(_) | PositionVerdict::Fits(_));
             }
         }
     }

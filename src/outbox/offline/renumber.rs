@@ -2,7 +2,7 @@
 //!
 //! Positions that were numbered again after they were accepted have their chain on the wire computed on reading, over
 //! what can be read. If one of them was lost at that time, the value that a later record was given was computed without it; now
-//! that it is back, that record follows from nothing. So everything after the confirmed mark gets new numbers once more, as after a void
+//! that it is back, that record follows from nothing. So everything after the confirmed watermark gets new numbers once more, as after a void
 //! (`outbox::voids`). This is looked at whenever a lane has had more than one epoch: a crash may have come between the two.
 
 use pgw_core::delivery::Renumbering;
@@ -14,14 +14,14 @@ use crate::errors::ReadError;
 use crate::files;
 use crate::handle::Outbox;
 use crate::offline::error::RepairError;
-use crate::types::Settings;
+use crate::types::OutboxSettings;
 
 const STEP_RECORDS: usize = 256;
 const STEP_BYTES: usize = 4 << 20;
 
 /// Opens the repaired store and numbers lanes again where that is needed; which lanes were.
-pub(super) fn settle(
-    settings: &Settings,
+pub(super) fn renumber(
+    settings: &OutboxSettings,
     keys: &Keyring,
     lanes: &[Lane],
     owner: Option<(u32, u32)>,
@@ -49,17 +49,17 @@ pub(super) fn settle(
 
 impl Outbox {
     /// If in an epoch the first unconfirmed record that was accepted in it does not follow from what is before it on the wire,
-    /// everything after the mark gets a new epoch.
+    /// everything after the watermark gets a new epoch.
     fn renumber_if_broken(&self, lane: &Lane) -> Result<bool, String> {
         let Some(shared) = self.lane(lane) else { return Ok(false) };
-        let (numbering, mark) = {
+        let (numbering, watermark) = {
             let state = shared.state();
-            (state.numbering.clone(), state.mark.position)
+            (state.numbering.clone(), state.watermark.position)
         };
         for numbered in numbering.epochs() {
-            let next = numbered.base.max(mark) + 1;
+            let next = numbered.base.max(watermark) + 1;
             if numbering.at(next) == *numbered && self.is_broken(lane, *numbered, next)? {
-                self.new_epoch(lane, mark).map_err(|error| error.to_string())?;
+                self.new_epoch(lane, watermark).map_err(|error| error.to_string())?;
                 return Ok(true);
             }
         }
@@ -82,7 +82,7 @@ impl Outbox {
                 Err(ReadError::Gone { .. }) => {
                     // After a lost one nobody can tell.
                     before = None;
-                    next = lane.state().holes.at(next).map_or(next, |(_, through)| through) + 1;
+                    next = lane.state().missing.at(next).map_or(next, |(_, through)| through) + 1;
                     continue;
                 }
                 Err(trouble) => return Err(trouble.to_string()),

@@ -15,16 +15,16 @@ use crate::descriptor::Retirement;
 use crate::errors::OpenError;
 use crate::guard::replace::finish_replacements;
 use crate::offline::error::RepairError;
-use crate::offline::inspect::{Look, Opener};
+use crate::offline::inspect::{LaneInspection, Opener};
 use crate::offline::judgement::judged;
-use crate::offline::report::Report;
-use crate::offline::sources::Beside;
+use crate::offline::report::RepairReport;
+use crate::offline::sources::Sources;
 use crate::offline::{apply, identity, renumber, report};
-use crate::types::Settings;
+use crate::types::OutboxSettings;
 
 /// What a person asks for.
 #[derive(Debug, Clone, Default)]
-pub struct Request {
+pub struct RepairRequest {
     /// Where else to look: directories, or files (an image of a disk).
     pub from: Vec<PathBuf>,
     /// Only this lane.
@@ -41,11 +41,11 @@ pub struct Request {
 /// # Errors
 /// [`RepairError`].
 pub fn repair(
-    settings: &Settings,
+    settings: &OutboxSettings,
     keys: &Keyring,
-    request: &Request,
+    request: &RepairRequest,
     progress: &mut dyn FnMut(&Lane, u64),
-) -> Result<Report, RepairError> {
+) -> Result<RepairReport, RepairError> {
     let store = settings.directory.as_path();
     let sealer = Sealer::new(keys);
     // One that was retired is looked at, and no more.
@@ -72,36 +72,36 @@ pub fn repair(
             finish_replacements(&directory)
                 .map_err(RepairError::cannot("finish replacing in", &directory))?;
         }
-        let look = Look::at(store, (&lane, id), &mut opener, progress)?;
-        lanes.push(judged(look, &BTreeMap::new()));
+        let inspection = LaneInspection::at(store, (&lane, id), &mut opener, progress)?;
+        lanes.push(judged(inspection, &BTreeMap::new()));
     }
-    let beside = Beside::search(store, keys, &request.from, &mut opener, &lanes)?;
-    let (renumbered, from) = (Vec::new(), report::from(&beside, &request.from));
-    let mut report = Report { done: request.act, remade, renumbered, lanes: Vec::new(), from };
+    let sources = Sources::search(store, keys, &request.from, &mut opener, &lanes)?;
+    let (renumbered, from) = (Vec::new(), report::from(&sources, &request.from));
+    let mut report = RepairReport { done: request.act, remade, renumbered, lanes: Vec::new(), from };
     let mut numbered_again = Vec::new();
     for (index, judgement) in lanes.into_iter().enumerate() {
-        let judgement = judged(judgement.look, beside.found(index));
+        let judgement = judged(judgement.inspection, sources.found(index));
         if request.act {
-            apply::mend((store, owner), &sealer, &judgement, &beside, request.unproven)?;
+            apply::apply((store, owner), &sealer, &judgement, &sources, request.unproven)?;
         }
-        let epochs = judgement.look.numbering.as_ref().map_or(0, |numbering| numbering.epochs().len());
+        let epochs = judgement.inspection.numbering.as_ref().map_or(0, |numbering| numbering.epochs().len());
         if epochs > 1 {
-            numbered_again.push(judgement.look.lane.clone());
+            numbered_again.push(judgement.inspection.lane.clone());
         }
-        report.lanes.push(report::lane(&judgement, &beside, request.unproven));
+        report.lanes.push(report::lane(&judgement, &sources, request.unproven));
     }
     if request.act {
         drop(lock);
-        report.renumbered = renumber::settle(settings, keys, &numbered_again, owner)?;
+        report.renumbered = renumber::renumber(settings, keys, &numbered_again, owner)?;
     }
     Ok(report)
 }
 
 /// The lanes with their numbers, and which of the two files without which nothing starts are written anew.
 fn remake(
-    settings: &Settings,
+    settings: &OutboxSettings,
     keys: &Keyring,
-    request: &Request,
+    request: &RepairRequest,
     known: bool,
     owner: Option<(u32, u32)>,
 ) -> Result<(Vec<(Lane, u16)>, Vec<String>), RepairError> {

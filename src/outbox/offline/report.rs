@@ -5,14 +5,14 @@ use std::path::PathBuf;
 use pgw_core::transaction::{Lane, Position, rfc3339};
 use serde::Serialize;
 
-use crate::offline::judgement::Judgement;
+use crate::offline::judgement::LaneJudgement;
 use crate::offline::plan;
-use crate::offline::plan::Verdict;
-use crate::offline::sources::Beside;
+use crate::offline::plan::PositionVerdict;
+use crate::offline::sources::Sources;
 
 /// All of it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Report {
+pub struct RepairReport {
     /// It was done; otherwise nothing was written, and this is what would be done.
     pub done: bool,
     /// Small files without which no daemon starts, and that are written anew from what the records say.
@@ -22,12 +22,12 @@ pub struct Report {
     /// Each lane of the store.
     pub lanes: Vec<LaneReport>,
     /// What each of the places that a person named gave.
-    pub from: Vec<From>,
+    pub from: Vec<SourceReport>,
 }
 
 /// A place that a person named.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct From {
+pub struct SourceReport {
     /// Which.
     pub path: String,
     /// Records of this store found there at positions that need one, fitting or not.
@@ -54,22 +54,22 @@ pub struct LaneReport {
     /// Positions that could not be read where they belong.
     pub missing: u64,
     /// What was found of them and fits: taken in, or would be.
-    pub saved: Vec<Found>,
+    pub saved: Vec<FoundRange>,
     /// What was found and nothing vouches for: taken in only where a person says so.
-    pub unproven: Vec<Found>,
+    pub unproven: Vec<FoundRange>,
     /// What is not to be had.
-    pub lost: Vec<Lost>,
+    pub lost: Vec<LostRange>,
     /// Positions that can be read, but whose chain value is not the one that what follows names.
     pub contradicted: Vec<(Position, Position)>,
     /// Segments that are written anew.
-    pub rewritten: Vec<Rewritten>,
+    pub rewritten: Vec<RewrittenSegment>,
     /// Bytes in its segments that the disk could not read.
     pub unreadable_bytes: u64,
 }
 
 /// Records that were found.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Found {
+pub struct FoundRange {
     /// First position.
     pub from: Position,
     /// Last position.
@@ -80,7 +80,7 @@ pub struct Found {
 
 /// Positions that are not to be had.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Lost {
+pub struct LostRange {
     /// First position.
     pub from: Position,
     /// Last position.
@@ -106,7 +106,7 @@ pub struct Neighbour {
 
 /// A segment that is written anew.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Rewritten {
+pub struct RewrittenSegment {
     /// Which.
     pub segment: u64,
     /// Records in the new one.
@@ -138,29 +138,29 @@ impl LaneReport {
     }
 }
 
-fn count(found: &[Found]) -> u64 {
+fn count(found: &[FoundRange]) -> u64 {
     found.iter().map(|found| found.through + 1 - found.from).sum()
 }
 
 /// What each of the places that a person named gave.
-pub(super) fn from(beside: &Beside, places: &[PathBuf]) -> Vec<From> {
+pub(super) fn from(sources: &Sources, places: &[PathBuf]) -> Vec<SourceReport> {
     let told = |place: &PathBuf| {
-        let (records, unreadable) = beside.given_by(place);
+        let (records, unreadable) = sources.given_by(place);
         let unreadable_files = unreadable.iter().map(|file| file.display().to_string()).collect();
-        From { path: place.display().to_string(), records, unreadable_files }
+        SourceReport { path: place.display().to_string(), records, unreadable_files }
     };
     places.iter().map(told).collect()
 }
 
 /// Tells of one lane.
-pub(super) fn lane(judgement: &Judgement, beside: &Beside, unproven: bool) -> LaneReport {
-    let look = &judgement.look;
-    let first = look.pieces.values().next().map_or(look.tail + 1, |piece| piece.extent.base);
-    let confirmed = look.mark.map_or(0, |mark| mark.position);
+pub(super) fn lane(judgement: &LaneJudgement, sources: &Sources, unproven: bool) -> LaneReport {
+    let inspection = &judgement.inspection;
+    let first = inspection.segments.values().next().map_or(inspection.tail + 1, |segment| segment.span.base);
+    let confirmed = inspection.watermark.map_or(0, |watermark| watermark.position);
     let mut report = LaneReport {
-        lane: look.lane.clone(),
+        lane: inspection.lane.clone(),
         first,
-        last: look.tail,
+        last: inspection.tail,
         confirmed,
         read: 0,
         released: 0,
@@ -170,43 +170,46 @@ pub(super) fn lane(judgement: &Judgement, beside: &Beside, unproven: bool) -> La
         lost: Vec::new(),
         contradicted: Vec::new(),
         rewritten: Vec::new(),
-        unreadable_bytes: look.pieces.values().map(|piece| piece.unreadable_bytes).sum(),
+        unreadable_bytes: inspection.segments.values().map(|segment| segment.unreadable_bytes).sum(),
     };
-    for (ordinal, piece) in &look.pieces {
-        let Some(verdicts) = judgement.verdicts.get(ordinal) else {
-            report.read += (piece.last + 1).saturating_sub(piece.extent.base);
+    for (number, segment) in &inspection.segments {
+        let Some(verdicts) = judgement.verdicts.get(number) else {
+            report.read += (segment.last + 1).saturating_sub(segment.span.base);
             continue;
         };
         for (position, verdict) in verdicts {
-            let candidates = judgement.candidates.get(ordinal).and_then(|all| all.get(position));
+            let candidates = judgement.candidates.get(number).and_then(|all| all.get(position));
             let chosen = verdict.chosen().and_then(|at| candidates?.get(at));
             let place = || {
-                chosen.map(|found| match beside.place_of(*position, found.tag) {
+                chosen.map(|found| match sources.place_of(*position, found.tag) {
                     Some(place) if !found.own => place,
-                    _ => piece.place.display().to_string(),
+                    _ => segment.place.display().to_string(),
                 })
             };
-            if matches!(verdict, Verdict::Fits(_) | Verdict::Unproven(_) | Verdict::Lost) {
+            if matches!(
+                verdict,
+                PositionVerdict::Fits(_) | PositionVerdict::Unproven(_) | PositionVerdict::Lost
+            ) {
                 report.missing += 1;
             }
             match verdict {
-                Verdict::Stands(_) => report.read += 1,
-                Verdict::Contradicts(_) => {
+                PositionVerdict::Stands(_) => report.read += 1,
+                PositionVerdict::Contradicts(_) => {
                     report.read += 1;
                     extend(&mut report.contradicted, *position);
                 }
-                Verdict::Released(_) => report.released += 1,
-                Verdict::Fits(_) => add(&mut report.saved, *position, place()),
-                Verdict::Unproven(_) => add(&mut report.unproven, *position, place()),
-                Verdict::Lost => lost(&mut report, judgement, *position),
+                PositionVerdict::Released(_) => report.released += 1,
+                PositionVerdict::Fits(_) => add(&mut report.saved, *position, place()),
+                PositionVerdict::Unproven(_) => add(&mut report.unproven, *position, place()),
+                PositionVerdict::Lost => lost(&mut report, judgement, *position),
             }
         }
-        if let Some(work) = judgement.work(*ordinal, unproven) {
-            report.rewritten.push(Rewritten {
-                segment: *ordinal,
+        if let Some(work) = judgement.work(*number, unproven) {
+            report.rewritten.push(RewrittenSegment {
+                segment: *number,
                 records: work.records.len() as u64,
                 filled: work.filled.len() as u64,
-                unsound: !piece.sound,
+                unsound: !segment.sound,
             });
         }
     }
@@ -216,11 +219,11 @@ pub(super) fn lane(judgement: &Judgement, beside: &Beside, unproven: bool) -> La
     report
 }
 
-fn lost(report: &mut LaneReport, judgement: &Judgement, position: Position) {
+fn lost(report: &mut LaneReport, judgement: &LaneJudgement, position: Position) {
     let confirmed = position <= report.confirmed;
     match report.lost.last_mut() {
         Some(lost) if lost.through + 1 == position && lost.confirmed == confirmed => lost.through = position,
-        _ => report.lost.push(Lost {
+        _ => report.lost.push(LostRange {
             from: position,
             through: position,
             before: neighbour(judgement, position - 1),
@@ -230,11 +233,11 @@ fn lost(report: &mut LaneReport, judgement: &Judgement, position: Position) {
     }
 }
 
-fn add(list: &mut Vec<Found>, position: Position, place: Option<String>) {
+fn add(list: &mut Vec<FoundRange>, position: Position, place: Option<String>) {
     let found_in = place.unwrap_or_default();
     match list.last_mut() {
         Some(last) if last.through + 1 == position && last.found_in == found_in => last.through = position,
-        _ => list.push(Found { from: position, through: position, found_in }),
+        _ => list.push(FoundRange { from: position, through: position, found_in }),
     }
 }
 
@@ -246,18 +249,18 @@ fn extend(ranges: &mut Vec<(Position, Position)>, position: Position) {
 }
 
 /// What stands, or will stand, at a position.
-fn neighbour(judgement: &Judgement, position: Position) -> Option<Neighbour> {
-    let (ordinal, piece) = judgement
-        .look
-        .pieces
+fn neighbour(judgement: &LaneJudgement, position: Position) -> Option<Neighbour> {
+    let (number, segment) = judgement
+        .inspection
+        .segments
         .iter()
-        .find(|(_, piece)| (piece.extent.base..=piece.last).contains(&position))?;
-    let chosen: &plan::Found = match judgement.verdicts.get(ordinal) {
+        .find(|(_, segment)| (segment.span.base..=segment.last).contains(&position))?;
+    let chosen: &plan::FoundRecord = match judgement.verdicts.get(number) {
         Some(verdicts) => {
-            let at = verdicts.get(&position).copied().and_then(Verdict::chosen)?;
-            judgement.candidates.get(ordinal)?.get(&position)?.get(at)?
+            let at = verdicts.get(&position).copied().and_then(PositionVerdict::chosen)?;
+            judgement.candidates.get(number)?.get(&position)?.get(at)?
         }
-        None => piece.found.get(&position)?.first()?,
+        None => segment.found.get(&position)?.first()?,
     };
     Some(Neighbour { position, time: rfc3339(chosen.time), source: chosen.sender.as_ref().to_owned() })
 }

@@ -1,7 +1,7 @@
 //! A store whose key is lost: nobody can read it, so it is set aside whole, and a new one is begun. Nothing is deleted: should the
 //! key be found, what waits in it can be exported and delivered as if nothing had happened.
 //!
-//! How much is unreadable is known without the key: the sidecar, the marks, and the headers of the records are not sealed.
+//! How much is unreadable is known without the key: the tail checkpoint, the watermarks, and the headers of the records are not sealed.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -15,10 +15,10 @@ use crate::crypt::keyring::Keyring;
 use crate::descriptor::failed;
 use crate::errors::OpenError;
 use crate::guard::carve::scan_directory;
-use crate::state::checkpoint::Sidecar;
-use crate::state::layout::{lane_file, ordinals};
-use crate::state::watermarks::Marks;
-use crate::types::{Notable, Settings};
+use crate::state::checkpoint::TailCheckpoint;
+use crate::state::layout::{lane_file, segment_numbers};
+use crate::state::watermarks::Watermarks;
+use crate::types::{OutboxAlarm, OutboxSettings};
 use crate::{descriptor, files};
 
 /// The file in a store that was set aside.
@@ -76,7 +76,7 @@ pub enum SetAsideError {
 ///
 /// # Errors
 /// [`SetAsideError`].
-pub fn look(settings: &Settings, keys: Option<&Keyring>) -> Result<SetAside, SetAsideError> {
+pub fn inspect(settings: &OutboxSettings, keys: Option<&Keyring>) -> Result<SetAside, SetAsideError> {
     let store = &settings.directory;
     let Some(format) = descriptor::owned(settings)? else {
         return Err(SetAsideError::NoStore(store.clone()));
@@ -96,21 +96,22 @@ pub fn look(settings: &Settings, keys: Option<&Keyring>) -> Result<SetAside, Set
 
 fn lanes(store: &Path) -> io::Result<BTreeMap<Lane, Unreadable>> {
     let path = store.join("sidecar");
-    let sidecar = path.exists().then(|| Sidecar::open(&path)).transpose()?;
-    let marks = Marks::open(&store.join("marks"))?;
+    let checkpoint = path.exists().then(|| TailCheckpoint::open(&path)).transpose()?;
+    let watermarks = Watermarks::open(&store.join("marks"))?;
     let mut lanes = BTreeMap::new();
     let segments = store.join("segments");
     for entry in fs::read_dir(&segments).into_iter().flatten() {
         let name = entry?.file_name();
         let Some(lane) = name.to_str().and_then(|name| Lane::new(name).ok()) else { continue };
         let directory = segments.join(&name);
-        let mut accepted = sidecar.as_ref().and_then(|s| s.last(&lane)).map_or(0, |(position, _)| position);
-        for ordinal in ordinals(&directory)?.iter().rev().take(LOOKED_INTO) {
-            let scan = scan_directory(&directory.join(format!("{ordinal:010}")))?;
+        let mut accepted =
+            checkpoint.as_ref().and_then(|s| s.last(&lane)).map_or(0, |(position, _)| position);
+        for number in segment_numbers(&directory)?.iter().rev().take(LOOKED_INTO) {
+            let scan = scan_directory(&directory.join(format!("{number:010}")))?;
             accepted = scan.records().map(|found| found.position).fold(accepted, Position::max);
         }
         let numbering = files::load::<Numbering>(&lane_file(store, &lane, "numbering")).ok().flatten();
-        let confirmed = marks.mark(&lane).map_or(0, |mark| mark.position);
+        let confirmed = watermarks.watermark(&lane).map_or(0, |watermark| watermark.position);
         let epoch = numbering.map(|numbering| numbering.at(accepted.max(1)).epoch);
         lanes.insert(lane, Unreadable { accepted: accepted.max(confirmed), confirmed, epoch });
     }
@@ -121,11 +122,14 @@ fn lanes(store: &Path) -> io::Result<BTreeMap<Lane, Unreadable>> {
 ///
 /// # Errors
 /// [`SetAsideError`].
-pub fn set_aside(settings: &Settings, keys: Option<&Keyring>) -> Result<(PathBuf, SetAside), SetAsideError> {
+pub fn set_aside(
+    settings: &OutboxSettings,
+    keys: Option<&Keyring>,
+) -> Result<(PathBuf, SetAside), SetAsideError> {
     let store = &settings.directory;
-    look(settings, keys)?;
+    inspect(settings, keys)?;
     let _lock = descriptor::lock(store)?;
-    let facts = look(settings, keys)?;
+    let facts = inspect(settings, keys)?;
     let stamp: String = facts.time.chars().filter(char::is_ascii_alphanumeric).collect();
     let mut name = store.file_name().unwrap_or_default().to_owned();
     name.push(format!("{SUFFIX}{stamp}"));
@@ -142,7 +146,7 @@ pub fn set_aside(settings: &Settings, keys: Option<&Keyring>) -> Result<(PathBuf
 
 /// The stores that were set aside beside this one, oldest first. What cannot be read is passed over.
 #[must_use]
-pub fn beside(settings: &Settings) -> Vec<(PathBuf, SetAside)> {
+pub fn beside(settings: &OutboxSettings) -> Vec<(PathBuf, SetAside)> {
     let store = &settings.directory;
     let prefix = format!("{}{SUFFIX}", store.file_name().unwrap_or_default().to_string_lossy());
     let parent = store.parent().unwrap_or(Path::new("."));
@@ -160,7 +164,7 @@ pub fn beside(settings: &Settings) -> Vec<(PathBuf, SetAside)> {
 
 /// What people must know of a store that was set aside: said at every start until its directory is moved away.
 #[must_use]
-pub fn notable(directory: &Path, facts: &SetAside) -> Notable {
+pub fn alarm(directory: &Path, facts: &SetAside) -> OutboxAlarm {
     let name = directory.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let lane = |(lane, facts): (&Lane, &Unreadable)| {
         let Unreadable { accepted, confirmed, epoch } = facts;
@@ -174,7 +178,7 @@ pub fn notable(directory: &Path, facts: &SetAside) -> Notable {
         }
     };
     let lanes: Vec<String> = facts.lanes.iter().map(lane).collect();
-    Notable {
+    OutboxAlarm {
         code: "store.set_aside",
         detail: format!(
             "the store {name} needs the outbox key {} that was lost; unreadable, and to be repeated by their senders: {}",

@@ -6,56 +6,56 @@ use std::path::{Path, PathBuf};
 use pgw_core::transaction::Position;
 
 use crate::crypt::keyring::Keyring;
-use crate::guard::carve::{Salvaged, Scan, files_below};
+use crate::guard::carve::{CarvedRecord, Scan, files_below};
 use crate::guard::record;
 use crate::guard::record::Header;
 use crate::guard::segment::DATABASE_FILE;
 use crate::offline::error::RepairError;
 use crate::offline::inspect::Opener;
-use crate::offline::judgement::Judgement;
-use crate::offline::plan::Found;
-use crate::quarantine::{Entry, INCOMPLETE, Quarantine};
+use crate::offline::judgement::LaneJudgement;
+use crate::offline::plan::FoundRecord;
+use crate::quarantine::{INCOMPLETE, Quarantine, QuarantineEntry};
 
 /// All that was found outside its segment. Pieces of one record that lie in several files are put together.
-pub(super) struct Beside {
+pub(super) struct Sources {
     scan: Scan,
     /// The file of each source of the scan.
     files: BTreeMap<usize, PathBuf>,
     /// For each lane, in its order.
-    found: Vec<BTreeMap<Position, Vec<Found>>>,
+    found: Vec<BTreeMap<Position, Vec<FoundRecord>>>,
     /// What cannot be opened.
     unreadable: Vec<PathBuf>,
 }
 
-impl Beside {
+impl Sources {
     /// Searches for what these lanes lack; where nothing is missing, nothing is read.
     pub(super) fn search(
         store: &Path,
         keys: &Keyring,
         from: &[PathBuf],
         opener: &mut Opener<'_>,
-        lanes: &[Judgement],
+        lanes: &[LaneJudgement],
     ) -> Result<Self, RepairError> {
-        let wanted: BTreeSet<Position> = lanes.iter().flat_map(Judgement::wanting).collect();
-        let mut beside = Self {
+        let wanted: BTreeSet<Position> = lanes.iter().flat_map(LaneJudgement::wanting).collect();
+        let mut sources = Self {
             scan: Scan::default(),
             files: BTreeMap::new(),
             found: lanes.iter().map(|_| BTreeMap::new()).collect(),
             unreadable: Vec::new(),
         };
         if !wanted.is_empty() {
-            beside.read(store, keys, from, &|position| wanted.contains(&position))?;
+            sources.read(store, keys, from, &|position| wanted.contains(&position))?;
         }
-        let names: Vec<(Position, u32)> = beside.scan.names().collect();
+        let names: Vec<(Position, u32)> = sources.scan.names().collect();
         for name in names {
-            let Some(salvaged) = beside.scan.record(name) else { continue };
-            let Some((header, transaction, opened)) = opener.open(&salvaged) else { continue };
-            let lane = lanes.iter().position(|lane| lane.look.is_sealed_here(&header, &transaction));
-            if let Some(found) = lane.and_then(|lane| beside.found.get_mut(lane)) {
+            let Some(carved) = sources.scan.record(name) else { continue };
+            let Some((header, transaction, opened)) = opener.open(&carved) else { continue };
+            let lane = lanes.iter().position(|lane| lane.inspection.is_sealed_here(&header, &transaction));
+            if let Some(found) = lane.and_then(|lane| sources.found.get_mut(lane)) {
                 found.entry(name.0).or_default().push(opened);
             }
         }
-        Ok(beside)
+        Ok(sources)
     }
 
     fn read(
@@ -79,7 +79,7 @@ impl Beside {
             if !place.is_dir() {
                 continue;
             }
-            let mut each = |file: PathBuf, entry: &Entry, bytes: Vec<u8>| {
+            let mut each = |file: PathBuf, entry: &QuarantineEntry, bytes: Vec<u8>| {
                 // A rival is kept as a record, an incomplete one as the chunks that were there.
                 let chunks = match Header::parse(&bytes) {
                     Ok((header, _)) if entry.reason != INCOMPLETE => {
@@ -100,13 +100,13 @@ impl Beside {
     }
 
     /// What was found for a lane.
-    pub(super) fn found(&self, lane: usize) -> &BTreeMap<Position, Vec<Found>> {
-        static NONE: BTreeMap<Position, Vec<Found>> = BTreeMap::new();
+    pub(super) fn found(&self, lane: usize) -> &BTreeMap<Position, Vec<FoundRecord>> {
+        static NONE: BTreeMap<Position, Vec<FoundRecord>> = BTreeMap::new();
         self.found.get(lane).unwrap_or(&NONE)
     }
 
     /// A record that was found.
-    pub(super) fn record(&self, position: Position, tag: u32) -> Option<Salvaged> {
+    pub(super) fn record(&self, position: Position, tag: u32) -> Option<CarvedRecord> {
         self.scan.record((position, tag))
     }
 
@@ -129,7 +129,7 @@ impl Beside {
     pub(super) fn given_by(&self, place: &Path) -> (u64, Vec<&Path>) {
         let mut records = 0;
         for (position, found) in self.found.iter().flatten() {
-            let here = |found: &&Found| {
+            let here = |found: &&FoundRecord| {
                 self.file_of(*position, found.tag).is_some_and(|file| file.starts_with(place))
             };
             records += found.iter().filter(here).count() as u64;

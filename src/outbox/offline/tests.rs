@@ -12,8 +12,8 @@ use crate::faults_for_tests::Point;
 use crate::guard::carve::files_below;
 use crate::handle::Outbox;
 use crate::offline::error::RepairError;
-use crate::offline::repair::{Request, repair};
-use crate::offline::report::{LaneReport, Report};
+use crate::offline::repair::{RepairRequest, repair};
+use crate::offline::report::{LaneReport, RepairReport};
 use crate::tests::{
     add, bodies, clinical, codes, copy, counts, expected, key, open, segment_files, settings, submission,
     submit,
@@ -26,13 +26,13 @@ fn image(directory: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     files.into_iter().map(|file| (file.clone(), fs::read(&file).unwrap())).collect()
 }
 
-fn run(store: &Path, from: &[&Path], act: bool) -> Result<Report, RepairError> {
+fn run(store: &Path, from: &[&Path], act: bool) -> Result<RepairReport, RepairError> {
     let from = from.iter().map(|path| path.to_path_buf()).collect();
-    let request = Request { from, act, ..Request::default() };
+    let request = RepairRequest { from, act, ..RepairRequest::default() };
     repair(&settings(store), &key().into(), &request, &mut |_, _| {})
 }
 
-fn clinical_of(report: &Report) -> &LaneReport {
+fn clinical_of(report: &RepairReport) -> &LaneReport {
     report.lanes.iter().find(|lane| lane.lane == clinical()).unwrap()
 }
 
@@ -66,11 +66,11 @@ fn damaged() -> (tempfile::TempDir, tempfile::TempDir) {
     (store, intact)
 }
 
-fn saved(report: &Report) -> Vec<(Position, Position)> {
+fn saved(report: &RepairReport) -> Vec<(Position, Position)> {
     clinical_of(report).saved.iter().map(|found| (found.from, found.through)).collect()
 }
 
-fn lost(report: &Report) -> Vec<(Position, Position)> {
+fn lost(report: &RepairReport) -> Vec<(Position, Position)> {
     clinical_of(report).lost.iter().map(|lost| (lost.from, lost.through)).collect()
 }
 
@@ -168,15 +168,14 @@ fn wherever_it_ends_it_can_be_run_again_and_the_daemon_can_start() {
 fn nothing_old_moves_before_what_is_new_is_synced() {
     let (store, intact) = damaged();
     let rows = |store: &Path| {
-        let row = image(&store.join("segments"));
-        row.into_iter().filter(|(path, _)| !path.to_string_lossy().contains(".new/")).collect::<Vec<_>>()
+        let segments = image(&store.join("segments"));
+        segments.into_iter().filter(|(path, _)| !path.to_string_lossy().contains(".new/")).collect::<Vec<_>>()
     };
-    let (before, ledger) =
-        (rows(store.path()), fs::read(store.path().join("lanes/clinical/ledger")).unwrap());
+    let (before, table) = (rows(store.path()), fs::read(store.path().join("lanes/clinical/ledger")).unwrap());
     faults::in_store(store.path()).fail_next(Point::Sync, 1);
     run(store.path(), &[intact.path()], true).unwrap_err();
     assert_eq!(rows(store.path()), before);
-    assert_eq!(fs::read(store.path().join("lanes/clinical/ledger")).unwrap(), ledger);
+    assert_eq!(fs::read(store.path().join("lanes/clinical/ledger")).unwrap(), table);
 }
 
 #[test]
@@ -225,7 +224,7 @@ fn what_nothing_vouches_for_is_taken_only_where_a_person_says_so() {
     assert_eq!(outbox.read(&clinical(), 13, 1, 0).unwrap()[0].position, 13);
     outbox.close();
     let from = vec![intact.path().to_owned()];
-    let request = Request { from, act: true, unproven: true, ..Request::default() };
+    let request = RepairRequest { from, act: true, unproven: true, ..RepairRequest::default() };
     repair(&settings(store.path()), &key().into(), &request, &mut |_, _| {}).unwrap();
     let outbox = open(store.path());
     assert_eq!(outbox.read(&clinical(), 11, 1, 0).unwrap()[0].transaction.body.as_bytes(), b"body 11");
@@ -332,7 +331,7 @@ fn a_store_that_does_not_start_for_a_small_file_starts_again() {
             assert_eq!(run(store.path(), &[], false).unwrap().remade, [name]);
             assert_eq!(image(store.path()), before);
             let other = OutboxKey::new([8; 32]).into();
-            repair(&settings(store.path()), &other, &Request::default(), &mut |_, _| {}).unwrap_err();
+            repair(&settings(store.path()), &other, &RepairRequest::default(), &mut |_, _| {}).unwrap_err();
             let report = run(store.path(), &[intact.path()], true).unwrap();
             assert_eq!((&report.remade[..], saved(&report)), (&[name.to_owned()][..], vec![(11, 13)]));
             if name == "FORMAT" {
@@ -379,6 +378,6 @@ fn a_store_that_is_open_is_refused_and_another_owner_too() {
     assert!(matches!(run(nothing.path(), &[], true), Err(RepairError::NoStore(_))));
     assert_eq!(image(nothing.path()), BTreeMap::new());
     let other = OutboxKey::new([8; 32]).into();
-    let refused = repair(&settings(store.path()), &other, &Request::default(), &mut |_, _| {});
+    let refused = repair(&settings(store.path()), &other, &RepairRequest::default(), &mut |_, _| {});
     assert!(matches!(refused, Err(RepairError::Open(OpenError::WrongKey { .. }))));
 }

@@ -7,7 +7,7 @@
 
 /// What the disk looks like.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) struct Space {
+pub(crate) struct DiskSpace {
     /// Free for this process.
     pub(crate) free_bytes: u64,
     /// Size of the file system.
@@ -18,7 +18,7 @@ pub(crate) struct Space {
 
 /// Where to stop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Limits {
+pub(crate) struct SpaceLimits {
     /// Most bytes for the whole store.
     pub(crate) limit_bytes: u64,
     /// Free bytes that must stay, whatever the size of the file system.
@@ -30,14 +30,14 @@ pub(crate) struct Limits {
 /// The state of the doors.
 #[derive(Debug)]
 pub(crate) struct Admission {
-    limits: Limits,
-    space: Option<Space>,
-    ordinary: Door,
-    urgent: Door,
+    limits: SpaceLimits,
+    space: Option<DiskSpace>,
+    ordinary: Gate,
+    urgent: Gate,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Door {
+enum Gate {
     Open,
     Low,
     Limit,
@@ -50,12 +50,12 @@ struct Edge {
 
 impl Admission {
     /// Refuses until it has seen the disk.
-    pub(crate) fn new(limits: Limits) -> Self {
-        Self { limits, space: None, ordinary: Door::Open, urgent: Door::Open }
+    pub(crate) fn new(limits: SpaceLimits) -> Self {
+        Self { limits, space: None, ordinary: Gate::Open, urgent: Gate::Open }
     }
 
     /// What was measured just now. Answers whether ordinary or urgent lanes are treated differently from now on.
-    pub(crate) fn handle(&mut self, space: Space) -> bool {
+    pub(crate) fn handle(&mut self, space: DiskSpace) -> bool {
         let before = (self.ordinary, self.urgent);
         let floor_bytes = self.floor_bytes(space.total_bytes);
         let limit_bytes = self.limits.limit_bytes;
@@ -71,14 +71,14 @@ impl Admission {
     pub(crate) fn admit(&self, urgent: bool) -> Result<(), String> {
         let Some(space) = self.space else { return Err(String::from("the disk was not measured yet")) };
         // Whatever the margins say, an urgent lane is never worse off than an ordinary one.
-        match if urgent && self.ordinary != Door::Open { self.urgent } else { self.ordinary } {
-            Door::Open => Ok(()),
-            Door::Low => Err(format!(
+        match if urgent && self.ordinary != Gate::Open { self.urgent } else { self.ordinary } {
+            Gate::Open => Ok(()),
+            Gate::Low => Err(format!(
                 "{} bytes are free on the disk, fewer than the {} that must stay",
                 space.free_bytes,
                 self.floor_bytes(space.total_bytes)
             )),
-            Door::Limit => Err(format!(
+            Gate::Limit => Err(format!(
                 "the store has {} bytes, its limit is {}",
                 space.store_bytes, self.limits.limit_bytes
             )),
@@ -91,20 +91,20 @@ impl Admission {
     }
 }
 
-impl Door {
-    fn after(self, space: Space, edge: &Edge) -> Self {
+impl Gate {
+    fn after(self, space: DiskSpace, edge: &Edge) -> Self {
         let (mut floor, mut limit) = (edge.floor_bytes, edge.limit_bytes);
         match self {
-            Door::Open => {}
-            Door::Low => floor = floor.saturating_add(floor / 8),
-            Door::Limit => limit -= limit / 16,
+            Gate::Open => {}
+            Gate::Low => floor = floor.saturating_add(floor / 8),
+            Gate::Limit => limit -= limit / 16,
         }
         if space.free_bytes < floor {
-            Door::Low
+            Gate::Low
         } else if space.store_bytes > limit {
-            Door::Limit
+            Gate::Limit
         } else {
-            Door::Open
+            Gate::Open
         }
     }
 }
@@ -114,10 +114,10 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const LIMITS: Limits = Limits { limit_bytes: 1600, min_free_bytes: 800, min_free_percent: 10 };
+    const LIMITS: SpaceLimits = SpaceLimits { limit_bytes: 1600, min_free_bytes: 800, min_free_percent: 10 };
 
-    fn space(free_bytes: u64, store_bytes: u64) -> Space {
-        Space { free_bytes, total_bytes: 4000, store_bytes }
+    fn space(free_bytes: u64, store_bytes: u64) -> DiskSpace {
+        DiskSpace { free_bytes, total_bytes: 4000, store_bytes }
     }
 
     fn admits(admission: &Admission) -> (bool, bool) {
@@ -171,10 +171,10 @@ mod tests {
     #[test]
     fn the_larger_floor_counts() {
         let mut admission = Admission::new(LIMITS);
-        admission.handle(Space { free_bytes: 999, total_bytes: 10_000, store_bytes: 0 });
+        admission.handle(DiskSpace { free_bytes: 999, total_bytes: 10_000, store_bytes: 0 });
         assert_eq!(admits(&admission), (false, true));
         assert!(admission.admit(false).unwrap_err().contains("1000"));
-        admission.handle(Space { free_bytes: 1125, total_bytes: 10_000, store_bytes: 0 });
+        admission.handle(DiskSpace { free_bytes: 1125, total_bytes: 10_000, store_bytes: 0 });
         assert_eq!(admits(&admission), (true, true));
     }
 

@@ -4,7 +4,7 @@
 //! like any other and is given only for a record that was read from behind the barrier and compared.
 //!
 //! The writer compares only what lies in a segment that is open. What lies in an older one is compared by a thread of its
-//! own: to open it takes a tenth of a second and more, to salvage a damaged one longer, and everybody else would wait.
+//! own: to open it takes a tenth of a second and more, to carving a damaged one longer, and everybody else would wait.
 //! Then the submission comes back to the writer, which decides.
 
 use std::sync::Arc;
@@ -12,16 +12,16 @@ use std::sync::mpsc::{Receiver, Sender};
 
 use pgw_core::transaction::{Position, Transaction, TransactionId};
 
-use crate::dedup::fingerprint::Tags;
+use crate::dedup::fingerprint::Fingerprints;
 use crate::errors::ReadError;
 use crate::lock::locked;
 use crate::pipeline::jobs::{Comparisons, Examined, Job, Queued};
-use crate::pipeline::lane::LaneShared;
-use crate::pipeline::pending::Ready;
-use crate::pipeline::shared::Shared;
+use crate::pipeline::lane::SharedLane;
+use crate::pipeline::pending::PendingRecord;
+use crate::pipeline::shared::SharedOutbox;
 use crate::types::{Accepted, Submission};
 
-/// Records whose tags are made again before the first accept; the rest follows while the outbox is at work.
+/// Records whose fingerprints are made again before the first accept; the rest follows while the outbox is at work.
 const NEWEST: u64 = 4096;
 const STEP_RECORDS: usize = 256;
 const STEP_BYTES: usize = 4 << 20;
@@ -57,7 +57,11 @@ pub(crate) enum Answerable {
 }
 
 /// Compares what the writer must not wait for, until the writer has ended.
-pub(crate) fn run(shared: &Arc<Shared>, wanted: &Receiver<(Box<Queued>, Position)>, writer: &Sender<Job>) {
+pub(crate) fn run(
+    shared: &Arc<SharedOutbox>,
+    wanted: &Receiver<(Box<Queued>, Position)>,
+    writer: &Sender<Job>,
+) {
     while let Ok((mut queued, position)) = wanted.recv() {
         if let Some(lane) = shared.lanes.get(queued.lane) {
             let examined = shared.examine(lane, position, &queued.submission);
@@ -69,22 +73,22 @@ pub(crate) fn run(shared: &Arc<Shared>, wanted: &Receiver<(Box<Queued>, Position
     }
 }
 
-impl Shared {
+impl SharedOutbox {
     /// What is known of a submission that is not in the present group. Nothing is opened for it: `compared` has what was
     /// compared elsewhere.
     pub(crate) fn find_stored(
         &self,
         lane: usize,
         submission: &Submission,
-        tags: Tags,
+        fingerprints: Fingerprints,
         compared: &Comparisons,
     ) -> Answerable {
         // Without the hint a repetition may be stored twice, and its keys show it; refused, its sender would stand.
-        let found = locked(&self.index).find_tags(tags).unwrap_or_default();
+        let found = locked(&self.index).find_fingerprints(fingerprints).unwrap_or_default();
         let lane = &self.lanes[lane];
         let mut known = Known::default();
         for found in found.into_iter().filter(|found| found.lane == lane.id) {
-            // What a crash took with it may have left its tags.
+            // What a crash took with it may have left its fingerprints.
             if found.position > lane.state().tail {
                 continue;
             }
@@ -112,14 +116,14 @@ impl Shared {
         Answerable::Now(known)
     }
 
-    /// Reads the named record, wherever it lies, and compares. May take as long as a salvage.
-    fn examine(&self, lane: &LaneShared, position: Position, submission: &Submission) -> Examined {
+    /// Reads the named record, wherever it lies, and compares. May take as long as a carving.
+    fn examine(&self, lane: &SharedLane, position: Position, submission: &Submission) -> Examined {
         match self.records(lane, position, 1, 0) {
             Ok(records) => {
                 records.first().map_or(Examined::Other, |(_, first)| compare(submission, position, first))
             }
-            // The hub has it, and both of its tags are the same: to store it again would give the hub a second one.
-            Err(ReadError::Gone { .. }) if position <= lane.state().mark.position => {
+            // The hub has it, and both of its fingerprints are the same: to store it again would give the hub a second one.
+            Err(ReadError::Gone { .. }) if position <= lane.state().watermark.position => {
                 Examined::Same(Accepted {
                     id: TransactionId(uuid::Uuid::nil()),
                     position,
@@ -134,17 +138,17 @@ impl Shared {
     }
 
     /// Notes stored records in the index. A failure costs a repetition, not a record.
-    pub(crate) fn remember(&self, lane: &LaneShared, settled: &[Ready]) {
+    pub(crate) fn remember(&self, lane: &SharedLane, durable: &[PendingRecord]) {
         let mut index = locked(&self.index);
-        for ready in settled {
-            if let Err(error) = index.insert_tags(lane.id, ready.position, ready.tags) {
+        for ready in durable {
+            if let Err(error) = index.insert_fingerprints(lane.id, ready.position, ready.fingerprints) {
                 tracing::warn!(lane = %lane.name, error = %error, "Duplicate index takes no more");
                 return;
             }
         }
     }
 
-    /// After a crash: makes the tags of the newest records again, before anything is accepted.
+    /// After a crash: makes the fingerprints of the newest records again, before anything is accepted.
     pub(crate) fn fill_index_newest(&self) {
         for lane in &self.lanes {
             let (from, tail) = self.index_missing(lane);
@@ -154,17 +158,17 @@ impl Shared {
     }
 
     /// The positions that the index does not vouch for.
-    pub(crate) fn index_missing(&self, lane: &LaneShared) -> (Position, Position) {
+    pub(crate) fn index_missing(&self, lane: &SharedLane) -> (Position, Position) {
         let state = lane.state();
         let (first, tail) = (state.first_retained(), state.tail);
         drop(state);
         (first.max(locked(&self.index).synced_through(lane.id) + 1), tail)
     }
 
-    /// Makes the tags of `from..=through` again, as long as `go_on` says so. Whether it came to the end.
+    /// Makes the fingerprints of `from..=through` again, as long as `go_on` says so. Whether it came to the end.
     pub(crate) fn fill_index(
         &self,
-        lane: &LaneShared,
+        lane: &SharedLane,
         mut from: Position,
         through: Position,
         go_on: &mut dyn FnMut() -> bool,
@@ -176,15 +180,18 @@ impl Shared {
             match self.records(lane, from, STEP_RECORDS, STEP_BYTES) {
                 Ok(records) if records.is_empty() => return true,
                 Ok(records) => {
-                    let tagged: Vec<_> = records
+                    let fingerprinted: Vec<_> = records
                         .iter()
                         .map(|(header, t)| {
-                            (header.position, self.tagger.tags(&t.source, &t.key, t.body.as_bytes()))
+                            (
+                                header.position,
+                                self.fingerprinter.fingerprints(&t.source, &t.key, t.body.as_bytes()),
+                            )
                         })
                         .collect();
                     let mut index = locked(&self.index);
-                    for (position, tags) in tagged {
-                        if index.insert_tags(lane.id, position, tags).is_err() {
+                    for (position, fingerprints) in fingerprinted {
+                        if index.insert_fingerprints(lane.id, position, fingerprints).is_err() {
                             return true;
                         }
                         from = position + 1;
@@ -192,8 +199,11 @@ impl Shared {
                 }
                 Err(ReadError::Gone { .. }) => {
                     let state = lane.state();
-                    from =
-                        state.holes.at(from).map_or(from + 1, |(_, end)| end + 1).max(state.first_retained());
+                    from = state
+                        .missing
+                        .at(from)
+                        .map_or(from + 1, |(_, end)| end + 1)
+                        .max(state.first_retained());
                 }
                 Err(ReadError::Trouble(_)) => {
                     locked(&self.index).lacks(lane.id, from);

@@ -42,17 +42,17 @@ impl Drop for Closed<'_> {
 
 impl Handles {
     /// Makes the writer's handle known to readers; the writer keeps it alive.
-    pub(crate) fn register(&self, ordinal: u64, segment: &Arc<Segment>) {
+    pub(crate) fn register(&self, number: u64, segment: &Arc<Segment>) {
         let mut inner = locked(&self.inner);
         inner.known.retain(|_, weak| weak.strong_count() > 0);
-        inner.known.insert(ordinal, Arc::downgrade(segment));
+        inner.known.insert(number, Arc::downgrade(segment));
     }
 
     /// Forgets a handle: it failed, or its segment is gone. Gives back what must be dropped elsewhere.
-    pub(crate) fn forget(&self, ordinal: u64) -> Vec<Arc<Segment>> {
+    pub(crate) fn forget(&self, number: u64) -> Vec<Arc<Segment>> {
         let mut inner = locked(&self.inner);
-        inner.known.remove(&ordinal);
-        let (gone, kept) = inner.recent.drain(..).partition(|(o, _)| *o == ordinal);
+        inner.known.remove(&number);
+        let (gone, kept) = inner.recent.drain(..).partition(|(o, _)| *o == number);
         inner.recent = kept;
         let gone: VecDeque<_> = gone;
         gone.into_iter().map(|(_, segment)| segment).collect()
@@ -64,30 +64,30 @@ impl Handles {
     /// Those of `open`.
     pub(crate) fn get(
         &self,
-        ordinal: u64,
+        number: u64,
         open: impl FnOnce() -> Result<Segment, SegmentError>,
     ) -> Result<Arc<Segment>, SegmentError> {
         let _one_at_a_time = loop {
-            if let Some(segment) = self.known(ordinal) {
+            if let Some(segment) = self.known(number) {
                 return Ok(segment);
             }
             let one_at_a_time = locked(&self.opening);
-            if !locked(&self.inner).closed.contains(&ordinal) {
+            if !locked(&self.inner).closed.contains(&number) {
                 break one_at_a_time;
             }
             drop(one_at_a_time);
             let inner = locked(&self.inner);
-            let open_again = self.replaced.wait_while(inner, |inner| inner.closed.contains(&ordinal));
+            let open_again = self.replaced.wait_while(inner, |inner| inner.closed.contains(&number));
             drop(open_again.unwrap_or_else(PoisonError::into_inner));
         };
-        if let Some(segment) = self.known(ordinal) {
+        if let Some(segment) = self.known(number) {
             return Ok(segment);
         }
         let segment = Arc::new(open()?);
         let evicted: Vec<_> = {
             let mut inner = locked(&self.inner);
-            inner.known.insert(ordinal, Arc::downgrade(&segment));
-            inner.recent.push_back((ordinal, Arc::clone(&segment)));
+            inner.known.insert(number, Arc::downgrade(&segment));
+            inner.recent.push_back((number, Arc::clone(&segment)));
             let surplus = inner.recent.len().saturating_sub(OPEN_FOR_READING);
             inner.recent.drain(..surplus).collect()
         };
@@ -100,16 +100,16 @@ impl Handles {
     /// let go of it in time.
     pub(crate) fn alone<T>(
         &self,
-        ordinal: u64,
+        number: u64,
         database: &Path,
         patience: Duration,
         act: impl FnOnce() -> T,
     ) -> Option<T> {
-        locked(&self.inner).closed.insert(ordinal);
-        let _closed = Closed(self, ordinal);
+        locked(&self.inner).closed.insert(number);
+        let _closed = Closed(self, number);
         // Whoever is opening it just now has not seen that.
         drop(locked(&self.opening));
-        drop(self.forget(ordinal));
+        drop(self.forget(number));
         let begun = Instant::now();
         // sled holds this lock until the last handle is gone, and a little longer.
         while File::open(database).is_ok_and(|file| file.try_lock().is_err()) {
@@ -122,8 +122,8 @@ impl Handles {
     }
 
     /// The handle of a segment, if it is open.
-    pub(crate) fn known(&self, ordinal: u64) -> Option<Arc<Segment>> {
-        locked(&self.inner).known.get(&ordinal).and_then(Weak::upgrade)
+    pub(crate) fn known(&self, number: u64) -> Option<Arc<Segment>> {
+        locked(&self.inner).known.get(&number).and_then(Weak::upgrade)
     }
 
     /// Lets go of all that are kept for reading.

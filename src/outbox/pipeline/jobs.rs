@@ -9,7 +9,7 @@ use pgw_core::delivery::Numbering;
 use pgw_core::transaction::Position;
 use tokio::sync::oneshot;
 
-use crate::dedup::fingerprint::Tags;
+use crate::dedup::fingerprint::Fingerprints;
 use crate::errors::Refusal;
 use crate::guard::segment::{Segment, SegmentError};
 use crate::types::{Accepted, Submission};
@@ -29,7 +29,7 @@ pub(crate) enum Job {
         lane: usize,
         /// Last position that keeps its number.
         after: Position,
-        /// Told the outcome.
+        /// EndNotice the outcome.
         answer: std::sync::mpsc::SyncSender<Result<Numbering, Refusal>>,
     },
     /// Begin a new segment: all of this one is confirmed and nothing came for a while, so that it can be pruned; or it
@@ -41,7 +41,7 @@ pub(crate) enum Job {
         tail: Option<Position>,
     },
     /// The barrier under way in a lane has ended.
-    Settled {
+    BarrierEnded {
         /// Index of the lane.
         lane: usize,
         /// How.
@@ -57,7 +57,7 @@ pub(crate) enum Job {
 pub(crate) struct Queued {
     pub(crate) lane: usize,
     pub(crate) submission: Submission,
-    pub(crate) tags: Tags,
+    pub(crate) fingerprints: Fingerprints,
     pub(crate) cost: u64,
     pub(crate) entered: Instant,
     pub(crate) answer: oneshot::Sender<Result<Accepted, Refusal>>,
@@ -82,7 +82,7 @@ pub(crate) enum Examined {
 pub(crate) type Comparisons = BTreeMap<Position, Examined>;
 
 /// A barrier that is wanted.
-pub(crate) struct Wanted {
+pub(crate) struct WantedBarrier {
     /// Index of the lane.
     pub(crate) lane: usize,
     /// The segment that it writes.
@@ -90,20 +90,20 @@ pub(crate) struct Wanted {
 }
 
 /// Work that would hold up the writer.
-pub(crate) enum Chore {
+pub(crate) enum Task {
     /// Make a segment ahead.
     MakeAhead {
         /// Index of the lane.
         lane: usize,
         /// The segment to be made.
-        ordinal: u64,
+        number: u64,
     },
     /// Drop a handle.
     LetGo {
         /// Index of the lane.
         lane: usize,
         /// Its segment.
-        ordinal: u64,
+        number: u64,
         /// The handle.
         segment: Arc<Segment>,
     },

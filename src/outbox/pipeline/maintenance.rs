@@ -1,4 +1,4 @@
-//! The keeper: a thread that writes behind what is derived, measures the disk, and prunes.
+//! The maintenance thread: a thread that writes behind what is derived, measures the disk, and prunes.
 
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
@@ -8,19 +8,19 @@ use pgw_core::transaction::Position;
 
 use crate::files;
 use crate::lock::locked;
-use crate::pipeline::jobs::{Chore, Job};
-use crate::pipeline::lane::LaneShared;
-use crate::pipeline::shared::Shared;
+use crate::pipeline::jobs::{Job, Task};
+use crate::pipeline::lane::SharedLane;
+use crate::pipeline::shared::SharedOutbox;
 use crate::pipeline::space;
-use crate::state::checkpoint::Sidecar;
-use crate::state::segment_table::{LEDGER_VERSION, Ledger};
-use crate::state::watermarks::Marks;
+use crate::state::checkpoint::TailCheckpoint;
+use crate::state::segment_table::{SEGMENT_TABLE_VERSION, SegmentTable};
+use crate::state::watermarks::Watermarks;
 
 const TICK: Duration = Duration::from_millis(50);
 /// The index is synced this often; what lies between is made again after a crash.
 const INDEX_EVERY: Duration = Duration::from_secs(1);
-/// A mark that is lost only sends again.
-const MARKS_EVERY: Duration = Duration::from_secs(1);
+/// A watermark that is lost only sends again.
+const WATERMARKS_EVERY: Duration = Duration::from_secs(1);
 /// Running time is written this often if nothing else is.
 const RUNNING_EVERY: Duration = Duration::from_secs(60);
 const STORE_SIZE_EVERY: Duration = Duration::from_secs(1);
@@ -28,78 +28,78 @@ const STORE_SIZE_EVERY: Duration = Duration::from_secs(1);
 const RETIRE_AFTER: Duration = Duration::from_secs(2);
 const RETIRE_BYTES: u64 = 1 << 20;
 
-/// The keeper's own state.
-pub(crate) struct Keeper {
-    shared: Arc<Shared>,
-    sidecar: Sidecar,
-    marks: Marks,
+/// The maintenance thread's own state.
+pub(crate) struct Maintenance {
+    shared: Arc<SharedOutbox>,
+    checkpoint: TailCheckpoint,
+    watermarks: Watermarks,
     running_since: Instant,
-    marks_saved: Instant,
+    watermarks_saved: Instant,
     running_saved: Instant,
     index_synced: Instant,
     sized: Option<Instant>,
-    marks_stale: bool,
-    /// Through which position of each lane the marks on the disk confirm.
+    watermarks_stale: bool,
+    /// Through which position of each lane the watermarks on the disk confirm.
     durable: Vec<Position>,
     tails: Vec<(Position, Instant)>,
     filled: bool,
-    sidecar_fails: bool,
-    marks_fail: bool,
+    checkpoint_fails: bool,
+    watermarks_fail: bool,
     /// The word to stop came, perhaps in the middle of a tick.
     stopped: bool,
 }
 
 /// Runs until `stop` speaks or is gone, and then writes everything once more.
-pub(crate) fn run(mut keeper: Keeper, stop: &Receiver<()>) {
-    keeper.load_filter();
+pub(crate) fn run(mut maintenance: Maintenance, stop: &Receiver<()>) {
+    maintenance.load_bloom();
     loop {
         match stop.recv_timeout(TICK) {
-            Err(RecvTimeoutError::Timeout) => keeper.tick(Instant::now(), stop),
-            Ok(()) | Err(RecvTimeoutError::Disconnected) => keeper.stopped = true,
+            Err(RecvTimeoutError::Timeout) => maintenance.tick(Instant::now(), stop),
+            Ok(()) | Err(RecvTimeoutError::Disconnected) => maintenance.stopped = true,
         }
-        if keeper.stopped {
-            keeper.finish();
+        if maintenance.stopped {
+            maintenance.finish();
             return;
         }
     }
 }
 
-impl Keeper {
-    pub(crate) fn new(shared: Arc<Shared>, sidecar: Sidecar, marks: Marks) -> Self {
+impl Maintenance {
+    pub(crate) fn new(shared: Arc<SharedOutbox>, checkpoint: TailCheckpoint, watermarks: Watermarks) -> Self {
         let now = Instant::now();
         let tails = shared.lanes.iter().map(|lane| (lane.state().tail, now)).collect();
         let durable = vec![0; shared.lanes.len()];
         Self {
             shared,
-            sidecar,
-            marks,
+            checkpoint,
+            watermarks,
             running_since: now,
-            marks_saved: now,
+            watermarks_saved: now,
             running_saved: now,
             index_synced: now,
             sized: None,
-            marks_stale: false,
+            watermarks_stale: false,
             durable,
             tails,
             filled: false,
-            sidecar_fails: false,
-            marks_fail: false,
+            checkpoint_fails: false,
+            watermarks_fail: false,
             stopped: false,
         }
     }
 
     fn tick(&mut self, now: Instant, stop: &Receiver<()>) {
-        self.sidecar();
+        self.checkpoint();
         self.measure();
         if !self.filled {
             // Reads what the index lacks after a crash; long only when the index was lost altogether.
             self.filled = self.fill(stop);
         }
-        self.hand_over_marks(now);
+        self.hand_over_watermarks(now);
         self.prune();
         self.retire(now);
         for lane in &self.shared.lanes {
-            save_ledger(&self.shared, lane);
+            save_segment_table(&self.shared, lane);
             look_up_oldest(&self.shared, lane);
         }
         if self.filled && now.duration_since(self.index_synced) >= INDEX_EVERY {
@@ -110,35 +110,35 @@ impl Keeper {
 
     /// Once more before the end, so that the next start finds everything verified.
     fn finish(&mut self) {
-        self.sidecar();
-        self.marks_stale |= self.take_marks();
+        self.checkpoint();
+        self.watermarks_stale |= self.take_watermarks();
         self.add_running();
-        if let Err(error) = self.marks.save() {
+        if let Err(error) = self.watermarks.save() {
             tracing::warn!(error = %error, "Confirmed marks could not be written");
         }
         for lane in &self.shared.lanes {
-            lane.state().ledger_stale = true;
-            save_ledger(&self.shared, lane);
+            lane.state().table_stale = true;
+            save_segment_table(&self.shared, lane);
         }
         if self.filled {
             self.sync_index();
         }
     }
 
-    fn sidecar(&mut self) {
+    fn checkpoint(&mut self) {
         for lane in &self.shared.lanes {
             let (tail, chain) = {
                 let state = lane.state();
                 (state.tail, state.chain)
             };
             if tail > 0 {
-                self.sidecar.record(&lane.name, tail, chain);
+                self.checkpoint.record(&lane.name, tail, chain);
             }
         }
-        match self.sidecar.sync() {
-            Ok(()) => self.sidecar_fails = false,
-            Err(error) if !self.sidecar_fails => {
-                self.sidecar_fails = true;
+        match self.checkpoint.sync() {
+            Ok(()) => self.checkpoint_fails = false,
+            Err(error) if !self.checkpoint_fails => {
+                self.checkpoint_fails = true;
                 tracing::warn!(error = %error, "Sidecar could not be written, it is tried again and again");
             }
             Err(_) => {}
@@ -173,10 +173,10 @@ impl Keeper {
     }
 
     /// Without it every look-up reads the tables: slower, and as right.
-    fn load_filter(&self) {
+    fn load_bloom(&self) {
         let tables = locked(&self.shared.index).tables();
         match tables.filter() {
-            Ok(filter) => locked(&self.shared.index).use_filter(&filter),
+            Ok(filter) => locked(&self.shared.index).use_bloom(&filter),
             Err(error) => tracing::warn!(error = %error, "Duplicate index could not be read as a whole"),
         }
     }
@@ -189,19 +189,19 @@ impl Keeper {
         }
     }
 
-    /// Takes new marks from the lanes; whether there were any.
-    fn take_marks(&mut self) -> bool {
+    /// Takes new watermarks from the lanes; whether there were any.
+    fn take_watermarks(&mut self) -> bool {
         let mut any = false;
         for lane in &self.shared.lanes {
-            let (mark, epoch, backed_up) = {
+            let (watermark, epoch, backed_up) = {
                 let mut state = lane.state();
-                if !std::mem::take(&mut state.mark_stale) {
+                if !std::mem::take(&mut state.watermark_stale) {
                     continue;
                 }
-                (state.mark, state.mark_epoch, state.backed_up_through)
+                (state.watermark, state.watermark_epoch, state.backed_up_through)
             };
-            self.marks.set(&lane.name, mark, backed_up);
-            self.marks.set_epoch(&lane.name, epoch);
+            self.watermarks.set(&lane.name, watermark, backed_up);
+            self.watermarks.set_epoch(&lane.name, epoch);
             any = true;
         }
         any
@@ -209,45 +209,46 @@ impl Keeper {
 
     fn add_running(&mut self) {
         let now = Instant::now();
-        self.marks.add_running(now.duration_since(self.running_since));
+        self.watermarks.add_running(now.duration_since(self.running_since));
         self.running_since = now;
     }
 
-    fn hand_over_marks(&mut self, now: Instant) {
-        self.marks_stale |= self.take_marks();
+    fn hand_over_watermarks(&mut self, now: Instant) {
+        self.watermarks_stale |= self.take_watermarks();
         self.add_running();
-        let due = self.marks_stale && now.duration_since(self.marks_saved) >= MARKS_EVERY;
+        let due = self.watermarks_stale && now.duration_since(self.watermarks_saved) >= WATERMARKS_EVERY;
         if due || now.duration_since(self.running_saved) >= RUNNING_EVERY {
-            self.save_marks(now);
+            self.save_watermarks(now);
         }
     }
 
-    fn save_marks(&mut self, now: Instant) {
-        match self.marks.save() {
+    fn save_watermarks(&mut self, now: Instant) {
+        match self.watermarks.save() {
             Ok(()) => {
-                self.marks_stale = false;
-                self.marks_fail = false;
+                self.watermarks_stale = false;
+                self.watermarks_fail = false;
                 for (durable, lane) in self.durable.iter_mut().zip(&self.shared.lanes) {
-                    *durable = self.marks.mark(&lane.name).map_or(0, |mark| mark.position);
+                    *durable =
+                        self.watermarks.watermark(&lane.name).map_or(0, |watermark| watermark.position);
                 }
             }
-            Err(error) if !self.marks_fail => {
-                self.marks_fail = true;
+            Err(error) if !self.watermarks_fail => {
+                self.watermarks_fail = true;
                 tracing::warn!(error = %error, "Confirmed marks could not be written, they are tried again and again");
             }
             Err(_) => {}
         }
-        self.marks_saved = now;
+        self.watermarks_saved = now;
         self.running_saved = now;
     }
 
-    /// Whether the marks on the disk confirm a lane through `last`. A segment that went before its mark was durable
-    /// would be a hole after a crash: neither confirmed nor there.
+    /// Whether the watermarks on the disk confirm a lane through `last`. A segment that went before its watermark was durable
+    /// would be a missing record after a crash: neither confirmed nor there.
     fn confirmed_durably(&mut self, index: usize, last: Position) -> bool {
-        let tried_just_now = self.marks_fail && self.marks_saved.elapsed() < MARKS_EVERY;
+        let tried_just_now = self.watermarks_fail && self.watermarks_saved.elapsed() < WATERMARKS_EVERY;
         if self.durable[index] < last && !tried_just_now {
-            self.marks_stale |= self.take_marks();
-            self.save_marks(Instant::now());
+            self.watermarks_stale |= self.take_watermarks();
+            self.save_watermarks(Instant::now());
         }
         self.durable[index] >= last
     }
@@ -260,68 +261,69 @@ impl Keeper {
         for (index, lane) in lanes.iter().enumerate() {
             self.note_confirmed(lane);
             loop {
-                let (ordinal, last, answered, backed_up) = {
+                let (number, last, answered, backed_up) = {
                     let state = lane.state();
-                    let Some(ordinal) = state.row.keys().next().copied().filter(|_| state.row.len() > 1)
+                    let Some(number) =
+                        state.segments.keys().next().copied().filter(|_| state.segments.len() > 1)
                     else {
                         break;
                     };
-                    let last = state.last_of(ordinal);
-                    if last > state.mark.position {
+                    let last = state.last_of(number);
+                    if last > state.watermark.position {
                         break;
                     }
                     let backed_up = state.backed_up_through.is_some_and(|through| through >= last);
-                    (ordinal, last, state.answered, backed_up)
+                    (number, last, state.answered, backed_up)
                 };
                 let expired =
-                    answered && self.marks.expired(&lane.name, ordinal, self.shared.settings.retention);
+                    answered && self.watermarks.expired(&lane.name, number, self.shared.settings.retention);
                 let forced = !expired && backed_up && self.shared.refusing().is_some();
                 if (!expired && !forced) || !self.confirmed_durably(index, last) {
                     break;
                 }
                 if forced {
                     tracing::warn!(lane = %lane.name, through = last, "Pruned before its retention for lack of space");
-                    self.shared.notable(
+                    self.shared.raise(
                         "pruned.early",
                         format!("lane {} was pruned through position {last} before its retention, for lack of space", lane.name),
                     );
                 }
-                self.remove(lane, ordinal, last);
+                self.remove(lane, number, last);
             }
         }
     }
 
     /// The retention of each segment begins when it is wholly confirmed, whatever is before it.
-    fn note_confirmed(&mut self, lane: &LaneShared) {
+    fn note_confirmed(&mut self, lane: &SharedLane) {
         let state = lane.state();
-        let left = state.row.len().saturating_sub(1);
-        for ordinal in state.row.keys().take(left) {
-            let last = state.last_of(*ordinal);
-            if last > state.mark.position {
+        let left = state.segments.len().saturating_sub(1);
+        for number in state.segments.keys().take(left) {
+            let last = state.last_of(*number);
+            if last > state.watermark.position {
                 break;
             }
-            self.marks.segment_confirmed(&lane.name, *ordinal, last);
+            self.watermarks.segment_confirmed(&lane.name, *number, last);
         }
     }
 
-    fn remove(&mut self, lane: &LaneShared, ordinal: u64, last: Position) {
+    fn remove(&mut self, lane: &SharedLane, number: u64, last: Position) {
         {
             let mut state = lane.state();
-            // Under the lock, so that a mark that went back meanwhile keeps it.
-            if last > state.mark.position {
+            // Under the lock, so that a watermark that went back meanwhile keeps it.
+            if last > state.watermark.position {
                 return;
             }
-            state.row.remove(&ordinal);
+            state.segments.remove(&number);
             let first = state.first_retained();
-            state.holes.forget_before(first);
-            state.ledger_stale = true;
+            state.missing.forget_before(first);
+            state.table_stale = true;
         }
-        for handle in lane.handles.forget(ordinal) {
-            self.shared.chore(Chore::LetGo { lane: 0, ordinal, segment: handle });
+        for handle in lane.handles.forget(number) {
+            self.shared.task(Task::LetGo { lane: 0, number, segment: handle });
         }
-        save_ledger(&self.shared, lane);
-        self.shared.chore(Chore::Discard(lane.segment_directory(ordinal)));
-        self.marks.forget(&lane.name, ordinal);
+        save_segment_table(&self.shared, lane);
+        self.shared.task(Task::Discard(lane.segment_directory(number)));
+        self.watermarks.forget(&lane.name, number);
         if let Err(error) = locked(&self.shared.index).forget_through(lane.id, last) {
             tracing::warn!(lane = %lane.name, error = %error, "Duplicate index could not forget");
         }
@@ -331,8 +333,8 @@ impl Keeper {
         for (index, lane) in self.shared.lanes.iter().enumerate() {
             let (tail, confirmed, bytes) = {
                 let state = lane.state();
-                let bytes = state.row.last_key_value().map_or(0, |(_, extent)| extent.bytes);
-                (state.tail, state.mark.position >= state.tail, bytes)
+                let bytes = state.segments.last_key_value().map_or(0, |(_, span)| span.bytes);
+                (state.tail, state.watermark.position >= state.tail, bytes)
             };
             let seen = &mut self.tails[index];
             if seen.0 != tail || !confirmed {
@@ -348,25 +350,29 @@ impl Keeper {
     }
 }
 
-fn save_ledger(shared: &Shared, lane: &LaneShared) {
-    let ledger = {
+fn save_segment_table(shared: &SharedOutbox, lane: &SharedLane) {
+    let table = {
         let mut state = lane.state();
-        if !std::mem::take(&mut state.ledger_stale) {
+        if !std::mem::take(&mut state.table_stale) {
             return;
         }
-        Ledger { version: LEDGER_VERSION, row: state.row.clone(), holes: state.holes.clone() }
+        SegmentTable {
+            version: SEGMENT_TABLE_VERSION,
+            segments: state.segments.clone(),
+            missing: state.missing.clone(),
+        }
     };
-    if let Err(error) = files::save(&shared.lane_file(&lane.name, "ledger"), &ledger) {
-        lane.state().ledger_stale = true;
+    if let Err(error) = files::save(&shared.lane_file(&lane.name, "ledger"), &table) {
+        lane.state().table_stale = true;
         tracing::warn!(lane = %lane.name, error = %error, "Ledger could not be written");
     }
 }
 
-/// Health shows how old the oldest is that waits; that is one record to be read when the mark has moved.
-fn look_up_oldest(shared: &Shared, lane: &LaneShared) {
+/// Health shows how old the oldest is that waits; that is one record to be read when the watermark has moved.
+fn look_up_oldest(shared: &SharedOutbox, lane: &SharedLane) {
     let wanted = {
         let state = lane.state();
-        let first = (state.mark.position + 1).max(state.first_retained());
+        let first = (state.watermark.position + 1).max(state.first_retained());
         if first > state.tail || state.oldest.is_some_and(|(at, _)| at == first) {
             return;
         }

@@ -12,11 +12,11 @@ use uuid::Uuid;
 
 use crate::errors::ReadError;
 use crate::lock::locked;
-use crate::pipeline::lane::{Computed, LaneShared};
+use crate::pipeline::lane::{ComputedChain, SharedLane};
 use crate::pipeline::records::Record;
-use crate::pipeline::shared::Shared;
+use crate::pipeline::shared::SharedOutbox;
 use crate::types::Stored;
-use crate::void::Range;
+use crate::void::VoidRange;
 use pgw_core::wire::to_json;
 use pgw_core::wire::void;
 
@@ -24,11 +24,11 @@ use pgw_core::wire::void;
 const WALK_RECORDS: usize = 512;
 const WALK_BYTES: usize = 4 << 20;
 
-impl Shared {
+impl SharedOutbox {
     /// As [`crate::handle::Outbox::read`].
     pub(crate) fn read(
         &self,
-        lane: &LaneShared,
+        lane: &SharedLane,
         from: Position,
         max_records: usize,
         max_bytes: usize,
@@ -43,7 +43,7 @@ impl Shared {
 
     fn on_the_wire(
         &self,
-        lane: &LaneShared,
+        lane: &SharedLane,
         numbering: &Numbering,
         (header, transaction): Record,
     ) -> Result<Stored, ReadError> {
@@ -55,7 +55,7 @@ impl Shared {
         } else {
             let previous = self.chain_before(lane, numbered, position)?;
             let chain = previous.next_for(numbered.epoch, &lane.name, sequence, &transaction);
-            *locked(&lane.computed) = Some(Computed { numbered, position, chain });
+            *locked(&lane.computed) = Some(ComputedChain { numbered, position, chain });
             (previous, chain)
         };
         Ok(Stored { position, epoch: numbered.epoch, sequence, previous, chain, transaction })
@@ -65,22 +65,24 @@ impl Shared {
     /// an older epoch. Lost positions are passed over.
     pub(crate) fn chain_before(
         &self,
-        lane: &LaneShared,
+        lane: &SharedLane,
         numbered: Renumbering,
         position: Position,
     ) -> Result<ChainValue, ReadError> {
         let cached = locked(&lane.computed).filter(|c| c.numbered == numbered && c.position < position);
-        let (mark, gone) = {
+        let (watermark, gone) = {
             let state = lane.state();
-            let mark = state.mark_in(numbered).filter(|mark| mark.position < position);
+            let watermark = state.watermark_in(numbered).filter(|watermark| watermark.position < position);
             let pruned = state.first_retained() > numbered.base + 1;
-            let gone = mark.is_some_and(|mark| pruned || state.holes.count(numbered.base, mark.position) > 0);
-            (mark, gone)
+            let gone = watermark.is_some_and(|watermark| {
+                pruned || state.missing.count(numbered.base, watermark.position) > 0
+            });
+            (watermark, gone)
         };
-        // What was computed over something that is gone now may differ from what the hub has of it. The mark does not.
+        // What was computed over something that is gone now may differ from what the hub has of it. The watermark does not.
         let cached = cached.filter(|_| !gone).map(|c| (c.position, c.chain));
         let (mut at, mut chain) = cached
-            .or(mark.map(|mark| (mark.position, mark.chain)))
+            .or(watermark.map(|watermark| (watermark.position, watermark.chain)))
             .unwrap_or_else(|| (numbered.base, ChainValue::first(numbered.epoch, lane.name.as_str())));
         while at + 1 < position {
             let wanted = WALK_RECORDS.min(usize::try_from(position - at - 1).unwrap_or(WALK_RECORDS));
@@ -100,12 +102,12 @@ impl Shared {
                 }
                 Err(ReadError::Gone { .. }) => {
                     let state = lane.state();
-                    let hole = state.holes.at(at + 1).map_or(at + 1, |(_, through)| through);
+                    let hole = state.missing.at(at + 1).map_or(at + 1, |(_, through)| through);
                     at = hole.max(state.first_retained() - 1).min(position - 1);
                 }
                 Err(trouble) => return Err(trouble),
             }
-            *locked(&lane.computed) = Some(Computed { numbered, position: at, chain });
+            *locked(&lane.computed) = Some(ComputedChain { numbered, position: at, chain });
         }
         Ok(chain)
     }
@@ -113,7 +115,7 @@ impl Shared {
     /// The chain value that the record after `last` will have for its previous, in `numbering`.
     pub(crate) fn chain_in(
         &self,
-        lane: &LaneShared,
+        lane: &SharedLane,
         numbering: &Numbering,
         last: Position,
     ) -> Result<ChainValue, ReadError> {
@@ -129,10 +131,10 @@ impl Shared {
     }
 
     /// As [`crate::handle::Outbox::chain_at`].
-    pub(crate) fn chain_at(&self, lane: &LaneShared, position: Position) -> Option<ChainValue> {
-        let (numbering, mark, tail, chain) = {
+    pub(crate) fn chain_at(&self, lane: &SharedLane, position: Position) -> Option<ChainValue> {
+        let (numbering, watermark, tail, chain) = {
             let state = lane.state();
-            (state.numbering.clone(), state.mark, state.tail, state.chain)
+            (state.numbering.clone(), state.watermark, state.tail, state.chain)
         };
         let numbered = numbering.at(position.max(1));
         if position == 0 {
@@ -156,7 +158,7 @@ impl Shared {
         {
             return Some(stored.previous);
         }
-        (mark.position == position).then_some(mark.chain)
+        (watermark.position == position).then_some(watermark.chain)
     }
 
     /// The voids from `from` on, as they go out; `None`: there is none at `from`.
@@ -165,7 +167,7 @@ impl Shared {
     /// As [`Shared::read`].
     fn voids_from(
         &self,
-        lane: &LaneShared,
+        lane: &SharedLane,
         from: Position,
         most: usize,
     ) -> Result<Option<Vec<Stored>>, ReadError> {
@@ -206,7 +208,7 @@ impl Shared {
         Ok(Some(stored.collect()))
     }
 
-    fn tombstone(&self, range: &Range, position: Position, body: Vec<u8>) -> Transaction {
+    fn tombstone(&self, range: &VoidRange, position: Position, body: Vec<u8>) -> Transaction {
         let id = range.id.as_u128().wrapping_add(u128::from(position - range.from));
         Transaction {
             id: TransactionId(Uuid::from_u128(id)),

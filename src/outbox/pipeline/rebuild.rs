@@ -14,29 +14,29 @@ use uuid::Uuid;
 use crate::crypt::seal::Sealer;
 use crate::guard::carve::{Scan, header_in, scan_directory};
 use crate::guard::replace::replace;
-use crate::guard::segment::{DATABASE_FILE, Extent, Segment, SegmentError, SegmentHeader};
+use crate::guard::segment::{DATABASE_FILE, Segment, SegmentError, SegmentHeader, Span};
 use crate::pipeline::jobs::Job;
-use crate::pipeline::lane::LaneShared;
-use crate::pipeline::shared::Shared;
+use crate::pipeline::lane::SharedLane;
+use crate::pipeline::shared::SharedOutbox;
 use crate::quarantine::{Quarantine, RIVAL};
 
 /// So long a repair waits for those who still read the segment.
 const LET_GO_PATIENCE: Duration = Duration::from_secs(5);
 
 /// What is known of a damaged segment from elsewhere.
-pub(crate) struct Damaged<'a> {
+pub(crate) struct DamagedSegment<'a> {
     /// The store's directory.
     pub(crate) store: &'a Path,
     /// Its lane, and the lane's number.
     pub(crate) lane: (&'a Lane, u16),
-    /// Its ordinal and directory.
-    pub(crate) ordinal: u64,
+    /// Its segment number and directory.
+    pub(crate) number: u64,
     pub(crate) directory: &'a Path,
-    /// What the ledger says of it.
-    pub(crate) extent: Option<Extent>,
+    /// What the segment table says of it.
+    pub(crate) span: Option<Span>,
     /// The lane's epochs.
     pub(crate) numbering: Option<&'a Numbering>,
-    /// A position in it whose chain value is known from elsewhere: the end of the row's part, or the sidecar's.
+    /// A position in it whose chain value is known from elsewhere: the end of the row's part, or the tail checkpoint's.
     pub(crate) known: Option<(Position, ChainValue)>,
     /// The last position that counts in it, if a later segment says so.
     pub(crate) through: Option<Position>,
@@ -44,7 +44,7 @@ pub(crate) struct Damaged<'a> {
 
 /// What came of it.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Outcome {
+pub(crate) struct Rebuilt {
     /// Records in the new segment.
     pub(crate) records: u64,
     /// Its first and last position.
@@ -63,25 +63,25 @@ struct Candidate {
 }
 
 /// Salvages a damaged segment into a new one in its place. No handle of it may be open here.
-pub(crate) fn salvage_segment(
-    damaged: &Damaged<'_>,
+pub(crate) fn rebuild_segment(
+    damaged: &DamagedSegment<'_>,
     sealer: &Sealer,
     quarantine: &Quarantine,
-) -> Result<Outcome, SegmentError> {
+) -> Result<Rebuilt, SegmentError> {
     let scan = scan_directory(damaged.directory).map_err(SegmentError::Files)?;
     tracing::warn!(
         lane = %damaged.lane.0,
-        segment = damaged.ordinal,
+        segment = damaged.number,
         unreadable_bytes = scan.unreadable_bytes(),
         in_pieces = ?scan.in_pieces(),
         "Scanned a damaged segment for records"
     );
     let header = header_in(damaged.directory);
-    let base = header.as_ref().map(|h| h.base).or(damaged.extent.map(|e| e.base)).unwrap_or(1);
+    let base = header.as_ref().map(|h| h.base).or(damaged.span.map(|e| e.base)).unwrap_or(1);
     let found = candidates(damaged, &scan, sealer, base);
     let mut chosen = choose(&found, damaged.known);
     if damaged.through.is_none() {
-        // What a crash left behind a gap was never answered, and would make a hole where there is none.
+        // What a crash left behind a gap was never answered, and would make a missing record where there is none.
         let durable = damaged.known.map_or(0, |(position, _)| position).max(base.saturating_sub(1));
         let end = (durable + 1..).find(|position| !chosen.contains_key(position)).unwrap_or(u64::MAX);
         chosen.split_off(&end);
@@ -94,37 +94,37 @@ pub(crate) fn salvage_segment(
     let segment = Segment::create(&fresh)?;
     segment.begin(&header.unwrap_or_else(|| made_up_header(damaged, base, &chosen)))?;
     let mut rivals = 0;
-    for (number, salvaged) in scan.records().enumerate() {
-        match chosen.get(&salvaged.position) {
+    for (number, carved) in scan.records().enumerate() {
+        match chosen.get(&carved.position) {
             Some(candidate) if candidate.number == number => {
-                segment.append(salvaged.position, &salvaged.record)?
+                segment.append(carved.position, &carved.record)?
             }
             Some(_) => {
                 rivals += 1;
-                let _ = quarantine.keep_own(RIVAL, damaged.lane.0.as_str(), &salvaged.record);
+                let _ = quarantine.keep_own(RIVAL, damaged.lane.0.as_str(), &carved.record);
             }
             None => {}
         }
     }
     segment.barrier()?;
     drop(segment);
-    replace(damaged.store, (damaged.lane.0, damaged.ordinal), damaged.directory, &fresh)
+    replace(damaged.store, (damaged.lane.0, damaged.number), damaged.directory, &fresh)
         .map_err(SegmentError::Files)?;
     let range = chosen.keys().next().copied().zip(chosen.keys().next_back().copied());
-    Ok(Outcome { records: chosen.len() as u64, range, rivals })
+    Ok(Rebuilt { records: chosen.len() as u64, range, rivals })
 }
 
 /// The records of this segment that were found, by position.
 fn candidates(
-    damaged: &Damaged<'_>,
+    damaged: &DamagedSegment<'_>,
     scan: &Scan,
     sealer: &Sealer,
     base: Position,
 ) -> BTreeMap<Position, Vec<Candidate>> {
     let mut found: BTreeMap<Position, Vec<Candidate>> = BTreeMap::new();
-    for (number, salvaged) in scan.records().enumerate() {
-        let position = salvaged.position;
-        let Ok((header, _)) = sealer.open(&salvaged.record) else { continue };
+    for (number, carved) in scan.records().enumerate() {
+        let position = carved.position;
+        let Ok((header, _)) = sealer.open(&carved.record) else { continue };
         if header.lane == damaged.lane.1
             && position >= base
             && damaged.through.is_none_or(|last| position <= last)
@@ -138,17 +138,17 @@ fn candidates(
 
 /// A header for a segment whose own is destroyed, from what is known elsewhere.
 fn made_up_header(
-    damaged: &Damaged<'_>,
+    damaged: &DamagedSegment<'_>,
     base: Position,
     chosen: &BTreeMap<Position, Candidate>,
 ) -> SegmentHeader {
     let first = chosen.first_key_value();
     SegmentHeader {
         lane: damaged.lane.1,
-        ordinal: damaged.ordinal,
-        base: damaged.extent.map(|e| e.base).or(first.map(|(position, _)| *position)).unwrap_or(base),
+        number: damaged.number,
+        base: damaged.span.map(|e| e.base).or(first.map(|(position, _)| *position)).unwrap_or(base),
         previous: damaged
-            .extent
+            .span
             .map(|e| e.previous)
             .or(first.map(|(_, candidate)| candidate.previous))
             .unwrap_or(ChainValue([0; 32])),
@@ -188,80 +188,80 @@ fn choose(
 }
 
 /// What a reader who found damage can do next.
-pub(crate) enum Repaired {
+pub(crate) enum Rebuild {
     /// There is something new to be read.
-    Yes,
+    Done,
     /// It was done before, or gave nothing: what is missing is lost.
     Useless,
     /// Not now.
     Later(String),
 }
 
-impl Shared {
-    /// Sets a damaged segment of the row aside and salvages what is in it into a new one. Once a run: what is still
+impl SharedOutbox {
+    /// Sets a damaged segment of the row aside and carves what is in it into a new one. Once a run: what is still
     /// missing then is lost.
-    pub(crate) fn repair(&self, lane: &LaneShared, ordinal: u64) -> Repaired {
-        let mut repaired = crate::lock::locked(&lane.repaired);
-        if repaired.contains(&ordinal) {
-            return Repaired::Useless;
+    pub(crate) fn rebuild(&self, lane: &SharedLane, number: u64) -> Rebuild {
+        let mut rebuilt = crate::lock::locked(&lane.rebuilt);
+        if rebuilt.contains(&number) {
+            return Rebuild::Useless;
         }
-        let (extent, through, known, numbering, written) = {
+        let (span, through, known, numbering, written) = {
             let state = lane.state();
-            let Some(extent) = state.row.get(&ordinal).copied() else { return Repaired::Yes };
-            let next = state.row.range(ordinal + 1..).next().map(|(_, next)| *next);
+            let Some(span) = state.segments.get(&number).copied() else { return Rebuild::Done };
+            let next = state.segments.range(number + 1..).next().map(|(_, next)| *next);
             let through = next.map_or(state.tail, |next| next.base - 1);
             let chain = next.map_or(state.chain, |next| next.previous);
-            (extent, through, (through, chain), state.numbering.clone(), next.is_none())
+            (span, through, (through, chain), state.numbering.clone(), next.is_none())
         };
         if written {
             // The writer has it: it goes on elsewhere, and then this one can be replaced.
             if let Some((index, _)) = self.lane(&lane.name) {
                 self.job(Job::Retire { lane: index, tail: None });
             }
-            return Repaired::Later("a damaged segment is being left".into());
+            return Rebuild::Later("a damaged segment is being left".into());
         }
-        let directory: PathBuf = lane.segment_directory(ordinal);
-        let damaged = Damaged {
+        let directory: PathBuf = lane.segment_directory(number);
+        let damaged = DamagedSegment {
             store: &self.settings.directory,
             lane: (&lane.name, lane.id),
-            ordinal,
+            number,
             directory: &directory,
-            extent: Some(extent),
+            span: Some(span),
             numbering: Some(&numbering),
             known: Some(known),
             through: Some(through),
         };
         let database = directory.join(DATABASE_FILE);
-        let salvaged = lane.handles.alone(ordinal, &database, LET_GO_PATIENCE, || {
-            salvage_segment(&damaged, &self.sealer, &self.quarantine)
+        let carved = lane.handles.alone(number, &database, LET_GO_PATIENCE, || {
+            rebuild_segment(&damaged, &self.sealer, &self.quarantine)
         });
-        let Some(salvaged) = salvaged else {
-            return Repaired::Later("a damaged segment is still being read elsewhere".into());
+        let Some(carved) = carved else {
+            return Rebuild::Later("a damaged segment is still being read elsewhere".into());
         };
-        match salvaged {
+        match carved {
             Ok(outcome) => {
-                repaired.insert(ordinal);
-                let lost = (through + 1 - extent.base).saturating_sub(outcome.records);
-                tracing::error!(lane = %lane.name, ordinal, salvaged = outcome.records, lost, "Damaged segment was replaced by what could be salvaged");
-                self.notable("salvaged", told(&lane.name, ordinal, &outcome, lost));
-                Repaired::Yes
+                rebuilt.insert(number);
+                let lost = (through + 1 - span.base).saturating_sub(outcome.records);
+                tracing::error!(lane = %lane.name, segment = number, carved = outcome.records, lost, "Damaged segment was replaced by what could be salvaged");
+                self.raise("salvaged", told(&lane.name, number, &outcome, lost));
+                Rebuild::Done
             }
             Err(error) if error.is_full() => {
                 self.out_of_room();
-                Repaired::Later(error.to_string())
+                Rebuild::Later(error.to_string())
             }
             Err(error) => {
-                tracing::error!(lane = %lane.name, ordinal, error = %error, "Damaged segment could not be salvaged");
-                Repaired::Later(error.to_string())
+                tracing::error!(lane = %lane.name, segment = number, error = %error, "Damaged segment could not be salvaged");
+                Rebuild::Later(error.to_string())
             }
         }
     }
 }
 
 /// One sentence of a replaced segment.
-pub(crate) fn told(lane: &Lane, ordinal: u64, outcome: &Outcome, lost: u64) -> String {
+pub(crate) fn told(lane: &Lane, number: u64, outcome: &Rebuilt, lost: u64) -> String {
     format!(
-        "segment {ordinal} of lane {lane} was damaged and set aside; {} records were salvaged, {lost} are missing, {} rivals are in quarantine",
+        "segment {number} of lane {lane} was damaged and set aside; {} records were salvaged, {lost} are missing, {} rivals are in quarantine",
         outcome.records, outcome.rivals
     )
 }

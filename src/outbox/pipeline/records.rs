@@ -9,19 +9,19 @@ use pgw_core::transaction::{Position, Transaction};
 use crate::errors::ReadError;
 use crate::guard::record::Header;
 use crate::guard::segment::{Segment, SegmentError};
-use crate::pipeline::lane::LaneShared;
-use crate::pipeline::rebuild::Repaired;
-use crate::pipeline::shared::Shared;
+use crate::pipeline::lane::SharedLane;
+use crate::pipeline::rebuild::Rebuild;
+use crate::pipeline::shared::SharedOutbox;
 
 /// A record as it was stored.
 pub(crate) type Record = (Header, Transaction);
 
-impl Shared {
-    /// The records from `from` on, as they were stored: never beyond the tail, never past a hole, and at least one if
+impl SharedOutbox {
+    /// The records from `from` on, as they were stored: never beyond the tail, never past a missing record, and at least one if
     /// there is one at `from`.
     pub(crate) fn records(
         &self,
-        lane: &LaneShared,
+        lane: &SharedLane,
         from: Position,
         max_records: usize,
         max_bytes: usize,
@@ -38,13 +38,13 @@ impl Shared {
                     return Ok(found);
                 }
                 // What was once lost stays lost, even if the disk gives it back: it may have been released meanwhile.
-                let found = state.segment_of(next).filter(|_| next > 0 && state.holes.at(next).is_none());
-                found.map(|(ordinal, through)| (ordinal, state.holes.before_next(next, through)))
+                let found = state.segment_of(next).filter(|_| next > 0 && state.missing.at(next).is_none());
+                found.map(|(number, through)| (number, state.missing.before_next(next, through)))
             };
-            let Some((ordinal, through)) = at else {
+            let Some((number, through)) = at else {
                 return if found.is_empty() { Err(gone(next)) } else { Ok(found) };
             };
-            let part = self.segment_records(lane, ordinal, next, through, |body| {
+            let part = self.segment_records(lane, number, next, through, |body| {
                 bytes += body;
                 taken += 1;
                 taken >= max_records || bytes >= max_bytes
@@ -68,12 +68,12 @@ impl Shared {
     }
 
     /// One record, if its segment is open now and it can be read there: nothing is opened or repaired for it.
-    pub(crate) fn record_if_open(&self, lane: &LaneShared, position: Position) -> Option<Transaction> {
-        let (ordinal, _) = {
+    pub(crate) fn record_if_open(&self, lane: &SharedLane, position: Position) -> Option<Transaction> {
+        let (number, _) = {
             let state = lane.state();
-            state.segment_of(position).filter(|_| state.holes.at(position).is_none())?
+            state.segment_of(position).filter(|_| state.missing.at(position).is_none())?
         };
-        let (at, bytes) = lane.handles.known(ordinal)?.first(position, position).ok().flatten()?;
+        let (at, bytes) = lane.handles.known(number)?.first(position, position).ok().flatten()?;
         let (header, transaction) = self.sealer.open(&bytes.ok()?).ok()?;
         (at == position && header.position == position && header.lane == lane.id).then_some(transaction)
     }
@@ -81,15 +81,15 @@ impl Shared {
     /// Reads from one segment. `None`: what was wanted turned out to be damaged, which is recorded; look again.
     fn segment_records(
         &self,
-        lane: &LaneShared,
-        ordinal: u64,
+        lane: &SharedLane,
+        number: u64,
         from: Position,
         through: Position,
         mut count: impl FnMut(usize) -> bool,
     ) -> Result<Option<(Vec<Record>, bool)>, ReadError> {
-        let segment = match self.segment(lane, ordinal) {
+        let segment = match self.segment(lane, number) {
             Ok(segment) => segment,
-            Err(error) => return self.failed(lane, ordinal, &error),
+            Err(error) => return self.failed(lane, number, &error),
         };
         let mut enough = false;
         let mut records: Vec<Record> = Vec::new();
@@ -110,7 +110,7 @@ impl Shared {
         });
         if let Err(error) = visited {
             drop(segment);
-            return self.failed(lane, ordinal, &error);
+            return self.failed(lane, number, &error);
         }
         if (enough || expected > through) && !records.is_empty() {
             return Ok(Some((records, enough)));
@@ -120,35 +120,35 @@ impl Shared {
             return Ok(Some((records, true)));
         }
         drop(segment);
-        match self.repair(lane, ordinal) {
-            Repaired::Yes => {}
-            Repaired::Useless => self.declare_damaged(lane, ordinal, from, through),
-            Repaired::Later(why) => return Err(ReadError::Trouble(why)),
+        match self.rebuild(lane, number) {
+            Rebuild::Done => {}
+            Rebuild::Useless => self.declare_damaged(lane, number, from, through),
+            Rebuild::Later(why) => return Err(ReadError::Trouble(why)),
         }
         Ok(None)
     }
 
     /// The handle of a segment of the row.
-    pub(crate) fn segment(&self, lane: &LaneShared, ordinal: u64) -> Result<Arc<Segment>, SegmentError> {
-        let durable = lane.state().last_of(ordinal);
-        lane.handles.get(ordinal, || Segment::open(&lane.segment_directory(ordinal), durable))
+    pub(crate) fn segment(&self, lane: &SharedLane, number: u64) -> Result<Arc<Segment>, SegmentError> {
+        let durable = lane.state().last_of(number);
+        lane.handles.get(number, || Segment::open(&lane.segment_directory(number), durable))
     }
 
     /// A handle that failed is dead. Damage is repaired; the rest may be better next time.
     fn failed<T>(
         &self,
-        lane: &LaneShared,
-        ordinal: u64,
+        lane: &SharedLane,
+        number: u64,
         error: &SegmentError,
     ) -> Result<Option<T>, ReadError> {
-        if lane.state().row.contains_key(&ordinal) {
-            tracing::warn!(lane = %lane.name, ordinal, error = %error, "Segment could not be read");
-            drop(lane.handles.forget(ordinal));
+        if lane.state().segments.contains_key(&number) {
+            tracing::warn!(lane = %lane.name, segment = number, error = %error, "Segment could not be read");
+            drop(lane.handles.forget(number));
             if error.is_full() {
                 self.out_of_room();
             }
             if error.is_damage()
-                && let Repaired::Yes = self.repair(lane, ordinal)
+                && let Rebuild::Done = self.rebuild(lane, number)
             {
                 return Ok(None);
             }
@@ -159,8 +159,8 @@ impl Shared {
     }
 
     /// Finds out how far the damage at `from` goes, and records it: these positions are lost.
-    fn declare_damaged(&self, lane: &LaneShared, ordinal: u64, from: Position, through: Position) {
-        let next = self.segment(lane, ordinal).and_then(|segment| {
+    fn declare_damaged(&self, lane: &SharedLane, number: u64, from: Position, through: Position) {
+        let next = self.segment(lane, number).and_then(|segment| {
             let mut good = None;
             segment.visit(from, through, &mut |position, bytes| {
                 if bytes.is_ok_and(|bytes| self.sealer.open(&bytes).is_ok()) {
@@ -179,13 +179,13 @@ impl Shared {
         };
         let new = {
             let mut state = lane.state();
-            let new = state.holes.add(from, lost_through);
-            state.ledger_stale |= new;
+            let new = state.missing.add(from, lost_through);
+            state.table_stale |= new;
             new
         };
         if new {
             tracing::error!(lane = %lane.name, from, through = lost_through, "Records are lost");
-            self.notable(
+            self.raise(
                 "damaged",
                 format!("positions {from} to {lost_through} of lane {} are lost", lane.name),
             );

@@ -12,28 +12,28 @@ use uuid::Uuid;
 
 use crate::errors::ReadError;
 use crate::files;
-use crate::pipeline::lane::LaneShared;
-use crate::pipeline::shared::Shared;
-use crate::void::Range;
+use crate::pipeline::lane::SharedLane;
+use crate::pipeline::shared::SharedOutbox;
+use crate::void::VoidRange;
 
 /// Most positions in one void: a whole segment.
 const MOST: u64 = 1 << 20;
 
-impl Shared {
+impl SharedOutbox {
     pub(crate) fn releasable(
         &self,
-        lane: &LaneShared,
+        lane: &SharedLane,
         from: Position,
         through: Position,
     ) -> Result<Released, String> {
-        let (mark, tail, numbering) = {
+        let (watermark, tail, numbering) = {
             let state = lane.state();
-            (state.mark, state.tail, state.numbering.clone())
+            (state.watermark, state.tail, state.numbering.clone())
         };
-        if from <= mark.position || from > through || through > tail || through - from >= MOST {
+        if from <= watermark.position || from > through || through > tail || through - from >= MOST {
             return Err(format!(
                 "a range lies between the confirmed position {} and the tail {tail}, from its first to its last",
-                mark.position
+                watermark.position
             ));
         }
         let numbered = numbering.at(from);
@@ -63,8 +63,8 @@ impl Shared {
 
     /// Whether what was computed over the lost content is stored in a later record: the range was numbered again after it was
     /// accepted, and something was accepted in the new numbers since. Its content is gone, so that nobody can compute that value
-    /// again: everything after the mark gets new numbers once more, over the void.
-    pub(crate) fn breaks_the_chain(&self, lane: &LaneShared, released: &Released) -> bool {
+    /// again: everything after the watermark gets new numbers once more, over the void.
+    pub(crate) fn breaks_the_chain(&self, lane: &SharedLane, released: &Released) -> bool {
         let (tail, numbered, following) = {
             let state = lane.state();
             (state.tail, state.numbering.at(released.from), state.numbering.at(released.through + 1))
@@ -78,33 +78,33 @@ impl Shared {
     }
 
     /// How far it is known that what is at `position` is lost.
-    fn lost_through(&self, lane: &LaneShared, position: Position) -> Position {
+    fn lost_through(&self, lane: &SharedLane, position: Position) -> Position {
         let state = lane.state();
-        let hole = state.holes.at(position).map_or(position, |(_, through)| through);
+        let hole = state.missing.at(position).map_or(position, |(_, through)| through);
         hole.max(state.first_retained() - 1)
     }
 
     fn chain_before_range(
         &self,
-        lane: &LaneShared,
+        lane: &SharedLane,
         numbered: Renumbering,
         from: Position,
     ) -> Option<ChainValue> {
         if from - 1 == numbered.base {
             return Some(ChainValue::first(numbered.epoch, lane.name.as_str()));
         }
-        // The neighbour of what is lost knows nothing: only the record itself, a void, or the mark.
+        // The neighbour of what is lost knows nothing: only the record itself, a void, or the watermark.
         if let Ok(stored) = self.read(lane, from - 1, 1, 0) {
             return stored.first().map(|stored| stored.chain);
         }
-        let mark = lane.state().mark;
-        (mark.position == from - 1).then_some(mark.chain)
+        let watermark = lane.state().watermark;
+        (watermark.position == from - 1).then_some(watermark.chain)
     }
 
     /// The value that the next transaction of the epoch follows from, where there is one.
     fn chain_after_range(
         &self,
-        lane: &LaneShared,
+        lane: &SharedLane,
         numbering: &Numbering,
         numbered: Renumbering,
         through: Position,
@@ -122,13 +122,13 @@ impl Shared {
         self.read(lane, through + 1, 1, 0).ok()?.first().map(|stored| stored.previous)
     }
 
-    pub(crate) fn release(&self, lane: &LaneShared, released: &Released, reason: &str) -> Result<(), String> {
+    pub(crate) fn release(&self, lane: &SharedLane, released: &Released, reason: &str) -> Result<(), String> {
         let (mut voids, epoch) = {
             let state = lane.state();
             (state.voids.clone(), state.numbering.at(released.from).epoch)
         };
         let Released { from, through, previous, chain } = *released;
-        voids.add(Range {
+        voids.add(VoidRange {
             from,
             through,
             epoch,
@@ -143,12 +143,12 @@ impl Shared {
         {
             let mut state = lane.state();
             let kept_from = state.first_retained();
-            let new = state.holes.add(from.max(kept_from), through);
-            state.ledger_stale |= new;
+            let new = state.missing.add(from.max(kept_from), through);
+            state.table_stale |= new;
             state.voids = voids;
         }
         tracing::error!(lane = %lane.name, from, through, reason, "A person has released lost positions");
-        self.notable(
+        self.raise(
             "void",
             format!("positions {from} to {through} of lane {} are released: {reason}", lane.name),
         );

@@ -9,24 +9,24 @@ use std::thread::JoinHandle;
 use crate::descriptor::failed;
 use crate::errors::{OpenError, Refusal};
 use crate::lock::locked;
-use crate::pipeline::jobs::{Chore, Job};
-use crate::pipeline::shared::Shared;
+use crate::pipeline::jobs::{Job, Task};
+use crate::pipeline::shared::SharedOutbox;
 use crate::pipeline::trash;
 
 /// An outbox whose threads run.
 pub(crate) struct Running {
-    pub(crate) shared: Arc<Shared>,
+    pub(crate) shared: Arc<SharedOutbox>,
     pub(crate) jobs: Sender<Job>,
-    keeper: Sender<()>,
+    maintenance: Sender<()>,
     threads: Mutex<Vec<JoinHandle<()>>>,
     stopping: AtomicBool,
     lock: Mutex<Option<File>>,
 }
 
 /// Tells of its thread's end, however that comes.
-struct Told(Arc<Shared>);
+struct EndNotice(Arc<SharedOutbox>);
 
-impl Drop for Told {
+impl Drop for EndNotice {
     fn drop(&mut self) {
         self.0.thread_ended();
     }
@@ -34,10 +34,10 @@ impl Drop for Told {
 
 pub(super) fn spawn(
     name: &str,
-    shared: &Arc<Shared>,
+    shared: &Arc<SharedOutbox>,
     body: impl FnOnce() + Send + 'static,
 ) -> Result<JoinHandle<()>, OpenError> {
-    let told = Told(Arc::clone(shared));
+    let told = EndNotice(Arc::clone(shared));
     let run = move || {
         let _told = told;
         body();
@@ -49,14 +49,14 @@ pub(super) fn spawn(
 impl Running {
     /// `threads` in the order writer, fsync worker, comparer, segment worker, maintenance.
     pub(super) fn new(
-        shared: Arc<Shared>,
+        shared: Arc<SharedOutbox>,
         jobs: Sender<Job>,
-        keeper: Sender<()>,
+        maintenance: Sender<()>,
         threads: Vec<JoinHandle<()>>,
         lock: File,
     ) -> Self {
         let (threads, lock) = (Mutex::new(threads), Mutex::new(Some(lock)));
-        Self { shared, jobs, keeper, threads, stopping: AtomicBool::new(false), lock }
+        Self { shared, jobs, maintenance, threads, stopping: AtomicBool::new(false), lock }
     }
 
     /// Why nobody answers any more.
@@ -75,7 +75,7 @@ impl Running {
         let mut threads = std::mem::take(&mut *locked(&self.threads)).into_iter();
         let _ = self.jobs.send(Job::Stop);
         let (writer, syncer, comparer) = (threads.next(), threads.next(), threads.next());
-        let (maker, keeper) = (threads.next(), threads.next());
+        let (maker, maintenance) = (threads.next(), threads.next());
         let join = |thread: Option<JoinHandle<()>>| {
             if let Some(thread) = thread {
                 let _ = thread.join();
@@ -84,15 +84,15 @@ impl Running {
         join(writer);
         join(syncer);
         join(comparer);
-        let _ = self.keeper.send(());
-        join(keeper);
-        self.shared.chore(Chore::Stop);
+        let _ = self.maintenance.send(());
+        join(maintenance);
+        self.shared.task(Task::Stop);
         join(maker);
         for lane in &self.shared.lanes {
             lane.handles.clear();
-            if let Some((ordinal, segment)) = locked(&lane.ahead).take() {
+            if let Some((number, segment)) = locked(&lane.ahead).take() {
                 drop(segment);
-                let _ = trash::discard(&self.shared.settings.directory, &lane.segment_directory(ordinal));
+                let _ = trash::discard(&self.shared.settings.directory, &lane.segment_directory(number));
             }
         }
         drop(locked(&self.lock).take());

@@ -11,58 +11,58 @@ use std::time::{Duration, Instant};
 use pgw_core::delivery::Numbering;
 use pgw_core::transaction::{Clock, Lane};
 
-use crate::crypt::key_use::Period;
+use crate::crypt::key_use::KeyPeriod;
 use crate::crypt::seal::Sealer;
-use crate::dedup::fingerprint::Tagger;
+use crate::dedup::fingerprint::Fingerprinter;
 use crate::dedup::index::DuplicateIndex;
 use crate::errors::Refusal;
 use crate::lock::locked;
-use crate::pipeline::admission::{Admission, Limits, Space};
-use crate::pipeline::jobs::{Chore, Job};
-use crate::pipeline::lane::LaneShared;
+use crate::pipeline::admission::{Admission, DiskSpace, SpaceLimits};
+use crate::pipeline::jobs::{Job, Task};
+use crate::pipeline::lane::SharedLane;
 use crate::pipeline::latency::Latency;
 use crate::pipeline::space::Ballast;
 use crate::quarantine::Quarantine;
-use crate::types::{Notable, Settings, Snapshot};
+use crate::types::{OutboxAlarm, OutboxSettings, Snapshot};
 
 /// A ballast that was released stays so for this long at least.
 const BALLAST_PAUSE: Duration = Duration::from_secs(30);
 /// Events that are kept until somebody fetches them; beyond it the oldest go.
-const NOTABLES: usize = 1000;
+const MOST_ALARMS: usize = 1000;
 
 /// What an outbox is made of.
 pub(crate) struct Parts {
-    pub(crate) settings: Settings,
+    pub(crate) settings: OutboxSettings,
     pub(crate) sealer: Sealer,
     /// Which key has sealed what.
-    pub(crate) periods: Vec<Period>,
-    pub(crate) lanes: Vec<Arc<LaneShared>>,
+    pub(crate) periods: Vec<KeyPeriod>,
+    pub(crate) lanes: Vec<Arc<SharedLane>>,
     pub(crate) index: DuplicateIndex,
     pub(crate) quarantine: Quarantine,
     pub(crate) ballast: Ballast,
-    pub(crate) notables: Vec<Notable>,
+    pub(crate) alarms: Vec<OutboxAlarm>,
 }
 
-/// Shared by the handle, the writer, the keeper and the maker.
-pub(crate) struct Shared {
-    pub(crate) settings: Settings,
+/// Shared by the handle, the writer, the maintenance thread and the segment worker.
+pub(crate) struct SharedOutbox {
+    pub(crate) settings: OutboxSettings,
     pub(crate) sealer: Sealer,
     /// Which key has sealed what.
-    pub(crate) periods: Vec<Period>,
-    pub(crate) lanes: Vec<Arc<LaneShared>>,
-    pub(crate) tagger: Tagger,
+    pub(crate) periods: Vec<KeyPeriod>,
+    pub(crate) lanes: Vec<Arc<SharedLane>>,
+    pub(crate) fingerprinter: Fingerprinter,
     pub(crate) index: Mutex<DuplicateIndex>,
     pub(crate) quarantine: Quarantine,
     pub(crate) repeated: AtomicU64,
     pub(crate) queued_bytes: AtomicU64,
-    chores: Sender<Chore>,
+    tasks: Sender<Task>,
     jobs: Mutex<Option<Sender<Job>>>,
     ballast: Ballast,
     released: Mutex<Option<Instant>>,
     admission: Mutex<Admission>,
     store_bytes: AtomicU64,
     free_bytes: AtomicU64,
-    notables: Mutex<VecDeque<Notable>>,
+    alarms: Mutex<VecDeque<OutboxAlarm>>,
     latency: Mutex<Latency>,
     clock: AtomicU8,
     /// What keeps a lane from being stored, by its name.
@@ -70,10 +70,10 @@ pub(crate) struct Shared {
     thread_ended: AtomicBool,
 }
 
-impl Shared {
-    pub(crate) fn new(parts: Parts, chores: Sender<Chore>, jobs: Sender<Job>) -> Self {
-        let Parts { settings, sealer, periods, lanes, index, quarantine, ballast, notables } = parts;
-        let limits = Limits {
+impl SharedOutbox {
+    pub(crate) fn new(parts: Parts, tasks: Sender<Task>, jobs: Sender<Job>) -> Self {
+        let Parts { settings, sealer, periods, lanes, index, quarantine, ballast, alarms } = parts;
+        let limits = SpaceLimits {
             limit_bytes: settings.limit_bytes,
             min_free_bytes: settings.min_free_bytes,
             min_free_percent: settings.min_free_percent,
@@ -83,19 +83,19 @@ impl Shared {
             sealer,
             periods,
             lanes,
-            tagger: index.tagger(),
+            fingerprinter: index.fingerprinter(),
             index: Mutex::new(index),
             quarantine,
             repeated: AtomicU64::new(0),
             queued_bytes: AtomicU64::new(0),
-            chores,
+            tasks,
             jobs: Mutex::new(Some(jobs)),
             ballast,
             released: Mutex::new(None),
             admission: Mutex::new(Admission::new(limits)),
             store_bytes: AtomicU64::new(0),
             free_bytes: AtomicU64::new(0),
-            notables: Mutex::new(notables.into()),
+            alarms: Mutex::new(alarms.into()),
             latency: Mutex::new(Latency::new(Instant::now())),
             clock: AtomicU8::new(2),
             troubles: Mutex::default(),
@@ -104,26 +104,26 @@ impl Shared {
     }
 
     /// The lane of this name, and its index.
-    pub(crate) fn lane(&self, name: &Lane) -> Option<(usize, &Arc<LaneShared>)> {
+    pub(crate) fn lane(&self, name: &Lane) -> Option<(usize, &Arc<SharedLane>)> {
         self.lanes.iter().enumerate().find(|(_, lane)| lane.name == *name)
     }
 
-    /// Hands work to the maker. When it has ended, so has the outbox.
-    pub(crate) fn chore(&self, chore: Chore) {
-        let _ = self.chores.send(chore);
+    /// Hands work to the segment worker. When it has ended, so has the outbox.
+    pub(crate) fn task(&self, task: Task) {
+        let _ = self.tasks.send(task);
     }
 
     /// Something that a person should know of.
-    pub(crate) fn notable(&self, code: &'static str, detail: String) {
-        let mut notables = locked(&self.notables);
-        if notables.len() >= NOTABLES {
-            notables.pop_front();
+    pub(crate) fn raise(&self, code: &'static str, detail: String) {
+        let mut alarms = locked(&self.alarms);
+        if alarms.len() >= MOST_ALARMS {
+            alarms.pop_front();
         }
-        notables.push_back(Notable { code, detail });
+        alarms.push_back(OutboxAlarm { code, detail });
     }
 
-    pub(crate) fn take_notables(&self) -> Vec<Notable> {
-        std::mem::take(&mut *locked(&self.notables)).into()
+    pub(crate) fn take_alarms(&self) -> Vec<OutboxAlarm> {
+        std::mem::take(&mut *locked(&self.alarms)).into()
     }
 
     /// How far the clock can be believed, as the daemon last said.
@@ -196,7 +196,7 @@ impl Shared {
     }
 
     /// The disk was measured.
-    pub(crate) fn measured(&self, space: Space) {
+    pub(crate) fn measured(&self, space: DiskSpace) {
         let changed = {
             let mut admission = locked(&self.admission);
             admission.handle(space).then(|| admission.admit(false).err())
@@ -209,11 +209,11 @@ impl Shared {
                     store_bytes = space.store_bytes,
                     "Store is full and refuses new work"
                 );
-                self.notable("store.low", reason);
+                self.raise("store.low", reason);
             }
             Some(None) => {
                 tracing::info!(free_bytes = space.free_bytes, "Store has room again");
-                self.notable("store.room", "the store has room again".into());
+                self.raise("store.room", "the store has room again".into());
             }
             None => {}
         }
@@ -232,7 +232,7 @@ impl Shared {
         if self.ballast.is_held().unwrap_or(false) && self.ballast.release().is_ok() {
             locked(&self.released).replace(Instant::now());
             tracing::warn!("Disk is full, ballast released");
-            self.notable(
+            self.raise(
                 "store.ballast",
                 "the disk is full; the reserve for opening and draining was released".into(),
             );
@@ -268,7 +268,7 @@ impl Shared {
         }
     }
 
-    pub(crate) fn save_numbering(&self, lane: &LaneShared, numbering: &Numbering) -> std::io::Result<()> {
+    pub(crate) fn save_numbering(&self, lane: &SharedLane, numbering: &Numbering) -> std::io::Result<()> {
         crate::files::save(&self.lane_file(&lane.name, "numbering"), numbering)
     }
 

@@ -8,12 +8,12 @@ use std::path::Path;
 use rustix::fs::{FallocateFlags, fallocate, statvfs};
 
 use crate::files;
-use crate::pipeline::admission::Space;
+use crate::pipeline::admission::DiskSpace;
 
 /// Free and total bytes of the file system that holds `path`; `store_bytes` is 0.
-pub(crate) fn free(path: &Path) -> io::Result<Space> {
+pub(crate) fn free(path: &Path) -> io::Result<DiskSpace> {
     let system = statvfs(path)?;
-    Ok(Space {
+    Ok(DiskSpace {
         free_bytes: system.f_bavail.saturating_mul(system.f_frsize),
         total_bytes: system.f_blocks.saturating_mul(system.f_frsize),
         store_bytes: 0,

@@ -24,9 +24,9 @@ use uuid::Uuid;
 use crate::errors::Refusal;
 use crate::guard::segment::SegmentError;
 use crate::pipeline::duplicates::Answerable;
-use crate::pipeline::jobs::{GROUP_BYTES, GROUP_RECORDS, Job, Queued, Wanted};
-use crate::pipeline::lane_writer::Pen;
-use crate::pipeline::shared::Shared;
+use crate::pipeline::jobs::{GROUP_BYTES, GROUP_RECORDS, Job, Queued, WantedBarrier};
+use crate::pipeline::lane_writer::LaneWriter;
+use crate::pipeline::shared::SharedOutbox;
 use crate::types::Accepted;
 
 /// First pause before a failed lane is tried again, doubled up to the longest.
@@ -42,7 +42,7 @@ struct Waiter {
 }
 
 /// What is taken already, and not behind its barrier.
-enum Unsettled {
+enum PendingMatch {
     /// The same transaction, in the same lane.
     Same(Accepted),
     /// Not the same.
@@ -54,16 +54,16 @@ enum Unsettled {
 
 /// The writer's own state; it lives on the writer's thread.
 pub(crate) struct Writer {
-    shared: Arc<Shared>,
+    shared: Arc<SharedOutbox>,
     jobs: Receiver<Job>,
     /// Taken from the queue, and not done yet: goes before it.
     held: VecDeque<Job>,
-    syncer: Sender<Wanted>,
+    syncer: Sender<WantedBarrier>,
     comparer: Sender<(Box<Queued>, Position)>,
-    pens: Vec<Pen>,
+    lane_writers: Vec<LaneWriter>,
     /// Who waits, for each lane.
     waiters: Vec<Vec<Waiter>>,
-    /// Lane and position of what is unsettled, by a hash that says where to compare. What is settled meanwhile does no
+    /// Lane and position of what is pending, by a hash that says where to compare. What is settled meanwhile does no
     /// harm.
     seen: HashMap<u64, Vec<(usize, Position)>>,
     /// Between two tries of a lane in trouble.
@@ -73,15 +73,26 @@ pub(crate) struct Writer {
 
 impl Writer {
     pub(crate) fn new(
-        shared: Arc<Shared>,
+        shared: Arc<SharedOutbox>,
         jobs: Receiver<Job>,
-        pens: Vec<Pen>,
-        syncer: Sender<Wanted>,
+        lane_writers: Vec<LaneWriter>,
+        syncer: Sender<WantedBarrier>,
         comparer: Sender<(Box<Queued>, Position)>,
     ) -> Self {
-        let waiters = pens.iter().map(|_| Vec::new()).collect();
+        let waiters = lane_writers.iter().map(|_| Vec::new()).collect();
         let (held, seen) = (VecDeque::new(), HashMap::new());
-        Self { shared, jobs, held, syncer, comparer, pens, waiters, seen, pause: FIRST_PAUSE, retry_at: None }
+        Self {
+            shared,
+            jobs,
+            held,
+            syncer,
+            comparer,
+            lane_writers,
+            waiters,
+            seen,
+            pause: FIRST_PAUSE,
+            retry_at: None,
+        }
     }
 
     /// Runs until it is stopped or nobody can submit any more.
@@ -90,9 +101,9 @@ impl Writer {
             let Some(job) = self.next_job() else { return };
             match job {
                 Job::Submit(first) => self.store(*first),
-                Job::Settled { lane, outcome } => self.settled(lane, outcome),
+                Job::BarrierEnded { lane, outcome } => self.barrier_ended(lane, outcome),
                 other => {
-                    self.settle_all();
+                    self.finish_barriers();
                     if self.other(other).is_break() {
                         return;
                     }
@@ -105,7 +116,7 @@ impl Writer {
     /// The next job; meanwhile a lane in trouble is tried again when it is time, however much comes in. `None`: nobody can
     /// submit any more.
     fn next_job(&mut self) -> Option<Job> {
-        while self.pens.iter().any(Pen::is_in_trouble) {
+        while self.lane_writers.iter().any(LaneWriter::is_in_trouble) {
             let pause = self.pause;
             let at = *self.retry_at.get_or_insert_with(|| Instant::now() + pause);
             let left = at.saturating_duration_since(Instant::now());
@@ -130,21 +141,21 @@ impl Writer {
     fn other(&mut self, job: Job) -> ControlFlow<()> {
         match job {
             Job::NewEpoch { lane, after, answer } => {
-                let outcome = self.pens[lane].new_epoch(&self.shared, after);
+                let outcome = self.lane_writers[lane].new_epoch(&self.shared, after);
                 let _ = answer.send(outcome);
             }
-            Job::Retire { lane, tail } => self.pens[lane].retire(&self.shared, tail),
+            Job::Retire { lane, tail } => self.lane_writers[lane].retire(&self.shared, tail),
             Job::Pulse(answer) => drop(answer.send(())),
             Job::Stop => return ControlFlow::Break(()),
-            Job::Submit(_) | Job::Settled { .. } => {}
+            Job::Submit(_) | Job::BarrierEnded { .. } => {}
         }
         ControlFlow::Continue(())
     }
 
     fn retry(&mut self) {
         let shared = &self.shared;
-        self.pens.iter_mut().for_each(|pen| pen.settle(shared));
-        if self.pens.iter().any(Pen::is_in_trouble) {
+        self.lane_writers.iter_mut().for_each(|lane_writer| lane_writer.retry(shared));
+        if self.lane_writers.iter().any(LaneWriter::is_in_trouble) {
             self.pause = (self.pause * 2).min(LONGEST_PAUSE);
         } else {
             self.pause = FIRST_PAUSE;
@@ -154,12 +165,12 @@ impl Writer {
     /// Takes what is queued, as a group, and adds it to the segments.
     fn store(&mut self, first: Queued) {
         let mut most = GROUP_RECORDS;
-        for lane in 0..self.pens.len() {
-            while self.pens[lane].room(&self.shared) == 0 {
+        for lane in 0..self.lane_writers.len() {
+            while self.lane_writers[lane].room(&self.shared) == 0 {
                 self.wait_for(lane);
                 self.begin_barriers();
             }
-            most = most.min(self.pens[lane].room(&self.shared));
+            most = most.min(self.lane_writers[lane].room(&self.shared));
         }
         let (mut taken, mut bytes) = (0, 0);
         let mut next = Some(first);
@@ -176,20 +187,20 @@ impl Writer {
                 None => {}
             }
         }
-        for pen in &mut self.pens {
-            pen.append(&self.shared);
+        for lane_writer in &mut self.lane_writers {
+            lane_writer.append(&self.shared);
         }
     }
 
     /// Begins every barrier that is due: here if nothing else is to be done, else elsewhere.
     fn begin_barriers(&mut self) {
-        for lane in 0..self.pens.len() {
-            while !self.pens[lane].is_settled()
-                && !self.pens[lane].is_under_way()
-                && !self.pens[lane].is_in_trouble()
+        for lane in 0..self.lane_writers.len() {
+            while !self.lane_writers[lane].is_idle()
+                && !self.lane_writers[lane].is_under_way()
+                && !self.lane_writers[lane].is_in_trouble()
             {
-                let Some(segment) = self.pens[lane].begin_barrier() else {
-                    let outcome = self.pens[lane].replace(&self.shared);
+                let Some(segment) = self.lane_writers[lane].begin_barrier() else {
+                    let outcome = self.lane_writers[lane].replace(&self.shared);
                     self.answer(lane, outcome);
                     continue;
                 };
@@ -197,25 +208,25 @@ impl Writer {
                     self.held.extend(self.jobs.try_recv());
                 }
                 let quiet = self.held.is_empty();
-                if quiet || self.syncer.send(Wanted { lane, segment: Arc::clone(&segment) }).is_err() {
-                    self.settled(lane, segment.barrier());
+                if quiet || self.syncer.send(WantedBarrier { lane, segment: Arc::clone(&segment) }).is_err() {
+                    self.barrier_ended(lane, segment.barrier());
                 }
             }
         }
     }
 
-    fn settled(&mut self, lane: usize, outcome: Result<(), SegmentError>) {
-        let outcome = self.pens[lane].settled(&self.shared, outcome);
+    fn barrier_ended(&mut self, lane: usize, outcome: Result<(), SegmentError>) {
+        let outcome = self.lane_writers[lane].barrier_ended(&self.shared, outcome);
         self.answer(lane, outcome);
     }
 
     /// Waits for the end of the barrier under way in a lane.
     fn wait_for(&mut self, lane: usize) {
-        let ours = |job: &Job| matches!(job, Job::Settled { lane: settled, .. } if *settled == lane);
+        let ours = |job: &Job| matches!(job, Job::BarrierEnded { lane: barrier_ended, .. } if *barrier_ended == lane);
         let mut job = self.held.iter().position(ours).and_then(|index| self.held.remove(index));
-        while self.pens[lane].is_under_way() {
+        while self.lane_writers[lane].is_under_way() {
             match job.take().or_else(|| self.jobs.recv().ok()) {
-                Some(Job::Settled { lane, outcome }) => self.settled(lane, outcome),
+                Some(Job::BarrierEnded { lane, outcome }) => self.barrier_ended(lane, outcome),
                 Some(other) => self.held.push_back(other),
                 None => return,
             }
@@ -223,11 +234,11 @@ impl Writer {
     }
 
     /// Brings everything that was taken behind its barrier, or into trouble.
-    fn settle_all(&mut self) {
-        for lane in 0..self.pens.len() {
+    fn finish_barriers(&mut self) {
+        for lane in 0..self.lane_writers.len() {
             loop {
                 self.begin_barriers();
-                if !self.pens[lane].is_under_way() {
+                if !self.lane_writers[lane].is_under_way() {
                     break;
                 }
                 self.wait_for(lane);
@@ -237,7 +248,7 @@ impl Writer {
 
     /// Answers those whose records are behind the barrier; in trouble, all.
     fn answer(&mut self, lane: usize, outcome: Result<(), Refusal>) {
-        let tail = self.pens[lane].tail();
+        let tail = self.lane_writers[lane].tail();
         let done: Vec<_> = self.waiters[lane]
             .extract_if(.., |waiter| outcome.is_err() || waiter.accepted.position <= tail)
             .collect();
@@ -249,9 +260,9 @@ impl Writer {
             });
         }
         if self.seen.len() > 4 * GROUP_RECORDS {
-            let pens = &self.pens;
+            let lane_writers = &self.lane_writers;
             self.seen.retain(|_, places| {
-                places.retain(|(lane, position)| *position > pens[*lane].tail());
+                places.retain(|(lane, position)| *position > lane_writers[*lane].tail());
                 !places.is_empty()
             });
         }
@@ -261,11 +272,11 @@ impl Writer {
     fn admit(&mut self, queued: Queued) {
         let lane = queued.lane;
         let mut key_reused = false;
-        match self.find_unsettled(&queued) {
-            Unsettled::Same(accepted) => return self.repeat_unsettled(queued, accepted),
-            Unsettled::Other { same_key } => key_reused |= same_key,
+        match self.find_pending(&queued) {
+            PendingMatch::Same(accepted) => return self.repeat_pending(queued, accepted),
+            PendingMatch::Other { same_key } => key_reused |= same_key,
         }
-        match self.shared.find_stored(lane, &queued.submission, queued.tags, &queued.compared) {
+        match self.shared.find_stored(lane, &queued.submission, queued.fingerprints, &queued.compared) {
             Answerable::Now(known) => {
                 if let Some(accepted) = known.repetition {
                     self.shared.repeated.fetch_add(1, Ordering::Relaxed);
@@ -287,7 +298,7 @@ impl Writer {
         if let Err(full) = self.shared.admits(lane) {
             return self.refuse(queued, full);
         }
-        if let Some(trouble) = self.pens[lane].trouble() {
+        if let Some(trouble) = self.lane_writers[lane].trouble() {
             let trouble = trouble.to_owned();
             return self.refuse(queued, Refusal::Trouble(trouble));
         }
@@ -300,11 +311,11 @@ impl Writer {
     }
 
     /// Whether the same is taken already and waits for its barrier.
-    fn find_unsettled(&self, queued: &Queued) -> Unsettled {
+    fn find_pending(&self, queued: &Queued) -> PendingMatch {
         let submission = &queued.submission;
         let mut same_key = false;
-        for (first_lane, position) in self.seen.get(&queued.tags.key).into_iter().flatten().copied() {
-            let Some(ready) = self.pens[first_lane].unsettled_at(position) else { continue };
+        for (first_lane, position) in self.seen.get(&queued.fingerprints.key).into_iter().flatten().copied() {
+            let Some(ready) = self.lane_writers[first_lane].pending_at(position) else { continue };
             let first = &ready.transaction;
             if first.source != submission.source || first.key != submission.key {
                 continue;
@@ -312,16 +323,22 @@ impl Writer {
             let same_body = ready.has_body(&self.shared.sealer, &submission.body);
             if first_lane == queued.lane && same_body {
                 let (id, time) = (first.id, first.time);
-                return Unsettled::Same(Accepted { id, position, time, repeated: true, key_reused: false });
+                return PendingMatch::Same(Accepted {
+                    id,
+                    position,
+                    time,
+                    repeated: true,
+                    key_reused: false,
+                });
             }
             same_key |= !submission.key.is_empty() && !same_body;
         }
-        Unsettled::Other { same_key }
+        PendingMatch::Other { same_key }
     }
 
-    /// A repetition of an unsettled record shares that record's barrier and fate.
-    fn repeat_unsettled(&mut self, queued: Queued, accepted: Accepted) {
-        if let Some(trouble) = self.pens[queued.lane].trouble() {
+    /// A repetition of an pending record shares that record's barrier and fate.
+    fn repeat_pending(&mut self, queued: Queued, accepted: Accepted) {
+        if let Some(trouble) = self.lane_writers[queued.lane].trouble() {
             let trouble = trouble.to_owned();
             return self.refuse(queued, Refusal::Trouble(trouble));
         }
@@ -332,7 +349,7 @@ impl Writer {
 
     /// A new transaction gets its place in its lane.
     fn take(&mut self, queued: Queued, key_reused: bool) {
-        let Queued { lane, submission, tags, cost, entered, answer, .. } = queued;
+        let Queued { lane, submission, fingerprints, cost, entered, answer, .. } = queued;
         let transaction = Transaction {
             id: TransactionId(Uuid::now_v7()),
             time: unix_millis_now(),
@@ -346,7 +363,7 @@ impl Writer {
             test_data: submission.test_data,
             body: submission.body,
         };
-        let ready = match self.pens[lane].take(&self.shared, transaction, tags) {
+        let ready = match self.lane_writers[lane].take(&self.shared, transaction, fingerprints) {
             Ok(ready) => ready,
             Err(refusal) => {
                 self.shared.answered(std::iter::once((cost, entered.elapsed())), false);
@@ -356,7 +373,7 @@ impl Writer {
         };
         let (id, position, time) = (ready.transaction.id, ready.position, ready.transaction.time);
         let accepted = Accepted { id, position, time, repeated: false, key_reused };
-        self.seen.entry(tags.key).or_default().push((lane, position));
+        self.seen.entry(fingerprints.key).or_default().push((lane, position));
         self.waiters[lane].push(Waiter { entered, cost, answer, accepted });
     }
 }

@@ -1,6 +1,6 @@
-//! The sidecar: the last accepted position and chain value of each lane, apart from sled.
+//! The tail checkpoint: the last accepted position and chain value of each lane, apart from sled.
 //!
-//! Some damage takes the tail of a sled database away without an error; a store that ends before its sidecar
+//! Some damage takes the tail of a sled database away without an error; a store that ends before its tail checkpoint
 //! shows it. It is synced soon after a group and not before the answer, so it may lag behind the store and
 //! never runs ahead of it.
 //!
@@ -14,39 +14,39 @@ use std::path::Path;
 use pgw_core::chain::ChainValue;
 use pgw_core::transaction::{Lane, Position};
 
-use crate::alternating::{Alternating, Found, Take};
+use crate::alternating::{Alternating, SlotContent, Take};
 
 const MAGIC: [u8; 4] = *b"PGWS";
 const VERSION: u16 = 1;
 const NAME_BYTES: usize = 32;
 
-/// The last of every lane, in memory and, after [`Sidecar::sync`], on the disk.
+/// The last of every lane, in memory and, after [`Tail checkpoint::sync`], on the disk.
 #[derive(Debug)]
-pub(crate) struct Sidecar {
+pub(crate) struct TailCheckpoint {
     file: Alternating,
     lanes: BTreeMap<Lane, (Position, ChainValue)>,
     unsynced: bool,
     damaged: bool,
 }
 
-impl Sidecar {
-    /// Opens or creates the file. A damaged one is not an error: it is empty, and [`Sidecar::was_damaged`].
+impl TailCheckpoint {
+    /// Opens or creates the file. A damaged one is not an error: it is empty, and [`Tail checkpoint::was_damaged`].
     pub(crate) fn open(path: &Path) -> io::Result<Self> {
         let (file, found) = Alternating::open(path, MAGIC, VERSION)?;
         let (lanes, damaged) = match found {
-            Found::Nothing => (BTreeMap::new(), false),
-            Found::Damaged => (BTreeMap::new(), true),
-            Found::Payload(payload) => decode(&payload).map_or((BTreeMap::new(), true), |l| (l, false)),
+            SlotContent::Nothing => (BTreeMap::new(), false),
+            SlotContent::Damaged => (BTreeMap::new(), true),
+            SlotContent::Payload(payload) => decode(&payload).map_or((BTreeMap::new(), true), |l| (l, false)),
         };
         Ok(Self { file, lanes, unsynced: false, damaged })
     }
 
     /// What the file says, with nothing written; `None`: it cannot be believed.
-    pub(crate) fn look(path: &Path) -> io::Result<Option<BTreeMap<Lane, (Position, ChainValue)>>> {
-        Ok(match Alternating::look(path, MAGIC, VERSION)? {
-            Found::Nothing => Some(BTreeMap::new()),
-            Found::Damaged => None,
-            Found::Payload(payload) => decode(&payload),
+    pub(crate) fn read(path: &Path) -> io::Result<Option<BTreeMap<Lane, (Position, ChainValue)>>> {
+        Ok(match Alternating::read(path, MAGIC, VERSION)? {
+            SlotContent::Nothing => Some(BTreeMap::new()),
+            SlotContent::Damaged => None,
+            SlotContent::Payload(payload) => decode(&payload),
         })
     }
 
@@ -115,18 +115,21 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("sidecar");
         let longest = "a".repeat(32);
-        let mut sidecar = Sidecar::open(&path).unwrap();
-        assert_eq!(sidecar.last(&lane("clinical")), None);
-        sidecar.record(&lane("clinical"), 7, ChainValue([7; 32]));
-        sidecar.record(&lane(&longest), u64::MAX, ChainValue([9; 32]));
-        sidecar.sync().unwrap();
-        sidecar.record(&lane("clinical"), 8, ChainValue([8; 32]));
-        let again = Sidecar::open(&path).unwrap();
+        let mut checkpoint = TailCheckpoint::open(&path).unwrap();
+        assert_eq!(checkpoint.last(&lane("clinical")), None);
+        checkpoint.record(&lane("clinical"), 7, ChainValue([7; 32]));
+        checkpoint.record(&lane(&longest), u64::MAX, ChainValue([9; 32]));
+        checkpoint.sync().unwrap();
+        checkpoint.record(&lane("clinical"), 8, ChainValue([8; 32]));
+        let again = TailCheckpoint::open(&path).unwrap();
         assert_eq!(again.last(&lane("clinical")), Some((7, ChainValue([7; 32]))));
         assert_eq!(again.last(&lane(&longest)), Some((u64::MAX, ChainValue([9; 32]))));
-        sidecar.sync().unwrap();
-        assert_eq!(Sidecar::open(&path).unwrap().last(&lane("clinical")), Some((8, ChainValue([8; 32]))));
-        assert!(!Sidecar::open(&path).unwrap().was_damaged());
+        checkpoint.sync().unwrap();
+        assert_eq!(
+            TailCheckpoint::open(&path).unwrap().last(&lane("clinical")),
+            Some((8, ChainValue([8; 32])))
+        );
+        assert!(!TailCheckpoint::open(&path).unwrap().was_damaged());
     }
 
     #[test]
@@ -134,9 +137,9 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("sidecar");
         std::fs::write(&path, b"something else").unwrap();
-        let sidecar = Sidecar::open(&path).unwrap();
-        assert!(sidecar.was_damaged());
-        assert_eq!(sidecar.last(&lane("clinical")), None);
+        let checkpoint = TailCheckpoint::open(&path).unwrap();
+        assert!(checkpoint.was_damaged());
+        assert_eq!(checkpoint.last(&lane("clinical")), None);
     }
 
     #[test]

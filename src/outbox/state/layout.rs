@@ -12,16 +12,16 @@ pub(crate) fn lane_file(store: &Path, lane: &Lane, name: &str) -> PathBuf {
 }
 
 /// The segments in a lane's directory.
-pub(crate) fn ordinals(directory: &Path) -> io::Result<BTreeSet<u64>> {
-    let mut ordinals = BTreeSet::new();
+pub(crate) fn segment_numbers(directory: &Path) -> io::Result<BTreeSet<u64>> {
+    let mut numbers = BTreeSet::new();
     for entry in fs::read_dir(directory)? {
         let name = entry?.file_name();
         let name = name.to_str().unwrap_or_default();
         if name.len() == 10
-            && let Ok(ordinal) = name.parse()
+            && let Ok(number) = name.parse()
         {
-            ordinals.insert(ordinal);
+            numbers.insert(number);
         }
     }
-    Ok(ordinals)
+    Ok(numbers)
 }

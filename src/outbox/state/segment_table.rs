@@ -1,34 +1,36 @@
 //! A lane's segment table: what each segment holds, and which records are missing.
 //!
-//! It lies beside the segments as `lanes/{lane}/ledger`, so that a start opens the newest segment only.
+//! It lies beside the segments as `lanes/{lane}/segment table`, so that a start opens the newest segment only.
 
 use std::collections::BTreeMap;
 
 use pgw_core::transaction::Position;
 use serde::{Deserialize, Serialize};
 
-use crate::guard::segment::Extent;
+use crate::guard::segment::Span;
 
-/// Of the ledger.
-pub(crate) const LEDGER_VERSION: u32 = 1;
+/// Of the segment table.
+pub(crate) const SEGMENT_TABLE_VERSION: u32 = 1;
 
-/// The row and the holes as they are kept beside the segments, so that a start needs to open the newest only.
+/// The row and the missing records as they are kept beside the segments, so that a start needs to open the newest only.
 /// Written behind; what it misses is in the newest segment's header.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Ledger {
+pub(crate) struct SegmentTable {
     /// Of this format.
     pub(crate) version: u32,
-    /// Segments by ordinal.
-    pub(crate) row: BTreeMap<u64, Extent>,
+    /// Segments by segment number.
+    #[serde(rename = "row")]
+    pub(crate) segments: BTreeMap<u64, Span>,
     /// Lost positions.
-    pub(crate) holes: Holes,
+    #[serde(rename = "holes")]
+    pub(crate) missing: MissingRecords,
 }
 
 /// Ranges of positions that are not to be had any more, ascending, apart.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Holes(Vec<(Position, Position)>);
+pub(crate) struct MissingRecords(Vec<(Position, Position)>);
 
-impl Holes {
+impl MissingRecords {
     /// Adds `from..=through`; whether anything of it was new.
     pub(crate) fn add(&mut self, from: Position, through: Position) -> bool {
         if from > through || self.0.iter().any(|(a, b)| *a <= from && through <= *b) {
@@ -72,12 +74,12 @@ impl Holes {
         }
     }
 
-    /// The hole that `position` lies in.
+    /// The missing record that `position` lies in.
     pub(crate) fn at(&self, position: Position) -> Option<(Position, Position)> {
         self.0.iter().copied().find(|(from, through)| (*from..=*through).contains(&position))
     }
 
-    /// The last position from `position` through `through` before a hole begins.
+    /// The last position from `position` through `through` before a missing record begins.
     pub(crate) fn before_next(&self, position: Position, through: Position) -> Position {
         let next = self.0.iter().find(|(from, _)| *from > position);
         next.map_or(through, |(from, _)| through.min(from - 1))
@@ -98,16 +100,16 @@ mod tests {
 
     #[test]
     fn holes_merge_and_count() {
-        let mut holes = Holes::default();
-        assert!(holes.add(5, 6) && holes.add(8, 9) && holes.add(7, 7));
-        assert!(!holes.add(6, 8));
-        assert_eq!(holes, Holes(vec![(5, 9)]));
-        assert_eq!((holes.count(0, 100), holes.count(5, 8), holes.count(9, 100)), (5, 3, 0));
-        holes.forget_before(7);
-        assert_eq!(holes, Holes(vec![(7, 9)]));
-        [8, 100].into_iter().for_each(|position| holes.fill(position));
-        assert_eq!(holes, Holes(vec![(7, 7), (9, 9)]));
-        [7, 9].into_iter().for_each(|position| holes.fill(position));
-        assert_eq!(holes, Holes::default());
+        let mut missing = MissingRecords::default();
+        assert!(missing.add(5, 6) && missing.add(8, 9) && missing.add(7, 7));
+        assert!(!missing.add(6, 8));
+        assert_eq!(missing, MissingRecords(vec![(5, 9)]));
+        assert_eq!((missing.count(0, 100), missing.count(5, 8), missing.count(9, 100)), (5, 3, 0));
+        missing.forget_before(7);
+        assert_eq!(missing, MissingRecords(vec![(7, 9)]));
+        [8, 100].into_iter().for_each(|position| missing.fill(position));
+        assert_eq!(missing, MissingRecords(vec![(7, 7), (9, 9)]));
+        [7, 9].into_iter().for_each(|position| missing.fill(position));
+        assert_eq!(missing, MissingRecords::default());
     }
 }

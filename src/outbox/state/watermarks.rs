@@ -1,4 +1,4 @@
-//! The confirmed marks: how far the hub has each lane, and since when its segments were wholly confirmed.
+//! The confirmed watermarks: how far the hub has each lane, and since when its segments were wholly confirmed.
 //!
 //! Retention is counted in *running time* (how long this gateway has run, kept across restarts), never by the wall
 //! clock, which may be wrong by years on a box without a battery. A lost file is harmless: everything is
@@ -17,13 +17,13 @@ use pgw_core::transaction::{Epoch, Lane, Position};
 use serde::{Deserialize, Serialize};
 
 use crate::files::is_unreadable;
-use crate::types::Mark;
+use crate::types::Watermark;
 
 const VERSION: u32 = 1;
 
-/// The marks of all lanes, in memory and, after [`Marks::save`], on the disk.
+/// The watermarks of all lanes, in memory and, after [`Watermarks::save`], on the disk.
 #[derive(Debug)]
-pub(crate) struct Marks {
+pub(crate) struct Watermarks {
     path: PathBuf,
     content: Content,
     unsaved: bool,
@@ -34,11 +34,11 @@ pub(crate) struct Marks {
 struct Content {
     version: u32,
     running_millis: u64,
-    lanes: BTreeMap<Lane, LaneMarks>,
+    lanes: BTreeMap<Lane, LaneWatermark>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-struct LaneMarks {
+struct LaneWatermark {
     confirmed: Option<Confirmed>,
     backed_up_through: Option<Position>,
     segments: BTreeMap<u64, ConfirmedSegment>,
@@ -59,8 +59,8 @@ struct ConfirmedSegment {
     since_millis: u64,
 }
 
-impl Marks {
-    /// Reads the file, or starts without one. A damaged one counts as none, and [`Marks::was_damaged`].
+impl Watermarks {
+    /// Reads the file, or starts without one. A damaged one counts as none, and [`Watermarks::was_damaged`].
     pub(crate) fn open(path: &Path) -> io::Result<Self> {
         let none = Content { version: VERSION, running_millis: 0, lanes: BTreeMap::new() };
         let (content, damaged) = match std::fs::read(path) {
@@ -77,10 +77,10 @@ impl Marks {
         self.damaged
     }
 
-    /// The mark of `lane`, if there was ever one.
-    pub(crate) fn mark(&self, lane: &Lane) -> Option<Mark> {
+    /// The watermark of `lane`, if there was ever one.
+    pub(crate) fn watermark(&self, lane: &Lane) -> Option<Watermark> {
         let confirmed = self.content.lanes.get(lane)?.confirmed?;
-        Some(Mark { position: confirmed.position, chain: confirmed.chain })
+        Some(Watermark { position: confirmed.position, chain: confirmed.chain })
     }
 
     /// The epoch on the wire in which its chain value holds, where that is known.
@@ -88,9 +88,11 @@ impl Marks {
         self.content.lanes.get(lane)?.confirmed?.epoch
     }
 
-    /// Says so; after [`Marks::set`], which takes any other mark's epoch with it.
+    /// Says so; after [`Watermarks::set`], which takes any other watermark's epoch with it.
     pub(crate) fn set_epoch(&mut self, lane: &Lane, epoch: Option<Epoch>) {
-        if let Some(confirmed) = self.content.lanes.get_mut(lane).and_then(|marks| marks.confirmed.as_mut()) {
+        if let Some(confirmed) =
+            self.content.lanes.get_mut(lane).and_then(|watermarks| watermarks.confirmed.as_mut())
+        {
             self.unsaved |= confirmed.epoch != epoch;
             confirmed.epoch = epoch;
         }
@@ -101,17 +103,20 @@ impl Marks {
         self.content.lanes.get(lane)?.backed_up_through
     }
 
-    /// Sets the mark of `lane`. When it goes back, every segment that ends beyond it is unconfirmed again, and
+    /// Sets the watermark of `lane`. When it goes back, every segment that ends beyond it is unconfirmed again, and
     /// its retention will start anew.
-    pub(crate) fn set(&mut self, lane: &Lane, mark: Mark, backed_up_through: Option<Position>) {
-        let marks = self.content.lanes.entry(lane.clone()).or_default();
-        let before = marks.clone();
-        let same = marks.confirmed.filter(|old| (old.position, old.chain) == (mark.position, mark.chain));
+    pub(crate) fn set(&mut self, lane: &Lane, watermark: Watermark, backed_up_through: Option<Position>) {
+        let watermarks = self.content.lanes.entry(lane.clone()).or_default();
+        let before = watermarks.clone();
+        let same = watermarks
+            .confirmed
+            .filter(|old| (old.position, old.chain) == (watermark.position, watermark.chain));
         let epoch = same.and_then(|old| old.epoch);
-        marks.confirmed = Some(Confirmed { position: mark.position, chain: mark.chain, epoch });
-        marks.backed_up_through = backed_up_through;
-        marks.segments.retain(|_, segment| segment.last <= mark.position);
-        self.unsaved |= *marks != before;
+        watermarks.confirmed =
+            Some(Confirmed { position: watermark.position, chain: watermark.chain, epoch });
+        watermarks.backed_up_through = backed_up_through;
+        watermarks.segments.retain(|_, segment| segment.last <= watermark.position);
+        self.unsaved |= *watermarks != before;
     }
 
     /// Adds to the running time.
@@ -126,21 +131,22 @@ impl Marks {
         Duration::from_millis(self.content.running_millis)
     }
 
-    /// Notes that the segment `ordinal`, whose last record is `last`, is wholly confirmed. The first call counts; one
-    /// that the mark does not cover is ignored.
-    pub(crate) fn segment_confirmed(&mut self, lane: &Lane, ordinal: u64, last: Position) {
+    /// Notes that the segment `segment number`, whose last record is `last`, is wholly confirmed. The first call counts; one
+    /// that the watermark does not cover is ignored.
+    pub(crate) fn segment_confirmed(&mut self, lane: &Lane, number: u64, last: Position) {
         let since_millis = self.content.running_millis;
-        let Some(marks) = self.content.lanes.get_mut(lane) else { return };
-        if marks.confirmed.is_some_and(|mark| mark.position >= last) && !marks.segments.contains_key(&ordinal)
+        let Some(watermarks) = self.content.lanes.get_mut(lane) else { return };
+        if watermarks.confirmed.is_some_and(|watermark| watermark.position >= last)
+            && !watermarks.segments.contains_key(&number)
         {
-            marks.segments.insert(ordinal, ConfirmedSegment { last, since_millis });
+            watermarks.segments.insert(number, ConfirmedSegment { last, since_millis });
             self.unsaved = true;
         }
     }
 
     /// Whether the segment has been wholly confirmed for at least `retention` of running time.
-    pub(crate) fn expired(&self, lane: &Lane, ordinal: u64, retention: Duration) -> bool {
-        let segment = self.content.lanes.get(lane).and_then(|marks| marks.segments.get(&ordinal));
+    pub(crate) fn expired(&self, lane: &Lane, number: u64, retention: Duration) -> bool {
+        let segment = self.content.lanes.get(lane).and_then(|watermarks| watermarks.segments.get(&number));
         segment.is_some_and(|segment| {
             let since = Duration::from_millis(segment.since_millis);
             self.running().saturating_sub(since) >= retention
@@ -148,13 +154,13 @@ impl Marks {
     }
 
     /// The segment is gone.
-    pub(crate) fn forget(&mut self, lane: &Lane, ordinal: u64) {
-        if let Some(marks) = self.content.lanes.get_mut(lane) {
-            self.unsaved |= marks.segments.remove(&ordinal).is_some();
+    pub(crate) fn forget(&mut self, lane: &Lane, number: u64) {
+        if let Some(watermarks) = self.content.lanes.get_mut(lane) {
+            self.unsaved |= watermarks.segments.remove(&number).is_some();
         }
     }
 
-    /// Makes the marks durable; costs nothing when there is nothing new.
+    /// Makes the watermarks durable; costs nothing when there is nothing new.
     pub(crate) fn save(&mut self) -> io::Result<()> {
         if self.unsaved {
             pgw_durable::replace(&self.path, PRIVATE, &encode(&self.content)?)?;
@@ -190,23 +196,23 @@ mod tests {
         Lane::new("clinical").unwrap()
     }
 
-    fn at(position: Position) -> Mark {
-        Mark { position, chain: ChainValue([3; 32]) }
+    fn at(position: Position) -> Watermark {
+        Watermark { position, chain: ChainValue([3; 32]) }
     }
 
     #[test]
     fn everything_comes_back_after_a_save() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("marks.json");
-        let mut marks = Marks::open(&path).unwrap();
-        assert_eq!(marks.mark(&lane()), None);
-        marks.add_running(HOUR);
-        marks.set(&lane(), at(100), Some(90));
-        marks.segment_confirmed(&lane(), 1, 100);
-        marks.save().unwrap();
-        marks.set(&lane(), at(101), Some(91));
-        let again = Marks::open(&path).unwrap();
-        assert_eq!(again.mark(&lane()), Some(at(100)));
+        let mut watermarks = Watermarks::open(&path).unwrap();
+        assert_eq!(watermarks.watermark(&lane()), None);
+        watermarks.add_running(HOUR);
+        watermarks.set(&lane(), at(100), Some(90));
+        watermarks.segment_confirmed(&lane(), 1, 100);
+        watermarks.save().unwrap();
+        watermarks.set(&lane(), at(101), Some(91));
+        let again = Watermarks::open(&path).unwrap();
+        assert_eq!(again.watermark(&lane()), Some(at(100)));
         assert_eq!(again.backed_up_through(&lane()), Some(90));
         assert_eq!(again.running(), HOUR);
         assert!(again.expired(&lane(), 1, Duration::ZERO));
@@ -217,44 +223,44 @@ mod tests {
     #[test]
     fn retention_counts_running_time_from_the_first_confirmation() {
         let directory = tempfile::tempdir().unwrap();
-        let mut marks = Marks::open(&directory.path().join("marks.json")).unwrap();
-        marks.set(&lane(), at(50), None);
-        assert!(!marks.expired(&lane(), 1, Duration::ZERO), "not confirmed at all");
-        marks.segment_confirmed(&lane(), 1, 51);
-        assert!(!marks.expired(&lane(), 1, Duration::ZERO), "its last record is not confirmed");
-        marks.segment_confirmed(&lane(), 1, 50);
-        marks.add_running(HOUR);
-        marks.segment_confirmed(&lane(), 1, 50);
-        assert!(marks.expired(&lane(), 1, HOUR));
-        assert!(!marks.expired(&lane(), 1, HOUR + Duration::from_millis(1)));
-        marks.forget(&lane(), 1);
-        assert!(!marks.expired(&lane(), 1, Duration::ZERO));
+        let mut watermarks = Watermarks::open(&directory.path().join("marks.json")).unwrap();
+        watermarks.set(&lane(), at(50), None);
+        assert!(!watermarks.expired(&lane(), 1, Duration::ZERO), "not confirmed at all");
+        watermarks.segment_confirmed(&lane(), 1, 51);
+        assert!(!watermarks.expired(&lane(), 1, Duration::ZERO), "its last record is not confirmed");
+        watermarks.segment_confirmed(&lane(), 1, 50);
+        watermarks.add_running(HOUR);
+        watermarks.segment_confirmed(&lane(), 1, 50);
+        assert!(watermarks.expired(&lane(), 1, HOUR));
+        assert!(!watermarks.expired(&lane(), 1, HOUR + Duration::from_millis(1)));
+        watermarks.forget(&lane(), 1);
+        assert!(!watermarks.expired(&lane(), 1, Duration::ZERO));
     }
 
     #[test]
     fn a_mark_that_goes_back_unconfirms_what_lies_beyond() {
         let directory = tempfile::tempdir().unwrap();
-        let mut marks = Marks::open(&directory.path().join("marks.json")).unwrap();
-        marks.set(&lane(), at(100), None);
-        marks.segment_confirmed(&lane(), 1, 50);
-        marks.segment_confirmed(&lane(), 2, 100);
-        marks.set(&lane(), at(99), None);
-        assert!(marks.expired(&lane(), 1, Duration::ZERO));
-        assert!(!marks.expired(&lane(), 2, Duration::ZERO));
-        marks.add_running(HOUR);
-        marks.set(&lane(), at(100), None);
-        assert!(!marks.expired(&lane(), 2, Duration::ZERO), "confirmed anew only when said so");
-        marks.segment_confirmed(&lane(), 2, 100);
-        assert!(!marks.expired(&lane(), 2, HOUR), "and its retention starts anew");
+        let mut watermarks = Watermarks::open(&directory.path().join("marks.json")).unwrap();
+        watermarks.set(&lane(), at(100), None);
+        watermarks.segment_confirmed(&lane(), 1, 50);
+        watermarks.segment_confirmed(&lane(), 2, 100);
+        watermarks.set(&lane(), at(99), None);
+        assert!(watermarks.expired(&lane(), 1, Duration::ZERO));
+        assert!(!watermarks.expired(&lane(), 2, Duration::ZERO));
+        watermarks.add_running(HOUR);
+        watermarks.set(&lane(), at(100), None);
+        assert!(!watermarks.expired(&lane(), 2, Duration::ZERO), "confirmed anew only when said so");
+        watermarks.segment_confirmed(&lane(), 2, 100);
+        assert!(!watermarks.expired(&lane(), 2, HOUR), "and its retention starts anew");
     }
 
     #[test]
     fn a_flipped_bit_or_a_cut_file_counts_as_none() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("marks.json");
-        let mut marks = Marks::open(&path).unwrap();
-        marks.set(&lane(), at(1), None);
-        marks.save().unwrap();
+        let mut watermarks = Watermarks::open(&path).unwrap();
+        watermarks.set(&lane(), at(1), None);
+        watermarks.save().unwrap();
         let good = std::fs::read(&path).unwrap();
         assert!(decode(&good).is_some());
         for bit in 0..good.len() * 8 {
@@ -266,23 +272,23 @@ mod tests {
             assert_eq!(decode(&good[..cut]), None, "{cut}");
         }
         std::fs::write(&path, &good[1..]).unwrap();
-        let damaged = Marks::open(&path).unwrap();
+        let damaged = Watermarks::open(&path).unwrap();
         assert!(damaged.was_damaged());
-        assert_eq!(damaged.mark(&lane()), None);
+        assert_eq!(damaged.watermark(&lane()), None);
     }
 
     #[test]
     fn golden_file() {
-        let mut marks = Marks::open(Path::new("/nonexistent/marks.json")).unwrap();
-        marks.add_running(Duration::from_millis(1500));
-        marks.set(&lane(), Mark { position: 7, chain: ChainValue([0xab; 32]) }, Some(5));
-        marks.segment_confirmed(&lane(), 3, 6);
+        let mut watermarks = Watermarks::open(Path::new("/nonexistent/marks.json")).unwrap();
+        watermarks.add_running(Duration::from_millis(1500));
+        watermarks.set(&lane(), Watermark { position: 7, chain: ChainValue([0xab; 32]) }, Some(5));
+        watermarks.segment_confirmed(&lane(), 3, 6);
         let json = format!(
             "{{\"version\":1,\"running_millis\":1500,\"lanes\":{{\"clinical\":{{\"confirmed\":{{\"position\":7,\"chain\":\"{}\"}},\
              \"backed_up_through\":5,\"segments\":{{\"3\":{{\"last\":6,\"since_millis\":1500}}}}}}}}}}",
             "ab".repeat(32)
         );
-        let text = String::from_utf8(encode(&marks.content).unwrap()).unwrap();
+        let text = String::from_utf8(encode(&watermarks.content).unwrap()).unwrap();
         assert!(text.starts_with(&json), "{text}");
         assert_eq!(&text[json.len()..], format!("\n{:08x}\n", crc32c::crc32c(json.as_bytes())));
     }

@@ -13,7 +13,7 @@ use crate::tests::{add, bodies, clinical, codes, eventually, expected, key, sett
 use crate::*;
 
 fn open(directory: &std::path::Path) -> Outbox {
-    Outbox::open(Settings { segment_records: 8_192, ..settings(directory) }, key()).unwrap()
+    Outbox::open(OutboxSettings { segment_records: 8_192, ..settings(directory) }, key()).unwrap()
 }
 
 fn runtime() -> tokio::runtime::Runtime {
@@ -95,7 +95,7 @@ fn the_next_group_waits_for_a_barrier_of_its_own() {
 #[test]
 fn under_load_and_faults_each_is_stored_once_and_none_is_lost() {
     let directory = tempfile::tempdir().unwrap();
-    let settings = Settings { segment_records: 500, ..settings(directory.path()) };
+    let settings = OutboxSettings { segment_records: 500, ..settings(directory.path()) };
     let outbox = Outbox::open(settings.clone(), key()).unwrap();
     let faults = faults::in_store(directory.path());
     let runtime = runtime();

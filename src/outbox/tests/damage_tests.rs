@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use crate::faults_for_tests as faults;
 use crate::faults_for_tests::Point;
 use crate::guard::segment::{DATABASE_FILE, Segment};
-use crate::pipeline::jobs::Chore;
+use crate::pipeline::jobs::Task;
 use crate::tests::{
     add, bodies, clinical, codes, confirm_through, copy, counts, eventually, expected, key, open,
     segment_files, settings, submission, submit, tail,
@@ -16,7 +16,7 @@ use crate::*;
 fn the_retention_of_all_segments_runs_at_once() {
     let directory = tempfile::tempdir().unwrap();
     let retention = Duration::from_secs(3);
-    let outbox = Outbox::open(Settings { retention, ..settings(directory.path()) }, key()).unwrap();
+    let outbox = Outbox::open(OutboxSettings { retention, ..settings(directory.path()) }, key()).unwrap();
     add(&outbox, 1..=65);
     confirm_through(&outbox, 65, None);
     eventually("the first goes", || outbox.first_retained(&clinical()) > Some(1));
@@ -32,7 +32,7 @@ fn nothing_is_pruned_on_the_word_of_a_connection_that_is_gone() {
     add(&outbox, 1..=30);
     confirm_through(&outbox, 30, None);
     outbox.close();
-    let settings = Settings { retention: Duration::ZERO, ..settings(directory.path()) };
+    let settings = OutboxSettings { retention: Duration::ZERO, ..settings(directory.path()) };
     let outbox = Outbox::open(settings, key()).unwrap();
     let looks = || (0..10).map(|_| std::thread::sleep(Duration::from_millis(50)));
     looks().for_each(|()| assert_eq!(outbox.first_retained(&clinical()), Some(1), "before the hub answers"));
@@ -40,7 +40,7 @@ fn nothing_is_pruned_on_the_word_of_a_connection_that_is_gone() {
     eventually("it has answered", || outbox.first_retained(&clinical()) == Some(9));
     outbox.link_lost();
     let state = outbox.lane(&clinical()).unwrap();
-    state.state().mark.position = 30;
+    state.state().watermark.position = 30;
     looks().for_each(|()| assert_eq!(outbox.first_retained(&clinical()), Some(9), "the link is lost"));
 }
 
@@ -66,7 +66,7 @@ fn a_thread_that_ended_feeds_no_watchdog() {
     let directory = tempfile::tempdir().unwrap();
     let outbox = open(directory.path());
     assert!(outbox.pulse(Duration::from_secs(10)));
-    outbox.shared().chore(Chore::Stop);
+    outbox.shared().task(Task::Stop);
     eventually("it is noticed", || !outbox.pulse(Duration::from_secs(10)));
 }
 
@@ -101,7 +101,7 @@ fn a_flipped_bit_costs_one_record_at_most_wherever_it_is() {
     }
     outbox.close();
     let files = segment_files(directory.path());
-    let mut salvaged = 0;
+    let mut carved = 0;
     for file in [&files[0], files.last().unwrap()] {
         let length = std::fs::metadata(file).unwrap().len() as usize;
         for offset in (0..length).step_by(length / 24).map(|at| at + 61) {
@@ -118,12 +118,12 @@ fn a_flipped_bit_costs_one_record_at_most_wherever_it_is() {
                 readable +=
                     usize::from(outbox.read(&clinical(), position, 1, 0).is_ok_and(|r| !r.is_empty()));
             }
-            salvaged += codes(&outbox).iter().filter(|code| **code == "salvaged").count();
+            carved += codes(&outbox).iter().filter(|code| **code == "salvaged").count();
             assert!(readable >= 59, "{} at {offset}: {readable} of 60", file.display());
             assert_eq!(counts(&outbox).accepted, 60);
         }
     }
-    assert!(salvaged > 0);
+    assert!(carved > 0);
 }
 
 #[test]
@@ -138,7 +138,7 @@ fn a_full_quarantine_does_not_keep_the_store_shut() {
     segment.barrier().unwrap();
     drop(segment);
     assert!(path.ends_with(DATABASE_FILE));
-    let full = Settings { quarantine_bytes: 0, ..settings(directory.path()) };
+    let full = OutboxSettings { quarantine_bytes: 0, ..settings(directory.path()) };
     let outbox = Outbox::open(full, key()).unwrap();
     assert!(outbox.quarantine("framing", "urn:x", b"junk").is_err(), "it is full");
     assert_eq!(codes(&outbox), ["tail.trimmed"]);
@@ -161,7 +161,7 @@ fn what_cannot_be_stored_shows_as_refusing() {
     assert!(left < 4, "a failed try leaves nothing behind: {left}");
 }
 
-/// To open an old segment takes a tenth of a second and more, to salvage it longer: only who repeats what lies in it waits.
+/// To open an old segment takes a tenth of a second and more, to carving it longer: only who repeats what lies in it waits.
 #[test]
 fn a_repetition_of_something_old_holds_up_nobody_else() {
     let directory = tempfile::tempdir().unwrap();

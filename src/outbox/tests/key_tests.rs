@@ -1,4 +1,4 @@
-//! Another outbox key: what was sealed before is read, recognised, salvaged, and no key is missed before it is gone.
+//! Another outbox key: what was sealed before is read, recognised, carved, and no key is missed before it is gone.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -8,7 +8,7 @@ use pgw_core::transaction::Position;
 
 use crate::crypt::seal::Sealer;
 use crate::guard::segment::{DATABASE_FILE, Segment};
-use crate::state::layout::ordinals;
+use crate::state::layout::segment_numbers;
 use crate::tests::{add, bodies, clinical, codes, expected, settings, submission, submit, tail};
 use crate::*;
 use crate::{descriptor, files};
@@ -57,7 +57,7 @@ fn repeat(outbox: &Outbox, number: u32) -> Accepted {
 /// The segments of the lane, oldest first.
 fn segments(directory: &Path) -> Vec<PathBuf> {
     let lane = directory.join("segments/clinical");
-    ordinals(&lane).unwrap().iter().map(|ordinal| lane.join(format!("{ordinal:010}"))).collect()
+    segment_numbers(&lane).unwrap().iter().map(|number| lane.join(format!("{number:010}"))).collect()
 }
 
 /// The positions whose records this key has sealed.
@@ -122,11 +122,11 @@ fn a_key_is_missed_until_nothing_needs_it_and_not_longer() {
     add(&outbox, 1..=12);
     let garbage = outbox.quarantine("no-msh", "s", b"old garbage").unwrap();
     outbox.close();
-    let at_once = || Settings { retention: Duration::ZERO, ..settings(directory) };
+    let at_once = || OutboxSettings { retention: Duration::ZERO, ..settings(directory) };
     let outbox = Outbox::open(at_once(), ring(&[2, 1])).unwrap();
     add(&outbox, 13..=40);
     let chain = outbox.chain_at(&clinical(), 24).unwrap();
-    outbox.confirm(&clinical(), Mark { position: 24, chain }, Some(24));
+    outbox.confirm(&clinical(), Watermark { position: 24, chain }, Some(24));
     let start = Instant::now();
     while outbox.first_retained(&clinical()).unwrap() < 17 {
         assert!(start.elapsed() < Duration::from_secs(20), "nothing was pruned");

@@ -9,7 +9,7 @@ use crate::tests::{add, clinical, counts, open};
 use crate::*;
 
 fn lose(outbox: &Outbox, from: Position, through: Position) {
-    outbox.lane(&clinical()).unwrap().state().holes.add(from, through);
+    outbox.lane(&clinical()).unwrap().state().missing.add(from, through);
 }
 
 fn release(outbox: &Outbox, from: Position, through: Position) -> Result<Released, String> {
@@ -93,7 +93,7 @@ fn what_is_released_takes_its_place_for_ever() {
     // The hub has confirmed that they are lost, and not that it has them.
     let confirm = |position| {
         let chain = outbox.chain_at(&clinical(), position).unwrap();
-        outbox.confirm(&clinical(), Mark { position, chain }, None);
+        outbox.confirm(&clinical(), Watermark { position, chain }, None);
     };
     confirm(6);
     assert_eq!(at(&outbox), (22, 4, 14, 4));
@@ -138,8 +138,8 @@ fn what_is_lost_after_a_fork_can_be_released_too() {
 }
 
 /// The chain value at `position` as the hub has it, which got the record before it was lost.
-fn sent(outbox: &Outbox, position: Position) -> Mark {
-    Mark { position, chain: outbox.read(&clinical(), position, 1, 0).unwrap()[0].chain }
+fn sent(outbox: &Outbox, position: Position) -> Watermark {
+    Watermark { position, chain: outbox.read(&clinical(), position, 1, 0).unwrap()[0].chain }
 }
 
 #[test]

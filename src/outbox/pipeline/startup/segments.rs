@@ -11,14 +11,14 @@ use crate::crypt::seal::Sealer;
 use crate::descriptor::failed;
 use crate::errors::OpenError;
 use crate::guard::carve::was_begun;
-use crate::guard::segment::{DATABASE_FILE, Extent, Segment, SegmentError, SegmentHeader};
-use crate::pipeline::rebuild::{Damaged, salvage_segment, told};
+use crate::guard::segment::{DATABASE_FILE, Segment, SegmentError, SegmentHeader, Span};
+use crate::pipeline::rebuild::{DamagedSegment, rebuild_segment, told};
 use crate::pipeline::space::Ballast;
 use crate::pipeline::trash::discard;
 use crate::quarantine::Quarantine;
-use crate::state::checkpoint::Sidecar;
-use crate::state::segment_table::Ledger;
-use crate::types::Notable;
+use crate::state::checkpoint::TailCheckpoint;
+use crate::state::segment_table::SegmentTable;
+use crate::types::OutboxAlarm;
 
 /// Makes an [`OpenError`] of what a segment said.
 pub(super) fn segment_failed(path: &Path) -> impl FnOnce(SegmentError) -> OpenError {
@@ -43,39 +43,39 @@ pub(super) struct Context<'a> {
     pub(super) id: u16,
     pub(super) directory: &'a Path,
     pub(super) sealer: &'a Sealer,
-    pub(super) sidecar: &'a Sidecar,
+    pub(super) checkpoint: &'a TailCheckpoint,
     pub(super) quarantine: &'a Quarantine,
     pub(super) ballast: &'a Ballast,
     pub(super) numbering: Option<&'a Numbering>,
 }
 
 /// The newest segment that was begun. Newer ones were only made ahead, and go; a damaged one is replaced by what can be
-/// salvaged of it.
+/// carved of it.
 pub(super) fn newest_begun(
     context: &Context<'_>,
-    ledger: Option<&Ledger>,
-    ordinals: &mut BTreeSet<u64>,
-    notables: &mut Vec<Notable>,
+    table: Option<&SegmentTable>,
+    numbers: &mut BTreeSet<u64>,
+    alarms: &mut Vec<OutboxAlarm>,
 ) -> Result<Option<Newest>, OpenError> {
-    while let Some(ordinal) = ordinals.last().copied() {
-        let path = context.directory.join(format!("{ordinal:010}"));
+    while let Some(number) = numbers.last().copied() {
+        let path = context.directory.join(format!("{number:010}"));
         // A crash while it was made ahead leaves one that sled may refuse; nothing was in it.
-        let made_ahead = ledger.is_none_or(|ledger| !ledger.row.contains_key(&ordinal));
+        let made_ahead = table.is_none_or(|table| !table.segments.contains_key(&number));
         if made_ahead && !was_begun(&path).map_err(failed("read", &path))? {
             discard(context.store, &path).map_err(failed("remove", &path))?;
-            ordinals.remove(&ordinal);
+            numbers.remove(&number);
             continue;
         }
-        match open_or_salvage(context, ledger, ordinal, &path, None, notables)? {
+        match open_or_carve(context, table, number, &path, None, alarms)? {
             (segment, Some(header)) => {
                 // Recovered, not only read: what it gives from here on must survive the next cut too.
                 segment.barrier().map_err(segment_failed(&path))?;
-                return Ok(Some((ordinal, segment, header)));
+                return Ok(Some((number, segment, header)));
             }
             (segment, None) => {
                 drop(segment);
                 discard(context.store, &path).map_err(failed("remove", &path))?;
-                ordinals.remove(&ordinal);
+                numbers.remove(&number);
             }
         }
     }
@@ -83,22 +83,22 @@ pub(super) fn newest_begun(
 }
 
 /// A power cut in the making of a segment can leave its directory without a database. One that was begun has had
-/// every file of it synced before; should its database vanish, the ledger or the sidecar knows of it.
-fn is_half_made(path: &Path, ledger: Option<&Ledger>, ordinal: u64) -> bool {
-    !path.join(DATABASE_FILE).exists() && ledger.is_none_or(|ledger| !ledger.row.contains_key(&ordinal))
+/// every file of it synced before; should its database vanish, the segment table or the tail checkpoint knows of it.
+fn is_half_made(path: &Path, table: Option<&SegmentTable>, number: u64) -> bool {
+    !path.join(DATABASE_FILE).exists() && table.is_none_or(|table| !table.segments.contains_key(&number))
 }
 
-/// Opens a segment; a damaged one is replaced by what can be salvaged of it first.
-fn open_or_salvage(
+/// Opens a segment; a damaged one is replaced by what can be carved of it first.
+fn open_or_carve(
     context: &Context<'_>,
-    ledger: Option<&Ledger>,
-    ordinal: u64,
+    table: Option<&SegmentTable>,
+    number: u64,
     path: &Path,
     through: Option<Position>,
-    notables: &mut Vec<Notable>,
+    alarms: &mut Vec<OutboxAlarm>,
 ) -> Result<(Segment, Option<SegmentHeader>), OpenError> {
-    let sidecar = context.sidecar.last(context.lane);
-    let durable = through.or(sidecar.map(|(position, _)| position)).unwrap_or(0);
+    let checkpoint = context.checkpoint.last(context.lane);
+    let durable = through.or(checkpoint.map(|(position, _)| position)).unwrap_or(0);
     let opened = match open_begun(path, durable) {
         Err(error) if error.is_full() => {
             context.ballast.release().map_err(failed("release the ballast for", path))?;
@@ -108,23 +108,23 @@ fn open_or_salvage(
     };
     let opened = match opened {
         Err(error) if error.is_damage() => {
-            tracing::error!(lane = %context.lane, ordinal, error = %error, "Segment is damaged, salvaging what is in it");
-            let damaged = Damaged {
+            tracing::error!(lane = %context.lane, segment = number, error = %error, "Segment is damaged, salvaging what is in it");
+            let damaged = DamagedSegment {
                 store: context.store,
                 lane: (context.lane, context.id),
-                ordinal,
+                number,
                 directory: path,
-                extent: ledger.and_then(|ledger| ledger.row.get(&ordinal).copied()),
+                span: table.and_then(|table| table.segments.get(&number).copied()),
                 numbering: context.numbering,
-                known: sidecar,
+                known: checkpoint,
                 through,
             };
-            let outcome = salvage_segment(&damaged, context.sealer, context.quarantine)
+            let outcome = rebuild_segment(&damaged, context.sealer, context.quarantine)
                 .map_err(segment_failed(path))?;
             let lost = outcome
                 .range
                 .map_or(0, |(first, last)| (last.max(durable) + 1 - first).saturating_sub(outcome.records));
-            notables.push(Notable { code: "salvaged", detail: told(context.lane, ordinal, &outcome, lost) });
+            alarms.push(OutboxAlarm { code: "salvaged", detail: told(context.lane, number, &outcome, lost) });
             open_begun(path, durable)
         }
         other => other,
@@ -144,39 +144,38 @@ fn open_begun(path: &Path, durable: Position) -> Result<(Segment, Option<Segment
 
 /// The segments before the newest.
 pub(super) struct Older {
-    pub(super) row: BTreeMap<u64, Extent>,
-    /// The ledger did not know all of them.
+    pub(super) segments: BTreeMap<u64, Span>,
+    /// The segment table did not know all of them.
     pub(super) stale: bool,
 }
 
-/// The row before the newest segment: from the ledger, the newest one's header, and only then from the segments.
+/// The row before the newest segment: from the segment table, the newest one's header, and only then from the segments.
 pub(super) fn older(
     context: &Context<'_>,
-    ledger: Option<&Ledger>,
-    ordinals: &BTreeSet<u64>,
+    table: Option<&SegmentTable>,
+    numbers: &BTreeSet<u64>,
     newest: u64,
     header: &SegmentHeader,
-    notables: &mut Vec<Notable>,
+    alarms: &mut Vec<OutboxAlarm>,
 ) -> Result<Older, OpenError> {
-    let mut row: BTreeMap<u64, Extent> = BTreeMap::new();
+    let mut segments: BTreeMap<u64, Span> = BTreeMap::new();
     let mut stale = false;
     let mut next_base = header.base;
-    for ordinal in ordinals.range(..newest).rev().copied() {
-        let told =
-            header.predecessor.filter(|(predecessor, _)| *predecessor == ordinal).map(|(_, extent)| extent);
-        let known = told.or_else(|| ledger.and_then(|ledger| ledger.row.get(&ordinal).copied()));
-        let extent = match known {
-            Some(extent) => extent,
+    for number in numbers.range(..newest).rev().copied() {
+        let told = header.predecessor.filter(|(predecessor, _)| *predecessor == number).map(|(_, span)| span);
+        let known = told.or_else(|| table.and_then(|table| table.segments.get(&number).copied()));
+        let span = match known {
+            Some(span) => span,
             None => {
                 stale = true;
-                let path = context.directory.join(format!("{ordinal:010}"));
-                if is_half_made(&path, ledger, ordinal) {
+                let path = context.directory.join(format!("{number:010}"));
+                if is_half_made(&path, table, number) {
                     discard(context.store, &path).map_err(failed("remove", &path))?;
                     continue;
                 }
-                match open_or_salvage(context, ledger, ordinal, &path, Some(next_base - 1), notables)? {
+                match open_or_carve(context, table, number, &path, Some(next_base - 1), alarms)? {
                     (_, Some(header)) => {
-                        Extent { base: header.base, previous: header.previous, bytes: 0, oldest: None }
+                        Span { base: header.base, previous: header.previous, bytes: 0, oldest: None }
                     }
                     (segment, None) => {
                         // Made ahead, and overtaken by one that the writer needed sooner.
@@ -187,14 +186,14 @@ pub(super) fn older(
                 }
             }
         };
-        if extent.base < next_base {
-            next_base = extent.base;
-            row.insert(ordinal, extent);
+        if span.base < next_base {
+            next_base = span.base;
+            segments.insert(number, span);
         } else {
             // A later one began at the same position: nothing that was answered is here.
-            let path = context.directory.join(format!("{ordinal:010}"));
+            let path = context.directory.join(format!("{number:010}"));
             discard(context.store, &path).map_err(failed("remove", &path))?;
         }
     }
-    Ok(Older { row, stale })
+    Ok(Older { segments, stale })
 }

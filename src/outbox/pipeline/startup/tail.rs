@@ -8,7 +8,7 @@ use pgw_core::transaction::{Epoch, Position};
 use crate::guard::segment::{Segment, SegmentError};
 use crate::pipeline::startup::segments::Context;
 use crate::quarantine::INCOMPLETE;
-use crate::types::Notable;
+use crate::types::OutboxAlarm;
 
 /// Records at the end of the newest segment from which its payload is estimated.
 const SAMPLE_RECORDS: u64 = 32;
@@ -16,7 +16,7 @@ const SAMPLE_BYTES: u64 = 4 << 20;
 
 /// How the newest segment ends.
 #[derive(Default)]
-pub(super) struct End {
+pub(super) struct SegmentEnd {
     pub(super) position: Option<Position>,
     pub(super) chain: Option<ChainValue>,
     pub(super) epoch: Option<Epoch>,
@@ -30,11 +30,11 @@ pub(super) fn last_record(
     context: &Context<'_>,
     segment: &Segment,
     base: Position,
-    notables: &mut Vec<Notable>,
-) -> Result<End, SegmentError> {
-    let Context { lane, sealer, sidecar, quarantine, .. } = *context;
-    let mut end = End::default();
-    let vouched = sidecar.last(lane).map_or(0, |(position, _)| position);
+    alarms: &mut Vec<OutboxAlarm>,
+) -> Result<SegmentEnd, SegmentError> {
+    let Context { lane, sealer, checkpoint, quarantine, .. } = *context;
+    let mut end = SegmentEnd::default();
+    let vouched = checkpoint.last(lane).map_or(0, |(position, _)| position);
     while let Some(last) = segment.last_position()?.filter(|last| *last >= base) {
         let opened = segment.first(last, last)?.map(|(_, bytes)| bytes.and_then(|bytes| sealer.open(&bytes)));
         match opened {
@@ -53,14 +53,14 @@ pub(super) fn last_record(
                 segment.barrier()?;
                 end.trimmed = true;
                 tracing::warn!(%lane, position = last, "Trimmed an incomplete last record");
-                notables.push(Notable {
+                alarms.push(OutboxAlarm {
                     code: "tail.trimmed",
                     detail: format!(
                         "position {last} of lane {lane} was cut short by a crash before it was answered"
                     ),
                 });
             }
-            // It was answered: it stays. A reader will find it damaged, and salvage may find it whole.
+            // It was answered: it stays. A reader will find it damaged, and carving may find it whole.
             _ => {
                 end.position = Some(last);
                 end.trimmed = true;
