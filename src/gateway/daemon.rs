@@ -18,9 +18,9 @@ use tokio::sync::watch;
 use tokio::time::MissedTickBehavior;
 
 use crate::config::GatewayConfig;
+use crate::control::server::ControlSocket;
 use crate::health::observation::GatewayState;
 use crate::health::watcher;
-use crate::control::server::ControlSocket;
 use crate::health::watcher::Sampler;
 use crate::ingest::folder::door::FolderDoor;
 use crate::ingest::http::door::{HttpDoor, HttpDoorError};

@@ -273,15 +273,7 @@ mod tests {
         assert_eq!(lines[0][..4], ["lane", "position", "state", "accepted"]);
         assert_eq!(
             lines[1],
-            [
-                "clinical",
-                "3",
-                "waiting",
-                &rfc3339(third.time),
-                "6",
-                "t",
-                &third.id.to_string()
-            ]
+            ["clinical", "3", "waiting", &rfc3339(third.time), "6", "t", &third.id.to_string()]
         );
         assert_eq!(lines[2], ["clinical", "4", "damaged"]);
         assert_eq!(lines.len(), 4);

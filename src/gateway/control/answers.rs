@@ -33,8 +33,8 @@ pub(super) fn list(
     for lane in chosen(outbox, lane)? {
         let confirmed = listing::confirmed(outbox, &lane);
         let from = from.unwrap_or(confirmed + 1);
-        let last =
-            listing::tail(outbox, &lane).min(from.saturating_add(u64::from(limit.min(LIST_LIMIT))).saturating_sub(1));
+        let last = listing::tail(outbox, &lane)
+            .min(from.saturating_add(u64::from(limit.min(LIST_LIMIT))).saturating_sub(1));
         if entries(outbox, &lane, from, last, &mut |entry| say(Reply::Entry(entry)))?.is_break() {
             return Ok(());
         }
@@ -43,7 +43,12 @@ pub(super) fn list(
 }
 
 /// One header, by position or by search.
-pub(super) fn show(outbox: &Outbox, lane: Option<&Lane>, which: Which, say: Say<'_>) -> Result<(), RequestError> {
+pub(super) fn show(
+    outbox: &Outbox,
+    lane: Option<&Lane>,
+    which: Which,
+    say: Say<'_>,
+) -> Result<(), RequestError> {
     let mut found = false;
     for lane in chosen(outbox, lane)? {
         let (first, last) = match which {

@@ -104,7 +104,8 @@ pub(super) async fn release(context: &Arc<ControlContext>, id: u64, wanted: Want
         Ok(bytes) => bytes,
         Err(reply) => return reply,
     };
-    let Some(lane) = wanted.lane.clone().or_else(|| listing::lanes(&context.outbox).into_iter().next()) else {
+    let Some(lane) = wanted.lane.clone().or_else(|| listing::lanes(&context.outbox).into_iter().next())
+    else {
         return failed("there is no lane");
     };
     let submission = match compose(context, &entry, lane.clone(), wanted, bytes) {
@@ -189,9 +190,9 @@ fn compose(
     let Some(event_type) = wanted.event_type.or_else(|| msh.as_ref().map(envelope::event_type)) else {
         return Err(String::from("it has no MSH to take the type from: use --type"));
     };
-    let content_type = wanted.content_type.unwrap_or_else(|| {
-        msh.as_ref().map_or(media::OCTETS, |msh| envelope::content_type(msh)).to_owned()
-    });
+    let content_type = wanted
+        .content_type
+        .unwrap_or_else(|| msh.as_ref().map_or(media::OCTETS, |msh| envelope::content_type(msh)).to_owned());
     if !media::is_event_type(&event_type) || !media::is_media_type(&content_type) {
         return Err(String::from("the type or the content type is malformed"));
     }

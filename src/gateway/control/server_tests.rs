@@ -96,9 +96,16 @@ fn headers_are_listed_and_shown_without_bodies() {
     };
     assert_eq!(
         states(collect(&mut client, list(None, 3)).unwrap()),
-        [(4, TransactionState::Waiting, true), (5, TransactionState::Damaged, false), (6, TransactionState::Waiting, true)]
+        [
+            (4, TransactionState::Waiting, true),
+            (5, TransactionState::Damaged, false),
+            (6, TransactionState::Waiting, true)
+        ]
     );
-    assert_eq!(states(collect(&mut client, list(Some(3), 1)).unwrap()), [(3, TransactionState::Confirmed, true)]);
+    assert_eq!(
+        states(collect(&mut client, list(Some(3), 1)).unwrap()),
+        [(3, TransactionState::Confirmed, true)]
+    );
     daemon.stop();
     let daemon = Daemon::start(Store::with(600), serde_json::Value::Null);
     let mut client = Blocking::connect(&daemon.socket).unwrap();

@@ -119,7 +119,13 @@ impl Scene {
     /// A door as after a start of the daemon.
     fn folder(&self) -> FolderScanner<Fake> {
         let counters = Arc::clone(&self.counters);
-        FolderScanner::new(self.settings.clone(), self.outbox.clone(), counters, &self.budget, self.stop.subscribe())
+        FolderScanner::new(
+            self.settings.clone(),
+            self.outbox.clone(),
+            counters,
+            &self.budget,
+            self.stop.subscribe(),
+        )
     }
 
     fn path(&self, name: &str) -> PathBuf {

@@ -406,7 +406,11 @@ impl<A: Acceptor> FolderScanner<A> {
         self.counters.files_left.fetch_sub(before, Ordering::Relaxed);
         if left > before {
             let folder = &self.config.name;
-            tracing::warn!(folder, left, "Ignored a folder entry that is not a regular file or cannot be read");
+            tracing::warn!(
+                folder,
+                left,
+                "Ignored a folder entry that is not a regular file or cannot be read"
+            );
         }
     }
 

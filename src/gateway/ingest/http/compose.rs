@@ -246,7 +246,8 @@ mod tests {
 
     #[tokio::test]
     async fn messages_and_batches_are_told_apart_behind_a_byte_order_mark() {
-        let taken = composed(Dialect::Hl7, "text/plain", "\u{feff}\r\nMSH|^~\\&|LAB|S|||||ORU^R01|7|P|2.4").await;
+        let taken =
+            composed(Dialect::Hl7, "text/plain", "\u{feff}\r\nMSH|^~\\&|LAB|S|||||ORU^R01|7|P|2.4").await;
         let Ok(Composed { submission, .. }) = taken else { panic!("refused") };
         assert_eq!((submission.kind.as_str(), submission.key.as_str()), ("hl7v2", "7"));
         assert!(submission.body.as_bytes().starts_with(b"\xef\xbb\xbf\r\nMSH"), "stored as it came");

@@ -59,7 +59,11 @@ fn position(text: &str) -> Option<Position> {
 ///
 /// # Errors
 /// The store cannot be read now.
-pub(super) fn find(outbox: &Outbox, id: TransactionId, hint: &Hint) -> Result<Option<ListedTransaction>, ReadError> {
+pub(super) fn find(
+    outbox: &Outbox,
+    id: TransactionId,
+    hint: &Hint,
+) -> Result<Option<ListedTransaction>, ReadError> {
     for lane in listing::lanes(outbox) {
         if hint.lane.as_ref().is_some_and(|wanted| *wanted != lane) {
             continue;
