@@ -290,7 +290,7 @@ mod tests {
         daemon.shelf.refuse(Some(Refusal::Full("no space".into())));
         let (exit, out, err) = submit(&daemon, &[&one, &two], "");
         assert_eq!((exit, out.as_str()), (Exit::Later, ""));
-        assert!(err.contains("not now: the outbox has no room") && err.contains("2 not stored"), "{err}");
+        assert!(err.contains("not now: the store is full") && err.contains("2 not stored"), "{err}");
         assert_eq!(err.matches("not now").count(), 1, "the second was not tried: {err}");
         daemon.shelf.refuse(None);
 

@@ -16,7 +16,7 @@ use crate::ingest::folder::rules::{Nature, Take};
 pub(super) fn folder(
     source: &Source,
     raw: RawFolder,
-    outbox: &outbox::Settings,
+    outbox: &outbox::OutboxSettings,
     data_directory: &Path,
     others: &[Settings],
 ) -> Result<Settings, ConfigError> {

@@ -129,8 +129,7 @@ pub async fn run(mut eye: Eye, interval: Duration, voice: Voice, mut stop: watch
         if report.changed {
             tracing::info!(state = verdict.state.as_str(), reason = verdict.reason, "State changed");
         }
-        for raised in report.raised.into_iter().chain(eye.outbox.notables().iter().map(changes::from_notable))
-        {
+        for raised in report.raised.into_iter().chain(eye.outbox.alarms().iter().map(changes::from_notable)) {
             tell(&voice.events, &raised);
         }
         if report.changed || said.is_none_or(|said| said.elapsed() >= interval) {

@@ -2,7 +2,7 @@
 
 use pgw_core::delivery::Numbering;
 use pgw_core::transaction::{Lane, Position};
-use pgw_outbox::{Mark, Notable, Outbox, QuarantineEntry, ReadError, Refusal, Released, Stored};
+use pgw_outbox::{Outbox, OutboxAlarm, QuarantineEntry, ReadError, Refusal, Released, Stored, Watermark};
 
 use crate::ingest::Acceptor;
 
@@ -38,7 +38,7 @@ pub trait Kept: Acceptor {
     ) -> Result<Released, String>;
 
     /// The confirmed mark.
-    fn mark(&self, lane: &Lane) -> Option<Mark>;
+    fn mark(&self, lane: &Lane) -> Option<Watermark>;
 
     /// At least one record from `from` on.
     ///
@@ -77,7 +77,7 @@ pub trait Kept: Acceptor {
     fn discard_quarantined(&self, id: u64) -> Result<bool, Refusal>;
 
     /// Something that people should know of.
-    fn note(&self, notable: Notable);
+    fn note(&self, alarm: OutboxAlarm);
 }
 
 impl Kept for Outbox {
@@ -104,11 +104,11 @@ impl Kept for Outbox {
         reason: &str,
         act: bool,
     ) -> Result<Released, String> {
-        Outbox::void(self, lane, range, reason, act)
+        Outbox::void(self, lane, range, reason, act).map_err(|error| pgw_core::text::chain(&error))
     }
 
-    fn mark(&self, lane: &Lane) -> Option<Mark> {
-        Outbox::mark(self, lane)
+    fn mark(&self, lane: &Lane) -> Option<Watermark> {
+        Outbox::watermark(self, lane)
     }
 
     fn read(
@@ -137,7 +137,7 @@ impl Kept for Outbox {
         Outbox::discard_quarantined(self, id)
     }
 
-    fn note(&self, notable: Notable) {
-        Outbox::note(self, notable);
+    fn note(&self, alarm: OutboxAlarm) {
+        Outbox::raise(self, alarm);
     }
 }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use pgw_core::transaction::{Body, Lane};
-use pgw_outbox::{Notable, QuarantineEntry, Refusal, Submission};
+use pgw_outbox::{OutboxAlarm, QuarantineEntry, Refusal, Submission};
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
@@ -132,7 +132,7 @@ pub(super) async fn release<K: Kept>(shared: &Arc<Shared<K>>, id: u64, wanted: W
         "user {user} released entry {id} ({}, {} bytes) as {transaction}, position {position} of lane {lane}",
         entry.reason, entry.bytes
     );
-    shared.kept.note(Notable { code: "quarantine.released", detail });
+    shared.kept.note(OutboxAlarm { code: "quarantine.released", detail });
     Reply::Accepted(receipt)
 }
 
@@ -156,7 +156,7 @@ pub(super) async fn discard<K: Kept>(shared: &Arc<Shared<K>>, id: u64, reason: S
     let QuarantineEntry { bytes, time, reason: was, .. } = entry;
     tracing::info!(entry = id, user, bytes, came = time, was, reason, "Discarded an entry of the quarantine");
     let detail = format!("user {user} discarded entry {id} ({was}, {bytes} bytes): {reason}");
-    shared.kept.note(Notable { code: "quarantine.discarded", detail });
+    shared.kept.note(OutboxAlarm { code: "quarantine.discarded", detail });
     Reply::End {}
 }
 

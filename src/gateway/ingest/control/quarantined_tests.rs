@@ -9,8 +9,8 @@ use pgw_core::delivery::Numbering;
 use pgw_core::transaction::{Body, Gateway, Lane, Position, Practice};
 use pgw_host::exit::Exit;
 use pgw_outbox::{
-    self as outbox, Accepted, LaneSettings, Mark, Notable, Outbox, OutboxKey, QuarantineEntry, ReadError,
-    Refusal, Released, Stored, Submission,
+    self as outbox, Accepted, LaneSettings, Outbox, OutboxAlarm, OutboxKey, QuarantineEntry, ReadError,
+    Refusal, Released, Stored, Submission, Watermark,
 };
 use tokio::sync::watch;
 
@@ -61,15 +61,15 @@ impl Kept for Mortal {
         reason: &str,
         act: bool,
     ) -> Result<Released, String> {
-        self.outbox.void(lane, range, reason, act)
+        self.outbox.void(lane, range, reason, act).map_err(|error| error.to_string())
     }
 
     fn tail(&self, lane: &Lane) -> Position {
         Kept::tail(&self.outbox, lane)
     }
 
-    fn mark(&self, lane: &Lane) -> Option<Mark> {
-        self.outbox.mark(lane)
+    fn mark(&self, lane: &Lane) -> Option<Watermark> {
+        self.outbox.watermark(lane)
     }
 
     fn read(&self, lane: &Lane, from: Position, most: usize, bytes: usize) -> Result<Vec<Stored>, ReadError> {
@@ -95,8 +95,8 @@ impl Kept for Mortal {
         self.outbox.discard_quarantined(id)
     }
 
-    fn note(&self, notable: Notable) {
-        self.outbox.note(notable);
+    fn note(&self, notable: OutboxAlarm) {
+        self.outbox.raise(notable);
     }
 }
 
@@ -113,7 +113,7 @@ fn lane() -> Lane {
 }
 
 fn open(directory: &Path) -> Outbox {
-    let settings = outbox::Settings {
+    let settings = outbox::OutboxSettings {
         directory: directory.join("outbox"),
         practice: Practice::new("B86022").unwrap(),
         gateway: Gateway::new("gw1").unwrap(),
@@ -240,7 +240,7 @@ fn a_release_is_a_submission_and_removes_its_entry() {
     let outside = (one.event_type.as_str(), one.kind.as_str(), one.source.as_str(), one.key.as_str());
     assert_eq!(outside, ("hl7v2.oru_r01", "hl7v2", SOURCE, "77"));
     assert!(daemon.ids().is_empty());
-    let notables = daemon.kept.outbox.notables();
+    let notables = daemon.kept.outbox.alarms();
     let said = notables.iter().find(|n| n.code == "quarantine.released").unwrap();
     assert!(said.detail.contains("entry 1 (sender not allowed, 57 bytes)"), "{}", said.detail);
     assert_eq!(daemon.release(id).0, Exit::Refused, "it is gone");
@@ -337,7 +337,7 @@ fn a_discard_needs_a_reason_and_is_told() {
     assert_eq!(daemon.ids(), [id]);
     assert_eq!(discard("a test of the lab's").0, Exit::Done);
     assert_eq!((daemon.ids(), daemon.stored(&lane()).len()), (vec![], 0));
-    let notables = daemon.kept.outbox.notables();
+    let notables = daemon.kept.outbox.alarms();
     let said = notables.iter().find(|n| n.code == "quarantine.discarded").unwrap();
     assert!(said.detail.contains("entry 1 (no MSH, 57 bytes): a test of the lab's"), "{}", said.detail);
     assert_eq!(discard("again").0, Exit::Refused);

@@ -7,7 +7,7 @@ use pgw_bundle::keys::Identity;
 use pgw_core::chain::ChainValue;
 use pgw_core::delivery::Numbering;
 use pgw_core::transaction::{Clock, Epoch, Position, Transaction, TransactionId};
-use pgw_outbox::{Accepted, Mark, Notable, QuarantineEntry, ReadError, Refusal, Released, Stored};
+use pgw_outbox::{Accepted, OutboxAlarm, QuarantineEntry, ReadError, Refusal, Released, Stored, Watermark};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use uuid::Uuid;
@@ -24,7 +24,7 @@ pub(crate) struct Shelf(Arc<Mutex<Contents>>);
 #[derive(Default)]
 struct Contents {
     records: Vec<Option<Stored>>,
-    mark: Option<Mark>,
+    mark: Option<Watermark>,
     refusal: Option<Refusal>,
 }
 
@@ -91,10 +91,10 @@ impl Shelf {
     }
 
     pub(crate) fn confirm(&self, position: u64) {
-        self.set_mark(Mark { position, chain: self.record(position).chain });
+        self.set_mark(Watermark { position, chain: self.record(position).chain });
     }
 
-    pub(crate) fn set_mark(&self, mark: Mark) {
+    pub(crate) fn set_mark(&self, mark: Watermark) {
         self.0.lock().unwrap().mark = Some(mark);
     }
 
@@ -148,7 +148,7 @@ impl Kept for Shelf {
         }
     }
 
-    fn mark(&self, _: &Lane) -> Option<Mark> {
+    fn mark(&self, _: &Lane) -> Option<Watermark> {
         self.0.lock().unwrap().mark
     }
 
@@ -178,7 +178,7 @@ impl Kept for Shelf {
         Ok(false)
     }
 
-    fn note(&self, _: Notable) {}
+    fn note(&self, _: OutboxAlarm) {}
 }
 
 /// The hub's key in the tests.

@@ -138,7 +138,7 @@ mod tests {
     use super::*;
     use crate::ingest::control::server::tests::Shelf;
     use pgw_core::transaction::Body;
-    use pgw_outbox::Mark;
+    use pgw_outbox::Watermark;
 
     fn walk(shelf: &Shelf) -> Verdict {
         verify(shelf, &Shelf::lane(), |_, _| ControlFlow::Continue(())).unwrap().unwrap()
@@ -187,7 +187,7 @@ mod tests {
     #[test]
     fn another_chain_at_the_hub_is_found() {
         let shelf = Shelf::with(3);
-        shelf.set_mark(Mark { position: 2, chain: ChainValue([1; 32]) });
+        shelf.set_mark(Watermark { position: 2, chain: ChainValue([1; 32]) });
         let verdict = walk(&shelf);
         assert_eq!((verdict.ok, verdict.agrees_with_hub), (false, Some(false)));
     }
