@@ -18,7 +18,7 @@ use pgw_gateway::ingest::mllp::ack::{AckOutcome, Fault, MAX_BYTES, Stamp, acknow
 use pgw_gateway::ingest::mllp::codec::{Decoder, Event, HEAD_BYTES};
 use pgw_gateway::ingest::mllp::envelope;
 use pgw_gateway::ingest::mllp::msh::Msh;
-use pgw_outbox::hostile;
+use pgw_outbox::fuzz_support;
 
 /// What must hold for any bytes.
 pub type Check = fn(&[u8]);
@@ -100,7 +100,7 @@ pub fn fhir(data: &[u8]) {
 
 /// Records and chunks of the store.
 pub fn record(data: &[u8]) {
-    let parts = hostile::record(data).expect("a header means what it says");
+    let parts = fuzz_support::record(data).expect("a header means what it says");
     assert!(parts <= data.len());
 }
 

@@ -11,7 +11,8 @@ use pgw_host::exit::Exit;
 use pgw_host::systemd;
 use pgw_host::tasks::{Ended, Stage, Tasks};
 use pgw_link::clock::TrustedClock;
-use pgw_outbox::{OpenError, Outbox, set_aside};
+use pgw_outbox::offline::set_aside;
+use pgw_outbox::{OpenError, Outbox};
 use sd_notify::NotifyState;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
@@ -53,9 +54,9 @@ pub fn run(mut config: GatewayConfig) -> Result<(), Fatal> {
     let outbox = Outbox::open(config.outbox.clone(), keys).map_err(not_opened)?;
     tracing::info!(seconds = began.elapsed().as_secs_f64(), "Opened the outbox");
     for (directory, facts) in set_aside::beside(&config.outbox) {
-        let notable = set_aside::notable(&directory, &facts);
+        let notable = set_aside::alarm(&directory, &facts);
         tracing::error!(directory = %directory.display(), detail = notable.detail, "A store that was set aside is still on this box");
-        outbox.note(notable);
+        outbox.raise(notable);
     }
     pgw_durable::create_directory(&config.uplink.state_directory, 0o700).map_err(|error| {
         let exit =

@@ -28,7 +28,7 @@ pub fn tail(outbox: &Outbox, lane: &Lane) -> Position {
 /// Confirmed by the hub through this position; 0: nothing is.
 #[must_use]
 pub fn confirmed(outbox: &Outbox, lane: &Lane) -> Position {
-    outbox.mark(lane).map_or(0, |mark| mark.position)
+    outbox.watermark(lane).map_or(0, |mark| mark.position)
 }
 
 /// Some records that follow each other, from `first` on.

@@ -16,7 +16,7 @@ use crate::crypt::key_use::{KeyUse, SealedRanges};
 use crate::crypt::keyring::Keyring;
 use crate::descriptor;
 use crate::descriptor::Retirement;
-use crate::errors::{OpenError, ReadError, Refusal};
+use crate::errors::{OpenError, ReadError, Refusal, VoidError};
 use crate::guard::segment;
 use crate::lock::locked;
 use crate::pipeline::jobs::{Job, Queued};
@@ -272,7 +272,7 @@ impl Outbox {
         self.shared().raise(alarm.code, alarm.detail);
     }
 
-    /// What people should know of since the last call.
+    /// The alarms since the last call.
     #[must_use]
     pub fn alarms(&self) -> Vec<OutboxAlarm> {
         self.shared().take_alarms()
@@ -283,32 +283,30 @@ impl Outbox {
         self.running.stop();
     }
 
-    /// Releases lost positions for good, durably; with `act` false it only says whether it could. What can be read is never
-    /// released. Blocking.
+    /// Writes off lost positions for good, durably; with `act` false it only says whether it could. What can be read is never
+    /// written off. Blocking.
     ///
     /// # Errors
-    /// One sentence; nothing has changed then.
+    /// [`VoidError`]; nothing has changed then, unless it says so.
     pub fn void(
         &self,
         lane: &Lane,
         (from, through): (Position, Position),
         reason: &str,
         act: bool,
-    ) -> Result<Released, String> {
+    ) -> Result<Released, VoidError> {
         let shared = self.shared();
-        let Some((_, lane)) = shared.lane(lane) else { return Err(format!("there is no lane {lane}")) };
+        let Some((_, lane)) = shared.lane(lane) else { return Err(VoidError::UnknownLane(lane.clone())) };
         let _one_at_a_time = locked(&lane.voiding);
         let released = shared.releasable(lane, from, through)?;
         if reason.trim().is_empty() || reason.len() > REASON_BYTES || reason.chars().any(char::is_control) {
-            return Err(format!("a reason has 1 to {REASON_BYTES} bytes, and no line ends"));
+            return Err(VoidError::Reason(REASON_BYTES));
         }
         if act {
             shared.release(lane, &released, reason)?;
             if shared.breaks_the_chain(lane, &released) {
                 let after = lane.state().watermark.position;
-                self.new_epoch(&lane.name, after).map_err(|error| {
-                    format!("it is released, but no new epoch can be begun, which it needs: {error}")
-                })?;
+                self.new_epoch(&lane.name, after).map_err(VoidError::NewEpoch)?;
             }
         }
         Ok(released)

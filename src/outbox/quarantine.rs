@@ -1,4 +1,4 @@
-//! Quarantine: refused input and damaged records, kept sealed until a person has looked at them.
+//! Quarantine: refused input and damaged records, kept sealed until a person has decided.
 //!
 //! One file an entry, `{id as 16 hexadecimal digits}.entry`, numbers big-endian:
 //!

@@ -8,7 +8,7 @@ use pgw_core::transaction::{
     Body, Epoch, Gateway, Lane, Position, Practice, Sequence, Transaction, TransactionId, UnixMillis,
 };
 
-/// What the outbox is told by the configuration. Nothing in it is optional: the configuration has the defaults.
+/// The outbox's part of the configuration. Nothing in it is optional: the configuration has the defaults.
 #[derive(Debug, Clone)]
 pub struct OutboxSettings {
     /// The store's directory; everything the outbox writes is below it.
@@ -121,7 +121,7 @@ pub struct LaneCounts {
     pub confirmed: u64,
     /// Not confirmed yet, and there.
     pub waiting: u64,
-    /// Not confirmed and not to be had any more.
+    /// Not confirmed and no longer readable.
     pub damaged: u64,
     /// Payload bytes of what waits (an estimate is good enough after a restart).
     pub waiting_bytes: u64,
@@ -150,7 +150,7 @@ pub struct Snapshot {
     pub accept_seconds_p99: f64,
 }
 
-/// Something that a person should know of; drained by health and sent as `event`.
+/// An alarm; health collects it and sends it as `event`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OutboxAlarm {
     /// Short code of the design: `store.low`, `store.trouble`, `quarantine`, `damaged`, `tail.trimmed`, `pruned.early` ...

@@ -9,7 +9,8 @@ use pgw_host::exit::Exit;
 use pgw_link::check::certificate;
 use pgw_link::clock::TrustedClock;
 use pgw_link::server_tls::{self as tls, Clients};
-use pgw_outbox::{Outbox, set_aside};
+use pgw_outbox::Outbox;
+use pgw_outbox::offline::set_aside;
 
 use crate::cli::key;
 use crate::config::GatewayConfig;
@@ -96,7 +97,7 @@ fn store(config: &GatewayConfig, report: &mut Report<'_>) {
         report.note("earlier key", &key::said(&id, &uses));
     }
     for (directory, facts) in set_aside::beside(&config.outbox) {
-        report.note("set aside", &set_aside::notable(&directory, &facts).detail);
+        report.note("set aside", &set_aside::alarm(&directory, &facts).detail);
     }
     let directory = config.outbox.directory.display();
     match Outbox::identify(&config.outbox, &keys) {

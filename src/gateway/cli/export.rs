@@ -11,7 +11,8 @@ use clap::Args;
 use pgw_bundle::receipts;
 use pgw_core::transaction::{Lane, Position};
 use pgw_host::exit::{Exit, complain};
-use pgw_outbox::{Outbox, moving};
+use pgw_outbox::Outbox;
+use pgw_outbox::offline::moving;
 
 use crate::cli::key::not_looked_at;
 use crate::config::GatewayConfig;

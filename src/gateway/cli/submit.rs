@@ -291,7 +291,7 @@ mod tests {
         let full = Daemon::start(Store::full(), serde_json::Value::Null);
         let (exit, out, err) = submit(&full, &[&one, &two], "");
         assert_eq!((exit, out.as_str()), (Exit::Later, ""));
-        assert!(err.contains("not now: the outbox has no room") && err.contains("2 not stored"), "{err}");
+        assert!(err.contains("not now: the store is full") && err.contains("2 not stored"), "{err}");
         assert_eq!(err.matches("not now").count(), 1, "the second was not tried: {err}");
 
         assert_eq!(submit(&daemon, &[&one, &two], "k").0, Exit::Usage);

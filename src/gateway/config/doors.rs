@@ -19,7 +19,7 @@ use crate::ingest::mllp::route::Route;
 pub(super) fn mllp(
     source: &Source,
     raw: RawMllp,
-    outbox: &outbox::Settings,
+    outbox: &outbox::OutboxSettings,
 ) -> Result<MllpDoorConfig, ConfigError> {
     let listen = source.required("mllp.listen", raw.listen, "an address and port: \"127.0.0.1:2575\"")?;
     let lane = lane(source, "mllp.lane", raw.lane, outbox)?;
@@ -75,7 +75,7 @@ pub(super) fn mllp(
 pub(super) fn http(
     source: &Source,
     raw: RawHttp,
-    outbox: &outbox::Settings,
+    outbox: &outbox::OutboxSettings,
 ) -> Result<HttpDoorConfig, ConfigError> {
     let written = source.required("http.listen", raw.listen, "an address and port: \"127.0.0.1:8080\"")?;
     let listen = source.address("http.listen", &written)?;
@@ -128,7 +128,11 @@ fn pair(
     }
 }
 
-fn routes(source: &Source, raw: Vec<RawRoute>, outbox: &outbox::Settings) -> Result<Vec<Route>, ConfigError> {
+fn routes(
+    source: &Source,
+    raw: Vec<RawRoute>,
+    outbox: &outbox::OutboxSettings,
+) -> Result<Vec<Route>, ConfigError> {
     let route = |raw: RawRoute| {
         let message = source.required("mllp.route.message", raw.message, "a kind: \"ADT\", \"ORU^R01\"")?;
         let named = source.required("mllp.route.lane", raw.lane, "the name of a [[lane]]")?;
@@ -145,7 +149,7 @@ pub(super) fn lane(
     source: &Source,
     key: &str,
     given: Option<Spanned<String>>,
-    outbox: &outbox::Settings,
+    outbox: &outbox::OutboxSettings,
 ) -> Result<Lane, ConfigError> {
     const ALLOWED: &str = "the name of a [[lane]]";
     let Some(text) = given else {

@@ -17,7 +17,7 @@ use crate::ingest::media;
 pub(super) fn folder(
     source: &Source,
     raw: RawFolder,
-    outbox: &outbox::Settings,
+    outbox: &outbox::OutboxSettings,
     data_directory: &Path,
     others: &[FolderDoorConfig],
 ) -> Result<FolderDoorConfig, ConfigError> {

@@ -46,7 +46,7 @@ pub struct GatewayConfig {
     /// Most bytes of unfinished input, all doors together.
     pub ingest_memory_bytes: u64,
     /// The store.
-    pub outbox: outbox::Settings,
+    pub outbox: outbox::OutboxSettings,
     /// The way to the centre. Its `info` has no key id yet: the key is not read here.
     pub uplink: uplink::UplinkSettings,
     /// How often health is said, besides every change of state.
@@ -145,7 +145,7 @@ fn uplink_settings(
     source: &Source,
     link: Link,
     hubs: Vec<PinnedHub>,
-    outbox: &outbox::Settings,
+    outbox: &outbox::OutboxSettings,
     data_directory: &Path,
     interfaces: Vec<&str>,
 ) -> uplink::UplinkSettings {
@@ -211,7 +211,7 @@ fn outbox_settings(
     practice: Practice,
     gateway: Gateway,
     lanes: Vec<LaneSettings>,
-) -> Result<outbox::Settings, ConfigError> {
+) -> Result<outbox::OutboxSettings, ConfigError> {
     const MIB: u64 = 1 << 20;
     const TIB: u64 = 1 << 40;
     let segment_bytes =
@@ -219,7 +219,7 @@ fn outbox_settings(
     let max_body_bytes =
         source.number("outbox.max_body_bytes", raw.max_body_bytes, 20_000_000, 1024..=256 * MIB)?;
     let day = Duration::from_secs(86_400);
-    Ok(outbox::Settings {
+    Ok(outbox::OutboxSettings {
         directory: data_directory.join("outbox"),
         practice,
         gateway,

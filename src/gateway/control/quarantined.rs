@@ -10,7 +10,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use pgw_core::text::chain;
 use pgw_core::transaction::{Body, Lane};
-use pgw_outbox::{Notable, Outbox, QuarantineEntry, Refusal, Submission};
+use pgw_outbox::{OutboxAlarm, Outbox, QuarantineEntry, Refusal, Submission};
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
@@ -136,7 +136,7 @@ pub(super) async fn release(context: &Arc<ControlContext>, id: u64, wanted: Want
         "user {user} released entry {id} ({}, {} bytes) as {transaction}, position {position} of lane {lane}",
         entry.reason, entry.bytes
     );
-    context.outbox.note(Notable { code: "quarantine.released", detail });
+    context.outbox.raise(OutboxAlarm { code: "quarantine.released", detail });
     Reply::Accepted(slip)
 }
 
@@ -160,7 +160,7 @@ pub(super) async fn discard(context: &Arc<ControlContext>, id: u64, reason: Stri
     let QuarantineEntry { bytes, time, reason: was, .. } = entry;
     tracing::info!(entry = id, user, bytes, came = time, was, reason, "Discarded an entry of the quarantine");
     let detail = format!("user {user} discarded entry {id} ({was}, {bytes} bytes): {reason}");
-    context.outbox.note(Notable { code: "quarantine.discarded", detail });
+    context.outbox.raise(OutboxAlarm { code: "quarantine.discarded", detail });
     Reply::End {}
 }
 

@@ -115,7 +115,7 @@ fn a_release_is_a_submission_and_removes_its_entry() {
     let outside = (one.event_type.as_str(), one.kind.as_str(), one.source.as_str(), one.key.as_str());
     assert_eq!(outside, ("hl7v2.oru_r01", "hl7v2", SOURCE, "77"));
     assert!(daemon.ids().is_empty());
-    let notables = daemon.outbox.notables();
+    let notables = daemon.outbox.alarms();
     let said = notables.iter().find(|n| n.code == "quarantine.released").unwrap();
     assert!(said.detail.contains("entry 1 (sender not allowed, 57 bytes)"), "{}", said.detail);
     assert_eq!(daemon.release(id).0, Exit::Refused, "it is gone");
@@ -243,7 +243,7 @@ fn a_discard_needs_a_reason_and_is_told() {
     assert_eq!(daemon.ids(), [id]);
     assert_eq!(discard("a test of the lab's").0, Exit::Done);
     assert_eq!((daemon.ids(), daemon.stored(&lane()).len()), (vec![], 0));
-    let notables = daemon.outbox.notables();
+    let notables = daemon.outbox.alarms();
     let said = notables.iter().find(|n| n.code == "quarantine.discarded").unwrap();
     assert!(said.detail.contains("entry 1 (no MSH, 57 bytes): a test of the lab's"), "{}", said.detail);
     assert_eq!(discard("again").0, Exit::Refused);

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use pgw_bundle::keys::{Identity, Recipient};
 use pgw_core::transaction::{Body, Gateway, Lane, Position, Practice};
-use pgw_outbox::{self as outbox, LaneSettings, Mark, Outbox, OutboxKey, Stored, Submission};
+use pgw_outbox::{self as outbox, LaneSettings, Watermark, Outbox, OutboxKey, Stored, Submission};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
@@ -20,8 +20,8 @@ pub(crate) fn lane() -> Lane {
     Lane::new("clinical").unwrap()
 }
 
-fn settings(directory: &Path) -> outbox::Settings {
-    outbox::Settings {
+fn settings(directory: &Path) -> outbox::OutboxSettings {
+    outbox::OutboxSettings {
         directory: directory.join("outbox"),
         practice: Practice::new("B86022").unwrap(),
         gateway: Gateway::new("gw1").unwrap(),
@@ -40,7 +40,7 @@ fn settings(directory: &Path) -> outbox::Settings {
     }
 }
 
-fn open(settings: outbox::Settings) -> Outbox {
+fn open(settings: outbox::OutboxSettings) -> Outbox {
     Outbox::open(settings, OutboxKey::new([7; 32])).unwrap()
 }
 
@@ -52,7 +52,7 @@ pub(crate) struct Store {
 }
 
 impl Store {
-    fn of(change: impl FnOnce(&mut outbox::Settings)) -> Self {
+    fn of(change: impl FnOnce(&mut outbox::OutboxSettings)) -> Self {
         let directory = Arc::new(tempfile::tempdir().unwrap());
         let mut settings = settings(directory.path());
         change(&mut settings);
@@ -140,7 +140,7 @@ impl Store {
     /// As a hub's receipt does.
     pub(crate) fn confirm(&self, position: Position) {
         let chain = self.record(position).chain;
-        self.outbox.confirm(&lane(), Mark { position, chain }, None);
+        self.outbox.confirm(&lane(), Watermark { position, chain }, None);
         let began = Instant::now();
         while listing::confirmed(&self.outbox, &lane()) < position {
             assert!(began.elapsed() < Duration::from_secs(20), "the watermark does not move");

@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 use pgw_core::chain::ChainValue;
 use pgw_core::transaction::{Epoch, Lane, Position};
 use pgw_core::wire::void;
-use pgw_outbox::{Mark, Outbox, ReadError, Stored};
+use pgw_outbox::{Watermark, Outbox, ReadError, Stored};
 use serde::{Deserialize, Serialize};
 
 use crate::listing;
@@ -51,7 +51,7 @@ pub fn verify(
 ) -> Result<Option<LaneVerification>, ReadError> {
     let tail = listing::tail(outbox, lane);
     let from = outbox.first_retained(lane).unwrap_or(1).max(1);
-    let mut walk = ChainWalk::new(lane.clone(), (from, tail), outbox.mark(lane));
+    let mut walk = ChainWalk::new(lane.clone(), (from, tail), outbox.watermark(lane));
     for batch in listing::batches(outbox, lane, from, tail) {
         let batch = batch?;
         let last = batch.records.last().map_or(batch.first, |stored| stored.position);
@@ -170,7 +170,7 @@ mod tests {
         }
 
         fn mark(&self, position: u64) -> Mark {
-            Mark { position, chain: self.0[position as usize - 1].as_ref().unwrap().chain }
+            Watermark { position, chain: self.0[position as usize - 1].as_ref().unwrap().chain }
         }
 
         fn walk(&self, mark: Option<Mark>) -> LaneVerification {
@@ -233,7 +233,7 @@ mod tests {
 
     #[test]
     fn another_chain_at_the_hub_is_found() {
-        let found = Lines::with(3).walk(Some(Mark { position: 2, chain: ChainValue([1; 32]) }));
+        let found = Lines::with(3).walk(Some(Watermark { position: 2, chain: ChainValue([1; 32]) }));
         assert_eq!((found.ok, found.agrees_with_hub), (false, Some(false)));
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! The present key changes only when a store is opened, so each key has sealed a range of positions in each lane and a range of
 //! entries in quarantine. `FORMAT` tells where each range begins ([`KeyPeriod`]), durably before the first thing is
-//! sealed with the key. Of what is kept only names and the segment table are looked at: a start does not read the backlog.
+//! sealed with the key. Of what is kept only names and the segment table are read: a start does not read the backlog.
 
 use std::collections::BTreeMap;
 

@@ -1,7 +1,7 @@
 //! Which key fingerprints the duplicate index surely lacks, so that what is new costs no look at the disk.
 //!
 //! A Bloom filter of a fixed 4 MiB with three bits for each key: at 1,000,000 keys one look in 1,600 is for
-//! nothing, at 10,000,000 one in five. Nothing is ever taken out; it is made anew at each start.
+//! nothing, at 10,000,000 one in five. Nothing is ever taken out; it is rebuilt at each start.
 
 use crate::dedup::fingerprint::Fingerprints;
 

@@ -69,7 +69,7 @@ struct LaneState {
     missing: Option<Position>,
 }
 
-/// The slow part of a sync, to be run on any thread while the index goes on.
+/// The slow part of a sync, to be run on any thread while the index is used.
 pub(crate) struct Sync {
     directory: PathBuf,
     files: Vec<Arc<File>>,
@@ -103,7 +103,7 @@ impl Tables {
 }
 
 impl DuplicateIndex {
-    /// Opens or creates the index. One that is damaged or made with another key is begun anew
+    /// Opens or creates the index. One that is damaged or made with another key is recreated
     /// ([`DuplicateIndex::was_rebuilt`]); `synced_through` then sends the caller over all of its records.
     pub(crate) fn open(directory: &Path, key: &[u8; 32]) -> io::Result<Self> {
         files::create_directory(directory)?;
@@ -135,7 +135,7 @@ impl DuplicateIndex {
         Ok(index)
     }
 
-    /// Whether it had to be begun anew when it was opened.
+    /// Whether it had to be recreated when it was opened.
     pub(crate) fn was_rebuilt(&self) -> bool {
         self.rebuilt
     }

@@ -2,7 +2,7 @@
 //!
 //! A row of buckets of [`BUCKET_BYTES`], each of [`SLOTS`] slots of 24 bytes and 16 unused ones. A slot, numbers
 //! big-endian: key tag (8, 0: empty), body tag (8), lane (2) and position (6). Slots of a bucket are filled from the
-//! front and never emptied. A full bucket goes on in the next one.
+//! front and never emptied. A full bucket continues in the next one.
 //!
 //! A sender that gives the same key to everything would fill bucket after bucket, so from the ninth slot
 //! with one key tag in its bucket on, a slot goes to the bucket that key and body name together.
@@ -25,7 +25,7 @@ pub(super) const SLOT_BYTES: usize = 24;
 pub(super) const SLOTS: usize = 42;
 /// Slots with one key tag in its own bucket before the others go elsewhere.
 const SAME_KEY: usize = 8;
-/// Buckets that are looked at before the table counts as full.
+/// Buckets that are probed before the table counts as full.
 const PROBES: u64 = 16;
 const POSITION_BITS: u32 = 48;
 /// Buckets that are read at once where all are.

@@ -187,7 +187,7 @@ impl Scan {
     ) -> Option<usize> {
         let number = self.sources.len();
         let mut used = false;
-        // One chunk more than is looked at, so that none is cut by the window's end.
+        // One chunk more than is read, so that none is cut by the window's end.
         let mut window = vec![0; WINDOW_BYTES + VALUE_BYTES];
         let mut start = 0;
         while start < length {

@@ -58,16 +58,16 @@ const PART_BYTES: usize = VALUE_BYTES - CHUNK_HEADER_BYTES;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum RecordError {
     /// No magic, or shorter than it says.
-    #[error("it is not a whole record")]
+    #[error("not a complete record")]
     NotARecord,
     /// Written by a newer version.
     #[error("it has version {0}, which this program does not know")]
     Version(u8),
     /// The sealed bytes are damaged.
-    #[error("its checksum does not fit")]
+    #[error("its checksum does not match")]
     Checksum,
     /// Its chunks are not all there, or do not belong together.
-    #[error("its chunks are not all there")]
+    #[error("chunks are missing")]
     Chunks,
     /// The key is another.
     #[error("it is sealed with another key")]

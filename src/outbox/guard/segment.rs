@@ -197,7 +197,7 @@ impl Segment {
                     std::thread::sleep(Duration::from_millis(2));
                 }
                 Err(error) if error.is_damage() && !without_snapshot => {
-                    tracing::warn!(directory = %directory.display(), error = %error, "Segment did not open, trying without its snapshot");
+                    tracing::warn!(directory = %directory.display(), error = %error, "A segment did not open; retrying without its snapshot");
                     without_snapshot = true;
                     set_snapshots_aside(directory).map_err(SegmentError::Files)?;
                 }

@@ -141,7 +141,7 @@ fn read_back(
     if good && chosen.next().is_none() { Ok(bytes) } else { Err(RepairError::ReadBack(fresh.to_owned())) }
 }
 
-/// The missing records that were filled are none any more; a segment that was gone is in the row again.
+/// Records that were found again are not missing any more; a segment that was gone is in the segment table again.
 fn update_table(
     (store, owner): (&Path, Option<(u32, u32)>),
     inspection: &LaneInspection,

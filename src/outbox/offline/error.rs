@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use pgw_core::transaction::Lane;
 
-use crate::errors::OpenError;
+use crate::errors::{OpenError, Refusal};
 
 /// Why there was no repair. What was done before it stands, and the command can be given again.
 #[derive(Debug, thiserror::Error)]
@@ -20,8 +20,8 @@ pub enum RepairError {
     #[error("the file FORMAT of the store in {0} is damaged, and no record there opens with the outbox key")]
     NothingOpens(PathBuf),
     /// The records are back; a lane needs new numbers after the confirmed watermark, and they could not be made durable.
-    #[error("lane {0} is filled, but cannot be numbered again, which it needs: {1}")]
-    Numbers(Lane, String),
+    #[error("lane {0}: records were recovered, but the lane could not be renumbered")]
+    Numbers(Lane, #[source] Refusal),
     /// `FORMAT` also said which key has sealed what.
     #[error(
         "the file FORMAT of the store in {0} is damaged, and records there were sealed with an earlier key: take FORMAT from a copy of the store"
@@ -44,7 +44,7 @@ pub enum RepairError {
         source: io::Error,
     },
     /// A new segment did not read back as it was written; the old one is in its place.
-    #[error("what was written to {0} does not read back: nothing was replaced")]
+    #[error("{0} does not read back as it was written: nothing was replaced")]
     ReadBack(PathBuf),
 }
 

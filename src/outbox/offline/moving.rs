@@ -2,7 +2,7 @@
 //!
 //! Retired, a store is never opened again: what runs twice forks. [`retire`] writes that into `FORMAT` first, then `MANIFEST`: the
 //! length and SHA-256 of every file below the data directory, and where each lane stood. [`check_copy`] compares a copy
-//! with its manifest and names what is missing; [`adopt`] lets it run. The store that was retired itself is told from a copy by
+//! with its manifest and names what is missing; [`adopt`] lets it run. The store that was retired itself is distinguished from a copy by
 //! its machine and its directory, and is not adopted.
 
 use std::collections::BTreeMap;
@@ -38,7 +38,7 @@ pub struct LaneStand {
     pub confirmed: u64,
     /// Not confirmed yet, and there.
     pub waiting: u64,
-    /// Not to be had any more.
+    /// No longer readable.
     pub damaged: u64,
     /// Chain value on the wire at the last position.
     pub chain: Option<ChainValue>,
@@ -79,16 +79,16 @@ pub enum MoveError {
     NotRetired(PathBuf),
     /// It is the one that was retired, and no copy.
     #[error(
-        "the store in {0} is the very one that was retired, on this machine, and no copy of it: a copy on the new box is adopted. Was the move given up, and nothing started on the new box? `practice-gateway outbox retire --undo`"
+        "the store in {0} is the retired store itself, on the machine that retired it: adopt the copy on the new box. Was the move given up, and nothing started on the new box? `practice-gateway outbox retire --undo`"
     )]
     NotACopy(PathBuf),
     /// There is no list to compare the copy with.
     #[error(
-        "{0} is missing: the copy is not complete, or `practice-gateway outbox retire` did not come to its end on the old box"
+        "{0} is missing: the copy is incomplete, or `practice-gateway outbox retire` did not finish on the old box"
     )]
     NoManifest(PathBuf),
     /// The copy is not what was retired.
-    #[error("the copy is not what was retired: {}", .0.join("; "))]
+    #[error("the copy differs from the retired store: {}", .0.join("; "))]
     Incomplete(Vec<String>),
 }
 

@@ -1,16 +1,16 @@
-//! What a fill means for the chain on the wire, where a lane was numbered again.
+//! What a recovered record means for the chain on the wire, where a lane was numbered again.
 //!
 //! Positions that were numbered again after they were accepted have their chain on the wire computed on reading, over
 //! what can be read. If one of them was lost at that time, the value that a later record was given was computed without it; now
 //! that it is back, that record follows from nothing. So everything after the confirmed watermark gets new numbers once more, as after a void
-//! (`outbox::voids`). This is looked at whenever a lane has had more than one epoch: a crash may have come between the two.
+//! (`release`). This is read whenever a lane has had more than one epoch: a crash may have come between the two.
 
 use pgw_core::delivery::Renumbering;
 use pgw_core::transaction::{Lane, Position};
 
 use crate::crypt::keyring::Keyring;
 use crate::descriptor::Retirement;
-use crate::errors::ReadError;
+use crate::errors::{ReadError, Refusal};
 use crate::files;
 use crate::handle::Outbox;
 use crate::offline::error::RepairError;
@@ -50,7 +50,7 @@ pub(super) fn renumber(
 impl Outbox {
     /// If in an epoch the first unconfirmed record that was accepted in it does not follow from what is before it on the wire,
     /// everything after the watermark gets a new epoch.
-    fn renumber_if_broken(&self, lane: &Lane) -> Result<bool, String> {
+    fn renumber_if_broken(&self, lane: &Lane) -> Result<bool, Refusal> {
         let Some(shared) = self.lane(lane) else { return Ok(false) };
         let (numbering, watermark) = {
             let state = shared.state();
@@ -59,14 +59,14 @@ impl Outbox {
         for numbered in numbering.epochs() {
             let next = numbered.base.max(watermark) + 1;
             if numbering.at(next) == *numbered && self.is_broken(lane, *numbered, next)? {
-                self.new_epoch(lane, watermark).map_err(|error| error.to_string())?;
+                self.new_epoch(lane, watermark)?;
                 return Ok(true);
             }
         }
         Ok(false)
     }
 
-    fn is_broken(&self, lane: &Lane, numbered: Renumbering, mut next: Position) -> Result<bool, String> {
+    fn is_broken(&self, lane: &Lane, numbered: Renumbering, mut next: Position) -> Result<bool, Refusal> {
         let Some(lane) = self.lane(lane) else { return Ok(false) };
         if lane.state().first_retained() > numbered.base + 1 {
             // What it was computed over is pruned: confirmed, and out of the question.
@@ -85,7 +85,7 @@ impl Outbox {
                     next = lane.state().missing.at(next).map_or(next, |(_, through)| through) + 1;
                     continue;
                 }
-                Err(trouble) => return Err(trouble.to_string()),
+                Err(trouble) => return Err(Refusal::Trouble(trouble.to_string())),
             };
             for (header, _) in &records {
                 next = header.position + 1;
@@ -95,7 +95,8 @@ impl Outbox {
                     return Ok(false);
                 } else {
                     let chain = self.shared().chain_before(lane, numbered, header.position);
-                    return Ok(chain.map_err(|error| error.to_string())? != header.previous);
+                    let chain = chain.map_err(|error| Refusal::Trouble(error.to_string()))?;
+                    return Ok(chain != header.previous);
                 }
             }
         }

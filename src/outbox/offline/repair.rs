@@ -1,4 +1,4 @@
-//! Offline repair, from the first look to the report (`practice-gateway repair`).
+//! Offline repair, from the first inspection to the report (`practice-gateway repair`).
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -48,7 +48,7 @@ pub fn repair(
 ) -> Result<RepairReport, RepairError> {
     let store = settings.directory.as_path();
     let sealer = Sealer::new(keys);
-    // One that was retired is looked at, and no more.
+    // One that was retired is read, and no more.
     let retirement = if request.act { Retirement::Refused } else { Retirement::Ignored };
     let known = identity::is_known(settings, keys, &sealer, retirement)?;
     for from in &request.from {

@@ -1,4 +1,4 @@
-//! What a person is told: where everything is, in ranges, and whom to ask for the rest.
+//! What is reported to a person: where everything is, in ranges, and whom to ask for the rest.
 
 use std::path::PathBuf;
 
@@ -10,7 +10,7 @@ use crate::offline::plan;
 use crate::offline::plan::PositionVerdict;
 use crate::offline::sources::Sources;
 
-/// All of it.
+/// What offline repair did, or would do.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct RepairReport {
     /// It was done; otherwise nothing was written, and this is what would be done.
@@ -28,7 +28,7 @@ pub struct RepairReport {
 /// A place that a person named.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct SourceReport {
-    /// Which.
+    /// The place.
     pub path: String,
     /// Records of this store found there at positions that need one, fitting or not.
     pub records: u64,
@@ -39,7 +39,7 @@ pub struct SourceReport {
 /// One lane.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct LaneReport {
-    /// Which.
+    /// The lane.
     pub lane: Lane,
     /// The first position that is kept.
     pub first: Position,
@@ -57,7 +57,7 @@ pub struct LaneReport {
     pub saved: Vec<FoundRange>,
     /// What was found and nothing vouches for: taken in only where a person says so.
     pub unproven: Vec<FoundRange>,
-    /// What is not to be had.
+    /// What is lost.
     pub lost: Vec<LostRange>,
     /// Positions that can be read, but whose chain value is not the one that what follows names.
     pub contradicted: Vec<(Position, Position)>,
@@ -78,7 +78,7 @@ pub struct FoundRange {
     pub found_in: String,
 }
 
-/// Positions that are not to be had.
+/// Lost positions.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct LostRange {
     /// First position.
@@ -107,7 +107,7 @@ pub struct Neighbour {
 /// A segment that is written anew.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct RewrittenSegment {
-    /// Which.
+    /// Its number.
     pub segment: u64,
     /// Records in the new one.
     pub records: u64,
@@ -118,7 +118,7 @@ pub struct RewrittenSegment {
 }
 
 impl LaneReport {
-    /// Positions that are to be had, and were missing.
+    /// Positions that were missing and have been found.
     #[must_use]
     pub fn saved_count(&self) -> u64 {
         count(&self.saved)
@@ -130,7 +130,7 @@ impl LaneReport {
         count(&self.unproven)
     }
 
-    /// Positions that are not to be had, and that the hub does not have either.
+    /// Lost positions that the hub does not have either.
     #[must_use]
     pub fn lost_count(&self) -> u64 {
         let unconfirmed = self.lost.iter().filter(|lost| !lost.confirmed);
@@ -152,7 +152,7 @@ pub(super) fn from(sources: &Sources, places: &[PathBuf]) -> Vec<SourceReport> {
     places.iter().map(told).collect()
 }
 
-/// Tells of one lane.
+/// Reports on one lane.
 pub(super) fn lane(judgement: &LaneJudgement, sources: &Sources, unproven: bool) -> LaneReport {
     let inspection = &judgement.inspection;
     let first = inspection.segments.values().next().map_or(inspection.tail + 1, |segment| segment.span.base);

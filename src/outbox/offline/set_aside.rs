@@ -61,14 +61,16 @@ pub struct SetAside {
 /// Why a store is not set aside. Nothing was changed.
 #[derive(Debug, thiserror::Error)]
 pub enum SetAsideError {
-    /// It cannot be looked at.
+    /// It cannot be read.
     #[error(transparent)]
     Open(#[from] OpenError),
     /// There is none.
-    #[error("there is no store in {0}: `practice-gateway init` makes a key, and the first start the store")]
+    #[error(
+        "there is no store in {0}: `practice-gateway init` creates a key, and the first start creates the store"
+    )]
     NoStore(PathBuf),
     /// Its keys are here.
-    #[error("the outbox keys of this box open the store in {0}: nothing is lost, and nothing is set aside")]
+    #[error("this box has the keys of the store in {0}: nothing is lost, and nothing was set aside")]
     Readable(PathBuf),
 }
 
@@ -181,7 +183,7 @@ pub fn alarm(directory: &Path, facts: &SetAside) -> OutboxAlarm {
     OutboxAlarm {
         code: "store.set_aside",
         detail: format!(
-            "the store {name} needs the outbox key {} that was lost; unreadable, and to be repeated by their senders: {}",
+            "the store {name} needs the lost outbox key {}; their senders must repeat these unreadable transactions: {}",
             facts.key_ids.join(" and "),
             lanes.join("; ")
         ),

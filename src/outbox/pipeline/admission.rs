@@ -2,7 +2,7 @@
 //!
 //! A lane is refused below the floor of free disk and beyond the store's limit, and admitted again only when there is an
 //! eighth of the floor (a sixteenth of the limit) to spare, so that it does not change its mind with every
-//! message. Urgent lanes go on down to half the floor and a twentieth beyond the limit. Sled cannot
+//! message. Urgent lanes are admitted down to half the floor and a twentieth beyond the limit. Sled cannot
 //! even open with nothing free, and deleting needs space too: that is what the rest of the floor is for.
 
 /// What the disk looks like.
@@ -25,6 +25,20 @@ pub(crate) struct SpaceLimits {
     pub(crate) min_free_bytes: u64,
     /// Free part of the file system that must stay, in percent; the larger of both counts.
     pub(crate) min_free_percent: u8,
+}
+
+/// Why there is no room; it passes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum NoRoom {
+    /// Nobody has measured yet.
+    #[error("the disk was not measured yet")]
+    NotMeasured,
+    /// The disk is nearly full.
+    #[error("{free_bytes} bytes are free on the disk, fewer than the {floor_bytes} that must stay")]
+    Low { free_bytes: u64, floor_bytes: u64 },
+    /// The store has its most.
+    #[error("the store has {store_bytes} bytes, its limit is {limit_bytes}")]
+    Limit { store_bytes: u64, limit_bytes: u64 },
 }
 
 /// The state of the doors.
@@ -68,20 +82,19 @@ impl Admission {
     }
 
     /// Whether a transaction may come in; if not, why, in words for a log and for health.
-    pub(crate) fn admit(&self, urgent: bool) -> Result<(), String> {
-        let Some(space) = self.space else { return Err(String::from("the disk was not measured yet")) };
+    pub(crate) fn admit(&self, urgent: bool) -> Result<(), NoRoom> {
+        let Some(space) = self.space else { return Err(NoRoom::NotMeasured) };
         // Whatever the margins say, an urgent lane is never worse off than an ordinary one.
         match if urgent && self.ordinary != Gate::Open { self.urgent } else { self.ordinary } {
             Gate::Open => Ok(()),
-            Gate::Low => Err(format!(
-                "{} bytes are free on the disk, fewer than the {} that must stay",
-                space.free_bytes,
-                self.floor_bytes(space.total_bytes)
-            )),
-            Gate::Limit => Err(format!(
-                "the store has {} bytes, its limit is {}",
-                space.store_bytes, self.limits.limit_bytes
-            )),
+            Gate::Low => {
+                let floor_bytes = self.floor_bytes(space.total_bytes);
+                Err(NoRoom::Low { free_bytes: space.free_bytes, floor_bytes })
+            }
+            Gate::Limit => {
+                let limit_bytes = self.limits.limit_bytes;
+                Err(NoRoom::Limit { store_bytes: space.store_bytes, limit_bytes })
+            }
         }
     }
 
@@ -173,7 +186,7 @@ mod tests {
         let mut admission = Admission::new(LIMITS);
         admission.handle(DiskSpace { free_bytes: 999, total_bytes: 10_000, store_bytes: 0 });
         assert_eq!(admits(&admission), (false, true));
-        assert!(admission.admit(false).unwrap_err().contains("1000"));
+        assert!(admission.admit(false).unwrap_err().to_string().contains("1000"));
         admission.handle(DiskSpace { free_bytes: 1125, total_bytes: 10_000, store_bytes: 0 });
         assert_eq!(admits(&admission), (true, true));
     }

@@ -142,7 +142,7 @@ impl SharedOutbox {
         let mut index = locked(&self.index);
         for ready in durable {
             if let Err(error) = index.insert_fingerprints(lane.id, ready.position, ready.fingerprints) {
-                tracing::warn!(lane = %lane.name, error = %error, "Duplicate index takes no more");
+                tracing::warn!(lane = %lane.name, error = %error, "The duplicate index accepts no more entries");
                 return;
             }
         }

@@ -44,7 +44,7 @@ pub(crate) enum Job {
     BarrierEnded {
         /// Index of the lane.
         lane: usize,
-        /// How.
+        /// How it ended.
         outcome: Result<(), SegmentError>,
     },
     /// Say that the writer moves, and the disk with it.

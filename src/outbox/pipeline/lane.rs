@@ -1,4 +1,4 @@
-//! A lane is a row of segments: segment k counts for the positions from its base up to the next one's base.
+//! A lane is a sequence of segments: segment k counts for the positions from its base up to the next one's base.
 //!
 //! [`LaneState`] is what everybody sees of a lane, under one lock, so that its numbers always add up; it changes only when
 //! something is behind the barrier. [`Handles`] shares the open databases between writer and readers, as
@@ -25,7 +25,7 @@ use crate::void::Voids;
 pub(crate) struct LaneState {
     /// Its epochs.
     pub(crate) numbering: Numbering,
-    /// Its segments by segment number; the last is the one that is written.
+    /// Its segments by number; the last is the one that is written.
     pub(crate) segments: BTreeMap<u64, Span>,
     /// The last position behind the barrier.
     pub(crate) tail: Position,
@@ -33,7 +33,7 @@ pub(crate) struct LaneState {
     pub(crate) chain: ChainValue,
     /// Confirmed through.
     pub(crate) watermark: Watermark,
-    /// The epoch in which the watermark's chain value holds, where that is known.
+    /// The epoch in which the watermark's chain value holds; none where nothing was ever confirmed.
     pub(crate) watermark_epoch: Option<Epoch>,
     /// The hub has a backup through this position.
     pub(crate) backed_up_through: Option<Position>,
@@ -43,7 +43,7 @@ pub(crate) struct LaneState {
     pub(crate) voids: Voids,
     /// The oldest that waits, and when it was accepted, as last looked up.
     pub(crate) oldest: Option<(Position, UnixMillis)>,
-    /// Row or missing records have changed since the segment table was written.
+    /// Segments or missing records have changed since the segment table was written.
     pub(crate) table_stale: bool,
     /// The watermark has changed since it was handed to the watermarks file.
     pub(crate) watermark_stale: bool,
@@ -82,7 +82,7 @@ impl LaneState {
         None
     }
 
-    /// The last position of a segment of the row.
+    /// The last position of a segment.
     pub(crate) fn last_of(&self, number: u64) -> Position {
         self.segments.range(number + 1..).next().map_or(self.tail, |(_, next)| next.base - 1)
     }

@@ -35,7 +35,7 @@ pub(crate) struct LaneWriter {
     lane: Arc<SharedLane>,
     index: usize,
     active: Option<Active>,
-    /// Ordinals up to this one were given out, here or to the segment worker.
+    /// Numbers up to this one were given out, here or to the segment worker.
     last_number: u64,
     /// The newest one that was begun here.
     newest: u64,
@@ -59,7 +59,7 @@ pub(crate) struct LaneWriter {
 }
 
 impl LaneWriter {
-    /// For a lane as recovery found it; `active` is the segment to go on with, `last_number` the highest in use.
+    /// For a lane as start-up found it; `active` is the segment to continue, `last_number` the highest in use.
     pub(crate) fn new(
         lane: Arc<SharedLane>,
         index: usize,
@@ -181,7 +181,7 @@ impl LaneWriter {
         }
     }
 
-    /// The segment whose barrier is due, if one is; [`LaneWriter::settled`] is told its outcome. `None` with something
+    /// The segment whose barrier is due, if one is; [`LaneWriter::barrier_ended`] receives its outcome. `None` with something
     /// pending and nothing under way: [`LaneWriter::replace`].
     pub(crate) fn begin_barrier(&mut self) -> Option<Arc<Segment>> {
         if self.under_way.is_some() || self.trouble.is_some() || self.broken.is_some() || self.appended == 0 {
@@ -280,7 +280,7 @@ impl LaneWriter {
         if self.tail > 0 {
             self.roll(shared);
         }
-        tracing::info!(lane = %self.lane.name, after, epoch = %self.numbered.epoch, "Lane has a new epoch");
+        tracing::info!(lane = %self.lane.name, after, epoch = %self.numbered.epoch, "The lane continues in a new epoch");
         shared.raise("epoch.new", format!("lane {} has a new epoch after position {after}", self.lane.name));
         Ok(numbering)
     }

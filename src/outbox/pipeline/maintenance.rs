@@ -114,7 +114,7 @@ impl Maintenance {
         self.watermarks_stale |= self.take_watermarks();
         self.add_running();
         if let Err(error) = self.watermarks.save() {
-            tracing::warn!(error = %error, "Confirmed marks could not be written");
+            tracing::warn!(error = %error, "The watermarks could not be written");
         }
         for lane in &self.shared.lanes {
             lane.state().table_stale = true;
@@ -139,7 +139,7 @@ impl Maintenance {
             Ok(()) => self.checkpoint_fails = false,
             Err(error) if !self.checkpoint_fails => {
                 self.checkpoint_fails = true;
-                tracing::warn!(error = %error, "Sidecar could not be written, it is tried again and again");
+                tracing::warn!(error = %error, "The tail checkpoint could not be written; the gateway retries");
             }
             Err(_) => {}
         }
@@ -177,7 +177,7 @@ impl Maintenance {
         let tables = locked(&self.shared.index).tables();
         match tables.filter() {
             Ok(filter) => locked(&self.shared.index).use_bloom(&filter),
-            Err(error) => tracing::warn!(error = %error, "Duplicate index could not be read as a whole"),
+            Err(error) => tracing::warn!(error = %error, "Part of the duplicate index could not be read"),
         }
     }
 
@@ -200,9 +200,10 @@ impl Maintenance {
                 }
                 (state.watermark, state.watermark_epoch, state.backed_up_through)
             };
-            self.watermarks.set(&lane.name, watermark, backed_up);
-            self.watermarks.set_epoch(&lane.name, epoch);
-            any = true;
+            if let Some(epoch) = epoch {
+                self.watermarks.set(&lane.name, watermark, epoch, backed_up);
+                any = true;
+            }
         }
         any
     }
@@ -234,7 +235,7 @@ impl Maintenance {
             }
             Err(error) if !self.watermarks_fail => {
                 self.watermarks_fail = true;
-                tracing::warn!(error = %error, "Confirmed marks could not be written, they are tried again and again");
+                tracing::warn!(error = %error, "The watermarks could not be written; the gateway retries");
             }
             Err(_) => {}
         }
@@ -325,7 +326,7 @@ impl Maintenance {
         self.shared.task(Task::Discard(lane.segment_directory(number)));
         self.watermarks.forget(&lane.name, number);
         if let Err(error) = locked(&self.shared.index).forget_through(lane.id, last) {
-            tracing::warn!(lane = %lane.name, error = %error, "Duplicate index could not forget");
+            tracing::warn!(lane = %lane.name, error = %error, "The duplicate index could not delete old entries");
         }
     }
 
@@ -364,7 +365,7 @@ fn save_segment_table(shared: &SharedOutbox, lane: &SharedLane) {
     };
     if let Err(error) = files::save(&shared.lane_file(&lane.name, "ledger"), &table) {
         lane.state().table_stale = true;
-        tracing::warn!(lane = %lane.name, error = %error, "Ledger could not be written");
+        tracing::warn!(lane = %lane.name, error = %error, "The segment table could not be written");
     }
 }
 

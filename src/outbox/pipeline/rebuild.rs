@@ -20,7 +20,7 @@ use crate::pipeline::lane::SharedLane;
 use crate::pipeline::shared::SharedOutbox;
 use crate::quarantine::{Quarantine, RIVAL};
 
-/// So long a repair waits for those who still read the segment.
+/// So long a rebuild waits for those who still read the segment.
 const LET_GO_PATIENCE: Duration = Duration::from_secs(5);
 
 /// What is known of a damaged segment from elsewhere.
@@ -36,7 +36,7 @@ pub(crate) struct DamagedSegment<'a> {
     pub(crate) span: Option<Span>,
     /// The lane's epochs.
     pub(crate) numbering: Option<&'a Numbering>,
-    /// A position in it whose chain value is known from elsewhere: the end of the row's part, or the tail checkpoint's.
+    /// A position in it whose chain value is known from elsewhere: the end of the segment, or the tail checkpoint's.
     pub(crate) known: Option<(Position, ChainValue)>,
     /// The last position that counts in it, if a later segment says so.
     pub(crate) through: Option<Position>,
@@ -198,7 +198,7 @@ pub(crate) enum Rebuild {
 }
 
 impl SharedOutbox {
-    /// Sets a damaged segment of the row aside and carves what is in it into a new one. Once a run: what is still
+    /// Sets a damaged segment of the lane aside and carves what is in it into a new one. Once a run: what is still
     /// missing then is lost.
     pub(crate) fn rebuild(&self, lane: &SharedLane, number: u64) -> Rebuild {
         let mut rebuilt = crate::lock::locked(&lane.rebuilt);
@@ -214,7 +214,7 @@ impl SharedOutbox {
             (span, through, (through, chain), state.numbering.clone(), next.is_none())
         };
         if written {
-            // The writer has it: it goes on elsewhere, and then this one can be replaced.
+            // The writer has it: it continues elsewhere, and then this one can be replaced.
             if let Some((index, _)) = self.lane(&lane.name) {
                 self.job(Job::Retire { lane: index, tail: None });
             }
@@ -242,7 +242,7 @@ impl SharedOutbox {
             Ok(outcome) => {
                 rebuilt.insert(number);
                 let lost = (through + 1 - span.base).saturating_sub(outcome.records);
-                tracing::error!(lane = %lane.name, segment = number, carved = outcome.records, lost, "Damaged segment was replaced by what could be salvaged");
+                tracing::error!(lane = %lane.name, segment = number, carved = outcome.records, lost, "A damaged segment was carved and rebuilt");
                 self.raise("salvaged", told(&lane.name, number, &outcome, lost));
                 Rebuild::Done
             }
@@ -251,7 +251,7 @@ impl SharedOutbox {
                 Rebuild::Later(error.to_string())
             }
             Err(error) => {
-                tracing::error!(lane = %lane.name, segment = number, error = %error, "Damaged segment could not be salvaged");
+                tracing::error!(lane = %lane.name, segment = number, error = %error, "A damaged segment could not be carved");
                 Rebuild::Later(error.to_string())
             }
         }

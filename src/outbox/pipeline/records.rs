@@ -67,7 +67,7 @@ impl SharedOutbox {
         }
     }
 
-    /// One record, if its segment is open now and it can be read there: nothing is opened or repaired for it.
+    /// One record, if its segment is open now and it can be read there: nothing is opened or carved for it.
     pub(crate) fn record_if_open(&self, lane: &SharedLane, position: Position) -> Option<Transaction> {
         let (number, _) = {
             let state = lane.state();
@@ -128,13 +128,13 @@ impl SharedOutbox {
         Ok(None)
     }
 
-    /// The handle of a segment of the row.
+    /// The handle of a segment of the lane.
     pub(crate) fn segment(&self, lane: &SharedLane, number: u64) -> Result<Arc<Segment>, SegmentError> {
         let durable = lane.state().last_of(number);
         lane.handles.get(number, || Segment::open(&lane.segment_directory(number), durable))
     }
 
-    /// A handle that failed is dead. Damage is repaired; the rest may be better next time.
+    /// A handle that failed is dead. Damage is carved; the rest may be better next time.
     fn failed<T>(
         &self,
         lane: &SharedLane,
@@ -142,7 +142,7 @@ impl SharedOutbox {
         error: &SegmentError,
     ) -> Result<Option<T>, ReadError> {
         if lane.state().segments.contains_key(&number) {
-            tracing::warn!(lane = %lane.name, segment = number, error = %error, "Segment could not be read");
+            tracing::warn!(lane = %lane.name, segment = number, error = %error, "A segment could not be read");
             drop(lane.handles.forget(number));
             if error.is_full() {
                 self.out_of_room();

@@ -1,7 +1,4 @@
-//! Voids: positions that are lost for good and were released by a person, so that their lane can go on.
-//!
-//! `lanes/{lane}/voids` keeps them for ever, with the chain values before and after. Such a position is read as a transaction
-//! of kind `void` ([`pgw_core::wire::void`]) that takes its place on the wire; in the numbers it stays `damaged`, confirmed or not.
+//! Writing off lost positions ([`crate::void`]): what can be read is never written off.
 
 use crate::types::Released;
 use pgw_core::chain::ChainValue;
@@ -10,7 +7,7 @@ use pgw_core::transaction::{Position, unix_millis_now};
 use pgw_core::wire::void;
 use uuid::Uuid;
 
-use crate::errors::ReadError;
+use crate::errors::{ReadError, VoidError};
 use crate::files;
 use crate::pipeline::lane::SharedLane;
 use crate::pipeline::shared::SharedOutbox;
@@ -25,37 +22,32 @@ impl SharedOutbox {
         lane: &SharedLane,
         from: Position,
         through: Position,
-    ) -> Result<Released, String> {
+    ) -> Result<Released, VoidError> {
         let (watermark, tail, numbering) = {
             let state = lane.state();
             (state.watermark, state.tail, state.numbering.clone())
         };
         if from <= watermark.position || from > through || through > tail || through - from >= MOST {
-            return Err(format!(
-                "a range lies between the confirmed position {} and the tail {tail}, from its first to its last",
-                watermark.position
-            ));
+            return Err(VoidError::Range { confirmed: watermark.position, tail });
         }
         let numbered = numbering.at(from);
         if numbering.at(through) != numbered {
-            return Err("the range lies in two epochs: release each part by itself".into());
+            return Err(VoidError::TwoEpochs);
         }
         let mut next = from;
         while next <= through {
             match self.read(lane, next, 1, 0) {
                 Ok(found) if found.iter().any(|stored| stored.transaction.kind == void::KIND) => {
-                    return Err(format!("position {next} is released already"));
+                    return Err(VoidError::Already(next));
                 }
-                Ok(found) if found.is_empty() => return Err(format!("position {next} cannot be judged now")),
-                Ok(_) => {
-                    return Err(format!("position {next} can be read: it is not lost, and is not released"));
-                }
+                Ok(found) if found.is_empty() => return Err(VoidError::Unclear(next)),
+                Ok(_) => return Err(VoidError::Readable(next)),
                 Err(ReadError::Gone { .. }) => next = self.lost_through(lane, next) + 1,
-                Err(trouble) => return Err(trouble.to_string()),
+                Err(trouble) => return Err(trouble.into()),
             }
         }
         let Some(previous) = self.chain_before_range(lane, numbered, from) else {
-            return Err(format!("position {} is lost, too: begin with the first that is", from - 1));
+            return Err(VoidError::NotTheFirst(from - 1));
         };
         let chain = self.chain_after_range(lane, &numbering, numbered, through).unwrap_or(previous);
         Ok(Released { from, through, previous, chain })
@@ -122,7 +114,12 @@ impl SharedOutbox {
         self.read(lane, through + 1, 1, 0).ok()?.first().map(|stored| stored.previous)
     }
 
-    pub(crate) fn release(&self, lane: &SharedLane, released: &Released, reason: &str) -> Result<(), String> {
+    pub(crate) fn release(
+        &self,
+        lane: &SharedLane,
+        released: &Released,
+        reason: &str,
+    ) -> Result<(), VoidError> {
         let (mut voids, epoch) = {
             let state = lane.state();
             (state.voids.clone(), state.numbering.at(released.from).epoch)
@@ -138,8 +135,7 @@ impl SharedOutbox {
             time: unix_millis_now(),
             id: Uuid::now_v7(),
         });
-        files::save(&self.lane_file(&lane.name, "voids"), &voids)
-            .map_err(|error| format!("the void cannot be made durable: {error}"))?;
+        files::save(&self.lane_file(&lane.name, "voids"), &voids).map_err(VoidError::Save)?;
         {
             let mut state = lane.state();
             let kept_from = state.first_retained();
@@ -147,10 +143,10 @@ impl SharedOutbox {
             state.table_stale |= new;
             state.voids = voids;
         }
-        tracing::error!(lane = %lane.name, from, through, reason, "A person has released lost positions");
+        tracing::error!(lane = %lane.name, from, through, reason, "A person wrote off lost positions");
         self.raise(
             "void",
-            format!("positions {from} to {through} of lane {} are released: {reason}", lane.name),
+            format!("positions {from} to {through} of lane {} were written off: {reason}", lane.name),
         );
         Ok(())
     }

@@ -64,7 +64,7 @@ impl Running {
         if self.stopping.load(Ordering::SeqCst) {
             Refusal::Stopping
         } else {
-            tracing::error!("Writer has ended, the outbox must be opened again");
+            tracing::error!("The outbox writer has ended; restart the daemon");
             Refusal::Trouble("the writer has ended".into())
         }
     }

@@ -12,7 +12,7 @@ use crate::pipeline::trash::{discard, empty_trash};
 /// Runs until it is told to stop.
 pub(crate) fn run(shared: &Arc<SharedOutbox>, tasks: &Receiver<Task>) {
     if let Err(error) = empty_trash(&shared.settings.directory) {
-        tracing::warn!(error = %error, "Trash could not be emptied");
+        tracing::warn!(error = %error, "The trash directory could not be emptied");
     }
     while let Ok(task) = tasks.recv() {
         match task {
@@ -42,7 +42,7 @@ fn make_ahead(shared: &SharedOutbox, lane: usize, number: u64) {
         Ok(segment) => *locked(&lane.ahead) = Some((number, segment)),
         Err(error) => {
             // The writer makes one itself then, and says so if that fails too.
-            tracing::warn!(lane = %lane.name, error = %error, "Segment could not be made ahead");
+            tracing::warn!(lane = %lane.name, error = %error, "A segment could not be created ahead");
             let _ = discard(&shared.settings.directory, &lane.segment_directory(number));
         }
     }

@@ -1,4 +1,4 @@
-//! What the outbox's threads share: settings, lanes, counters, and the list of what people should know.
+//! What the outbox's threads share: settings, lanes, counters, and the list of alarms.
 
 use crate::state::layout::lane_file;
 use std::collections::{BTreeMap, VecDeque};
@@ -27,7 +27,7 @@ use crate::types::{OutboxAlarm, OutboxSettings, Snapshot};
 
 /// A ballast that was released stays so for this long at least.
 const BALLAST_PAUSE: Duration = Duration::from_secs(30);
-/// Events that are kept until somebody fetches them; beyond it the oldest go.
+/// Alarms that are kept until health fetches them; beyond it the oldest go.
 const MOST_ALARMS: usize = 1000;
 
 /// What an outbox is made of.
@@ -113,7 +113,7 @@ impl SharedOutbox {
         let _ = self.tasks.send(task);
     }
 
-    /// Something that a person should know of.
+    /// Raises an alarm.
     pub(crate) fn raise(&self, code: &'static str, detail: String) {
         let mut alarms = locked(&self.alarms);
         if alarms.len() >= MOST_ALARMS {
@@ -164,12 +164,12 @@ impl SharedOutbox {
     /// [`Refusal::Full`] with the reason.
     pub(crate) fn admits(&self, lane: usize) -> Result<(), Refusal> {
         let urgent = self.lanes.get(lane).is_some_and(|lane| lane.urgent);
-        locked(&self.admission).admit(urgent).map_err(Refusal::Full)
+        locked(&self.admission).admit(urgent).map_err(|none| Refusal::Full(none.to_string()))
     }
 
     /// Why ordinary lanes are refused now, if they are.
     pub(crate) fn refusing(&self) -> Option<String> {
-        locked(&self.admission).admit(false).err()
+        locked(&self.admission).admit(false).err().map(|none| none.to_string())
     }
 
     /// A lane cannot be stored, or can be again.
@@ -207,9 +207,9 @@ impl SharedOutbox {
                 tracing::warn!(
                     free_bytes = space.free_bytes,
                     store_bytes = space.store_bytes,
-                    "Store is full and refuses new work"
+                    "The store is full and refuses new work"
                 );
-                self.raise("store.low", reason);
+                self.raise("store.low", reason.to_string());
             }
             Some(None) => {
                 tracing::info!(free_bytes = space.free_bytes, "Store has room again");
@@ -231,7 +231,7 @@ impl SharedOutbox {
     pub(crate) fn out_of_room(&self) {
         if self.ballast.is_held().unwrap_or(false) && self.ballast.release().is_ok() {
             locked(&self.released).replace(Instant::now());
-            tracing::warn!("Disk is full, ballast released");
+            tracing::warn!("The disk is full; the ballast was released");
             self.raise(
                 "store.ballast",
                 "the disk is full; the reserve for opening and draining was released".into(),

@@ -12,13 +12,13 @@ use crate::guard::segment::Span;
 /// Of the segment table.
 pub(crate) const SEGMENT_TABLE_VERSION: u32 = 1;
 
-/// The row and the missing records as they are kept beside the segments, so that a start needs to open the newest only.
+/// The segments and the missing records as they are kept beside the segments, so that a start needs to open the newest only.
 /// Written behind; what it misses is in the newest segment's header.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct SegmentTable {
     /// Of this format.
     pub(crate) version: u32,
-    /// Segments by segment number.
+    /// Segments by number.
     #[serde(rename = "row")]
     pub(crate) segments: BTreeMap<u64, Span>,
     /// Lost positions.
@@ -26,12 +26,12 @@ pub(crate) struct SegmentTable {
     pub(crate) missing: MissingRecords,
 }
 
-/// Ranges of positions that are not to be had any more, ascending, apart.
+/// Ranges of positions that can no longer be read, ascending, apart.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct MissingRecords(Vec<(Position, Position)>);
 
 impl MissingRecords {
-    /// Adds `from..=through`; whether anything of it was new.
+    /// Adds `from..=through`; answers whether anything of it was new.
     pub(crate) fn add(&mut self, from: Position, through: Position) -> bool {
         if from > through || self.0.iter().any(|(a, b)| *a <= from && through <= *b) {
             return false;
@@ -49,7 +49,7 @@ impl MissingRecords {
         true
     }
 
-    /// Takes out one position: it is to be had again.
+    /// Takes out one position: it was found again.
     pub(crate) fn fill(&mut self, position: Position) {
         let Some(at) = self.0.iter().position(|(from, through)| (*from..=*through).contains(&position))
         else {

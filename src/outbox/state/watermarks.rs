@@ -48,9 +48,8 @@ struct LaneWatermark {
 struct Confirmed {
     position: Position,
     chain: ChainValue,
-    /// In which the chain value holds; older files do not say.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    epoch: Option<Epoch>,
+    /// In which the chain value holds.
+    epoch: Epoch,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -83,19 +82,9 @@ impl Watermarks {
         Some(Watermark { position: confirmed.position, chain: confirmed.chain })
     }
 
-    /// The epoch on the wire in which its chain value holds, where that is known.
+    /// The epoch on the wire in which its chain value holds.
     pub(crate) fn epoch(&self, lane: &Lane) -> Option<Epoch> {
-        self.content.lanes.get(lane)?.confirmed?.epoch
-    }
-
-    /// Says so; after [`Watermarks::set`], which takes any other watermark's epoch with it.
-    pub(crate) fn set_epoch(&mut self, lane: &Lane, epoch: Option<Epoch>) {
-        if let Some(confirmed) =
-            self.content.lanes.get_mut(lane).and_then(|watermarks| watermarks.confirmed.as_mut())
-        {
-            self.unsaved |= confirmed.epoch != epoch;
-            confirmed.epoch = epoch;
-        }
+        Some(self.content.lanes.get(lane)?.confirmed?.epoch)
     }
 
     /// How far the hub has said that its backup goes.
@@ -103,19 +92,21 @@ impl Watermarks {
         self.content.lanes.get(lane)?.backed_up_through
     }
 
-    /// Sets the watermark of `lane`. When it goes back, every segment that ends beyond it is unconfirmed again, and
-    /// its retention will start anew.
-    pub(crate) fn set(&mut self, lane: &Lane, watermark: Watermark, backed_up_through: Option<Position>) {
+    /// Sets the watermark of `lane`, and the epoch in which its chain value holds. When it goes back, every segment that ends
+    /// beyond it is unconfirmed again, and its retention begins again with its next confirmation.
+    pub(crate) fn set(
+        &mut self,
+        lane: &Lane,
+        watermark: Watermark,
+        epoch: Epoch,
+        backed_up_through: Option<Position>,
+    ) {
         let watermarks = self.content.lanes.entry(lane.clone()).or_default();
         let before = watermarks.clone();
-        let same = watermarks
-            .confirmed
-            .filter(|old| (old.position, old.chain) == (watermark.position, watermark.chain));
-        let epoch = same.and_then(|old| old.epoch);
-        watermarks.confirmed =
-            Some(Confirmed { position: watermark.position, chain: watermark.chain, epoch });
+        let Watermark { position, chain } = watermark;
+        watermarks.confirmed = Some(Confirmed { position, chain, epoch });
         watermarks.backed_up_through = backed_up_through;
-        watermarks.segments.retain(|_, segment| segment.last <= watermark.position);
+        watermarks.segments.retain(|_, segment| segment.last <= position);
         self.unsaved |= *watermarks != before;
     }
 
@@ -196,6 +187,10 @@ mod tests {
         Lane::new("clinical").unwrap()
     }
 
+    fn epoch() -> Epoch {
+        Epoch(uuid::Uuid::nil())
+    }
+
     fn at(position: Position) -> Watermark {
         Watermark { position, chain: ChainValue([3; 32]) }
     }
@@ -207,10 +202,10 @@ mod tests {
         let mut watermarks = Watermarks::open(&path).unwrap();
         assert_eq!(watermarks.watermark(&lane()), None);
         watermarks.add_running(HOUR);
-        watermarks.set(&lane(), at(100), Some(90));
+        watermarks.set(&lane(), at(100), epoch(), Some(90));
         watermarks.segment_confirmed(&lane(), 1, 100);
         watermarks.save().unwrap();
-        watermarks.set(&lane(), at(101), Some(91));
+        watermarks.set(&lane(), at(101), epoch(), Some(91));
         let again = Watermarks::open(&path).unwrap();
         assert_eq!(again.watermark(&lane()), Some(at(100)));
         assert_eq!(again.backed_up_through(&lane()), Some(90));
@@ -224,7 +219,7 @@ mod tests {
     fn retention_counts_running_time_from_the_first_confirmation() {
         let directory = tempfile::tempdir().unwrap();
         let mut watermarks = Watermarks::open(&directory.path().join("marks.json")).unwrap();
-        watermarks.set(&lane(), at(50), None);
+        watermarks.set(&lane(), at(50), epoch(), None);
         assert!(!watermarks.expired(&lane(), 1, Duration::ZERO), "not confirmed at all");
         watermarks.segment_confirmed(&lane(), 1, 51);
         assert!(!watermarks.expired(&lane(), 1, Duration::ZERO), "its last record is not confirmed");
@@ -241,14 +236,14 @@ mod tests {
     fn a_mark_that_goes_back_unconfirms_what_lies_beyond() {
         let directory = tempfile::tempdir().unwrap();
         let mut watermarks = Watermarks::open(&directory.path().join("marks.json")).unwrap();
-        watermarks.set(&lane(), at(100), None);
+        watermarks.set(&lane(), at(100), epoch(), None);
         watermarks.segment_confirmed(&lane(), 1, 50);
         watermarks.segment_confirmed(&lane(), 2, 100);
-        watermarks.set(&lane(), at(99), None);
+        watermarks.set(&lane(), at(99), epoch(), None);
         assert!(watermarks.expired(&lane(), 1, Duration::ZERO));
         assert!(!watermarks.expired(&lane(), 2, Duration::ZERO));
         watermarks.add_running(HOUR);
-        watermarks.set(&lane(), at(100), None);
+        watermarks.set(&lane(), at(100), epoch(), None);
         assert!(!watermarks.expired(&lane(), 2, Duration::ZERO), "confirmed anew only when said so");
         watermarks.segment_confirmed(&lane(), 2, 100);
         assert!(!watermarks.expired(&lane(), 2, HOUR), "and its retention starts anew");
@@ -259,7 +254,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("marks.json");
         let mut watermarks = Watermarks::open(&path).unwrap();
-        watermarks.set(&lane(), at(1), None);
+        watermarks.set(&lane(), at(1), epoch(), None);
         watermarks.save().unwrap();
         let good = std::fs::read(&path).unwrap();
         assert!(decode(&good).is_some());
@@ -281,10 +276,10 @@ mod tests {
     fn golden_file() {
         let mut watermarks = Watermarks::open(Path::new("/nonexistent/marks.json")).unwrap();
         watermarks.add_running(Duration::from_millis(1500));
-        watermarks.set(&lane(), Watermark { position: 7, chain: ChainValue([0xab; 32]) }, Some(5));
+        watermarks.set(&lane(), Watermark { position: 7, chain: ChainValue([0xab; 32]) }, epoch(), Some(5));
         watermarks.segment_confirmed(&lane(), 3, 6);
         let json = format!(
-            "{{\"version\":1,\"running_millis\":1500,\"lanes\":{{\"clinical\":{{\"confirmed\":{{\"position\":7,\"chain\":\"{}\"}},\
+            "{{\"version\":1,\"running_millis\":1500,\"lanes\":{{\"clinical\":{{\"confirmed\":{{\"position\":7,\"chain\":\"{}\",\"epoch\":\"00000000-0000-0000-0000-000000000000\"}},\
              \"backed_up_through\":5,\"segments\":{{\"3\":{{\"last\":6,\"since_millis\":1500}}}}}}}}}}",
             "ab".repeat(32)
         );

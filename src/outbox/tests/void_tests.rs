@@ -13,7 +13,7 @@ fn lose(outbox: &Outbox, from: Position, through: Position) {
 }
 
 fn release(outbox: &Outbox, from: Position, through: Position) -> Result<Released, String> {
-    outbox.void(&clinical(), (from, through), "a bad sector", true)
+    outbox.void(&clinical(), (from, through), "a bad sector", true).map_err(|error| error.to_string())
 }
 
 /// Reads the whole lane as the hub would judge it; the positions that are void.

@@ -26,7 +26,7 @@ fn lane() -> Lane {
 }
 
 fn open(directory: &Path) -> Outbox {
-    let settings = outbox::Settings {
+    let settings = outbox::OutboxSettings {
         directory: directory.join("outbox"),
         practice: Practice::new("B86022").unwrap(),
         gateway: Gateway::new("gw1").unwrap(),

@@ -1,4 +1,4 @@
-//! How a lane writer goes on in a new segment: the present one is full, failed, or is to be left.
+//! How a lane writer continues in a new segment: the present one is full, failed, or is to be closed.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -14,17 +14,17 @@ use crate::pipeline::pending::PendingRecord;
 use crate::pipeline::shared::SharedOutbox;
 
 impl LaneWriter {
-    /// Goes on in a new segment with all that is pending, the present one being full, absent or broken.
+    /// Continues in a new segment with all that is pending, the present one being full, absent or broken.
     ///
     /// # Errors
-    /// As [`LaneWriter::settled`].
+    /// As [`LaneWriter::barrier_ended`].
     pub(crate) fn replace(&mut self, shared: &SharedOutbox) -> Result<(), Refusal> {
         if let Some(trouble) = &self.trouble {
             return Err(Refusal::Trouble(trouble.clone()));
         }
         self.appended = 0;
         if let Some(error) = self.broken.take() {
-            tracing::error!(lane = %self.lane.name, error = %error, "Segment failed, what is beyond its last barrier goes to a new one");
+            tracing::error!(lane = %self.lane.name, error = %error, "A segment failed; everything beyond its last barrier is written again to a new one");
             shared.raise(
                 "store.trouble",
                 format!("a segment of lane {} failed and was replaced: {error}", self.lane.name),
@@ -41,7 +41,7 @@ impl LaneWriter {
             self.trouble = None;
             shared.in_trouble(&self.lane.name, None);
             let seconds = self.failing_since.take().map_or(0, |since| since.elapsed().as_secs());
-            tracing::info!(lane = %self.lane.name, seconds, "Store works again");
+            tracing::info!(lane = %self.lane.name, seconds, "The store can write again");
             shared.raise(
                 "store.works",
                 format!("lane {} can be stored again after {seconds} s", self.lane.name),
@@ -63,7 +63,7 @@ impl LaneWriter {
                 }
                 let text = error.to_string();
                 if self.trouble.is_none() {
-                    tracing::error!(lane = %self.lane.name, error = %text, "Store refuses new work until it can write again");
+                    tracing::error!(lane = %self.lane.name, error = %text, "The store refuses new work until it can write again");
                     shared
                         .raise("store.trouble", format!("lane {} cannot be stored: {text}", self.lane.name));
                     self.failing_since = Some(Instant::now());
@@ -128,7 +128,7 @@ impl LaneWriter {
         }
     }
 
-    /// Leaves the present segment for a new one: it is to be pruned, or repaired. `tail`: only if nothing came since.
+    /// Closes the present segment and begins a new one: it is to be pruned, or rebuilt. `tail`: only if nothing came since.
     pub(crate) fn retire(&mut self, shared: &SharedOutbox, tail: Option<Position>) {
         let wanted =
             tail.is_none_or(|tail| tail == self.tail) && self.active.as_ref().is_none_or(|a| a.records > 0);
@@ -137,11 +137,13 @@ impl LaneWriter {
         }
     }
 
-    /// Goes on in a new segment. A failure is no trouble: there is nothing to be written, the present one goes on.
+    /// Continues in a new segment. A failure does no harm: there is nothing to be written, the present one continues.
     pub(super) fn roll(&mut self, shared: &SharedOutbox) {
         match self.begin_segment(shared) {
             Ok((number, segment)) => self.go_on_in(shared, number, segment),
-            Err(error) => tracing::warn!(lane = %self.lane.name, error = %error, "Segment could not be left"),
+            Err(error) => {
+                tracing::warn!(lane = %self.lane.name, error = %error, "A segment could not be closed")
+            }
         }
     }
 

@@ -1,7 +1,7 @@
-//! From what lies on the disk to a lane that goes on: after a clean stop, after a crash, after damage.
+//! From what lies on the disk to a lane that continues: after a clean stop, after a crash, after damage.
 //!
 //! A start does not read the backlog. The segment table says what the older segments hold; only the newest is opened, and of
-//! that only the last record is looked at. Never is anything deleted here that was answered, and never does a
+//! that only the last record is read. Never is anything deleted here that was answered, and never does a
 //! store start silently empty.
 
 use std::collections::BTreeMap;
@@ -36,7 +36,7 @@ use crate::void::Voids;
 /// A lane as it was found.
 pub(crate) struct OpenedLane {
     pub(crate) lane: Arc<SharedLane>,
-    /// The segment to go on with: segment number, handle, records, payload bytes.
+    /// The segment to continue: segment number, handle, records, payload bytes.
     pub(crate) active: Option<(u64, Arc<Segment>, u64, u64)>,
     /// The highest segment number in use.
     pub(crate) last_number: u64,
@@ -120,7 +120,7 @@ struct Opening<'a> {
     chain_unknown: bool,
     /// The last record is there and damaged, and nothing knows its chain value.
     end_unknown: bool,
-    /// The segment to go on with: segment number, handle, records, payload bytes.
+    /// The segment to continue: segment number, handle, records, payload bytes.
     active: Option<(u64, Arc<Segment>, u64, u64)>,
 }
 
@@ -189,7 +189,7 @@ impl<'a> Opening<'a> {
         Ok(())
     }
 
-    /// What was accepted beyond the end that was found is lost: the lane goes on after it, in a new epoch.
+    /// What was accepted beyond the end that was found is lost: the lane continues after it, in a new epoch.
     fn give_up_what_is_lost(&mut self, alarms: &mut Vec<OutboxAlarm>) -> Result<(), OpenError> {
         let (store, name) = (self.context.store, self.context.lane);
         let checkpoint = self.context.checkpoint.last(name);
@@ -206,7 +206,7 @@ impl<'a> Opening<'a> {
                 if self.end_unknown { self.tail - 1 } else { self.tail }
             ),
         });
-        tracing::error!(lane = %name, found = self.tail, accepted = vouched, "Store ends before what it had accepted");
+        tracing::error!(lane = %name, found = self.tail, accepted = vouched, "The store ends before the last position that it had accepted");
         self.missing.add(self.tail + 1, vouched);
         // The hub may have had what is lost here: by this value it is believed.
         let known = checkpoint.filter(|(position, _)| *position == vouched);
@@ -272,18 +272,18 @@ impl<'a> Opening<'a> {
     }
 }
 
-/// A small file that can be made again: damage is told and not fatal.
+/// A small file that can be recreated: damage raises an alarm and is not fatal.
 fn read_kept<T: serde::de::DeserializeOwned>(
     path: &Path,
     lane: &Lane,
     alarms: &mut Vec<OutboxAlarm>,
 ) -> Option<T> {
     files::load(path).unwrap_or_else(|error| {
-        tracing::warn!(path = %path.display(), error = %error, "Small file is damaged and is made again");
+        tracing::warn!(path = %path.display(), error = %error, "A small file of the store was damaged and is recreated");
         let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
         alarms.push(OutboxAlarm {
             code: "damaged",
-            detail: format!("the {name} of lane {lane} was damaged and is made again"),
+            detail: format!("the {name} of lane {lane} was damaged and recreated"),
         });
         None
     })

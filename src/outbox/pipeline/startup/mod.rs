@@ -106,8 +106,9 @@ impl StoreFiles {
         // Before anything is sealed with a new key the store names it: here, and later where its lanes begin.
         if descriptor.begin_key(&keys.present().id(), quarantine.last_id() + 1) {
             descriptor.save(directory).map_err(failed("write", &directory.join("FORMAT")))?;
-            let detail = format!("from now on is sealed with the outbox key {}", keys.present().id());
-            tracing::info!(key = keys.present().id(), "Sealing with another outbox key");
+            let detail =
+                format!("new records are sealed with outbox key {} from now on", keys.present().id());
+            tracing::info!(key = keys.present().id(), "New records are sealed with another outbox key");
             alarms.push(OutboxAlarm { code: "key.rotated", detail });
         }
         let path = directory.join("index");
@@ -121,21 +122,21 @@ impl StoreFiles {
             (
                 self.checkpoint.was_damaged(),
                 "damaged",
-                "the sidecar was damaged: a tail that the disk has lost would not show",
+                "the tail checkpoint (file sidecar) was damaged and recreated: a tail lost before now would not show",
             ),
             (
                 self.watermarks.was_damaged(),
                 "damaged",
-                "the confirmed marks were damaged: what the hub has may be sent once more",
+                "the watermarks (file marks) were damaged and recreated: confirmed transactions may be sent once more",
             ),
             (
                 self.index.was_rebuilt(),
                 "index.rebuilt",
-                "the duplicate index is made again from what is kept",
+                "the duplicate index was damaged and is rebuilt from the outbox",
             ),
         ] {
             if damaged {
-                tracing::warn!(code, detail, "A file of the store had to be begun anew");
+                tracing::warn!(code, detail, "A damaged file of the store was recreated");
                 alarms.push(OutboxAlarm { code, detail: detail.to_owned() });
             }
         }

@@ -108,7 +108,7 @@ fn open_or_carve(
     };
     let opened = match opened {
         Err(error) if error.is_damage() => {
-            tracing::error!(lane = %context.lane, segment = number, error = %error, "Segment is damaged, salvaging what is in it");
+            tracing::error!(lane = %context.lane, segment = number, error = %error, "A segment is damaged and is being carved");
             let damaged = DamagedSegment {
                 store: context.store,
                 lane: (context.lane, context.id),
@@ -149,7 +149,7 @@ pub(super) struct Older {
     pub(super) stale: bool,
 }
 
-/// The row before the newest segment: from the segment table, the newest one's header, and only then from the segments.
+/// The segments before the newest: from the segment table, the newest one's header, and only then from the segments.
 pub(super) fn older(
     context: &Context<'_>,
     table: Option<&SegmentTable>,
