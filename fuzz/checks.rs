@@ -81,7 +81,9 @@ pub fn msh(data: &[u8]) {
         let _ = (envelope::content_type(msh), envelope::key(msh), envelope::sender(msh));
     }
     let stamp = Stamp { now: 1_795_385_530_123, control_id: "PGW1" };
-    for outcome in [AckOutcome::Stored, AckOutcome::Refused(Fault::NO_HEADER), AckOutcome::Refused(Fault::TOO_LARGE)] {
+    for outcome in
+        [AckOutcome::Stored, AckOutcome::Refused(Fault::NO_HEADER), AckOutcome::Refused(Fault::TOO_LARGE)]
+    {
         let Some(framed) = acknowledgment(msh.as_ref(), outcome, stamp) else { continue };
         assert!(framed.len() < MAX_BYTES);
         let frames = decode(&framed, MAX_BYTES, framed.len());

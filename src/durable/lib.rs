@@ -341,12 +341,18 @@ mod tests {
             std::fs::write(&to, b"old").unwrap();
             let taken = rename.rename_unsynced(&from, &to).unwrap_err();
             assert_eq!(taken.kind(), io::ErrorKind::AlreadyExists);
-            assert_eq!((std::fs::read(&from).unwrap(), std::fs::read(&to).unwrap()), (b"new".into(), b"old".into()));
+            assert_eq!(
+                (std::fs::read(&from).unwrap(), std::fs::read(&to).unwrap()),
+                (b"new".into(), b"old".into())
+            );
             std::fs::remove_file(&to).unwrap();
             rename.rename_unsynced(&from, &to).unwrap();
             assert_eq!(std::fs::read(&to).unwrap(), b"new");
             let gone = rename.rename_unsynced(&from, &directory.path().join("other")).unwrap_err();
-            assert_eq!((gone.kind(), directory.path().join("other").exists()), (io::ErrorKind::NotFound, false));
+            assert_eq!(
+                (gone.kind(), directory.path().join("other").exists()),
+                (io::ErrorKind::NotFound, false)
+            );
         }
     }
 }

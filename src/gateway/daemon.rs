@@ -15,10 +15,10 @@ use tokio::sync::watch;
 use tokio::time::MissedTickBehavior;
 
 use crate::config::GatewayConfig;
+use crate::control::server::ControlSocket;
 use crate::health::LinkSnapshot;
 use crate::health::watcher;
 use crate::health::watcher::Eye;
-use crate::control::server::ControlSocket;
 use crate::ingest::folder::door::FolderDoor;
 use crate::ingest::http::door::{HttpDoor, HttpDoorError};
 use crate::ingest::mllp::door::{MllpDoor, MllpDoorError};

@@ -388,7 +388,12 @@ fn a_folder_that_is_not_there_degrades_the_state_and_nothing_else() {
         (site.status()?["state"] == "buffering").then_some(())
     });
     let log = site.log("gateway");
-    for once in ["The folder cannot be used; the folder door is closed", "folder.away", "The folder can be used again", "folder.back"] {
+    for once in [
+        "The folder cannot be used; the folder door is closed",
+        "folder.away",
+        "The folder can be used again",
+        "folder.back",
+    ] {
         assert_eq!(log.matches(once).count(), 1, "{once}");
     }
     site.stop();

@@ -53,12 +53,8 @@ fn files_are_short() {
     /// A little more is better than a cut in the wrong place.
     const LINES: usize = 450;
     /// Debts: longer than that today, with the length that they must not grow beyond.
-    const DEBTS: [(&str, usize); 4] = [
-        ("hub/desk.rs", 481),
-        ("outbox/lib.rs", 497),
-        ("outbox/pen.rs", 464),
-        ("outbox/recovery.rs", 478),
-    ];
+    const DEBTS: [(&str, usize); 4] =
+        [("hub/desk.rs", 481), ("outbox/lib.rs", 497), ("outbox/pen.rs", 464), ("outbox/recovery.rs", 478)];
     let mut long = Vec::new();
     for (name, code) in product() {
         let lines = code.lines().count();

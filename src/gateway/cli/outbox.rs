@@ -10,7 +10,7 @@ use pgw_host::exit::Exit;
 use crate::cli::moving;
 use crate::control::client::Client;
 use crate::control::client::failed;
-use crate::control::{Reply, Request, Which};
+use crate::control::{Reply, Request, TransactionRef};
 use crate::listing::{ListedTransaction, TransactionState};
 
 /// What is kept in the outbox: headers only.
@@ -69,7 +69,7 @@ pub struct Void {
     pub yes: bool,
 }
 
-/// Which lane.
+/// The lane.
 #[derive(Debug, Clone, Args)]
 pub struct Release {
     /// The lane.
@@ -101,7 +101,7 @@ pub struct Show {
     #[arg(long)]
     pub lane: Option<Lane>,
     /// Its id, or its position.
-    pub which: Which,
+    pub which: TransactionRef,
     /// As JSON.
     #[arg(long)]
     pub json: bool,
@@ -272,15 +272,7 @@ mod tests {
         assert_eq!(lines[0][..4], ["lane", "position", "state", "accepted"]);
         assert_eq!(
             lines[1],
-            [
-                "clinical",
-                "3",
-                "waiting",
-                &rfc3339(third.time),
-                "6",
-                "t",
-                &third.id.to_string()
-            ]
+            ["clinical", "3", "waiting", &rfc3339(third.time), "6", "t", &third.id.to_string()]
         );
         assert_eq!(lines[2], ["clinical", "4", "damaged"]);
         assert_eq!(lines.len(), 4);
@@ -289,9 +281,9 @@ mod tests {
         assert_eq!((first["state"].as_str(), first["bytes"].as_u64()), (Some("confirmed"), Some(6)));
 
         let show = |which, json| Outbox::Show(Show { lane: None, which, json });
-        let (exit, page) = ask(&daemon, &show(Which::Position(5), false));
+        let (exit, page) = ask(&daemon, &show(TransactionRef::Position(5), false));
         assert_eq!(exit, Exit::Done);
         assert!(page.contains(&format!("id            {}\n", fifth.id)), "{page}");
-        assert_eq!(ask(&daemon, &show(Which::Position(6), true)), (Exit::Refused, String::new()));
+        assert_eq!(ask(&daemon, &show(TransactionRef::Position(6), true)), (Exit::Refused, String::new()));
     }
 }

@@ -195,12 +195,8 @@ fn what_it_is_follows_from_its_media_type() {
     let daemon = Daemon::start();
     for (content_type, kind) in [("x-application/hl7-v2+er7", "hl7v2"), ("application/fhir+json", "fhir")] {
         let id = daemon.keep("no MSH", &mllp("urn:x"), content_type.as_bytes());
-        let typed = Release {
-            id,
-            lane: None,
-            event_type: Some("t".into()),
-            content_type: Some(content_type.into()),
-        };
+        let typed =
+            Release { id, lane: None, event_type: Some("t".into()), content_type: Some(content_type.into()) };
         assert_eq!(daemon.run(&Quarantine::Release(typed)).0, Exit::Done);
         assert_eq!(daemon.stored(&lane()).last().unwrap().kind, kind, "{content_type}");
     }

@@ -134,7 +134,7 @@ fn bind(path: &Path) -> io::Result<UnixListener> {
     }
     let listener = UnixListener::bind(&making)?;
     std::fs::set_permissions(&making, std::fs::Permissions::from_mode(0o660))?;
-    // The socket need not last: the next start makes it anew.
+    // The socket need not last: the next start makes it again.
     std::fs::rename(&making, path)?;
     Ok(listener)
 }
@@ -230,9 +230,7 @@ impl Client {
                 orders::void(context, lane, (from, through), reason, act).await
             }
             Request::RetryHead { lane } => orders::retry_head(context.orders.as_ref(), lane).await,
-            Request::Receipt(line) => {
-                orders::receipt(&context.outbox, context.orders.as_ref(), line).await
-            }
+            Request::Receipt(line) => orders::receipt(&context.outbox, context.orders.as_ref(), line).await,
             // The source may look at the disk.
             Request::Status {} => match tokio::task::spawn_blocking(move || (context.status)()).await {
                 Ok(status) => Reply::Status { status },

@@ -190,7 +190,9 @@ mod tests {
         let store = store_for_tests::Store::with(1000);
         store.confirm(400);
         let walk = |store: &store_for_tests::Store| {
-            verify(&store.outbox, &store_for_tests::lane(), |_, _| ControlFlow::Continue(())).unwrap().unwrap()
+            verify(&store.outbox, &store_for_tests::lane(), |_, _| ControlFlow::Continue(()))
+                .unwrap()
+                .unwrap()
         };
         let found = walk(&store);
         assert!(found.ok, "{found:?}");
@@ -214,7 +216,8 @@ mod tests {
         lines.change(9, |stored| {
             stored.previous = ChainValue([9; 32]);
             let lane = store_for_tests::lane();
-            stored.chain = stored.previous.next_for(stored.epoch, &lane, stored.sequence, &stored.transaction);
+            stored.chain =
+                stored.previous.next_for(stored.epoch, &lane, stored.sequence, &stored.transaction);
         });
         assert_eq!(lines.walk(None).wrong_ranges, [(9, 10)], "and its successor does not follow it");
 

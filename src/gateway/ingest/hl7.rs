@@ -57,7 +57,9 @@ mod tests {
 
     #[test]
     fn what_senders_leave_before_a_message_is_passed_over() {
-        for before in ["", "\r\n", "\n \r", "\u{feff}", "\u{feff}\r\n", "\r\n\u{feff}", "\u{b}", "\u{b}\u{feff} \n"] {
+        for before in
+            ["", "\r\n", "\n \r", "\u{feff}", "\u{feff}\r\n", "\r\n\u{feff}", "\u{b}", "\u{b}\u{feff} \n"]
+        {
             let message = format!("{before}MSH|^~\\&|A");
             assert_eq!(Beginning::of(message.as_bytes()), Beginning::Message(before.len()), "{message:?}");
             for name in ["FHS", "BHS"] {
@@ -69,7 +71,10 @@ mod tests {
 
     #[test]
     fn other_beginnings_are_no_message() {
-        for other in ["", "\r", "\u{feff}", "MSH", "MSHA", "MSH\r", "msh|", "PID|1", "xMSH|", "\tMSH|", "FHS", "BHSx", "<MSH|"] {
+        for other in [
+            "", "\r", "\u{feff}", "MSH", "MSHA", "MSH\r", "msh|", "PID|1", "xMSH|", "\tMSH|", "FHS", "BHSx",
+            "<MSH|",
+        ] {
             assert_eq!(Beginning::of(other.as_bytes()), Beginning::Other, "{other:?}");
         }
     }

@@ -35,8 +35,7 @@ const TABLE: [(&str, bool, &str); 4] = [
 ];
 
 /// What the HL7 route of the HTTP door takes; without a media type it is HL7 v2, too.
-const HL7_ROUTE: [&str; 5] =
-    ["", "application/hl7-v2", ER7, "x-application/hl7-v2+er7", "text/plain"];
+const HL7_ROUTE: [&str; 5] = ["", "application/hl7-v2", ER7, "x-application/hl7-v2+er7", "text/plain"];
 
 /// What the FHIR route of the HTTP door takes.
 const FHIR_ROUTE: [&str; 2] = [FHIR_JSON, "application/json"];

@@ -135,8 +135,7 @@ mod tests {
         assert_eq!(json["time"], "1970-01-01T00:00:00.000Z");
         let again = Accepted { repeated: true, ..first };
         assert_eq!(document(&again), text);
-        let gone: serde_json::Value =
-            serde_json::from_slice(&document(&accepted(Uuid::nil()))).unwrap();
+        let gone: serde_json::Value = serde_json::from_slice(&document(&accepted(Uuid::nil()))).unwrap();
         assert!(gone["id"].is_null() && gone["time"].is_null());
     }
 

@@ -6,7 +6,6 @@ use std::fs::{self, File, FileTimes};
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -119,7 +118,13 @@ impl Scene {
     /// A door as after a start of the daemon.
     fn folder(&self) -> FolderScanner<Fake> {
         let counters = Arc::clone(&self.counters);
-        FolderScanner::new(self.settings.clone(), self.outbox.clone(), counters, &self.budget, self.stop.subscribe())
+        FolderScanner::new(
+            self.settings.clone(),
+            self.outbox.clone(),
+            counters,
+            &self.budget,
+            self.stop.subscribe(),
+        )
     }
 
     fn path(&self, name: &str) -> PathBuf {

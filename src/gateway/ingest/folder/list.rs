@@ -8,9 +8,9 @@ use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
+use super::debounce::Candidate;
 use super::read::facts;
 use super::rules::{self, Take};
-use super::debounce::Candidate;
 
 /// Most files that one listing gives; the rest is for the next one.
 pub(super) const MOST: usize = 16_384;

@@ -344,7 +344,8 @@ impl SettledFiles {
         let text = reason.text(facts.bytes);
         let time = facts.modified.0.to_string();
         for prefix in prefixes(&time) {
-            let target = self.rejected.join(OsString::from_vec(documents::fitted(&prefix, name.as_bytes(), "")));
+            let target =
+                self.rejected.join(OsString::from_vec(documents::fitted(&prefix, name.as_bytes(), "")));
             let document = documents::fitted(&prefix, name.as_bytes(), ".reason.json");
             if fs::symlink_metadata(&target).is_ok()
                 || !self.write(&self.rejected.join(OsString::from_vec(document)), &text, mode)?

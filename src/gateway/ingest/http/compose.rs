@@ -15,8 +15,8 @@ use crate::ingest::mllp::ack::Fault;
 use crate::ingest::mllp::envelope;
 use crate::ingest::mllp::msh::Msh;
 
-/// A larger message is looked at on a thread of its own: other connections must not wait for it.
-const LOOK_AT_ONCE_BYTES: usize = 64 * 1024;
+/// A larger message is parsed on a thread of its own: other connections must not wait for it.
+const PARSED_AT_ONCE_BYTES: usize = 64 * 1024;
 
 /// Why a body is not submitted.
 pub(super) enum Refused {
@@ -159,7 +159,7 @@ impl Request<'_> {
 }
 
 async fn peek(bytes: Bytes) -> Result<Peek, Refused> {
-    let looked = if bytes.len() <= LOOK_AT_ONCE_BYTES {
+    let looked = if bytes.len() <= PARSED_AT_ONCE_BYTES {
         Peek::read(&bytes)
     } else {
         let looked = tokio::task::spawn_blocking(move || Peek::read(&bytes)).await;
@@ -246,7 +246,8 @@ mod tests {
 
     #[tokio::test]
     async fn messages_and_batches_are_told_apart_behind_a_byte_order_mark() {
-        let taken = composed(Dialect::Hl7, "text/plain", "\u{feff}\r\nMSH|^~\\&|LAB|S|||||ORU^R01|7|P|2.4").await;
+        let taken =
+            composed(Dialect::Hl7, "text/plain", "\u{feff}\r\nMSH|^~\\&|LAB|S|||||ORU^R01|7|P|2.4").await;
         let Ok(Composed { submission, .. }) = taken else { panic!("refused") };
         assert_eq!((submission.kind.as_str(), submission.key.as_str()), ("hl7v2", "7"));
         assert!(submission.body.as_bytes().starts_with(b"\xef\xbb\xbf\r\nMSH"), "stored as it came");

@@ -88,7 +88,11 @@ pub fn content_type(headers: &HeaderMap) -> Result<&str, Problem> {
         && (encoding.is_empty() || encoding.eq_ignore_ascii_case("identity"))
     {
         let given = one(headers, &axum::http::header::CONTENT_TYPE).map_err(|()| Problem::MEDIA_TYPE)?;
-        return if given.is_empty() || media::is_media_type(given) { Ok(given) } else { Err(Problem::MEDIA_TYPE) };
+        return if given.is_empty() || media::is_media_type(given) {
+            Ok(given)
+        } else {
+            Err(Problem::MEDIA_TYPE)
+        };
     }
     Err(Problem::ENCODED)
 }

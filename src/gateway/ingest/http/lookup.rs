@@ -12,7 +12,7 @@ use crate::ingest::http::outcome::Problem;
 use crate::listing;
 use crate::listing::{ListedTransaction, TransactionState};
 
-/// Records looked at on both sides of where the id should be: neighbours share a millisecond.
+/// Records read on both sides of where the id should be: neighbours share a millisecond.
 const AROUND: u64 = 32;
 /// Records passed over where one cannot be read.
 const GAP: u64 = 256;
@@ -59,7 +59,11 @@ fn position(text: &str) -> Option<Position> {
 ///
 /// # Errors
 /// The store cannot be read now.
-pub(super) fn find(outbox: &Outbox, id: TransactionId, hint: &Hint) -> Result<Option<ListedTransaction>, ReadError> {
+pub(super) fn find(
+    outbox: &Outbox,
+    id: TransactionId,
+    hint: &Hint,
+) -> Result<Option<ListedTransaction>, ReadError> {
     for lane in listing::lanes(outbox) {
         if hint.lane.as_ref().is_some_and(|wanted| *wanted != lane) {
             continue;

@@ -6,7 +6,7 @@ use pgw_outbox::Refusal;
 use serde_json::{Value, json};
 
 use crate::ingest::media;
-use crate::ingest::mllp::ack::{Fault, AckOutcome, Stamp, acknowledgment};
+use crate::ingest::mllp::ack::{AckOutcome, Fault, Stamp, acknowledgment};
 use crate::ingest::mllp::msh::Msh;
 use crate::ingest::slip::AcceptanceSlip;
 
@@ -288,7 +288,11 @@ pub fn accepted(dialect: Dialect, slip: &AcceptanceSlip, message: &[u8], stamp: 
                 "code": "informational",
                 "diagnostics": format!("Stored for forwarding: {} in lane {}", slip.position, slip.lane),
             });
-            json_answer(202, media::FHIR_JSON, &json!({ "resourceType": "OperationOutcome", "issue": [issue] }))
+            json_answer(
+                202,
+                media::FHIR_JSON,
+                &json!({ "resourceType": "OperationOutcome", "issue": [issue] }),
+            )
         }
         Dialect::Hl7 => acknowledged(200, Msh::read(message).as_ref(), AckOutcome::Stored, stamp),
     }

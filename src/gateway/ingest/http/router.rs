@@ -17,7 +17,7 @@ use uuid::Uuid;
 use crate::ingest::http::context::HttpContext;
 use crate::ingest::http::lookup;
 use crate::ingest::http::lookup::Hint;
-use crate::ingest::http::outcome::{Answer, Problem, Dialect};
+use crate::ingest::http::outcome::{Answer, Dialect, Problem};
 use crate::ingest::http::submission::{client, plain, respond, take, unauthorized};
 use crate::ingest::http::{headers, metrics};
 use crate::listing;

@@ -21,7 +21,7 @@ use tokio::time::{sleep, sleep_until, timeout};
 
 use crate::ingest::hl7::Beginning;
 use crate::ingest::mllp::abuse_limiter::AbuseLimiter;
-use crate::ingest::mllp::ack::{Fault, AckOutcome, Stamp, acknowledgment};
+use crate::ingest::mllp::ack::{AckOutcome, Fault, Stamp, acknowledgment};
 use crate::ingest::mllp::codec::{Decoder, Event, HEAD_BYTES};
 use crate::ingest::mllp::context::{MllpContext, OnUnavailable};
 use crate::ingest::mllp::envelope;
@@ -211,8 +211,7 @@ impl<A: Acceptor> Connection<A> {
             return self.refuse(&body, Fault::of_no_message(body.as_bytes()), size).await;
         };
         let config = &self.context.config;
-        if !config.allowed_senders.is_empty() && !config.allowed_senders.contains(&envelope::sender(&msh))
-        {
+        if !config.allowed_senders.is_empty() && !config.allowed_senders.contains(&envelope::sender(&msh)) {
             return self.refuse(&body, Fault::SENDER_NOT_ALLOWED, size).await;
         }
         let submission = Submission {

@@ -16,7 +16,7 @@ use uuid::Uuid;
 
 use crate::ingest::mllp::codec::{Decoder, Event, encode};
 use crate::ingest::mllp::context::{MllpDoorConfig, OnUnavailable};
-use crate::ingest::mllp::door::{MllpDoor};
+use crate::ingest::mllp::door::MllpDoor;
 use crate::ingest::mllp::route::Route;
 use crate::ingest::{Acceptor, Budget, Counters};
 
@@ -381,7 +381,8 @@ async fn connections_are_limited_and_peers_are_chosen() {
     two.send(&message("2", "")).await;
     assert_eq!(two.answer().await.as_deref(), Some("AA 2"));
 
-    let door = open(MllpDoorConfig { allowed_addresses: vec!["10.0.0.0/8".parse().unwrap()], ..settings() }).await;
+    let door =
+        open(MllpDoorConfig { allowed_addresses: vec!["10.0.0.0/8".parse().unwrap()], ..settings() }).await;
     assert_eq!(door.sender().await.answer().await, None);
     assert_eq!(door.counters.counts().connections_total, 0);
 }

@@ -16,7 +16,7 @@ use tokio::time::timeout;
 use crate::control::verify::verify;
 use crate::ingest::mllp::codec::{Decoder, Event, encode};
 use crate::ingest::mllp::context::{MllpDoorConfig, OnUnavailable};
-use crate::ingest::mllp::door::{MllpDoor};
+use crate::ingest::mllp::door::MllpDoor;
 use crate::ingest::{Budget, Counters};
 
 const PATIENCE: Duration = Duration::from_secs(60);
