@@ -10,7 +10,7 @@ use pgw_host::exit::Exit;
 use crate::cli::moving;
 use crate::control::client::Client;
 use crate::control::client::failed;
-use crate::control::{Reply, Request, Which};
+use crate::control::{Reply, Request, TransactionRef};
 use crate::listing::{ListedTransaction, TransactionState};
 
 /// Transactions in the outbox: headers only.
@@ -101,7 +101,7 @@ pub struct Show {
     #[arg(long)]
     pub lane: Option<Lane>,
     /// The transaction's id or position.
-    pub which: Which,
+    pub which: TransactionRef,
     /// Print JSON.
     #[arg(long)]
     pub json: bool,
@@ -282,9 +282,9 @@ mod tests {
         assert_eq!((first["state"].as_str(), first["bytes"].as_u64()), (Some("confirmed"), Some(6)));
 
         let show = |which, json| Outbox::Show(Show { lane: None, which, json });
-        let (exit, page) = ask(&daemon, &show(Which::Position(5), false));
+        let (exit, page) = ask(&daemon, &show(TransactionRef::Position(5), false));
         assert_eq!(exit, Exit::Done);
         assert!(page.contains(&format!("id            {}\n", fifth.id)), "{page}");
-        assert_eq!(ask(&daemon, &show(Which::Position(6), true)), (Exit::Refused, String::new()));
+        assert_eq!(ask(&daemon, &show(TransactionRef::Position(6), true)), (Exit::Refused, String::new()));
     }
 }

@@ -295,6 +295,7 @@ mod tests {
         assert_eq!(err.matches("not now").count(), 1, "the second was not tried: {err}");
 
         assert_eq!(submit(&daemon, &[&one, &two], "k").0, Exit::Usage);
+        assert!(submit(&daemon, &[&one], "again").1.ends_with("/one\n"), "another key, another transaction");
         let again = submit(&daemon, &[&one], "again");
         assert!(again.0 == Exit::Done && again.1.ends_with(" (stored before)\n"), "{again:?}");
         assert_eq!(submit(&daemon, &[&directory.path().join("none")], "").0, Exit::Files);

@@ -6,7 +6,7 @@ use pgw_core::transaction::{Lane, Position};
 use pgw_outbox::Outbox;
 
 use crate::control::context::RequestError;
-use crate::control::{LIST_LIMIT, Reply, Which, verify};
+use crate::control::{LIST_LIMIT, Reply, TransactionRef, verify};
 use crate::listing;
 use crate::listing::ListedTransaction;
 
@@ -46,26 +46,26 @@ pub(super) fn list(
 pub(super) fn show(
     outbox: &Outbox,
     lane: Option<&Lane>,
-    which: Which,
+    which: TransactionRef,
     say: Say<'_>,
 ) -> Result<(), RequestError> {
     let mut found = false;
     for lane in chosen(outbox, lane)? {
         let (first, last) = match which {
-            Which::Position(position) => (position, position),
-            Which::Id(_) => (outbox.first_retained(&lane).unwrap_or(1), Position::MAX),
+            TransactionRef::Position(position) => (position, position),
+            TransactionRef::Id(_) => (outbox.first_retained(&lane).unwrap_or(1), Position::MAX),
         };
         let over = entries(outbox, &lane, first, last.min(listing::tail(outbox, &lane)), &mut |entry| {
             let wanted = match which {
-                Which::Position(_) => true,
-                Which::Id(id) => entry.header.as_ref().is_some_and(|header| header.id == id),
+                TransactionRef::Position(_) => true,
+                TransactionRef::Id(id) => entry.header.as_ref().is_some_and(|header| header.id == id),
             };
             if !wanted {
                 return ControlFlow::Continue(());
             }
             found = true;
             let heard = say(Reply::Entry(entry));
-            if matches!(which, Which::Id(_)) { ControlFlow::Break(()) } else { heard }
+            if matches!(which, TransactionRef::Id(_)) { ControlFlow::Break(()) } else { heard }
         })?;
         if over.is_break() {
             break;

@@ -51,6 +51,12 @@ pub(crate) enum RequestError {
     /// No such entry.
     #[error("there is no entry {0} in quarantine")]
     NoEntry(u64),
+    /// Nothing says what an entry is.
+    #[error("it has no MSH to take the type from: use --type")]
+    NoType,
+    /// What it is said to be cannot be.
+    #[error("the type or the content type is malformed")]
+    MalformedType,
     /// Nobody could open a bundle.
     #[error("no [[hub]] in the configuration has a recipient: `practice-hub init` prints it")]
     NoRecipient,

@@ -76,7 +76,7 @@ pub enum Request {
         /// Only in this lane; otherwise in all.
         lane: Option<Lane>,
         /// By its id or its position.
-        which: Which,
+        which: TransactionRef,
     },
     /// Checks the chain over every transaction in the outbox.
     Verify {
@@ -160,22 +160,22 @@ pub enum Request {
 /// How one transaction is named.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Which {
+pub enum TransactionRef {
     /// By its id; all that is kept is searched.
     Id(TransactionId),
     /// By its position.
     Position(Position),
 }
 
-impl std::str::FromStr for Which {
+impl std::str::FromStr for TransactionRef {
     type Err = &'static str;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         if let Ok(position) = text.parse() {
-            return Ok(Which::Position(position));
+            return Ok(TransactionRef::Position(position));
         }
         let id = uuid::Uuid::try_parse(text).map_err(|_| "it must be a transaction's id or its position")?;
-        Ok(Which::Id(TransactionId(id)))
+        Ok(TransactionRef::Id(TransactionId(id)))
     }
 }
 
@@ -376,9 +376,9 @@ mod tests {
 
     #[test]
     fn names_of_transactions() {
-        assert_eq!("12".parse(), Ok(Which::Position(12)));
+        assert_eq!("12".parse(), Ok(TransactionRef::Position(12)));
         let id = "01939b1e-0000-7000-8000-000000000001";
-        assert_eq!(id.parse(), Ok(Which::Id(TransactionId(uuid::Uuid::try_parse(id).unwrap()))));
-        assert!("Smith.hl7".parse::<Which>().is_err());
+        assert_eq!(id.parse(), Ok(TransactionRef::Id(TransactionId(uuid::Uuid::try_parse(id).unwrap()))));
+        assert!("Smith.hl7".parse::<TransactionRef>().is_err());
     }
 }

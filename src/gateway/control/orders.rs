@@ -16,7 +16,7 @@ use crate::uplink::{Orders, ResendProgress, Resent};
 
 /// How long a receipt may take until the watermark has moved.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// How often that is looked at.
+/// How often that is checked.
 const LOOK: Duration = Duration::from_millis(50);
 
 /// Hands a receipt to the uplink, and waits until it has done what it can.

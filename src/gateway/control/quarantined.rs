@@ -106,11 +106,11 @@ pub(super) async fn release(context: &Arc<ControlContext>, id: u64, wanted: Want
     };
     let Some(lane) = wanted.lane.clone().or_else(|| listing::lanes(&context.outbox).into_iter().next())
     else {
-        return failed("there is no lane");
+        return failed("there is no lane in the configuration");
     };
     let submission = match compose(context, &entry, lane.clone(), wanted, bytes) {
         Ok(submission) => submission,
-        Err(reason) => return failed(reason),
+        Err(error) => return error.into(),
     };
     count(&context.counters.received);
     let accepted = match context.outbox.submit(submission).await {
@@ -154,8 +154,8 @@ pub(super) async fn discard(context: &Arc<ControlContext>, id: u64, reason: Stri
     match spawn_blocking(move || outbox.discard_quarantined(id)).await {
         Ok(Ok(true)) => {}
         Ok(Ok(false)) => return RequestError::NoEntry(id).into(),
-        Ok(Err(error)) => return failed(error.to_string()),
-        Err(_) => return failed("the entry could not be removed"),
+        Ok(Err(error)) => return RequestError::from(error).into(),
+        Err(_) => return RequestError::Panicked("the entry could not be removed").into(),
     }
     let QuarantineEntry { bytes, time, reason: was, .. } = entry;
     tracing::info!(entry = id, user, bytes, came = time, was, reason, "Discarded an entry of the quarantine");
@@ -185,16 +185,16 @@ fn compose(
     lane: Lane,
     wanted: Wanted,
     bytes: Bytes,
-) -> Result<Submission, String> {
+) -> Result<Submission, RequestError> {
     let msh = Msh::read(&bytes);
     let Some(event_type) = wanted.event_type.or_else(|| msh.as_ref().map(envelope::event_type)) else {
-        return Err(String::from("it has no MSH to take the type from: use --type"));
+        return Err(RequestError::NoType);
     };
     let content_type = wanted
         .content_type
         .unwrap_or_else(|| msh.as_ref().map_or(media::OCTETS, |msh| envelope::content_type(msh)).to_owned());
     if !media::is_event_type(&event_type) || !media::is_media_type(&content_type) {
-        return Err(String::from("the type or the content type is malformed"));
+        return Err(RequestError::MalformedType);
     }
     let mut source = Origin::read(&entry.source).source;
     if source.is_empty() {
@@ -220,8 +220,8 @@ async fn entry(context: &Arc<ControlContext>, id: u64) -> Result<QuarantineEntry
     match spawn_blocking(move || outbox.quarantined_entry(id)).await {
         Ok(Ok(Some(entry))) => Ok(entry),
         Ok(Ok(None)) => Err(RequestError::NoEntry(id).into()),
-        Ok(Err(error)) => Err(failed(error.to_string())),
-        Err(_) => Err(failed("the entry could not be read")),
+        Ok(Err(error)) => Err(RequestError::from(error).into()),
+        Err(_) => Err(RequestError::Panicked("the entry could not be read").into()),
     }
 }
 
@@ -241,8 +241,8 @@ async fn read(
         Ok(Ok(Some((_, bytes)))) => Ok(Bytes::from(bytes)),
         Ok(Ok(None)) => Err(RequestError::NoEntry(id).into()),
         Ok(Err(Refusal::Trouble(reason))) => Err(failed(reason)),
-        Ok(Err(refusal)) => Err(failed(refusal.to_string())),
-        Err(_) => Err(failed("the entry could not be read")),
+        Ok(Err(refusal)) => Err(RequestError::from(refusal).into()),
+        Err(_) => Err(RequestError::Panicked("the entry could not be read").into()),
     }
 }
 

@@ -134,7 +134,7 @@ fn bind(path: &Path) -> io::Result<UnixListener> {
     }
     let listener = UnixListener::bind(&making)?;
     std::fs::set_permissions(&making, std::fs::Permissions::from_mode(0o660))?;
-    // The socket need not last: the next start makes it anew.
+    // The socket need not last: the next start makes it again.
     std::fs::rename(&making, path)?;
     Ok(listener)
 }

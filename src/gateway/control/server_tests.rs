@@ -6,9 +6,9 @@ use pgw_core::transaction::TransactionId;
 use uuid::Uuid;
 
 use super::*;
-use crate::control::Which;
+use crate::control::TransactionRef;
 use crate::control::client::{Client as Blocking, ClientError};
-use crate::control::store_for_tests::{Daemon, Store, config};
+use crate::control::store_for_tests::{Daemon, Store, config, lane};
 use crate::listing::TransactionState;
 
 fn submit(client: &mut Blocking, lane: &str, event_type: &str, key: &str, body: &[u8]) -> Reply {
@@ -111,12 +111,13 @@ fn headers_are_listed_and_shown_without_bodies() {
     let mut client = Blocking::connect(&daemon.socket).unwrap();
     assert_eq!(collect(&mut client, list(Some(1), u32::MAX)).unwrap().len(), 600);
     assert_eq!(collect(&mut client, list(Some(u64::MAX), 5)).unwrap(), []);
-    let shown = collect(&mut client, Request::Show { lane: None, which: Which::Position(4) }).unwrap();
+    let shown =
+        collect(&mut client, Request::Show { lane: None, which: TransactionRef::Position(4) }).unwrap();
     assert!(!serde_json::to_string(&shown).unwrap().contains("body"), "{shown:?}");
     let id = daemon.store.record(590).transaction.id;
-    let by_id = collect(&mut client, Request::Show { lane: None, which: Which::Id(id) }).unwrap();
+    let by_id = collect(&mut client, Request::Show { lane: None, which: TransactionRef::Id(id) }).unwrap();
     assert_eq!(states(by_id), [(590, TransactionState::Waiting, true)]);
-    let nobody = Which::Id(TransactionId(Uuid::max()));
+    let nobody = TransactionRef::Id(TransactionId(Uuid::max()));
     let missing = collect(&mut client, Request::Show { lane: None, which: nobody });
     assert!(matches!(missing, Err(ClientError::Failed(_))));
     let unknown = Request::List { lane: Some(Lane::new("other").unwrap()), from: None, limit: 1 };
@@ -128,7 +129,7 @@ fn headers_are_listed_and_shown_without_bodies() {
 fn a_walk_tells_how_far_it_is_and_what_it_found() {
     let daemon = Daemon::start(Store::with(600), serde_json::Value::Null);
     let mut client = Blocking::connect(&daemon.socket).unwrap();
-    let mut replies = collect(&mut client, Request::Verify { lane: None }).unwrap();
+    let mut replies = collect(&mut client, Request::Verify { lane: Some(lane()) }).unwrap();
     let Some(Reply::Verified(found)) = replies.pop() else { panic!("no verification") };
     assert!(found.ok && found.verified == 600);
     let positions: Vec<_> = replies.iter().map(|r| matches!(r, Reply::Progress { tail: 600, .. })).collect();

@@ -79,7 +79,10 @@ impl Store {
     /// positions are gone from the disk.
     pub(crate) fn with_lost(count: u64, segment_records: u64, lost: &[Position]) -> Self {
         let store = Self::of(|settings| settings.segment_records = segment_records);
-        store.fill(count);
+        // One by one: a group lies in one segment.
+        for _ in 0..count {
+            store.fill(1);
+        }
         let Self { outbox, directory } = store;
         outbox.close();
         let mut segments: Vec<PathBuf> = std::fs::read_dir(directory.path().join("outbox/segments/clinical"))
@@ -101,7 +104,8 @@ impl Store {
         runtime.block_on(async {
             // In the order of the writer's queue, many in one group.
             let mut under_way = Vec::new();
-            for n in 0..count {
+            let before = self.count();
+            for n in before..before + count {
                 let submission = Submission {
                     lane: lane(),
                     event_type: "t".into(),

@@ -17,13 +17,13 @@ const PIECE_BYTES: usize = 64 * 1024;
 
 /// What became of reading a file.
 pub(super) enum ReadFile {
-    /// All of it, as it was when it was looked at.
+    /// All of it, as it was when it was listed.
     Whole(Bytes),
     /// Nothing in it.
     Empty,
     /// Beyond the limit.
     TooLarge,
-    /// It was written to since it was looked at.
+    /// It was written to since it was listed.
     Changed,
     /// It is not there any more, or is no file any more.
     Gone,

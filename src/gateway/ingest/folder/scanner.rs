@@ -138,8 +138,8 @@ impl<A: Acceptor> FolderScanner<A> {
         }
         let (config, all) = (Arc::clone(&self.config), Arc::clone(&self.files));
         let watched = self.watcher.is_some();
-        let looked = match self.blocking(move || scan(&config, &all, watched)).await.flatten() {
-            Ok(looked) => looked,
+        let found = match self.blocking(move || scan(&config, &all, watched)).await.flatten() {
+            Ok(found) => found,
             Err(error) => {
                 self.in_trouble(AWAY, &error);
                 self.watcher = None;
@@ -147,14 +147,14 @@ impl<A: Acceptor> FolderScanner<A> {
             }
         };
         self.well(AWAY);
-        if let Some(told) = looked.told {
+        if let Some(told) = found.told {
             self.watcher = FolderWatcher::new(told).ok();
         }
         let now = Instant::now();
-        self.claimed.handle(looked.claimed.iter(), now);
-        self.debounce.handle(looked.files.iter(), now);
-        let (mut left, stored_before) = (looked.odd, self.taken);
-        for (place, files) in [(FilePlace::Taken, looked.claimed), (FilePlace::Folder, looked.files)] {
+        self.claimed.handle(found.claimed.iter(), now);
+        self.debounce.handle(found.files.iter(), now);
+        let (mut left, stored_before) = (found.odd, self.taken);
+        for (place, files) in [(FilePlace::Taken, found.claimed), (FilePlace::Folder, found.files)] {
             for file in files {
                 if *self.stop.borrow() {
                     return Duration::ZERO;
@@ -180,7 +180,7 @@ impl<A: Acceptor> FolderScanner<A> {
         let settled = [&self.debounce, &self.claimed].map(|files| files.next(now, self.config.settle));
         let soonest = settled.into_iter().flatten().min().unwrap_or(self.config.rescan);
         let went_on = self.taken != stored_before;
-        if looked.more && went_on { Duration::ZERO } else { soonest.min(self.config.rescan).max(BREATH) }
+        if found.more && went_on { Duration::ZERO } else { soonest.min(self.config.rescan).max(BREATH) }
     }
 
     /// Reads and submits one file.
@@ -291,7 +291,7 @@ impl<A: Acceptor> FolderScanner<A> {
         }
     }
 
-    /// Refuses a file for what it is. In `.taken/` it is looked at once more: what is rejected is what was judged.
+    /// Refuses a file for what it is. In `.taken/` it is checked once more: what is rejected is what was judged.
     async fn reject(&mut self, place: FilePlace, name: &OsStr, facts: FileFacts, reason: Reason) -> Next {
         self.share.release();
         if !self.put_away().await {

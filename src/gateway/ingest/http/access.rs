@@ -46,7 +46,7 @@ pub enum AccessError {
         "{path}:{line}: a line is a name (letters, digits, . - _) and a token of at least {TOKEN_BYTES} characters"
     )]
     TokenLine {
-        /// Where.
+        /// The file.
         path: PathBuf,
         /// From 1.
         line: usize,

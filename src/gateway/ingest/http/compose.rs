@@ -15,8 +15,8 @@ use crate::ingest::mllp::ack::Fault;
 use crate::ingest::mllp::envelope;
 use crate::ingest::mllp::msh::Msh;
 
-/// A larger message is looked at on a thread of its own: other connections must not wait for it.
-const LOOK_AT_ONCE_BYTES: usize = 64 * 1024;
+/// A larger message is parsed on a thread of its own: other connections must not wait for it.
+const PARSED_AT_ONCE_BYTES: usize = 64 * 1024;
 
 /// Why a body is not submitted.
 pub(super) enum Refused {
@@ -159,7 +159,7 @@ impl Request<'_> {
 }
 
 async fn peek(bytes: Bytes) -> Result<Peek, Refused> {
-    let looked = if bytes.len() <= LOOK_AT_ONCE_BYTES {
+    let looked = if bytes.len() <= PARSED_AT_ONCE_BYTES {
         Peek::read(&bytes)
     } else {
         let looked = tokio::task::spawn_blocking(move || Peek::read(&bytes)).await;

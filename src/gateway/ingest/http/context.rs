@@ -10,7 +10,7 @@ use tokio::sync::Semaphore;
 
 use crate::ingest::http::access::{Access, AccessFiles};
 use crate::ingest::http::keys;
-use crate::ingest::http::keys::Keys;
+use crate::ingest::http::keys::RecentKeys;
 use crate::ingest::listen::{AddressRange, is_allowed};
 use crate::ingest::mllp::ack::ControlIds;
 use crate::ingest::{Budget, Counters, StatusSource, count};
@@ -61,7 +61,7 @@ pub(super) struct HttpContext {
     pub(super) budget: Budget,
     /// Refused bodies go to quarantine one by one: a flood of them must not take the blocking threads.
     pub(super) quarantine_slot: Semaphore,
-    keys: Mutex<Keys>,
+    keys: Mutex<RecentKeys>,
     control_ids: ControlIds,
     access: RwLock<Arc<Access>>,
 }
@@ -83,7 +83,7 @@ impl HttpContext {
             counters,
             budget,
             quarantine_slot: Semaphore::new(1),
-            keys: Mutex::new(Keys::new(keys::LIMIT)),
+            keys: Mutex::new(RecentKeys::new(keys::LIMIT)),
             control_ids: ControlIds::new(unix_millis_now(), port),
             access: RwLock::new(Arc::new(access)),
         }
@@ -103,7 +103,7 @@ impl HttpContext {
     }
 
     /// The keys that senders have chosen lately.
-    pub(super) fn keys(&self) -> MutexGuard<'_, Keys> {
+    pub(super) fn keys(&self) -> MutexGuard<'_, RecentKeys> {
         self.keys.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -26,7 +26,7 @@ use tokio_rustls::TlsAcceptor;
 
 use crate::ingest::http::access::{Access, AccessError, common_name};
 use crate::ingest::http::context::{HttpContext, HttpDoorConfig, Peer};
-use crate::ingest::http::keys::Tag;
+use crate::ingest::http::keys::KeyFingerprint;
 use crate::ingest::http::{compose, router};
 use crate::ingest::listen::{bind, prepare};
 use crate::ingest::{Budget, Counters, StatusSource, count};
@@ -177,7 +177,7 @@ fn remember(context: &HttpContext) {
             for Stored { transaction, .. } in batch.records {
                 if !transaction.key.is_empty() && compose::is_ours(&transaction.source) {
                     let body = transaction.body.as_bytes();
-                    let tag = Tag::new(lane.as_str(), &transaction.source, &transaction.key, body);
+                    let tag = KeyFingerprint::new(lane.as_str(), &transaction.source, &transaction.key, body);
                     context.keys().stored_before(tag);
                 }
             }

@@ -12,7 +12,7 @@ use crate::ingest::http::outcome::Problem;
 use crate::listing;
 use crate::listing::{ListedTransaction, TransactionState};
 
-/// Records looked at on both sides of where the id should be: neighbours share a millisecond.
+/// Records read on both sides of where the id should be: neighbours share a millisecond.
 const AROUND: u64 = 32;
 /// Records passed over where one cannot be read.
 const GAP: u64 = 256;

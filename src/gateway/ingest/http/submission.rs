@@ -18,7 +18,7 @@ use crate::ingest::http::compose::{Composed, Refused, compose, source};
 use crate::ingest::http::context::{HttpContext, Peer};
 use crate::ingest::http::intake;
 use crate::ingest::http::intake::Received;
-use crate::ingest::http::keys::Tag;
+use crate::ingest::http::keys::KeyFingerprint;
 use crate::ingest::http::outcome;
 use crate::ingest::http::outcome::{Answer, Dialect, Problem};
 use crate::ingest::mllp::ack::Stamp;
@@ -176,7 +176,12 @@ async fn store(
 ) -> Result<Result<Accepted, Refusal>, Problem> {
     let Composed { submission, strict, not_production } = composed;
     let tag = strict.then(|| {
-        Tag::new(submission.lane.as_str(), &submission.source, &submission.key, submission.body.as_bytes())
+        KeyFingerprint::new(
+            submission.lane.as_str(),
+            &submission.source,
+            &submission.key,
+            submission.body.as_bytes(),
+        )
     });
     if let Some(tag) = tag
         && context.keys().begin(tag).is_err()

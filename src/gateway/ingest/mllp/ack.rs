@@ -140,7 +140,7 @@ pub fn acknowledgment(msh: Option<&Msh<'_>>, outcome: AckOutcome, stamp: Stamp<'
         version => version,
     };
 
-    let mut line = Line { out: Vec::with_capacity(256), field: separators.field };
+    let mut line = SegmentText { out: Vec::with_capacity(256), field: separators.field };
     line.out.extend_from_slice(b"MSH");
     line.field(&[separators.component, separators.repetition, separators.escape, separators.subcomponent]);
     for number in [5, 6, 3, 4] {
@@ -218,7 +218,7 @@ fn message_type(msh: Option<&Msh<'_>>, version: &[u8], separators: Separators) -
 }
 
 /// ERR as version 2.5 has it, or the one field that it was before.
-fn error_segment(line: &mut Line, fault: Fault, version: &[u8], separators: Separators) {
+fn error_segment(line: &mut SegmentText, fault: Fault, version: &[u8], separators: Separators) {
     let code = fault.code.to_string();
     line.out.extend_from_slice(b"ERR");
     if version >= b"2.5".as_slice() {
@@ -293,12 +293,12 @@ fn date_time(now: UnixMillis) -> String {
         .unwrap_or_default()
 }
 
-struct Line {
+struct SegmentText {
     out: Vec<u8>,
     field: u8,
 }
 
-impl Line {
+impl SegmentText {
     fn field(&mut self, value: &[u8]) {
         self.out.push(self.field);
         self.out.extend_from_slice(value);

@@ -151,7 +151,7 @@ impl Decoder {
         Ok(())
     }
 
-    /// Nothing was read for a while by our own choice: the sender's time inside its frame starts anew.
+    /// Nothing was read for a while by our own choice: the sender's time inside its frame starts again.
     pub fn resumed(&mut self, now: Millis) {
         self.since = now;
         if let Framing::Ended { at } = &mut self.state {
