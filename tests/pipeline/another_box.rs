@@ -399,7 +399,7 @@ fn a_lost_key_costs_what_is_named_and_nothing_when_it_is_found() {
     let escrow = escrow.display().to_string();
     let said = gateway(&road, &["export", "--store", &store, "--key-file", &escrow, "--to", &bundle]);
     assert!(said.contains("240 transactions"), "{said}");
-    for expected in ["240 new, 0 here already", "0 new, 240 here already"] {
+    for expected in ["240 new, 0 already stored", "0 new, 240 already stored"] {
         let imported = road.site.hub_command(&["import", &bundle]);
         assert!(imported.status.success() && text(&imported).contains(expected), "{}", text(&imported));
     }
