@@ -145,7 +145,10 @@ impl BundleFile {
     }
 
     /// From its beginning.
-    fn read(&self, identity: &Identity) -> Result<Reader<BufReader<Decryptor<BufReader<&File>>>>, ImportError> {
+    fn read(
+        &self,
+        identity: &Identity,
+    ) -> Result<Reader<BufReader<Decryptor<BufReader<&File>>>>, ImportError> {
         let mut file = &self.file;
         file.rewind().map_err(|error| ImportError::File(self.path.clone(), error))?;
         let opening = Decryptor::new(BufReader::new(file), identity)?;

@@ -95,7 +95,7 @@ pub(super) fn keep_alive(settings: &HubSettings) -> Duration {
 
 /// A publish that is ready to go out, QoS 1.
 #[derive(Debug)]
-pub struct Outgoing {
+pub struct SignedPublish {
     /// Where it is published.
     pub topic: String,
     /// What is published.
@@ -106,9 +106,9 @@ pub struct Outgoing {
     pub properties: PublishProperties,
 }
 
-impl From<Outgoing> for session::Outgoing {
-    fn from(outgoing: Outgoing) -> Self {
-        let Outgoing { topic, payload, retain, properties } = outgoing;
+impl From<SignedPublish> for Outgoing {
+    fn from(outgoing: SignedPublish) -> Self {
+        let SignedPublish { topic, payload, retain, properties } = outgoing;
         let mut publish = Publish::new(topic, QoS::AtLeastOnce, payload, Some(properties));
         publish.retain = retain;
         Self::Publish(publish)
@@ -135,7 +135,7 @@ impl Speaker {
     }
 
     /// The publish for an answer.
-    pub fn say(&mut self, answer: Answer) -> Outgoing {
+    pub fn say(&mut self, answer: Answer) -> SignedPublish {
         match answer {
             Answer::Receipt { lane, marks, backed_up, nonce } => {
                 self.counter += 1;
@@ -173,18 +173,18 @@ impl Speaker {
 
     /// Our own status, retained.
     #[must_use]
-    pub fn status(&self, status: &str, session: u64, reason: &str) -> Outgoing {
+    pub fn status(&self, status: &str, session: u64, reason: &str) -> SignedPublish {
         let payload = to_json(&Status::new(status, session, reason, now_text()));
         self.signed(hub_status(&self.hub), payload, true)
     }
 
-    fn signed(&self, topic: String, payload: Vec<u8>, retain: bool) -> Outgoing {
+    fn signed(&self, topic: String, payload: Vec<u8>, retain: bool) -> SignedPublish {
         let value = self.key.sign(&topic, &payload);
         let properties = PublishProperties {
             user_properties: vec![(signature::PROPERTY.to_owned(), value)],
             content_type: Some("application/json".to_owned()),
             ..PublishProperties::default()
         };
-        Outgoing { topic, payload, retain, properties }
+        SignedPublish { topic, payload, retain, properties }
     }
 }

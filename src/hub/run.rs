@@ -22,7 +22,7 @@ use pgw_host::exit::Exit;
 use pgw_link::clock::TrustedClock;
 use pgw_link::failure::Failure;
 use pgw_link::phase::Phase;
-use pgw_link::session::{SessionEvent, Outgoing, Session};
+use pgw_link::session::{Outgoing, Session, SessionEvent};
 use pgw_link::transport;
 use rumqttc::v5::mqttbytes::QoS;
 use rumqttc::v5::mqttbytes::v5::{Filter, SubscribeReasonCode};

@@ -51,7 +51,7 @@ pub(super) async fn void(
     let done = tokio::task::spawn_blocking(move || asked.outbox.void(&of, range, &reason, act)).await;
     let Released { from, through, previous, chain } = match done {
         Ok(Ok(released)) => released,
-        Ok(Err(reason)) => return Reply::Failed { reason },
+        Ok(Err(error)) => return Reply::Failed { reason: pgw_core::text::chain(&error) },
         Err(_) => return Reply::Failed { reason: "the records could not be written off".to_owned() },
     };
     if let (true, Some(orders)) = (act, &context.orders) {

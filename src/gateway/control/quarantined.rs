@@ -10,7 +10,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use pgw_core::text::chain;
 use pgw_core::transaction::{Body, Lane};
-use pgw_outbox::{OutboxAlarm, Outbox, QuarantineEntry, Refusal, Submission};
+use pgw_outbox::{Outbox, OutboxAlarm, QuarantineEntry, Refusal, Submission};
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use pgw_bundle::keys::{Identity, Recipient};
 use pgw_core::transaction::{Body, Gateway, Lane, Position, Practice};
-use pgw_outbox::{self as outbox, LaneSettings, Watermark, Outbox, OutboxKey, Stored, Submission};
+use pgw_outbox::{self as outbox, LaneSettings, Outbox, OutboxKey, Stored, Submission, Watermark};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 

@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 use pgw_core::chain::ChainValue;
 use pgw_core::transaction::{Epoch, Lane, Position};
 use pgw_core::wire::void;
-use pgw_outbox::{Watermark, Outbox, ReadError, Stored};
+use pgw_outbox::{Outbox, ReadError, Stored, Watermark};
 use serde::{Deserialize, Serialize};
 
 use crate::listing;
@@ -71,13 +71,13 @@ pub fn verify(
 /// The check itself, without the store: each position once, in order.
 struct ChainWalk {
     found: LaneVerification,
-    mark: Option<Mark>,
+    mark: Option<Watermark>,
     /// Epoch and chain value of the record before, if that is known.
     before: Option<(Epoch, ChainValue)>,
 }
 
 impl ChainWalk {
-    fn new(lane: Lane, (from, through): (Position, Position), mark: Option<Mark>) -> Self {
+    fn new(lane: Lane, (from, through): (Position, Position), mark: Option<Watermark>) -> Self {
         let found = LaneVerification {
             lane,
             ok: true,
@@ -169,11 +169,11 @@ mod tests {
             change(self.0[position - 1].as_mut().unwrap());
         }
 
-        fn mark(&self, position: u64) -> Mark {
+        fn mark(&self, position: u64) -> Watermark {
             Watermark { position, chain: self.0[position as usize - 1].as_ref().unwrap().chain }
         }
 
-        fn walk(&self, mark: Option<Mark>) -> LaneVerification {
+        fn walk(&self, mark: Option<Watermark>) -> LaneVerification {
             let mut walk = ChainWalk::new(store_for_tests::lane(), (1, self.0.len() as u64), mark);
             for (position, stored) in (1..).zip(&self.0) {
                 match stored {

@@ -13,7 +13,7 @@ use pgw_link::clock::TrustedClock;
 use pgw_link::failure::Failure;
 use pgw_link::phase::Phase;
 use pgw_link::session::SessionEvent;
-use pgw_outbox::{Watermark, Outbox};
+use pgw_outbox::{Outbox, Watermark};
 use tokio::sync::{Notify, mpsc};
 use tokio::time::{Instant, sleep_until};
 
