@@ -20,8 +20,7 @@ use std::io;
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::Path;
 
-use crate::files;
-use crate::files::is_unreadable;
+use crate::files::{self, is_unreadable};
 
 /// Room of one slot; a payload may have 24 bytes less.
 pub(crate) const SLOT_BYTES: u64 = 64 * 1024;

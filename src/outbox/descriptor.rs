@@ -5,16 +5,15 @@
 //! what ([`KeyPeriod`]) and whether it may be opened ([`Retired`]); programs that know version 1 only leave such a store alone.
 
 use std::collections::BTreeMap;
-use std::fs::File;
+use std::fs::{self, File};
+use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
-use std::{fs, io};
 
 use pgw_core::transaction::{Gateway, Lane, Position, Practice, rfc3339, unix_millis_now};
 use serde::{Deserialize, Serialize};
 
-use crate::crypt::key_use;
-use crate::crypt::key_use::{KeyPeriod, KeyUse, SealedRanges};
+use crate::crypt::key_use::{self, KeyPeriod, KeyUse, SealedRanges};
 use crate::crypt::keyring::Keyring;
 use crate::errors::OpenError;
 use crate::state::layout::{lane_file, segment_numbers};

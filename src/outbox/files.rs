@@ -1,12 +1,11 @@
 //! Small files of JSON, each with a CRC32C, so that half a file is never believed; replaced whole by [`pgw_durable`]. And what is
 //! done to whole trees of files.
 
-use pgw_durable::{PRIVATE, Replacement};
-use std::fs::File;
-use std::io::Write as _;
+use std::fs::{self, File};
+use std::io::{self, Write as _};
 use std::path::Path;
-use std::{fs, io};
 
+use pgw_durable::{PRIVATE, Replacement};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 

@@ -11,11 +11,9 @@ use pgw_core::transaction::{Clock, Lane, Position};
 use pgw_core::wire::void::REASON_BYTES;
 use tokio::sync::{oneshot, watch};
 
-use crate::crypt::key_use;
-use crate::crypt::key_use::{KeyUse, SealedRanges};
+use crate::crypt::key_use::{self, KeyUse, SealedRanges};
 use crate::crypt::keyring::Keyring;
-use crate::descriptor;
-use crate::descriptor::Retirement;
+use crate::descriptor::{self, Retirement};
 use crate::errors::{OpenError, ReadError, Refusal, VoidError};
 use crate::guard::segment;
 use crate::lock::locked;

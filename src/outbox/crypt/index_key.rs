@@ -13,12 +13,13 @@
 //!
 //! The sealing key is derived from the outbox key, as those of the quarantine are. A lost file costs a rebuilt index.
 
-use pgw_durable::PRIVATE;
+use std::fs;
+use std::io;
 use std::path::Path;
-use std::{fs, io};
 
 use chacha20poly1305::aead::{Aead as _, KeyInit as _, Payload};
 use chacha20poly1305::{XChaCha20Poly1305, XNonce};
+use pgw_durable::PRIVATE;
 use zeroize::Zeroizing;
 
 use crate::crypt::keyring::{Keyring, OutboxKey};

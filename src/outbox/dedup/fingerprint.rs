@@ -3,8 +3,8 @@
 //! Sender, key and body come from patient data, so nothing of them may lie on the disk outside the seal; a
 //! keyed hash says "the same as before" and nothing else to whoever has not got the outbox key.
 
-use ring::hmac::HMAC_SHA256;
-use ring::{digest, hmac};
+use ring::digest;
+use ring::hmac::{self, HMAC_SHA256};
 
 /// Makes [`Fingerprints`]; cheap to clone, so that they can be made outside the writer's thread.
 #[derive(Clone)]

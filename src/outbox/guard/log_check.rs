@@ -12,8 +12,7 @@
 
 use std::collections::BTreeSet;
 use std::fs::File;
-use std::io;
-use std::io::{Read as _, Seek as _};
+use std::io::{self, Read as _, Seek as _};
 use std::path::Path;
 
 use pgw_core::transaction::Position;

@@ -3,8 +3,9 @@
 //! The new one is finished beside the old before either is renamed, so that a crash at any moment leaves one of
 //! them in place: `{number}.new` with `{number}` there is unfinished work, without it the finished one.
 
+use std::fs;
+use std::io;
 use std::path::Path;
-use std::{fs, io};
 
 use pgw_core::transaction::Lane;
 use uuid::Uuid;

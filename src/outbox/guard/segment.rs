@@ -1,4 +1,4 @@
-//! A segment: one small sled database in a directory of its own. The only file that knows sled.
+//! A segment: one small sled database in a directory of its own.
 //!
 //! What was measured decides how it is used (design, section 5): sled's `flush()` is no fsync, so the barrier is
 //! `flush()` and then `sync_data()` on a handle of our own; values stay within 4 KiB, as larger pages go to files that sled
@@ -18,8 +18,8 @@ use pgw_core::transaction::{Position, UnixMillis};
 use serde::{Deserialize, Serialize};
 
 use crate::files;
-use crate::guard::record::{Assembly, RecordError};
-use crate::guard::{log_check, record};
+use crate::guard::log_check;
+use crate::guard::record::{self, Assembly, RecordError};
 
 #[cfg(test)]
 use crate::faults_for_tests as faults;

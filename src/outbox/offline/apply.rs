@@ -6,9 +6,10 @@
 //!
 //! [`finish_replacements`]: crate::guard::replace::finish_replacements
 
+use std::fs;
+use std::io;
 use std::ops::ControlFlow;
 use std::path::Path;
-use std::{fs, io};
 
 use pgw_core::transaction::Position;
 

@@ -9,12 +9,12 @@ use uuid::Uuid;
 
 use crate::crypt::keyring::Keyring;
 use crate::crypt::seal::Sealer;
-use crate::descriptor::Retirement;
+use crate::descriptor::{self, Retirement};
 use crate::errors::OpenError;
+use crate::files;
 use crate::guard::carve::{header_in, scan_directory};
 use crate::offline::error::RepairError;
 use crate::types::OutboxSettings;
-use crate::{descriptor, files};
 
 const FORMAT: &str = "FORMAT";
 const LANES: &str = "lanes.list";

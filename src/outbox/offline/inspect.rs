@@ -1,9 +1,10 @@
 //! Reads a store that nobody has open, raw, and writes nothing: what each lane should have, and what lies in its segments.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::{fs, io};
 
 use pgw_core::chain::ChainValue;
 use pgw_core::delivery::Numbering;

@@ -5,8 +5,7 @@ use std::collections::BTreeMap;
 use pgw_core::transaction::Position;
 
 use crate::offline::inspect::LaneInspection;
-use crate::offline::plan;
-use crate::offline::plan::{Anchor, Candidates, FoundRecord, Part, PositionVerdict, judge};
+use crate::offline::plan::{self, Anchor, Candidates, FoundRecord, Part, PositionVerdict, judge};
 
 /// One lane, judged.
 pub(super) struct LaneJudgement {

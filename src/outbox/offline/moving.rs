@@ -6,10 +6,9 @@
 //! its machine and its directory, and is not adopted.
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::Read as _;
+use std::fs::{self, File};
+use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
-use std::{fs, io};
 
 use pgw_core::chain::ChainValue;
 use pgw_core::text::hex;
@@ -18,11 +17,11 @@ use ring::digest::{Context, SHA256};
 use serde::{Deserialize, Serialize};
 
 use crate::crypt::keyring::Keyring;
-use crate::descriptor::{Descriptor, Retired, failed};
+use crate::descriptor::{self, Descriptor, Retired, failed};
 use crate::errors::OpenError;
+use crate::files;
 use crate::handle::Outbox;
 use crate::types::OutboxSettings;
-use crate::{descriptor, files};
 
 /// Name of the list, in the store's directory.
 pub const MANIFEST: &str = "MANIFEST";

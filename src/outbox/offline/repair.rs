@@ -1,25 +1,24 @@
 //! Offline repair, from the first inspection to the report (`practice-gateway repair`).
 
 use std::collections::BTreeMap;
-use std::fs::File;
+use std::fs::{self, File};
+use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
-use std::{fs, io};
 
 use pgw_core::transaction::Lane;
 
 use crate::crypt::keyring::Keyring;
 use crate::crypt::seal::Sealer;
-use crate::descriptor;
-use crate::descriptor::Retirement;
+use crate::descriptor::{self, Retirement};
 use crate::errors::OpenError;
 use crate::guard::replace::finish_replacements;
 use crate::offline::error::RepairError;
 use crate::offline::inspect::{LaneInspection, Opener};
 use crate::offline::judgement::judged;
-use crate::offline::report::RepairReport;
+use crate::offline::report::{self, RepairReport};
 use crate::offline::sources::Sources;
-use crate::offline::{apply, identity, renumber, report};
+use crate::offline::{apply, identity, renumber};
 use crate::types::OutboxSettings;
 
 /// What a person asks for.
@@ -97,6 +96,9 @@ pub fn repair(
     Ok(report)
 }
 
+/// The lanes of a store with their numbers in records.
+type NumberedLanes = Vec<(Lane, u16)>;
+
 /// The lanes with their numbers, and which of the two files without which nothing starts are written anew.
 fn remake(
     settings: &OutboxSettings,
@@ -104,7 +106,7 @@ fn remake(
     request: &RepairRequest,
     known: bool,
     owner: Option<(u32, u32)>,
-) -> Result<(Vec<(Lane, u16)>, Vec<String>), RepairError> {
+) -> Result<(NumberedLanes, Vec<String>), RepairError> {
     let mut remade = Vec::new();
     if !known {
         remade.push("FORMAT".to_owned());

@@ -6,8 +6,7 @@ use pgw_core::transaction::{Lane, Position, rfc3339};
 use serde::Serialize;
 
 use crate::offline::judgement::LaneJudgement;
-use crate::offline::plan;
-use crate::offline::plan::PositionVerdict;
+use crate::offline::plan::{self, PositionVerdict};
 use crate::offline::sources::Sources;
 
 /// What offline repair did, or would do.

@@ -4,22 +4,23 @@
 //! How much is unreadable is known without the key: the tail checkpoint, the watermarks, and the headers of the records are not sealed.
 
 use std::collections::BTreeMap;
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
-use std::{fs, io};
 
 use pgw_core::delivery::Numbering;
 use pgw_core::transaction::{Epoch, Lane, Position, rfc3339, unix_millis_now};
 use serde::{Deserialize, Serialize};
 
 use crate::crypt::keyring::Keyring;
-use crate::descriptor::failed;
+use crate::descriptor::{self, failed};
 use crate::errors::OpenError;
+use crate::files;
 use crate::guard::carve::scan_directory;
 use crate::state::checkpoint::TailCheckpoint;
 use crate::state::layout::{lane_file, segment_numbers};
 use crate::state::watermarks::Watermarks;
 use crate::types::{OutboxAlarm, OutboxSettings};
-use crate::{descriptor, files};
 
 /// The file in a store that was set aside.
 const FILE: &str = "SET-ASIDE";

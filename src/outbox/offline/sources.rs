@@ -7,8 +7,7 @@ use pgw_core::transaction::Position;
 
 use crate::crypt::keyring::Keyring;
 use crate::guard::carve::{CarvedRecord, Scan, files_below};
-use crate::guard::record;
-use crate::guard::record::Header;
+use crate::guard::record::{self, Header};
 use crate::guard::segment::DATABASE_FILE;
 use crate::offline::error::RepairError;
 use crate::offline::inspect::Opener;

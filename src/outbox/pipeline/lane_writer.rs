@@ -2,7 +2,6 @@
 
 mod rolling;
 
-use crate::pipeline::pending::LARGE_BYTES;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Instant;
@@ -11,13 +10,13 @@ use pgw_core::chain::ChainValue;
 use pgw_core::delivery::{Numbering, Renumbering};
 use pgw_core::transaction::{Body, Epoch, Position, Transaction};
 
-use crate::crypt::seal::{RecordPlace, Sealer};
+use crate::crypt::seal::RecordPlace;
 use crate::dedup::fingerprint::Fingerprints;
 use crate::errors::Refusal;
 use crate::guard::segment::{Segment, SegmentError, Span};
 use crate::pipeline::jobs::{GROUP_BYTES, GROUP_RECORDS, Task};
 use crate::pipeline::lane::SharedLane;
-use crate::pipeline::pending::PendingRecord;
+use crate::pipeline::pending::{LARGE_BYTES, PendingRecord};
 use crate::pipeline::shared::SharedOutbox;
 
 /// The segment that is written.
@@ -303,6 +302,7 @@ mod tests {
 
     use super::*;
     use crate::crypt::keyring::OutboxKey;
+    use crate::crypt::seal::Sealer;
     use pgw_core::transaction::{Clock, TransactionId};
 
     #[test]

@@ -7,7 +7,8 @@
 use pgw_core::chain::ChainValue;
 use pgw_core::delivery::{Numbering, Renumbering};
 use pgw_core::transaction::{Body, Clock, Position, Transaction, TransactionId, rfc3339};
-use pgw_core::wire::void::Void;
+use pgw_core::wire::to_json;
+use pgw_core::wire::void::{self, Void};
 use uuid::Uuid;
 
 use crate::errors::ReadError;
@@ -17,8 +18,6 @@ use crate::pipeline::records::Record;
 use crate::pipeline::shared::SharedOutbox;
 use crate::types::Stored;
 use crate::void::VoidRange;
-use pgw_core::wire::to_json;
-use pgw_core::wire::void;
 
 /// Records that are read at once when a chain is computed anew.
 const WALK_RECORDS: usize = 512;

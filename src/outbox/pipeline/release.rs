@@ -1,6 +1,5 @@
 //! Writing off lost positions ([`crate::void`]): what can be read is never written off.
 
-use crate::types::Released;
 use pgw_core::chain::ChainValue;
 use pgw_core::delivery::{Numbering, Renumbering};
 use pgw_core::transaction::{Position, unix_millis_now};
@@ -11,6 +10,7 @@ use crate::errors::{ReadError, VoidError};
 use crate::files;
 use crate::pipeline::lane::SharedLane;
 use crate::pipeline::shared::SharedOutbox;
+use crate::types::Released;
 use crate::void::VoidRange;
 
 /// Most positions in one void: a whole segment.

@@ -1,6 +1,5 @@
 //! What the outbox's threads share: settings, lanes, counters, and the list of alarms.
 
-use crate::state::layout::lane_file;
 use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
@@ -23,6 +22,7 @@ use crate::pipeline::lane::SharedLane;
 use crate::pipeline::latency::Latency;
 use crate::pipeline::space::Ballast;
 use crate::quarantine::Quarantine;
+use crate::state::layout::lane_file;
 use crate::types::{OutboxAlarm, OutboxSettings, Snapshot};
 
 /// A ballast that was released stays so for this long at least.

@@ -1,7 +1,8 @@
 //! Deleting what is not needed any more, so that a crash in between leaves all of it or nothing that counts.
 
+use std::fs;
+use std::io;
 use std::path::Path;
-use std::{fs, io};
 
 use uuid::Uuid;
 

@@ -1,8 +1,9 @@
 //! Where a lane's files lie.
 
 use std::collections::BTreeSet;
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
-use std::{fs, io};
 
 use pgw_core::transaction::Lane;
 

@@ -96,6 +96,8 @@ impl MissingRecords {
 
 #[cfg(test)]
 mod tests {
+    use pgw_core::chain::ChainValue;
+
     use super::*;
 
     #[test]
@@ -111,5 +113,18 @@ mod tests {
         assert_eq!(missing, MissingRecords(vec![(7, 7), (9, 9)]));
         [7, 9].into_iter().for_each(|position| missing.fill(position));
         assert_eq!(missing, MissingRecords::default());
+    }
+
+    #[test]
+    fn golden_file() {
+        let span = Span { base: 1, previous: ChainValue([0; 32]), bytes: 5, oldest: Some(9) };
+        let mut missing = MissingRecords::default();
+        missing.add(3, 4);
+        let segments = BTreeMap::from([(2, span)]);
+        let table = SegmentTable { version: SEGMENT_TABLE_VERSION, segments, missing };
+        let zeros = "00".repeat(32);
+        let span = format!("{{\"base\":1,\"previous\":\"{zeros}\",\"bytes\":5,\"oldest\":9}}");
+        let whole = format!("{{\"version\":1,\"row\":{{\"2\":{span}}},\"holes\":[[3,4]]}}");
+        assert_eq!(serde_json::to_string(&table).unwrap(), whole);
     }
 }

@@ -6,7 +6,6 @@
 //!
 //! The file is one line of JSON and one line with its CRC32C as 8 hexadecimal digits, replaced as a whole.
 
-use pgw_durable::PRIVATE;
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -14,6 +13,7 @@ use std::time::Duration;
 
 use pgw_core::chain::ChainValue;
 use pgw_core::transaction::{Epoch, Lane, Position};
+use pgw_durable::PRIVATE;
 use serde::{Deserialize, Serialize};
 
 use crate::files::is_unreadable;

@@ -74,7 +74,7 @@ fn what_is_released_takes_its_place_for_ever() {
     let second = release(&outbox, 6, 7).unwrap();
     assert_eq!(second.chain, planned.chain);
     release(&outbox, 20, 20).unwrap();
-    assert!(release(&outbox, 5, 5).unwrap_err().contains("released already"));
+    assert!(release(&outbox, 5, 5).unwrap_err().contains("written off already"));
     assert_eq!(walk(&outbox, 20), [5, 6, 7, 20]);
     add(&outbox, 21..=22);
     assert_eq!(walk(&outbox, 22), [5, 6, 7, 20]);

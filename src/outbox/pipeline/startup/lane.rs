@@ -7,11 +7,11 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
-use tokio::sync::watch;
 
 use pgw_core::chain::ChainValue;
 use pgw_core::delivery::Numbering;
 use pgw_core::transaction::{Epoch, Lane, Position};
+use tokio::sync::watch;
 use uuid::Uuid;
 
 use crate::crypt::seal::Sealer;

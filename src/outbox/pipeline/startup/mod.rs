@@ -1,28 +1,27 @@
 //! From what lies on the disk to running threads: opens the parts in their order, then the lanes, then starts the threads.
 
-use self::lane::{OpenedLane, StoreParts};
 use std::fs::File;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 
+use self::lane::{OpenedLane, StoreParts};
 use crate::crypt::index_key::index_key;
 use crate::crypt::keyring::Keyring;
 use crate::crypt::seal::Sealer;
 use crate::dedup::index::DuplicateIndex;
-use crate::descriptor;
-use crate::descriptor::{Descriptor, Retirement, failed};
+use crate::descriptor::{self, Descriptor, Retirement, failed};
 use crate::errors::OpenError;
 use crate::pipeline::jobs::{Job, Task};
 use crate::pipeline::lane_writer::LaneWriter;
-use crate::pipeline::maintenance::Maintenance;
+use crate::pipeline::maintenance::{self, Maintenance};
 use crate::pipeline::running::{Running, spawn};
 use crate::pipeline::shared::{Parts, SharedOutbox};
 use crate::pipeline::space::Ballast;
 use crate::pipeline::startup::lane::open_lane;
 use crate::pipeline::writer::Writer;
-use crate::pipeline::{duplicates, fsync_worker, maintenance, segment_worker};
+use crate::pipeline::{duplicates, fsync_worker, segment_worker};
 use crate::quarantine::Quarantine;
 use crate::state::checkpoint::TailCheckpoint;
 use crate::state::watermarks::Watermarks;
