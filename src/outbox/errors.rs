@@ -175,7 +175,7 @@ pub enum VoidError {
     #[error(transparent)]
     Read(#[from] ReadError),
     /// It could not be made durable; nothing has changed.
-    #[error("the void cannot be made durable")]
+    #[error("the void cannot be put on stable storage")]
     Save(#[source] std::io::Error),
     /// It is written off, but transactions after it need new numbers and did not get them.
     #[error("written off, but the new epoch that this needs could not begin")]

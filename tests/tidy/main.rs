@@ -463,3 +463,50 @@ fn tests_leave_their_own_process_alone() {
         }
     }
 }
+
+/// Text that people read under stress: string literals, and the help of the command lines.
+fn printed_lines() -> Vec<(String, String)> {
+    let mut lines = Vec::new();
+    for (name, code) in product() {
+        for line in code.lines().map(str::trim) {
+            let help = line.starts_with("///") && name.contains("cli/");
+            if help || (!line.starts_with("//") && line.contains('"')) {
+                lines.push((name.clone(), line.to_lowercase()));
+            }
+        }
+    }
+    lines
+}
+
+/// They puzzle who reads them first at three in the morning; beside each stands what an engineer says.
+#[test]
+fn what_is_printed_is_plain_english() {
+    const NOT_BUT: [(&str, &str); 17] = [
+        ("ends well", "exits 0"),
+        (" durable", "on stable storage"),
+        ("how the daemon is", "the daemon's status"),
+        ("lane that stands", "stalled lane"),
+        ("not to be had", "can no longer be read"),
+        ("come round", "is not responding"),
+        ("what is no file", "not a regular file"),
+        ("speaks no tls that", "no TLS version or cipher suite in common"),
+        ("is meant so", "that is deliberate"),
+        ("made anew", "recreated"),
+        ("looked at", "checked"),
+        ("goes on", "continues"),
+        ("is told", "receives"),
+        ("has trouble", "fails"),
+        ("a fault of this program", "a bug in this program"),
+        ("what waits", "waiting transactions"),
+        ("what is lost", "lost records"),
+    ];
+    let lines = printed_lines();
+    assert!(lines.len() > 1_000, "the texts were not found");
+    let mut found = Vec::new();
+    for (name, line) in lines {
+        for (not, but) in NOT_BUT.iter().filter(|(not, _)| line.contains(not)) {
+            found.push(format!("src/{name}: not {not:?} but {but:?}: {line}"));
+        }
+    }
+    assert!(found.is_empty(), "{found:#?}");
+}

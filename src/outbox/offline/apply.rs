@@ -81,7 +81,7 @@ fn rewrite(
         for (position, found) in &work.records {
             let name = (*position, found.tag);
             let carved = if found.own { own.record(name) } else { sources.record(name.0, name.1) };
-            let changed = || io::Error::other("a record that was found is not to be had any more");
+            let changed = || io::Error::other("a record that was found before can no longer be read");
             let carved = carved.ok_or_else(changed).map_err(SegmentError::Files)?;
             segment.append(*position, &carved.record)?;
         }
