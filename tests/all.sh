@@ -1,8 +1,12 @@
 #!/bin/sh
 # Installs what the tests need on a fresh Debian machine with Rust, and runs them all.
 #
-#   tests/all.sh            every test of the project (minutes)
-#   tests/all.sh --long     also the power-cut rig and the long fault runs (an hour)
+#   tests/all.sh                    every test of the project (minutes)
+#   tests/all.sh --long [PART...]   the long runs, at most 45 minutes each; all of them where no part is named:
+#       models      the exhaustive worlds with larger bounds, and more outages in the simulation
+#       faults      more repetitions in the fault matrix and at the doors, and the rows that need root
+#       fuzz        every fuzz target for five minutes
+#       powercut    the power-cut rig (root, /dev/fuse and loop devices)
 #
 # With PGW_DATA=DIRECTORY the samples below that directory go through the doors, and not only those in the tree (tests/gateway/corpus.rs).
 set -eu
@@ -79,10 +83,23 @@ fi
 RUST_TEST_THREADS="${RUST_TEST_THREADS:-$(($(nproc) * 2))}"
 export RUST_TEST_THREADS
 
-# --tests: what has tests, and no documentation is looked through for others (there are none).
-cargo test --locked --workspace --tests
-
-if [ "${1:-}" = --long ]; then
-    PGW_LONG=1 cargo test --locked --workspace --release --tests -- --include-ignored
-    tests/powercut/run.sh
+if [ "${1:-}" != --long ]; then
+    # --tests: what has tests, and no documentation is looked through for others (there are none).
+    exec cargo test --locked --workspace --tests
 fi
+
+shift
+[ $# -gt 0 ] || set -- models faults fuzz powercut
+for part in "$@"; do
+    printf '\n== %s\n' "$part"
+    case $part in
+    models) PGW_LONG=1 cargo test --locked --release --test model -- --include-ignored ;;
+    faults) PGW_LONG=1 cargo test --locked --release --test pipeline --test gateway -- --include-ignored ;;
+    fuzz) fuzz/run.sh 300 ;;
+    powercut) tests/powercut/run.sh ;;
+    *)
+        echo "there is no part $part: models, faults, fuzz, powercut" >&2
+        exit 64
+        ;;
+    esac
+done
