@@ -335,7 +335,7 @@ mod tests {
         let waiting = Submit { wait_confirmed: true, timeout: 0, ..command(&[&one], "first") };
         let (exit, out, err) = take(&daemon, &waiting);
         assert_eq!((exit, out.lines().count()), (Exit::Later, 1), "it is stored all the same");
-        assert_eq!(err, "stored, and not confirmed by the hub within 0 s\n");
+        assert_eq!(err, "stored, but the hub has not confirmed within 0 s\n");
         daemon.store.confirm(1);
         let second = Submit { key: "second".into(), ..waiting };
         assert_eq!(take(&daemon, &second).0, Exit::Later, "the one before it is confirmed, and it is not");

@@ -376,7 +376,7 @@ mod tests {
             (|s| s.outbox.store_bytes = 800_001, "the store is nearly full"),
             (
                 |s| s.link.certificate_expires = Some(s.time + 3 * DAY + 1),
-                "the client certificate ends in 3 days",
+                "the client certificate expires in 3 days",
             ),
             (|s| s.link.certificate_expires = Some(s.time - 1000), "the client certificate has expired"),
             (|s| s.counts().accepted = 11, "the numbers do not add up"),
