@@ -17,7 +17,7 @@ use crate::ingest::control::{Receipt, Reply, Request};
 
 /// No outbox takes more; a stream that never ends must not fill the memory.
 const MOST_BYTES: u64 = 256 << 20;
-/// How often the watermark is looked at; it is in memory.
+/// How often the watermark is read; it is in memory.
 const LOOK: Duration = Duration::from_millis(100);
 
 /// Submit files in the given order. Exit 0: all are on stable storage. 65: some were refused, the others are stored. 69: no
@@ -115,7 +115,7 @@ impl Submission<'_> {
 /// Runs the command: one line for each accepted file, with its id, lane, position and name.
 ///
 /// The files are an order: after one that cannot be stored now or cannot be read, none of the rest is tried, and the exit
-/// code is that one's; the same command again goes on where it stopped. A refused one is reported and left out.
+/// code is that one's; the same command again continues where it stopped. A refused one is reported and left out.
 pub fn run(socket: &Path, submit: &Submit, out: &mut dyn Write, err: &mut dyn Write) -> Exit {
     if !submit.key.is_empty() && submit.files.len() > 1 {
         let _ = writeln!(err, "--key takes one file only: a key names one transaction");
@@ -335,7 +335,7 @@ mod tests {
         let waiting = Submit { wait_confirmed: true, timeout: 0, ..command(&[&one], "") };
         let (exit, out, err) = take(&daemon, &waiting);
         assert_eq!((exit, out.lines().count()), (Exit::Later, 1), "it is stored all the same");
-        assert_eq!(err, "stored, and not confirmed by the hub within 0 s\n");
+        assert_eq!(err, "stored, but the hub has not confirmed within 0 s\n");
         daemon.shelf.confirm(1);
         assert_eq!(take(&daemon, &waiting).0, Exit::Later, "the one before it is confirmed, and it is not");
         let patient = Submit { timeout: 60, ..waiting };

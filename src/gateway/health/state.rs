@@ -233,7 +233,7 @@ fn drain_eta(waiting: u64, rate: f64) -> Option<u64> {
     }
 }
 
-/// Days until the store or the disk is full if nothing is confirmed and work goes on as since the start. Not known
+/// Days until the store or the disk is full if nothing is confirmed and input continues as since the start. Not known
 /// in the first ten minutes, nor while nothing comes in.
 fn space_days(outbox: &Snapshot, counts: &LaneCounts, accepted: u64, uptime: u64) -> Option<u64> {
     const TEN_MINUTES: u64 = 600;
@@ -376,7 +376,7 @@ mod tests {
             (|s| s.outbox.store_bytes = 800_001, "the store is nearly full"),
             (
                 |s| s.link.certificate_expires = Some(s.time + 3 * DAY + 1),
-                "the client certificate ends in 3 days",
+                "the client certificate expires in 3 days",
             ),
             (|s| s.link.certificate_expires = Some(s.time - 1000), "the client certificate has expired"),
             (|s| s.counts().accepted = 11, "the numbers do not add up"),

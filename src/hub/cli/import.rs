@@ -182,7 +182,7 @@ fn write_receipts(config: &HubConfig, lanes: &[LaneOutcome], to: &Path) -> io::R
         let marks: Vec<Mark> = lane.marks.iter().copied().map(Mark::from).collect();
         let said = speaker.say(Answer::Receipt { lane: name(lane), marks, backed_up: None, nonce: None });
         let signature = said.properties.user_properties.into_iter().next().map(|(_, value)| value);
-        let line = receipts::Line {
+        let line = receipts::SignedReceipt {
             topic: said.topic,
             payload: String::from_utf8(said.payload).map_err(io::Error::other)?,
             signature: signature.unwrap_or_default(),

@@ -120,7 +120,11 @@ pub(crate) fn export_from_stopped<K: Kept>(
 }
 
 /// Hands a receipt to the uplink, and waits until it has done what it can.
-pub(super) async fn receipt<K: Kept>(kept: &K, orders: Option<&Orders>, line: receipts::Line) -> Reply {
+pub(super) async fn receipt<K: Kept>(
+    kept: &K,
+    orders: Option<&Orders>,
+    line: receipts::SignedReceipt,
+) -> Reply {
     let failed = |reason: String| Reply::Failed { reason };
     let Some(orders) = orders else { return failed("there is no uplink".to_owned()) };
     let (lane, position) = match orders.receipt(line).await {

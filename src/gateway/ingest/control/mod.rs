@@ -117,7 +117,7 @@ pub enum Request {
         from: Option<Position>,
     },
     /// A hub's receipt that came by file.
-    Receipt(receipts::Line),
+    Receipt(receipts::SignedReceipt),
     /// Releases lost positions for good, so that their lane goes on.
     Void {
         /// Which lane.
