@@ -45,7 +45,7 @@ pub struct Owner {
 /// An epoch that must be at the hub before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Older {
-    /// Which.
+    /// The epoch.
     pub epoch: Epoch,
     /// Through here at least.
     pub through: Sequence,
@@ -54,7 +54,7 @@ pub struct Older {
 /// A lane begins.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Head {
-    /// Which.
+    /// The lane.
     pub lane: Lane,
     /// The epochs before, oldest first.
     pub older: Vec<Older>,
@@ -71,7 +71,7 @@ pub struct Head {
 /// A lane ends.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Foot {
-    /// Which.
+    /// The lane.
     pub lane: Lane,
     /// Transactions of it.
     pub count: u64,
@@ -87,7 +87,7 @@ pub struct Foot {
 
 #[derive(Serialize, Deserialize)]
 #[serde(tag = "pgw", rename_all = "snake_case")]
-enum Line {
+enum BundleLine {
     Bundle(Owner),
     Lane(Head),
     Transaction { content_type: String, bytes: u64, properties: Vec<(String, String)> },
@@ -108,11 +108,11 @@ impl<W: Write> Writer<W> {
     /// Those of the writer; so are all others.
     pub fn new(out: W, owner: Owner) -> io::Result<Self> {
         let mut writer = Self { out, transactions: 0 };
-        writer.line(&Line::Bundle(owner))?;
+        writer.line(&BundleLine::Bundle(owner))?;
         Ok(writer)
     }
 
-    fn line(&mut self, line: &Line) -> io::Result<()> {
+    fn line(&mut self, line: &BundleLine) -> io::Result<()> {
         serde_json::to_writer(&mut self.out, line)?;
         self.out.write_all(b"\n")
     }
@@ -122,7 +122,7 @@ impl<W: Write> Writer<W> {
     /// # Errors
     /// As [`Self::new`].
     pub fn head(&mut self, head: Head) -> io::Result<()> {
-        self.line(&Line::Lane(head))
+        self.line(&BundleLine::Lane(head))
     }
 
     /// The next transaction of it.
@@ -133,7 +133,7 @@ impl<W: Write> Writer<W> {
         self.transactions += 1;
         let content_type = envelope.content_type.clone();
         let (bytes, properties) = (body.len() as u64, envelope.into_properties());
-        self.line(&Line::Transaction { content_type, bytes, properties })?;
+        self.line(&BundleLine::Transaction { content_type, bytes, properties })?;
         self.out.write_all(body)?;
         self.out.write_all(b"\n")
     }
@@ -143,7 +143,7 @@ impl<W: Write> Writer<W> {
     /// # Errors
     /// As [`Self::new`].
     pub fn foot(&mut self, foot: Foot) -> io::Result<()> {
-        self.line(&Line::LaneEnd(foot))
+        self.line(&BundleLine::LaneEnd(foot))
     }
 
     /// The bundle ends; gives the writer back.
@@ -152,7 +152,7 @@ impl<W: Write> Writer<W> {
     /// As [`Self::new`].
     pub fn finish(mut self) -> io::Result<W> {
         let transactions = self.transactions;
-        self.line(&Line::End { transactions })?;
+        self.line(&BundleLine::End { transactions })?;
         Ok(self.out)
     }
 }
@@ -162,20 +162,20 @@ impl<W: Write> Writer<W> {
 pub enum BundleError {
     /// It cannot be read: cut, altered, or a fault of the medium.
     #[error("the bundle cannot be read {0}")]
-    Unreadable(Place, #[source] io::Error),
+    Unreadable(LastRead, #[source] io::Error),
     /// It ends too early.
     #[error("the bundle is cut off {0}")]
-    Cut(Place),
+    Cut(LastRead),
     /// Something that does not belong there.
     #[error("the bundle is malformed {0}: {1}")]
-    Form(Place, &'static str),
+    Form(LastRead, &'static str),
     /// An envelope that does not fit.
     #[error("the bundle has an envelope that cannot be read {0}")]
-    Envelope(Place, #[source] WireError),
+    Envelope(LastRead, #[source] WireError),
     /// A transaction is not there.
     #[error("lane {lane}: sequences {from} to {to} of epoch {epoch} are missing in the bundle")]
     Missing {
-        /// Which lane.
+        /// Their lane.
         lane: Lane,
         /// Their epoch.
         epoch: Epoch,
@@ -189,7 +189,7 @@ pub enum BundleError {
         "lane {lane}: sequence {sequence} of epoch {epoch} is out of order or repeated: it stands after {after}"
     )]
     OutOfOrder {
-        /// Which lane.
+        /// Their lane.
         lane: Lane,
         /// Its epoch.
         epoch: Epoch,
@@ -201,7 +201,7 @@ pub enum BundleError {
     /// A transaction's chain value does not follow.
     #[error("lane {lane}: sequence {sequence} of epoch {epoch} is altered: its chain value does not follow")]
     Altered {
-        /// Which lane.
+        /// Their lane.
         lane: Lane,
         /// Its epoch.
         epoch: Epoch,
@@ -212,9 +212,9 @@ pub enum BundleError {
 
 /// How far the bundle was good.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Place(Option<(Lane, Sequence)>);
+pub struct LastRead(Option<(Lane, Sequence)>);
 
-impl std::fmt::Display for Place {
+impl std::fmt::Display for LastRead {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match &self.0 {
             None => f.write_str("before its first transaction"),
@@ -248,7 +248,7 @@ pub struct Reader<R> {
     input: R,
     owner: Owner,
     standing: Option<Standing>,
-    place: Place,
+    place: LastRead,
     transactions: u64,
     ended: bool,
 }
@@ -259,8 +259,8 @@ impl<R: BufRead> Reader<R> {
     /// # Errors
     /// [`BundleError`].
     pub fn new(mut input: R) -> Result<Self, BundleError> {
-        let place = Place::default();
-        let Line::Bundle(owner) = read_line(&mut input, &place)? else {
+        let place = LastRead::default();
+        let BundleLine::Bundle(owner) = read_line(&mut input, &place)? else {
             return Err(BundleError::Form(place, "it must begin with its owner"));
         };
         if owner.schema != SCHEMA {
@@ -284,7 +284,7 @@ impl<R: BufRead> Reader<R> {
             return Ok(None);
         }
         match (read_line(&mut self.input, &self.place)?, &mut self.standing) {
-            (Line::Lane(head), None) => {
+            (BundleLine::Lane(head), None) => {
                 if head.first == 0 {
                     return Err(self.form("a lane begins with sequence 0"));
                 }
@@ -292,18 +292,18 @@ impl<R: BufRead> Reader<R> {
                 if last == 0 && chain != ChainValue::first(epoch, lane.as_str()) {
                     return Err(BundleError::Altered { lane, epoch, sequence: 1 });
                 }
-                self.place = Place(Some((lane.clone(), last)));
+                self.place = LastRead(Some((lane.clone(), last)));
                 self.standing = Some(Standing { lane, epoch, last, chain, count: 0 });
                 Ok(Some(Item::Head(head)))
             }
-            (Line::Transaction { content_type, bytes, properties }, Some(_)) => {
+            (BundleLine::Transaction { content_type, bytes, properties }, Some(_)) => {
                 let body = self.body(bytes)?;
                 let envelope = Envelope::from_properties(Some(content_type), properties)
                     .map_err(|error| BundleError::Envelope(self.place.clone(), error))?;
                 self.follow(&envelope, &body)?;
                 Ok(Some(Item::Transaction(Box::new(envelope), body)))
             }
-            (Line::LaneEnd(foot), Some(standing)) => {
+            (BundleLine::LaneEnd(foot), Some(standing)) => {
                 let same = (&foot.lane, foot.count, foot.epoch, foot.last, foot.chain)
                     == (&standing.lane, standing.count, standing.epoch, standing.last, standing.chain);
                 if !same {
@@ -312,7 +312,7 @@ impl<R: BufRead> Reader<R> {
                 self.standing = None;
                 Ok(Some(Item::Foot(foot)))
             }
-            (Line::End { transactions }, None) => {
+            (BundleLine::End { transactions }, None) => {
                 if transactions != self.transactions {
                     return Err(self.form("its end counts other transactions than there are"));
                 }
@@ -374,12 +374,12 @@ impl<R: BufRead> Reader<R> {
         standing.chain = envelope.chain;
         standing.count += 1;
         self.transactions += 1;
-        self.place = Place(Some((lane, sequence)));
+        self.place = LastRead(Some((lane, sequence)));
         Ok(())
     }
 }
 
-fn read_line(input: &mut impl BufRead, place: &Place) -> Result<Line, BundleError> {
+fn read_line(input: &mut impl BufRead, place: &LastRead) -> Result<BundleLine, BundleError> {
     let mut line = Vec::new();
     let read = input.by_ref().take(LINE_BYTES as u64).read_until(b'\n', &mut line);
     read.map_err(|error| BundleError::Unreadable(place.clone(), error))?;

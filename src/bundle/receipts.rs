@@ -10,7 +10,7 @@ const LINE_BYTES: u64 = 32 * 1024;
 /// A receipt as it would be published.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Line {
+pub struct SignedReceipt {
     /// Its topic.
     pub topic: String,
     /// Its payload: JSON, byte for byte as it was signed.
@@ -23,7 +23,7 @@ pub struct Line {
 ///
 /// # Errors
 /// Those of the writer.
-pub fn write(out: &mut impl Write, line: &Line) -> io::Result<()> {
+pub fn write(out: &mut impl Write, line: &SignedReceipt) -> io::Result<()> {
     serde_json::to_writer(&mut *out, line)?;
     out.write_all(b"\n")
 }
@@ -32,7 +32,7 @@ pub fn write(out: &mut impl Write, line: &Line) -> io::Result<()> {
 ///
 /// # Errors
 /// Those of the reader; [`io::ErrorKind::InvalidData`] for a line that is none.
-pub fn read(input: &mut impl BufRead) -> io::Result<Vec<Line>> {
+pub fn read(input: &mut impl BufRead) -> io::Result<Vec<SignedReceipt>> {
     let mut lines = Vec::new();
     loop {
         let mut text = Vec::new();

@@ -5,14 +5,14 @@ use std::io::Write;
 use crate::exit::Exit;
 
 /// Lines so far, and how the command will end.
-pub struct Report<'a> {
+pub struct Checks<'a> {
     /// Where lines go.
     pub out: &'a mut dyn Write,
     /// [`Exit::Configuration`] as soon as anything has failed.
     pub exit: Exit,
 }
 
-impl<'a> Report<'a> {
+impl<'a> Checks<'a> {
     /// Nothing has failed yet.
     pub fn new(out: &'a mut dyn Write) -> Self {
         Self { out, exit: Exit::Done }

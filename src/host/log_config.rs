@@ -18,7 +18,7 @@ pub struct RawLog {
 pub struct Log {
     /// The least important that is written.
     pub level: tracing::Level,
-    /// How.
+    /// How a line looks.
     pub format: LogFormat,
 }
 

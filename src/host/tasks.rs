@@ -44,6 +44,12 @@ pub struct Tasks {
     stops: Vec<(Stage, Duration, watch::Sender<bool>)>,
 }
 
+impl Default for Tasks {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl Tasks {
     /// None yet.
     #[must_use]

@@ -254,7 +254,7 @@ fn with_position(error: ImportError, head: &Head) -> ImportError {
 pub fn receipts(
     speaker: &mut Speaker,
     lanes: &[ImportedLane],
-) -> Result<Vec<receipts::Line>, std::string::FromUtf8Error> {
+) -> Result<Vec<receipts::SignedReceipt>, std::string::FromUtf8Error> {
     let mut lines = Vec::new();
     for lane in lanes {
         let end = |Stored { epoch, through, chain }: &Stored| Through {
@@ -265,7 +265,7 @@ pub fn receipts(
         let marks = lane.ends.iter().map(end).collect();
         let said = speaker.say(Answer::Receipt { lane: lane.name(), marks, backed_up: None, nonce: None });
         let signature = said.properties.user_properties.into_iter().next().map(|(_, value)| value);
-        lines.push(receipts::Line {
+        lines.push(receipts::SignedReceipt {
             topic: said.topic,
             payload: String::from_utf8(said.payload)?,
             signature: signature.unwrap_or_default(),

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use pgw_core::text::chain;
 use pgw_core::transaction::rfc3339;
-use pgw_host::check::Report;
+use pgw_host::check::Checks;
 use tokio_rustls::rustls::pki_types::UnixTime;
 use tokio_rustls::rustls::server::WebPkiClientVerifier;
 
@@ -16,7 +16,7 @@ use crate::tls::{Identity, TlsError, TlsFiles};
 const SOON: u64 = 30 * 86_400;
 
 /// Files, key, name, dates, and whether the CA of the file would take it now.
-pub fn certificate(files: &TlsFiles, name: &str, now: u64, report: &mut Report<'_>) {
+pub fn certificate(files: &TlsFiles, name: &str, now: u64, report: &mut Checks<'_>) {
     let ask = "ask the fleet's CA for a certificate, and put its files where the configuration says";
     let identity = match Identity::load(files) {
         Ok(identity) => identity,

@@ -235,7 +235,7 @@ mod tests {
         let retained = Packet::Publish(Publish::new("a/status", QoS::AtMostOnce, "up", None));
         let good = suback(SubscribeReasonCode::Success(QoS::AtLeastOnce));
         let (connected, phases) = attempt(vec![retained, good]).await;
-        let connected = connected.ok().expect("subscribed");
+        let Ok(connected) = connected else { panic!("not subscribed") };
         assert_eq!(phases, [Phase::Dns, Phase::Tcp, Phase::Mqtt, Phase::Subscribe]);
         assert_eq!(connected.allowed, Allowed { inflight: 7, packet_bytes: None });
         assert!(

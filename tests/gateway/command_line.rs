@@ -47,7 +47,7 @@ fn files_are_submitted_in_order_and_waited_for_until_the_hub_has_them() {
     words.extend(files.iter().map(String::as_str));
     let (code, out, err) = text(&site.gateway_command(&words));
     assert_eq!((code, out.lines().count()), (Some(75), 30), "stored, and no hub is there: {err}");
-    assert!(err.contains("stored, and not confirmed by the hub within 0 s"), "{err}");
+    assert!(err.contains("stored, but the hub has not confirmed within 0 s"), "{err}");
     assert!(!err.contains('\u{1b}'), "no progress line where there is no terminal: {err}");
 
     broker.restart();

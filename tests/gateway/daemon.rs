@@ -158,11 +158,13 @@ fn a_credential_of_systemd_goes_before_the_file() {
 #[test]
 fn init_replaces_no_key_and_says_what_to_escrow() {
     let (site, _certificates) = site(SiteOptions::default());
-    for (key, file) in [("outbox.key", true), ("signing.key", false)] {
+    for (key, file, unchanged) in
+        [("outbox.key", true, "exists already, unchanged"), ("signing.key", false, "left as it is")]
+    {
         let before = std::fs::read(site.path(key)).expect("the key");
         let again = if file { site.gateway_command(&["init"]) } else { site.hub_command(&["init"]) };
         let said = text(&again);
-        assert!(again.status.success() && said.contains("left as it is"), "{said}");
+        assert!(again.status.success() && said.contains(unchanged), "{said}");
         assert!(said.contains("Keep a copy"), "{said}");
         assert_eq!(std::fs::read(site.path(key)).expect("the key"), before);
     }

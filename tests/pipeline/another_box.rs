@@ -82,7 +82,7 @@ fn after_a_rotation_the_old_backlog_is_delivered_and_its_repetitions_are_known()
     let [new, old] = ids.as_slice() else { panic!("not two keys: {ids:?}") };
     assert!(said.contains(new) && said.contains(old) && said.contains("central IT"), "{said}");
     refused(&road, &["key", "rotate"], 65, "restart");
-    refused(&road, &["key", "drop", old], 65, "stays");
+    refused(&road, &["key", "drop", old], 65, "was not removed");
     assert!(gateway(&road, &["key", "list"]).contains("nothing is sealed with it yet"));
     assert!(std::fs::read_to_string(&first_key).expect("the keys").ends_with(&before), "the old key is gone");
 
@@ -221,7 +221,7 @@ fn a_move_is_given_up_only_by_a_person_who_was_warned() {
     let safe = road.backlog(20);
     road.site.stop_gateway();
     gateway(&road, &["outbox", "retire"]);
-    refused_and_untouched(&road, &["outbox", "retire", "--undo"], 65, "fork");
+    refused_and_untouched(&road, &["outbox", "retire", "--undo"], 65, "diverge");
     refused_and_untouched(&road, &["run"], 78, "retired");
     gateway(&road, &["outbox", "retire", "--undo", "--yes"]);
     refused(&road, &["outbox", "retire", "--undo", "--yes"], 65, "not retired");

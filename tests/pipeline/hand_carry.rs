@@ -277,12 +277,14 @@ fn while_the_link_is_down_a_bundle_and_receipts_by_file_do_all() {
     assert_eq!(carry.waiting(), waiting);
     let forged = std::fs::read_to_string(&receipts).unwrap().replace("hub1/clinical", "hub1/clinica1");
     std::fs::write(carry.file("forged"), forged).unwrap();
-    refused(&carry.site.gateway_command(&["receipts", &carry.file("forged")]), "not believed");
+    refused(&carry.site.gateway_command(&["receipts", &carry.file("forged")]), "a receipt was rejected");
     assert_eq!(carry.waiting(), waiting, "a forged receipt confirms nothing");
     let said = carry.gateway(&["receipts", &receipts]);
     assert!(said.contains(&format!("confirmed through position {}", 200 + waiting)), "{said}");
     assert_eq!(carry.waiting(), 0);
-    assert!(carry.gateway(&["export", "--to", &carry.file("none.age")]).contains("nothing waits"));
+    assert!(
+        carry.gateway(&["export", "--to", &carry.file("none.age")]).contains("no transactions are waiting")
+    );
     assert!(!Path::new(&carry.file("none.age")).exists());
 
     // The link comes back: nothing goes twice, and new work passes.
@@ -381,7 +383,7 @@ fn a_bundle_that_is_cut_altered_anothers_or_after_a_gap_is_refused() {
     )
     .unwrap();
     let theirs = carry.export("theirs.age");
-    refused(&carry.site.hub_command(&["import", &theirs]), "another key");
+    refused(&carry.site.hub_command(&["import", &theirs]), "not encrypted for this hub's key");
     // Nothing of all that was stored.
     let said = carry.hub(&["import", &whole]);
     assert!(said.contains("1500 new, 0 already stored"), "{said}");

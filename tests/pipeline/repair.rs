@@ -98,7 +98,7 @@ fn what_the_disk_has_destroyed_comes_back_from_a_copy_and_the_lane_goes_on_by_it
     let from = copy.display().to_string();
     let plan = road.site.gateway_command(&["repair", "--from", &from]);
     assert_eq!(plan.status.code(), Some(65));
-    for words in ["would be taken in", "Nothing was changed. Add --yes to do it."] {
+    for words in ["would be recovered", "Nothing was changed. Add --yes to do it."] {
         assert!(said(&plan).contains(words), "{}", said(&plan));
     }
     // The image of a disk: the same bytes at other places, in one file.

@@ -217,7 +217,7 @@ async fn every_failure_names_its_phase_and_its_reason() {
     let cases: Vec<(&str, Phase, &str)> = vec![
         ("no broker", Phase::Tcp, "refused the connection"),
         ("no name", Phase::Dns, "cannot be looked up"),
-        ("unknown ca", Phase::Tls, "a CA that we do not know"),
+        ("unknown ca", Phase::Tls, "signed by an unknown CA"),
         ("expired server", Phase::Tls, "the broker's certificate has expired"),
         ("other name", Phase::Tls, "for another name"),
         ("expired client", Phase::Tls, "our certificate has expired"),

@@ -4,7 +4,7 @@ use std::io::Write;
 use std::sync::Arc;
 
 use pgw_core::text::chain;
-use pgw_host::check::Report;
+use pgw_host::check::Checks;
 use pgw_host::exit::Exit;
 use pgw_link::check::certificate;
 use pgw_link::clock::TrustedClock;
@@ -20,7 +20,7 @@ use crate::keys;
 
 /// `practice-gateway check`: ends with 78 if anything fails.
 pub fn run(config: &GatewayConfig, out: &mut dyn Write) -> Exit {
-    let mut report = Report::new(out);
+    let mut report = Checks::new(out);
     let clock = TrustedClock::open(&config.uplink.state_directory);
     let lanes = &config.uplink.info.lanes;
     let detail = format!(
@@ -63,7 +63,7 @@ pub fn run(config: &GatewayConfig, out: &mut dyn Write) -> Exit {
 }
 
 /// Most surgeries' systems speak MLLP without TLS: that is allowed, and said.
-fn mllp(door: &MllpDoorConfig, clock: &Arc<TrustedClock>, report: &mut Report<'_>) {
+fn mllp(door: &MllpDoorConfig, clock: &Arc<TrustedClock>, report: &mut Checks<'_>) {
     let address = door.listen;
     let guarded = door.tls.as_ref().is_some_and(|files| files.client_ca.is_some());
     if !address.ip().is_loopback() && door.allowed_addresses.is_empty() && !guarded {
@@ -82,7 +82,7 @@ fn mllp(door: &MllpDoorConfig, clock: &Arc<TrustedClock>, report: &mut Report<'_
     }
 }
 
-fn store(config: &GatewayConfig, report: &mut Report<'_>) {
+fn store(config: &GatewayConfig, report: &mut Checks<'_>) {
     let place = keys::outbox_key_place(&config.outbox_key_file);
     let keys = match keys::outbox_keys(&config.outbox_key_file) {
         Ok(keys) => keys,

@@ -192,7 +192,7 @@ fn no_key(error: &KeyError, err: &mut dyn Write) -> Exit {
     }
 }
 
-/// What a command that looks at the store ends with when it cannot.
+/// The exit code of a command that cannot read the store.
 pub(crate) fn not_looked_at(error: &OpenError, err: &mut dyn Write) -> Exit {
     complain(err, error);
     match error {

@@ -24,20 +24,20 @@ pub enum Quarantine {
     Discard(Discard),
 }
 
-/// How to list.
+/// List entries.
 #[derive(Debug, Clone, Args)]
 pub struct List {
-    /// One JSON object a line.
+    /// Print one JSON object per line.
     #[arg(long)]
     pub json: bool,
 }
 
-/// What to show.
+/// Show one entry.
 #[derive(Debug, Clone, Args)]
 pub struct Show {
     /// The entry's number, as `quarantine list` prints it.
     pub id: u64,
-    /// As JSON.
+    /// Print JSON.
     #[arg(long, conflicts_with = "bytes")]
     pub json: bool,
     /// Print the bytes as received, and nothing else.
@@ -45,7 +45,7 @@ pub struct Show {
     pub bytes: bool,
 }
 
-/// What to release.
+/// Submit an entry.
 #[derive(Debug, Clone, Args)]
 pub struct Release {
     /// The entry's number, as `quarantine list` prints it.
@@ -61,7 +61,7 @@ pub struct Release {
     pub content_type: Option<String>,
 }
 
-/// What to discard.
+/// Delete an entry.
 #[derive(Debug, Clone, Args)]
 pub struct Discard {
     /// The entry's number, as `quarantine list` prints it.

@@ -22,7 +22,7 @@ use crate::ingest::mllp::context::MllpDoorConfig;
 use crate::uplink;
 use crate::uplink::PinnedHub;
 
-/// Everything the gateway is told.
+/// The gateway's configuration, checked.
 #[derive(Debug, Clone)]
 pub struct GatewayConfig {
     /// Where it was read from.

@@ -126,7 +126,7 @@ pub enum Request {
         from: Option<Position>,
     },
     /// A hub's receipt that came by file.
-    Receipt(receipts::Line),
+    Receipt(receipts::SignedReceipt),
     /// Writes off lost records for good, so that their lane continues.
     Void {
         /// The lane.

@@ -20,7 +20,11 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const LOOK: Duration = Duration::from_millis(50);
 
 /// Hands a receipt to the uplink, and waits until it has done what it can.
-pub(super) async fn receipt(outbox: &Outbox, orders: Option<&Orders>, line: receipts::Line) -> Reply {
+pub(super) async fn receipt(
+    outbox: &Outbox,
+    orders: Option<&Orders>,
+    line: receipts::SignedReceipt,
+) -> Reply {
     let failed = |reason: String| Reply::Failed { reason };
     let Some(orders) = orders else { return failed("there is no uplink".to_owned()) };
     let (lane, position) = match orders.receipt(line).await {

@@ -233,7 +233,7 @@ fn drain_eta(waiting: u64, rate: f64) -> Option<u64> {
     }
 }
 
-/// Days until the store or the disk is full if nothing is confirmed and work goes on as since the start. Not known
+/// Days until the store or the disk is full if nothing is confirmed and input continues as since the start. Not known
 /// in the first ten minutes, nor while nothing comes in.
 fn space_days(outbox: &Snapshot, counts: &LaneCounts, accepted: u64, uptime: u64) -> Option<u64> {
     const TEN_MINUTES: u64 = 600;

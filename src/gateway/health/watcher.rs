@@ -21,7 +21,7 @@ use crate::uplink::{LinkSnapshot, Reports};
 /// Events that wait for the link; more are in the log only.
 const EVENTS: usize = 256;
 
-/// How often everything is looked at, at least.
+/// The longest time between two observations.
 const LOOK: Duration = Duration::from_secs(1);
 
 /// How often, at most: the link tells of every receipt.

@@ -16,7 +16,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout, timeout_at};
 
-/// Batches of events that may wait for the driver; then the socket is not read any more.
+/// Batches of events that may wait for the driver; beyond it the socket is not read.
 const BATCHES: usize = 16;
 
 /// A live connection. Dropping it ends its task and its socket at once.

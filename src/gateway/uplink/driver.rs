@@ -35,7 +35,7 @@ mod alarms;
 mod obey;
 mod resend;
 
-/// Our own messages must be acknowledged within this while nothing else is under way.
+/// Announcements must be acknowledged within this while nothing else is under way.
 const ANNOUNCEMENT_PATIENCE: Duration = Duration::from_secs(15);
 /// Numbers for health are renewed this often.
 const LOOK_EVERY: Duration = Duration::from_millis(500);

@@ -89,7 +89,7 @@ impl LaneWork {
         self.machine.handle(input, now, &mut self.actions);
     }
 
-    /// A person has done something about what stops the lane: it is looked at again.
+    /// A person has done something about what stalls the lane: its head is tried again.
     pub(super) fn retry_head(&mut self, numbering: Option<Numbering>, now: Millis) {
         self.gone = None;
         self.forget();

@@ -7,7 +7,7 @@ use tokio::time::Instant;
 use super::connection::Connection;
 use super::in_flight::{InFlight, Ticket};
 
-/// Publishes of the broker's Receive Maximum that are left to our own messages, if it is large enough.
+/// Publishes of the broker's Receive Maximum that are left to announcements, if it is large enough.
 const ANNOUNCEMENT_SHARE: usize = 8;
 
 /// What belongs to one connection.
@@ -22,7 +22,7 @@ pub(super) struct Live {
     /// The machines were told the time at most 5 ms ago.
     pub(super) ticked: Instant,
     pub(super) leave: Option<Failure>,
-    /// The session takes nothing any more: it has ended, and knows why.
+    /// The session has ended, and knows why.
     pub(super) broken: bool,
 }
 

@@ -1,6 +1,6 @@
-//! What a person orders: it reaches the driver beside the connection's own events, link or no link.
+//! Orders of a person: they reach the driver beside the connection's own events, link or no link.
 
-use pgw_bundle::receipts::Line;
+use pgw_bundle::receipts::SignedReceipt;
 use pgw_core::transaction::{Lane, Position};
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -14,8 +14,8 @@ const MOST: usize = 64;
 #[derive(Debug)]
 pub(super) enum Order {
     /// A receipt that came by file: its lane and the position that it speaks of.
-    Receipt(Line, oneshot::Sender<Result<(Lane, Position), OrderError>>),
-    /// What stopped the lane may have gone: a void was made, or a person wants the held head tried again.
+    Receipt(SignedReceipt, oneshot::Sender<Result<(Lane, Position), OrderError>>),
+    /// What stalled the lane may have gone: a void was made, or a person wants the held head tried again.
     RetryHead(Lane, oneshot::Sender<Result<(), OrderError>>),
     /// Confirmed transactions once more: the first and the last position.
     Resend(Lane, (Position, Position), watch::Sender<ResendProgress>),
@@ -58,8 +58,8 @@ impl Orders {
     ///
     /// # Errors
     /// It is not of a configured hub, or not for this gateway, or the gateway stops.
-    pub async fn receipt(&self, line: Line) -> Result<(Lane, Position), OrderError> {
-        self.ask(|answer| Order::Receipt(line, answer)).await
+    pub async fn receipt(&self, receipt: SignedReceipt) -> Result<(Lane, Position), OrderError> {
+        self.ask(|answer| Order::Receipt(receipt, answer)).await
     }
 
     /// Has the held transaction at the lane's head tried again.

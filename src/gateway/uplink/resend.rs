@@ -1,6 +1,6 @@
 //! Confirmed transactions that a hub or a person wants once more, with the same ids and numbers.
 //!
-//! They go beside the machines, and never instead of them: only what is confirmed goes this way, what waits has its own; the
+//! They go beside the machines, and never instead of them: only confirmed transactions are sent this way, waiting ones have their own; the
 //! machines do not hear of it, and lanes come first whenever they have something to send. A hub stores none of them twice.
 
 use std::collections::VecDeque;
@@ -176,7 +176,7 @@ impl Resends {
     }
 }
 
-/// What the hub is told.
+/// The answer to the hub's command.
 fn result(id: String, outcome: Result<Resent, String>) -> CommandResult {
     let detail = match &outcome {
         Ok(Resent { missing, .. }) if *missing > 0 => format!("{missing} are no longer in the outbox"),

@@ -48,7 +48,7 @@ const DUPLICATE_EVERY: Duration = Duration::from_secs(60);
 /// Runs the uplink until `shutdown` says true. Links may fail as they like: only what no connection can mend is
 /// an error.
 ///
-/// `reload` is raised at SIGHUP: the certificate files are read again (they are looked at now and then anyway).
+/// `reload` is raised at SIGHUP: the certificate files are read again (they are checked now and then anyway).
 ///
 /// # Errors
 /// [`UplinkError`]: a lane that the outbox does not know, no threads, no randomness.
@@ -291,7 +291,7 @@ impl Uplink {
         self.driver.link.now.session = self.session;
     }
 
-    /// A clean end: the broker is told, so that the will stays unsaid.
+    /// A clean end: DISCONNECT, so that the broker does not publish the will.
     async fn farewell(&mut self, mut connection: Connection, stop: bool) {
         if stop {
             let status = Status::new("stopping", self.session, "stopped", rfc3339(unix_millis_now()));

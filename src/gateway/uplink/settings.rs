@@ -1,4 +1,4 @@
-//! What the uplink is told by the configuration; nothing in it is optional.
+//! The uplink's part of the configuration, checked; nothing in it is optional.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -11,7 +11,7 @@ use pgw_host::config::Upstream;
 use pgw_link::backoff::BackoffLimits;
 use pgw_link::tls::TlsFiles;
 
-/// What the uplink is told by the configuration.
+/// The uplink's part of the configuration.
 #[derive(Debug, Clone)]
 pub struct UplinkSettings {
     /// First half of the topic root and of the certificate's common name.
@@ -36,7 +36,7 @@ pub struct UplinkSettings {
     pub inflight: u16,
     /// Largest packet that is taken from the broker, bytes.
     pub max_incoming_packet_bytes: u32,
-    /// What every lane's machine is told.
+    /// Limits of every lane's machine.
     pub delivery: delivery::Limits,
     /// When to try again: full jitter from the first attempt on.
     pub reconnect: BackoffLimits,

@@ -3,7 +3,7 @@
 use std::io::Write;
 
 use pgw_core::text::chain;
-use pgw_host::check::Report;
+use pgw_host::check::Checks;
 use pgw_host::exit::Exit;
 use pgw_host::secret;
 use pgw_link::check::certificate;
@@ -14,7 +14,7 @@ use crate::config::HubConfig;
 
 /// `practice-hub check`: ends with 78 if anything fails.
 pub fn run(config: &HubConfig, out: &mut dyn Write) -> Exit {
-    let mut report = Report::new(out);
+    let mut report = Checks::new(out);
     let settings = &config.settings;
     report.ok("configuration", &format!("{}: hub {}", config.file.display(), settings.hub));
     match secret::signing_key(&settings.signing_key_file) {

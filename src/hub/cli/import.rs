@@ -47,7 +47,7 @@ enum Destination {
 #[derive(Default)]
 struct Imported {
     lanes: Vec<ImportedLane>,
-    receipts: Vec<receipts::Line>,
+    receipts: Vec<receipts::SignedReceipt>,
     /// Why it is not imported, or not all of it.
     failed: Option<(String, Exit)>,
 }
@@ -145,7 +145,7 @@ fn into_store(
 }
 
 /// As the running hub signs them.
-fn sign(settings: &HubSettings, lanes: &[ImportedLane]) -> io::Result<Vec<receipts::Line>> {
+fn sign(settings: &HubSettings, lanes: &[ImportedLane]) -> io::Result<Vec<receipts::SignedReceipt>> {
     let key = pgw_host::secret::signing_key(&settings.signing_key_file).map_err(io::Error::other)?;
     import::receipts(&mut Speaker::begin(settings.hub.clone(), key)?, lanes).map_err(io::Error::other)
 }
@@ -237,7 +237,7 @@ fn write_lanes(out: &mut dyn Write, file: &Path, imported: &Imported) {
 }
 
 /// The last file's word about a lane is the newest.
-fn write_receipts(lines: &[receipts::Line], to: &Path) -> io::Result<()> {
+fn write_receipts(lines: &[receipts::SignedReceipt], to: &Path) -> io::Result<()> {
     let mut file = BufWriter::new(replacement(to)?);
     for (index, line) in lines.iter().enumerate() {
         if lines.iter().skip(index + 1).all(|later| later.topic != line.topic) {

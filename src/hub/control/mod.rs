@@ -73,7 +73,7 @@ pub enum Reply {
     /// What became of a lane of the bundle, as far as it came.
     Lane(ImportedLane),
     /// The receipt of a lane of the bundle.
-    Receipt(receipts::Line),
+    Receipt(receipts::SignedReceipt),
     /// All of the bundle is stored.
     Imported {},
     /// The bundle is not stored, or not all of it.
@@ -154,7 +154,7 @@ mod tests {
             let line = serde_json::to_string(&request).unwrap();
             assert_eq!(serde_json::from_str::<Request>(&line).unwrap(), request, "{line}");
         }
-        let line = receipts::Line { topic: "t".into(), payload: "{}".into(), signature: "s".into() };
+        let line = receipts::SignedReceipt { topic: "t".into(), payload: "{}".into(), signature: "s".into() };
         for reply in [
             Reply::Receipt(line),
             Reply::NotImported { reason: "x".into(), later: true },

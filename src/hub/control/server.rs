@@ -230,7 +230,7 @@ impl Import {
         Ok(answered.recv().map_err(|_| ImportError::Ended)??)
     }
 
-    fn signed(&self, lanes: &[ImportedLane]) -> Result<Vec<pgw_bundle::receipts::Line>, String> {
+    fn signed(&self, lanes: &[ImportedLane]) -> Result<Vec<pgw_bundle::receipts::SignedReceipt>, String> {
         if !self.receipts {
             return Ok(Vec::new());
         }

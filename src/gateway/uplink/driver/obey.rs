@@ -1,6 +1,6 @@
 //! What a person has ordered, carried out between the connection's own events.
 
-use pgw_bundle::receipts::Line;
+use pgw_bundle::receipts::SignedReceipt;
 use pgw_core::delivery::Input;
 use pgw_core::transaction::{Lane, Position};
 use pgw_core::wire::signature;
@@ -16,8 +16,8 @@ impl Driver {
     pub(in crate::uplink) fn obey(&mut self, order: Order) {
         // Whoever asked may have gone: the order stands.
         match order {
-            Order::Receipt(line, answer) => {
-                let _ = answer.send(self.imported(line));
+            Order::Receipt(signed, answer) => {
+                let _ = answer.send(self.imported(signed));
             }
             Order::RetryHead(lane, answer) => {
                 let now = self.now();
@@ -40,12 +40,12 @@ impl Driver {
     }
 
     /// Judged as if it had come from the broker.
-    fn imported(&mut self, line: Line) -> Result<(Lane, Position), OrderError> {
+    fn imported(&mut self, signed: SignedReceipt) -> Result<(Lane, Position), OrderError> {
         let properties = PublishProperties {
-            user_properties: vec![(signature::PROPERTY.to_owned(), line.signature)],
+            user_properties: vec![(signature::PROPERTY.to_owned(), signed.signature)],
             ..PublishProperties::default()
         };
-        let publish = Publish::new(line.topic, QoS::AtLeastOnce, line.payload, Some(properties));
+        let publish = Publish::new(signed.topic, QoS::AtLeastOnce, signed.payload, Some(properties));
         match self.verifier.verify(&publish)? {
             Inbound::Receipt { lane, receipt, .. } => {
                 let now = self.now();

@@ -21,7 +21,7 @@ const READ: (usize, usize) = (64, 512 * 1024);
 const REMEMBERED: usize = 64;
 
 impl Driver {
-    /// A person wants a range again. What becomes of it is told to `told`.
+    /// A person orders a range again. `told` receives its progress.
     pub(super) fn order_resend(
         &mut self,
         lane: &Lane,
