@@ -369,7 +369,7 @@ fn a_folder_that_is_not_there_degrades_the_state_and_nothing_else() {
     fs::remove_dir(site.path("in")).expect("removed");
     let (code, said) = check(&site);
     assert!(
-        code == Some(78) && said.contains("FAIL  folder ") && said.contains("-> make or mount it"),
+        code == Some(78) && said.contains("FAIL  folder ") && said.contains("-> create or mount it"),
         "{said}"
     );
     site.start_gateway();
