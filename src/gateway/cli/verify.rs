@@ -92,12 +92,12 @@ fn range((from, to): &(Position, Position)) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::control::store_for_tests::{Daemon, Store};
+    use crate::control::store_for_tests::{Daemon, Store, lane};
 
     fn verify(store: Store, json: bool) -> (Exit, String) {
         let daemon = Daemon::start(store, serde_json::Value::Null);
         let mut out = Vec::new();
-        let exit = run(&daemon.socket, &Verify { lane: None, json }, &mut out, &mut Vec::new());
+        let exit = run(&daemon.socket, &Verify { lane: Some(lane()), json }, &mut out, &mut Vec::new());
         (exit, String::from_utf8(out).unwrap())
     }
 
@@ -124,7 +124,7 @@ mod tests {
     #[test]
     fn altered_records_and_another_chain_at_the_hub_are_named() {
         let found = LaneVerification {
-            lane: crate::control::store_for_tests::lane(),
+            lane: lane(),
             ok: false,
             from: 1,
             through: 10,
