@@ -160,7 +160,7 @@ fn a_store_moves_to_another_box_whole_or_not_at_all() {
     for words in [&["run"][..], &["export", "--to", &bundle], &["check"]] {
         refused_and_untouched(&road, words, 78, "retired");
     }
-    refused_and_untouched(&road, &["run"], 78, "never run again");
+    refused_and_untouched(&road, &["run"], 78, "must never run here again");
     refused_and_untouched(&road, &["outbox", "adopt"], 65, "the retired store itself");
     assert!(gateway(&road, &["outbox", "retire"]).contains(word), "it says the same again");
 
