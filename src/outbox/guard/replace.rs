@@ -42,7 +42,7 @@ pub(crate) fn step(place: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Finishes or forgets what a crash left of [`rebuild_segment`] in a lane's directory.
+/// Finishes or forgets what a crash left of `rebuild_segment` in a lane's directory.
 pub(crate) fn finish_replacements(directory: &Path) -> io::Result<()> {
     for entry in fs::read_dir(directory)? {
         let fresh = entry?.path();

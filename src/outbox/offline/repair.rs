@@ -34,7 +34,7 @@ pub struct RepairRequest {
     pub act: bool,
 }
 
-/// Looks at a store that no process has open, and with [`Request::act`] fills what it can. Blocking. `progress` hears of
+/// Looks at a store that no process has open, and with [`RepairRequest::act`] fills what it can. Blocking. `progress` hears of
 /// each segment before it is read.
 ///
 /// # Errors

@@ -194,7 +194,7 @@ impl LaneWriter {
     /// The barrier that was under way has ended: publishes what it covers.
     ///
     /// # Errors
-    /// What the trouble is; all is kept, and written by [`LaneWriter::settle`] before anything else.
+    /// What the trouble is; all is kept, and written again by [`LaneWriter::replace`] before anything else.
     pub(crate) fn barrier_ended(
         &mut self,
         shared: &SharedOutbox,

@@ -163,7 +163,7 @@ impl SharedOutbox {
     /// The voids from `from` on, as they go out; `None`: there is none at `from`.
     ///
     /// # Errors
-    /// As [`Shared::read`].
+    /// As [`SharedOutbox::read`].
     fn voids_from(
         &self,
         lane: &SharedLane,
