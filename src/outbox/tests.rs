@@ -385,16 +385,20 @@ fn wrong_key_owner_version_and_a_second_process_are_refused_untouched() {
     add(&outbox, 1..=2);
     assert!(matches!(Outbox::open(settings(directory.path()), key()), Err(OpenError::InUse(_))));
     outbox.close();
+    // Not by another program: a child that starts holds a copy of every lock of this process until it runs its own code.
     let list = || {
-        let mut all: Vec<_> = std::process::Command::new("find")
-            .arg(directory.path())
-            .args(["-printf", "%p %T@ %s\n"])
-            .output()
-            .unwrap()
-            .stdout
-            .split(|b| *b == b'\n')
-            .map(<[u8]>::to_vec)
-            .collect();
+        let mut all = Vec::new();
+        let mut folders = vec![directory.path().to_owned()];
+        while let Some(folder) = folders.pop() {
+            for entry in std::fs::read_dir(folder).unwrap() {
+                let path = entry.unwrap().path();
+                let facts = std::fs::symlink_metadata(&path).unwrap();
+                if facts.is_dir() {
+                    folders.push(path.clone());
+                }
+                all.push((path, facts.modified().unwrap(), facts.len()));
+            }
+        }
         all.sort();
         all
     };

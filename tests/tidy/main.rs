@@ -401,6 +401,16 @@ fn the_runbook_explains_every_event_code() {
     }
 }
 
+/// A child that starts holds a copy of every lock of this process until it runs its own code, and the outbox's tests close a
+/// store and open it again at once.
+#[test]
+fn no_test_of_the_outbox_starts_a_process() {
+    for path in sources(&root().join("src/outbox")) {
+        let code = std::fs::read_to_string(&path).expect("text");
+        assert!(!code.contains("Command::new("), "{} starts a process", path.display());
+    }
+}
+
 /// The test programs with more than one file: the files below each, with their text.
 fn test_programs() -> Vec<(&'static str, Vec<(PathBuf, String)>)> {
     ["model", "gateway", "pipeline"]
