@@ -1,74 +1,22 @@
-//! Bech32 (BIP 173), as age writes its keys: one case, no length limit of its own.
+//! Bech32 (BIP 173), as age writes its keys: one case, and the checksum of BIP 173 only, not that of BIP 350.
 
-const DIGITS: &[u8; 32] = b"qpzry9x8gf2tvdw0s3jn54khce6mua7l";
+use bech32::primitives::decode::CheckedHrpstring;
+use bech32::{Bech32, Hrp};
+use zeroize::Zeroizing;
 
-fn polymod(values: impl Iterator<Item = u8>) -> u32 {
-    const GENERATOR: [u32; 5] = [0x3b6a_57b2, 0x2650_8e6d, 0x1ea1_19fa, 0x3d42_33dd, 0x2a14_62b3];
-    values.fold(1, |check, value| {
-        let top = check >> 25;
-        let next = ((check & 0x01ff_ffff) << 5) ^ u32::from(value);
-        GENERATOR.iter().enumerate().fold(
-            next,
-            |sum, (bit, word)| {
-                if (top >> bit) & 1 == 1 { sum ^ word } else { sum }
-            },
-        )
-    })
-}
-
-fn expanded(prefix: &str) -> Vec<u8> {
-    let high = prefix.bytes().map(|byte| byte >> 5);
-    high.chain([0]).chain(prefix.bytes().map(|byte| byte & 31)).collect()
-}
-
-/// Groups of `from` bits as groups of `to` bits. `None`: bits are left over that are not padding.
-fn regroup(values: &[u8], from: u32, to: u32, pad: bool) -> Option<Vec<u8>> {
-    let (mut held, mut bits, mut out) = (0u32, 0u32, Vec::with_capacity(values.len() * 8 / 5 + 1));
-    for value in values {
-        held = ((held << from) | u32::from(*value)) & 0xfff;
-        bits += from;
-        while bits >= to {
-            bits -= to;
-            out.push(u8::try_from((held >> bits) & ((1 << to) - 1)).ok()?);
-        }
-    }
-    let rest = (held << (to - bits.min(to))) & ((1 << to) - 1);
-    if pad {
-        if bits > 0 {
-            out.push(u8::try_from(rest).ok()?);
-        }
-    } else if bits >= from || rest != 0 {
-        return None;
-    }
-    Some(out)
-}
-
-/// Lower-case text of `bytes` under the lower-case `prefix`.
+/// Lower-case text of `bytes` under the lower-case `prefix`. Keys have 32 bytes: the format's limit of 1,023 characters is far.
 pub(super) fn encode(prefix: &str, bytes: &[u8]) -> String {
-    let mut values = regroup(bytes, 8, 5, true).unwrap_or_default();
-    let sum = polymod(expanded(prefix).into_iter().chain(values.iter().copied()).chain([0; 6])) ^ 1;
-    values.extend((0..6).map(|index| u8::try_from((sum >> (5 * (5 - index))) & 31).unwrap_or_default()));
-    let digits = values.iter().map(|value| char::from(DIGITS[usize::from(*value)]));
-    format!("{prefix}1{}", digits.collect::<String>())
+    let encode = |prefix| bech32::encode_lower::<Bech32>(prefix, bytes).ok();
+    Hrp::parse(prefix).ok().and_then(encode).unwrap_or_default()
 }
 
 /// The bytes of a text with this lower-case prefix; upper or lower case, never mixed.
 pub(super) fn decode(prefix: &str, text: &str) -> Option<Vec<u8>> {
-    let lower = text.to_ascii_lowercase();
-    if text != lower && text != text.to_ascii_uppercase() {
-        return None;
-    }
-    let (found, digits) = lower.rsplit_once('1')?;
-    if found != prefix || digits.len() < 6 {
-        return None;
-    }
-    let value =
-        |digit: u8| DIGITS.iter().position(|known| *known == digit).and_then(|at| u8::try_from(at).ok());
-    let values: Vec<u8> = digits.bytes().map(value).collect::<Option<_>>()?;
-    if polymod(expanded(prefix).into_iter().chain(values.iter().copied())) != 1 {
-        return None;
-    }
-    regroup(values.get(..values.len() - 6)?, 5, 8, false)
+    let checked = CheckedHrpstring::new::<Bech32>(text).ok()?;
+    let bytes: Vec<u8> = checked.byte_iter().collect();
+    // The crate drops bits that are left over, whatever they are: only what we would write is a key.
+    let lower = Zeroizing::new(text.to_ascii_lowercase());
+    (*Zeroizing::new(encode(prefix, &bytes)) == *lower).then_some(bytes)
 }
 
 #[cfg(test)]

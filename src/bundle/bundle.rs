@@ -164,10 +164,10 @@ pub enum BundleError {
     #[error("the bundle cannot be read {0}")]
     Unreadable(Place, #[source] io::Error),
     /// It ends too early.
-    #[error("the bundle is cut {0}")]
+    #[error("the bundle is cut off {0}")]
     Cut(Place),
     /// Something that does not belong there.
-    #[error("the bundle does not follow its form {0}: {1}")]
+    #[error("the bundle is malformed {0}: {1}")]
     Form(Place, &'static str),
     /// An envelope that does not fit.
     #[error("the bundle has an envelope that cannot be read {0}")]

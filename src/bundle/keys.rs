@@ -4,7 +4,6 @@ use std::fmt;
 use std::str::FromStr;
 
 use curve25519_dalek::MontgomeryPoint;
-use ring::rand::{SecureRandom as _, SystemRandom};
 use zeroize::{Zeroize as _, Zeroizing};
 
 use super::{AgeError, bech32};
@@ -37,9 +36,7 @@ impl Identity {
     /// # Errors
     /// [`AgeError::Random`].
     pub fn generate() -> Result<Self, AgeError> {
-        let mut bytes = Zeroizing::new([0; 32]);
-        SystemRandom::new().fill(&mut *bytes).map_err(|_| AgeError::Random)?;
-        Ok(Self(bytes))
+        pgw_durable::random().map(|bytes| Self(Zeroizing::new(bytes))).map_err(AgeError::Random)
     }
 
     /// The first identity of a key file: lines, of which those with `#` are comments.

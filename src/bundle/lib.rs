@@ -1,4 +1,4 @@
-//! Hand-carry: what waits, in one file that only the hub can read, for the week when the link does not come back.
+//! Hand-carry: waiting transactions in one file that only the hub can read, for the week when the link does not come back.
 //!
 //! - [`keys`], `bech32`: the hub's age identity (X25519) and its public half, the recipient
 //! - `header`, [`seal`]: the age v1 file format (C2SP `age.md`), so that other tools can open a bundle with the hub's key
@@ -24,21 +24,21 @@ pub enum AgeError {
     #[error("it is not an age v1 file: {0}")]
     Header(&'static str),
     /// No stanza of it is for this key.
-    #[error("it was encrypted for another key than this hub's")]
+    #[error("it was not encrypted for this hub's key")]
     OtherKey,
     /// The header's MAC does not fit: its header was altered.
     #[error("its header was altered")]
     HeaderMac,
     /// A chunk does not open: altered, out of its place, or cut.
-    #[error("it was altered or cut: chunk {0} of 64 KiB does not open")]
+    #[error("it was altered or cut off: chunk {0} (64 KiB each) does not decrypt")]
     Chunk(u64),
     /// It ends before its last chunk.
-    #[error("it is cut: it ends in chunk {0} of 64 KiB, before its last one")]
+    #[error("it is cut off: it ends in chunk {0} (64 KiB each), before the last one")]
     Cut(u64),
     /// Text that is no recipient or identity.
     #[error("it is not an age X25519 {0}")]
     Key(&'static str),
-    /// The system gives no random numbers.
-    #[error("the system gives no random numbers")]
-    Random,
+    /// The system gives no random bytes.
+    #[error("the system provides no random bytes")]
+    Random(#[source] std::io::Error),
 }

@@ -3,7 +3,6 @@
 use std::io::{self, Read, Write};
 
 use ring::aead::{Aad, LessSafeKey, Nonce};
-use ring::rand::{SecureRandom as _, SystemRandom};
 use zeroize::Zeroizing;
 
 use super::AgeError;
@@ -25,23 +24,22 @@ fn payload_key(file_key: &FileKey, salt: &[u8; 16]) -> Result<LessSafeKey, AgeEr
     header::cipher(&*header::derive(&file_key[..], salt, "payload")?)
 }
 
-/// Encrypts what is written to it. [`Sealing::finish`] writes the last chunk: without it the file is cut, and opens for nobody.
-pub struct Sealing<W> {
+/// Encrypts what is written to it. [`Encryptor::finish`] writes the last chunk: without it the file is cut, and opens for nobody.
+pub struct Encryptor<W> {
     out: W,
     key: LessSafeKey,
     chunk: u64,
     held: Zeroizing<Vec<u8>>,
 }
 
-impl<W: Write> Sealing<W> {
+impl<W: Write> Encryptor<W> {
     /// Writes the header for these recipients; there must be one.
     ///
     /// # Errors
     /// [`AgeError`].
     pub fn new(mut out: W, recipients: &[Recipient]) -> Result<Self, AgeError> {
-        let (mut file_key, mut salt) = (FileKey::default(), [0; 16]);
-        let random = SystemRandom::new();
-        random.fill(&mut *file_key).and_then(|()| random.fill(&mut salt)).map_err(|_| AgeError::Random)?;
+        let file_key = FileKey::new(pgw_durable::random().map_err(AgeError::Random)?);
+        let salt = pgw_durable::random().map_err(AgeError::Random)?;
         out.write_all(&header::write(&file_key, recipients)?)?;
         out.write_all(&salt)?;
         let key = payload_key(&file_key, &salt)?;
@@ -68,7 +66,7 @@ impl<W: Write> Sealing<W> {
     }
 }
 
-impl<W: Write> Write for Sealing<W> {
+impl<W: Write> Write for Encryptor<W> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         if bytes.is_empty() {
             return Ok(0);
@@ -88,7 +86,7 @@ impl<W: Write> Write for Sealing<W> {
 }
 
 /// Decrypts: what it gives has been authenticated. The end of the file is an error unless the last chunk was read.
-pub struct Opening<R> {
+pub struct Decryptor<R> {
     input: R,
     key: LessSafeKey,
     chunk: u64,
@@ -99,7 +97,7 @@ pub struct Opening<R> {
     done: bool,
 }
 
-impl<R: Read> Opening<R> {
+impl<R: Read> Decryptor<R> {
     /// Reads the header.
     ///
     /// # Errors
@@ -112,7 +110,7 @@ impl<R: Read> Opening<R> {
             _ => error.into(),
         })?;
         let key = payload_key(&file_key, &salt)?;
-        let mut opening = Self {
+        let mut decryptor = Self {
             input,
             key,
             chunk: 0,
@@ -121,8 +119,8 @@ impl<R: Read> Opening<R> {
             ahead: None,
             done: false,
         };
-        opening.ahead = opening.byte()?;
-        Ok(opening)
+        decryptor.ahead = decryptor.byte()?;
+        Ok(decryptor)
     }
 
     fn byte(&mut self) -> Result<Option<u8>, AgeError> {
@@ -180,7 +178,7 @@ impl<R: Read> Opening<R> {
     }
 }
 
-impl<R: Read> Read for Opening<R> {
+impl<R: Read> Read for Decryptor<R> {
     fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
         while self.given == self.plain.len() {
             if !self.next().map_err(|error| match error {
@@ -203,15 +201,15 @@ mod tests {
     use super::*;
 
     fn sealed(plain: &[u8], recipients: &[Recipient]) -> Vec<u8> {
-        let mut sealing = Sealing::new(Vec::new(), recipients).unwrap();
-        sealing.write_all(plain).unwrap();
-        sealing.finish().unwrap()
+        let mut encryptor = Encryptor::new(Vec::new(), recipients).unwrap();
+        encryptor.write_all(plain).unwrap();
+        encryptor.finish().unwrap()
     }
 
     fn opened(file: &[u8], identity: &Identity) -> Result<Vec<u8>, String> {
         let mut plain = Vec::new();
-        let mut opening = Opening::new(file, identity).map_err(|error| error.to_string())?;
-        opening.read_to_end(&mut plain).map_err(|error| error.to_string())?;
+        let mut decryptor = Decryptor::new(file, identity).map_err(|error| error.to_string())?;
+        decryptor.read_to_end(&mut plain).map_err(|error| error.to_string())?;
         Ok(plain)
     }
 
@@ -229,7 +227,7 @@ mod tests {
     fn what_is_cut_altered_or_anothers_does_not_open() {
         let (hub, other) = (Identity::generate().unwrap(), Identity::generate().unwrap());
         let file = sealed(&vec![7; 2 * CHUNK], &[hub.recipient()]);
-        assert!(matches!(Opening::new(&file[..], &other), Err(AgeError::OtherKey)));
+        assert!(matches!(Decryptor::new(&file[..], &other), Err(AgeError::OtherKey)));
         let header = file.len() - 2 * (CHUNK + TAG) - 16;
         let cut_at_seam = opened(&file[..file.len() - CHUNK - TAG], &hub).unwrap_err();
         assert!(cut_at_seam.contains("cut"), "{cut_at_seam}");

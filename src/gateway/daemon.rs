@@ -1,8 +1,11 @@
 //! `practice-gateway run`.
 
+use std::io;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use pgw_core::text::chain;
 use pgw_host::daemon::{Fatal, close_umask, runtime};
 use pgw_host::exit::Exit;
 use pgw_host::systemd;
@@ -15,9 +18,9 @@ use tokio::sync::watch;
 use tokio::time::MissedTickBehavior;
 
 use crate::config::GatewayConfig;
-use crate::health::LinkSnapshot;
+use crate::health::observation::GatewayState;
 use crate::health::watcher;
-use crate::health::watcher::Eye;
+use crate::health::watcher::Sampler;
 use crate::ingest::control::server::{Control, StatusSource};
 use crate::ingest::folder;
 use crate::ingest::http;
@@ -25,11 +28,11 @@ use crate::ingest::mllp;
 use crate::ingest::mllp::door::Door;
 use crate::ingest::{Budget, Counters};
 use crate::keys;
-use crate::uplink;
+use crate::uplink::{self, LinkSnapshot};
 
 /// How long the outbox may take to finish what is under way and to close.
 const CLOSE_DEADLINE: Duration = Duration::from_secs(20);
-/// How long the outbox's writer may take to come round, before the watchdog is no longer fed.
+/// How long the outbox's writer may take to respond, before the watchdog is no longer fed.
 const ANSWER_DEADLINE: Duration = Duration::from_secs(10);
 /// How often systemd's status line may change.
 const STATUS_INTERVAL: Duration = Duration::from_secs(5);
@@ -38,7 +41,7 @@ const STATUS_INTERVAL: Duration = Duration::from_secs(5);
 ///
 /// # Errors
 /// [`Fatal`], with the exit code: 78 for configuration, key and owner of the store, 75 where another process has the
-/// store, 74 for its files, 69 for an address that is taken, 70 for a task that ended early.
+/// store, 77 where rights on it are missing, 74 for its files, 69 for an address that is taken, 70 for a task that ended early.
 pub fn run(mut config: GatewayConfig) -> Result<(), Fatal> {
     close_umask();
     let keys = keys::outbox_keys(&config.outbox_key_file)
@@ -49,11 +52,14 @@ pub fn run(mut config: GatewayConfig) -> Result<(), Fatal> {
     tracing::info!(seconds = began.elapsed().as_secs_f64(), "Opened the outbox");
     for (directory, facts) in set_aside::beside(&config.outbox) {
         let notable = set_aside::notable(&directory, &facts);
-        tracing::error!(directory = %directory.display(), detail = notable.detail, "A store that was set aside is still here");
+        tracing::error!(directory = %directory.display(), detail = notable.detail, "A store that was set aside is still on this box");
         outbox.note(notable);
     }
-    std::fs::create_dir_all(&config.uplink.state_directory)
-        .map_err(|error| Fatal::of(Exit::Files, "cannot make the uplink's directory", error))?;
+    pgw_durable::create_directory(&config.uplink.state_directory, 0o700).map_err(|error| {
+        let exit =
+            if error.kind() == io::ErrorKind::PermissionDenied { Exit::NotPermitted } else { Exit::Files };
+        Fatal::of(exit, "cannot create the uplink's directory", error)
+    })?;
     let runtime = runtime()?;
     let ran = runtime.block_on(serve(config, outbox.clone()));
     runtime.shutdown_timeout(Duration::from_secs(1));
@@ -63,6 +69,10 @@ pub fn run(mut config: GatewayConfig) -> Result<(), Fatal> {
 
 fn not_opened(error: OpenError) -> Fatal {
     let exit = match &error {
+        // Not 74, at which systemd restarts for ever: rights do not come back by themselves.
+        OpenError::Io { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
+            Exit::NotPermitted
+        }
         OpenError::Newer { .. }
         | OpenError::WrongKey { .. }
         | OpenError::OtherOwner { .. }
@@ -87,102 +97,103 @@ fn close(outbox: Outbox) {
 }
 
 async fn serve(config: GatewayConfig, outbox: Outbox) -> Result<(), Fatal> {
-    let mut terminate = on_signal(SignalKind::terminate())?;
-    let mut interrupt = on_signal(SignalKind::interrupt())?;
-    let mut hangup = on_signal(SignalKind::hangup())?;
-
+    let signals = Signals::new()?;
     let mut tasks = Tasks::new();
-    let doors = Arc::new(Counters::default());
-    let budget = Budget::new(config.ingest_memory_bytes);
+    let reload = watch::Sender::new(0_u64);
     let (link, seen) = watch::channel(LinkSnapshot::starting(Instant::now()));
+    let counters = Arc::new(Counters::default());
     let (practice, gateway) = (config.practice.clone(), config.gateway.clone());
-    let eye = Eye::new(practice, gateway, outbox.clone(), seen, Arc::clone(&doors));
-
+    let sampler = Sampler::new(practice, gateway, outbox.clone(), seen, Arc::clone(&counters));
     let (orders, ordered) = uplink::orders();
+    // Refused before any door is open.
     let control = Control::listen(config.control.clone())
         .map_err(|error| Fatal::of(Exit::Unreachable, "there is no control socket", error))?
         .with_orders(orders);
-    let reload = watch::Sender::new(0_u64);
-    for settings in config.mllp.clone() {
-        let name = format!("mllp {}", settings.listen);
-        let clock = TrustedClock::open(&config.uplink.state_directory);
-        let door = Door::listen(settings, clock).await.map_err(|error| {
-            let exit = match &error {
-                mllp::door::ListenError::Address { .. } => Exit::Unreachable,
-                mllp::door::ListenError::Certificates { .. } => Exit::Configuration,
-            };
-            Fatal::of(exit, "a door cannot be opened", error)
-        })?;
-        tracing::info!(address = %door.address(), "Opened an MLLP door");
-        let (stop, certificates) = (tasks.stop_of(Stage::Doors), reload.subscribe());
-        let (outbox, doors, budget) = (outbox.clone(), Arc::clone(&doors), budget.clone());
-        tasks.spawn(Stage::Doors, name, async move {
-            door.serve(outbox, doors, budget, certificates, stop).await;
-            Ok(())
-        });
-    }
-    let asked = eye.clone();
-    let status: StatusSource = Arc::new(move || asked.status());
-    for settings in config.http.clone() {
-        let name = format!("http {}", settings.listen);
-        let clock = TrustedClock::open(&config.uplink.state_directory);
-        let door = http::door::Door::listen(settings, clock).await.map_err(not_listening)?;
-        tracing::info!(address = %door.address(), "Opened an HTTP door");
-        let (stop, certificates, status) =
-            (tasks.stop_of(Stage::Doors), reload.subscribe(), Arc::clone(&status));
-        let (outbox, doors, budget) = (outbox.clone(), Arc::clone(&doors), budget.clone());
-        tasks.spawn(Stage::Doors, name, async move {
-            door.serve(outbox, status, doors, budget, certificates, stop).await;
-            Ok(())
-        });
-    }
-    for settings in config.folders.clone() {
-        let name = format!("folder {}", settings.name);
-        tracing::info!(folder = settings.name, path = %settings.path.display(), "Opened a folder door");
-        let stop = tasks.stop_of(Stage::Doors);
-        let (outbox, doors, budget) = (outbox.clone(), Arc::clone(&doors), budget.clone());
-        tasks.spawn(Stage::Doors, name, async move {
-            folder::door::Door::new(settings).serve(outbox, doors, budget, stop).await;
-            Ok(())
-        });
-    }
-    let (stop, kept) = (tasks.stop_of(Stage::Control), outbox.clone());
-    tasks.spawn(Stage::Control, "control", async move {
-        control.serve(kept, status, doors, budget, stop).await;
-        Ok(())
-    });
-    let (voice, reports, mut state) = watcher::channels();
+
+    let asked = sampler.clone();
+    let doors = Doors {
+        outbox: outbox.clone(),
+        counters,
+        budget: Budget::new(config.ingest_memory_bytes),
+        status: Arc::new(move || asked.status()),
+        clock_directory: config.uplink.state_directory.clone(),
+        reload: reload.clone(),
+    };
+    doors.open_mllp(&mut tasks, &config.mllp).await?;
+    doors.open_http(&mut tasks, &config.http).await?;
+    doors.open_folders(&mut tasks, &config.folders);
+    doors.open_control(&mut tasks, control);
+    let (publisher, reports, state) = watcher::channels();
     let (stop, interval) = (tasks.stop_of(Stage::Health), config.health_interval);
     tasks.spawn(Stage::Health, "health", async move {
-        watcher::run(eye, interval, voice, stop).await;
+        watcher::run(sampler, interval, publisher, stop).await;
         Ok(())
     });
     let (stop, certificates) = (tasks.stop_of(Stage::Uplink), reload.subscribe());
-    let (settings, sent) = (config.uplink, outbox.clone());
+    let (settings, store) = (config.uplink, outbox.clone());
     tasks.spawn(Stage::Uplink, "uplink", async move {
-        uplink::run(settings, sent, link, reports, stop, certificates, ordered)
+        uplink::run(settings, store, link, reports, stop, certificates, ordered)
             .await
-            .map_err(|error| error.to_string())
+            .map_err(|error| chain(&error))
     });
 
     systemd::tell(&[NotifyState::Ready]);
     tracing::info!(version = env!("CARGO_PKG_VERSION"), "Accepting");
+    let failed = attend(&mut tasks, signals, &reload, state, &outbox).await;
+    systemd::tell(&[NotifyState::Stopping]);
+    tracing::info!("Stopping");
+    let fatal = failed.map(|Ended { name, failure }| {
+        let failure = failure.unwrap_or_else(|| String::from("it returned without an error"));
+        tracing::error!(task = name, failure, "A task ended early");
+        Fatal::new(Exit::Internal, format!("the task {name:?} ended early: {failure}"))
+    });
+    tasks.stop().await;
+    fatal.map_or(Ok(()), Err)
+}
+
+/// What systemd and operators send.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    fn new() -> Result<Self, Fatal> {
+        let on =
+            |kind| signal(kind).map_err(|error| Fatal::of(Exit::Internal, "cannot wait for signals", error));
+        Ok(Self {
+            terminate: on(SignalKind::terminate())?,
+            interrupt: on(SignalKind::interrupt())?,
+            hangup: on(SignalKind::hangup())?,
+        })
+    }
+}
+
+/// Feeds the watchdog, shows the state to systemd and passes SIGHUP on, until the gateway is told to stop (`None`) or a task ends.
+async fn attend(
+    tasks: &mut Tasks,
+    mut signals: Signals,
+    reload: &watch::Sender<u64>,
+    mut state: watch::Receiver<(GatewayState, String)>,
+    outbox: &Outbox,
+) -> Option<Ended> {
     let watched = systemd::watchdog_interval();
     let mut watchdog = tokio::time::interval(watched.unwrap_or(Duration::from_secs(3600)));
     watchdog.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut line = tokio::time::interval(STATUS_INTERVAL);
     line.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let failed = loop {
+    loop {
         tokio::select! {
-            _ = terminate.recv() => break None,
-            _ = interrupt.recv() => break None,
-            _ = hangup.recv() => {
+            _ = signals.terminate.recv() => return None,
+            _ = signals.interrupt.recv() => return None,
+            _ = signals.hangup.recv() => {
                 tracing::info!("Reading the certificates again");
                 reload.send_modify(|times| *times += 1);
             }
-            ended = tasks.next() => break Some(ended),
+            ended = tasks.next() => return Some(ended),
             _ = watchdog.tick(), if watched.is_some() => {
-                if moves(&outbox).await {
+                if moves(outbox).await {
                     systemd::tell(&[NotifyState::Watchdog]);
                 }
             }
@@ -192,16 +203,83 @@ async fn serve(config: GatewayConfig, outbox: Outbox) -> Result<(), Fatal> {
                 systemd::tell(&[NotifyState::Status(&text)]);
             }
         }
-    };
-    systemd::tell(&[NotifyState::Stopping]);
-    tracing::info!("Stopping");
-    let fatal = failed.map(|Ended { name, failure }| {
-        let failure = failure.unwrap_or_else(|| String::from("it returned"));
-        tracing::error!(task = name, failure, "A task ended early");
-        Fatal::new(Exit::Internal, format!("the task {name:?} ended early: {failure}"))
-    });
-    tasks.stop().await;
-    fatal.map_or(Ok(()), Err)
+    }
+}
+
+/// What the doors share.
+struct Doors {
+    outbox: Outbox,
+    counters: Arc<Counters>,
+    budget: Budget,
+    status: StatusSource,
+    clock_directory: PathBuf,
+    /// Raised at SIGHUP: certificates are read again.
+    reload: watch::Sender<u64>,
+}
+
+impl Doors {
+    async fn open_mllp(&self, tasks: &mut Tasks, doors: &[mllp::door::Settings]) -> Result<(), Fatal> {
+        for settings in doors {
+            let name = format!("mllp {}", settings.listen);
+            let clock = TrustedClock::open(&self.clock_directory);
+            let door = Door::listen(settings.clone(), clock).await.map_err(|error| {
+                let exit = match &error {
+                    mllp::door::ListenError::Address { .. } => Exit::Unreachable,
+                    mllp::door::ListenError::Certificates { .. } => Exit::Configuration,
+                };
+                Fatal::of(exit, "a door cannot be opened", error)
+            })?;
+            tracing::info!(address = %door.address(), "Opened an MLLP door");
+            let (stop, certificates) = (tasks.stop_of(Stage::Doors), self.reload.subscribe());
+            let (outbox, counters) = (self.outbox.clone(), Arc::clone(&self.counters));
+            let budget = self.budget.clone();
+            tasks.spawn(Stage::Doors, name, async move {
+                door.serve(outbox, counters, budget, certificates, stop).await;
+                Ok(())
+            });
+        }
+        Ok(())
+    }
+
+    async fn open_http(&self, tasks: &mut Tasks, doors: &[http::door::Settings]) -> Result<(), Fatal> {
+        for settings in doors {
+            let name = format!("http {}", settings.listen);
+            let clock = TrustedClock::open(&self.clock_directory);
+            let door = http::door::Door::listen(settings.clone(), clock).await.map_err(not_listening)?;
+            tracing::info!(address = %door.address(), "Opened an HTTP door");
+            let (stop, certificates) = (tasks.stop_of(Stage::Doors), self.reload.subscribe());
+            let (outbox, counters) = (self.outbox.clone(), Arc::clone(&self.counters));
+            let (budget, status) = (self.budget.clone(), Arc::clone(&self.status));
+            tasks.spawn(Stage::Doors, name, async move {
+                door.serve(outbox, status, counters, budget, certificates, stop).await;
+                Ok(())
+            });
+        }
+        Ok(())
+    }
+
+    fn open_folders(&self, tasks: &mut Tasks, folders: &[folder::door::Settings]) {
+        for settings in folders.iter().cloned() {
+            let name = format!("folder {}", settings.name);
+            tracing::info!(folder = settings.name, path = %settings.path.display(), "Opened a folder door");
+            let stop = tasks.stop_of(Stage::Doors);
+            let (outbox, counters) = (self.outbox.clone(), Arc::clone(&self.counters));
+            let budget = self.budget.clone();
+            tasks.spawn(Stage::Doors, name, async move {
+                folder::door::Door::new(settings).serve(outbox, counters, budget, stop).await;
+                Ok(())
+            });
+        }
+    }
+
+    fn open_control(self, tasks: &mut Tasks, control: Control) {
+        let stop = tasks.stop_of(Stage::Control);
+        let Self { outbox, counters, budget, status, .. } = self;
+        tasks.spawn(Stage::Control, "control", async move {
+            control.serve(outbox, status, counters, budget, stop).await;
+            Ok(())
+        });
+    }
 }
 
 fn not_listening(error: http::door::ListenError) -> Fatal {
@@ -212,18 +290,33 @@ fn not_listening(error: http::door::ListenError) -> Fatal {
     Fatal::of(exit, "a door cannot be opened", error)
 }
 
-fn on_signal(kind: SignalKind) -> Result<Signal, Fatal> {
-    signal(kind).map_err(|error| Fatal::of(Exit::Internal, "cannot wait for signals", error))
-}
-
-/// Whether things move: this task runs, a blocking thread is to be had, and the outbox's writer comes round.
+/// Whether things move: this task runs, a blocking thread can be started, and the outbox's writer responds.
 async fn moves(outbox: &Outbox) -> bool {
     let outbox = outbox.clone();
     let asked = tokio::task::spawn_blocking(move || outbox.pulse(ANSWER_DEADLINE));
     let answered = tokio::time::timeout(ANSWER_DEADLINE, asked).await;
     let well = matches!(answered, Ok(Ok(true)));
     if !well {
-        tracing::error!("The outbox's writer does not come round: the watchdog is not fed");
+        tracing::error!("The outbox writer is not responding; the watchdog is not fed");
     }
     well
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn missing_rights_on_the_store_are_no_reason_to_restart() {
+        let with = |kind: io::ErrorKind| {
+            let error = OpenError::Io {
+                action: "open",
+                path: "/var/lib/practice-gateway/outbox".into(),
+                source: kind.into(),
+            };
+            not_opened(error).exit
+        };
+        assert_eq!(with(io::ErrorKind::PermissionDenied), Exit::NotPermitted);
+        assert_eq!(with(io::ErrorKind::StorageFull), Exit::Files);
+    }
 }

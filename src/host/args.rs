@@ -1,4 +1,4 @@
-//! Command lines.
+//! Command line arguments.
 
 use std::ffi::OsString;
 use std::io::Write;
@@ -12,12 +12,12 @@ use crate::exit::Exit;
 /// # Errors
 /// How the command ends.
 pub fn parse<P: Parser>(
-    words: impl IntoIterator<Item = OsString>,
+    args: impl IntoIterator<Item = OsString>,
     out: &mut dyn Write,
     err: &mut dyn Write,
 ) -> Result<P, Exit> {
-    P::try_parse_from(words).map_err(|error| {
-        // A reader that has gone is no fault.
+    P::try_parse_from(args).map_err(|error| {
+        // A reader that has gone is no error.
         if error.use_stderr() {
             let _ = write!(err, "{error}");
             Exit::Usage

@@ -16,7 +16,7 @@ pub enum ConfigError {
     /// The file is not there or cannot be read.
     #[error("cannot read the configuration {file}")]
     Unreadable {
-        /// Which.
+        /// The configuration file.
         file: PathBuf,
         /// What the system said.
         #[source]
@@ -25,7 +25,7 @@ pub enum ConfigError {
     /// It is no TOML, a key is unknown, or a value is of another kind.
     #[error("{file}:{line}: {what}")]
     Syntax {
-        /// Which.
+        /// The configuration file.
         file: PathBuf,
         /// From 1.
         line: usize,
@@ -35,7 +35,7 @@ pub enum ConfigError {
     /// A key that must be there is not.
     #[error("{file}: {key} is missing: it must be {allowed}")]
     Missing {
-        /// Which.
+        /// The configuration file.
         file: PathBuf,
         /// With its table: `uplink.ca_file`.
         key: String,
@@ -45,7 +45,7 @@ pub enum ConfigError {
     /// A value that is not allowed.
     #[error("{file}:{line}: {key} = {given} is not allowed: it must be {allowed}")]
     Value {
-        /// Which.
+        /// The configuration file.
         file: PathBuf,
         /// From 1.
         line: usize,

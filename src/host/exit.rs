@@ -8,7 +8,7 @@ use std::process::ExitCode;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Exit {
-    /// Done; for `submit`: it is durable.
+    /// Done; for `submit`: all files are on stable storage.
     Done = 0,
     /// The command line is wrong.
     Usage = 64,
@@ -16,13 +16,13 @@ pub enum Exit {
     Refused = 65,
     /// The daemon cannot be reached.
     Unreachable = 69,
-    /// A fault of the program.
+    /// A bug in this program.
     Internal = 70,
     /// A file cannot be read or written.
     Files = 74,
-    /// Not now: try again later.
+    /// Try again later.
     Later = 75,
-    /// Files or an address are not ours to use.
+    /// This user may not use a file or an address.
     NotPermitted = 77,
     /// The configuration is wrong; nothing was started.
     Configuration = 78,

@@ -12,7 +12,7 @@ use crate::secret::KeyError;
 /// How the command ends; it has said why.
 pub fn directory(path: &Path, err: &mut dyn Write) -> Result<(), Exit> {
     pgw_durable::create_directory(path, 0o700).map_err(|error| {
-        let _ = writeln!(err, "cannot make the directory {}: {error}", path.display());
+        let _ = writeln!(err, "cannot create the directory {}: {error}", path.display());
         if error.kind() == io::ErrorKind::PermissionDenied { Exit::NotPermitted } else { Exit::Files }
     })
 }

@@ -12,7 +12,7 @@ pub enum KeyError {
     /// Not there, or not for us.
     #[error("cannot read the key {file}")]
     Unreadable {
-        /// Which.
+        /// The key file.
         file: PathBuf,
         /// What the system said.
         #[source]
@@ -21,7 +21,7 @@ pub enum KeyError {
     /// Others may read it.
     #[error("the key {file} has mode {mode:04o}: only its owner may read it (chmod 0600)")]
     Open {
-        /// Which.
+        /// The key file.
         file: PathBuf,
         /// Its permission bits.
         mode: u32,
@@ -29,22 +29,22 @@ pub enum KeyError {
     /// Not a key.
     #[error("the key {file} is not {form}")]
     Form {
-        /// Which.
+        /// The key file.
         file: PathBuf,
         /// What it should be.
         form: &'static str,
     },
     /// Could not be made.
-    #[error("cannot make the key {file}")]
+    #[error("cannot create the key {file}")]
     Make {
-        /// Which.
+        /// The key file.
         file: PathBuf,
         /// What the system said; [`std::io::ErrorKind::AlreadyExists`]: there is one, and it stays.
         #[source]
         source: std::io::Error,
     },
-    /// The system gave no random numbers.
-    #[error("the system gives no random numbers")]
+    /// The system gave no random bytes.
+    #[error("the system provides no random bytes")]
     Random,
 }
 

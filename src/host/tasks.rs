@@ -120,7 +120,7 @@ impl Tasks {
                     tracing::error!(
                         task = name,
                         seconds = deadline.as_secs(),
-                        "Did not stop in time, cut off"
+                        "A task did not stop in time and was aborted"
                     );
                 }
                 self.names.retain(|_, (of, _)| of != stage);

@@ -11,7 +11,7 @@ use pgw_bundle::AgeError;
 use pgw_bundle::bundle::{BundleError, Head, Item, Reader};
 use pgw_bundle::keys::Identity;
 use pgw_bundle::receipts;
-use pgw_bundle::seal::Opening;
+use pgw_bundle::seal::Decryptor;
 use pgw_core::text::chain;
 use pgw_core::transaction::{Epoch, Gateway, Lane, Practice, Sequence};
 use pgw_core::wire::receipt::Stored;
@@ -145,11 +145,14 @@ impl BundleFile {
     }
 
     /// From its beginning.
-    fn read(&self, identity: &Identity) -> Result<Reader<BufReader<Opening<BufReader<&File>>>>, ImportError> {
+    fn read(
+        &self,
+        identity: &Identity,
+    ) -> Result<Reader<BufReader<Decryptor<BufReader<&File>>>>, ImportError> {
         let mut file = &self.file;
         file.rewind().map_err(|error| ImportError::File(self.path.clone(), error))?;
-        let opening = Opening::new(BufReader::new(file), identity)?;
-        Ok(Reader::new(BufReader::new(opening))?)
+        let decryptor = Decryptor::new(BufReader::new(file), identity)?;
+        Ok(Reader::new(BufReader::new(decryptor))?)
     }
 }
 

@@ -3,24 +3,25 @@
 //! Sans-IO: the caller brings 64 random bits to each question. The first delay after the loss of a live
 //! connection is uniform over at least `first_spread` (6,300 boxes within 1 s are 6,300 handshakes a second,
 //! within 30 s 350); after each failure it is uniform up to `base` doubled as often as it failed, at most `cap`.
-//! Only confirmed progress over `proof` starts the doubling again: a link that comes up and dies is no success.
+//! Only progress over `proof` starts the doubling again: a link that comes up and dies is no success. What progress is, its owner
+//! says: for a gateway what a hub has confirmed, for a hub that its subscriptions stand.
 
 use pgw_core::delivery::Millis;
 
 /// The four numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Settings {
+pub struct BackoffLimits {
     /// Most wait before the first attempt of a process; doubles with each failure.
     pub base: Millis,
     /// Never longer than this.
     pub cap: Millis,
     /// After a loss the first wait is uniform over this.
     pub first_spread: Millis,
-    /// This long of confirmed progress on one connection proves it.
+    /// This long of progress on one connection proves it.
     pub proof: Millis,
 }
 
-impl Default for Settings {
+impl Default for BackoffLimits {
     /// Base 1 s, cap 120 s, first delay over 30 s, proven after 25 s.
     fn default() -> Self {
         Self { base: 1_000, cap: 120_000, first_spread: 30_000, proof: 25_000 }
@@ -30,7 +31,7 @@ impl Default for Settings {
 /// Where a row of attempts stands.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Backoff {
-    settings: Settings,
+    limits: BackoffLimits,
     /// Delays given since the process began or a connection was proven.
     given: u32,
     /// The last attempt came to a live connection: its loss is one that the whole fleet may share.
@@ -41,16 +42,16 @@ pub struct Backoff {
 impl Backoff {
     /// Before the first attempt of a process.
     #[must_use]
-    pub fn new(settings: Settings) -> Self {
-        Self { settings, given: 0, live: false, progress_since: None }
+    pub fn new(limits: BackoffLimits) -> Self {
+        Self { limits, given: 0, live: false, progress_since: None }
     }
 
-    /// How long to wait before the next attempt; `random` is 64 fresh random bits.
+    /// How long to wait before the next attempt; `random` is 64 fresh random bits ([`random_bits`]).
     pub fn delay(&mut self, random: u64) -> Millis {
         self.progress_since = None;
         let doubled = u32::min(self.given, 32);
-        let jitter = self.settings.base.saturating_mul(1 << doubled).min(self.settings.cap);
-        let most = if self.live { jitter.max(self.settings.first_spread) } else { jitter };
+        let jitter = self.limits.base.saturating_mul(1 << doubled).min(self.limits.cap);
+        let most = if self.live { jitter.max(self.limits.first_spread) } else { jitter };
         self.live = false;
         self.given = self.given.saturating_add(1);
         let spread = u128::from(most).saturating_add(1);
@@ -62,13 +63,19 @@ impl Backoff {
         self.live = true;
     }
 
-    /// The hub has confirmed something on this connection.
+    /// The connection does what it is for.
     pub fn progress(&mut self, now: Millis) {
         let since = *self.progress_since.get_or_insert(now);
-        if now.saturating_sub(since) >= self.settings.proof {
+        if now.saturating_sub(since) >= self.limits.proof {
             self.given = 0;
         }
     }
+}
+
+/// What [`Backoff::delay`] asks for. A system without random bytes must not keep a box from its broker: then it is half of them.
+#[must_use]
+pub fn random_bits() -> u64 {
+    pgw_durable::random().map_or(u64::MAX / 2, u64::from_ne_bytes)
 }
 
 #[cfg(test)]
@@ -77,7 +84,7 @@ mod tests {
 
     #[test]
     fn it_doubles_to_the_cap_with_full_jitter() {
-        let mut backoff = Backoff::new(Settings::default());
+        let mut backoff = Backoff::new(BackoffLimits::default());
         let longest: Vec<_> = (0..9).map(|_| backoff.delay(u64::MAX)).collect();
         assert_eq!(longest, [1_000, 2_000, 4_000, 8_000, 16_000, 32_000, 64_000, 120_000, 120_000]);
         assert_eq!(backoff.delay(0), 0);
@@ -89,7 +96,7 @@ mod tests {
 
     #[test]
     fn the_loss_of_a_live_connection_spreads_the_fleet() {
-        let mut backoff = Backoff::new(Settings::default());
+        let mut backoff = Backoff::new(BackoffLimits::default());
         backoff.delay(0);
         backoff.connected();
         assert_eq!(backoff.delay(u64::MAX), 30_000);
@@ -99,7 +106,7 @@ mod tests {
 
     #[test]
     fn only_proven_progress_starts_the_doubling_again() {
-        let mut backoff = Backoff::new(Settings::default());
+        let mut backoff = Backoff::new(BackoffLimits::default());
         for _ in 0..6 {
             backoff.delay(0);
         }

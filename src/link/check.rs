@@ -1,20 +1,16 @@
 //! What the `check` commands say of a client certificate, before a connection does.
 
 use std::fs::File;
-use std::path::Path;
-use std::sync::Arc;
 use std::time::Duration;
 
 use pgw_core::text::chain;
 use pgw_core::transaction::rfc3339;
 use pgw_host::check::Report;
-use tokio_rustls::rustls::RootCertStore;
-use tokio_rustls::rustls::crypto::ring::default_provider;
-use tokio_rustls::rustls::pki_types::pem::PemObject as _;
-use tokio_rustls::rustls::pki_types::{CertificateDer, UnixTime};
+use tokio_rustls::rustls::pki_types::UnixTime;
 use tokio_rustls::rustls::server::WebPkiClientVerifier;
 
-use crate::tls::{Identity, TlsFiles};
+use crate::pem;
+use crate::tls::{Identity, TlsError, TlsFiles};
 
 /// A certificate that ends sooner is reported, though it still works.
 const SOON: u64 = 30 * 86_400;
@@ -40,11 +36,7 @@ pub fn certificate(files: &TlsFiles, name: &str, now: u64, report: &mut Report<'
     if now < begins {
         report.fail("dates", &dates, "it is not valid yet: check this box's clock, or ask the CA");
     } else if now > ends {
-        report.fail(
-            "dates",
-            &dates,
-            "it has expired: the gateway goes on accepting, and sends nothing; renew it now",
-        );
+        report.fail("dates", &dates, "it has expired: the gateway accepts but cannot send; renew it now");
     } else if ends - now < SOON {
         report.note("dates", &format!("{dates}: it ends in {} days, renew it", (ends - now) / 86_400));
     } else {
@@ -53,7 +45,7 @@ pub fn certificate(files: &TlsFiles, name: &str, now: u64, report: &mut Report<'
     match accepted(files, now.clamp(begins, ends)) {
         Ok(()) => report.ok("CA", &format!("{} signs it for clients", files.ca.display())),
         Err(problem) => {
-            report.fail("CA", &problem, "the CA file or the certificate is another fleet's: ask the CA")
+            report.fail("CA", &problem, "the CA file and the certificate do not belong together: ask the CA")
         }
     }
     let mode_is_wide = File::open(&files.key).and_then(|key| key.metadata()).is_ok_and(|facts| {
@@ -61,20 +53,18 @@ pub fn certificate(files: &TlsFiles, name: &str, now: u64, report: &mut Report<'
         facts.permissions().mode() & 0o007 != 0
     });
     if mode_is_wide {
-        let problem = format!("{} can be read by everybody on this box", files.key.display());
+        let problem = format!("{} can be read by every user of this box", files.key.display());
         report.fail("private key", &problem, "chmod 0600");
     }
 }
 
 /// What a broker with the same CA would say at this time (seconds since the epoch).
 fn accepted(files: &TlsFiles, at: u64) -> Result<(), String> {
-    let mut roots = RootCertStore::empty();
-    for certificate in read(&files.ca)? {
-        roots.add(certificate).map_err(|error| error.to_string())?;
-    }
-    let chain = read(&files.certificate)?;
-    let (leaf, between) = chain.split_first().ok_or("there is no certificate")?;
-    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::new(default_provider()))
+    let told = |error: TlsError| chain(&error);
+    let roots = pem::roots("CA certificate", &files.ca).map_err(told)?;
+    let certificates = pem::certificates("client certificate", &files.certificate).map_err(told)?;
+    let (leaf, between) = certificates.split_first().ok_or("there is no certificate")?;
+    let verifier = WebPkiClientVerifier::builder_with_provider(roots, pem::provider())
         .build()
         .map_err(|error| error.to_string())?;
     let at = UnixTime::since_unix_epoch(Duration::from_secs(at));
@@ -84,10 +74,4 @@ fn accepted(files: &TlsFiles, at: u64) -> Result<(), String> {
             Err(format!("{} does not accept {}: {error}", files.ca.display(), files.certificate.display()))
         }
     }
-}
-
-fn read(file: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
-    CertificateDer::pem_file_iter(file)
-        .and_then(Iterator::collect)
-        .map_err(|error| format!("{}: {error}", file.display()))
 }

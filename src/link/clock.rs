@@ -8,7 +8,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use tokio_rustls::rustls::pki_types::UnixTime;
 use tokio_rustls::rustls::time_provider::TimeProvider;
 
-use super::state_file;
+use crate::state_file;
 
 /// Seconds since the epoch before which this program cannot run: its build's `SOURCE_DATE_EPOCH`, or its release.
 const BUILT: u64 = match option_env!("SOURCE_DATE_EPOCH") {

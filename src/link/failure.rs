@@ -7,7 +7,9 @@ use rumqttc::v5::mqttbytes::v5::{ConnectReturnCode, DisconnectReasonCode};
 use rumqttc::v5::{ConnectionError, StateError};
 use tokio_rustls::rustls::{self, AlertDescription, CertificateError};
 
+use crate::codec::Malformed;
 use crate::phase::Phase;
+use crate::session::SessionError;
 
 /// What went wrong, and how far the connection had come.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -17,14 +19,14 @@ pub struct Failure {
     pub phase: Phase,
     /// One plain sentence without secrets.
     pub sentence: String,
-    /// Somebody else has connected under this gateway's name. Our own connections follow each other, so it is another box.
-    pub twin: bool,
+    /// Somebody else has connected under this client's name. Our own connections follow each other, so it is another box.
+    pub duplicate_instance: bool,
 }
 
 impl Failure {
     /// A failure with its sentence.
     pub fn new(phase: Phase, sentence: impl Into<String>) -> Self {
-        Self { phase, sentence: sentence.into(), twin: false }
+        Self { phase, sentence: sentence.into(), duplicate_instance: false }
     }
 
     /// Nothing came within the phase's time.
@@ -80,12 +82,22 @@ impl Failure {
     }
 
     /// The session has ended in `phase`.
-    pub fn session(phase: Phase, error: &ConnectionError) -> Self {
+    pub fn session(phase: Phase, error: &SessionError) -> Self {
+        match error {
+            SessionError::Malformed(malformed) => {
+                let Malformed { packet, source } = malformed;
+                Self::new(phase, format!("the broker sent a {packet} that is not MQTT 5: {source}"))
+            }
+            SessionError::Connection(error) => Self::connection(phase, error),
+        }
+    }
+
+    fn connection(phase: Phase, error: &ConnectionError) -> Self {
         let stream = match error {
             ConnectionError::Io(error) => Some(error),
             _ => None,
         };
-        let twin = matches!(
+        let duplicate_instance = matches!(
             error,
             ConnectionError::MqttState(StateError::ServerDisconnect {
                 reason_code: DisconnectReasonCode::SessionTakenOver,
@@ -93,7 +105,7 @@ impl Failure {
             })
         );
         let failure = Self::mqtt(phase, error).unwrap_or_else(|| Self::stream(phase, stream));
-        Self { twin, ..failure }
+        Self { duplicate_instance, ..failure }
     }
 
     /// What rumqttc's state machine found wrong; `None`: the reason is the stream's.
@@ -112,7 +124,7 @@ impl Failure {
                 StateError::ConnectionAborted | StateError::Io(_) => return None,
                 StateError::Deserialization(inner) => match inner {
                     rumqttc::v5::mqttbytes::Error::Io(_) => return None,
-                    other => (phase, format!("the broker sent what is not MQTT 5: {other}")),
+                    other => (phase, format!("a packet cannot be written: {other}")),
                 },
                 other => (phase, format!("the MQTT connection failed: {other}")),
             },
@@ -145,7 +157,9 @@ pub fn tls_sentence(error: &rustls::Error) -> String {
         rustls::Error::InvalidCertificate(why) => certificate_sentence(why),
         rustls::Error::AlertReceived(alert) => alert_sentence(*alert),
         rustls::Error::InvalidMessage(_) => "the broker's port does not speak TLS".to_owned(),
-        rustls::Error::PeerIncompatible(_) => format!("the broker speaks no TLS that we do: {error}"),
+        rustls::Error::PeerIncompatible(_) => {
+            format!("no TLS version or cipher suite in common with the broker: {error}")
+        }
         other => format!("the TLS connection failed: {other}"),
     }
 }
@@ -158,7 +172,7 @@ fn certificate_sentence(why: &CertificateError) -> String {
             "the broker's certificate is not valid yet: is this box's clock right?".to_owned()
         }
         C::UnknownIssuer | C::BadSignature => {
-            "the broker's certificate was signed by a CA that we do not know".to_owned()
+            "the broker's certificate was signed by an unknown CA (see ca_file)".to_owned()
         }
         C::NotValidForName | C::NotValidForNameContext { .. } => {
             "the broker's certificate is for another name than the one configured".to_owned()
@@ -180,7 +194,7 @@ fn alert_sentence(alert: AlertDescription) -> String {
         }
         A::AccessDenied => "the broker denies us access",
         A::ProtocolVersion | A::HandshakeFailure | A::InsufficientSecurity => {
-            "the broker speaks no TLS that we do"
+            "no TLS version or cipher suite in common with the broker"
         }
         A::UnrecognisedName => "the broker does not know the name that we asked for",
         _ => return format!("the broker ended TLS with the alert {alert:?}"),
@@ -194,14 +208,14 @@ fn refusal(code: ConnectReturnCode) -> String {
         R::NotAuthorized => {
             "the broker does not authorise this gateway: is its certificate's name known there?".to_owned()
         }
-        R::BadUserNamePassword => "the broker refuses our name and password".to_owned(),
-        R::ClientIdentifierNotValid => "the broker refuses our client identifier".to_owned(),
+        R::BadUserNamePassword => "the broker refuses this gateway's name and password".to_owned(),
+        R::ClientIdentifierNotValid => "the broker refuses this gateway's client identifier".to_owned(),
         R::Banned => "the broker has banned this gateway".to_owned(),
         R::ServerUnavailable | R::ServiceUnavailable | R::ServerBusy => {
             "the broker is not available now".to_owned()
         }
         R::QuotaExceeded | R::ConnectionRateExceeded => "the broker has too many connections now".to_owned(),
-        R::UseAnotherServer | R::ServerMoved => "the broker sends us to another one".to_owned(),
+        R::UseAnotherServer | R::ServerMoved => "the broker redirects to another server".to_owned(),
         other => format!("the broker refuses the connection: {other:?}"),
     }
 }
@@ -214,7 +228,7 @@ fn disconnected(code: DisconnectReasonCode, reason: Option<&str>) -> String {
         }
         D::ServerShuttingDown => "the broker is shutting down".to_owned(),
         D::NotAuthorized => "the broker does not authorise this gateway".to_owned(),
-        D::KeepAliveTimeout => "the broker heard nothing from us for too long".to_owned(),
+        D::KeepAliveTimeout => "the broker received nothing from this gateway for too long".to_owned(),
         other => match reason {
             Some(reason) => format!("the broker ended the connection: {other:?} ({})", limited(reason)),
             None => format!("the broker ended the connection: {other:?}"),
@@ -235,11 +249,18 @@ mod tests {
     fn only_a_session_that_was_taken_over_is_another_box() {
         let ended = |reason_code| {
             let state = StateError::ServerDisconnect { reason_code, reason_string: None };
-            Failure::session(Phase::Live, &ConnectionError::MqttState(state))
+            Failure::session(Phase::Live, &ConnectionError::MqttState(state).into())
         };
         let taken = ended(DisconnectReasonCode::SessionTakenOver);
-        assert!(taken.twin && taken.sentence.contains("installed twice"), "{taken}");
-        assert!(!ended(DisconnectReasonCode::ServerShuttingDown).twin);
-        assert!(!Failure::stream(Phase::Live, None).twin);
+        assert!(taken.duplicate_instance && taken.sentence.contains("installed twice"), "{taken}");
+        assert!(!ended(DisconnectReasonCode::ServerShuttingDown).duplicate_instance);
+        assert!(!Failure::stream(Phase::Live, None).duplicate_instance);
+    }
+
+    #[test]
+    fn a_malformed_packet_is_named() {
+        let source = rumqttc::v5::mqttbytes::Error::MalformedPacket;
+        let failure = Failure::session(Phase::Live, &Malformed { packet: "SUBACK", source }.into());
+        assert!(failure.sentence.starts_with("the broker sent a SUBACK that is not MQTT 5"), "{failure}");
     }
 }

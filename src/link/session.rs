@@ -26,6 +26,8 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, Sleep};
 
+use crate::codec::{Malformed, decode};
+
 /// Bytes read before anything is answered, and bytes made ready before anything is written.
 const CHUNK_BYTES: usize = 64 * 1024;
 /// The read buffer is renewed when less than this is left of it.
@@ -34,7 +36,7 @@ const LEAST_ROOM: usize = 16 * 1024;
 const MOST_EVENTS: usize = 256;
 
 /// How a session begins: Clean Start, no session at the broker.
-pub struct Opening {
+pub struct ConnectOptions {
     /// Unique at the broker: a second session under it ends the first.
     pub client_id: String,
     /// What the broker says when the session breaks off.
@@ -51,7 +53,7 @@ pub struct Opening {
 
 /// Something to be sent.
 #[derive(Debug)]
-pub enum Parcel {
+pub enum Outgoing {
     /// QoS 1; the packet identifier is the session's business.
     Publish(Publish),
     /// The same, written already but for its packet identifier.
@@ -99,7 +101,7 @@ impl Frame {
 
 /// What happened on the connection.
 #[derive(Debug)]
-pub enum Note {
+pub enum SessionEvent {
     /// The oldest publish handed over has this packet identifier.
     Written(u16),
     /// A PUBACK; `Err`: its reason code.
@@ -109,7 +111,30 @@ pub enum Note {
     /// The answer to SUBSCRIBE.
     Subscribed(Box<SubAck>),
     /// Anything else came from the broker.
-    Heard,
+    Other,
+}
+
+/// Why a session has ended.
+#[derive(Debug, thiserror::Error)]
+pub enum SessionError {
+    /// The broker sent a packet that cannot be read: a protocol error.
+    #[error(transparent)]
+    Malformed(#[from] Malformed),
+    /// The stream, or rumqttc's state machine.
+    #[error(transparent)]
+    Connection(#[from] ConnectionError),
+}
+
+impl From<StateError> for SessionError {
+    fn from(error: StateError) -> Self {
+        Self::Connection(error.into())
+    }
+}
+
+impl From<io::Error> for SessionError {
+    fn from(error: io::Error) -> Self {
+        Self::Connection(error.into())
+    }
 }
 
 /// A connected session. Dropping it closes the stream.
@@ -125,16 +150,16 @@ pub struct Session<S> {
     keep_alive: Duration,
     ping: Pin<Box<Sleep>>,
     /// Handed over, not numbered yet.
-    waiting: VecDeque<Parcel>,
+    waiting: VecDeque<Outgoing>,
     /// Its packet identifier is still another's: the broker acknowledges out of order.
-    collided: Option<Parcel>,
+    collided: Option<Outgoing>,
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
     /// CONNECT, and the broker's CONNACK. The caller limits the time.
-    pub async fn open(stream: S, opening: Opening) -> Result<(Self, ConnAck), ConnectionError> {
-        let Opening { client_id, will, keep_alive, inflight, receive_maximum, maximum_packet_bytes } =
-            opening;
+    pub async fn open(stream: S, options: ConnectOptions) -> Result<(Self, ConnAck), SessionError> {
+        let ConnectOptions { client_id, will, keep_alive, inflight, receive_maximum, maximum_packet_bytes } =
+            options;
         let mut properties = ConnectProperties::new();
         properties.session_expiry_interval = Some(0);
         properties.receive_maximum = Some(receive_maximum.max(1));
@@ -166,10 +191,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
             return Err(said.err().unwrap_or(error).into());
         }
         let packet = loop {
-            match Packet::read(&mut session.incoming, Some(session.maximum_incoming)) {
-                Ok(packet) => break packet,
-                Err(CodecError::InsufficientBytes(_)) => {}
-                Err(error) => return Err(StateError::Deserialization(error).into()),
+            if let Some(packet) = decode(&mut session.incoming, session.maximum_incoming)? {
+                break packet;
             }
             if session.stream.read_buf(&mut session.incoming).await? == 0 {
                 return Err(StateError::ConnectionAborted.into());
@@ -177,8 +200,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
         };
         let connack = match packet {
             Packet::ConnAck(connack) if connack.code == ConnectReturnCode::Success => connack,
-            Packet::ConnAck(connack) => return Err(ConnectionError::ConnectionRefused(connack.code)),
-            other => return Err(ConnectionError::NotConnAck(Box::new(other))),
+            Packet::ConnAck(connack) => return Err(ConnectionError::ConnectionRefused(connack.code).into()),
+            other => return Err(ConnectionError::NotConnAck(Box::new(other)).into()),
         };
         session.state.handle_incoming_packet(Packet::ConnAck(connack.clone()))?;
         if let Some(properties) = &connack.properties {
@@ -192,21 +215,21 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
         Ok((session, connack))
     }
 
-    /// Works until something has happened, which is then in `notes` (also with an error: it happened before it).
+    /// Works until something has happened, which is then in `events` (also with an error: it happened before it).
     pub async fn next(
         &mut self,
-        parcels: &mut mpsc::Receiver<Vec<Parcel>>,
-        notes: &mut Vec<Note>,
-    ) -> Result<(), ConnectionError> {
-        poll_fn(|context| self.poll(context, parcels, notes)).await
+        queue: &mut mpsc::Receiver<Vec<Outgoing>>,
+        events: &mut Vec<SessionEvent>,
+    ) -> Result<(), SessionError> {
+        poll_fn(|context| self.poll(context, queue, events)).await
     }
 
     fn poll(
         &mut self,
         context: &mut Context<'_>,
-        parcels: &mut mpsc::Receiver<Vec<Parcel>>,
-        notes: &mut Vec<Note>,
-    ) -> Poll<Result<(), ConnectionError>> {
+        queue: &mut mpsc::Receiver<Vec<Outgoing>>,
+        events: &mut Vec<SessionEvent>,
+    ) -> Poll<Result<(), SessionError>> {
         if self.ping.as_mut().poll(context).is_ready() {
             // Whatever else is under way, as rumqttc does it: an answer must have come to the last one.
             self.request(Request::PingReq)?;
@@ -215,25 +238,25 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
             let _ = self.ping.as_mut().poll(context);
         }
         loop {
-            let read = self.poll_read(context, notes)?;
-            let handed = self.poll_parcels(context, parcels, notes)?;
+            let read = self.poll_read(context, events)?;
+            let handed = self.poll_queue(context, queue, events)?;
             let written = self.poll_write(context)?;
-            if notes.len() >= MOST_EVENTS {
+            if events.len() >= MOST_EVENTS {
                 return Poll::Ready(Ok(()));
             }
             if !(read || handed || written) {
                 break;
             }
         }
-        if notes.is_empty() { Poll::Pending } else { Poll::Ready(Ok(())) }
+        if events.is_empty() { Poll::Pending } else { Poll::Ready(Ok(())) }
     }
 
     /// Reads what is there, up to a chunk; whether there may be more.
     fn poll_read(
         &mut self,
         context: &mut Context<'_>,
-        notes: &mut Vec<Note>,
-    ) -> Result<bool, ConnectionError> {
+        events: &mut Vec<SessionEvent>,
+    ) -> Result<bool, SessionError> {
         let mut count = 0;
         let mut more = true;
         let mut ended = None;
@@ -247,45 +270,38 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
                     count += read;
                     continue;
                 }
-                Poll::Ready(Err(error)) => ended = Some(ConnectionError::Io(error)),
+                Poll::Ready(Err(error)) => ended = Some(error.into()),
                 Poll::Pending => more = false,
             }
             break;
         }
         // What came before the end is heard: it may say why.
-        loop {
-            match Packet::read(&mut self.incoming, Some(self.maximum_incoming)) {
-                Ok(packet) => self.take(packet, notes)?,
-                Err(CodecError::InsufficientBytes(missing)) => {
-                    self.incoming.reserve(missing);
-                    break;
-                }
-                Err(error) => return Err(StateError::Deserialization(error).into()),
-            }
+        while let Some(packet) = decode(&mut self.incoming, self.maximum_incoming)? {
+            self.take(packet, events)?;
         }
         ended.map_or(Ok(more), Err)
     }
 
     /// Takes what was handed over, as far as the broker's limit and the buffer go; whether it took something.
-    fn poll_parcels(
+    fn poll_queue(
         &mut self,
         context: &mut Context<'_>,
-        parcels: &mut mpsc::Receiver<Vec<Parcel>>,
-        notes: &mut Vec<Note>,
-    ) -> Result<bool, ConnectionError> {
+        queue: &mut mpsc::Receiver<Vec<Outgoing>>,
+        events: &mut Vec<SessionEvent>,
+    ) -> Result<bool, SessionError> {
         let mut took = false;
         while self.outgoing.len() < CHUNK_BYTES
             && self.state.inflight() < self.inflight
             && self.collided.is_none()
         {
-            if let Some(parcel) = self.waiting.pop_front() {
-                self.hand(parcel, notes)?;
+            if let Some(item) = self.waiting.pop_front() {
+                self.hand(item, events)?;
                 took = true;
                 continue;
             }
-            match parcels.poll_recv(context) {
+            match queue.poll_recv(context) {
                 Poll::Ready(Some(more)) => self.waiting.extend(more),
-                Poll::Ready(None) => return Err(ConnectionError::RequestsDone),
+                Poll::Ready(None) => return Err(ConnectionError::RequestsDone.into()),
                 Poll::Pending => break,
             }
         }
@@ -322,8 +338,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
     }
 
     /// A packet came.
-    fn take(&mut self, packet: Packet, notes: &mut Vec<Note>) -> Result<(), ConnectionError> {
-        let (reply, note) = match packet {
+    fn take(&mut self, packet: Packet, events: &mut Vec<SessionEvent>) -> Result<(), SessionError> {
+        let (reply, event) = match packet {
             Packet::Publish(publish) => {
                 if publish.topic.is_empty() {
                     // An alias, and we allow none.
@@ -332,24 +348,24 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
                 // The state copies what it is given: it gets what it needs, and no more.
                 let stub = Publish { pkid: publish.pkid, qos: publish.qos, ..Publish::default() };
                 let reply = self.state.handle_incoming_packet(Packet::Publish(stub))?;
-                (reply, Note::Message(Box::new(publish)))
+                (reply, SessionEvent::Message(Box::new(publish)))
             }
             Packet::PubAck(ack) => {
-                let note = Note::Acknowledged(ack.pkid, reason(ack.reason));
-                (self.state.handle_incoming_packet(Packet::PubAck(ack))?, note)
+                let event = SessionEvent::Acknowledged(ack.pkid, reason(ack.reason));
+                (self.state.handle_incoming_packet(Packet::PubAck(ack))?, event)
             }
             Packet::SubAck(ack) => {
-                let note = Note::Subscribed(Box::new(ack.clone()));
-                (self.state.handle_incoming_packet(Packet::SubAck(ack))?, note)
+                let event = SessionEvent::Subscribed(Box::new(ack.clone()));
+                (self.state.handle_incoming_packet(Packet::SubAck(ack))?, event)
             }
-            other => (self.state.handle_incoming_packet(other)?, Note::Heard),
+            other => (self.state.handle_incoming_packet(other)?, SessionEvent::Other),
         };
         self.state.events.clear();
-        notes.push(note);
+        events.push(event);
         match reply {
             // The broker has acknowledged what stood in the way of this one.
             Some(Packet::Publish(stub)) => match self.collided.take() {
-                Some(parcel) => self.write_numbered(parcel, stub.pkid, notes)?,
+                Some(item) => self.write_numbered(item, stub.pkid, events)?,
                 None => return Err(StateError::InvalidState.into()),
             },
             Some(reply) => self.write(&reply)?,
@@ -358,29 +374,29 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
         Ok(())
     }
 
-    fn hand(&mut self, parcel: Parcel, notes: &mut Vec<Note>) -> Result<(), ConnectionError> {
-        match parcel {
-            Parcel::Publish(_) | Parcel::Frame(_) => {
+    fn hand(&mut self, item: Outgoing, events: &mut Vec<SessionEvent>) -> Result<(), SessionError> {
+        match item {
+            Outgoing::Publish(_) | Outgoing::Frame(_) => {
                 // The state keeps a copy, to send it again to a session that we never take up again: of a stub.
                 let stub = Publish { qos: QoS::AtLeastOnce, ..Publish::default() };
                 let numbered = self.state.handle_outgoing_packet(Request::Publish(stub))?;
                 self.state.events.clear();
                 match numbered {
-                    Some(Packet::Publish(stub)) => self.write_numbered(parcel, stub.pkid, notes),
+                    Some(Packet::Publish(stub)) => self.write_numbered(item, stub.pkid, events),
                     _ => {
-                        self.collided = Some(parcel);
+                        self.collided = Some(item);
                         Ok(())
                     }
                 }
             }
-            Parcel::Subscribe(filters) => {
+            Outgoing::Subscribe(filters) => {
                 self.request(Request::Subscribe(Subscribe::new_many(filters, None)))
             }
-            Parcel::Disconnect => self.request(Request::Disconnect),
+            Outgoing::Disconnect => self.request(Request::Disconnect),
         }
     }
 
-    fn request(&mut self, request: Request) -> Result<(), ConnectionError> {
+    fn request(&mut self, request: Request) -> Result<(), SessionError> {
         let packet = self.state.handle_outgoing_packet(request)?;
         self.state.events.clear();
         packet.map_or(Ok(()), |packet| self.write(&packet))
@@ -388,26 +404,26 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
 
     fn write_numbered(
         &mut self,
-        parcel: Parcel,
+        item: Outgoing,
         packet: u16,
-        notes: &mut Vec<Note>,
-    ) -> Result<(), ConnectionError> {
-        match parcel {
-            Parcel::Publish(mut publish) => {
+        events: &mut Vec<SessionEvent>,
+    ) -> Result<(), SessionError> {
+        match item {
+            Outgoing::Publish(mut publish) => {
                 publish.pkid = packet;
                 self.write(&Packet::Publish(publish))?;
             }
-            Parcel::Frame(mut frame) => {
+            Outgoing::Frame(mut frame) => {
                 frame.number(packet);
                 self.outgoing.extend_from_slice(&frame.bytes);
             }
-            Parcel::Subscribe(_) | Parcel::Disconnect => return Err(StateError::InvalidState.into()),
+            Outgoing::Subscribe(_) | Outgoing::Disconnect => return Err(StateError::InvalidState.into()),
         }
-        notes.push(Note::Written(packet));
+        events.push(SessionEvent::Written(packet));
         Ok(())
     }
 
-    fn write(&mut self, packet: &Packet) -> Result<(), ConnectionError> {
+    fn write(&mut self, packet: &Packet) -> Result<(), SessionError> {
         packet.write(&mut self.outgoing, self.maximum_outgoing).map_err(StateError::from)?;
         Ok(())
     }
@@ -431,7 +447,7 @@ fn reason(reason: PubAckReason) -> Result<(), u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use rumqttc::v5::mqttbytes::v5::{PingResp, PubAck, PublishProperties};
+    use rumqttc::v5::mqttbytes::v5::{DisconnectReasonCode, PingResp, PubAck, PublishProperties};
     use tokio::io::DuplexStream;
 
     /// The other end, packet by packet.
@@ -479,19 +495,19 @@ mod tests {
         Publish::new("topic", QoS::AtLeastOnce, format!("body {name}"), Some(properties))
     }
 
-    fn parcel(name: u32) -> Parcel {
+    fn item(name: u32) -> Outgoing {
         let mut publish = publish(name);
         if name.is_multiple_of(2) {
-            Parcel::Publish(publish)
+            Outgoing::Publish(publish)
         } else {
-            Parcel::Frame(Frame::new(&mut publish).unwrap())
+            Outgoing::Frame(Frame::new(&mut publish).unwrap())
         }
     }
 
     async fn open(inflight: u16, keep_alive: Duration) -> (Session<DuplexStream>, Broker) {
         let (ours, theirs) = tokio::io::duplex(1 << 20);
         let mut broker = Broker { stream: theirs, read: BytesMut::new() };
-        let opening = Opening {
+        let options = ConnectOptions {
             client_id: "B86022.gw1".into(),
             will: LastWill::new("will", "gone", QoS::AtLeastOnce, true, None),
             keep_alive,
@@ -507,28 +523,31 @@ mod tests {
             let code = ConnectReturnCode::Success;
             broker.say(&[Packet::ConnAck(ConnAck { session_present: false, code, properties: None })]).await;
         };
-        let (session, ()) = tokio::join!(Session::open(ours, opening), answer);
+        let (session, ()) = tokio::join!(Session::open(ours, options), answer);
         (session.unwrap().0, broker)
     }
 
-    /// The session's task, and the notes that it has given.
+    /// The session's task, and the events that it has given.
     fn run(
         mut session: Session<DuplexStream>,
-    ) -> (mpsc::Sender<Vec<Parcel>>, mpsc::UnboundedReceiver<Note>, tokio::task::JoinHandle<ConnectionError>)
-    {
-        let (parcels, mut handed) = mpsc::channel(64);
-        let (sender, notes) = mpsc::unbounded_channel();
+    ) -> (
+        mpsc::Sender<Vec<Outgoing>>,
+        mpsc::UnboundedReceiver<SessionEvent>,
+        tokio::task::JoinHandle<SessionError>,
+    ) {
+        let (queue, mut handed) = mpsc::channel(64);
+        let (sender, events) = mpsc::unbounded_channel();
         let task = tokio::spawn(async move {
             let mut batch = Vec::new();
             loop {
                 let ended = session.next(&mut handed, &mut batch).await;
-                batch.drain(..).for_each(|note| drop(sender.send(note)));
+                batch.drain(..).for_each(|event| drop(sender.send(event)));
                 if let Err(error) = ended {
                     return error;
                 }
             }
         });
-        (parcels, notes, task)
+        (queue, events, task)
     }
 
     const LONG: Duration = Duration::from_secs(60);
@@ -536,8 +555,8 @@ mod tests {
     #[tokio::test]
     async fn what_waits_for_its_identifier_goes_whole_and_is_told_after_the_acknowledgment() {
         let (session, mut broker) = open(4, LONG).await;
-        let (parcels, mut notes, _task) = run(session);
-        parcels.send((1..=9).map(parcel).collect()).await.unwrap();
+        let (queue, mut events, _task) = run(session);
+        queue.send((1..=9).map(item).collect()).await.unwrap();
         let mut sent = Vec::new();
         for _ in 0..4 {
             sent.push(broker.publish().await);
@@ -550,9 +569,9 @@ mod tests {
         assert_eq!(broker.publish().await, (2, "6".into()));
         let mut heard = Vec::new();
         while heard.len() < 8 {
-            heard.push(match notes.recv().await.unwrap() {
-                Note::Written(packet) => i32::from(packet),
-                Note::Acknowledged(packet, Ok(())) => -i32::from(packet),
+            heard.push(match events.recv().await.unwrap() {
+                SessionEvent::Written(packet) => i32::from(packet),
+                SessionEvent::Acknowledged(packet, Ok(())) => -i32::from(packet),
                 other => panic!("{other:?}"),
             });
         }
@@ -562,8 +581,8 @@ mod tests {
     #[tokio::test]
     async fn no_more_is_under_way_than_the_broker_allows_and_a_stream_is_acknowledged_whole() {
         let (session, mut broker) = open(3, LONG).await;
-        let (parcels, mut notes, _task) = run(session);
-        parcels.send((1..=7).map(parcel).collect()).await.unwrap();
+        let (queue, mut events, _task) = run(session);
+        queue.send((1..=7).map(item).collect()).await.unwrap();
         for name in ["1", "2", "3"] {
             assert_eq!(broker.publish().await.1, name);
         }
@@ -592,7 +611,7 @@ mod tests {
         assert_eq!(sent, 4, "one acknowledgment makes room for one");
         let mut arrived = 0;
         while arrived < 50 {
-            if let Note::Message(publish) = notes.recv().await.unwrap() {
+            if let SessionEvent::Message(publish) = events.recv().await.unwrap() {
                 let name = format!("{}", 100 + arrived);
                 assert_eq!(publish.properties.unwrap().user_properties[0].1, name);
                 assert_eq!(publish.payload, format!("body {name}"));
@@ -604,12 +623,15 @@ mod tests {
     #[tokio::test]
     async fn a_ping_that_is_not_answered_ends_it_and_what_was_said_last_is_heard() {
         let (session, mut broker) = open(3, Duration::from_secs(1)).await;
-        let (_parcels, mut notes, task) = run(session);
+        let (_parcels, mut events, task) = run(session);
         assert!(matches!(broker.hear().await, Packet::PingReq(_)));
         broker.say(&[Packet::PingResp(PingResp)]).await;
-        assert!(matches!(notes.recv().await, Some(Note::Heard)));
+        assert!(matches!(events.recv().await, Some(SessionEvent::Other)));
         assert!(matches!(broker.hear().await, Packet::PingReq(_)));
-        assert!(matches!(task.await.unwrap(), ConnectionError::MqttState(StateError::AwaitPingResp)));
+        assert!(matches!(
+            task.await.unwrap(),
+            SessionError::Connection(ConnectionError::MqttState(StateError::AwaitPingResp))
+        ));
 
         let (session, mut broker) = open(3, LONG).await;
         let (_parcels, _notes, task) = run(session);
@@ -618,7 +640,38 @@ mod tests {
         drop(broker);
         assert!(matches!(
             task.await.unwrap(),
-            ConnectionError::MqttState(StateError::ServerDisconnect { .. })
+            SessionError::Connection(ConnectionError::MqttState(StateError::ServerDisconnect { .. }))
         ));
+    }
+
+    #[tokio::test]
+    async fn a_disconnect_without_properties_and_a_malformed_packet_end_the_session_by_name() {
+        for (bytes, reason) in [
+            (&[0xE0, 0][..], DisconnectReasonCode::NormalDisconnection),
+            (&[0xE0, 1, 0x8E], DisconnectReasonCode::SessionTakenOver),
+        ] {
+            let (session, mut broker) = open(3, LONG).await;
+            let (_queue, _events, task) = run(session);
+            broker.stream.write_all(bytes).await.unwrap();
+            match task.await.unwrap() {
+                SessionError::Connection(ConnectionError::MqttState(StateError::ServerDisconnect {
+                    reason_code,
+                    ..
+                })) => assert_eq!(reason_code, reason),
+                other => panic!("{other:?}"),
+            }
+        }
+        let (session, mut broker) = open(3, LONG).await;
+        let (_queue, mut events, task) = run(session);
+        // A SUBACK whose properties are longer than the packet: it must not vanish while the session waits for more.
+        let cut_short = [0x90, 4, 0, 1, 9, 0x1F];
+        broker.say(&[Packet::PingResp(PingResp)]).await;
+        broker.stream.write_all(&cut_short).await.unwrap();
+        let ended = task.await.unwrap();
+        assert!(
+            matches!(&ended, SessionError::Malformed(malformed) if malformed.packet == "SUBACK"),
+            "{ended:?}"
+        );
+        assert!(matches!(events.recv().await, Some(SessionEvent::Other)), "what came before it counts");
     }
 }

@@ -1,38 +1,64 @@
 //! Two small numbers that outlive the process: the session counter and the last trusted time.
 
-use std::fs::File;
-use std::io::{self, Write as _};
-use std::path::Path;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use pgw_core::transaction::unix_millis_now;
+use pgw_durable::PRIVATE;
 
 /// The number in a file; `None`: there is none, or not a number.
-pub fn read_number(path: &Path) -> Option<u64> {
+pub(crate) fn read_number(path: &Path) -> Option<u64> {
     std::fs::read_to_string(path).ok()?.trim().parse().ok()
 }
 
 /// Replaces the number so that a power cut leaves the old or the new one. Blocking.
-pub fn write_number(path: &Path, number: u64) -> io::Result<()> {
-    let beside = path.with_extension("new");
-    let mut file = File::create(&beside)?;
-    writeln!(file, "{number}")?;
-    file.sync_all()?;
-    std::fs::rename(&beside, path)?;
-    if let Some(directory) = path.parent() {
-        File::open(directory)?.sync_all()?;
-    }
-    Ok(())
+pub(crate) fn write_number(path: &Path, number: u64) -> io::Result<()> {
+    pgw_durable::replace(path, PRIVATE, format!("{number}\n").as_bytes())
 }
 
-/// The next session: one more than the last, durably before it is used, and not below `least` (what this process
-/// used, when the file failed). A damaged file must not make it go back behind a will that is still under way:
-/// then the wall clock is the least that it can be. Blocking.
-pub fn next_session(directory: &Path, least: u64, now_seconds: u64) -> io::Result<u64> {
-    let path = directory.join("session");
-    let next = match read_number(&path) {
+/// Numbers the sessions of a client at the broker, over restarts: its will names its session, and a late will of an older one
+/// is known by that (`session` in the state directory).
+#[derive(Debug)]
+pub struct SessionCounter {
+    path: PathBuf,
+    /// The last number given by this process, should the file fail.
+    last: u64,
+}
+
+impl SessionCounter {
+    /// The counter of this state directory.
+    #[must_use]
+    pub fn new(directory: &Path) -> Self {
+        Self { path: directory.join("session"), last: 0 }
+    }
+
+    /// The next session: one more than the last, on the disk before it is used. Where it cannot be kept it is still one more than
+    /// the last of this process, and the log has an error.
+    pub async fn next(&mut self) -> u64 {
+        let (path, least) = (self.path.clone(), self.last + 1);
+        let next = tokio::task::spawn_blocking(move || next(&path, least, unix_millis_now() / 1_000));
+        // A panic there is treated like a file that cannot be written.
+        self.last = match next.await {
+            Ok(Ok(session)) => session,
+            Ok(Err(error)) => {
+                tracing::error!(%error, "The session counter could not be saved; a late will may override this client's status");
+                least
+            }
+            Err(_) => least,
+        };
+        self.last
+    }
+}
+
+/// A damaged file must not make the counter go back behind a will that is still under way: then the wall clock is the least
+/// that it can be.
+fn next(path: &Path, least: u64, now_seconds: u64) -> io::Result<u64> {
+    let next = match read_number(path) {
         Some(last) => last.saturating_add(1).max(least),
         None if path.exists() => now_seconds.max(least),
         None => least,
     };
-    write_number(&path, next)?;
+    write_number(path, next)?;
     Ok(next)
 }
 
@@ -43,14 +69,20 @@ mod tests {
     #[test]
     fn a_session_is_one_more_at_each_connect_over_restarts() {
         let directory = tempfile::tempdir().unwrap();
-        assert_eq!(next_session(directory.path(), 1, 50).unwrap(), 1);
-        assert_eq!(next_session(directory.path(), 1, 50).unwrap(), 2);
-        std::fs::write(directory.path().join("session"), b"\0\0\0").unwrap();
-        assert_eq!(
-            next_session(directory.path(), 1, 50).unwrap(),
-            50,
-            "a damaged file does not start again at 1"
-        );
-        assert_eq!(next_session(directory.path(), 1, 50).unwrap(), 51);
+        let path = directory.path().join("session");
+        assert_eq!(next(&path, 1, 50).unwrap(), 1);
+        assert_eq!(next(&path, 1, 50).unwrap(), 2);
+        std::fs::write(&path, b"\0\0\0").unwrap();
+        assert_eq!(next(&path, 1, 50).unwrap(), 50, "a damaged file does not start again at 1");
+        assert_eq!(next(&path, 1, 50).unwrap(), 51);
+    }
+
+    #[tokio::test]
+    async fn where_it_cannot_be_kept_it_still_grows() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut counter = SessionCounter::new(directory.path());
+        assert_eq!((counter.next().await, counter.next().await), (1, 2));
+        let mut counter = SessionCounter::new(&directory.path().join("not there"));
+        assert_eq!((counter.next().await, counter.next().await), (1, 2));
     }
 }

@@ -1,24 +1,17 @@
-//! Certificates and keys of the uplink: read, examined, and made into a TLS configuration.
+//! The client's end of TLS: the fleet's CA, our certificate and our key, made into a configuration.
 //!
-//! `practice-gateway check` uses [`Identity::load`] to say what is wrong before a connection does.
+//! The `check` commands use [`Identity::load`] to say what is wrong before a connection does.
 
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
-use pgw_core::transaction::UnixMillis;
-use tokio_rustls::rustls::crypto::{CryptoProvider, ring};
-use tokio_rustls::rustls::pki_types::pem::{self, PemObject as _};
-use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use tokio_rustls::rustls::sign::CertifiedKey;
 use tokio_rustls::rustls::{self, ClientConfig, RootCertStore};
-use x509_cert::der::Decode as _;
-use x509_cert::der::oid::ObjectIdentifier;
 
-use super::clock::TrustedClock;
-
-/// `commonName`, RFC 4519 §2.3.
-const COMMON_NAME: ObjectIdentifier = ObjectIdentifier::new_unwrap("2.5.4.3");
+use crate::clock::TrustedClock;
+use crate::pem::{self, Pair};
+pub use crate::pem::{CertificateFacts, TlsError};
+use crate::watched::{Stamp, stamp};
 
 /// PEM files of the connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,98 +24,23 @@ pub struct TlsFiles {
     pub key: PathBuf,
 }
 
-/// What is wrong with the files.
-#[derive(Debug, thiserror::Error)]
-pub enum TlsError {
-    /// A file cannot be read, or is not PEM.
-    #[error("cannot read {what} from {path}: {reason}")]
-    File {
-        /// Which of them.
-        what: &'static str,
-        /// Where.
-        path: PathBuf,
-        /// Why.
-        reason: String,
-    },
-    /// The file is there, but what it should hold is not in it.
-    #[error("there is no {what} in {path}")]
-    Empty {
-        /// Which of them.
-        what: &'static str,
-        /// Where.
-        path: PathBuf,
-    },
-    /// A certificate that is not X.509.
-    #[error("the certificate in {path} cannot be read")]
-    Certificate {
-        /// Where.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: x509_cert::der::Error,
-    },
-    /// The key is another certificate's.
-    #[error("the key in {key} does not belong to the certificate in {certificate}")]
-    KeyMismatch {
-        /// The certificate's file.
-        certificate: PathBuf,
-        /// The key's file.
-        key: PathBuf,
-    },
-    /// rustls does not take them.
-    #[error("the certificates cannot be used")]
-    Rustls(#[source] rustls::Error),
-}
-
-/// What a certificate says of itself.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct CertificateFacts {
-    /// Subject common name; empty where there is none. A gateway's is `{practice}.{gateway}`.
-    pub common_name: String,
-    /// First moment at which it is valid.
-    pub not_before: UnixMillis,
-    /// Last one.
-    pub not_after: UnixMillis,
-}
-
-impl CertificateFacts {
-    /// Reads them from DER.
-    ///
-    /// # Errors
-    /// When it is not an X.509 certificate.
-    pub fn from_der(der: &[u8]) -> Result<Self, x509_cert::der::Error> {
-        let certificate = x509_cert::Certificate::from_der(der)?;
-        let body = &certificate.tbs_certificate;
-        let common_name = body
-            .subject
-            .0
-            .iter()
-            .flat_map(|names| names.0.iter())
-            .find(|attribute| attribute.oid == COMMON_NAME)
-            .map(|attribute| String::from_utf8_lossy(attribute.value.value()).into_owned())
-            .unwrap_or_default();
-        let millis = |time: x509_cert::time::Time| {
-            u64::try_from(time.to_unix_duration().as_millis()).unwrap_or(u64::MAX)
-        };
-        Ok(Self {
-            common_name,
-            not_before: millis(body.validity.not_before),
-            not_after: millis(body.validity.not_after),
-        })
+impl TlsFiles {
+    /// Tells whether the files have changed since another look. Blocking.
+    #[must_use]
+    pub fn stamp(&self) -> Stamp {
+        stamp([self.ca.as_path(), &self.certificate, &self.key])
     }
 }
 
 /// The fleet's CA, our certificate and our key, read and found to fit each other.
 pub struct Identity {
     roots: Arc<RootCertStore>,
-    chain: Vec<CertificateDer<'static>>,
-    key: PrivateKeyDer<'static>,
-    facts: CertificateFacts,
+    pair: Pair,
 }
 
 impl fmt::Debug for Identity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Identity").field("facts", &self.facts).finish_non_exhaustive()
+        f.debug_struct("Identity").field("facts", &self.pair.facts).finish_non_exhaustive()
     }
 }
 
@@ -133,41 +51,14 @@ impl Identity {
     /// # Errors
     /// [`TlsError`] names the file.
     pub fn load(files: &TlsFiles) -> Result<Self, TlsError> {
-        let mut roots = RootCertStore::empty();
-        for certificate in certificates("CA certificate", &files.ca)? {
-            roots.add(certificate).map_err(TlsError::Rustls)?;
-        }
-        let chain = certificates("client certificate", &files.certificate)?;
-        let key = PrivateKeyDer::from_pem_file(&files.key).map_err(|error| match error {
-            pem::Error::NoItemsFound => TlsError::Empty { what: "private key", path: files.key.clone() },
-            other => unreadable("the private key", &files.key, &other),
-        })?;
-        let facts = match chain.first().map(|first| CertificateFacts::from_der(first)) {
-            Some(Ok(facts)) => facts,
-            Some(Err(source)) => {
-                return Err(TlsError::Certificate { path: files.certificate.clone(), source });
-            }
-            None => {
-                return Err(TlsError::Empty { what: "client certificate", path: files.certificate.clone() });
-            }
-        };
-        match CertifiedKey::from_der(chain.clone(), key.clone_key(), &ring::default_provider()) {
-            Ok(_) => {}
-            Err(rustls::Error::InconsistentKeys(_)) => {
-                return Err(TlsError::KeyMismatch {
-                    certificate: files.certificate.clone(),
-                    key: files.key.clone(),
-                });
-            }
-            Err(other) => return Err(TlsError::Rustls(other)),
-        }
-        Ok(Self { roots: Arc::new(roots), chain, key, facts })
+        let roots = pem::roots("CA certificate", &files.ca)?;
+        Ok(Self { roots, pair: Pair::load("client certificate", &files.certificate, &files.key)? })
     }
 
     /// What our certificate says.
     #[must_use]
     pub fn facts(&self) -> &CertificateFacts {
-        &self.facts
+        &self.pair.facts
     }
 
     /// TLS 1.2 and 1.3 with ring, the fleet's CA and our certificate, judged by the trusted clock.
@@ -175,28 +66,16 @@ impl Identity {
     /// # Errors
     /// [`TlsError::Rustls`].
     pub fn client_config(&self, clock: Arc<TrustedClock>) -> Result<Arc<ClientConfig>, TlsError> {
-        let provider: Arc<CryptoProvider> = Arc::new(ring::default_provider());
-        let mut config = ClientConfig::builder_with_details(provider, clock)
+        let mut config = ClientConfig::builder_with_details(pem::provider(), clock)
             .with_safe_default_protocol_versions()
             .map_err(TlsError::Rustls)?
             .with_root_certificates(self.roots.clone())
-            .with_client_auth_cert(self.chain.clone(), self.key.clone_key())
+            .with_client_auth_cert(self.pair.chain.clone(), self.pair.key.clone_key())
             .map_err(TlsError::Rustls)?;
         // A resumed session would skip the check of both certificates, and a replaced one would not be tried.
         config.resumption = rustls::client::Resumption::disabled();
         Ok(Arc::new(config))
     }
-}
-
-fn certificates(what: &'static str, path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
-    let found = CertificateDer::pem_file_iter(path)
-        .and_then(Iterator::collect::<Result<Vec<_>, _>>)
-        .map_err(|error| unreadable(what, path, &error))?;
-    if found.is_empty() { Err(TlsError::Empty { what, path: path.to_owned() }) } else { Ok(found) }
-}
-
-fn unreadable(what: &'static str, path: &Path, error: &pem::Error) -> TlsError {
-    TlsError::File { what, path: path.to_owned(), reason: error.to_string() }
 }
 
 #[cfg(test)]

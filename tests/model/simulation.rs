@@ -11,7 +11,7 @@ use std::collections::{HashMap, HashSet};
 
 use pgw_core::delivery::{Input, Limits, Millis, Receipt};
 use pgw_core::transaction::TransactionId;
-use pgw_link::backoff::{Backoff, Settings};
+use pgw_link::backoff::{Backoff, BackoffLimits};
 
 use crate::world::broker::{Broker, Down, Up};
 use crate::world::center::Center;
@@ -117,7 +117,7 @@ impl World {
         let most_queued = 2 + random.below(20) as usize;
         let faults = 8 + random.below(72);
         let most_in_group = 1 + random.below(12) as usize;
-        let settings = Settings { base: 100, cap: 1_000, first_spread: 500, proof: 2_000 };
+        let settings = BackoffLimits { base: 100, cap: 1_000, first_spread: 500, proof: 2_000 };
         let mut world = Self {
             surgery: Surgery::new(limits, 1, prunes),
             seen: Seen::default(),

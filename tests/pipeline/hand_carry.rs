@@ -13,7 +13,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use pgw_bundle::AgeError;
 use pgw_bundle::keys::Identity;
-use pgw_bundle::seal::{Opening, Sealing};
+use pgw_bundle::seal::{Decryptor, Encryptor};
 
 use crate::harness::proof::Proof;
 use crate::harness::senders::Senders;
@@ -26,7 +26,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 fn open(file: &[u8], identity: &Identity) -> (Vec<u8>, Result<(), AgeError>) {
     let mut plain = Vec::new();
-    let mut opening = match Opening::new(file, identity) {
+    let mut opening = match Decryptor::new(file, identity) {
         Ok(opening) => opening,
         Err(error) => return (plain, Err(error)),
     };
@@ -99,7 +99,7 @@ fn debians_age_opens_ours_and_we_open_its() {
     std::fs::write(path("key"), identity.to_file_text().as_bytes()).unwrap();
     for size in [0, 1, 65_536, 200_000] {
         let plain: Vec<u8> = (0..size).map(|at: usize| u8::try_from(at % 253).unwrap()).collect();
-        let mut sealing = Sealing::new(Vec::new(), &[identity.recipient()]).unwrap();
+        let mut sealing = Encryptor::new(Vec::new(), &[identity.recipient()]).unwrap();
         sealing.write_all(&plain).unwrap();
         std::fs::write(path("ours.age"), sealing.finish().unwrap()).unwrap();
         let opened = age(&["-d", "-i", &path("key"), &path("ours.age")]);

@@ -16,11 +16,10 @@ use pgw_core::wire::receipt::{Gap, Position, Receipt, Stored};
 use pgw_core::wire::signature::{PublicKey, SigningKey};
 use pgw_core::wire::topic::{HUB_FILTERS, Kind, Root, Topic};
 use pgw_core::wire::{from_json, to_json};
-use pgw_gateway::health::{LinkSnapshot, Reports};
 use pgw_gateway::uplink;
-use pgw_gateway::uplink::{PinnedHub, Settings};
+use pgw_gateway::uplink::{LinkSnapshot, PinnedHub, Reports, UplinkSettings};
 use pgw_host::config::Upstream;
-use pgw_link::backoff;
+use pgw_link::backoff::BackoffLimits;
 use pgw_link::tls::TlsFiles;
 use pgw_outbox::{LaneSettings, Outbox, OutboxKey, Settings as OutboxSettings, Submission};
 use rumqttc::v5::mqttbytes::QoS;
@@ -43,7 +42,7 @@ fn names() -> (Practice, GatewayId) {
 
 /// An outbox and its uplink.
 pub struct Gateway {
-    pub settings: Settings,
+    pub settings: UplinkSettings,
     pub outbox: Outbox,
     _directory: Directory,
     link: Option<watch::Receiver<LinkSnapshot>>,
@@ -88,7 +87,7 @@ impl Gateway {
         };
         std::fs::copy(&files.certificate, &tls.certificate).unwrap();
         std::fs::copy(&files.key, &tls.key).unwrap();
-        let settings = Settings {
+        let settings = UplinkSettings {
             practice,
             gateway,
             lanes: vec![Lane::new("urgent").unwrap(), Lane::new("clinical").unwrap()],
@@ -108,7 +107,7 @@ impl Gateway {
                 hubs: 1,
                 confirm_on_puback: false,
             },
-            reconnect: backoff::Settings { base: 20, cap: 100, first_spread: 50, proof: 20_000 },
+            reconnect: BackoffLimits { base: 20, cap: 100, first_spread: 50, proof: 20_000 },
             info: Info {
                 schema: 1,
                 version: "test".into(),

@@ -105,50 +105,7 @@ impl Envelope {
         content_type: Option<String>,
         properties: Vec<(String, String)>,
     ) -> Result<Self, WireError> {
-        #[derive(Default)]
-        struct Seen {
-            specversion: Option<String>,
-            id: Option<String>,
-            source: Option<String>,
-            event_type: Option<String>,
-            time: Option<String>,
-            lane: Option<String>,
-            epoch: Option<String>,
-            sequence: Option<String>,
-            round: Option<String>,
-            chain: Option<String>,
-            kind: Option<String>,
-            clock: Option<String>,
-            correlation_id: Option<String>,
-            test_data: Option<String>,
-        }
-        let mut seen = Seen::default();
-        for (name, value) in properties {
-            let slot = match name.as_str() {
-                "specversion" => &mut seen.specversion,
-                "id" => &mut seen.id,
-                "source" => &mut seen.source,
-                "type" => &mut seen.event_type,
-                "time" => &mut seen.time,
-                "lane" => &mut seen.lane,
-                "epoch" => &mut seen.epoch,
-                "sequence" => &mut seen.sequence,
-                "round" => &mut seen.round,
-                "chain" => &mut seen.chain,
-                "kind" => &mut seen.kind,
-                "clock" => &mut seen.clock,
-                "correlationid" => &mut seen.correlation_id,
-                "testdata" => &mut seen.test_data,
-                _ => continue,
-            };
-            *slot = Some(value);
-        }
-        fn need(value: Option<String>, name: &'static str) -> Result<String, WireError> {
-            value.ok_or(WireError::Missing(name))
-        }
-        fn parse<T: std::str::FromStr>(value: Option<String>, name: &'static str) -> Result<T, WireError> {
-            need(value, name)?.parse().map_err(|_| WireError::Malformed(name))
-        }
+        let seen = Seen::of(properties);
         if need(seen.specversion, "specversion")? != "1.0" {
             return Err(WireError::Malformed("specversion"));
         }
@@ -188,6 +145,61 @@ impl Envelope {
             body,
         }
     }
+}
+
+/// The user properties that an envelope has; others are passed over.
+#[derive(Default)]
+struct Seen {
+    specversion: Option<String>,
+    id: Option<String>,
+    source: Option<String>,
+    event_type: Option<String>,
+    time: Option<String>,
+    lane: Option<String>,
+    epoch: Option<String>,
+    sequence: Option<String>,
+    round: Option<String>,
+    chain: Option<String>,
+    kind: Option<String>,
+    clock: Option<String>,
+    correlation_id: Option<String>,
+    test_data: Option<String>,
+}
+
+impl Seen {
+    /// Of a name that comes twice the last value counts.
+    fn of(properties: Vec<(String, String)>) -> Self {
+        let mut seen = Self::default();
+        for (name, value) in properties {
+            let slot = match name.as_str() {
+                "specversion" => &mut seen.specversion,
+                "id" => &mut seen.id,
+                "source" => &mut seen.source,
+                "type" => &mut seen.event_type,
+                "time" => &mut seen.time,
+                "lane" => &mut seen.lane,
+                "epoch" => &mut seen.epoch,
+                "sequence" => &mut seen.sequence,
+                "round" => &mut seen.round,
+                "chain" => &mut seen.chain,
+                "kind" => &mut seen.kind,
+                "clock" => &mut seen.clock,
+                "correlationid" => &mut seen.correlation_id,
+                "testdata" => &mut seen.test_data,
+                _ => continue,
+            };
+            *slot = Some(value);
+        }
+        seen
+    }
+}
+
+fn need(value: Option<String>, name: &'static str) -> Result<String, WireError> {
+    value.ok_or(WireError::Missing(name))
+}
+
+fn parse<T: std::str::FromStr>(value: Option<String>, name: &'static str) -> Result<T, WireError> {
+    need(value, name)?.parse().map_err(|_| WireError::Malformed(name))
 }
 
 #[cfg(test)]

@@ -26,7 +26,7 @@ pub enum WireError {
     #[error("{0} is missing")]
     Missing(&'static str),
     /// A property or key has a value that does not fit.
-    #[error("{0} does not fit its form")]
+    #[error("{0} is malformed")]
     Malformed(&'static str),
     /// The payload is not the JSON that it should be.
     #[error("the payload is not the expected JSON: {0}")]
@@ -38,7 +38,7 @@ pub enum WireError {
     #[error("the signature is missing or is not that of the configured hub")]
     Signature,
     /// No topic of ours.
-    #[error("the topic is none of ours")]
+    #[error("unknown topic")]
     Topic,
 }
 

@@ -36,7 +36,7 @@ impl SigningKey {
     /// Makes a new key: its PKCS#8 document.
     ///
     /// # Errors
-    /// [`WireError::Malformed`] when the system has no randomness.
+    /// [`WireError::Malformed`] when the system provides no random bytes.
     pub fn generate() -> Result<Vec<u8>, WireError> {
         Ed25519KeyPair::generate_pkcs8(&ring::rand::SystemRandom::new())
             .map(|document| document.as_ref().to_vec())

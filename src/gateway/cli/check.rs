@@ -30,13 +30,19 @@ pub fn run(config: &GatewayConfig, out: &mut dyn Write) -> Exit {
     );
     report.ok("configuration", &detail);
     if config.mllp.is_empty() {
-        report.note("doors", "there is no [[mllp]]: only `submit` on this box can bring anything in");
+        report.note(
+            "doors",
+            "no [[mllp]]: only other doors and `submit` on this box can bring transactions in",
+        );
     }
     for door in &config.mllp {
         mllp(door, &clock, &mut report);
     }
     if config.uplink.delivery.confirm_on_puback {
-        report.note("confirm", "the broker's word confirms: nobody checks that the centre has it");
+        report.note(
+            "confirm",
+            "the broker's PUBACK confirms: nothing proves that the centre has stored a transaction",
+        );
     }
     store(config, &mut report);
     let name = format!("{}.{}", config.practice, config.gateway);
@@ -48,8 +54,8 @@ pub fn run(config: &GatewayConfig, out: &mut dyn Write) -> Exit {
         if folder.path.is_dir() {
             report.ok("folder", &format!("{place} is there"));
         } else {
-            let action = "make or mount it; until then the gateway goes on without it, and says so";
-            report.fail("folder", &format!("{place} is no directory"), action);
+            let action = "create or mount it; until then the gateway runs without it and reports folder.away";
+            report.fail("folder", &format!("{place} is not a directory"), action);
         }
     }
     report.exit
@@ -63,7 +69,7 @@ fn mllp(door: &door::Settings, clock: &Arc<TrustedClock>, report: &mut Report<'_
         report.note(
             "mllp",
             &format!(
-                "{address}: whoever reaches this address may send; say who in allow_addresses (or client_ca_file)"
+                "{address}: anyone who can reach this address may send; restrict it with allow_addresses or client_ca_file"
             ),
         );
     }
@@ -80,7 +86,7 @@ fn store(config: &GatewayConfig, report: &mut Report<'_>) {
     let keys = match keys::outbox_keys(&config.outbox_key_file) {
         Ok(keys) => keys,
         Err(error) => {
-            let action = "`practice-gateway init` makes one; with a store already there, bring its key back from escrow";
+            let action = "`practice-gateway init` creates one; if there is a store already, get its key from central IT's copy";
             return report.fail("outbox key", &chain(&error), action);
         }
     };
@@ -96,20 +102,20 @@ fn store(config: &GatewayConfig, report: &mut Report<'_>) {
     match Outbox::identify(&config.outbox, &keys) {
         Ok(true) => report.ok("store", &format!("{directory}: format, owner and keys are right")),
         Ok(false) if config.data_directory.is_dir() => {
-            report.ok("store", &format!("{directory}: there is none yet, the first start makes it"));
+            report.ok("store", &format!("{directory}: none yet, the first start creates it"));
         }
         Ok(false) => {
             let problem = format!("{} is not there", config.data_directory.display());
-            report.fail("store", &problem, "`practice-gateway init` makes it");
+            report.fail("store", &problem, "`practice-gateway init` creates it");
         }
         Err(error) => report.fail(
             "store",
             &chain(&error),
-            "bring back the right key, disk or version; see \"Another box, another key\" in the runbook",
+            "restore the right key, disk or version; see \"Another box, another key\" in the runbook",
         ),
     }
     match Client::connect(&config.control.socket) {
         Ok(_) => report.ok("daemon", "it runs, and answers on its socket"),
-        Err(_) => report.note("daemon", "it does not run, or this user may not ask it"),
+        Err(_) => report.note("daemon", "it is not running, or this user may not use its socket"),
     }
 }

@@ -1,6 +1,6 @@
 //! `practice-gateway export` and `receipts`: hand-carry, on the gateway's side.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{self, BufReader, IsTerminal as _, Write};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
@@ -20,42 +20,42 @@ use crate::ingest::control::client::{Client, ClientError};
 use crate::ingest::control::{Reply, Request, export_from_stopped};
 use crate::keys;
 
-/// Writes what waits into one file that only the hub can read, to be carried there. Nothing here changes: what the hub
-/// confirms later, by link or by file, is confirmed once.
+/// Write waiting transactions to one file that only the hub can read. The outbox does not change: the hub confirms each once, by
+/// link or by file.
 #[derive(Debug, Clone, Args)]
 pub struct Export {
-    /// The file; one that is there is left alone.
+    /// The file to write; an existing file is not overwritten.
     #[arg(long, value_name = "FILE")]
     pub to: PathBuf,
-    /// Only this lane.
+    /// Write only this lane.
     #[arg(long)]
     pub lane: Option<Lane>,
-    /// From this position; otherwise the oldest that waits.
+    /// Start at this position; at the oldest waiting one if left out.
     #[arg(long, value_name = "POSITION")]
     pub from: Option<Position>,
-    /// From this store that was set aside, whatever the daemon does.
+    /// Read this store that was set aside; the daemon may run.
     #[arg(long, value_name = "DIRECTORY")]
     pub store: Option<PathBuf>,
-    /// With these keys instead of the configured ones: those that were found again.
+    /// Use this key file instead of the configured one: the key that was found.
     #[arg(long, value_name = "FILE", requires = "store")]
     pub key_file: Option<PathBuf>,
 }
 
-/// Takes the hub's receipts in from a file that `practice-hub import --receipts-to` made.
+/// Read the hub's receipts from a file written by `practice-hub import --receipts-to`.
 #[derive(Debug, Clone, Args)]
 pub struct Receipts {
-    /// The file.
+    /// The file to read.
     pub file: PathBuf,
 }
 
-/// What is being written: under a name of its own until it is whole.
-struct Making<'a> {
+/// The file while it is written: under a name of its own until it is complete.
+struct PartialFile<'a> {
     file: File,
     making: PathBuf,
     to: &'a Path,
 }
 
-impl<'a> Making<'a> {
+impl<'a> PartialFile<'a> {
     fn begin(to: &'a Path) -> io::Result<Self> {
         if to.exists() {
             return Err(io::ErrorKind::AlreadyExists.into());
@@ -71,18 +71,17 @@ impl<'a> Making<'a> {
     fn finish(self) -> io::Result<()> {
         self.file.sync_all()?;
         // Nothing that came there meanwhile is replaced.
-        fs::hard_link(&self.making, self.to).or_else(|error| match error.kind() {
-            io::ErrorKind::AlreadyExists => Err(error),
+        match std::fs::hard_link(&self.making, self.to) {
+            // This syncs the directory, and so the new name, too.
+            Ok(()) => pgw_durable::remove(&self.making),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Err(error),
             // A stick with FAT knows no links.
-            _ => fs::rename(&self.making, self.to),
-        })?;
-        let _ = fs::remove_file(&self.making);
-        let directory = self.to.parent().filter(|directory| !directory.as_os_str().is_empty());
-        File::open(directory.unwrap_or(Path::new(".")))?.sync_all()
+            Err(_) => pgw_durable::rename(&self.making, self.to),
+        }
     }
 
     fn give_up(self) {
-        let _ = fs::remove_file(&self.making);
+        let _ = std::fs::remove_file(&self.making);
     }
 }
 
@@ -92,7 +91,7 @@ pub fn export(config: &GatewayConfig, command: &Export, out: &mut dyn Write, err
         let _ = writeln!(err, "cannot write {}: {error}", command.to.display());
         Exit::Files
     };
-    let mut making = match Making::begin(&command.to) {
+    let mut making = match PartialFile::begin(&command.to) {
         Ok(making) => making,
         Err(error) => return cannot(err, &error),
     };
@@ -112,7 +111,7 @@ pub fn export(config: &GatewayConfig, command: &Export, out: &mut dyn Write, err
             }
             if let Some(position) = stopped_before {
                 lines.push(format!(
-                    "{lane}: stops before position {position}, which is lost: see `practice-gateway outbox void`"
+                    "{lane}: stops before position {position}, which is missing: see the runbook, `hole`"
                 ));
             }
         }
@@ -145,7 +144,7 @@ pub fn export(config: &GatewayConfig, command: &Export, out: &mut dyn Write, err
     }
     if total == 0 {
         making.give_up();
-        let _ = writeln!(out, "nothing waits that could be carried: no file was made");
+        let _ = writeln!(out, "no transactions are waiting: no file was written");
     } else if let Err(error) = making.finish() {
         return cannot(err, &error);
     } else {
@@ -174,7 +173,8 @@ fn from_stopped(
         settings.directory.clone_from(store);
     }
     if !settings.directory.join("FORMAT").exists() {
-        let _ = writeln!(err, "there is no daemon, and no store in {}", settings.directory.display());
+        let _ =
+            writeln!(err, "no daemon is running, and there is no store in {}", settings.directory.display());
         return Err(Exit::Unreachable);
     }
     let store = settings.directory.clone();
@@ -216,7 +216,7 @@ pub fn receipts(socket: &Path, command: &Receipts, out: &mut dyn Write, err: &mu
         match asked {
             Ok(()) => {}
             Err(ClientError::Failed(reason)) => {
-                let _ = writeln!(err, "a receipt is not believed: {reason}");
+                let _ = writeln!(err, "a receipt was rejected: {reason}");
                 worst = Exit::Refused;
             }
             Err(error) => return failed(err, &error),

@@ -18,8 +18,8 @@ pub fn run(config: &GatewayConfig, out: &mut dyn Write, err: &mut dyn Write) -> 
     let made = if place == *file { keys::make_outbox_key(file) } else { Ok(()) };
     let there = match made {
         Ok(()) if place == *file => "made",
-        Ok(()) => "there already, as a credential of systemd",
-        Err(error) if is_there(&error) => "there already, left as it is",
+        Ok(()) => "exists already, as a systemd credential",
+        Err(error) if is_there(&error) => "exists already, unchanged",
         Err(error) => return not_made(&error, err),
     };
     let id = match keys::outbox_keys(file) {
@@ -34,7 +34,7 @@ pub fn run(config: &GatewayConfig, out: &mut dyn Write, err: &mut dyn Write) -> 
          outbox key      {place}, id {id}: {there}\n\
          \n\
          Next:\n\
-         1. Keep a copy of the outbox key with central IT, off this box. Without it nobody can read the backlog.\n\
+         1. Keep a copy of the outbox key with central IT, off this box. Without it the backlog cannot be read by anyone.\n\
          2. Get a client certificate with the common name {common_name} from the fleet's CA.\n\
          3. practice-gateway check --config {name}\n\
          4. systemctl enable --now practice-gateway"

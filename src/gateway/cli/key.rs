@@ -1,7 +1,7 @@
 //! `practice-gateway key`: the outbox keys, which of them is still needed, a new one, and an old one's end.
 
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
 use pgw_host::exit::{Exit, complain};
@@ -11,33 +11,33 @@ use pgw_outbox::{KeyUse, Keyring, OpenError, Outbox};
 use crate::config::GatewayConfig;
 use crate::keys;
 
-/// The keys that seal what is kept.
+/// The outbox keys.
 #[derive(Debug, Clone, Subcommand)]
 pub enum Key {
-    /// Ids of the keys, the present one first, and what needs each.
-    List(Place),
-    /// Makes a new key, which seals from the next start on; the others stay, to open what they have sealed.
-    Rotate(Place),
-    /// Takes a key out of the file, if nothing that is kept needs it any more.
+    /// List the keys' ids, the present one first, and what needs each.
+    List(KeyFile),
+    /// Add a new key, which seals from the next start on; the old ones stay, to open older records.
+    Rotate(KeyFile),
+    /// Remove a key from the key file, if nothing needs it any more.
     Drop(Drop),
 }
 
-/// Where the keys are.
+/// The key file to work on.
 #[derive(Debug, Clone, Args)]
-pub struct Place {
-    /// In this file instead of the configured one.
+pub struct KeyFile {
+    /// Use this key file instead of the configured one.
     #[arg(long, value_name = "FILE")]
     pub file: Option<PathBuf>,
 }
 
-/// Which key.
+/// Remove a key.
 #[derive(Debug, Clone, Args)]
 pub struct Drop {
-    /// Its id, as `key list` says it.
+    /// The key's id, as `key list` prints it.
     pub id: String,
-    /// Where.
+    /// The key file that it is in.
     #[command(flatten)]
-    pub place: Place,
+    pub place: KeyFile,
 }
 
 /// Runs the command.
@@ -50,82 +50,100 @@ pub fn run(config: &GatewayConfig, command: &Key, out: &mut dyn Write, err: &mut
         Ok(keys) => keys,
         Err(error) => return no_key(&error, err),
     };
-    let known = match Outbox::key_uses_of(&config.outbox) {
-        Ok(known) => known,
+    let uses = match Outbox::key_uses_of(&config.outbox) {
+        Ok(uses) => uses,
         Err(error) => return not_looked_at(&error, err),
     };
-    let there = known.is_some();
-    let uses = known.unwrap_or_default();
     match command {
-        Key::List(_) => list(&keys, &uses, out),
-        Key::Rotate(_) => {
-            if let Err(error) = Outbox::identify(&config.outbox, &keys) {
-                return not_looked_at(&error, err);
-            }
-            let present = keys.present().id();
-            if uses.iter().any(|used| used.present && used.id != present) {
-                let _ = writeln!(
-                    err,
-                    "key {present} was made, but nothing is sealed with it yet: `systemctl restart practice-gateway` first"
-                );
-                return Exit::Refused;
-            }
-            let keys = match keys::rotate_outbox_key(file) {
-                Ok(keys) => keys,
-                Err(error) => return no_key(&error, err),
-            };
-            let new = keys.present().id();
-            let file = file.display();
-            let _ = writeln!(
-                out,
-                "key {new} is made and is the first in {file}; key {present} stays there, and opens what it has sealed\n\
-                 \n\
-                 Next:\n\
-                 1. Give a copy of {file} to central IT, off this box. It has all the keys.\n\
-                 2. systemctl restart practice-gateway: from then on the new key seals.\n\
-                 3. When `practice-gateway key list` says that nothing needs key {present} (the retention is over, the quarantine\n   \
-                 is empty of it): `practice-gateway key drop {present}`."
-            );
-            Exit::Done
-        }
-        Key::Drop(Drop { id, .. }) => {
-            if !keys.has(id) {
-                let _ = writeln!(err, "there is no key {id} in {}", file.display());
-                return Exit::Refused;
-            }
-            let refused = if *id == keys.present().id() {
-                Some("it is the present key".to_owned())
-            } else if !there {
-                Some(format!(
-                    "there is no store in {} that could say whether it is needed",
-                    config.outbox.directory.display()
-                ))
-            } else {
-                let used = uses.iter().find(|used| used.id == *id);
-                used.and_then(|used| match used.needed_by.as_slice() {
-                    [] if used.present => {
-                        Some("the store was last opened with it as the present one: restart first".to_owned())
-                    }
-                    [] => None,
-                    parts => Some(format!("it is needed by {}", parts.join(", "))),
-                })
-            };
-            if let Some(reason) = refused {
-                let _ = writeln!(err, "key {id} stays: {reason}");
-                return Exit::Refused;
-            }
-            if let Err(error) = keys::drop_outbox_key(file, id) {
-                return no_key(&error, err);
-            }
-            let _ = writeln!(
-                out,
-                "key {id} is taken out of {}. Central IT's copy of it can be destroyed, unless a store that was set aside or an image \
-                 of this box needs it",
-                file.display()
-            );
-            Exit::Done
-        }
+        Key::List(_) => list(&keys, &uses.unwrap_or_default(), out),
+        Key::Rotate(_) => rotate(config, file, &keys, &uses.unwrap_or_default(), out, err),
+        Key::Drop(Drop { id, .. }) => remove(config, file, &keys, uses.as_deref(), id, out, err),
     }
+}
+
+fn rotate(
+    config: &GatewayConfig,
+    file: &Path,
+    keys: &Keyring,
+    uses: &[KeyUse],
+    out: &mut dyn Write,
+    err: &mut dyn Write,
+) -> Exit {
+    if let Err(error) = Outbox::identify(&config.outbox, keys) {
+        return not_looked_at(&error, err);
+    }
+    let present = keys.present().id();
+    if uses.iter().any(|used| used.present && used.id != present) {
+        let _ = writeln!(
+            err,
+            "key {present} was created, but nothing is sealed with it yet: `systemctl restart practice-gateway` first"
+        );
+        return Exit::Refused;
+    }
+    let keys = match keys::rotate_outbox_key(file) {
+        Ok(keys) => keys,
+        Err(error) => return no_key(&error, err),
+    };
+    let new = keys.present().id();
+    let file = file.display();
+    let _ = writeln!(
+        out,
+        "key {new} was created and is the first in {file}; key {present} stays there, and opens what it has sealed\n\
+         \n\
+         Next:\n\
+         1. Give a copy of {file} to central IT, off this box. It has all the keys.\n\
+         2. systemctl restart practice-gateway: from then on the new key seals.\n\
+         3. When `practice-gateway key list` says that key {present} is no longer needed (the retention is over, the quarantine\n   \
+         is empty of it): `practice-gateway key drop {present}`."
+    );
+    Exit::Done
+}
+
+/// `uses`: `None` where there is no store.
+fn remove(
+    config: &GatewayConfig,
+    file: &Path,
+    keys: &Keyring,
+    uses: Option<&[KeyUse]>,
+    id: &str,
+    out: &mut dyn Write,
+    err: &mut dyn Write,
+) -> Exit {
+    if !keys.has(id) {
+        let _ = writeln!(err, "there is no key {id} in {}", file.display());
+        return Exit::Refused;
+    }
+    let refused = match uses {
+        _ if id == keys.present().id() => Some("it is the present key".to_owned()),
+        None => Some(format!(
+            "there is no store in {}, so nobody can tell whether the key is needed",
+            config.outbox.directory.display()
+        )),
+        Some(uses) => {
+            let used = uses.iter().find(|used| used.id == id);
+            used.and_then(|used| match used.needed_by.as_slice() {
+                [] if used.present => {
+                    Some("the store still seals with it: restart the daemon first".to_owned())
+                }
+                [] => None,
+                parts => Some(format!("it is needed by {}", parts.join(", "))),
+            })
+        }
+    };
+    if let Some(reason) = refused {
+        let _ = writeln!(err, "key {id} was not removed: {reason}");
+        return Exit::Refused;
+    }
+    if let Err(error) = keys::drop_outbox_key(file, id) {
+        return no_key(&error, err);
+    }
+    let _ = writeln!(
+        out,
+        "key {id} was removed from {}. Central IT may destroy its copy, unless a store that was set aside or an image of this box \
+         needs it",
+        file.display()
+    );
+    Exit::Done
 }
 
 fn list(keys: &Keyring, uses: &[KeyUse], out: &mut dyn Write) -> Exit {
@@ -136,7 +154,7 @@ fn list(keys: &Keyring, uses: &[KeyUse], out: &mut dyn Write) -> Exit {
         uses.iter().filter(|used| !keys.has(&used.id) && (used.present || !used.needed_by.is_empty()));
     let mut exit = Exit::Done;
     for used in missing {
-        let _ = writeln!(out, "{}: NOT THERE, and {}", used.id, needs(used));
+        let _ = writeln!(out, "{}: MISSING, and {}", used.id, needs(used));
         exit = Exit::Refused;
     }
     exit
@@ -153,9 +171,9 @@ pub(crate) fn said(id: &str, uses: &[KeyUse]) -> String {
 fn needs(used: &KeyUse) -> String {
     let by = used.needed_by.join(", ");
     match (used.present, used.needed_by.is_empty()) {
-        (true, true) => "seals what comes; nothing that is kept needs it yet".to_owned(),
-        (true, false) => format!("seals what comes; needed by {by}"),
-        (false, true) => format!("nothing needs it any more: `practice-gateway key drop {}`", used.id),
+        (true, true) => "seals new records; nothing needs it yet".to_owned(),
+        (true, false) => format!("seals new records; needed by {by}"),
+        (false, true) => format!("no longer needed: `practice-gateway key drop {}`", used.id),
         (false, false) => format!("needed by {by}"),
     }
 }

@@ -1,13 +1,9 @@
-//! Both command lines.
+//! The command line of `practice-gateway`.
 //!
-//! - [`gateway`]: `practice-gateway`; [`submit`], [`status`], [`outbox`], [`quarantine`] and [`verify`] ask the running
-//!   daemon over its control socket ([`crate::ingest::control`])
-//! - [`hub`]: `practice-hub`; [`acl`] makes the broker's access rules; [`import`] and [`resend`] ask a running hub by its
-//!   folders
-//! - [`repair`] works on the store itself, which no daemon may have open
-//! - [`check`] and [`init`] are for both, and need no daemon
-//! - [`key`] and [`moving`]: another key, another box; both work on the store and its key file themselves
-//! - [`exit`]: what a script decides by; [`progress`]: what a person sees meanwhile
+//! - [`submit`], [`status`], [`outbox`], [`quarantine`], [`verify`] and [`export`] ask the running daemon over its control socket
+//!   ([`crate::ingest::control`])
+//! - [`check`] and [`init`] need no daemon
+//! - [`repair`], [`key`] and [`moving`] (another box, a lost key) work on the store and its key file themselves
 //!
 //! Each command writes to the writers that it is given, so that tests can read what a person would.
 
@@ -36,11 +32,11 @@ use pgw_host::logs;
 use crate::config::GatewayConfig;
 use crate::daemon;
 
-/// A surgery's outbox: accepts clinical transactions and delivers them all, once, in order.
+/// A surgery's outbox: accept clinical transactions and deliver all of them, once and in order.
 #[derive(Debug, Parser)]
 #[command(name = "practice-gateway", version)]
 struct Arguments {
-    /// The configuration.
+    /// The configuration file.
     #[arg(long, global = true, value_name = "FILE", default_value = "/etc/practice-gateway/gateway.toml")]
     config: PathBuf,
     #[command(subcommand)]
@@ -49,42 +45,42 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Runs the daemon.
+    /// Run the daemon.
     Run,
-    /// Looks at configuration, keys, certificates and store, and says what to do.
+    /// Check configuration, keys, certificates and store; say what is wrong and what to do.
     Check,
-    /// Makes the outbox key and the directories; replaces nothing.
+    /// Create the outbox key and the directories; overwrite nothing.
     Init,
-    /// Shows how the daemon is.
+    /// Show the daemon's status.
     Status(status::Status),
-    /// Takes transactions in; ends well only when they are durable.
+    /// Submit transactions; exit 0 only once they are on stable storage.
     Submit(submit::Submit),
-    /// Shows headers of what is kept.
+    /// List transactions in the outbox, and commands for a stalled lane, another box or a lost key.
     #[command(subcommand)]
     Outbox(outbox::Outbox),
-    /// The keys that seal what is kept: which are needed, a new one.
+    /// List, rotate and remove outbox keys.
     #[command(subcommand)]
     Key(key::Key),
-    /// What was refused: look at it, release it, discard it.
+    /// Inspect refused input; submit it after all, or delete it.
     #[command(subcommand)]
     Quarantine(quarantine::Quarantine),
-    /// Walks the chain of all that is kept.
+    /// Check the chain over every transaction in the outbox.
     Verify(verify::Verify),
-    /// Fills holes from damaged segments and other copies of the store, with the daemon stopped; a dry run without --yes.
+    /// Recover missing records from damaged segments and other copies of the store, with the daemon stopped; a dry run without --yes.
     Repair(repair::Repair),
-    /// Writes what waits into one encrypted file, to be carried to the hub.
+    /// Write waiting transactions to an encrypted file, to be carried to the hub.
     Export(export::Export),
-    /// Takes the hub's receipts in from a file.
+    /// Read the hub's receipts from a file.
     Receipts(export::Receipts),
 }
 
-/// The program: `words` begin with its name.
-pub fn main(words: impl IntoIterator<Item = OsString>) -> ExitCode {
-    run(words, &mut std::io::stdout(), &mut std::io::stderr()).into()
+/// The program; the first of `args` is its name.
+pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    run(args, &mut std::io::stdout(), &mut std::io::stderr()).into()
 }
 
-fn run(words: impl IntoIterator<Item = OsString>, out: &mut dyn Write, err: &mut dyn Write) -> Exit {
-    let Arguments { config: file, command } = match parse(words, out, err) {
+fn run(args: impl IntoIterator<Item = OsString>, out: &mut dyn Write, err: &mut dyn Write) -> Exit {
+    let Arguments { config: file, command } = match parse(args, out, err) {
         Ok(arguments) => arguments,
         Err(exit) => return exit,
     };

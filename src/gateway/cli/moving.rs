@@ -20,21 +20,21 @@ use crate::config::GatewayConfig;
 use crate::ingest::control::verify::verify;
 use crate::keys;
 
-/// Takes a store out of service for good, or back.
+/// Retire a store for good, or take that back.
 #[derive(Debug, Clone, Args)]
 pub struct Retire {
-    /// The move was given up: the store runs here again. Only if nothing was started on the new box.
+    /// Give up the move: the store runs here again. Only if nothing was ever started on the new box.
     #[arg(long)]
     pub undo: bool,
-    /// Does it, with --undo.
+    /// Confirm --undo.
     #[arg(long, requires = "undo")]
     pub yes: bool,
 }
 
-/// Sets a store aside.
+/// Set a store aside.
 #[derive(Debug, Clone, Args)]
 pub struct SetAside {
-    /// Does it.
+    /// Do it; without this option it is a dry run.
     #[arg(long)]
     pub yes: bool,
 }
@@ -50,8 +50,10 @@ fn not_moved(error: &MoveError, err: &mut dyn Write) -> Exit {
     match error {
         MoveError::Open(error) => not_looked_at(error, err),
         MoveError::Incomplete(wrong) => {
-            let _ =
-                writeln!(err, "the copy is not what was retired; copy the data directory once more, whole:");
+            let _ = writeln!(
+                err,
+                "the copy differs from the retired store; copy the whole data directory again:"
+            );
             for what in wrong {
                 let _ = writeln!(err, "  {what}");
             }
@@ -82,7 +84,7 @@ pub fn retire(config: &GatewayConfig, command: &Retire, out: &mut dyn Write, err
         if !command.yes {
             let _ = writeln!(
                 err,
-                "If the copy runs on another box, or ever did, this box must not run again: the two would fork, and a person would \
+                "If the copy runs on another box, or ever did, this box must not run again: the two histories would diverge, and a person would \
                  have to put them together.\nIf it never did: `practice-gateway outbox retire --undo --yes`"
             );
             return Exit::Refused;
@@ -113,7 +115,7 @@ pub fn retire(config: &GatewayConfig, command: &Retire, out: &mut dyn Write, err
                  Next:\n\
                  1. On this box: systemctl disable practice-gateway\n\
                  2. Copy to the new box, with their modes and owners: {data}, {key} (keys {ids}), the certificate and its key, {}\n\
-                 3. On the new box: practice-gateway outbox adopt. It says the same check word, or what is missing.\n\
+                 3. On the new box: practice-gateway outbox adopt. It prints the same check word, or what is missing.\n\
                  4. On the new box: systemctl enable --now practice-gateway",
                 manifest.files.len(),
                 manifest.word(),
@@ -181,7 +183,7 @@ pub fn adopt(config: &GatewayConfig, out: &mut dyn Write, err: &mut dyn Write) -
         out,
         "{} files; check word {}\n\
          \n\
-         It runs on this box from now on, and on no other: systemctl enable --now practice-gateway",
+         It runs on this box only from now on: systemctl enable --now practice-gateway",
         manifest.files.len(),
         manifest.word()
     );
@@ -212,9 +214,9 @@ pub fn set_aside(
                 write_loss(out, &facts);
                 let _ = writeln!(
                     out,
-                    "\nIs it an encrypted credential of systemd, and only not in {}? Then it is not lost, and nothing is to be done here.\n\
-                     Ask central IT for its copy of key {}: with it everything goes on.\n\
-                     Without any copy: `practice-gateway outbox set-aside --yes` sets the store aside whole, and a new one is begun.",
+                    "\nIs the key an encrypted systemd credential, and just not in {}? Then it is not lost: do nothing here.\n\
+                     Ask central IT for its copy of key {}: with that copy nothing is lost.\n\
+                     Without any copy: `practice-gateway outbox set-aside --yes` renames the store, and the next start creates a new one.",
                     file.display(),
                     facts.key_ids.join(" and ")
                 );
@@ -233,7 +235,7 @@ pub fn set_aside(
         Ok(id) => {
             let _ = writeln!(
                 out,
-                "a new one is begun at the next start, sealed with key {id} in {}\n\
+                "the next start creates a new store, sealed with key {id} in {}\n\
                  \n\
                  Next:\n\
                  1. Give a copy of {} to central IT, off this box.\n\
@@ -248,7 +250,7 @@ pub fn set_aside(
         }
         Err(error) => {
             complain(err, &error);
-            let _ = writeln!(err, "there is no new key yet: `practice-gateway init` makes it");
+            let _ = writeln!(err, "there is no new key yet: `practice-gateway init` creates it");
             Exit::Files
         }
     }
@@ -263,7 +265,7 @@ fn new_key(config: &GatewayConfig, keys: Option<Keyring>) -> Result<String, KeyE
     if file.exists() {
         let mut name = file.file_name().unwrap_or_default().to_owned();
         name.push(format!(".not-a-key-{}", uuid::Uuid::now_v7()));
-        std::fs::rename(file, file.with_file_name(name))
+        pgw_durable::rename(file, &file.with_file_name(name))
             .map_err(|source| KeyError::Make { file: file.clone(), source })?;
     }
     keys::make_outbox_key(file)?;

@@ -1,4 +1,4 @@
-//! `practice-gateway outbox list` and `outbox show`: headers of what is kept, never a body.
+//! `practice-gateway outbox list` and `outbox show`: headers of transactions, never a body.
 
 use std::io::{self, Write};
 use std::path::Path;
@@ -12,96 +12,96 @@ use crate::ingest::control::client::Client;
 use crate::ingest::control::client::failed;
 use crate::ingest::control::{Entry, Reply, Request, State, Which};
 
-/// What is kept in the outbox: headers only.
+/// Transactions in the outbox: headers only.
 #[derive(Debug, Clone, Subcommand)]
 pub enum Outbox {
-    /// Transactions in their order, from the oldest that waits.
+    /// List transactions in order, from the oldest waiting one.
     List(List),
-    /// One transaction.
+    /// Show one transaction.
     Show(Show),
-    /// Releases what is lost for good, so that its lane goes on; without --yes it only says what would be done.
+    /// Write off records that are lost for good, to unblock their lane; a dry run without --yes.
     Void(Void),
-    /// Has the transaction at which a lane stands tried again.
+    /// Retry the held transaction that stalls a lane.
     Release(Release),
-    /// On the old box, its daemon stopped: this store never runs here again; says what a copy of it must have.
+    /// On the old box, with the daemon stopped: retire this store for good, and print what to copy.
     Retire(moving::Retire),
-    /// On the new box: checks that the copy of a retired store is whole, and lets it run.
+    /// On the new box: check that the copy of a retired store is complete, and allow it to run.
     Adopt,
-    /// Without its key nobody can read a store: sets it aside whole, so that a new one is begun. Without --yes it only says what
-    /// would be done.
+    /// The outbox key is lost: rename the store, so that the next start creates a new one; nothing is deleted. A dry run without
+    /// --yes.
     SetAside(moving::SetAside),
-    /// Sends confirmed transactions once more, with the same ids: for a hub that wants them. It stores none twice.
+    /// Send confirmed transactions again, with the same ids, for a hub that has lost them. The hub stores none twice.
     Resend(Resend),
 }
 
-/// What to send again.
+/// Send confirmed transactions again.
 #[derive(Debug, Clone, Args)]
 pub struct Resend {
-    /// The lane.
+    /// The lane that they belong to.
     #[arg(long)]
     pub lane: Lane,
-    /// The first position.
+    /// The first position to send.
     #[arg(long, value_name = "POSITION")]
     pub from: Position,
-    /// The last one; otherwise only the first.
+    /// The last one; only the first if left out.
     #[arg(long, value_name = "POSITION")]
     pub through: Option<Position>,
 }
 
-/// What to release.
+/// Write off lost records.
 #[derive(Debug, Clone, Args)]
 pub struct Void {
-    /// The lane.
+    /// The lane that is stalled.
     #[arg(long)]
     pub lane: Lane,
-    /// The first lost position.
+    /// The first lost position, as `verify` prints it.
     #[arg(long, value_name = "POSITION")]
     pub sequence: Position,
-    /// The last one; otherwise only the first.
+    /// The last one; only the first if left out.
     #[arg(long, value_name = "POSITION")]
     pub through: Option<Position>,
-    /// Why, for the hub's store and whoever reads it in years; no patient's name.
+    /// The reason; the hub stores it for good. No patient data.
     #[arg(long)]
     pub reason: String,
-    /// Does it. It cannot be taken back.
+    /// Do it. This cannot be undone.
     #[arg(long)]
     pub yes: bool,
 }
 
-/// Which lane.
+/// Retry a held transaction.
 #[derive(Debug, Clone, Args)]
 pub struct Release {
-    /// The lane.
+    /// The lane that is stalled.
     #[arg(long)]
     pub lane: Lane,
 }
 
-/// What to list.
+/// List transactions.
 #[derive(Debug, Clone, Args)]
 pub struct List {
-    /// Only this lane.
+    /// List only this lane.
     #[arg(long)]
     pub lane: Option<Lane>,
-    /// From this position; 1 shows what is confirmed and kept, too.
+    /// Start at this position; 1 includes confirmed transactions that are still kept.
     #[arg(long)]
     pub from: Option<Position>,
-    /// At most so many of each lane.
+    /// The most transactions to list for each lane.
     #[arg(long, default_value_t = 50)]
     pub limit: u32,
-    /// One JSON object a line.
+    /// Print one JSON object per line.
     #[arg(long)]
     pub json: bool,
 }
 
-/// What to show.
+/// Show one transaction.
 #[derive(Debug, Clone, Args)]
 pub struct Show {
-    /// Only in this lane.
+    /// The lane; all are searched if left out.
     #[arg(long)]
     pub lane: Option<Lane>,
-    /// Its id, or its position.
+    /// The transaction's id or position.
     pub which: Which,
-    /// As JSON.
+    /// Print JSON.
     #[arg(long)]
     pub json: bool,
 }
@@ -188,9 +188,10 @@ fn resend(client: &mut Client, command: &Resend, out: &mut dyn Write, err: &mut 
             let _ = writeln!(err, "{lane}: sent again through position {position} of {tail}");
         }
         Reply::Resent { lane, count, missing, unheard } => {
-            let _ = writeln!(out, "{lane}: {count} transactions sent again; a hub stores none of them twice");
+            let _ =
+                writeln!(out, "{lane}: {count} transactions sent again; the hub stores none of them twice");
             if missing > 0 {
-                let _ = writeln!(out, "  {missing} positions of the range are not kept any more");
+                let _ = writeln!(out, "  {missing} positions of the range are no longer in the outbox");
             }
             if unheard {
                 let _ = writeln!(

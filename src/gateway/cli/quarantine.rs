@@ -11,16 +11,16 @@ use crate::ingest::control::client::Client;
 use crate::ingest::control::client::failed;
 use crate::ingest::control::{Quarantined, Reply, Request};
 
-/// What was refused, until a person has decided about it.
+/// Refused input that waits for a person's decision.
 #[derive(Debug, Clone, Subcommand)]
 pub enum Quarantine {
-    /// Every entry, oldest first; never what is in it.
+    /// List all entries, oldest first; never their content.
     List(List),
-    /// One entry; with --bytes what is in it, for root and the daemon's user.
+    /// Show one entry; with --bytes its content, for root and the daemon's user only.
     Show(Show),
-    /// Submits an entry as if it had come now, and removes it when it is durable. Exit 0: it is. 75: not now. 65: refused.
+    /// Submit an entry as if it had just arrived, and delete it once it is on stable storage. Exit 0: done. 75: try later. 65: refused.
     Release(Release),
-    /// Removes an entry for good. The reason goes to the log and to the centre: no patient's data in it.
+    /// Delete an entry for good. The reason goes to the log and to the centre: no patient data.
     Discard(Discard),
 }
 
@@ -35,12 +35,12 @@ pub struct List {
 /// What to show.
 #[derive(Debug, Clone, Args)]
 pub struct Show {
-    /// Its number in the list.
+    /// The entry's number, as `quarantine list` prints it.
     pub id: u64,
     /// As JSON.
     #[arg(long, conflicts_with = "bytes")]
     pub json: bool,
-    /// The bytes as they came, and nothing else.
+    /// Print the bytes as received, and nothing else.
     #[arg(long)]
     pub bytes: bool,
 }
@@ -48,15 +48,15 @@ pub struct Show {
 /// What to release.
 #[derive(Debug, Clone, Args)]
 pub struct Release {
-    /// Its number in the list.
+    /// The entry's number, as `quarantine list` prints it.
     pub id: u64,
-    /// The lane that it goes to, at its end; otherwise the first.
+    /// The lane to submit it to; the first lane if left out.
     #[arg(long)]
     pub lane: Option<Lane>,
-    /// What it is; otherwise its MSH says so.
+    /// The CloudEvents type; from MSH if left out.
     #[arg(long = "type")]
     pub event_type: Option<String>,
-    /// Its media type; otherwise from its MSH, or `application/octet-stream`.
+    /// The media type; from MSH, or application/octet-stream, if left out.
     #[arg(long)]
     pub content_type: Option<String>,
 }
@@ -64,9 +64,9 @@ pub struct Release {
 /// What to discard.
 #[derive(Debug, Clone, Args)]
 pub struct Discard {
-    /// Its number in the list.
+    /// The entry's number, as `quarantine list` prints it.
     pub id: u64,
-    /// Why.
+    /// The reason, for the log and the centre; no patient data.
     #[arg(long)]
     pub reason: String,
 }

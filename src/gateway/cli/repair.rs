@@ -1,4 +1,4 @@
-//! `practice-gateway repair`: what of the holes can be filled, and with `--yes`, fills it.
+//! `practice-gateway repair`: which missing records can be recovered; with `--yes` it recovers them.
 
 use std::io::{self, IsTerminal as _, Write};
 use std::path::PathBuf;
@@ -13,23 +13,23 @@ use pgw_outbox::mend::{Found, LaneReport, Lost, Neighbour, RepairError, Report, 
 use crate::config::GatewayConfig;
 use crate::keys;
 
-/// Looks for records that the store has lost: in its damaged segments, in what was set aside, and wherever --from says. The
-/// daemon must be stopped. Without --yes nothing is written. Exit 0: nothing is missing, or not any more. 65: something is.
+/// Recover missing records from damaged segments, from what was set aside, and from each --from. The daemon must be stopped.
+/// Without --yes nothing is written. Exit 0: nothing is missing any more. 65: something is missing, or could be done with --yes.
 #[derive(Debug, Clone, Args)]
 pub struct Repair {
-    /// Look here, too: the data directory on a copy of the old disk, a segment that was copied elsewhere, the image of a disk.
+    /// Another copy to read: a data directory on a copy of the old disk, a copied segment, or a disk image.
     #[arg(long, value_name = "PATH")]
     pub from: Vec<PathBuf>,
-    /// Only this lane.
+    /// Repair only this lane.
     #[arg(long)]
     pub lane: Option<Lane>,
-    /// Take records, too, that fit and that nothing after them vouches for. They may be ones that no sender was told of.
+    /// Also take records that fit but that no later record proves. Perhaps no sender was ever told that they were accepted.
     #[arg(long)]
     pub unproven: bool,
-    /// Does it.
+    /// Do it; without this option it is a dry run.
     #[arg(long)]
     pub yes: bool,
-    /// One JSON object.
+    /// Print one JSON object.
     #[arg(long)]
     pub json: bool,
 }
@@ -114,13 +114,13 @@ fn write_json(out: &mut dyn Write, report: &Report) -> io::Result<()> {
 
 fn write_report(out: &mut dyn Write, report: &Report, command: &Repair) -> io::Result<()> {
     for name in &report.remade {
-        let word = if report.done { "was written anew" } else { "is damaged, and would be written anew" };
+        let word = if report.done { "was recreated" } else { "is damaged, and would be recreated" };
         writeln!(out, "{name}: {word} (if this store was retired, do not start it: it runs elsewhere)")?;
     }
     for place in &report.from {
-        writeln!(out, "{}: {} records at positions that lack one", place.path, place.records)?;
+        writeln!(out, "{}: {} records at positions where one is missing", place.path, place.records)?;
         for file in &place.unreadable_files {
-            writeln!(out, "  cannot be opened, and left out: {file}")?;
+            writeln!(out, "  cannot be opened, skipped: {file}")?;
         }
     }
     for lane in &report.lanes {
@@ -129,17 +129,17 @@ fn write_report(out: &mut dyn Write, report: &Report, command: &Repair) -> io::R
     for lane in &report.renumbered {
         writeln!(
             out,
-            "{lane}: what is not confirmed has new numbers, as what is back was left out of the old ones"
+            "{lane}: unconfirmed transactions have new numbers, because the old ones left out the recovered records"
         )?;
     }
     let work = !report.remade.is_empty() || report.lanes.iter().any(|lane| !lane.rewritten.is_empty());
     match (report.done, work) {
-        (false, false) => writeln!(out, "Nothing was changed, and there is nothing that could be."),
+        (false, false) => writeln!(out, "Nothing was changed, and nothing can be recovered."),
         (false, true) => writeln!(out, "Nothing was changed. Add --yes to do it."),
-        (true, false) => writeln!(out, "Nothing was changed: there is nothing that could be."),
+        (true, false) => writeln!(out, "Nothing was changed: nothing can be recovered."),
         (true, true) => writeln!(
             out,
-            "Done. The old segments are in aside/. Start the daemon: its lanes go on by themselves."
+            "Done. The old segments are in aside/. Start the daemon: its lanes continue by themselves."
         ),
     }
 }
@@ -148,31 +148,31 @@ fn write_lane(out: &mut dyn Write, report: &Report, lane: &LaneReport, command: 
     let LaneReport { lane: name, first, last, read, released, missing, .. } = lane;
     writeln!(
         out,
-        "{name}: positions {first} to {last}: {read} can be read, {missing} are missing, {released} are released"
+        "{name}: positions {first} to {last}: {read} readable, {missing} missing, {released} written off"
     )?;
     if lane.unreadable_bytes > 0 {
         writeln!(out, "  the disk could not read {} bytes", lane.unreadable_bytes)?;
     }
-    let taken = if report.done { "taken in" } else { "would be taken in" };
+    let taken = if report.done { "recovered" } else { "would be recovered" };
     write_found(out, taken, &lane.saved)?;
     let unproven = match (command.unproven, report.done) {
-        (true, true) => "taken in, though nothing vouches for them",
-        (true, false) => "would be taken in, though nothing vouches for them",
-        (false, _) => "left, as nothing vouches for them (see --unproven)",
+        (true, true) => "recovered, although no later record proves them",
+        (true, false) => "would be recovered, although no later record proves them",
+        (false, _) => "left out, because no later record proves them (see --unproven)",
     };
     write_found(out, unproven, &lane.unproven)?;
     for segment in &lane.rewritten {
-        let word = if report.done { "was written anew" } else { "would be written anew" };
+        let word = if report.done { "was rebuilt" } else { "would be rebuilt" };
         let why = if segment.unsound { ", and is damaged or gone" } else { "" };
         writeln!(
             out,
-            "  segment {} {word} with {} records; it lacked {}{why}",
+            "  segment {} {word} with {} records; {} were missing in it{why}",
             segment.segment, segment.records, segment.filled
         )?;
     }
     if !lane.contradicted.is_empty() {
         let ranges: Vec<String> = lane.contradicted.iter().map(|(a, b)| range(*a, *b)).collect();
-        writeln!(out, "  NOT what its successor names, and left as it is: {}", ranges.join(", "))?;
+        writeln!(out, "  CONTRADICTED by the next record, and left as it is: {}", ranges.join(", "))?;
     }
     for lost in &lane.lost {
         write_lost(out, lane, lost)?;
@@ -190,9 +190,9 @@ fn write_found(out: &mut dyn Write, word: &str, list: &[Found]) -> io::Result<()
 fn write_lost(out: &mut dyn Write, lane: &LaneReport, lost: &Lost) -> io::Result<()> {
     let range = range(lost.from, lost.through);
     if lost.confirmed {
-        return writeln!(out, "  gone here, and confirmed by the hub: {range}");
+        return writeln!(out, "  missing here, but confirmed by the hub: {range}");
     }
-    writeln!(out, "  NOT TO BE HAD: {range}")?;
+    writeln!(out, "  UNRECOVERABLE: {range}")?;
     for (word, neighbour) in [("before", &lost.before), ("after", &lost.after)] {
         if let Some(Neighbour { position, time, source }) = neighbour {
             writeln!(out, "    {word} it: position {position}, accepted {time}, from {source}")?;
@@ -200,7 +200,7 @@ fn write_lost(out: &mut dyn Write, lane: &LaneReport, lost: &Lost) -> io::Result
     }
     writeln!(
         out,
-        "    find another copy (--from), or have the senders of that time send again; then, with the daemon running:\n    \
+        "    find another copy (--from), or have the senders send it again; then, with the daemon running:\n    \
          practice-gateway outbox void --lane {} --sequence {} --through {} --reason \"...\"",
         lane.lane, lost.from, lost.through
     )

@@ -12,10 +12,10 @@ use crate::ingest::control::client::Client;
 use crate::ingest::control::client::failed;
 use crate::ingest::control::{Reply, Request};
 
-/// One page: the link and its phase, what waits and since when, space, quarantine.
+/// Show one page: the link and its phase, the backlog and its age, space, quarantine, each lane.
 #[derive(Debug, Clone, Args)]
 pub struct Status {
-    /// The whole document as JSON.
+    /// Print the whole document as JSON.
     #[arg(long)]
     pub json: bool,
 }
@@ -43,93 +43,94 @@ pub fn run(socket: &Path, command: &Status, out: &mut dyn Write, err: &mut dyn W
 /// waiting_bytes, oldest_age_seconds`. What is not there is shown as a dash.
 #[must_use]
 pub fn page(status: &Value) -> String {
+    let mut page = String::new();
+    for (name, value) in summary(status).into_iter().chain(keys(status)) {
+        // Writing to a String cannot fail.
+        let _ = writeln!(page, "{name:<12}{value}");
+    }
+    lanes(&mut page, status);
+    page
+}
+
+fn summary(status: &Value) -> Vec<(&'static str, String)> {
     let text = |key: &str| status[key].as_str().filter(|text| !text.is_empty()).unwrap_or("-").to_owned();
     let number = |key: &str| count(&status[key]);
     let time = |key: &str| span(&status[key]);
     let bytes = |key: &str| size(&status[key]);
 
-    let mut page = String::new();
-    let mut row = |name: &str, value: String| {
-        // Writing to a String cannot fail.
-        let _ = writeln!(page, "{name:<12}{value}");
-    };
-    row("gateway", format!("{} {}, version {}", text("practice"), text("gateway"), text("version")));
     let reason = match text("state_reason").as_str() {
         "-" => String::new(),
         reason => format!(": {reason}"),
     };
-    row("state", format!("{}{reason}, up for {}", text("state"), time("uptime_seconds")));
-    row(
-        "link",
-        match status["link_up"].as_u64() {
-            Some(1) => format!(
-                "up; last receipt {} ago, round trip {}",
-                time("last_receipt_age_seconds"),
-                time("probe_rtt_seconds")
-            ),
-            Some(_) => format!(
-                "DOWN for {} at {}; last receipt {} ago",
-                time("outage_seconds"),
-                text("link_phase"),
-                time("last_receipt_age_seconds")
-            ),
-            None => "-".to_owned(),
-        },
-    );
-    row(
-        "waiting",
-        match status["waiting"].as_u64() {
-            Some(0) => "nothing".to_owned(),
-            _ => format!(
-                "{} ({}), the oldest for {}; at {} a second done in {}",
-                number("waiting"),
-                bytes("waiting_bytes"),
-                time("oldest_age_seconds"),
-                rate(&status["forward_rate_per_second"]),
-                time("drain_eta_seconds")
-            ),
-        },
-    );
-    row(
-        "space",
-        format!(
-            "{} of {} used, {} free on the disk, enough for {}",
-            bytes("store_bytes"),
-            bytes("store_limit_bytes"),
-            bytes("disk_free_bytes"),
-            status["space_days"].as_f64().map_or("-".to_owned(), |days| format!("{days:.0} days"))
+    let link = match status["link_up"].as_u64() {
+        Some(1) => format!(
+            "up; last receipt {} ago, round trip {}",
+            time("last_receipt_age_seconds"),
+            time("probe_rtt_seconds")
         ),
-    );
-    row(
-        "quarantine",
-        format!(
-            "{} entries; {} refused since the start",
-            number("refused_in_quarantine"),
-            number("refused_total")
+        Some(_) => format!(
+            "DOWN for {} at {}; last receipt {} ago",
+            time("outage_seconds"),
+            text("link_phase"),
+            time("last_receipt_age_seconds")
         ),
+        None => "-".to_owned(),
+    };
+    let waiting = match status["waiting"].as_u64() {
+        Some(0) => "nothing".to_owned(),
+        _ => format!(
+            "{} ({}), the oldest for {}; {} per second, drained in {}",
+            number("waiting"),
+            bytes("waiting_bytes"),
+            time("oldest_age_seconds"),
+            rate(&status["forward_rate_per_second"]),
+            time("drain_eta_seconds")
+        ),
+    };
+    let days = status["space_days"].as_f64().map_or("-".to_owned(), |days| format!("{days:.0} days"));
+    let space = format!(
+        "{} of {} used, {} free on the disk, enough for {days}",
+        bytes("store_bytes"),
+        bytes("store_limit_bytes"),
+        bytes("disk_free_bytes")
     );
-    row(
-        "certificate",
-        match status["cert_expires_seconds"].as_f64() {
-            Some(seconds) if seconds <= 0.0 => "EXPIRED".to_owned(),
-            _ => format!("ends in {}", time("cert_expires_seconds")),
-        },
+    let quarantine = format!(
+        "{} entries; {} refused since the start",
+        number("refused_in_quarantine"),
+        number("refused_total")
     );
-    // One key needs no words.
-    for key in status["outbox_keys"].as_array().filter(|keys| keys.len() > 1).into_iter().flatten() {
+    let certificate = match status["cert_expires_seconds"].as_f64() {
+        Some(seconds) if seconds <= 0.0 => "EXPIRED".to_owned(),
+        _ => format!("expires in {}", time("cert_expires_seconds")),
+    };
+    vec![
+        ("gateway", format!("{} {}, version {}", text("practice"), text("gateway"), text("version"))),
+        ("state", format!("{}{reason}, up for {}", text("state"), time("uptime_seconds"))),
+        ("link", link),
+        ("waiting", waiting),
+        ("space", space),
+        ("quarantine", quarantine),
+        ("certificate", certificate),
+    ]
+}
+
+/// A line for each outbox key. One alone needs none.
+fn keys(status: &Value) -> Vec<(&'static str, String)> {
+    let line = |key: &Value| {
         let by: Vec<&str> =
             key["needed_by"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
         let id = key["id"].as_str().unwrap_or("-");
-        row(
-            "outbox key",
-            match (key["present"].as_bool(), by.is_empty()) {
-                (Some(true), _) => format!("{id} seals"),
-                (_, true) => format!("{id}: nothing needs it any more (`practice-gateway key drop {id}`)"),
-                (_, false) => format!("{id} is needed by {}", by.join(", ")),
-            },
-        );
-    }
+        match (key["present"].as_bool(), by.is_empty()) {
+            (Some(true), _) => format!("{id} seals"),
+            (_, true) => format!("{id}: no longer needed (`practice-gateway key drop {id}`)"),
+            (_, false) => format!("{id} is needed by {}", by.join(", ")),
+        }
+    };
+    let keys = status["outbox_keys"].as_array().filter(|keys| keys.len() > 1);
+    keys.into_iter().flatten().map(|key| ("outbox key", line(key))).collect()
+}
 
+fn lanes(page: &mut String, status: &Value) {
     let _ = writeln!(
         page,
         "\n{:<12} {:>12} {:>12} {:>10} {:>6} {:>8} {:>10}",
@@ -148,7 +149,6 @@ pub fn page(status: &Value) -> String {
             span(&lane["oldest_age_seconds"])
         );
     }
-    page
 }
 
 fn count(value: &Value) -> String {
@@ -204,10 +204,10 @@ mod tests {
             "gateway     B86022 gw1, version 0.1.0\n\
              state       buffering: no link, up for 2.0 h\n\
              link        DOWN for 60 min at tls; last receipt 60 min ago\n\
-             waiting     120 (3.0 MiB), the oldest for 60 min; at 0.0 a second done in -\n\
+             waiting     120 (3.0 MiB), the oldest for 60 min; 0.0 per second, drained in -\n\
              space       1.0 KiB of 6.0 GiB used, 9.3 GiB free on the disk, enough for 90 days\n\
              quarantine  2 entries; 3 refused since the start\n\
-             certificate ends in 10.0 days\n\
+             certificate expires in 10.0 days\n\
              \n\
              lane             accepted    confirmed    waiting   held  damaged     oldest\n\
              clinical             1000          879        120      0        1     60 min\n"
@@ -227,7 +227,7 @@ mod tests {
             ),
             "{text}"
         );
-        assert!(page(&status(&[])).contains("outbox key  k1: nothing needs it any more"));
+        assert!(page(&status(&[])).contains("outbox key  k1: no longer needed"));
         assert!(
             !page(&json!({"outbox_keys": [{"id": "k2", "present": true, "needed_by": []}]})).contains("k2")
         );

@@ -1,4 +1,4 @@
-//! `practice-gateway submit`: takes files in; success means durable, or confirmed where that is asked for.
+//! `practice-gateway submit`: exits 0 only once all files are on stable storage, or confirmed where that is asked for.
 
 use std::fs::File;
 use std::io::{self, IsTerminal as _, Read as _, Write};
@@ -17,41 +17,41 @@ use crate::ingest::control::{Receipt, Reply, Request};
 
 /// No outbox takes more; a stream that never ends must not fill the memory.
 const MOST_BYTES: u64 = 256 << 20;
-/// How often the confirmed mark is looked at; it is in memory.
+/// How often the watermark is looked at; it is in memory.
 const LOOK: Duration = Duration::from_millis(100);
 
-/// Takes files in, in the order given. Exit 0: each is on stable storage. 75: not now, none after that one was tried. 65:
-/// some are refused, the others are stored. 69: no daemon. 74: a file cannot be read, none after it was tried.
+/// Submit files in the given order. Exit 0: all are on stable storage. 65: some were refused, the others are stored. 69: no
+/// daemon. 74: a file cannot be read; no later file was tried. 75: try later; no later file was tried.
 #[derive(Debug, Clone, Args)]
 pub struct Submit {
-    /// The lane that they go to.
+    /// The lane to submit them to.
     #[arg(long)]
     pub lane: Lane,
-    /// What they are, for example `hl7v2.oru_r01`.
+    /// The CloudEvents type, for example hl7v2.oru_r01.
     #[arg(long = "type")]
     pub event_type: String,
-    /// Their media type.
+    /// The media type.
     #[arg(long, default_value = "application/octet-stream")]
     pub content_type: String,
-    /// A key of your own by which a repetition is recognised; otherwise the content decides. One file only.
+    /// A key by which a repetition is recognised; the content hash if left out. One file only.
     #[arg(long, default_value = "")]
     pub key: String,
-    /// Wait until the hub has confirmed all of them; 75 when it has not within the time, though they are stored.
+    /// Wait until the hub has confirmed all files; exit 75 if it has not within --timeout, although they are stored.
     #[arg(long)]
     pub wait_confirmed: bool,
-    /// How long to wait for that, in seconds.
+    /// How long to wait for the hub, in seconds.
     #[arg(long, default_value_t = 60, requires = "wait_confirmed")]
     pub timeout: u64,
-    /// One JSON object for each file, and one for all of them.
+    /// Print one JSON object per file, and one for all.
     #[arg(long)]
     pub json: bool,
-    /// Files, in the order in which they are to be stored; `-` is the standard input.
+    /// The files, in the order in which they are to be stored; `-` is the standard input.
     #[arg(required = true)]
     pub files: Vec<PathBuf>,
 }
 
-/// What has become of the files so far.
-struct Report<'a> {
+/// The files so far: what was stored, what was refused.
+struct Submission<'a> {
     out: &'a mut dyn Write,
     err: &'a mut dyn Write,
     json: bool,
@@ -61,7 +61,7 @@ struct Report<'a> {
     last: Option<Position>,
 }
 
-impl Report<'_> {
+impl Submission<'_> {
     /// A reader that has gone does not undo what is stored.
     fn line(&mut self, text: &str) {
         self.progress.clear(self.err);
@@ -118,7 +118,7 @@ impl Report<'_> {
 /// code is that one's; the same command again goes on where it stopped. A refused one is reported and left out.
 pub fn run(socket: &Path, submit: &Submit, out: &mut dyn Write, err: &mut dyn Write) -> Exit {
     if !submit.key.is_empty() && submit.files.len() > 1 {
-        let _ = writeln!(err, "a key names one transaction: give one file with --key");
+        let _ = writeln!(err, "--key takes one file only: a key names one transaction");
         return Exit::Usage;
     }
     let mut client = match Client::connect(socket) {
@@ -126,7 +126,8 @@ pub fn run(socket: &Path, submit: &Submit, out: &mut dyn Write, err: &mut dyn Wr
         Err(error) => return failed(err, &error),
     };
     let progress = Progress::new(submit.files.len(), io::stderr().is_terminal());
-    let mut report = Report { out, err, json: submit.json, progress, accepted: 0, refused: 0, last: None };
+    let mut report =
+        Submission { out, err, json: submit.json, progress, accepted: 0, refused: 0, last: None };
     let mut exit = each(&mut client, submit, &mut report);
     let mut confirmed = None;
     if submit.wait_confirmed && matches!(exit, Exit::Done | Exit::Refused) {
@@ -136,11 +137,11 @@ pub fn run(socket: &Path, submit: &Submit, out: &mut dyn Write, err: &mut dyn Wr
             Ok(true) => {}
             Ok(false) => {
                 let seconds = submit.timeout;
-                report.complain(&format!("stored, and not confirmed by the hub within {seconds} s"));
+                report.complain(&format!("stored, but the hub has not confirmed within {seconds} s"));
                 exit = if exit == Exit::Done { Exit::Later } else { exit };
             }
             Err(error) => {
-                report.complain("stored; whether it is confirmed cannot be found out");
+                report.complain("stored; cannot tell whether the hub has confirmed it");
                 exit = failed(report.err, &error);
             }
         }
@@ -149,7 +150,7 @@ pub fn run(socket: &Path, submit: &Submit, out: &mut dyn Write, err: &mut dyn Wr
     exit
 }
 
-fn each(client: &mut Client, submit: &Submit, report: &mut Report<'_>) -> Exit {
+fn each(client: &mut Client, submit: &Submit, report: &mut Submission<'_>) -> Exit {
     let mut exit = Exit::Done;
     for (index, file) in submit.files.iter().enumerate() {
         report.progress.at(index, Instant::now(), report.err);

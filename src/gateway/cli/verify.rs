@@ -1,4 +1,4 @@
-//! `practice-gateway verify`: walks the chain over everything that is kept.
+//! `practice-gateway verify`: checks the chain over every transaction in the outbox.
 
 use std::io::{IsTerminal as _, Write};
 use std::path::Path;
@@ -12,13 +12,13 @@ use crate::ingest::control::client::failed;
 use crate::ingest::control::verify::Verdict;
 use crate::ingest::control::{Reply, Request};
 
-/// Walks the chain of all that is kept. Exit 0: nothing is missing or altered. 65: something is, and is named.
+/// Check the chain over every transaction in the outbox. Exit 0: nothing is missing or altered. 65: something is, and is named.
 #[derive(Debug, Clone, Args)]
 pub struct Verify {
-    /// Only this lane.
+    /// Check only this lane.
     #[arg(long)]
     pub lane: Option<Lane>,
-    /// One JSON object for each lane.
+    /// Print one JSON object per lane.
     #[arg(long)]
     pub json: bool,
 }
@@ -76,7 +76,7 @@ fn write_verdict(out: &mut dyn Write, verdict: &Verdict) -> std::io::Result<()> 
     }
     match verdict.agrees_with_hub {
         Some(true) => writeln!(out, "  the hub confirmed this chain")?,
-        Some(false) => writeln!(out, "  the hub confirmed ANOTHER chain value at the confirmed mark")?,
+        Some(false) => writeln!(out, "  the hub confirmed ANOTHER chain value at the watermark")?,
         None => {}
     }
     match &verdict.chain {

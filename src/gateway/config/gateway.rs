@@ -48,7 +48,7 @@ pub struct GatewayConfig {
     /// The store.
     pub outbox: outbox::Settings,
     /// The way to the centre. Its `info` has no key id yet: the key is not read here.
-    pub uplink: uplink::Settings,
+    pub uplink: uplink::UplinkSettings,
     /// How often health is said, besides every change of state.
     pub health_interval: Duration,
     /// Logs.
@@ -85,16 +85,10 @@ impl GatewayConfig {
         let lanes = lanes(source, raw.lane)?;
         let outbox =
             outbox_settings(source, raw.outbox, &data_directory, practice.clone(), gateway.clone(), lanes)?;
-        let mllp = raw
-            .mllp
-            .into_iter()
-            .map(|door| doors::mllp(source, door, &outbox))
-            .collect::<Result<Vec<_>, _>>()?;
-        let http = raw
-            .http
-            .into_iter()
-            .map(|door| doors::http(source, door, &outbox))
-            .collect::<Result<Vec<_>, _>>()?;
+        let mllp = raw.mllp.into_iter().map(|door| doors::mllp(source, door, &outbox));
+        let mllp = mllp.collect::<Result<Vec<_>, _>>()?;
+        let http = raw.http.into_iter().map(|door| doors::http(source, door, &outbox));
+        let http = http.collect::<Result<Vec<_>, _>>()?;
         let mut folders = Vec::new();
         for raw in raw.folder {
             folders.push(folder::folder(source, raw, &outbox, &data_directory, &folders)?);
@@ -110,11 +104,13 @@ impl GatewayConfig {
                 "there for each hub that must confirm (or uplink.confirm = \"puback\")",
             ));
         }
-        let mut interfaces = Vec::new();
-        interfaces.extend((!mllp.is_empty()).then_some("mllp"));
-        interfaces.extend((!http.is_empty()).then_some("http"));
-        interfaces.extend((!folders.is_empty()).then_some("folder"));
-        interfaces.push("control");
+        let interfaces = [
+            (!mllp.is_empty()).then_some("mllp"),
+            (!http.is_empty()).then_some("http"),
+            (!folders.is_empty()).then_some("folder"),
+            Some("control"),
+        ];
+        let interfaces = interfaces.into_iter().flatten().collect();
         let uplink = uplink_settings(source, link, hubs, &outbox, &data_directory, interfaces);
         let health_interval =
             source.seconds("health.interval_seconds", raw.health.interval_seconds, 60.0, 0.1..=3600.0)?;
@@ -152,7 +148,7 @@ fn uplink_settings(
     outbox: &outbox::Settings,
     data_directory: &Path,
     interfaces: Vec<&str>,
-) -> uplink::Settings {
+) -> uplink::UplinkSettings {
     // Urgent lanes are served first.
     let (urgent, others): (Vec<_>, Vec<_>) = outbox.lanes.iter().partition(|lane| lane.urgent);
     let lanes: Vec<Lane> = urgent.into_iter().chain(others).map(|lane| lane.lane.clone()).collect();
@@ -169,7 +165,7 @@ fn uplink_settings(
         key_id: String::new(),
         time: String::new(),
     };
-    uplink::Settings {
+    uplink::UplinkSettings {
         practice: outbox.practice.clone(),
         gateway: outbox.gateway.clone(),
         lanes,

@@ -9,7 +9,7 @@ use pgw_core::transaction::Hub;
 use pgw_host::config::ConfigError;
 use pgw_host::config::Source;
 use pgw_host::config::Upstream;
-use pgw_link::backoff;
+use pgw_link::backoff::BackoffLimits;
 use pgw_link::tls::TlsFiles;
 
 use crate::config::raw::{RawHubKey, RawUplink};
@@ -34,7 +34,7 @@ pub(super) struct Link {
     pub(super) inflight: u16,
     pub(super) max_packet_bytes: u32,
     pub(super) limits: Limits,
-    pub(super) reconnect: backoff::Settings,
+    pub(super) reconnect: BackoffLimits,
 }
 
 pub(super) fn uplink(source: &Source, raw: RawUplink, hubs: usize) -> Result<Link, ConfigError> {
@@ -78,7 +78,7 @@ pub(super) fn uplink(source: &Source, raw: RawUplink, hubs: usize) -> Result<Lin
             hubs,
             confirm_on_puback: confirm == Confirm::Puback,
         },
-        reconnect: backoff::Settings {
+        reconnect: BackoffLimits {
             base: millis("uplink.backoff_base_seconds", raw.backoff_base_seconds, 1.0, 0.01..=60.0)?,
             cap: millis("uplink.backoff_cap_seconds", raw.backoff_cap_seconds, 120.0, 0.01..=3600.0)?,
             first_spread: millis(

@@ -6,14 +6,14 @@ use std::time::{Duration, Instant};
 use pgw_core::transaction::{Clock, UnixMillis};
 use pgw_outbox::{LaneCounts, Notable, Snapshot};
 
-use crate::health::state::{Level, Looks, Raised, adds_up, seconds_until};
+use crate::health::observation::{Level, Observation, Raised, adds_up, seconds_until};
 
 /// A certificate that ends within so many days is an alarm ...
 pub(super) const CERTIFICATE_ALARM_DAYS: i64 = 7;
 /// ... and within so many a warning.
 const CERTIFICATE_WARNING_DAYS: i64 = 30;
 
-/// The wall clock may drift this far from the monotonic one between two looks.
+/// The wall clock may drift this far from the monotonic one between two observed.
 const STEP: Duration = Duration::from_secs(2);
 
 /// What was seen at the last look.
@@ -45,8 +45,8 @@ pub(super) fn store_low(outbox: &Snapshot) -> bool {
 }
 
 /// Whole days until the client certificate ends; negative when it has.
-pub(super) fn certificate_days(looks: &Looks<'_>) -> Option<i64> {
-    let seconds = seconds_until(looks.link.certificate_expires?, looks.time);
+pub(super) fn certificate_days(observed: &Observation<'_>) -> Option<i64> {
+    let seconds = seconds_until(observed.link.certificate_expires?, observed.time);
     Some(seconds.div_euclid(86_400))
 }
 
@@ -63,9 +63,9 @@ pub(super) fn from_notable(notable: &Notable) -> Raised {
 }
 
 impl Changes {
-    pub(super) fn since(&mut self, looks: &Looks<'_>, counts: &LaneCounts) -> Vec<Raised> {
+    pub(super) fn since(&mut self, observed: &Observation<'_>, counts: &LaneCounts) -> Vec<Raised> {
         let mut raised = Vec::new();
-        self.link(looks, counts, &mut raised);
+        self.link(observed, counts, &mut raised);
         let mut flag =
             |before: &mut bool, now: bool, begins: (Level, &'static str, String), over: &'static str| {
                 if std::mem::replace(before, now) != now {
@@ -73,7 +73,7 @@ impl Changes {
                     raised.push(Raised { level, code, phase: "", detail });
                 }
             };
-        let outbox = looks.outbox;
+        let outbox = observed.outbox;
         let refusing = outbox.refusing.clone().unwrap_or_default();
         flag(
             &mut self.refusing,
@@ -83,10 +83,10 @@ impl Changes {
         );
         let low = format!("{} of {} bytes are used", outbox.store_bytes, outbox.limit_bytes);
         flag(&mut self.store_low, store_low(outbox), (Level::Warning, "store.filling", low), "store.eased");
-        let away = format!("{} of the folders cannot be used", looks.folders_away);
+        let away = format!("{} of the folders cannot be used", observed.folders_away);
         flag(
             &mut self.folders_away,
-            looks.folders_away > 0,
+            observed.folders_away > 0,
             (Level::Alarm, "folder.away", away),
             "folder.back",
         );
@@ -100,24 +100,25 @@ impl Changes {
             (Level::Alarm, "numbers.disagree", numbers),
             "numbers.agree",
         );
-        self.certificate(looks, &mut raised);
-        self.clock(looks, &mut raised);
+        self.certificate(observed, &mut raised);
+        self.clock(observed, &mut raised);
         raised
     }
 
-    fn link(&mut self, looks: &Looks<'_>, counts: &LaneCounts, raised: &mut Vec<Raised>) {
-        let link = looks.link;
+    fn link(&mut self, observed: &Observation<'_>, counts: &LaneCounts, raised: &mut Vec<Raised>) {
+        let link = observed.link;
         // Before the first attempt has ended there is nothing to say.
         if self.link_up == Some(link.up) || (self.link_up.is_none() && !link.up && link.failure.is_empty()) {
             self.outage = link.down_since.or(self.outage);
             return;
         }
         let event = if link.up {
-            let outage = self.outage.map_or(0, |since| looks.now.saturating_duration_since(since).as_secs());
+            let outage =
+                self.outage.map_or(0, |since| observed.now.saturating_duration_since(since).as_secs());
             let detail = format!("after {outage} s, {} waiting", counts.waiting);
             Raised { level: Level::Info, code: "link.up", phase: link.phase.as_str(), detail }
         } else {
-            let detail = if link.failure.is_empty() { "the connection is gone" } else { &link.failure };
+            let detail = if link.failure.is_empty() { "the connection was lost" } else { &link.failure };
             Raised {
                 level: Level::Warning,
                 code: "link.down",
@@ -130,8 +131,8 @@ impl Changes {
         raised.push(event);
     }
 
-    fn certificate(&mut self, looks: &Looks<'_>, raised: &mut Vec<Raised>) {
-        let Some(days) = certificate_days(looks) else { return };
+    fn certificate(&mut self, observed: &Observation<'_>, raised: &mut Vec<Raised>) {
+        let Some(days) = certificate_days(observed) else { return };
         let now = match days {
             ..0 => Certificate::Expired,
             0..CERTIFICATE_ALARM_DAYS => Certificate::Alarm,
@@ -146,25 +147,25 @@ impl Changes {
             Certificate::Alarm => (Level::Alarm, "cert.expiring"),
             Certificate::Expired => (Level::Alarm, "cert.expired"),
         };
-        let detail = format!("the client certificate ends in {days} days");
+        let detail = format!("the client certificate expires in {days} days");
         raised.push(Raised { level, code, phase: "", detail });
     }
 
-    fn clock(&mut self, looks: &Looks<'_>, raised: &mut Vec<Raised>) {
-        if let Some((instant, time)) = self.last.replace((looks.now, looks.time)) {
-            let passed = looks.now.saturating_duration_since(instant);
+    fn clock(&mut self, observed: &Observation<'_>, raised: &mut Vec<Raised>) {
+        if let Some((instant, time)) = self.last.replace((observed.now, observed.time)) {
+            let passed = observed.now.saturating_duration_since(instant);
             let expected = time.saturating_add(u64::try_from(passed.as_millis()).unwrap_or(u64::MAX));
-            let off = looks.time.abs_diff(expected);
+            let off = observed.time.abs_diff(expected);
             if u128::from(off) > STEP.as_millis() {
-                let direction = if looks.time > expected { "forward" } else { "back" };
+                let direction = if observed.time > expected { "forward" } else { "back" };
                 let detail = format!("the clock was set {direction} by {} s", off / 1000);
                 raised.push(Raised { level: Level::Warning, code: "clock.step", phase: "", detail });
             }
         }
-        let before = self.clock.replace(looks.clock);
-        if before.is_some_and(|before| before != looks.clock) {
-            let level = if looks.clock == Clock::Synced { Level::Info } else { Level::Warning };
-            let detail = format!("the clock is {}", looks.clock.as_str());
+        let before = self.clock.replace(observed.clock);
+        if before.is_some_and(|before| before != observed.clock) {
+            let level = if observed.clock == Clock::Synced { Level::Info } else { Level::Warning };
+            let detail = format!("the clock is {}", observed.clock.as_str());
             raised.push(Raised { level, code: "clock.trust", phase: "", detail });
         }
     }

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use crate::health::state::State;
+use crate::health::observation::GatewayState;
 
 /// Most bytes of a payload.
 pub const MAX_BYTES: usize = 1024;
@@ -54,7 +54,7 @@ pub(super) struct Payload {
 }
 
 impl Payload {
-    pub(super) fn set_state(&mut self, state: State, reason: String) {
+    pub(super) fn set_state(&mut self, state: GatewayState, reason: String) {
         self.state = state.as_str();
         self.state_code = state.code();
         self.state_reason = shortened(reason, REASON_BYTES);

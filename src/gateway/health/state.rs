@@ -3,117 +3,13 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use pgw_core::transaction::{Clock, Gateway, Practice, UnixMillis, rfc3339};
+use pgw_core::transaction::{Clock, Gateway, Practice, rfc3339};
 use pgw_core::wire::SCHEMA;
 use pgw_outbox::{LaneCounts, Snapshot};
 
+use crate::health::changes;
+use crate::health::observation::{GatewayState, Observation, Raised, adds_up, seconds_until, sum};
 use crate::health::payload::Payload;
-use crate::health::{LinkSnapshot, changes};
-
-/// The state in one word.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum State {
-    /// What comes in goes out and is confirmed.
-    Ok,
-    /// Accepting, and keeping it: the link is down or nothing is confirmed.
-    Buffering,
-    /// Accepting, and a person should look.
-    Degraded,
-    /// New work is refused.
-    Refusing,
-}
-
-impl State {
-    /// The word on the wire.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            State::Ok => "ok",
-            State::Buffering => "buffering",
-            State::Degraded => "degraded",
-            State::Refusing => "refusing",
-        }
-    }
-
-    /// The same for monitors that read numbers only: 0 to 3.
-    #[must_use]
-    pub fn code(self) -> u8 {
-        self as u8
-    }
-}
-
-/// What is looked at, all at one moment.
-#[derive(Debug, Clone, Copy)]
-pub struct Looks<'a> {
-    /// The outbox.
-    pub outbox: &'a Snapshot,
-    /// The link.
-    pub link: &'a LinkSnapshot,
-    /// Refused at the doors for what it was, since start.
-    pub refused_total: u64,
-    /// Folders that cannot be used now.
-    pub folders_away: u64,
-    /// How far the wall clock can be believed.
-    pub clock: Clock,
-    /// Resident memory; 0 where it cannot be read.
-    pub rss_bytes: u64,
-    /// Monotonic now.
-    pub now: Instant,
-    /// Wall clock now.
-    pub time: UnixMillis,
-}
-
-/// How much a person should care.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Level {
-    /// Good to know.
-    Info,
-    /// Look at it today.
-    Warning,
-    /// A person must act.
-    Alarm,
-}
-
-impl Level {
-    /// The word on the wire.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Level::Info => "info",
-            Level::Warning => "warning",
-            Level::Alarm => "alarm",
-        }
-    }
-}
-
-/// An event without id and time.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Raised {
-    /// How much it matters.
-    pub level: Level,
-    /// `link.down`, `store.low` ...
-    pub code: &'static str,
-    /// Link phase where one is meant, else empty.
-    pub phase: &'static str,
-    /// One sentence, no patient data.
-    pub detail: String,
-}
-
-/// All lanes together.
-pub(super) fn sum(outbox: &Snapshot) -> LaneCounts {
-    outbox.lanes.iter().fold(LaneCounts::default(), |mut sum, (_, lane)| {
-        sum.accepted += lane.accepted;
-        sum.confirmed += lane.confirmed;
-        sum.waiting += lane.waiting;
-        sum.damaged += lane.damaged;
-        sum.waiting_bytes += lane.waiting_bytes;
-        sum.oldest_time = match (sum.oldest_time, lane.oldest_time) {
-            (Some(one), Some(other)) => Some(one.min(other)),
-            (one, other) => one.or(other),
-        };
-        sum
-    })
-}
 
 /// Nothing confirmed for this long, with something waiting on a live link, is not "ok".
 const CONFIRM_OVERDUE: Duration = Duration::from_secs(60);
@@ -123,7 +19,7 @@ type Progress = Arc<Mutex<Option<(u64, Instant)>>>;
 
 /// Says what is, whoever asks; clones share what they have seen.
 #[derive(Debug, Clone)]
-pub struct Judge {
+pub struct Evaluator {
     practice: Practice,
     gateway: Gateway,
     started: Instant,
@@ -134,9 +30,9 @@ pub struct Judge {
 
 /// What is, at one moment.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Verdict {
+pub struct Assessment {
     /// The state.
-    pub state: State,
+    pub state: GatewayState,
     /// Why, in a few words; empty when ok.
     pub reason: String,
     /// The `health` payload.
@@ -146,16 +42,16 @@ pub struct Verdict {
 /// Remembers what must be remembered from one look to the next.
 #[derive(Debug)]
 pub struct HealthState {
-    judge: Judge,
-    state: Option<State>,
+    evaluator: Evaluator,
+    state: Option<GatewayState>,
     changes: changes::Changes,
 }
 
 /// What came out of a look.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Report {
+pub struct Update {
     /// What is.
-    pub verdict: Verdict,
+    pub assessment: Assessment,
     /// Whether the state is another than at the last look: the payload goes out at once.
     pub changed: bool,
     /// What people should know of.
@@ -165,19 +61,19 @@ pub struct Report {
 impl HealthState {
     /// Nothing seen yet.
     #[must_use]
-    pub fn new(judge: Judge) -> Self {
-        Self { judge, state: None, changes: changes::Changes::default() }
+    pub fn new(evaluator: Evaluator) -> Self {
+        Self { evaluator, state: None, changes: changes::Changes::default() }
     }
 
     /// One look at everything.
-    pub fn handle(&mut self, looks: &Looks<'_>) -> Report {
-        let verdict = self.judge.verdict(looks);
-        let changed = self.state.replace(verdict.state) != Some(verdict.state);
-        Report { verdict, changed, raised: self.changes.since(looks, &sum(looks.outbox)) }
+    pub fn handle(&mut self, observed: &Observation<'_>) -> Update {
+        let assessment = self.evaluator.assess(observed);
+        let changed = self.state.replace(assessment.state) != Some(assessment.state);
+        Update { assessment, changed, raised: self.changes.since(observed, &sum(observed.outbox)) }
     }
 }
 
-impl Judge {
+impl Evaluator {
     /// `outbox` as it is at the start.
     #[must_use]
     pub fn new(practice: Practice, gateway: Gateway, outbox: &Snapshot, now: Instant) -> Self {
@@ -192,65 +88,68 @@ impl Judge {
 
     /// What is.
     #[must_use]
-    pub fn verdict(&self, looks: &Looks<'_>) -> Verdict {
-        let counts = sum(looks.outbox);
-        let (state, reason) = self.judge(looks, &counts);
-        let mut payload = self.payload(looks, &counts);
+    pub fn assess(&self, observed: &Observation<'_>) -> Assessment {
+        let counts = sum(observed.outbox);
+        let (state, reason) = self.evaluate(observed, &counts);
+        let mut payload = self.payload(observed, &counts);
         payload.set_state(state, reason.clone());
-        Verdict { state, reason, payload: payload.to_json() }
+        Assessment { state, reason, payload: payload.to_json() }
     }
 
-    fn judge(&self, looks: &Looks<'_>, counts: &LaneCounts) -> (State, String) {
-        let (outbox, link) = (looks.outbox, looks.link);
-        let idle = self.idle(looks, counts);
+    fn evaluate(&self, observed: &Observation<'_>, counts: &LaneCounts) -> (GatewayState, String) {
+        let (outbox, link) = (observed.outbox, observed.link);
+        let idle = self.idle(observed, counts);
         if let Some(reason) = &outbox.refusing {
-            return (State::Refusing, reason.clone());
+            return (GatewayState::Refusing, reason.clone());
         }
         if !adds_up(counts) {
-            return (State::Degraded, String::from("the numbers do not add up"));
+            return (GatewayState::Degraded, String::from("the numbers do not add up"));
         }
         if !link.diverged.is_empty() {
-            return (State::Degraded, link.diverged.clone());
+            return (GatewayState::Degraded, link.diverged.clone());
         }
         if counts.damaged > 0 {
-            return (State::Degraded, format!("{} damaged", counts.damaged));
+            return (GatewayState::Degraded, format!("{} damaged", counts.damaged));
         }
         if link.held > 0 {
-            return (State::Degraded, format!("{} held: too large for the broker", link.held));
+            return (GatewayState::Degraded, format!("{} held: the broker does not accept them", link.held));
         }
         if changes::store_low(outbox) {
-            return (State::Degraded, String::from("the store is nearly full"));
+            return (GatewayState::Degraded, String::from("the store is nearly full"));
         }
-        match changes::certificate_days(looks) {
+        match changes::certificate_days(observed) {
             Some(days) if days < 0 => {
-                return (State::Degraded, String::from("the client certificate has expired"));
+                return (GatewayState::Degraded, String::from("the client certificate has expired"));
             }
             Some(days) if days < changes::CERTIFICATE_ALARM_DAYS => {
-                return (State::Degraded, format!("the client certificate ends in {days} days"));
+                return (GatewayState::Degraded, format!("the client certificate expires in {days} days"));
             }
             _ => {}
         }
-        if looks.folders_away > 0 {
-            return (State::Degraded, format!("{} of the folders cannot be used", looks.folders_away));
+        if observed.folders_away > 0 {
+            return (
+                GatewayState::Degraded,
+                format!("{} of the folders cannot be used", observed.folders_away),
+            );
         }
         if !link.up {
             let failure = if link.failure.is_empty() { "connecting" } else { &link.failure };
-            return (State::Buffering, format!("link down at {}: {failure}", link.phase.as_str()));
+            return (GatewayState::Buffering, format!("link down at {}: {failure}", link.phase.as_str()));
         }
         // An open socket, and even an answer, is no proof: only what is confirmed is.
         if idle > CONFIRM_OVERDUE {
-            return (State::Buffering, format!("nothing confirmed for {} s", idle.as_secs()));
+            return (GatewayState::Buffering, format!("nothing confirmed for {} s", idle.as_secs()));
         }
-        (State::Ok, String::new())
+        (GatewayState::Ok, String::new())
     }
 
     /// For how long the link is up, something waits, and nothing was confirmed.
-    fn idle(&self, looks: &Looks<'_>, counts: &LaneCounts) -> Duration {
-        let now = looks.now;
+    fn idle(&self, observed: &Observation<'_>, counts: &LaneCounts) -> Duration {
+        let now = observed.now;
         let mut progress = self.progress.lock().unwrap_or_else(PoisonError::into_inner);
         match *progress {
             Some((confirmed, since))
-                if looks.link.up && counts.waiting > 0 && confirmed == counts.confirmed =>
+                if observed.link.up && counts.waiting > 0 && confirmed == counts.confirmed =>
             {
                 now.saturating_duration_since(since)
             }
@@ -261,9 +160,9 @@ impl Judge {
         }
     }
 
-    fn payload(&self, looks: &Looks<'_>, counts: &LaneCounts) -> Payload {
-        let (outbox, link) = (looks.outbox, looks.link);
-        let age = |since: Instant| looks.now.saturating_duration_since(since).as_secs();
+    fn payload(&self, observed: &Observation<'_>, counts: &LaneCounts) -> Payload {
+        let (outbox, link) = (observed.outbox, observed.link);
+        let age = |since: Instant| observed.now.saturating_duration_since(since).as_secs();
         let uptime = age(self.started);
         let rate = link.forward_rate_per_second;
         Payload {
@@ -271,7 +170,7 @@ impl Judge {
             practice: self.practice.to_string(),
             gateway: self.gateway.to_string(),
             session: link.session,
-            time: rfc3339(looks.time),
+            time: rfc3339(observed.time),
             state: "",
             state_code: 0,
             state_reason: String::new(),
@@ -286,7 +185,7 @@ impl Judge {
             waiting_bytes: counts.waiting_bytes,
             oldest_age_seconds: counts
                 .oldest_time
-                .map_or(0, |oldest| looks.time.saturating_sub(oldest) / 1000),
+                .map_or(0, |oldest| observed.time.saturating_sub(oldest) / 1000),
             // The outbox was read a moment before the link: what has come or gone between the two is no part of waiting.
             in_flight: link.in_flight.min(counts.waiting),
             held: link.held,
@@ -298,7 +197,7 @@ impl Judge {
             confirmed_total: counts.confirmed,
             forwarded_total: link.forwarded_total,
             duplicates_total: outbox.repeated_total,
-            refused_total: looks.refused_total,
+            refused_total: observed.refused_total,
             accept_seconds_p99: rounded(outbox.accept_seconds_p99, 10_000.0),
             store_bytes: outbox.store_bytes,
             store_limit_bytes: outbox.limit_bytes,
@@ -309,23 +208,12 @@ impl Judge {
                 counts.accepted.saturating_sub(self.accepted_before),
                 uptime,
             ),
-            rss_bytes: looks.rss_bytes,
-            clock_synced: (looks.clock == Clock::Synced).into(),
-            cert_expires_seconds: link.certificate_expires.map(|end| seconds_until(end, looks.time)),
+            rss_bytes: observed.rss_bytes,
+            clock_synced: (observed.clock == Clock::Synced).into(),
+            cert_expires_seconds: link.certificate_expires.map(|end| seconds_until(end, observed.time)),
             version: env!("CARGO_PKG_VERSION"),
         }
     }
-}
-
-/// Promise 8.
-pub(super) fn adds_up(counts: &LaneCounts) -> bool {
-    counts.accepted == counts.confirmed + counts.waiting + counts.damaged
-}
-
-/// Negative when it is over.
-pub(super) fn seconds_until(end: UnixMillis, now: UnixMillis) -> i64 {
-    let distance = i64::try_from(end.abs_diff(now) / 1000).unwrap_or(i64::MAX);
-    if end >= now { distance } else { -distance }
 }
 
 fn rounded(value: f64, steps: f64) -> f64 {
@@ -366,7 +254,9 @@ fn space_days(outbox: &Snapshot, counts: &LaneCounts, accepted: u64, uptime: u64
 mod tests {
     use super::*;
     use crate::health::MAX_BYTES;
-    use pgw_core::transaction::Lane;
+    use crate::health::observation::Level;
+    use crate::uplink::LinkSnapshot;
+    use pgw_core::transaction::{Lane, UnixMillis};
     use pgw_link::phase::Phase;
 
     const DAY: u64 = 86_400_000;
@@ -402,7 +292,7 @@ mod tests {
                 ..LinkSnapshot::starting(now)
             };
             let (practice, gateway) = (Practice::new("B86022").unwrap(), Gateway::new("gw1").unwrap());
-            let state = HealthState::new(Judge::new(practice, gateway, &outbox, now));
+            let state = HealthState::new(Evaluator::new(practice, gateway, &outbox, now));
             Self {
                 state,
                 outbox,
@@ -419,14 +309,14 @@ mod tests {
             &mut self.outbox.lanes[0].1
         }
 
-        fn after(&mut self, seconds: u64) -> Report {
+        fn after(&mut self, seconds: u64) -> Update {
             self.now += Duration::from_secs(seconds);
             self.time += seconds * 1000;
             self.look()
         }
 
-        fn look(&mut self) -> Report {
-            self.state.handle(&Looks {
+        fn look(&mut self) -> Update {
+            self.state.handle(&Observation {
                 outbox: &self.outbox,
                 link: &self.link,
                 refused_total: 3,
@@ -446,31 +336,34 @@ mod tests {
         }
     }
 
-    fn json(report: &Report) -> serde_json::Map<String, serde_json::Value> {
-        serde_json::from_slice(&report.verdict.payload).unwrap()
+    fn json(update: &Update) -> serde_json::Map<String, serde_json::Value> {
+        serde_json::from_slice(&update.assessment.payload).unwrap()
     }
 
-    fn codes(report: &Report) -> Vec<&'static str> {
-        report.raised.iter().map(|raised| raised.code).collect()
+    fn codes(update: &Update) -> Vec<&'static str> {
+        update.raised.iter().map(|raised| raised.code).collect()
     }
 
     #[test]
     fn each_state_has_its_causes_and_the_worst_wins() {
         let mut scene = Scene::new();
-        assert_eq!((scene.look().verdict.state, scene.look().verdict.reason.as_str()), (State::Ok, ""));
-        scene.link_down();
-        let report = scene.look();
-        assert_eq!(report.verdict.state, State::Buffering);
-        assert_eq!(report.verdict.reason, "link down at tls: certificate has expired");
-        scene.link.held = 1;
-        assert_eq!(scene.look().verdict.state, State::Degraded);
-        scene.outbox.refusing = Some(String::from("the disk is full"));
-        let report = scene.look();
         assert_eq!(
-            (report.verdict.state, report.verdict.reason.as_str()),
-            (State::Refusing, "the disk is full")
+            (scene.look().assessment.state, scene.look().assessment.reason.as_str()),
+            (GatewayState::Ok, "")
         );
-        assert_eq!(json(&report)["state_code"], 3);
+        scene.link_down();
+        let update = scene.look();
+        assert_eq!(update.assessment.state, GatewayState::Buffering);
+        assert_eq!(update.assessment.reason, "link down at tls: certificate has expired");
+        scene.link.held = 1;
+        assert_eq!(scene.look().assessment.state, GatewayState::Degraded);
+        scene.outbox.refusing = Some(String::from("the disk is full"));
+        let update = scene.look();
+        assert_eq!(
+            (update.assessment.state, update.assessment.reason.as_str()),
+            (GatewayState::Refusing, "the disk is full")
+        );
+        assert_eq!(json(&update)["state_code"], 3);
     }
 
     #[test]
@@ -491,8 +384,11 @@ mod tests {
         for (change, reason) in changes {
             let mut scene = Scene::new();
             change(&mut scene);
-            let report = scene.look();
-            assert_eq!((report.verdict.state, report.verdict.reason.as_str()), (State::Degraded, reason));
+            let update = scene.look();
+            assert_eq!(
+                (update.assessment.state, update.assessment.reason.as_str()),
+                (GatewayState::Degraded, reason)
+            );
         }
     }
 
@@ -500,29 +396,29 @@ mod tests {
     fn an_open_socket_is_no_proof_of_life() {
         let mut scene = Scene::new();
         (scene.counts().accepted, scene.counts().waiting) = (11, 1);
-        assert_eq!(scene.look().verdict.state, State::Ok);
+        assert_eq!(scene.look().assessment.state, GatewayState::Ok);
         scene.link.last_receipt = Some(scene.now);
-        assert_eq!(scene.after(60).verdict.state, State::Ok);
+        assert_eq!(scene.after(60).assessment.state, GatewayState::Ok);
         // Receipts that confirm nothing more are no proof either.
         scene.link.last_receipt = Some(scene.now);
-        let report = scene.after(1);
+        let update = scene.after(1);
         assert_eq!(
-            (report.verdict.state, report.verdict.reason.as_str()),
-            (State::Buffering, "nothing confirmed for 61 s")
+            (update.assessment.state, update.assessment.reason.as_str()),
+            (GatewayState::Buffering, "nothing confirmed for 61 s")
         );
         (scene.counts().accepted, scene.counts().confirmed) = (12, 11);
-        assert_eq!(scene.look().verdict.state, State::Ok);
-        assert_eq!(scene.after(61).verdict.state, State::Buffering);
+        assert_eq!(scene.look().assessment.state, GatewayState::Ok);
+        assert_eq!(scene.after(61).assessment.state, GatewayState::Buffering);
         // With nothing waiting there is nothing to confirm, for however long.
         (scene.counts().confirmed, scene.counts().waiting) = (12, 0);
-        assert_eq!(scene.after(3600).verdict.state, State::Ok);
+        assert_eq!(scene.after(3600).assessment.state, GatewayState::Ok);
         (scene.counts().accepted, scene.counts().waiting) = (13, 1);
-        assert_eq!(scene.after(10).verdict.state, State::Ok);
+        assert_eq!(scene.after(10).assessment.state, GatewayState::Ok);
         // An outage is told as one; after it the hub has its minute again.
         scene.link_down();
-        assert!(scene.after(600).verdict.reason.starts_with("link down"));
+        assert!(scene.after(600).assessment.reason.starts_with("link down"));
         scene.link.up = true;
-        assert_eq!(scene.after(50).verdict.state, State::Ok);
+        assert_eq!(scene.after(50).assessment.state, GatewayState::Ok);
     }
 
     #[test]
@@ -586,11 +482,11 @@ mod tests {
         scene.link.held = most;
         scene.link.session = most;
         scene.time = 1_795_385_530_123;
-        scene.state.judge.practice = Practice::new("B86022123").unwrap();
-        scene.state.judge.gateway = Gateway::new(&"g".repeat(32)).unwrap();
-        let report = scene.after(10_000_000);
-        assert!(report.verdict.payload.len() <= MAX_BYTES, "{}", report.verdict.payload.len());
-        assert_eq!(json(&report)["state"], "refusing");
+        scene.state.evaluator.practice = Practice::new("B86022123").unwrap();
+        scene.state.evaluator.gateway = Gateway::new(&"g".repeat(32)).unwrap();
+        let update = scene.after(10_000_000);
+        assert!(update.assessment.payload.len() <= MAX_BYTES, "{}", update.assessment.payload.len());
+        assert_eq!(json(&update)["state"], "refusing");
     }
 
     #[test]
@@ -608,14 +504,14 @@ mod tests {
         let mut scene = Scene::new();
         assert_eq!(codes(&scene.look()), ["link.up"]);
         scene.link_down();
-        let report = scene.look();
-        assert_eq!(codes(&report), ["link.down"]);
-        assert_eq!((report.raised[0].phase, report.raised[0].level), ("tls", Level::Warning));
+        let update = scene.look();
+        assert_eq!(codes(&update), ["link.down"]);
+        assert_eq!((update.raised[0].phase, update.raised[0].level), ("tls", Level::Warning));
         assert_eq!(codes(&scene.after(90)), [""; 0]);
         (scene.link.up, scene.link.phase, scene.link.down_since) = (true, Phase::Live, None);
-        let report = scene.look();
+        let update = scene.look();
         assert_eq!(
-            (codes(&report), report.raised[0].detail.as_str()),
+            (codes(&update), update.raised[0].detail.as_str()),
             (vec!["link.up"], "after 90 s, 0 waiting")
         );
 
@@ -648,8 +544,8 @@ mod tests {
             (300, Level::Info, "cert.renewed"),
         ] {
             scene.link.certificate_expires = Some(scene.time.checked_add_signed(days * 86_400_000).unwrap());
-            let report = scene.look();
-            assert_eq!((codes(&report), report.raised[0].level), (vec![code], level), "{days}");
+            let update = scene.look();
+            assert_eq!((codes(&update), update.raised[0].level), (vec![code], level), "{days}");
             assert_eq!(codes(&scene.look()), [""; 0]);
         }
     }
@@ -659,12 +555,12 @@ mod tests {
         let mut scene = Scene::new();
         let _ = scene.look();
         scene.time -= 3_600_000;
-        let report = scene.after(10);
+        let update = scene.after(10);
         assert_eq!(
-            (codes(&report), report.raised[0].detail.as_str()),
+            (codes(&update), update.raised[0].detail.as_str()),
             (vec!["clock.step"], "the clock was set back by 3600 s")
         );
-        assert_eq!(json(&report)["last_receipt_age_seconds"], 10);
+        assert_eq!(json(&update)["last_receipt_age_seconds"], 10);
         assert_eq!(codes(&scene.after(10)), [""; 0]);
         scene.clock = Clock::Holdover;
         assert_eq!(codes(&scene.look()), ["clock.trust"]);

@@ -1,4 +1,4 @@
-//! The task that looks on: every second, and whenever the link changes.
+//! The task that observed on: every second, and whenever the link changes.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -12,9 +12,11 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::MissedTickBehavior;
 use uuid::Uuid;
 
-use crate::health::state::{HealthState, Judge, Level, Looks, Raised, State};
-use crate::health::{LinkSnapshot, Reports, changes, clock};
+use crate::health::observation::{GatewayState, Level, Observation, Raised};
+use crate::health::state::{Evaluator, HealthState};
+use crate::health::{changes, clock};
 use crate::ingest::Counters;
+use crate::uplink::{LinkSnapshot, Reports};
 
 /// Events that wait for the link; more are in the log only.
 const EVENTS: usize = 256;
@@ -25,16 +27,16 @@ const LOOK: Duration = Duration::from_secs(1);
 /// How often, at most: the link tells of every receipt.
 const BREATH: Duration = Duration::from_millis(100);
 
-/// Sees everything that health is made of; can be asked at any time.
+/// Takes an observation of everything that health is made of; can be asked at any time.
 #[derive(Clone)]
-pub struct Eye {
-    judge: Judge,
+pub struct Sampler {
+    evaluator: Evaluator,
     outbox: Outbox,
     link: watch::Receiver<LinkSnapshot>,
     doors: Arc<Counters>,
 }
 
-impl Eye {
+impl Sampler {
     /// Opened at the start of the daemon, right after the store.
     #[must_use]
     pub fn new(
@@ -44,13 +46,13 @@ impl Eye {
         link: watch::Receiver<LinkSnapshot>,
         doors: Arc<Counters>,
     ) -> Self {
-        let judge = Judge::new(practice, gateway, &outbox.snapshot(), Instant::now());
-        Self { judge, outbox, link, doors }
+        let evaluator = Evaluator::new(practice, gateway, &outbox.snapshot(), Instant::now());
+        Self { evaluator, outbox, link, doors }
     }
 
-    fn look<R>(&self, with: impl FnOnce(&Looks<'_>) -> R) -> R {
+    fn look<R>(&self, with: impl FnOnce(&Observation<'_>) -> R) -> R {
         let (outbox, link, doors) = (self.outbox.snapshot(), self.link.borrow().clone(), self.doors.counts());
-        with(&Looks {
+        with(&Observation {
             outbox: &outbox,
             link: &link,
             refused_total: doors.refused,
@@ -65,25 +67,25 @@ impl Eye {
     /// The status document for the box itself: health's fields, and `lanes`, as of now.
     #[must_use]
     pub fn status(&self) -> Value {
-        self.look(|looks| {
-            let payload = self.judge.verdict(looks).payload;
+        self.look(|observed| {
+            let payload = self.evaluator.assess(observed).payload;
             let mut status: Value = serde_json::from_slice(&payload).unwrap_or_default();
-            let one = looks.outbox.lanes.len() == 1;
-            let lanes = looks.outbox.lanes.iter().map(|(lane, counts)| {
-                let oldest = counts.oldest_time.map(|oldest| looks.time.saturating_sub(oldest) / 1000);
+            let one = observed.outbox.lanes.len() == 1;
+            let lanes = observed.outbox.lanes.iter().map(|(lane, counts)| {
+                let oldest = counts.oldest_time.map(|oldest| observed.time.saturating_sub(oldest) / 1000);
                 json!({
                     "lane": lane,
                     "accepted": counts.accepted,
                     "confirmed": counts.confirmed,
                     "waiting": counts.waiting,
-                    "held": one.then_some(looks.link.held),
+                    "held": one.then_some(observed.link.held),
                     "damaged": counts.damaged,
                     "waiting_bytes": counts.waiting_bytes,
                     "oldest_age_seconds": oldest,
                 })
             });
             status["lanes"] = lanes.collect();
-            status["upstream"] = looks.link.upstream.as_str().into();
+            status["upstream"] = observed.link.upstream.as_str().into();
             let keys = self.outbox.key_uses().into_iter();
             let keys =
                 keys.map(|used| json!({"id": used.id, "present": used.present, "needed_by": used.needed_by}));
@@ -93,25 +95,30 @@ impl Eye {
     }
 }
 
-/// Where the watcher speaks to.
-pub struct Voice {
+/// Where the watcher publishes to.
+pub struct Publisher {
     published: watch::Sender<Vec<u8>>,
-    state: watch::Sender<(State, String)>,
+    state: watch::Sender<(GatewayState, String)>,
     events: mpsc::Sender<Event>,
 }
 
-/// The watcher's voice, what the uplink publishes of it, and the state with its reason for the box itself.
+/// The watcher's end, what the uplink publishes of it, and the state with its reason for the box itself.
 #[must_use]
-pub fn channels() -> (Voice, Reports, watch::Receiver<(State, String)>) {
+pub fn channels() -> (Publisher, Reports, watch::Receiver<(GatewayState, String)>) {
     let (published, health) = watch::channel(Vec::new());
-    let (state, seen) = watch::channel((State::Buffering, String::from("starting")));
+    let (state, seen) = watch::channel((GatewayState::Buffering, String::from("starting")));
     let (events, received) = mpsc::channel(EVENTS);
-    (Voice { published, state, events }, Reports { health, events: received }, seen)
+    (Publisher { published, state, events }, Reports { health, events: received }, seen)
 }
 
-/// Looks on until `stop` is true or its sender is gone. The payload goes out every `interval` and at each change.
-pub async fn run(mut eye: Eye, interval: Duration, voice: Voice, mut stop: watch::Receiver<bool>) {
-    let mut state = HealthState::new(eye.judge.clone());
+/// Observation on until `stop` is true or its sender is gone. The payload goes out every `interval` and at each change.
+pub async fn run(
+    mut sampler: Sampler,
+    interval: Duration,
+    publisher: Publisher,
+    mut stop: watch::Receiver<bool>,
+) {
+    let mut state = HealthState::new(sampler.evaluator.clone());
     let mut tick = tokio::time::interval(LOOK.min(interval));
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut said: Option<Instant> = None;
@@ -119,26 +126,31 @@ pub async fn run(mut eye: Eye, interval: Duration, voice: Voice, mut stop: watch
     loop {
         tokio::select! {
             _ = tick.tick() => {}
-            changed = changed(&mut eye.link, last), if link_is_there => link_is_there = changed,
+            changed = changed(&mut sampler.link, last), if link_is_there => link_is_there = changed,
             _ = stop.wait_for(|stop| *stop) => return,
         }
         last = Instant::now();
-        eye.outbox.set_clock(clock::trust());
-        let report = eye.look(|looks| state.handle(looks));
-        let verdict = report.verdict;
-        if report.changed {
-            tracing::info!(state = verdict.state.as_str(), reason = verdict.reason, "State changed");
+        sampler.outbox.set_clock(clock::trust());
+        let update = sampler.look(|observed| state.handle(observed));
+        let assessment = update.assessment;
+        if update.changed {
+            tracing::info!(
+                state = assessment.state.as_str(),
+                reason = assessment.reason,
+                "The state has changed"
+            );
         }
-        for raised in report.raised.into_iter().chain(eye.outbox.notables().iter().map(changes::from_notable))
+        for raised in
+            update.raised.into_iter().chain(sampler.outbox.notables().iter().map(changes::from_notable))
         {
-            tell(&voice.events, &raised);
+            tell(&publisher.events, &raised);
         }
-        if report.changed || said.is_none_or(|said| said.elapsed() >= interval) {
+        if update.changed || said.is_none_or(|said| said.elapsed() >= interval) {
             said = Some(Instant::now());
-            voice.published.send_replace(verdict.payload);
+            publisher.published.send_replace(assessment.payload);
         }
-        voice.state.send_if_modified(|state| {
-            let new = (verdict.state, verdict.reason);
+        publisher.state.send_if_modified(|state| {
+            let new = (assessment.state, assessment.reason);
             let modified = *state != new;
             *state = new;
             modified

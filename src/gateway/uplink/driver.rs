@@ -12,27 +12,31 @@ use pgw_link::backoff::Backoff;
 use pgw_link::clock::TrustedClock;
 use pgw_link::failure::Failure;
 use pgw_link::phase::Phase;
-use pgw_link::session::Note;
+use pgw_link::session::SessionEvent;
 use pgw_outbox::{Mark, Outbox};
 use tokio::sync::{Notify, mpsc};
 use tokio::time::{Instant, sleep_until};
 
+use super::announcements::{Announcements, EVENT};
 use super::connection::Connection;
-use super::inbound::{Ears, Heard};
+use super::in_flight::{OutOfStep, Ticket};
 use super::lane::LaneWork;
-use super::ledger::{OutOfStep, Ticket};
 use super::link::LinkReport;
 use super::live::Live;
-use super::notable::{Refused, hub_status, refusal};
 use super::orders::Ordered;
-use super::own::{EVENT, OwnMessages};
 use super::probe::Prober;
 use super::reader::Answer;
+use super::refusal::{Ignored, refusal};
 use super::resend::Resends;
-use crate::health::Reports;
+use super::snapshot::Reports;
+use super::verifier::{Inbound, Verifier};
+
+mod alarms;
+mod obey;
+mod resend;
 
 /// Our own messages must be acknowledged within this while nothing else is under way.
-const OWN_PATIENCE: Duration = Duration::from_secs(15);
+const ANNOUNCEMENT_PATIENCE: Duration = Duration::from_secs(15);
 /// Numbers for health are renewed this often.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// Ticks are at least this far apart.
@@ -48,16 +52,16 @@ pub(super) struct Driver {
     pub(super) answers: mpsc::UnboundedReceiver<(usize, Answer)>,
     /// Rung when any lane's tail grows.
     pub(super) tails: Arc<Notify>,
-    pub(super) ears: Ears,
+    pub(super) verifier: Verifier,
     pub(super) orders: Ordered,
-    pub(super) own: OwnMessages,
+    pub(super) announcements: Announcements,
     pub(super) reports: Reports,
     pub(super) link: LinkReport,
     pub(super) clock: Arc<TrustedClock>,
     pub(super) backoff: Backoff,
     pub(super) started: Instant,
     pub(super) keep_alive: Duration,
-    pub(super) refused: Refused,
+    pub(super) ignored: Ignored,
     pub(super) probe: Prober,
     pub(super) resends: Resends,
 }
@@ -83,7 +87,7 @@ impl Driver {
     ) -> Left {
         let allowed = connection.allowed;
         let mut live = Live::new(connection);
-        self.say_health();
+        self.enqueue_health();
         self.link.up();
         let millis = self.now();
         for lane in &mut self.lanes {
@@ -121,15 +125,15 @@ impl Driver {
             }
             let due = self.due(live);
             tokio::select! {
-                notes = live.connection.notes() => match notes {
-                    Some(notes) => self.notes(live, notes),
+                events = live.connection.events() => match events {
+                    Some(events) => self.events(live, events),
                     None => return Err(live.connection.failure(Phase::Live).await),
                 },
                 Some((lane, answer)) = self.answers.recv() => self.answer(lane, answer),
                 () = self.tails.notified() => {}
                 Some(order) = self.orders.0.recv() => self.obey(order),
-                Ok(()) = self.reports.health.changed() => self.say_health(),
-                Some(event) = self.reports.events.recv() => self.own.push_event(event),
+                Ok(()) = self.reports.health.changed() => self.enqueue_health(),
+                Some(event) = self.reports.events.recv() => self.announcements.push_event(event),
                 () = sleep_until(due) => self.tick(live),
                 () = &mut asked => return Ok(()),
             }
@@ -144,8 +148,8 @@ impl Driver {
             self.act(index, Some(live));
         }
         while !live.broken
-            && live.may_speak()
-            && let Some(message) = self.own.next()
+            && live.may_announce()
+            && let Some(message) = self.announcements.next()
         {
             live.hand(Ticket::Control(message.name));
             live.connection.publish(&message.topic, message.retain, message.payload);
@@ -185,7 +189,7 @@ impl Driver {
                     Action::AskPosition(nonce) => {
                         let lane = &self.lanes[index];
                         let question = to_json(&lane.question(&nonce, &self.outbox));
-                        self.own.say("position", lane.position_topic.clone(), false, question);
+                        self.announcements.enqueue("position", lane.position_topic.clone(), false, question);
                     }
                     Action::Confirm { position, chain, backed_up_through } => {
                         let (lane, mark) = (&self.lanes[index].lane, Mark { position, chain });
@@ -202,7 +206,7 @@ impl Driver {
                     Action::Reconnect(reason) => {
                         if let Some(live) = live.as_deref_mut() {
                             live.lose(&match reason {
-                                Reason::Stalled => "the broker took nothing for too long".to_owned(),
+                                Reason::Stalled => "the broker accepted nothing for too long".to_owned(),
                                 Reason::Refused(code) => {
                                     format!("the broker refused a transaction: {}", refusal(code))
                                 }
@@ -232,37 +236,38 @@ impl Driver {
         self.link.now.forwarded_total += 1;
     }
 
-    fn notes(&mut self, live: &mut Live, notes: Vec<Note>) {
+    fn events(&mut self, live: &mut Live, events: Vec<SessionEvent>) {
         live.heard = Instant::now();
         let now = self.now();
-        let mut notes = Some(notes);
+        let mut events = Some(events);
         for _ in 0..MOST_BATCHES {
-            let Some(batch) = notes else { return };
-            for note in batch {
-                if self.note(live, note, now).is_err() {
+            let Some(batch) = events else { return };
+            for event in batch {
+                if self.event(live, event, now).is_err() {
                     live.lose("the broker acknowledged what was never sent");
                 }
             }
-            notes = live.connection.more_notes();
+            events = live.connection.more_events();
         }
-        if let Some(batch) = notes {
+        if let Some(batch) = events {
             live.connection.put_back(batch);
         }
     }
 
-    fn note(&mut self, live: &mut Live, note: Note, now: Millis) -> Result<(), OutOfStep> {
-        match note {
-            Note::Written(packet) => live.ledger.written(packet)?,
-            Note::Acknowledged(packet, outcome) => {
-                let (lanes, own, resends) = (&mut self.lanes, &mut self.own, &mut self.resends);
-                live.ledger.acknowledged(packet, outcome, |ticket, outcome| match ticket {
+    fn event(&mut self, live: &mut Live, event: SessionEvent, now: Millis) -> Result<(), OutOfStep> {
+        match event {
+            SessionEvent::Written(packet) => live.in_flight.written(packet)?,
+            SessionEvent::Acknowledged(packet, outcome) => {
+                let (lanes, announcements) = (&mut self.lanes, &mut self.announcements);
+                let resends = &mut self.resends;
+                live.in_flight.acknowledged(packet, outcome, |ticket, outcome| match ticket {
                     Ticket::Transaction { lane, position } => {
                         lanes[lane].handle(Input::PubAck { position, outcome }, now);
                     }
-                    Ticket::Again(position) => resends.acknowledged(position, outcome),
+                    Ticket::Resend(position) => resends.acknowledged(position, outcome),
                     Ticket::Control(name) => {
                         if name == EVENT {
-                            own.event_arrived();
+                            announcements.event_arrived();
                         }
                         // Nobody need be listening; everything else is the broker's ACL.
                         if let Err(code) = outcome
@@ -271,64 +276,65 @@ impl Driver {
                             tracing::warn!(
                                 message = name,
                                 reason = refusal(code),
-                                "The broker refused one of our own messages"
+                                "The broker refused one of the gateway's own messages"
                             );
                         }
                     }
                 })?;
                 live.settled = Instant::now();
             }
-            Note::Message(publish) => match self.ears.hear(&publish) {
-                Ok(heard) => self.heard(heard, now),
-                Err(reason) => self.refused.count(&reason),
+            SessionEvent::Message(publish) => match self.verifier.verify(&publish) {
+                Ok(inbound) => self.inbound(inbound, now),
+                Err(reason) => self.ignored.count(&reason),
             },
-            Note::Heard | Note::Subscribed(_) => {}
+            SessionEvent::Other | SessionEvent::Subscribed(_) => {}
         }
         Ok(())
     }
 
-    fn heard(&mut self, heard: Heard, now: Millis) {
-        match heard {
-            Heard::Receipt { lane, receipt, seconds } => {
+    fn inbound(&mut self, inbound: Inbound, now: Millis) {
+        match inbound {
+            Inbound::Receipt { lane, receipt, seconds } => {
                 self.link.now.last_receipt = Some(std::time::Instant::now());
                 // Only an answer to this connection's question is known to be fresh.
                 if receipt.nonce.is_some() && self.clock.agree(seconds) {
                     let clock = self.clock.clone();
                     tokio::task::spawn_blocking(move || {
                         if let Err(error) = clock.keep() {
-                            tracing::warn!(%error, "The last trusted time could not be kept");
+                            tracing::warn!(%error, "The last trusted time could not be saved");
                         }
                     });
                 }
                 self.lanes[lane].handle(Input::Receipt(receipt), now);
             }
-            Heard::Gap { lane, epoch, expected, round } => {
+            Inbound::Gap { lane, epoch, expected, round } => {
                 self.lanes[lane].handle(Input::Gap { epoch, expected, round }, now);
             }
-            Heard::HubStatus { hub, online } => hub_status(&hub, online),
-            Heard::ProbeReply(id) => {
+            Inbound::HubStatus { hub, online: true } => tracing::info!(%hub, "The hub is online"),
+            Inbound::HubStatus { hub, online: false } => tracing::info!(%hub, "The hub is offline"),
+            Inbound::ProbeReply(id) => {
                 if let Some(round_trip) = self.probe.returned(&id) {
                     self.link.now.probe = Some((round_trip, std::time::Instant::now()));
                 }
             }
-            Heard::Command(command) => self.command(command),
-            Heard::Other => {}
+            Inbound::Command(command) => self.command(command),
+            Inbound::Other => {}
         }
     }
 
     pub(super) fn answer(&mut self, lane: usize, answer: Answer) {
         let now = self.now();
         match answer {
-            Answer::Again { from, records } => self.resends.read(lane, from, records),
+            Answer::Resend { from, records } => self.resends.read(lane, from, records),
             answer => self.lanes[lane].answered(answer, now),
         }
     }
 
-    pub(super) fn say_health(&mut self) {
+    pub(super) fn enqueue_health(&mut self) {
         let payload = self.reports.health.borrow_and_update().clone();
         if !payload.is_empty() {
             let topic = self.root.plain("health");
-            self.own.say("health", topic, true, payload);
+            self.announcements.enqueue("health", topic, true, payload);
         }
     }
 
@@ -345,17 +351,17 @@ impl Driver {
             self.measure();
             if let Some(probe) = self.probe.due() {
                 let topic = self.root.plain("probe");
-                self.own.say("probe", topic, false, to_json(&probe));
+                self.announcements.enqueue("probe", topic, false, to_json(&probe));
             }
         }
         if live.heard.elapsed() > self.keep_alive.mul_f32(2.5) {
             live.lose("the broker fell silent");
         }
         // The machines watch over their own.
-        let machines = live.ledger.transactions() > self.resends.under_way();
-        let patience = OWN_PATIENCE + self.resends.patience();
-        if live.ledger.outstanding() > 0 && !machines && live.settled.elapsed() > patience {
-            live.lose("the broker does not acknowledge our own messages");
+        let machines = live.in_flight.transactions() > self.resends.under_way();
+        let patience = ANNOUNCEMENT_PATIENCE + self.resends.patience();
+        if live.in_flight.outstanding() > 0 && !machines && live.settled.elapsed() > patience {
+            live.lose("the broker does not acknowledge the gateway's own messages");
         }
     }
 

@@ -16,7 +16,7 @@ use super::reader::{Answer, Reader, Ready};
 const READ_RECORDS: usize = 256;
 const READ_BYTES: usize = 512 * 1024;
 /// A store in trouble, or a record that is not to be seen yet, is asked again after this.
-const AGAIN: Millis = 500;
+const RETRY_AFTER: Millis = 500;
 
 /// A lane at work.
 pub(super) struct LaneWork {
@@ -37,7 +37,7 @@ pub(super) struct LaneWork {
     /// Raised when what was read ahead is thrown away: a late answer is then an old one.
     generation: u64,
     gone: Option<Position>,
-    again_at: Option<Millis>,
+    retry_at: Option<Millis>,
     /// Chain value at the machine's confirmed position, as last confirmed.
     mark_chain: ChainValue,
 }
@@ -74,7 +74,7 @@ impl LaneWork {
             reading: false,
             generation: 0,
             gone: None,
-            again_at: None,
+            retry_at: None,
             mark_chain: mark.1,
         })
     }
@@ -90,7 +90,7 @@ impl LaneWork {
     }
 
     /// A person has done something about what stops the lane: it is looked at again.
-    pub(super) fn again(&mut self, numbering: Option<Numbering>, now: Millis) {
+    pub(super) fn retry_head(&mut self, numbering: Option<Numbering>, now: Millis) {
         self.gone = None;
         self.forget();
         if let Some(numbering) = numbering.filter(|numbering| numbering != self.machine.numbering()) {
@@ -154,7 +154,7 @@ impl LaneWork {
 
     /// Keeps the read-ahead full while the link is live.
     pub(super) fn read_ahead(&mut self, now: Millis) {
-        self.again_at = self.again_at.filter(|at| now < *at);
+        self.retry_at = self.retry_at.filter(|at| now < *at);
         let next = self.machine.next();
         let from = match self.ahead.front() {
             Some(front) if front.position <= next && next <= self.read_through => self.read_through,
@@ -166,7 +166,7 @@ impl LaneWork {
         };
         let full = self.ahead.len() >= READ_RECORDS || self.ahead_bytes >= READ_BYTES as u64;
         let missing = self.gone.is_some() || self.machine.counts().hole == Some(next);
-        if self.reading || full || self.again_at.is_some() || missing || from > self.machine.tail() {
+        if self.reading || full || self.retry_at.is_some() || missing || from > self.machine.tail() {
             return;
         }
         self.reading = true;
@@ -184,14 +184,14 @@ impl LaneWork {
                 }
             }
             // Not for the machine: the driver has taken it.
-            Answer::Again { .. } => {}
+            Answer::Resend { .. } => {}
             Answer::ChainAt { position, chain } => self.handle(Input::ChainAt { position, chain }, now),
             Answer::Renumbered(Ok(numbering)) => {
                 self.forget();
                 self.handle(Input::Renumbered(numbering), now);
             }
             Answer::Renumbered(Err(error)) => {
-                tracing::error!(lane = %self.lane, %error, "A new epoch could not be made durable, the lane stands");
+                tracing::error!(lane = %self.lane, %error, "A new epoch could not be written; the lane is stalled");
                 self.handle(Input::NotRenumbered, now);
             }
         }
@@ -199,7 +199,7 @@ impl LaneWork {
 
     fn records(&mut self, from: Position, records: Result<Vec<Ready>, ReadError>, now: Millis) {
         match records {
-            Ok(records) if records.is_empty() => self.again_at = Some(now + AGAIN),
+            Ok(records) if records.is_empty() => self.retry_at = Some(now + RETRY_AFTER),
             Ok(records) => {
                 let mut expected = from;
                 for ready in records {
@@ -212,20 +212,20 @@ impl LaneWork {
                 }
                 self.read_through = expected;
                 if expected == from {
-                    self.again_at = Some(now + AGAIN);
+                    self.retry_at = Some(now + RETRY_AFTER);
                 }
             }
             Err(ReadError::Gone { position, .. }) => self.gone = Some(position.max(from)),
             Err(ReadError::Trouble(reason)) => {
-                tracing::warn!(lane = %self.lane, reason, "The outbox cannot be read now, it will be tried again");
-                self.again_at = Some(now + AGAIN);
+                tracing::warn!(lane = %self.lane, reason, "The outbox cannot be read now; the gateway retries");
+                self.retry_at = Some(now + RETRY_AFTER);
             }
         }
     }
 
     /// When something is due, at the latest.
     pub(super) fn deadline(&self) -> Option<Millis> {
-        [self.machine.deadline(), self.again_at].into_iter().flatten().min()
+        [self.machine.deadline(), self.retry_at].into_iter().flatten().min()
     }
 
     /// Records what the hub confirmed.
@@ -233,8 +233,8 @@ impl LaneWork {
         self.mark_chain = chain;
     }
 
-    pub(super) fn read_again(&self, from: Position, limits: (usize, usize)) {
-        self.reader.read_again(from, limits);
+    pub(super) fn read_for_resend(&self, from: Position, limits: (usize, usize)) {
+        self.reader.read_for_resend(from, limits);
     }
 
     pub(super) fn look_up_chain(&self, position: Position) {

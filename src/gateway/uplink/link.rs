@@ -6,7 +6,7 @@ use pgw_link::failure::Failure;
 use pgw_link::phase::Phase;
 use tokio::sync::watch;
 
-use crate::health::LinkSnapshot;
+use super::snapshot::LinkSnapshot;
 
 /// Whoever waits for news is woken for numbers at most this often, for changes of state at once.
 const EVERY: Duration = Duration::from_millis(250);

@@ -5,15 +5,15 @@ use pgw_link::phase::Phase;
 use tokio::time::Instant;
 
 use super::connection::Connection;
-use super::ledger::{Ledger, Ticket};
+use super::in_flight::{InFlight, Ticket};
 
 /// Publishes of the broker's Receive Maximum that are left to our own messages, if it is large enough.
-const OWN_SHARE: usize = 8;
+const ANNOUNCEMENT_SHARE: usize = 8;
 
 /// What belongs to one connection.
 pub(super) struct Live {
     pub(super) connection: Connection,
-    pub(super) ledger: Ledger,
+    pub(super) in_flight: InFlight,
     pub(super) heard: Instant,
     /// Last settled publish, or the first that was handed over with none before it.
     pub(super) settled: Instant,
@@ -29,10 +29,10 @@ pub(super) struct Live {
 impl Live {
     pub(super) fn new(connection: Connection) -> Self {
         let now = Instant::now();
-        let ledger = Ledger::default();
+        let in_flight = InFlight::default();
         Self {
             connection,
-            ledger,
+            in_flight,
             heard: now,
             settled: now,
             look: now,
@@ -44,21 +44,22 @@ impl Live {
 
     pub(super) fn may_send(&self) -> bool {
         let allowed = usize::from(self.connection.allowed.inflight.max(1));
-        self.ledger.transactions() < allowed - OWN_SHARE.min(allowed / 2)
-            && self.ledger.outstanding() < allowed
+        self.in_flight.transactions() < allowed - ANNOUNCEMENT_SHARE.min(allowed / 2)
+            && self.in_flight.outstanding() < allowed
     }
 
-    pub(super) fn may_speak(&self) -> bool {
+    pub(super) fn may_announce(&self) -> bool {
         let allowed = usize::from(self.connection.allowed.inflight.max(1));
-        self.ledger.outstanding() - self.ledger.transactions() < OWN_SHARE.min(allowed / 2).max(1)
-            && self.ledger.outstanding() < allowed
+        self.in_flight.outstanding() - self.in_flight.transactions()
+            < ANNOUNCEMENT_SHARE.min(allowed / 2).max(1)
+            && self.in_flight.outstanding() < allowed
     }
 
     pub(super) fn hand(&mut self, ticket: Ticket) {
-        if self.ledger.outstanding() == 0 {
+        if self.in_flight.outstanding() == 0 {
             self.settled = Instant::now();
         }
-        self.ledger.hand(ticket);
+        self.in_flight.hand(ticket);
     }
 
     pub(super) fn lose(&mut self, sentence: &str) {

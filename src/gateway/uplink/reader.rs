@@ -105,7 +105,7 @@ enum Question {
         round: u64,
     },
     /// Confirmed ones, for whoever wants them again.
-    Again {
+    Resend {
         from: Position,
         most: usize,
         most_bytes: usize,
@@ -120,7 +120,7 @@ enum Question {
 #[derive(Debug)]
 pub(super) enum Answer {
     Records { generation: u64, from: Position, records: Result<Vec<Ready>, ReadError> },
-    Again { from: Position, records: Result<Vec<Ready>, ReadError> },
+    Resend { from: Position, records: Result<Vec<Ready>, ReadError> },
     ChainAt { position: Position, chain: Option<ChainValue> },
     Renumbered(Result<Numbering, Refusal>),
 }
@@ -159,8 +159,8 @@ impl Reader {
         self.ask(Question::Records { generation, from, most, most_bytes, round });
     }
 
-    pub(super) fn read_again(&self, from: Position, (most, most_bytes): (usize, usize)) {
-        self.ask(Question::Again { from, most, most_bytes });
+    pub(super) fn read_for_resend(&self, from: Position, (most, most_bytes): (usize, usize)) {
+        self.ask(Question::Resend { from, most, most_bytes });
     }
 
     pub(super) fn chain_at(&self, position: Position) {
@@ -174,13 +174,13 @@ impl Reader {
     fn ask(&self, question: Question) {
         if self.questions.send(question).is_err() {
             tracing::error!(
-                "A lane's reader thread has ended, the lane stands until the gateway starts again"
+                "A lane's reader thread has ended; the lane is stalled until the gateway is restarted"
             );
         }
     }
 }
 
-/// A lane whose thread is gone would stand in silence: the process ends instead, and starts again.
+/// A lane whose thread is gone would stall in silence: the process ends instead, and starts again.
 struct TellsOfPanic {
     lane: Lane,
     told: mpsc::UnboundedSender<Lane>,
@@ -205,8 +205,8 @@ fn answer(outbox: &Outbox, lane: &Lane, topic: &Bytes, question: Question) -> An
         Question::Records { generation, from, most, most_bytes, round } => {
             Answer::Records { generation, from, records: read(from, most, most_bytes, round) }
         }
-        Question::Again { from, most, most_bytes } => {
-            Answer::Again { from, records: read(from, most, most_bytes, 0) }
+        Question::Resend { from, most, most_bytes } => {
+            Answer::Resend { from, records: read(from, most, most_bytes, 0) }
         }
         Question::ChainAt(position) => Answer::ChainAt { position, chain: outbox.chain_at(lane, position) },
         Question::NewEpoch { after } => Answer::Renumbered(outbox.new_epoch(lane, after)),

@@ -2,19 +2,16 @@
 //! connection before they replace the old (design section 10).
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
 
+use pgw_core::text::chain;
 use pgw_core::transaction::UnixMillis;
 use pgw_link::clock::TrustedClock;
 use pgw_link::failure::Failure;
 use pgw_link::phase::Phase;
-use pgw_link::tls::TlsFiles;
-use pgw_link::tls::{Identity, TlsError};
+use pgw_link::tls::{Identity, TlsError, TlsFiles};
+use pgw_link::watched::{FILES_INTERVAL, Stamp};
 use tokio::sync::watch;
 use tokio_rustls::rustls::ClientConfig;
-
-/// How often the files are looked at.
-const LOOK_EVERY: Duration = Duration::from_secs(30);
 
 /// The certificates in use, and those that would like to be.
 pub(super) struct Renewal {
@@ -24,10 +21,8 @@ pub(super) struct Renewal {
     current: Option<Loaded>,
     candidate: Option<Loaded>,
     /// The state of the files when they were last read.
-    seen: Option<Stamps>,
+    seen: Option<Stamp>,
 }
-
-type Stamps = [Option<(SystemTime, u64)>; 3];
 
 struct Loaded {
     config: Arc<ClientConfig>,
@@ -60,21 +55,21 @@ impl Renewal {
         let told = self.reload.has_changed().unwrap_or(false);
         self.reload.mark_unchanged();
         let (paths, clock) = (files.clone(), self.clock.clone());
-        let seen = self.seen.filter(|_| !told && self.current.is_some());
+        let seen = self.seen.clone().filter(|_| !told && self.current.is_some());
         let read = tokio::task::spawn_blocking(move || {
-            let stamps = stamps(&paths);
-            if seen == Some(stamps) {
+            let stamp = paths.stamp();
+            if seen.as_ref() == Some(&stamp) {
                 return None;
             }
             let loaded = Identity::load(&paths).and_then(|identity| {
                 let config = identity.client_config(clock)?;
                 Ok(Loaded { config, not_after: identity.facts().not_after })
             });
-            Some((stamps, loaded))
+            Some((stamp, loaded))
         });
         // A panic while reading is a matter for the next time.
-        let Ok(Some((stamps, loaded))) = read.await else { return Ok(()) };
-        self.seen = Some(stamps);
+        let Ok(Some((stamp, loaded))) = read.await else { return Ok(()) };
+        self.seen = Some(stamp);
         match loaded {
             Ok(loaded) => {
                 self.candidate = Some(loaded);
@@ -84,7 +79,7 @@ impl Renewal {
                 if self.current.is_some() {
                     tracing::error!(
                         reason = chain(&error),
-                        "The new certificates cannot be used, the old ones stay"
+                        "The new certificates cannot be used; the old ones stay in use"
                     );
                 }
                 Err(error)
@@ -102,7 +97,7 @@ impl Renewal {
             tracing::error!(
                 phase = failure.phase.as_str(),
                 reason = failure.sentence,
-                "The new certificates do not connect, the old ones stay"
+                "The new certificates do not connect; the old ones stay in use"
             );
             return true;
         }
@@ -128,7 +123,7 @@ impl Renewal {
         loop {
             let told = tokio::select! {
                 changed = self.reload.changed() => changed.is_ok(),
-                () = tokio::time::sleep(LOOK_EVERY) => false,
+                () = tokio::time::sleep(FILES_INTERVAL) => false,
             };
             if told {
                 self.seen = None;
@@ -139,27 +134,8 @@ impl Renewal {
             }
             if self.reload.has_changed().is_err() {
                 // Nobody can tell any more: look at the files only.
-                tokio::time::sleep(LOOK_EVERY).await;
+                tokio::time::sleep(FILES_INTERVAL).await;
             }
         }
     }
-}
-
-fn stamps(files: &TlsFiles) -> Stamps {
-    [&files.ca, &files.certificate, &files.key].map(|path| {
-        let metadata = std::fs::metadata(path).ok()?;
-        Some((metadata.modified().ok()?, metadata.len()))
-    })
-}
-
-/// An error with its causes, in one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
 }

@@ -6,17 +6,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pgw_core::delivery::Nonce;
-use pgw_core::transaction::{rfc3339, unix_millis_now};
+use pgw_core::transaction::{Lane, rfc3339, unix_millis_now};
 use pgw_core::wire::presence::Status;
 use pgw_core::wire::to_json;
 use pgw_core::wire::topic::{HUB_STATUS_FILTER, NOTICE, Root};
-use pgw_link::backoff::Backoff;
+use pgw_link::backoff::{Backoff, random_bits};
 use pgw_link::clock::TrustedClock;
+use pgw_link::connect::{Plan, connect};
 use pgw_link::failure::Failure;
 use pgw_link::phase::Phase;
-use pgw_link::state_file;
+use pgw_link::session::ConnectOptions;
+use pgw_link::state_file::SessionCounter;
 use pgw_outbox::Outbox;
-use ring::rand::{SecureRandom as _, SystemRandom};
 use rumqttc::v5::mqttbytes::QoS;
 use rumqttc::v5::mqttbytes::v5::LastWill;
 use tokio::sync::{Notify, mpsc, watch};
@@ -24,25 +25,25 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 
 use super::UplinkError;
-use super::connection::{Connection, Plan};
+use super::announcements::Announcements;
+use super::connection::Connection;
 use super::driver::{Driver, Left};
-use super::inbound::Ears;
 use super::lane::LaneWork;
 use super::link::LinkReport;
-use super::notable::Refused;
 use super::orders::Ordered;
-use super::own::OwnMessages;
 use super::probe::Prober;
-use super::reader::Reader;
+use super::reader::{Answer, Reader};
+use super::refusal::Ignored;
 use super::renewal::Renewal;
 use super::resend::Resends;
-use super::settings::Settings;
-use crate::health::{LinkSnapshot, Reports};
+use super::settings::UplinkSettings;
+use super::snapshot::{LinkSnapshot, Reports};
+use super::verifier::Verifier;
 
 /// A clean end may take this long.
 const FAREWELL: Duration = Duration::from_secs(2);
 /// That another box is at work is said at most this often: two of them end each other's connections for days.
-const TWIN_EVERY: Duration = Duration::from_secs(60);
+const DUPLICATE_EVERY: Duration = Duration::from_secs(60);
 
 /// Runs the uplink until `shutdown` says true. Links may fail as they like: only what no connection can mend is
 /// an error.
@@ -52,7 +53,7 @@ const TWIN_EVERY: Duration = Duration::from_secs(60);
 /// # Errors
 /// [`UplinkError`]: a lane that the outbox does not know, no threads, no randomness.
 pub async fn run(
-    settings: Settings,
+    settings: UplinkSettings,
     outbox: Outbox,
     link: watch::Sender<LinkSnapshot>,
     reports: Reports,
@@ -67,46 +68,23 @@ pub async fn run(
     let clock = TrustedClock::open(&settings.state_directory);
     let (answers_sender, answers) = mpsc::unbounded_channel();
     let (panicked_sender, mut panicked) = mpsc::unbounded_channel();
-    let mut lanes = Vec::with_capacity(settings.lanes.len());
-    for (index, lane) in settings.lanes.iter().enumerate() {
-        let topic = root.transactions(lane);
-        let reader = Reader::start(
-            outbox.clone(),
-            lane.clone(),
-            index,
-            topic,
-            answers_sender.clone(),
-            panicked_sender.clone(),
-        )
-        .map_err(UplinkError::Thread)?;
-        lanes.push(
-            LaneWork::new(lane.clone(), root.position(lane), settings.delivery.clone(), &outbox, reader)
-                .map_err(|_| UplinkError::UnknownLane(lane.clone()))?,
-        );
-    }
+    let lanes = lanes(&settings, &root, &outbox, &answers_sender, &panicked_sender)?;
     let tails = Arc::new(Notify::new());
-    let mut bells = JoinSet::new();
-    for lane in &lanes {
-        let (mut tail, tails) = (lane.tail(), tails.clone());
-        bells.spawn(async move {
-            while tail.changed().await.is_ok() {
-                tails.notify_one();
-            }
-        });
-    }
+    // Dropped with this function, and with it the tasks.
+    let _bells = bells(&lanes, &tails);
     let mut driver = Driver {
         outbox,
         lanes,
         answers,
         tails,
         orders,
-        ears: Ears {
+        verifier: Verifier {
             practice: settings.practice.clone(),
             gateway: settings.gateway.clone(),
             lanes: settings.lanes.clone(),
             hubs: settings.hubs.clone(),
         },
-        own: OwnMessages::new(root.clone()),
+        announcements: Announcements::new(root.clone()),
         root,
         reports,
         link: LinkReport::new(link),
@@ -114,7 +92,7 @@ pub async fn run(
         backoff: Backoff::new(settings.reconnect),
         started: Instant::now(),
         keep_alive: settings.keep_alive,
-        refused: Refused::default(),
+        ignored: Ignored::default(),
         probe: Prober::default(),
         resends: Resends::default(),
     };
@@ -123,7 +101,8 @@ pub async fn run(
         renewal: Renewal::new(settings.tls.clone(), clock, reload),
         known: vec![Vec::new(); settings.upstreams.len()],
         said: vec![String::new(); settings.upstreams.len()],
-        twin_said: None,
+        duplicate_said: None,
+        counter: SessionCounter::new(&settings.state_directory),
         settings,
         driver,
         upstream: 0,
@@ -135,8 +114,41 @@ pub async fn run(
     }
 }
 
+/// A machine and a reader thread for each lane.
+fn lanes(
+    settings: &UplinkSettings,
+    root: &Root,
+    outbox: &Outbox,
+    answers: &mpsc::UnboundedSender<(usize, Answer)>,
+    panicked: &mpsc::UnboundedSender<Lane>,
+) -> Result<Vec<LaneWork>, UplinkError> {
+    let make = |(index, lane): (usize, &Lane)| {
+        let topic = root.transactions(lane);
+        let reader =
+            Reader::start(outbox.clone(), lane.clone(), index, topic, answers.clone(), panicked.clone())
+                .map_err(UplinkError::Thread)?;
+        LaneWork::new(lane.clone(), root.position(lane), settings.delivery.clone(), outbox, reader)
+            .map_err(|_| UplinkError::UnknownLane(lane.clone()))
+    };
+    settings.lanes.iter().enumerate().map(make).collect()
+}
+
+/// One task a lane, which wakes the driver when its tail grows.
+fn bells(lanes: &[LaneWork], tails: &Arc<Notify>) -> JoinSet<()> {
+    let mut bells = JoinSet::new();
+    for lane in lanes {
+        let (mut tail, tails) = (lane.tail(), tails.clone());
+        bells.spawn(async move {
+            while tail.changed().await.is_ok() {
+                tails.notify_one();
+            }
+        });
+    }
+    bells
+}
+
 struct Uplink {
-    settings: Settings,
+    settings: UplinkSettings,
     driver: Driver,
     renewal: Renewal,
     /// Addresses of each upstream, from its last successful look-up.
@@ -145,8 +157,10 @@ struct Uplink {
     upstream: usize,
     /// What was last logged of each upstream.
     said: Vec<String>,
-    twin_said: Option<Instant>,
-    /// The last session used, should the file fail.
+    /// When the alarm about another box was last raised.
+    duplicate_said: Option<Instant>,
+    counter: SessionCounter,
+    /// The present session.
     session: u64,
 }
 
@@ -155,7 +169,7 @@ impl Uplink {
         let mut at_once = false;
         while !stopping(shutdown) {
             if !at_once {
-                let delay = Duration::from_millis(self.driver.backoff.delay(random()?));
+                let delay = Duration::from_millis(self.driver.backoff.delay(random_bits()));
                 tracing::debug!(delay_seconds = delay.as_secs_f32(), "Waiting before the next connection");
                 let none = mpsc::unbounded_channel().1;
                 let Some(()) = meanwhile(&mut self.driver, none, "", sleep(delay), shutdown).await else {
@@ -209,22 +223,28 @@ impl Uplink {
             let root = Root::new(&settings.practice, &settings.gateway);
             let mut filters = root.gateway_filters();
             filters.extend([NOTICE.to_owned(), HUB_STATUS_FILTER.to_owned()]);
+            let options = ConnectOptions {
+                client_id: format!("{}.{}", settings.practice, settings.gateway),
+                will: LastWill::new(root.plain("status"), to_json(&will), QoS::AtLeastOnce, true, None),
+                keep_alive: settings.keep_alive,
+                inflight: settings.inflight,
+                receive_maximum: settings.inflight,
+                maximum_packet_bytes: settings.max_incoming_packet_bytes,
+            };
             let plan = Plan {
                 upstream,
                 known,
                 tls: renewal.config().await?,
-                client_id: format!("{}.{}", settings.practice, settings.gateway),
-                will: LastWill::new(root.plain("status"), to_json(&will), QoS::AtLeastOnce, true, None),
+                options,
                 filters,
-                keep_alive: settings.keep_alive,
                 phase_timeout: settings.phase_timeout,
-                inflight: settings.inflight,
-                max_incoming_packet_bytes: settings.max_incoming_packet_bytes,
+                // Bundles are bounded by what may be outstanding, so that handing over never waits.
+                queue: usize::from(settings.inflight) + 64,
             };
-            Connection::open(plan, |phase| {
+            let connected = connect(plan, |phase| {
                 let _ = phases.send(phase);
-            })
-            .await
+            });
+            connected.await.map(Connection::start)
         };
         meanwhile(&mut self.driver, told, &name, attempt, shutdown).await
     }
@@ -241,10 +261,10 @@ impl Uplink {
             info.certificate_expires = rfc3339(expires);
         }
         info.time = rfc3339(unix_millis_now());
-        self.driver.own.reset();
-        self.driver.own.say_status("online", session, "connected");
+        self.driver.announcements.reset();
+        self.driver.announcements.enqueue_status("online", session, "connected");
         let topic = self.driver.root.plain("info");
-        self.driver.own.say("info", topic, true, to_json(&info));
+        self.driver.announcements.enqueue("info", topic, true, to_json(&info));
     }
 
     /// Down is said once, and again only when the reason changes: attempts repeat for weeks.
@@ -257,28 +277,17 @@ impl Uplink {
             tracing::warn!(phase, reason, %upstream, "The link is down");
         }
         link.down(failure);
-        if failure.twin && self.twin_said.is_none_or(|at| at.elapsed() >= TWIN_EVERY) {
-            self.twin_said = Some(Instant::now());
+        if failure.duplicate_instance && self.duplicate_said.is_none_or(|at| at.elapsed() >= DUPLICATE_EVERY)
+        {
+            self.duplicate_said = Some(Instant::now());
             tracing::error!("Another box has connected as this gateway");
-            let detail = "another box has connected as this gateway, which ended this one's connection: is the store on two boxes?";
-            self.driver.own.event("alarm", "twin", "", detail.to_owned());
+            let detail = "another box connected as this gateway and ended this one's connection: does the store run on two boxes?";
+            self.driver.announcements.event("alarm", "twin", "", detail.to_owned());
         }
     }
 
     async fn next_session(&mut self) {
-        let directory = self.settings.state_directory.clone();
-        let least = self.session + 1;
-        let next = tokio::task::spawn_blocking(move || {
-            state_file::next_session(&directory, least, unix_millis_now() / 1_000)
-        });
-        self.session = match next.await {
-            Ok(Ok(session)) => session,
-            Ok(Err(error)) => {
-                tracing::error!(%error, "The session counter cannot be kept, a late will may override our status");
-                least
-            }
-            Err(_) => least,
-        };
+        self.session = self.counter.next().await;
         self.driver.link.now.session = self.session;
     }
 
@@ -309,7 +318,7 @@ async fn meanwhile<T>(
             done = &mut what => return Some(done),
             _ = shutdown.wait_for(|stop| *stop) => return None,
             Some(phase) = phases.recv() => driver.link.phase(phase, upstream),
-            Some(event) = driver.reports.events.recv() => driver.own.push_event(event),
+            Some(event) = driver.reports.events.recv() => driver.announcements.push_event(event),
             Some((lane, answer)) = driver.answers.recv() => driver.answer(lane, answer),
             Some(order) = driver.orders.0.recv() => driver.obey(order),
         }
@@ -321,12 +330,6 @@ fn stopping(shutdown: &watch::Receiver<bool>) -> bool {
     *shutdown.borrow() || shutdown.has_changed().is_err()
 }
 
-fn random() -> Result<u64, UplinkError> {
-    nonce().map(|bytes| u64::from_ne_bytes(std::array::from_fn(|index| bytes[index])))
-}
-
 fn nonce() -> Result<Nonce, UplinkError> {
-    let mut bytes = [0; 16];
-    SystemRandom::new().fill(&mut bytes).map_err(|_| UplinkError::Randomness)?;
-    Ok(bytes)
+    pgw_durable::random().map_err(UplinkError::Randomness)
 }

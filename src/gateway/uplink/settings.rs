@@ -8,12 +8,12 @@ use pgw_core::transaction::{Gateway, Hub, Lane, Practice};
 use pgw_core::wire::presence::Info;
 use pgw_core::wire::signature::PublicKey;
 use pgw_host::config::Upstream;
-use pgw_link::backoff;
+use pgw_link::backoff::BackoffLimits;
 use pgw_link::tls::TlsFiles;
 
 /// What the uplink is told by the configuration.
 #[derive(Debug, Clone)]
-pub struct Settings {
+pub struct UplinkSettings {
     /// First half of the topic root and of the certificate's common name.
     pub practice: Practice,
     /// Second half.
@@ -39,7 +39,7 @@ pub struct Settings {
     /// What every lane's machine is told.
     pub delivery: delivery::Limits,
     /// When to try again: full jitter from the first attempt on.
-    pub reconnect: backoff::Settings,
+    pub reconnect: BackoffLimits,
     /// `info`, published at each connect; the uplink fills in the time and the certificate's end.
     pub info: Info,
 }

@@ -9,7 +9,7 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use pgw_bundle::bundle::Writer;
 use pgw_bundle::keys::Recipient;
 use pgw_bundle::receipts;
-use pgw_bundle::seal::Sealing;
+use pgw_bundle::seal::Encryptor;
 use pgw_core::transaction::{Gateway, Lane, Position, Practice};
 use pgw_outbox::Released;
 
@@ -83,7 +83,7 @@ pub(super) fn export<K: Kept>(
     };
     let write = || -> Result<_, ExportError> {
         let pieces = Pieces { say: &say, held: Vec::with_capacity(PIECE_BYTES) };
-        let sealing = Sealing::new(pieces, recipients).map_err(io::Error::other)?;
+        let sealing = Encryptor::new(pieces, recipients).map_err(io::Error::other)?;
         let mut writer = Writer::new(sealing, export::owner(practice, gateway))?;
         let exported = export::export(kept, &lanes, from, &mut writer, &mut |lane, position, tail| {
             (say.borrow_mut())(Reply::Progress { lane: lane.clone(), position, tail })
@@ -125,7 +125,7 @@ pub(super) async fn receipt<K: Kept>(kept: &K, orders: Option<&Orders>, line: re
     let Some(orders) = orders else { return failed("there is no uplink".to_owned()) };
     let (lane, position) = match orders.receipt(line).await {
         Ok(heard) => heard,
-        Err(reason) => return failed(reason),
+        Err(error) => return failed(error.to_string()),
     };
     let confirmed = || kept.mark(&lane).map_or(0, |mark| mark.position);
     let wait = async {
@@ -156,7 +156,7 @@ pub(super) async fn void<K: Kept>(
     };
     if let (true, Some(orders)) = (act, &shared.orders) {
         // It is durable; an uplink that has ended finds it when it starts again.
-        let _ = orders.again(lane.clone()).await;
+        let _ = orders.retry_head(lane.clone()).await;
     }
     Reply::Released { lane, from, through, previous, chain }
 }
@@ -164,7 +164,7 @@ pub(super) async fn void<K: Kept>(
 /// Has a head that stands tried again.
 pub(super) async fn again(orders: Option<&Orders>, lane: Lane) -> Reply {
     let done = match orders {
-        Some(orders) => orders.again(lane).await,
+        Some(orders) => orders.retry_head(lane).await.map_err(|error| error.to_string()),
         None => Err("there is no uplink".to_owned()),
     };
     done.map_or_else(|reason| Reply::Failed { reason }, |()| Reply::End {})

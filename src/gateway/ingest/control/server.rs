@@ -22,7 +22,7 @@ use crate::ingest::control::carried;
 use crate::ingest::control::kept::Kept;
 use crate::ingest::control::{LINE_BYTES, Receipt, Reply, Request, quarantined};
 use crate::ingest::{Budget, Counters, count};
-use crate::uplink::{Again, Orders, Resent};
+use crate::uplink::{Orders, ResendProgress, Resent};
 
 /// Most clients at once.
 const MAX_CLIENTS: usize = 16;
@@ -293,7 +293,7 @@ impl<K: Kept> Client<K> {
     async fn resend(&mut self, lane: Lane, range: (Position, Position)) -> io::Result<()> {
         let failed = |reason: &str| Reply::Failed { reason: reason.to_owned() };
         let told = match self.shared.orders.clone() {
-            Some(orders) => orders.resend(lane.clone(), range).await,
+            Some(orders) => orders.resend(lane.clone(), range).await.map_err(|error| error.to_string()),
             None => Err("there is no uplink".to_owned()),
         };
         let mut told = match told {
@@ -304,7 +304,7 @@ impl<K: Kept> Client<K> {
             let gone = timeout(PROGRESS, told.wait_for(|again| again.ended.is_some()))
                 .await
                 .is_ok_and(|ended| ended.is_err());
-            let Again { arrived, ended } = told.borrow().clone();
+            let ResendProgress { arrived, ended } = told.borrow().clone();
             let reply = match ended {
                 Some(Ok(Resent { count, missing, unheard })) => {
                     Reply::Resent { lane: lane.clone(), count, missing, unheard }

@@ -15,7 +15,7 @@ pub(super) enum Ticket {
         position: Position,
     },
     /// A confirmed transaction that was wanted again: its position.
-    Again(Position),
+    Resend(Position),
     /// Status, health, info, an event, a position question: named for the log.
     Control(&'static str),
 }
@@ -28,7 +28,7 @@ impl Ticket {
 
 /// The publishes of one connection, oldest first. It dies with its connection.
 #[derive(Debug, Default)]
-pub(super) struct Ledger {
+pub(super) struct InFlight {
     /// Handed to rumqttc, not written yet.
     handed: VecDeque<Ticket>,
     written: VecDeque<Written>,
@@ -47,7 +47,7 @@ struct Written {
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct OutOfStep;
 
-impl Ledger {
+impl InFlight {
     /// Handed over, in this order.
     pub(super) fn hand(&mut self, ticket: Ticket) {
         self.transactions += usize::from(ticket.is_transaction());
@@ -103,54 +103,54 @@ mod tests {
     }
 
     fn acknowledge(
-        ledger: &mut Ledger,
+        in_flight: &mut InFlight,
         packet: u16,
         outcome: Result<(), u8>,
     ) -> Vec<(Ticket, Result<(), u8>)> {
         let mut settled = Vec::new();
-        ledger.acknowledged(packet, outcome, |ticket, outcome| settled.push((ticket, outcome))).unwrap();
+        in_flight.acknowledged(packet, outcome, |ticket, outcome| settled.push((ticket, outcome))).unwrap();
         settled
     }
 
     #[test]
     fn only_the_contiguous_prefix_is_settled_in_the_order_of_sending() {
-        let mut ledger = Ledger::default();
-        ledger.hand(Ticket::Control("status"));
+        let mut in_flight = InFlight::default();
+        in_flight.hand(Ticket::Control("status"));
         for position in 1..=3 {
-            ledger.hand(transaction(position));
+            in_flight.hand(transaction(position));
         }
         for packet in [7, 8, 1, 2] {
-            ledger.written(packet).unwrap();
+            in_flight.written(packet).unwrap();
         }
-        assert_eq!(acknowledge(&mut ledger, 1, Ok(())), []);
-        assert_eq!(acknowledge(&mut ledger, 8, Err(0x87)), []);
-        assert_eq!((ledger.outstanding(), ledger.transactions()), (4, 3));
+        assert_eq!(acknowledge(&mut in_flight, 1, Ok(())), []);
+        assert_eq!(acknowledge(&mut in_flight, 8, Err(0x87)), []);
+        assert_eq!((in_flight.outstanding(), in_flight.transactions()), (4, 3));
         assert_eq!(
-            acknowledge(&mut ledger, 7, Ok(())),
+            acknowledge(&mut in_flight, 7, Ok(())),
             [(Ticket::Control("status"), Ok(())), (transaction(1), Err(0x87)), (transaction(2), Ok(()))]
         );
-        assert_eq!((ledger.outstanding(), ledger.transactions()), (1, 1));
+        assert_eq!((in_flight.outstanding(), in_flight.transactions()), (1, 1));
     }
 
     #[test]
     fn a_packet_identifier_that_comes_again_names_the_younger_one() {
-        let mut ledger = Ledger::default();
+        let mut in_flight = InFlight::default();
         for position in 1..=2 {
-            ledger.hand(transaction(position));
+            in_flight.hand(transaction(position));
         }
-        ledger.written(1).unwrap();
-        assert_eq!(acknowledge(&mut ledger, 1, Ok(())), [(transaction(1), Ok(()))]);
-        ledger.written(1).unwrap();
-        assert_eq!(acknowledge(&mut ledger, 1, Ok(())), [(transaction(2), Ok(()))]);
+        in_flight.written(1).unwrap();
+        assert_eq!(acknowledge(&mut in_flight, 1, Ok(())), [(transaction(1), Ok(()))]);
+        in_flight.written(1).unwrap();
+        assert_eq!(acknowledge(&mut in_flight, 1, Ok(())), [(transaction(2), Ok(()))]);
     }
 
     #[test]
     fn what_was_never_sent_cannot_be_acknowledged() {
-        let mut ledger = Ledger::default();
-        assert_eq!(ledger.written(1), Err(OutOfStep));
-        ledger.hand(transaction(1));
-        assert_eq!(ledger.acknowledged(1, Ok(()), |_, _| ()), Err(OutOfStep));
-        ledger.written(1).unwrap();
-        assert_eq!(ledger.acknowledged(2, Ok(()), |_, _| ()), Err(OutOfStep));
+        let mut in_flight = InFlight::default();
+        assert_eq!(in_flight.written(1), Err(OutOfStep));
+        in_flight.hand(transaction(1));
+        assert_eq!(in_flight.acknowledged(1, Ok(()), |_, _| ()), Err(OutOfStep));
+        in_flight.written(1).unwrap();
+        assert_eq!(in_flight.acknowledged(2, Ok(()), |_, _| ()), Err(OutOfStep));
     }
 }

@@ -1,9 +1,11 @@
-//! What the uplink says of itself, published through a `tokio::sync::watch` channel.
+//! What the uplink and health tell each other: how the link is, and what is to be published upstream.
 
 use std::time::{Duration, Instant};
 
 use pgw_core::transaction::UnixMillis;
+use pgw_core::wire::presence::Event;
 use pgw_link::phase::Phase;
+use tokio::sync::{mpsc, watch};
 
 /// The link as the uplink sees it. The sender replaces it whole; nobody waits for anybody.
 #[derive(Debug, Clone, PartialEq)]
@@ -59,4 +61,13 @@ impl LinkSnapshot {
             certificate_expires: None,
         }
     }
+}
+
+/// What health has to say upstream: taken and published by the uplink.
+pub struct Reports {
+    /// The newest `health` payload (JSON, at most 1 KiB): publish it at each connect and each change, retained.
+    /// Empty before the first.
+    pub health: watch::Receiver<Vec<u8>>,
+    /// Events in order, bounded: while the link is down for long, further ones are in the log only.
+    pub events: mpsc::Receiver<Event>,
 }

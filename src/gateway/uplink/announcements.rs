@@ -15,18 +15,18 @@ const EVENTS: usize = 256;
 /// One message, ready.
 #[derive(Debug)]
 pub(super) struct Message {
-    /// Its name in the ledger and the log.
+    /// Its name in flight and in the log.
     pub(super) name: &'static str,
     pub(super) topic: String,
     pub(super) retain: bool,
     pub(super) payload: Bytes,
 }
 
-/// Name of an event in the ledger: its PUBACK takes it off the list.
+/// Name of an event in flight: its PUBACK takes it off the list.
 pub(super) const EVENT: &str = "event";
 
 /// What is to be said.
-pub(super) struct OwnMessages {
+pub(super) struct Announcements {
     root: Root,
     /// For this connection only.
     queue: VecDeque<Message>,
@@ -35,7 +35,7 @@ pub(super) struct OwnMessages {
     events_sent: usize,
 }
 
-impl OwnMessages {
+impl Announcements {
     pub(super) fn new(root: Root) -> Self {
         Self { root, queue: VecDeque::new(), events: VecDeque::new(), events_sent: 0 }
     }
@@ -47,7 +47,7 @@ impl OwnMessages {
     }
 
     /// Something retained, or a question: said once, before any event.
-    pub(super) fn say(&mut self, name: &'static str, topic: String, retain: bool, payload: Vec<u8>) {
+    pub(super) fn enqueue(&mut self, name: &'static str, topic: String, retain: bool, payload: Vec<u8>) {
         // Only the newest state counts: an older one that has not gone yet is replaced.
         if retain {
             self.queue.retain(|message| message.topic != topic);
@@ -56,10 +56,10 @@ impl OwnMessages {
     }
 
     /// The gateway's status.
-    pub(super) fn say_status(&mut self, status: &str, session: u64, reason: &str) {
+    pub(super) fn enqueue_status(&mut self, status: &str, session: u64, reason: &str) {
         let status = Status::new(status, session, reason, rfc3339(unix_millis_now()));
         let topic = self.root.plain("status");
-        self.say("status", topic, true, to_json(&status));
+        self.enqueue("status", topic, true, to_json(&status));
     }
 
     /// An event to be sent at least once.
@@ -108,11 +108,11 @@ mod tests {
     use super::*;
     use pgw_core::transaction::{Gateway, Practice};
 
-    fn messages() -> OwnMessages {
-        OwnMessages::new(Root::new(&Practice::new("B86022").unwrap(), &Gateway::new("gw1").unwrap()))
+    fn messages() -> Announcements {
+        Announcements::new(Root::new(&Practice::new("B86022").unwrap(), &Gateway::new("gw1").unwrap()))
     }
 
-    fn drain(messages: &mut OwnMessages) -> Vec<String> {
+    fn drain(messages: &mut Announcements) -> Vec<String> {
         std::iter::from_fn(|| messages.next())
             .map(|message| {
                 let text = String::from_utf8(message.payload.to_vec()).unwrap();
@@ -138,8 +138,8 @@ mod tests {
     #[test]
     fn only_the_newest_retained_state_is_said() {
         let mut messages = messages();
-        messages.say("health", "h".into(), true, b"old".to_vec());
-        messages.say("health", "h".into(), true, b"new".to_vec());
+        messages.enqueue("health", "h".into(), true, b"old".to_vec());
+        messages.enqueue("health", "h".into(), true, b"new".to_vec());
         assert_eq!(drain(&mut messages), ["new"]);
     }
 }

@@ -13,17 +13,17 @@ use rumqttc::v5::mqttbytes::v5::Publish;
 
 use super::settings::PinnedHub;
 
-/// Whom we listen to.
-pub(super) struct Ears {
+/// The gateway's identity and the hubs whose messages it accepts.
+pub(super) struct Verifier {
     pub(super) practice: Practice,
     pub(super) gateway: Gateway,
     pub(super) lanes: Vec<Lane>,
     pub(super) hubs: Vec<PinnedHub>,
 }
 
-/// What came, found to be in order.
+/// A message that was verified and parsed.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Heard {
+pub(super) enum Inbound {
     /// A verified receipt for a lane (by index), and the hub's time in it, seconds since the epoch.
     Receipt { lane: usize, receipt: delivery::Receipt, seconds: u64 },
     /// The hub missed something. Not signed: it can only hurry, never confirm.
@@ -38,34 +38,39 @@ pub(super) enum Heard {
     Other,
 }
 
-/// Why something was not obeyed.
-#[derive(Debug, PartialEq, Eq, thiserror::Error)]
-pub(super) enum Unheard {
+/// Why a message was rejected.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Rejected {
+    /// It cannot be parsed, or its signature is not the hub's.
     #[error(transparent)]
     Wire(#[from] WireError),
+    /// Its topic names a hub without a pinned key.
     #[error("the hub in the topic is not configured")]
     UnknownHub,
+    /// Its topic names a lane that this gateway does not have.
     #[error("the lane in the topic is not configured")]
     UnknownLane,
-    #[error("it is for another gateway")]
+    /// Its topic names another practice or gateway.
+    #[error("the message is for another gateway")]
     OtherGateway,
+    /// Its topic and its payload disagree.
     #[error("the payload names another hub than the topic")]
     OtherHub,
 }
 
-impl Ears {
-    /// Judges a publish.
-    pub(super) fn hear(&self, publish: &Publish) -> Result<Heard, Unheard> {
+impl Verifier {
+    /// Verifies and parses a publish.
+    pub(super) fn verify(&self, publish: &Publish) -> Result<Inbound, Rejected> {
         let text = std::str::from_utf8(&publish.topic).map_err(|_| WireError::Topic)?;
         let kind = match Topic::parse(text)? {
             Topic::Gateway { practice, gateway, kind } => {
                 if practice != self.practice || gateway != self.gateway {
-                    return Err(Unheard::OtherGateway);
+                    return Err(Rejected::OtherGateway);
                 }
                 kind
             }
             Topic::HubStatus(hub) => return self.hub_status(hub, &publish.payload),
-            Topic::Notice => return Ok(Heard::Other),
+            Topic::Notice => return Ok(Inbound::Other),
         };
         match kind {
             Kind::Receipt(hub, lane) => self.receipt(&hub, &lane, text, publish),
@@ -73,7 +78,7 @@ impl Ears {
                 self.hub(&hub)?;
                 let gap: receipt::Gap = wire::from_json(&publish.payload)?;
                 let lane = self.lane(&lane)?;
-                Ok(Heard::Gap { lane, epoch: gap.epoch, expected: gap.expected, round: gap.round })
+                Ok(Inbound::Gap { lane, epoch: gap.epoch, expected: gap.expected, round: gap.round })
             }
             Kind::ProbeReply => {
                 // The topic names no hub: any of those that we know may have answered.
@@ -82,26 +87,26 @@ impl Ears {
                 if !self.hubs.iter().any(known) {
                     return Err(WireError::Signature.into());
                 }
-                Ok(Heard::ProbeReply(wire::from_json::<Probe>(&publish.payload)?.id))
+                Ok(Inbound::ProbeReply(wire::from_json::<Probe>(&publish.payload)?.id))
             }
             Kind::Command => {
                 // Whose it says it is decides whose key must have signed it.
                 let command: Command = wire::from_json(&publish.payload)?;
                 let hub = self.hub(&command.hub)?;
                 self.hubs[hub].key.verify(text, &publish.payload, signature_of(publish))?;
-                Ok(Heard::Command(command))
+                Ok(Inbound::Command(command))
             }
-            _ => Ok(Heard::Other),
+            _ => Ok(Inbound::Other),
         }
     }
 
-    fn receipt(&self, hub: &Hub, lane: &Lane, topic: &str, publish: &Publish) -> Result<Heard, Unheard> {
+    fn receipt(&self, hub: &Hub, lane: &Lane, topic: &str, publish: &Publish) -> Result<Inbound, Rejected> {
         let index = self.hub(hub)?;
         let lane = self.lane(lane)?;
         self.hubs[index].key.verify(topic, &publish.payload, signature_of(publish))?;
         let body: receipt::Receipt = wire::from_json(&publish.payload)?;
         if body.hub != *hub {
-            return Err(Unheard::OtherHub);
+            return Err(Rejected::OtherHub);
         }
         let nonce = match &body.nonce {
             Some(text) => Some(nonce_bytes(text).ok_or(WireError::Malformed("nonce"))?),
@@ -124,23 +129,23 @@ impl Ears {
             backed_up_through: body.backed_up_through,
             nonce,
         };
-        Ok(Heard::Receipt { lane, receipt, seconds: seconds(&body.time) })
+        Ok(Inbound::Receipt { lane, receipt, seconds: seconds(&body.time) })
     }
 
-    fn hub_status(&self, hub: Hub, payload: &[u8]) -> Result<Heard, Unheard> {
+    fn hub_status(&self, hub: Hub, payload: &[u8]) -> Result<Inbound, Rejected> {
         if self.hub(&hub).is_err() {
-            return Ok(Heard::Other);
+            return Ok(Inbound::Other);
         }
         let status: Status = wire::from_json(payload)?;
-        Ok(Heard::HubStatus { hub, online: status.up == 1 })
+        Ok(Inbound::HubStatus { hub, online: status.up == 1 })
     }
 
-    fn hub(&self, hub: &Hub) -> Result<usize, Unheard> {
-        self.hubs.iter().position(|pinned| pinned.hub == *hub).ok_or(Unheard::UnknownHub)
+    fn hub(&self, hub: &Hub) -> Result<usize, Rejected> {
+        self.hubs.iter().position(|pinned| pinned.hub == *hub).ok_or(Rejected::UnknownHub)
     }
 
-    fn lane(&self, lane: &Lane) -> Result<usize, Unheard> {
-        self.lanes.iter().position(|known| known == lane).ok_or(Unheard::UnknownLane)
+    fn lane(&self, lane: &Lane) -> Result<usize, Rejected> {
+        self.lanes.iter().position(|known| known == lane).ok_or(Rejected::UnknownLane)
     }
 }
 
@@ -174,8 +179,8 @@ mod tests {
         SigningKey::from_pkcs8(&SigningKey::generate().unwrap()).unwrap()
     }
 
-    fn ears(key: &SigningKey) -> Ears {
-        Ears {
+    fn verifier(key: &SigningKey) -> Verifier {
+        Verifier {
             practice: Practice::new("B86022").unwrap(),
             gateway: Gateway::new("gw1").unwrap(),
             lanes: vec![Lane::new("urgent").unwrap(), Lane::new("clinical").unwrap()],
@@ -217,8 +222,8 @@ mod tests {
     #[test]
     fn a_hubs_own_receipt_is_heard() {
         let key = key();
-        let Ok(Heard::Receipt { lane, receipt, seconds }) =
-            ears(&key).hear(&signed(&key, TOPIC, &receipt("hub1")))
+        let Ok(Inbound::Receipt { lane, receipt, seconds }) =
+            verifier(&key).verify(&signed(&key, TOPIC, &receipt("hub1")))
         else {
             panic!("not heard");
         };
@@ -231,43 +236,43 @@ mod tests {
     #[test]
     fn nothing_forged_moved_or_foreign_is_obeyed() {
         let (key, other) = (key(), key());
-        let ears = ears(&key);
+        let verifier = verifier(&key);
         let good = receipt("hub1");
         let payload = wire::to_json(&good);
-        let hear = |publish: Publish| ears.hear(&publish).unwrap_err();
+        let hear = |publish: Publish| verifier.verify(&publish).unwrap_err();
 
-        assert_eq!(hear(publish(TOPIC, payload.clone(), None)), Unheard::Wire(WireError::Signature));
-        assert_eq!(hear(signed(&other, TOPIC, &good)), Unheard::Wire(WireError::Signature));
+        assert_eq!(hear(publish(TOPIC, payload.clone(), None)), Rejected::Wire(WireError::Signature));
+        assert_eq!(hear(signed(&other, TOPIC, &good)), Rejected::Wire(WireError::Signature));
         let moved = publish(
             "pgw/v1/B86022/gw1/receipt/hub1/urgent",
             payload.clone(),
             Some(key.sign(TOPIC, &payload)),
         );
-        assert_eq!(hear(moved), Unheard::Wire(WireError::Signature));
-        assert_eq!(hear(signed(&key, TOPIC, &receipt("hub2"))), Unheard::OtherHub);
+        assert_eq!(hear(moved), Rejected::Wire(WireError::Signature));
+        assert_eq!(hear(signed(&key, TOPIC, &receipt("hub2"))), Rejected::OtherHub);
         let topic = "pgw/v1/B86022/gw1/receipt/hub2/clinical";
-        assert_eq!(hear(signed(&key, topic, &receipt("hub2"))), Unheard::UnknownHub);
+        assert_eq!(hear(signed(&key, topic, &receipt("hub2"))), Rejected::UnknownHub);
         let topic = "pgw/v1/B86022/gw2/receipt/hub1/clinical";
-        assert_eq!(hear(signed(&key, topic, &good)), Unheard::OtherGateway);
+        assert_eq!(hear(signed(&key, topic, &good)), Rejected::OtherGateway);
         let topic = "pgw/v1/B86022/gw1/receipt/hub1/unknown";
-        assert_eq!(hear(signed(&key, topic, &good)), Unheard::UnknownLane);
+        assert_eq!(hear(signed(&key, topic, &good)), Rejected::UnknownLane);
         let mut newer = good.clone();
         newer.schema = 2;
-        assert_eq!(hear(signed(&key, TOPIC, &newer)), Unheard::Wire(WireError::Schema(2)));
+        assert_eq!(hear(signed(&key, TOPIC, &newer)), Rejected::Wire(WireError::Schema(2)));
     }
 
     #[test]
     fn gaps_and_hub_status_come_from_configured_hubs_only() {
         let key = key();
-        let ears = ears(&key);
+        let verifier = verifier(&key);
         let gap = wire::to_json(&receipt::Gap::new(Epoch(Uuid::nil()), 3, 4));
-        let heard = ears.hear(&publish("pgw/v1/B86022/gw1/gap/hub1/urgent", gap.clone(), None));
-        assert_eq!(heard, Ok(Heard::Gap { lane: 0, epoch: Epoch(Uuid::nil()), expected: 3, round: 4 }));
-        let foreign = ears.hear(&publish("pgw/v1/B86022/gw1/gap/hub2/urgent", gap, None));
-        assert_eq!(foreign, Err(Unheard::UnknownHub));
+        let heard = verifier.verify(&publish("pgw/v1/B86022/gw1/gap/hub1/urgent", gap.clone(), None));
+        assert_eq!(heard, Ok(Inbound::Gap { lane: 0, epoch: Epoch(Uuid::nil()), expected: 3, round: 4 }));
+        let foreign = verifier.verify(&publish("pgw/v1/B86022/gw1/gap/hub2/urgent", gap, None));
+        assert_eq!(foreign, Err(Rejected::UnknownHub));
         let status = wire::to_json(&Status::new("offline", 1, "x", String::new()));
-        let heard = ears.hear(&publish("pgw/v1/hub/hub1/status", status.clone(), None));
-        assert_eq!(heard, Ok(Heard::HubStatus { hub: Hub::new("hub1").unwrap(), online: false }));
-        assert_eq!(ears.hear(&publish("pgw/v1/hub/hub2/status", status, None)), Ok(Heard::Other));
+        let heard = verifier.verify(&publish("pgw/v1/hub/hub1/status", status.clone(), None));
+        assert_eq!(heard, Ok(Inbound::HubStatus { hub: Hub::new("hub1").unwrap(), online: false }));
+        assert_eq!(verifier.verify(&publish("pgw/v1/hub/hub2/status", status, None)), Ok(Inbound::Other));
     }
 }

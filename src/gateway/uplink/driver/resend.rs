@@ -1,0 +1,166 @@
+//! Confirmed transactions once more: what a person or a hub orders, and the sending beside the lanes' own traffic.
+
+use pgw_core::transaction::{Lane, Position, unix_millis_now};
+use pgw_core::wire::command::{Command, Order};
+use pgw_core::wire::to_json;
+use tokio::sync::watch;
+
+use super::Driver;
+use crate::uplink::in_flight::Ticket;
+use crate::uplink::live::Live;
+use crate::uplink::resend::{Requester, ResendProgress};
+use crate::uplink::verifier::seconds;
+
+/// Ranges that wait for their turn; more are refused.
+const MOST: usize = 16;
+/// Under way at once: few, for the lanes' own traffic shares the link.
+const UNDER_WAY: (usize, u64) = (16, 256 * 1024);
+/// Read at once.
+const READ: (usize, usize) = (64, 512 * 1024);
+/// Commands that are remembered, so that one that comes twice is obeyed once.
+const REMEMBERED: usize = 64;
+
+impl Driver {
+    /// A person wants a range again. What becomes of it is told to `told`.
+    pub(super) fn order_resend(
+        &mut self,
+        lane: &Lane,
+        range: (Position, Position),
+        told: watch::Sender<ResendProgress>,
+    ) {
+        let requester = Requester::Person(told);
+        if !self.link.now.up {
+            let reason =
+                "the link is down: order it again when it is up (waiting transactions are sent anyway)";
+            self.resends.tell(requester, Err(reason.to_owned()));
+            return;
+        }
+        self.admit(lane, range, requester);
+    }
+
+    /// A hub's command, found to be its own.
+    pub(super) fn command(&mut self, command: Command) {
+        let Command { id, hub, session, expires, order, .. } = command;
+        if self.resends.obeyed.contains(&id) {
+            return;
+        }
+        if self.resends.obeyed.len() == REMEMBERED {
+            self.resends.obeyed.pop_front();
+        }
+        self.resends.obeyed.push_back(id.clone());
+        let requester = Requester::Hub(id);
+        let refused = if session != self.link.now.session {
+            Some(format!("it is for session {session}, this is session {}", self.link.now.session))
+        } else if has_expired(&expires, unix_millis_now() / 1_000) {
+            Some(format!("it expired at {expires} by this gateway's clock"))
+        } else {
+            None
+        };
+        if let Some(reason) = refused {
+            tracing::warn!(%hub, reason, "Refused a command");
+            self.resends.tell(requester, Err(reason));
+            return;
+        }
+        match order {
+            Order::Resend { lane, epoch, from, through } => {
+                let numbering = self.lanes.iter().find(|work| work.lane == lane);
+                let position = |sequence| numbering?.machine.numbering().position(epoch, sequence);
+                match (position(from), position(through)) {
+                    (Some(first), Some(last)) if from > 0 => {
+                        tracing::info!(%hub, %lane, first, last, "A hub asked for confirmed transactions again");
+                        self.admit(&lane, (first, last), requester);
+                    }
+                    _ => {
+                        let reason = format!(
+                            "lane {lane} of this gateway does not know sequences {from} to {through} of epoch {epoch}"
+                        );
+                        self.resends.tell(requester, Err(reason));
+                    }
+                }
+            }
+            Order::Unknown => {
+                self.resends.tell(requester, Err("this version does not know the command".to_owned()));
+            }
+        }
+    }
+
+    fn admit(&mut self, lane: &Lane, (from, through): (Position, Position), requester: Requester) {
+        let found = self.lanes.iter().position(|work| work.lane == *lane);
+        let index = match found {
+            Some(index) => index,
+            None => {
+                self.resends.tell(requester, Err(format!("there is no lane {lane}")));
+                return;
+            }
+        };
+        let confirmed = self.lanes[index].machine.confirmed();
+        let first = self.outbox.first_retained(lane).unwrap_or(confirmed + 1);
+        let refused = if from == 0 || through < from {
+            Some("a range has a first position from 1, and a last one that is not before it".to_owned())
+        } else if through > confirmed {
+            Some(format!(
+                "lane {lane} is confirmed through {confirmed} only: later transactions are sent anyway"
+            ))
+        } else if through < first {
+            Some(format!("lane {lane} no longer has anything before position {first}"))
+        } else if self.resends.ranges.len() >= MOST {
+            Some("too many ranges are waiting already".to_owned())
+        } else {
+            None
+        };
+        match refused {
+            Some(reason) => self.resends.tell(requester, Err(reason)),
+            None => self.resends.begin(index, (from, through), requester),
+        }
+    }
+
+    /// Sends what there is room for, and tells the hubs what has become of their commands.
+    pub(super) fn resend(&mut self, live: &mut Live) {
+        while let Some(range) = self.resends.ranges.front_mut() {
+            while live.leave.is_none()
+                && !live.broken
+                && live.may_send()
+                && let Some(front) = range.ready.front()
+                && range.under_way.len() < UNDER_WAY.0
+                && (range.under_way.is_empty()
+                    || range.under_way.iter().sum::<u64>() + front.bytes <= UNDER_WAY.1)
+                && let Some(ready) = range.ready.pop_front()
+            {
+                let lane = &self.lanes[range.lane];
+                let (position, bytes) = (ready.position, ready.bytes);
+                let too_large = live.connection.allowed.packet_bytes.is_some_and(|most| bytes > most);
+                let frame = ready.into_frame(lane.machine.round().unwrap_or_default());
+                let Some(frame) = frame.filter(|_| !too_large) else {
+                    self.resends
+                        .end(Err(format!("the broker does not accept position {position}: it is too large")));
+                    break;
+                };
+                live.hand(Ticket::Resend(position));
+                live.connection.frame(frame);
+                range.under_way.push_back(bytes);
+                self.link.now.forwarded_total += 1;
+            }
+            let Some(range) = self.resends.ranges.front_mut() else { break };
+            if range.next <= range.through {
+                if range.ready.is_empty() && !range.reading {
+                    range.reading = true;
+                    self.lanes[range.lane].read_for_resend(range.next, READ);
+                }
+                break;
+            }
+            if !range.ready.is_empty() || !range.under_way.is_empty() {
+                break;
+            }
+            let done = range.done;
+            self.resends.end(Ok(done));
+        }
+        for result in self.resends.results.drain(..) {
+            self.announcements.enqueue("cmd/result", self.root.plain("cmd/result"), false, to_json(&result));
+        }
+    }
+}
+
+/// A time that cannot be read has passed.
+fn has_expired(expires: &str, now_seconds: u64) -> bool {
+    seconds(expires) <= now_seconds
+}
