@@ -162,7 +162,7 @@ fn init_replaces_no_key_and_says_what_to_escrow() {
         let before = std::fs::read(site.path(key)).expect("the key");
         let again = if file { site.gateway_command(&["init"]) } else { site.hub_command(&["init"]) };
         let said = text(&again);
-        assert!(again.status.success() && said.contains("left as it is"), "{said}");
+        assert!(again.status.success() && said.contains("exists already"), "{said}");
         assert!(said.contains("Keep a copy"), "{said}");
         assert_eq!(std::fs::read(site.path(key)).expect("the key"), before);
     }
