@@ -151,8 +151,8 @@ impl BundleFile {
     ) -> Result<Reader<BufReader<Decryptor<BufReader<&File>>>>, ImportError> {
         let mut file = &self.file;
         file.rewind().map_err(|error| ImportError::File(self.path.clone(), error))?;
-        let opening = Decryptor::new(BufReader::new(file), identity)?;
-        Ok(Reader::new(BufReader::new(opening))?)
+        let decryptor = Decryptor::new(BufReader::new(file), identity)?;
+        Ok(Reader::new(BufReader::new(decryptor))?)
     }
 }
 

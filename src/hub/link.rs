@@ -1,5 +1,6 @@
 //! One connection of the hub: how it is made, and what is published on it.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,15 +9,14 @@ use pgw_core::wire::command::Command;
 use pgw_core::wire::presence::Status;
 use pgw_core::wire::receipt::{Receipt, Stored};
 use pgw_core::wire::signature::{self, SigningKey};
-use pgw_core::wire::topic::{Root, hub_status};
+use pgw_core::wire::topic::{HUB_FILTERS, Root, hub_status};
 use pgw_core::wire::{SCHEMA, to_json};
 use pgw_host::config::Upstream;
 use pgw_link::clock::TrustedClock;
+use pgw_link::connect::{Connected, LEAST_KEEP_ALIVE, Plan, connect};
 use pgw_link::failure::Failure;
-use pgw_link::phase::Phase;
-use pgw_link::session::{ConnectOptions, Outgoing, Session};
+use pgw_link::session::{ConnectOptions, Outgoing};
 use pgw_link::tls::{Identity, TlsError, TlsFiles};
-use pgw_link::transport;
 use rumqttc::v5::mqttbytes::QoS;
 use rumqttc::v5::mqttbytes::v5::{LastWill, Publish, PublishProperties};
 
@@ -38,8 +38,6 @@ pub(super) enum Ended {
     Connection(#[from] Failure),
     #[error("no connection within {0:?}")]
     NoConnection(Duration),
-    #[error("the broker refused the subscription to {0}")]
-    Subscription(&'static str),
     #[error("no data was exchanged for {0:?}")]
     Silent(Duration),
     #[error("the store thread has ended")]
@@ -56,7 +54,8 @@ pub(super) async fn open(
     settings: &HubSettings,
     session: u64,
     clock: &Arc<TrustedClock>,
-) -> Result<Session<Box<dyn transport::Stream>>, Ended> {
+    known: &mut Vec<SocketAddr>,
+) -> Result<Connected, Ended> {
     let identity = Identity::load(&TlsFiles {
         ca: settings.ca_file.clone(),
         certificate: settings.certificate_file.clone(),
@@ -64,7 +63,7 @@ pub(super) async fn open(
     })?;
     let tls = identity.client_config(clock.clone())?;
     let will = to_json(&Status::new("offline", session, "connection lost", now_text()));
-    let opening = ConnectOptions {
+    let options = ConnectOptions {
         client_id: settings.hub.as_str().to_owned(),
         will: LastWill::new(hub_status(&settings.hub), will, QoS::AtLeastOnce, true, None),
         keep_alive: keep_alive(settings),
@@ -72,25 +71,26 @@ pub(super) async fn open(
         receive_maximum: settings.receive_maximum,
         maximum_packet_bytes: settings.maximum_packet_bytes,
     };
-    let upstream = Upstream { host: settings.broker_host.clone(), port: settings.broker_port };
     let limit = settings.connect_timeout.max(Duration::from_secs(1));
-    let attempt = async {
-        let mut addresses = Vec::new();
-        transport::resolve(&upstream, &mut addresses, limit).await?;
-        let socket = transport::open(&addresses, limit).await?;
-        let stream = transport::secure(socket, &upstream.host, tls, limit).await?;
-        let opened = Session::open(stream, opening).await;
-        opened.map_err(|error| Failure::session(Phase::Mqtt, &error))
+    let plan = Plan {
+        upstream: &Upstream { host: settings.broker_host.clone(), port: settings.broker_port },
+        known,
+        tls: Some(tls),
+        options,
+        filters: HUB_FILTERS.map(str::to_owned).to_vec(),
+        phase_timeout: limit,
+        // Short: what waits shall wait in `answers`, where it coalesces.
+        queue: 1,
     };
-    match tokio::time::timeout(limit, attempt).await {
-        Ok(opened) => Ok(opened?.0),
-        Err(_) => Err(Ended::NoConnection(limit)),
+    // All through CONNACK within the limit; the SUBSCRIBE has as long again.
+    match tokio::time::timeout(limit * 2, connect(plan, |_| {})).await {
+        Ok(connected) => Ok(connected?),
+        Err(_) => Err(Ended::NoConnection(limit * 2)),
     }
 }
 
-/// The least that brokers take well is 5 s.
 pub(super) fn keep_alive(settings: &HubSettings) -> Duration {
-    settings.keep_alive.max(Duration::from_secs(5))
+    settings.keep_alive.max(LEAST_KEEP_ALIVE)
 }
 
 /// A publish that is ready to go out, QoS 1.
@@ -107,11 +107,11 @@ pub struct SignedPublish {
 }
 
 impl From<SignedPublish> for Outgoing {
-    fn from(outgoing: SignedPublish) -> Self {
-        let SignedPublish { topic, payload, retain, properties } = outgoing;
+    fn from(signed: SignedPublish) -> Self {
+        let SignedPublish { topic, payload, retain, properties } = signed;
         let mut publish = Publish::new(topic, QoS::AtLeastOnce, payload, Some(properties));
         publish.retain = retain;
-        Self::Publish(publish)
+        Outgoing::Publish(publish)
     }
 }
 

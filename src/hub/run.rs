@@ -9,23 +9,24 @@
 //! the receipt does.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc as blocking;
 use std::time::{Duration, Instant};
 
+use pgw_core::delivery::Millis;
 use pgw_core::wire::WireError;
 use pgw_core::wire::signature::SigningKey;
-use pgw_core::wire::topic::HUB_FILTERS;
 use pgw_host::control::{Control, ListenError};
 use pgw_host::exit::Exit;
+use pgw_link::backoff::{Backoff, BackoffLimits, random_bits};
 use pgw_link::clock::TrustedClock;
+use pgw_link::connect::Connected;
 use pgw_link::failure::Failure;
 use pgw_link::phase::Phase;
-use pgw_link::session::{Outgoing, Session, SessionEvent};
-use pgw_link::transport;
-use rumqttc::v5::mqttbytes::QoS;
-use rumqttc::v5::mqttbytes::v5::{Filter, SubscribeReasonCode};
+use pgw_link::session::{Outgoing, SessionEvent};
+use pgw_link::state_file::SessionCounter;
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinHandle;
 
@@ -137,8 +138,9 @@ pub async fn run_with(
     let commands = Commands::new(settings.clone(), arrivals.clone(), is_over.clone());
     let control = tokio::spawn(control.serve(Arc::new(commands), is_over));
 
-    let context = Context { clock: TrustedClock::open(&settings.directory), arrivals, answers };
-    connections(&settings, &context, &mut speaker, &mut stop, &live).await;
+    let clock = TrustedClock::open(&settings.directory);
+    let mut context = Context { clock, known: Vec::new(), arrivals, answers };
+    connections(&settings, &mut context, &mut speaker, &mut stop, &live).await;
     drop(context);
     over.send_replace(true);
     // It holds the way to the store thread, too.
@@ -154,25 +156,33 @@ pub async fn run_with(
 /// One connection after another, until the hub stops.
 async fn connections(
     settings: &HubSettings,
-    context: &Context,
+    context: &mut Context,
     speaker: &mut Speaker,
     stop: &mut watch::Receiver<bool>,
     live: &watch::Sender<bool>,
 ) {
-    let mut failures = 0;
-    let mut session = 0;
+    let millis = |time: Duration| Millis::try_from(time.as_millis()).unwrap_or(Millis::MAX);
+    let base = millis(settings.reconnect_base);
+    // A fleet has few hubs: their first attempts need not be spread.
+    let mut backoff = Backoff::new(BackoffLimits {
+        base,
+        cap: millis(settings.reconnect_cap),
+        first_spread: base,
+        proof: millis(GOOD_AFTER),
+    });
+    let mut sessions = SessionCounter::new(&settings.directory);
     while !*stop.borrow() {
-        session = next_session(&settings.directory, session);
-        let began = Instant::now();
+        let (session, began) = (sessions.next().await, Instant::now());
         let ended = connection(settings, session, context, speaker, stop, live).await;
-        live.send_replace(false);
+        if live.send_replace(false) {
+            backoff.connected();
+            backoff.progress(0);
+            backoff.progress(millis(began.elapsed()));
+        }
         if matches!(ended, Ended::Stopping | Ended::NoStore) {
             break;
         }
-        failures = if began.elapsed() >= GOOD_AFTER { 0 } else { failures + 1 };
-        let most = settings.reconnect_base.saturating_mul(1 << failures.min(10)).min(settings.reconnect_cap);
-        let random = pgw_durable::random().map_or(u64::MAX / 2, u64::from_be_bytes);
-        let pause = most.mul_f64(random as f64 / u64::MAX as f64);
+        let pause = Duration::from_millis(backoff.delay(random_bits()));
         tracing::warn!(reason = %ended, again_seconds = pause.as_secs_f64(), "The connection to the broker has ended");
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
@@ -184,6 +194,8 @@ async fn connections(
 /// What every connection has in common.
 struct Context {
     clock: Arc<TrustedClock>,
+    /// The broker's addresses as they were last found.
+    known: Vec<SocketAddr>,
     /// To the store thread; what may wait there is bounded by permits.
     arrivals: blocking::Sender<Arrival>,
     /// From it.
@@ -194,48 +206,34 @@ struct Context {
 async fn connection(
     settings: &HubSettings,
     session: u64,
-    context: &Context,
+    context: &mut Context,
     speaker: &mut Speaker,
     stop: &mut watch::Receiver<bool>,
     live: &watch::Sender<bool>,
 ) -> Ended {
-    let Context { clock, arrivals, .. } = context;
+    let Context { clock, known, arrivals, .. } = &mut *context;
     let opened = tokio::select! {
-        opened = link::open(settings, session, clock) => opened,
+        opened = link::open(settings, session, clock, known) => opened,
         _ = stop.wait_for(|stop| *stop) => return Ended::Stopping,
     };
-    let mqtt = match opened {
-        Ok(mqtt) => mqtt,
+    let (queue, connected) = match opened {
+        Ok(connected) => (connected.queue.clone(), connected),
         Err(ended) => return ended,
     };
     let silence = link::keep_alive(settings) * 2 + settings.connect_timeout;
-    // A short queue: what waits shall wait in `answers`, where it coalesces.
-    let (parcels, handed) = mpsc::channel(1);
-    let (subscribed_sender, mut subscribed) = watch::channel(false);
-    let mut work =
-        AbortOnDrop(tokio::spawn(work(mqtt, handed, arrivals.clone(), subscribed_sender, silence)));
-    let filters = HUB_FILTERS.map(|filter| Filter::new(filter, QoS::AtLeastOnce));
-    tokio::select! {
-        ended = &mut work.0 => return joined(ended),
-        _ = parcels.send(vec![Outgoing::Subscribe(filters.into())]) => {}
-    }
-    tokio::select! {
-        ended = &mut work.0 => return joined(ended),
-        _ = subscribed.wait_for(|subscribed| *subscribed) => {}
-        _ = stop.wait_for(|stop| *stop) => return Ended::Stopping,
-    }
+    let mut work = AbortOnDrop(tokio::spawn(work(connected, arrivals.clone(), silence)));
     tracing::info!(session, "The hub is connected and subscribed");
     live.send_replace(true);
     if arrivals.send(Arrival::Connected).is_err() {
         return Ended::NoStore;
     }
     let online = vec![Outgoing::from(speaker.status("online", session, "connected"))];
-    if let Err(ended) = publish(online, context, speaker, &parcels, &mut work, stop).await {
+    if let Err(ended) = publish(online, context, speaker, &queue, &mut work, stop).await {
         return ended;
     }
     let farewell = async {
         let last = vec![speaker.status("offline", session, "stopped").into(), Outgoing::Disconnect];
-        let _ = parcels.send(last).await;
+        let _ = queue.send(last).await;
         let _ = (&mut work.0).await;
     };
     let _ = tokio::time::timeout(FAREWELL, farewell).await;
@@ -247,7 +245,7 @@ async fn publish(
     mut bundle: Vec<Outgoing>,
     Context { arrivals, answers, .. }: &Context,
     speaker: &mut Speaker,
-    parcels: &mpsc::Sender<Vec<Outgoing>>,
+    queue: &mpsc::Sender<Vec<Outgoing>>,
     work: &mut AbortOnDrop,
     stop: &mut watch::Receiver<bool>,
 ) -> Result<(), Ended> {
@@ -256,7 +254,7 @@ async fn publish(
         // Signed only when the session can take them: a receipt that waits is replaced by a newer one.
         let room = tokio::select! {
             ended = &mut work.0 => return Err(joined(ended)),
-            room = parcels.reserve() => room,
+            room = queue.reserve() => room,
         };
         while bundle.len() < MOST_ANSWERS
             && let Some(answer) = answers.take()
@@ -280,39 +278,18 @@ async fn publish(
 }
 
 /// Drives the session.
-async fn work(
-    mut session: Session<Box<dyn transport::Stream>>,
-    mut parcels: mpsc::Receiver<Vec<Outgoing>>,
-    arrivals: blocking::Sender<Arrival>,
-    subscribed: watch::Sender<bool>,
-    silence: Duration,
-) -> Ended {
+async fn work(connected: Connected, arrivals: blocking::Sender<Arrival>, silence: Duration) -> Ended {
+    // The queue's other end is the connection's alone.
+    let Connected { mut session, mut handed, early: mut events, .. } = connected;
     let room = Arc::new(Semaphore::new(QUEUE_KIB as usize));
-    let mut notes = Vec::new();
+    let mut ended = None;
     loop {
-        // It pings at every keep-alive, so that something always moves; after a timeout nothing of it is used again.
-        let ended = match tokio::time::timeout(silence, session.next(&mut parcels, &mut notes)).await {
-            Ok(Ok(())) => None,
-            Ok(Err(error)) => Some(Failure::session(Phase::Live, &error).into()),
-            Err(_) => Some(Ended::Silent(silence)),
-        };
         let (mut publishes, mut kib) = (Vec::new(), 0);
-        for note in notes.drain(..) {
-            match note {
-                SessionEvent::Message(publish) => {
-                    let own = u32::try_from(publish.payload.len() / 1024 + 1).unwrap_or(QUEUE_KIB);
-                    kib = own.max(LEAST_KIB).saturating_add(kib).min(QUEUE_KIB);
-                    publishes.push(*publish);
-                }
-                SessionEvent::Subscribed(ack) => {
-                    for (code, filter) in ack.return_codes.iter().zip(HUB_FILTERS) {
-                        if !matches!(code, SubscribeReasonCode::Success(_)) {
-                            return Ended::Subscription(filter);
-                        }
-                    }
-                    subscribed.send_replace(true);
-                }
-                SessionEvent::Written(_) | SessionEvent::Acknowledged(..) | SessionEvent::Other => {}
+        for event in events.drain(..) {
+            if let SessionEvent::Message(publish) = event {
+                let own = u32::try_from(publish.payload.len() / 1024 + 1).unwrap_or(QUEUE_KIB);
+                kib = own.max(LEAST_KIB).saturating_add(kib).min(QUEUE_KIB);
+                publishes.push(*publish);
             }
         }
         if !publishes.is_empty() {
@@ -324,6 +301,12 @@ async fn work(
         if let Some(ended) = ended {
             return ended;
         }
+        // It pings at every keep-alive, so that something always moves; after a timeout nothing of it is used again.
+        ended = match tokio::time::timeout(silence, session.next(&mut handed, &mut events)).await {
+            Ok(Ok(())) => None,
+            Ok(Err(error)) => Some(Failure::session(Phase::Live, &error).into()),
+            Err(_) => Some(Ended::Silent(silence)),
+        };
     }
 }
 
@@ -337,16 +320,4 @@ impl Drop for AbortOnDrop {
 
 fn joined(ended: Result<Ended, tokio::task::JoinError>) -> Ended {
     ended.unwrap_or(Ended::Panicked)
-}
-
-/// The persisted session counter, one more than the last one; where it cannot be kept, at least one more than `before`.
-fn next_session(directory: &Path, before: u64) -> u64 {
-    let path = directory.join("session");
-    let kept = fs::read_to_string(&path).ok().and_then(|text| text.trim().parse::<u64>().ok());
-    let session = kept.unwrap_or(0).max(before) + 1;
-    let text = format!("{session}\n");
-    if let Err(error) = pgw_durable::replace(&path, pgw_durable::PRIVATE, text.as_bytes()) {
-        tracing::warn!(error = %error, "The session counter could not be saved");
-    }
-    session
 }
