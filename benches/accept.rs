@@ -18,13 +18,13 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use pgw_core::transaction::{Body, Gateway, Lane, Practice};
-use pgw_outbox::{LaneSettings, Outbox, OutboxKey, Settings, Submission};
+use pgw_outbox::{LaneSettings, Outbox, OutboxKey, OutboxSettings, Submission};
 
 const BODY: usize = 1024;
 const ROUNDS: usize = 5;
 
-fn settings(directory: PathBuf) -> Settings {
-    Settings {
+fn settings(directory: PathBuf) -> OutboxSettings {
+    OutboxSettings {
         directory,
         practice: Practice::new("B86022").expect("a practice"),
         gateway: Gateway::new("gw1").expect("a gateway"),

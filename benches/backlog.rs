@@ -21,7 +21,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use pgw_core::transaction::{Body, Gateway, Lane, Practice};
-use pgw_outbox::{LaneSettings, Mark, Outbox, OutboxKey, Settings, Submission};
+use pgw_outbox::{LaneSettings, Outbox, OutboxKey, OutboxSettings, Submission, Watermark};
 
 const BODY: usize = 1024;
 
@@ -34,7 +34,7 @@ fn lane() -> Lane {
 }
 
 fn open(directory: &Path) -> Outbox {
-    let settings = Settings {
+    let settings = OutboxSettings {
         directory: directory.to_owned(),
         practice: Practice::new("B86022").expect("a practice"),
         gateway: Gateway::new("gw1").expect("a gateway"),
@@ -99,14 +99,14 @@ fn fill(outbox: &Outbox, runtime: &tokio::runtime::Runtime, from: usize, to: usi
 
 /// Reads and confirms everything, as delivery would, while new transactions come in.
 fn drain(outbox: &Outbox) -> usize {
-    let mut position = outbox.mark(&lane()).map_or(0, |mark| mark.position);
+    let mut position = outbox.watermark(&lane()).map_or(0, |mark| mark.position);
     let first = position;
     let tail = outbox.tail(&lane()).expect("the lane");
     while position < *tail.borrow() {
         let records = outbox.read(&lane(), position + 1, 256, 1 << 20).expect("readable");
         let last = records.last().expect("at least one");
         position = last.position;
-        outbox.confirm(&lane(), Mark { position, chain: last.chain }, Some(position));
+        outbox.confirm(&lane(), Watermark { position, chain: last.chain }, Some(position));
     }
     usize::try_from(position - first).expect("a count")
 }

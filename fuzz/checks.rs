@@ -12,13 +12,13 @@ use pgw_core::wire::from_json;
 use pgw_core::wire::receipt::{Gap, Position, Receipt, nonce_bytes};
 use pgw_core::wire::topic::Topic;
 use pgw_gateway::config::GatewayConfig;
-use pgw_gateway::ingest::control::Request;
+use pgw_gateway::control::Request;
 use pgw_gateway::ingest::http::fhir::Peek;
-use pgw_gateway::ingest::mllp::ack::{Fault, MAX_BYTES, Outcome, Stamp, acknowledgment};
+use pgw_gateway::ingest::mllp::ack::{AckOutcome, Fault, MAX_BYTES, Stamp, acknowledgment};
 use pgw_gateway::ingest::mllp::codec::{Decoder, Event, HEAD_BYTES};
 use pgw_gateway::ingest::mllp::envelope;
 use pgw_gateway::ingest::mllp::msh::Msh;
-use pgw_outbox::hostile;
+use pgw_outbox::fuzz_support;
 
 /// What must hold for any bytes.
 pub type Check = fn(&[u8]);
@@ -81,7 +81,9 @@ pub fn msh(data: &[u8]) {
         let _ = (envelope::content_type(msh), envelope::key(msh), envelope::sender(msh));
     }
     let stamp = Stamp { now: 1_795_385_530_123, control_id: "PGW1" };
-    for outcome in [Outcome::Stored, Outcome::Refused(Fault::NO_HEADER), Outcome::Refused(Fault::TOO_LARGE)] {
+    for outcome in
+        [AckOutcome::Stored, AckOutcome::Refused(Fault::NO_HEADER), AckOutcome::Refused(Fault::TOO_LARGE)]
+    {
         let Some(framed) = acknowledgment(msh.as_ref(), outcome, stamp) else { continue };
         assert!(framed.len() < MAX_BYTES);
         let frames = decode(&framed, MAX_BYTES, framed.len());
@@ -98,7 +100,7 @@ pub fn fhir(data: &[u8]) {
 
 /// Records and chunks of the store.
 pub fn record(data: &[u8]) {
-    let parts = hostile::record(data).expect("a header means what it says");
+    let parts = fuzz_support::record(data).expect("a header means what it says");
     assert!(parts <= data.len());
 }
 

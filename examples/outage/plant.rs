@@ -89,12 +89,14 @@ impl Plant {
                  store_directory = {store:?}\n\
                  signing_key_file = {key:?}\n\
                  carry_key_file = {carry:?}\n\
+                 [control]\nsocket = {socket:?}\n\
                  [uplink]\n\
                  upstreams = [{broker:?}]\n\
                  ca_file = {ca:?}\ncertificate_file = {cert:?}\nkey_file = {cert_key:?}\n\
                  backoff_base_seconds = 0.2\nbackoff_cap_seconds = 1.0\n",
                 key = directory.join("hub-signing.key"),
                 carry = directory.join("hub-carry.key"),
+                socket = directory.join("hub.sock"),
                 broker = broker.address,
                 ca = broker.ca,
                 cert = broker.hub.0,

@@ -5,6 +5,7 @@
 //! the second the name can point to an empty file). Everything here blocks.
 //!
 //! - [`replace`], [`Replacement`]: new content for a file; [`create`]: a file that never replaces another
+//! - [`ExclusiveRename`], [`rename_unsynced`]: for many files at once, whose directories the caller syncs
 //! - [`rename`], [`remove`], [`create_directory`], [`sync_directory`]: what a directory says, made durable
 //! - [`random`]: random bytes of the kernel
 
@@ -12,6 +13,10 @@ use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use rustix::fs::{CWD, RenameFlags, renameat_with};
+use rustix::io::Errno;
 
 /// For its owner only: keys, clinical data, state.
 pub const PRIVATE: u32 = 0o600;
@@ -126,6 +131,55 @@ pub fn rename(from: &Path, to: &Path) -> io::Result<()> {
     let (before, after) = (parent(from), parent(to));
     sync_directory(after)?;
     if before == after { Ok(()) } else { sync_directory(before) }
+}
+
+/// As [`rename`], but the directories are for the caller to sync: once for many files.
+///
+/// # Errors
+/// Those of the system.
+pub fn rename_unsynced(from: &Path, to: &Path) -> io::Result<()> {
+    std::fs::rename(from, to)
+}
+
+/// Renames within one file system and never replaces: for names that others choose.
+#[derive(Debug)]
+pub struct ExclusiveRename {
+    /// The file system renames without replacing; found out when it does not.
+    in_one_step: AtomicBool,
+}
+
+impl Default for ExclusiveRename {
+    fn default() -> Self {
+        Self { in_one_step: AtomicBool::new(true) }
+    }
+}
+
+impl ExclusiveRename {
+    /// As on a file system that cannot do it in one step (NFS).
+    #[must_use]
+    pub fn in_two_steps() -> Self {
+        Self { in_one_step: AtomicBool::new(false) }
+    }
+
+    /// Renames; the directories are for the caller to sync.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::AlreadyExists`]: the name is taken, and nothing was done; else those of the system.
+    pub fn rename_unsynced(&self, from: &Path, to: &Path) -> io::Result<()> {
+        if self.in_one_step.load(Ordering::Relaxed) {
+            match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
+                // NFS, and others that are not on this machine.
+                Err(Errno::INVAL | Errno::NOSYS | Errno::NOTSUP) => {
+                    self.in_one_step.store(false, Ordering::Relaxed);
+                }
+                renamed => return Ok(renamed?),
+            }
+        }
+        // The name is taken by an empty file of ours, which is everywhere done by one alone; it may be replaced.
+        std::fs::symlink_metadata(from)?;
+        drop(OpenOptions::new().write(true).create_new(true).mode(PRIVATE).open(to)?);
+        std::fs::rename(from, to)
+    }
 }
 
 /// Removes a file so that it stays removed. One that is not there is no error.
@@ -276,5 +330,29 @@ mod tests {
     #[test]
     fn random_bytes_differ() {
         assert_ne!(random::<32>().unwrap(), random::<32>().unwrap());
+    }
+
+    #[test]
+    fn an_exclusive_rename_replaces_nothing() {
+        let directory = tempfile::tempdir().unwrap();
+        let [from, to] = ["from", "to"].map(|name| directory.path().join(name));
+        for rename in [ExclusiveRename::default(), ExclusiveRename::in_two_steps()] {
+            std::fs::write(&from, b"new").unwrap();
+            std::fs::write(&to, b"old").unwrap();
+            let taken = rename.rename_unsynced(&from, &to).unwrap_err();
+            assert_eq!(taken.kind(), io::ErrorKind::AlreadyExists);
+            assert_eq!(
+                (std::fs::read(&from).unwrap(), std::fs::read(&to).unwrap()),
+                (b"new".into(), b"old".into())
+            );
+            std::fs::remove_file(&to).unwrap();
+            rename.rename_unsynced(&from, &to).unwrap();
+            assert_eq!(std::fs::read(&to).unwrap(), b"new");
+            let gone = rename.rename_unsynced(&from, &directory.path().join("other")).unwrap_err();
+            assert_eq!(
+                (gone.kind(), directory.path().join("other").exists()),
+                (io::ErrorKind::NotFound, false)
+            );
+        }
     }
 }

@@ -11,22 +11,25 @@ use pgw_host::exit::Exit;
 use pgw_host::systemd;
 use pgw_host::tasks::{Ended, Stage, Tasks};
 use pgw_link::clock::TrustedClock;
-use pgw_outbox::{OpenError, Outbox, set_aside};
+use pgw_outbox::offline::set_aside;
+use pgw_outbox::{OpenError, Outbox};
 use sd_notify::NotifyState;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tokio::time::MissedTickBehavior;
 
 use crate::config::GatewayConfig;
+use crate::control::server::ControlSocket;
 use crate::health::observation::GatewayState;
 use crate::health::watcher;
 use crate::health::watcher::Sampler;
-use crate::ingest::control::server::{Control, StatusSource};
-use crate::ingest::folder;
-use crate::ingest::http;
-use crate::ingest::mllp;
-use crate::ingest::mllp::door::Door;
-use crate::ingest::{Budget, Counters};
+use crate::ingest::folder::config::FolderDoorConfig;
+use crate::ingest::folder::door::FolderDoor;
+use crate::ingest::http::context::HttpDoorConfig;
+use crate::ingest::http::door::{HttpDoor, HttpDoorError};
+use crate::ingest::mllp::context::MllpDoorConfig;
+use crate::ingest::mllp::door::{MllpDoor, MllpDoorError};
+use crate::ingest::{Budget, Counters, StatusSource};
 use crate::keys;
 use crate::uplink::{self, LinkSnapshot};
 
@@ -51,9 +54,9 @@ pub fn run(mut config: GatewayConfig) -> Result<(), Fatal> {
     let outbox = Outbox::open(config.outbox.clone(), keys).map_err(not_opened)?;
     tracing::info!(seconds = began.elapsed().as_secs_f64(), "Opened the outbox");
     for (directory, facts) in set_aside::beside(&config.outbox) {
-        let notable = set_aside::notable(&directory, &facts);
+        let notable = set_aside::alarm(&directory, &facts);
         tracing::error!(directory = %directory.display(), detail = notable.detail, "A store that was set aside is still on this box");
-        outbox.note(notable);
+        outbox.raise(notable);
     }
     pgw_durable::create_directory(&config.uplink.state_directory, 0o700).map_err(|error| {
         let exit =
@@ -106,7 +109,7 @@ async fn serve(config: GatewayConfig, outbox: Outbox) -> Result<(), Fatal> {
     let sampler = Sampler::new(practice, gateway, outbox.clone(), seen, Arc::clone(&counters));
     let (orders, ordered) = uplink::orders();
     // Refused before any door is open.
-    let control = Control::listen(config.control.clone())
+    let control = ControlSocket::listen(config.control.clone())
         .map_err(|error| Fatal::of(Exit::Unreachable, "there is no control socket", error))?
         .with_orders(orders);
 
@@ -218,14 +221,14 @@ struct Doors {
 }
 
 impl Doors {
-    async fn open_mllp(&self, tasks: &mut Tasks, doors: &[mllp::door::Settings]) -> Result<(), Fatal> {
+    async fn open_mllp(&self, tasks: &mut Tasks, doors: &[MllpDoorConfig]) -> Result<(), Fatal> {
         for settings in doors {
             let name = format!("mllp {}", settings.listen);
             let clock = TrustedClock::open(&self.clock_directory);
-            let door = Door::listen(settings.clone(), clock).await.map_err(|error| {
+            let door = MllpDoor::listen(settings.clone(), clock).await.map_err(|error| {
                 let exit = match &error {
-                    mllp::door::ListenError::Address { .. } => Exit::Unreachable,
-                    mllp::door::ListenError::Certificates { .. } => Exit::Configuration,
+                    MllpDoorError::Address { .. } => Exit::Unreachable,
+                    MllpDoorError::Certificates { .. } => Exit::Configuration,
                 };
                 Fatal::of(exit, "a door cannot be opened", error)
             })?;
@@ -241,11 +244,11 @@ impl Doors {
         Ok(())
     }
 
-    async fn open_http(&self, tasks: &mut Tasks, doors: &[http::door::Settings]) -> Result<(), Fatal> {
+    async fn open_http(&self, tasks: &mut Tasks, doors: &[HttpDoorConfig]) -> Result<(), Fatal> {
         for settings in doors {
             let name = format!("http {}", settings.listen);
             let clock = TrustedClock::open(&self.clock_directory);
-            let door = http::door::Door::listen(settings.clone(), clock).await.map_err(not_listening)?;
+            let door = HttpDoor::listen(settings.clone(), clock).await.map_err(not_listening)?;
             tracing::info!(address = %door.address(), "Opened an HTTP door");
             let (stop, certificates) = (tasks.stop_of(Stage::Doors), self.reload.subscribe());
             let (outbox, counters) = (self.outbox.clone(), Arc::clone(&self.counters));
@@ -258,7 +261,7 @@ impl Doors {
         Ok(())
     }
 
-    fn open_folders(&self, tasks: &mut Tasks, folders: &[folder::door::Settings]) {
+    fn open_folders(&self, tasks: &mut Tasks, folders: &[FolderDoorConfig]) {
         for settings in folders.iter().cloned() {
             let name = format!("folder {}", settings.name);
             tracing::info!(folder = settings.name, path = %settings.path.display(), "Opened a folder door");
@@ -266,13 +269,13 @@ impl Doors {
             let (outbox, counters) = (self.outbox.clone(), Arc::clone(&self.counters));
             let budget = self.budget.clone();
             tasks.spawn(Stage::Doors, name, async move {
-                folder::door::Door::new(settings).serve(outbox, counters, budget, stop).await;
+                FolderDoor::new(settings).serve(outbox, counters, budget, stop).await;
                 Ok(())
             });
         }
     }
 
-    fn open_control(self, tasks: &mut Tasks, control: Control) {
+    fn open_control(self, tasks: &mut Tasks, control: ControlSocket) {
         let stop = tasks.stop_of(Stage::Control);
         let Self { outbox, counters, budget, status, .. } = self;
         tasks.spawn(Stage::Control, "control", async move {
@@ -282,10 +285,10 @@ impl Doors {
     }
 }
 
-fn not_listening(error: http::door::ListenError) -> Fatal {
+fn not_listening(error: HttpDoorError) -> Fatal {
     let exit = match &error {
-        http::door::ListenError::Address { .. } => Exit::Unreachable,
-        http::door::ListenError::Access { .. } => Exit::Configuration,
+        HttpDoorError::Address { .. } => Exit::Unreachable,
+        HttpDoorError::Access { .. } => Exit::Configuration,
     };
     Fatal::of(exit, "a door cannot be opened", error)
 }

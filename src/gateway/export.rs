@@ -1,4 +1,4 @@
-//! From the outbox into a bundle: what waits, lane by lane, in order.
+//! From the outbox into a bundle: waiting transactions, lane by lane, in order.
 
 use std::io::{self, Write};
 use std::ops::ControlFlow;
@@ -8,35 +8,35 @@ use pgw_core::delivery::Numbering;
 use pgw_core::transaction::{Gateway, Lane, Position, Practice, rfc3339, unix_millis_now};
 use pgw_core::wire::SCHEMA;
 use pgw_core::wire::envelope::Envelope;
-use pgw_outbox::{ReadError, Stored};
+use pgw_outbox::{Outbox, ReadError, Stored};
 
-use crate::ingest::control::kept::{Kept, READ_BYTES, READ_RECORDS};
+use crate::listing;
 
-/// What became of a lane.
+/// What a bundle has of a lane.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Exported {
-    /// Which.
+    /// The lane.
     pub lane: Lane,
     /// Transactions in the bundle.
     pub count: u64,
     /// First and last position of them.
     pub positions: (Position, Position),
-    /// A position that is lost, before which it had to stop.
+    /// The missing record before which it had to stop.
     pub stopped_before: Option<Position>,
 }
 
 /// Why there is no bundle.
 #[derive(Debug, thiserror::Error)]
 pub enum ExportError {
-    /// It cannot be written.
+    /// The bundle cannot be written.
     #[error("the bundle cannot be written")]
     Write(#[from] io::Error),
-    /// The store has trouble.
+    /// The store cannot be read.
     #[error("the outbox cannot be read")]
     Read(#[from] ReadError),
-    /// Whoever wanted it has gone.
-    #[error("the export was broken off")]
-    BrokenOff,
+    /// Whoever asked for it has gone.
+    #[error("the export was interrupted")]
+    Interrupted,
 }
 
 /// The first line of a bundle.
@@ -51,13 +51,13 @@ pub fn owner(practice: &Practice, gateway: &Gateway) -> Owner {
     }
 }
 
-/// Writes what waits of these lanes, each from `from` on, or from the first that is not confirmed. A record at a time is in
+/// Writes the waiting transactions of these lanes, each from `from` on, or from the first that is not confirmed. A record at a time is in
 /// memory, and what was read with it. What is accepted meanwhile is not waited for.
 ///
 /// # Errors
 /// [`ExportError`]; what was written is no bundle then.
-pub fn export<K: Kept, W: Write>(
-    kept: &K,
+pub fn export<W: Write>(
+    outbox: &Outbox,
     lanes: &[Lane],
     from: Option<Position>,
     out: &mut Writer<W>,
@@ -65,16 +65,16 @@ pub fn export<K: Kept, W: Write>(
 ) -> Result<Vec<Exported>, ExportError> {
     let mut done = Vec::new();
     for lane in lanes {
-        let first = from.unwrap_or_else(|| kept.mark(lane).map_or(1, |mark| mark.position + 1)).max(1);
-        let tail = kept.tail(lane);
-        let Some(numbering) = kept.numbering(lane).filter(|_| first <= tail) else { continue };
-        done.extend(export_lane(kept, lane, &numbering, (first, tail), out, progress)?);
+        let first = from.unwrap_or_else(|| listing::confirmed(outbox, lane) + 1).max(1);
+        let tail = listing::tail(outbox, lane);
+        let Some(numbering) = outbox.numbering(lane).filter(|_| first <= tail) else { continue };
+        done.extend(export_lane(outbox, lane, &numbering, (first, tail), out, progress)?);
     }
     Ok(done)
 }
 
-fn export_lane<K: Kept, W: Write>(
-    kept: &K,
+fn export_lane<W: Write>(
+    outbox: &Outbox,
     lane: &Lane,
     numbering: &Numbering,
     (first, tail): (Position, Position),
@@ -84,17 +84,12 @@ fn export_lane<K: Kept, W: Write>(
     let mut next = first;
     let mut stopped_before = None;
     let mut foot: Option<Foot> = None;
-    while next <= tail && stopped_before.is_none() {
-        let batch = match kept.read(lane, next, READ_RECORDS, READ_BYTES) {
-            Ok(batch) => batch,
-            Err(ReadError::Gone { .. }) => Vec::new(),
-            Err(error) => return Err(error.into()),
-        };
-        let before = next;
-        for stored in batch.into_iter().take_while(|stored| stored.position <= tail) {
-            if stored.position != next {
-                break;
-            }
+    for batch in listing::batches(outbox, lane, first, tail) {
+        let batch = batch?;
+        if batch.records.is_empty() {
+            stopped_before = Some(batch.first);
+        }
+        for stored in batch.records {
             if foot.is_none() {
                 out.head(head(lane, numbering, &stored))?;
             }
@@ -106,11 +101,11 @@ fn export_lane<K: Kept, W: Write>(
             foot =
                 Some(Foot { lane: lane.clone(), count, epoch, last: sequence, chain, stopped_before: None });
         }
-        if next == before {
-            stopped_before = Some(next);
-        }
         if progress(lane, next - 1, tail).is_break() {
-            return Err(ExportError::BrokenOff);
+            return Err(ExportError::Interrupted);
+        }
+        if stopped_before.is_some() {
+            break;
         }
     }
     let positions = (first, next - 1);

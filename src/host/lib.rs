@@ -4,12 +4,16 @@
 //! - [`secret`]: key files, read with their modes checked, made once and never overwritten
 //! - [`logs`]: where logs go; [`systemd`]: ready, status, watchdog
 //! - [`daemon`]: why a daemon ends, and with which exit code; [`tasks`]: named tasks, stopped stage by stage
+//! - [`accept`]: the accept loop of every listener
+//! - [`control`]: the socket over which a daemon's commands talk to it, both sides
 //! - [`args`], [`exit`], [`progress`]: command lines, what a script decides by, what a person sees meanwhile
 //! - [`check`]: the report of the `check` commands; [`init`]: what the `init` commands share
 
+pub mod accept;
 pub mod args;
 pub mod check;
 pub mod config;
+pub mod control;
 pub mod daemon;
 pub mod exit;
 pub mod init;

@@ -23,6 +23,8 @@ pub fn start(log: &Log) {
         (LogFormat::Text, true) => builder.without_time().try_init().is_ok(),
         (LogFormat::Text, false) => builder.try_init().is_ok(),
     };
+    // The one line at this level: it shows that nothing finer is left out.
+    tracing::trace!(level = %log.level, "Logging has started");
     // The message of a panic may quote a patient ("byte index 4 is not a char boundary of ..."): it is left out.
     std::panic::set_hook(Box::new(|panic| {
         let place = panic.location().map(ToString::to_string).unwrap_or_default();

@@ -13,7 +13,7 @@ use pgw_core::wire::command::Order;
 use pgw_core::wire::receipt::Gap;
 use tokio::sync::Notify;
 
-use super::store::{LaneName, Mark};
+use super::store::{LaneName, Through};
 
 /// Most probes that wait for an answer; older ones are dropped, their askers ask again.
 const MOST_PROBES: usize = 256;
@@ -23,10 +23,10 @@ const MOST_PROBES: usize = 256;
 pub enum Answer {
     /// The lane's receipt.
     Receipt {
-        /// Whose.
+        /// The lane that it is for.
         lane: LaneName,
         /// What is on stable storage, epochs oldest first.
-        marks: Vec<Mark>,
+        marks: Vec<Through>,
         /// Through which sequence of the last epoch there is a backup.
         backed_up: Option<Sequence>,
         /// The nonce of the position question that it answers.
@@ -34,31 +34,31 @@ pub enum Answer {
     },
     /// Something is missing.
     Gap {
-        /// Where.
+        /// The lane that it was missed in.
         lane: LaneName,
-        /// What.
+        /// The first number that is missing.
         gap: Gap,
     },
     /// The answer to a probe.
     Probe {
-        /// Whose.
+        /// The practice that asked.
         practice: Practice,
-        /// Gateway.
+        /// Its gateway.
         gateway: Gateway,
         /// As it came.
         payload: Bytes,
     },
     /// Something that a gateway shall do.
     Command {
-        /// Who.
+        /// The practice that shall do it.
         practice: Practice,
-        /// Gateway.
+        /// Its gateway.
         gateway: Gateway,
         /// Names it.
         id: String,
         /// The gateway's session.
         session: u64,
-        /// What.
+        /// What it shall do.
         order: Order,
     },
 }
@@ -161,8 +161,8 @@ mod tests {
         }
     }
 
-    fn marks(through: u64) -> Vec<Mark> {
-        vec![Mark { epoch: Epoch(uuid::Uuid::nil()), through, chain: ChainValue([0; 32]) }]
+    fn marks(through: u64) -> Vec<Through> {
+        vec![Through { epoch: Epoch(uuid::Uuid::nil()), through, chain: ChainValue([0; 32]) }]
     }
 
     #[test]

@@ -8,15 +8,15 @@ use pgw_host::log_config::{Log, RawLog, log};
 use serde::Deserialize;
 use toml::Spanned;
 
-use crate::Settings;
+use crate::HubSettings;
 
-/// Everything the hub is told.
+/// The hub's configuration, read and checked.
 #[derive(Debug, Clone)]
 pub struct HubConfig {
     /// Where it was read from.
     pub file: PathBuf,
     /// What the hub runs by.
-    pub settings: Settings,
+    pub settings: HubSettings,
     /// Logs.
     pub log: Log,
 }
@@ -35,40 +35,32 @@ impl HubConfig {
         let [upstream] = &upstreams[..] else {
             return Err(source.missing("uplink.upstreams", "one broker, which is the hub's own"));
         };
+        let path =
+            |given: Option<PathBuf>, default: &str| source.path(&given.unwrap_or_else(|| default.into()));
         let pem = |key: &str, given: Option<PathBuf>| {
             source.required(key, given, "the path of a PEM file").map(|path| source.path(&path))
         };
-        let settings = Settings {
+        let seconds = |key, given, default, range| source.seconds(key, given, default, range);
+        let settings = HubSettings {
             hub: source.parsed("hub", &name)?,
-            directory: source.path(&raw.store_directory.unwrap_or_else(|| "/var/lib/practice-hub".into())),
+            directory: path(raw.store_directory, "/var/lib/practice-hub"),
             broker_host: upstream.host.clone(),
             broker_port: upstream.port,
             ca_file: pem("uplink.ca_file", link.ca_file)?,
             certificate_file: pem("uplink.certificate_file", link.certificate_file)?,
             key_file: pem("uplink.key_file", link.key_file)?,
-            signing_key_file: source
-                .path(&raw.signing_key_file.unwrap_or_else(|| "/etc/practice-hub/signing.key".into())),
-            carry_key_file: source
-                .path(&raw.carry_key_file.unwrap_or_else(|| "/etc/practice-hub/carry.key".into())),
-            keep_alive: source.seconds(
-                "uplink.keep_alive_seconds",
-                link.keep_alive_seconds,
-                20.0,
-                5.0..=600.0,
-            )?,
-            connect_timeout: source.seconds(
-                "uplink.connect_seconds",
-                link.connect_seconds,
-                10.0,
-                0.1..=120.0,
-            )?,
-            reconnect_base: source.seconds(
+            signing_key_file: path(raw.signing_key_file, "/etc/practice-hub/signing.key"),
+            control_socket: path(raw.control.socket, "/run/practice-hub/control.sock"),
+            carry_key_file: path(raw.carry_key_file, "/etc/practice-hub/carry.key"),
+            keep_alive: seconds("uplink.keep_alive_seconds", link.keep_alive_seconds, 20.0, 5.0..=600.0)?,
+            connect_timeout: seconds("uplink.connect_seconds", link.connect_seconds, 10.0, 0.1..=120.0)?,
+            reconnect_base: seconds(
                 "uplink.backoff_base_seconds",
                 link.backoff_base_seconds,
                 1.0,
                 0.01..=60.0,
             )?,
-            reconnect_cap: source.seconds(
+            reconnect_cap: seconds(
                 "uplink.backoff_cap_seconds",
                 link.backoff_cap_seconds,
                 30.0,
@@ -116,11 +108,19 @@ struct RawHub {
     signing_key_file: Option<PathBuf>,
     carry_key_file: Option<PathBuf>,
     #[serde(default)]
+    control: RawControl,
+    #[serde(default)]
     uplink: RawHubUplink,
     #[serde(default)]
     store: RawStore,
     #[serde(default)]
     log: RawLog,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawControl {
+    socket: Option<PathBuf>,
 }
 
 #[derive(Default, Deserialize)]

@@ -19,7 +19,7 @@ const STOP_DEADLINE: Duration = Duration::from_secs(30);
 /// Runs the hub until SIGTERM or SIGINT. The log has been started.
 ///
 /// # Errors
-/// [`Fatal`]: 78 for the signing key, 74 for the store, 70 for the rest.
+/// [`Fatal`]: 78 for the signing key, 74 for the store, 69 for the control socket, 70 for the rest.
 pub fn run(config: HubConfig) -> Result<(), Fatal> {
     close_umask();
     let runtime = runtime()?;
@@ -29,12 +29,7 @@ pub fn run(config: HubConfig) -> Result<(), Fatal> {
 }
 
 fn ended(error: HubError) -> Fatal {
-    let exit = match &error {
-        HubError::Store(_) => Exit::Files,
-        HubError::KeyFile(..) | HubError::Key(..) => Exit::Configuration,
-        HubError::System(_) => Exit::Internal,
-    };
-    Fatal::of(exit, "the hub has ended", error)
+    Fatal::of(error.consequence(), "the hub has ended", error)
 }
 
 async fn serve(config: HubConfig) -> Result<(), Fatal> {
@@ -68,7 +63,10 @@ async fn serve(config: HubConfig) -> Result<(), Fatal> {
     match tokio::time::timeout(STOP_DEADLINE, &mut hub).await {
         Ok(stopped) => outcome(stopped),
         Err(_) => {
-            tracing::error!(seconds = STOP_DEADLINE.as_secs(), "The hub did not stop in time, cut off");
+            tracing::error!(
+                seconds = STOP_DEADLINE.as_secs(),
+                "The hub did not stop in time and was aborted"
+            );
             Err(Fatal::new(Exit::Internal, "the hub did not stop in time"))
         }
     }

@@ -3,8 +3,6 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::Write as _;
-use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -224,11 +222,7 @@ pub fn read(directory: &Path) -> BTreeMap<String, GatewayView> {
 }
 
 fn write(path: &Path, gateways: &BTreeMap<String, GatewayView>) -> std::io::Result<()> {
-    let bytes = serde_json::to_vec(gateways).map_err(std::io::Error::other)?;
-    let new = path.with_extension("json.new");
-    let mut file = fs::OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&new)?;
-    file.write_all(&bytes)?;
-    fs::rename(&new, path)
+    pgw_durable::replace(path, pgw_durable::PRIVATE, &serde_json::to_vec(gateways)?)
 }
 
 #[cfg(test)]

@@ -1,47 +1,36 @@
 //! Importing a bundle: read through once to its end before anything of it is stored, then stored part by part.
 //!
-//! The store is locked by the running hub. `practice-hub import` therefore opens it itself where no hub runs, and hands the
-//! file to the running hub's drop folder (`{store}/import/`) where one does; whoever else can write there may do the same.
-//!
-//! | in `import/` | what |
-//! |---|---|
-//! | `NAME.age` | a bundle that is to be imported |
-//! | `NAME.age.done` | it was; all of it is stored, and may be deleted |
-//! | `NAME.age.refused` | it was not |
-//! | `NAME.json` | what became of it ([`Outcome`]) |
+//! The store is locked by the running hub. `practice-hub import` therefore opens it itself where no hub runs, and sends the
+//! file over the control socket ([`super::control`]) to the hub that does.
 
-use std::fs::{self, File};
-use std::io::{BufReader, Write as _};
-use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Sender, sync_channel};
-use std::time::Duration;
+use std::fs::File;
+use std::io::{BufReader, Seek as _};
+use std::path::PathBuf;
 
 use pgw_bundle::AgeError;
 use pgw_bundle::bundle::{BundleError, Head, Item, Reader};
 use pgw_bundle::keys::Identity;
+use pgw_bundle::receipts;
 use pgw_bundle::seal::Decryptor;
-use pgw_core::chain::ChainValue;
+use pgw_core::text::chain;
 use pgw_core::transaction::{Epoch, Gateway, Lane, Practice, Sequence};
+use pgw_core::wire::receipt::Stored;
+use pgw_host::exit::Exit;
 use serde::{Deserialize, Serialize};
 
+use super::answers::Answer;
 use super::imported::{NotTaken, Part, Tally};
-use super::store::{LaneName, Mark};
-use super::store_thread::Arrival;
-use crate::keys;
+use super::link::Speaker;
+use super::store::{LaneName, Through};
 
-/// The drop folder, below the store.
-pub const FOLDER: &str = "import";
 /// Most transactions and payload bytes in one part.
 const PART: (usize, usize) = (1_024, 4 << 20);
-/// How often the folder is looked at.
-const LOOK: Duration = Duration::from_millis(500);
 
 /// Why a bundle is not imported, or not all of it.
 #[derive(Debug, thiserror::Error)]
 pub enum ImportError {
-    /// The file cannot be opened.
-    #[error("cannot open {0}")]
+    /// The file cannot be read.
+    #[error("cannot read {0}")]
     File(PathBuf, #[source] std::io::Error),
     /// It is no age file, or not for this hub.
     #[error("it cannot be decrypted")]
@@ -52,19 +41,41 @@ pub enum ImportError {
     /// The hub does not take it.
     #[error(transparent)]
     NotTaken(#[from] NotTaken),
-    /// The hub ended meanwhile.
-    #[error("the hub has ended")]
+    /// The hub stops meanwhile.
+    #[error("the hub is stopping: import the file again when it runs")]
     Ended,
+}
+
+impl ImportError {
+    /// What whoever brought the bundle does about it.
+    #[must_use]
+    pub fn consequence(&self) -> Exit {
+        match self {
+            Self::File(..) => Exit::Files,
+            Self::NotTaken(NotTaken::Trouble(_)) | Self::Ended => Exit::Later,
+            Self::Age(_) | Self::Bundle(_) | Self::NotTaken(_) => Exit::Refused,
+        }
+    }
+
+    /// The error with its causes, and what to do about a gap.
+    #[must_use]
+    pub fn sentence(&self) -> String {
+        let mut text = chain(self);
+        if let Self::NotTaken(NotTaken::Missing { lane, position: Some(position), .. }) = self {
+            text += &format!(" (practice-gateway export --lane {} --from {position})", lane.lane);
+        }
+        text
+    }
 }
 
 /// What a bundle holds of a lane, and what became of it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct LaneOutcome {
-    /// Whose.
+pub struct ImportedLane {
+    /// The practice that it comes from.
     pub practice: Practice,
     /// Its gateway.
     pub gateway: Gateway,
-    /// Which.
+    /// Name of the lane.
     pub lane: Lane,
     /// Epoch of the first transaction.
     pub epoch: Epoch,
@@ -76,113 +87,125 @@ pub struct LaneOutcome {
     pub count: u64,
     /// New here.
     pub stored: u64,
-    /// Here already under another number.
+    /// Stored already under another number.
     pub renumbered: u64,
-    /// Here already.
+    /// Stored already.
     pub repeated: u64,
-    /// Where the lane stands now, epochs oldest first.
-    pub marks: Vec<MarkOutcome>,
+    /// Where the lane ends now, epochs oldest first.
+    pub ends: Vec<Stored>,
 }
 
-/// A mark of the hub.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct MarkOutcome {
-    /// Epoch.
-    pub epoch: Epoch,
-    /// Stored through here.
-    pub through: Sequence,
-    /// Chain value there.
-    pub chain: ChainValue,
-}
+impl ImportedLane {
+    fn new(reader: &Reader<impl std::io::BufRead>, head: &Head) -> Self {
+        Self {
+            practice: reader.owner().practice.clone(),
+            gateway: reader.owner().gateway.clone(),
+            lane: head.lane.clone(),
+            epoch: head.epoch,
+            first: head.first,
+            last: head.first,
+            count: 0,
+            stored: 0,
+            renumbered: 0,
+            repeated: 0,
+            ends: Vec::new(),
+        }
+    }
 
-impl From<Mark> for MarkOutcome {
-    fn from(Mark { epoch, through, chain }: Mark) -> Self {
-        Self { epoch, through, chain }
+    /// Its full name.
+    #[must_use]
+    pub fn name(&self) -> LaneName {
+        LaneName { practice: self.practice.clone(), gateway: self.gateway.clone(), lane: self.lane.clone() }
     }
 }
 
-impl From<MarkOutcome> for Mark {
-    fn from(MarkOutcome { epoch, through, chain }: MarkOutcome) -> Self {
-        Self { epoch, through, chain }
+/// A bundle's file, which is read twice.
+#[derive(Debug)]
+pub struct BundleFile {
+    file: File,
+    path: PathBuf,
+}
+
+impl BundleFile {
+    /// Opens it.
+    ///
+    /// # Errors
+    /// [`ImportError::File`].
+    pub fn open(path: PathBuf) -> Result<Self, ImportError> {
+        match File::open(&path) {
+            Ok(file) => Ok(Self { file, path }),
+            Err(error) => Err(ImportError::File(path, error)),
+        }
+    }
+
+    /// One that is open already; `path` is what errors call it.
+    #[must_use]
+    pub fn of(file: File, path: PathBuf) -> Self {
+        Self { file, path }
+    }
+
+    /// From its beginning.
+    fn read(
+        &self,
+        identity: &Identity,
+    ) -> Result<Reader<BufReader<Decryptor<BufReader<&File>>>>, ImportError> {
+        let mut file = &self.file;
+        file.rewind().map_err(|error| ImportError::File(self.path.clone(), error))?;
+        let opening = Decryptor::new(BufReader::new(file), identity)?;
+        Ok(Reader::new(BufReader::new(opening))?)
     }
 }
 
-/// What became of a bundle.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Outcome {
-    /// All of it is stored.
-    pub ok: bool,
-    /// Why not, one sentence.
-    pub error: Option<String>,
-    /// Lane by lane, as far as it came.
-    pub lanes: Vec<LaneOutcome>,
-}
-
-fn open(
-    file: &Path,
-    identity: &Identity,
-) -> Result<Reader<BufReader<Decryptor<BufReader<File>>>>, ImportError> {
-    let open = File::open(file).map_err(|error| ImportError::File(file.to_owned(), error))?;
-    let opening = Decryptor::new(BufReader::new(open), identity)?;
-    Ok(Reader::new(BufReader::new(opening))?)
-}
-
-fn outcome(reader: &Reader<impl std::io::BufRead>, head: &Head) -> LaneOutcome {
-    LaneOutcome {
-        practice: reader.owner().practice.clone(),
-        gateway: reader.owner().gateway.clone(),
-        lane: head.lane.clone(),
-        epoch: head.epoch,
-        first: head.first,
-        last: head.first,
-        count: 0,
-        stored: 0,
-        renumbered: 0,
-        repeated: 0,
-        marks: Vec::new(),
-    }
-}
-
-/// Reads a bundle to its end and checks all of it; stores nothing. The lanes that it holds.
+/// Reads a bundle to its end and checks all of it; stores nothing. The lanes that it holds. `read` hears now and then how many
+/// transactions were read.
 ///
 /// # Errors
 /// [`ImportError`] names the sequence that is missing, altered or out of order.
-pub fn check(file: &Path, identity: &Identity) -> Result<Vec<LaneOutcome>, ImportError> {
-    let mut reader = open(file, identity)?;
-    let mut lanes: Vec<LaneOutcome> = Vec::new();
+pub fn check(
+    file: &BundleFile,
+    identity: &Identity,
+    read: &mut dyn FnMut(u64),
+) -> Result<Vec<ImportedLane>, ImportError> {
+    let mut reader = file.read(identity)?;
+    let mut lanes: Vec<ImportedLane> = Vec::new();
+    let mut transactions = 0_u64;
     while let Some(item) = reader.next_item()? {
         match item {
-            Item::Head(head) => lanes.push(outcome(&reader, &head)),
+            Item::Head(head) => lanes.push(ImportedLane::new(&reader, &head)),
             Item::Foot(foot) => {
                 if let Some(lane) = lanes.last_mut() {
                     (lane.last, lane.count) = (foot.last, foot.count);
                 }
             }
-            Item::Transaction(..) => {}
+            Item::Transaction(..) => {
+                transactions += 1;
+                if transactions.is_multiple_of(PART.0 as u64) {
+                    read(transactions);
+                }
+            }
         }
     }
     Ok(lanes)
 }
 
-/// Imports a bundle: checks it whole first, then hands it to `take` part by part.
+/// Stores a bundle that [`check`] has found whole: hands it to `take` part by part.
 ///
 /// # Errors
 /// [`ImportError`]; `lanes` has what was stored before it.
 pub fn import(
-    file: &Path,
+    file: &BundleFile,
     identity: &Identity,
     take: &mut dyn FnMut(Part) -> Result<Tally, ImportError>,
-    lanes: &mut Vec<LaneOutcome>,
+    lanes: &mut Vec<ImportedLane>,
 ) -> Result<(), ImportError> {
-    check(file, identity)?;
-    let mut reader = open(file, identity)?;
+    let mut reader = file.read(identity)?;
     let mut current: Option<Head> = None;
     let (mut part, mut bytes) = (Vec::new(), 0);
     while let Some(item) = reader.next_item()? {
         let ends = matches!(item, Item::Foot(_));
         match item {
             Item::Head(head) => {
-                lanes.push(outcome(&reader, &head));
+                lanes.push(ImportedLane::new(&reader, &head));
                 current = Some(head);
             }
             Item::Transaction(envelope, body) => {
@@ -195,19 +218,18 @@ pub fn import(
         if let (true, Some(head), Some(lane)) = (full || ends, &current, lanes.last_mut()) {
             lane.count += part.len() as u64;
             lane.last = part.last().map_or(lane.last, |(envelope, _)| envelope.sequence);
-            let name = LaneName {
-                practice: lane.practice.clone(),
-                gateway: lane.gateway.clone(),
-                lane: lane.lane.clone(),
-            };
             let transactions = std::mem::take(&mut part);
-            let whole = Part { lane: name, older: head.older.clone(), transactions };
+            let whole = Part { lane: lane.name(), older: head.older.clone(), transactions };
             let tally = take(whole).map_err(|error| with_position(error, head))?;
             bytes = 0;
             lane.stored += tally.stored;
             lane.renumbered += tally.renumbered;
             lane.repeated += tally.repeated;
-            lane.marks = tally.marks.into_iter().map(MarkOutcome::from).collect();
+            lane.ends = tally
+                .marks
+                .into_iter()
+                .map(|Through { epoch, through, chain }| Stored { epoch, through, chain })
+                .collect();
         }
     }
     Ok(())
@@ -224,86 +246,30 @@ fn with_position(error: ImportError, head: &Head) -> ImportError {
     }
 }
 
-/// The error with its causes, and what to do about a gap.
-#[must_use]
-pub fn sentence(error: &ImportError) -> String {
-    let mut text = error.to_string();
-    let mut cause = std::error::Error::source(error);
-    while let Some(error) = cause {
-        text += &format!(": {error}");
-        cause = error.source();
+/// The hub's receipts for these lanes, for the way back by file. They answer no question, and the gateway takes them for no
+/// more than that.
+///
+/// # Errors
+/// A payload that is no text: a bug in this program.
+pub fn receipts(
+    speaker: &mut Speaker,
+    lanes: &[ImportedLane],
+) -> Result<Vec<receipts::SignedReceipt>, std::string::FromUtf8Error> {
+    let mut lines = Vec::new();
+    for lane in lanes {
+        let end = |Stored { epoch, through, chain }: &Stored| Through {
+            epoch: *epoch,
+            through: *through,
+            chain: *chain,
+        };
+        let marks = lane.ends.iter().map(end).collect();
+        let said = speaker.say(Answer::Receipt { lane: lane.name(), marks, backed_up: None, nonce: None });
+        let signature = said.properties.user_properties.into_iter().next().map(|(_, value)| value);
+        lines.push(receipts::SignedReceipt {
+            topic: said.topic,
+            payload: String::from_utf8(said.payload)?,
+            signature: signature.unwrap_or_default(),
+        });
     }
-    if let ImportError::NotTaken(NotTaken::Missing { lane, position: Some(position), .. }) = error {
-        text += &format!(" (practice-gateway export --lane {} --from {position})", lane.lane);
-    }
-    text
-}
-
-/// Looks at the drop folder until `stop`, on a thread of its own.
-pub(super) fn watch(store: &Path, key_file: &Path, arrivals: &Sender<Arrival>, stop: &AtomicBool) {
-    let folder = store.join(FOLDER);
-    if let Err(error) = super::store::create_private(&folder) {
-        tracing::error!(%error, "The folder for bundles cannot be made: nothing can be imported while the hub runs");
-        return;
-    }
-    while !stop.load(Ordering::Relaxed) {
-        for file in waiting(&folder) {
-            take_file(&file, key_file, arrivals);
-            if stop.load(Ordering::Relaxed) {
-                return;
-            }
-        }
-        std::thread::sleep(LOOK);
-    }
-}
-
-fn waiting(folder: &Path) -> Vec<PathBuf> {
-    let entries = fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
-    let mut files: Vec<_> = entries
-        .filter(|path| path.extension().is_some_and(|extension| extension == "age") && path.is_file())
-        .collect();
-    files.sort();
-    files
-}
-
-fn take_file(file: &Path, key_file: &Path, arrivals: &Sender<Arrival>) {
-    let mut lanes = Vec::new();
-    let outcome = match keys::carry_key(key_file) {
-        Err(error) => Err(error.to_string()),
-        Ok(identity) => import(file, &identity, &mut |part| hand_over(arrivals, part), &mut lanes)
-            .map_err(|error| sentence(&error)),
-    };
-    let ok = outcome.is_ok();
-    match &outcome {
-        Ok(()) => tracing::info!(
-            stored = lanes.iter().map(|lane| lane.stored).sum::<u64>(),
-            repeated = lanes.iter().map(|lane| lane.repeated + lane.renumbered).sum::<u64>(),
-            "Imported a bundle"
-        ),
-        Err(error) => tracing::error!(error, "A bundle was refused"),
-    }
-    let outcome = Outcome { ok, error: outcome.err(), lanes };
-    let mut aside = file.as_os_str().to_owned();
-    aside.push(if ok { ".done" } else { ".refused" });
-    let written =
-        write_outcome(&file.with_extension("json"), &outcome).and_then(|()| fs::rename(file, aside));
-    if let Err(error) = written {
-        tracing::error!(%error, "What became of a bundle cannot be written down");
-        // Not again at once: it would be imported without end, harmlessly but for the work.
-        std::thread::sleep(LOOK * 20);
-    }
-}
-
-fn hand_over(arrivals: &Sender<Arrival>, part: Part) -> Result<Tally, ImportError> {
-    let (answer, answered) = sync_channel(1);
-    arrivals.send(Arrival::Import(Box::new(part), answer)).map_err(|_| ImportError::Ended)?;
-    Ok(answered.recv().map_err(|_| ImportError::Ended)??)
-}
-
-fn write_outcome(file: &Path, outcome: &Outcome) -> std::io::Result<()> {
-    let new = file.with_extension("json.new");
-    let mut out = super::store::create_private_file(&new)?;
-    out.write_all(&serde_json::to_vec(outcome)?)?;
-    out.sync_all()?;
-    fs::rename(&new, file)
+    Ok(lines)
 }

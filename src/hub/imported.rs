@@ -11,7 +11,7 @@ pub use pgw_core::committer::{NotTaken, Tally};
 /// A part of one lane of a bundle, in order.
 #[derive(Debug)]
 pub struct Part {
-    /// Whose.
+    /// The lane that it belongs to.
     pub lane: LaneName,
     /// What must be here of older epochs.
     pub older: Vec<Older>,

@@ -4,7 +4,8 @@
 //! - [`run`]: one connection after another, each with a new event loop
 //! - [`link`]: the options of a connection, and what is published on it
 //! - [`store_thread`]: drives [`pgw_core::committer`], which decides what is stored and answered, over the store
-//! - [`imported`], [`import`]: what is carried here by hand takes the same way into the store; the drop folder of the running hub
+//! - [`imported`], [`import`]: hand-carried bundles take the same way into the store
+//! - [`control`]: the socket over which the commands talk to the running hub
 //! - [`resend`]: what the hub's files have lost or altered, asked of the gateway again
 //! - [`backup`]: what there is a backup of, for the gateways' disks
 //! - [`answers`]: what is to be published, coalesced
@@ -19,6 +20,7 @@ pub mod answers;
 pub mod backup;
 pub mod cli;
 pub mod config;
+pub mod control;
 pub mod daemon;
 pub mod fleet;
 pub mod import;
@@ -38,10 +40,10 @@ use std::time::Duration;
 
 use pgw_core::transaction::Hub;
 
-/// What the hub is told by its configuration. Nothing in it is optional: the configuration has the defaults.
+/// The hub's settings. Nothing in it is optional: the configuration has the defaults.
 #[derive(Debug, Clone)]
-pub struct Settings {
-    /// Its name: the CN of its certificate, and in its topics.
+pub struct HubSettings {
+    /// The hub's name: the CN of its certificate, and in its topics.
     pub hub: Hub,
     /// Directory of the NDJSON store and of the fleet view.
     pub directory: PathBuf,
@@ -57,6 +59,8 @@ pub struct Settings {
     pub key_file: PathBuf,
     /// PKCS#8 document (DER) of the Ed25519 key that signs receipts.
     pub signing_key_file: PathBuf,
+    /// Where the commands talk to the running hub; its directory exists.
+    pub control_socket: PathBuf,
     /// The age identity that opens bundles; without the file nothing can be imported.
     pub carry_key_file: PathBuf,
     /// MQTT keep-alive (20 s; at least 5 s).

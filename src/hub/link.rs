@@ -7,24 +7,21 @@ use pgw_core::transaction::{Hub, rfc3339, unix_millis_now};
 use pgw_core::wire::command::Command;
 use pgw_core::wire::presence::Status;
 use pgw_core::wire::receipt::{Receipt, Stored};
-use pgw_core::wire::signature;
-use pgw_core::wire::signature::SigningKey;
+use pgw_core::wire::signature::{self, SigningKey};
 use pgw_core::wire::topic::{Root, hub_status};
 use pgw_core::wire::{SCHEMA, to_json};
 use pgw_host::config::Upstream;
 use pgw_link::clock::TrustedClock;
 use pgw_link::failure::Failure;
 use pgw_link::phase::Phase;
-use pgw_link::session::{self, ConnectOptions, Session};
-use pgw_link::tls::Identity;
-use pgw_link::tls::TlsFiles;
+use pgw_link::session::{ConnectOptions, Outgoing, Session};
+use pgw_link::tls::{Identity, TlsError, TlsFiles};
 use pgw_link::transport;
 use rumqttc::v5::mqttbytes::QoS;
 use rumqttc::v5::mqttbytes::v5::{LastWill, Publish, PublishProperties};
 
-use super::Settings;
+use super::HubSettings;
 use super::answers::Answer;
-use super::run::Ended;
 use super::store_thread::now_text;
 
 /// Most of our own publishes that are not acknowledged: what waits behind them coalesces.
@@ -32,10 +29,31 @@ const IN_FLIGHT: u16 = 16;
 /// How long a command may be under way: the clocks of two machines may differ by minutes.
 const COMMAND_MILLIS: u64 = 600_000;
 
+/// Why a connection has ended.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Ended {
+    #[error("{0}")]
+    Files(#[from] TlsError),
+    #[error("{0}")]
+    Connection(#[from] Failure),
+    #[error("no connection within {0:?}")]
+    NoConnection(Duration),
+    #[error("the broker refused the subscription to {0}")]
+    Subscription(&'static str),
+    #[error("no data was exchanged for {0:?}")]
+    Silent(Duration),
+    #[error("the store thread has ended")]
+    NoStore,
+    #[error("the session's task has panicked")]
+    Panicked,
+    #[error("the hub stops")]
+    Stopping,
+}
+
 /// Makes the next connection: Clean Start, no session, a will of this session. Certificates are read at each, so that
 /// renewed ones are taken.
 pub(super) async fn open(
-    settings: &Settings,
+    settings: &HubSettings,
     session: u64,
     clock: &Arc<TrustedClock>,
 ) -> Result<Session<Box<dyn transport::Stream>>, Ended> {
@@ -71,26 +89,26 @@ pub(super) async fn open(
 }
 
 /// The least that brokers take well is 5 s.
-pub(super) fn keep_alive(settings: &Settings) -> Duration {
+pub(super) fn keep_alive(settings: &HubSettings) -> Duration {
     settings.keep_alive.max(Duration::from_secs(5))
 }
 
 /// A publish that is ready to go out, QoS 1.
 #[derive(Debug)]
-pub struct Outgoing {
-    /// Topic.
+pub struct SignedPublish {
+    /// Where it is published.
     pub topic: String,
-    /// Payload.
+    /// What is published.
     pub payload: Vec<u8>,
-    /// Retained.
+    /// The broker keeps it for later subscribers.
     pub retain: bool,
     /// With the signature.
     pub properties: PublishProperties,
 }
 
-impl From<Outgoing> for session::Outgoing {
-    fn from(outgoing: Outgoing) -> Self {
-        let Outgoing { topic, payload, retain, properties } = outgoing;
+impl From<SignedPublish> for Outgoing {
+    fn from(outgoing: SignedPublish) -> Self {
+        let SignedPublish { topic, payload, retain, properties } = outgoing;
         let mut publish = Publish::new(topic, QoS::AtLeastOnce, payload, Some(properties));
         publish.retain = retain;
         Self::Publish(publish)
@@ -106,14 +124,18 @@ pub struct Speaker {
 }
 
 impl Speaker {
-    /// `incarnation` is random at each start.
-    #[must_use]
-    pub fn new(hub: Hub, incarnation: u64, key: SigningKey) -> Self {
-        Self { hub, incarnation, counter: 0, key }
+    /// Begins a random incarnation.
+    ///
+    /// # Errors
+    /// The system has no random numbers.
+    pub fn begin(hub: Hub, key: SigningKey) -> std::io::Result<Self> {
+        // 53 bits: a number that every JSON reader keeps exactly.
+        let incarnation = u64::from_be_bytes(pgw_durable::random()?) >> 11;
+        Ok(Self { hub, incarnation, counter: 0, key })
     }
 
     /// The publish for an answer.
-    pub fn say(&mut self, answer: Answer) -> Outgoing {
+    pub fn say(&mut self, answer: Answer) -> SignedPublish {
         match answer {
             Answer::Receipt { lane, marks, backed_up, nonce } => {
                 self.counter += 1;
@@ -151,18 +173,18 @@ impl Speaker {
 
     /// Our own status, retained.
     #[must_use]
-    pub fn status(&self, status: &str, session: u64, reason: &str) -> Outgoing {
+    pub fn status(&self, status: &str, session: u64, reason: &str) -> SignedPublish {
         let payload = to_json(&Status::new(status, session, reason, now_text()));
         self.signed(hub_status(&self.hub), payload, true)
     }
 
-    fn signed(&self, topic: String, payload: Vec<u8>, retain: bool) -> Outgoing {
+    fn signed(&self, topic: String, payload: Vec<u8>, retain: bool) -> SignedPublish {
         let value = self.key.sign(&topic, &payload);
         let properties = PublishProperties {
             user_properties: vec![(signature::PROPERTY.to_owned(), value)],
             content_type: Some("application/json".to_owned()),
             ..PublishProperties::default()
         };
-        Outgoing { topic, payload, retain, properties }
+        SignedPublish { topic, payload, retain, properties }
     }
 }

@@ -7,7 +7,7 @@ use std::path::Path;
 use pgw_core::transaction::{UnixMillis, rfc3339};
 
 use super::fleet::{self, GatewayView};
-use super::store::{LaneName, Mark, StoreError, ndjson};
+use super::store::{LaneName, StoreError, Through, ndjson};
 use super::verify::{self, LaneReport};
 
 /// A gateway whose session went back is shown for this long.
@@ -15,7 +15,7 @@ const DAY_MILLIS: u64 = 86_400_000;
 
 /// A report, and whether all is well: the exit code of the command.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Report {
+pub struct PrintedReport {
     /// Lines, each with its newline.
     pub text: String,
     /// Whether nothing is wrong.
@@ -26,7 +26,7 @@ pub struct Report {
 ///
 /// # Errors
 /// [`StoreError`] when something cannot be read.
-pub fn verify(directory: &Path, only: Option<&str>) -> Result<Report, StoreError> {
+pub fn verify(directory: &Path, only: Option<&str>) -> Result<PrintedReport, StoreError> {
     let mut text = String::new();
     let (mut ok, mut lanes, mut transactions) = (true, 0, 0);
     for name in ndjson::lanes_in(directory)?.iter().filter(|name| is_below(name, only)) {
@@ -41,7 +41,7 @@ pub fn verify(directory: &Path, only: Option<&str>) -> Result<Report, StoreError
         "{lanes} lanes, {transactions} transactions: {}",
         if ok { "whole" } else { "NOT whole" }
     );
-    Ok(Report { text, ok: ok && (lanes > 0 || only.is_none()) })
+    Ok(PrintedReport { text, ok: ok && (lanes > 0 || only.is_none()) })
 }
 
 fn is_below(name: &LaneName, only: Option<&str>) -> bool {
@@ -61,7 +61,7 @@ fn write_lane(text: &mut String, report: &LaneReport) {
         let _ = write!(text, ", {} lines of a later version", report.others);
     }
     if report.torn_bytes > 0 {
-        let _ = write!(text, ", {} bytes at the end not whole yet", report.torn_bytes);
+        let _ = write!(text, ", {} bytes of an incomplete last line", report.torn_bytes);
     }
     text.push('\n');
     for mark in &report.marks {
@@ -70,7 +70,7 @@ fn write_lane(text: &mut String, report: &LaneReport) {
     for void in &report.voids {
         let _ = writeln!(
             text,
-            "  void: sequences {} to {} of epoch {} are lost and were released: {}",
+            "  void: sequences {} to {} of epoch {} are lost and were written off: {}",
             void.from, void.to, void.epoch, void.reason
         );
     }
@@ -110,7 +110,7 @@ const MOST_WANTED: u64 = 100_000;
 ///
 /// # Errors
 /// [`StoreError`] when the store cannot be read.
-pub fn list(directory: &Path, now: UnixMillis) -> Result<Report, StoreError> {
+pub fn list(directory: &Path, now: UnixMillis) -> Result<PrintedReport, StoreError> {
     let mut rows: BTreeMap<String, Vec<(String, String)>> = BTreeMap::new();
     for (name, marks) in ndjson::peek(directory)? {
         let who = format!("{}/{}", name.practice, name.gateway);
@@ -149,10 +149,10 @@ pub fn list(directory: &Path, now: UnixMillis) -> Result<Report, StoreError> {
             ]);
         }
     }
-    Ok(Report { text: aligned(&table), ok })
+    Ok(PrintedReport { text: aligned(&table), ok })
 }
 
-fn through(marks: &[Mark]) -> String {
+fn through(marks: &[Through]) -> String {
     match marks {
         [] => "0".to_owned(),
         [one] => one.through.to_string(),

@@ -8,35 +8,33 @@
 //! drops is missed, named by a gap notice and sent again. Nothing that a PUBACK of ours said counts for anything:
 //! the receipt does.
 
-use std::fs::{self, File};
-use std::io::Write as _;
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc as blocking;
 use std::time::{Duration, Instant};
 
 use pgw_core::wire::WireError;
 use pgw_core::wire::signature::SigningKey;
 use pgw_core::wire::topic::HUB_FILTERS;
+use pgw_host::control::{Control, ListenError};
+use pgw_host::exit::Exit;
 use pgw_link::clock::TrustedClock;
 use pgw_link::failure::Failure;
 use pgw_link::phase::Phase;
 use pgw_link::session::{Outgoing, Session, SessionEvent};
-use pgw_link::tls::TlsError;
 use pgw_link::transport;
-use ring::rand::{SecureRandom as _, SystemRandom};
 use rumqttc::v5::mqttbytes::QoS;
 use rumqttc::v5::mqttbytes::v5::{Filter, SubscribeReasonCode};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinHandle;
 
-use super::Settings;
+use super::HubSettings;
 use super::answers::Answers;
 use super::backup::Backups;
+use super::control::server::Commands;
 use super::fleet::Fleet;
-use super::link::{self, Speaker};
+use super::link::{self, Ended, Speaker};
 use super::store::ndjson::NdjsonStore;
 use super::store::{Store, StoreError};
 use super::store_thread::{Arrival, GroupLimits, StoreThread};
@@ -66,30 +64,25 @@ pub enum HubError {
     /// It is none.
     #[error("{0} is not a PKCS#8 document with an Ed25519 key")]
     Key(PathBuf, #[source] WireError),
+    /// The control socket cannot be made.
+    #[error("there is no control socket")]
+    Control(#[from] ListenError),
     /// The system has no randomness, or no threads.
     #[error("the system cannot {0}")]
     System(&'static str),
 }
 
-/// Why a connection has ended.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum Ended {
-    #[error("{0}")]
-    Files(#[from] TlsError),
-    #[error("{0}")]
-    Connection(#[from] Failure),
-    #[error("no connection within {0:?}")]
-    NoConnection(Duration),
-    #[error("the broker refused the subscription to {0}")]
-    Subscription(&'static str),
-    #[error("nothing moved for {0:?}")]
-    Silent(Duration),
-    #[error("the store thread has ended")]
-    NoStore,
-    #[error("the session's task has ended by a panic")]
-    Panicked,
-    #[error("the hub stops")]
-    Stopping,
+impl HubError {
+    /// What the supervisor does about it.
+    #[must_use]
+    pub fn consequence(&self) -> Exit {
+        match self {
+            Self::Store(_) => Exit::Files,
+            Self::KeyFile(..) | Self::Key(..) => Exit::Configuration,
+            Self::Control(_) => Exit::Unreachable,
+            Self::System(_) => Exit::Internal,
+        }
+    }
 }
 
 /// Opens the embedded store and runs until `stop` turns true. `live` says whether the hub is connected and subscribed.
@@ -97,7 +90,7 @@ pub(super) enum Ended {
 /// # Errors
 /// [`HubError`], only before the first connection.
 pub async fn run(
-    settings: Settings,
+    settings: HubSettings,
     stop: watch::Receiver<bool>,
     live: watch::Sender<bool>,
 ) -> Result<(), HubError> {
@@ -113,7 +106,7 @@ pub async fn run(
 /// # Errors
 /// [`HubError`], only before the first connection.
 pub async fn run_with(
-    settings: Settings,
+    settings: HubSettings,
     store: Box<dyn Store>,
     mut stop: watch::Receiver<bool>,
     live: watch::Sender<bool>,
@@ -121,8 +114,9 @@ pub async fn run_with(
     let path = settings.signing_key_file.clone();
     let document = fs::read(&path).map_err(|error| HubError::KeyFile(path.clone(), error))?;
     let key = SigningKey::from_pkcs8(&document).map_err(|error| HubError::Key(path, error))?;
-    // 53 bits: a number that every JSON reader keeps exactly.
-    let mut speaker = Speaker::new(settings.hub.clone(), random()? >> 11, key);
+    let mut speaker =
+        Speaker::begin(settings.hub.clone(), key).map_err(|_| HubError::System("give random numbers"))?;
+    let control = Control::listen(&settings.control_socket)?;
 
     let answers = Answers::default();
     let (arrivals, inbox) = blocking::channel();
@@ -138,53 +132,57 @@ pub async fn run_with(
         .name("hub-store".to_owned())
         .spawn(move || store_thread.run(inbox))
         .map_err(|_| HubError::System("start a thread"))?;
+    // Also where the store thread has ended by itself, which nobody outside has heard yet.
+    let (over, is_over) = watch::channel(false);
+    let commands = Commands::new(settings.clone(), arrivals.clone(), is_over.clone());
+    let control = tokio::spawn(control.serve(Arc::new(commands), is_over));
 
-    let (store, key_file) = (settings.directory.clone(), settings.carry_key_file.clone());
-    let (parts, ended) = (arrivals.clone(), Arc::new(AtomicBool::new(false)));
-    let over = Arc::clone(&ended);
-    let importer = std::thread::Builder::new()
-        .name("hub-import".to_owned())
-        .spawn(move || super::import::watch(&store, &key_file, &parts, &over))
-        .map_err(|_| HubError::System("start a thread"))?;
-
-    let (store, orders, over) = (settings.directory.clone(), arrivals.clone(), Arc::clone(&ended));
-    let orderer = std::thread::Builder::new()
-        .name("hub-orders".to_owned())
-        .spawn(move || super::resend::watch(&store, &orders, &over))
-        .map_err(|_| HubError::System("start a thread"))?;
-
-    let road = Road { clock: TrustedClock::open(&settings.directory), arrivals, answers };
-    let mut failures = 0;
-    let mut session = 0;
-    while !*stop.borrow() {
-        session = next_session(&settings.directory, session);
-        let began = Instant::now();
-        let ended = connection(&settings, session, &road, &mut speaker, &mut stop, &live).await;
-        live.send_replace(false);
-        if matches!(ended, Ended::Stopping | Ended::NoStore) {
-            break;
-        }
-        failures = if began.elapsed() >= GOOD_AFTER { 0 } else { failures + 1 };
-        let most = settings.reconnect_base.saturating_mul(1 << failures.min(10)).min(settings.reconnect_cap);
-        let pause = most.mul_f64(random().unwrap_or(u64::MAX / 2) as f64 / u64::MAX as f64);
-        tracing::warn!(reason = %ended, again_seconds = pause.as_secs_f64(), "The connection to the broker has ended");
-        tokio::select! {
-            () = tokio::time::sleep(pause) => {}
-            _ = stop.wait_for(|stop| *stop) => {}
-        }
-    }
-    drop(road);
-    ended.store(true, Ordering::Relaxed);
+    let context = Context { clock: TrustedClock::open(&settings.directory), arrivals, answers };
+    connections(&settings, &context, &mut speaker, &mut stop, &live).await;
+    drop(context);
+    over.send_replace(true);
+    // It holds the way to the store thread, too.
+    let _ = control.await;
     // The store thread ends when nobody can send to it any more.
-    tokio::task::spawn_blocking(move || importer.join().and(orderer.join()).and(thread.join()))
+    tokio::task::spawn_blocking(move || thread.join())
         .await
         .ok()
         .and_then(Result::ok)
         .ok_or(HubError::System("finish the store thread"))
 }
 
+/// One connection after another, until the hub stops.
+async fn connections(
+    settings: &HubSettings,
+    context: &Context,
+    speaker: &mut Speaker,
+    stop: &mut watch::Receiver<bool>,
+    live: &watch::Sender<bool>,
+) {
+    let mut failures = 0;
+    let mut session = 0;
+    while !*stop.borrow() {
+        session = next_session(&settings.directory, session);
+        let began = Instant::now();
+        let ended = connection(settings, session, context, speaker, stop, live).await;
+        live.send_replace(false);
+        if matches!(ended, Ended::Stopping | Ended::NoStore) {
+            break;
+        }
+        failures = if began.elapsed() >= GOOD_AFTER { 0 } else { failures + 1 };
+        let most = settings.reconnect_base.saturating_mul(1 << failures.min(10)).min(settings.reconnect_cap);
+        let random = pgw_durable::random().map_or(u64::MAX / 2, u64::from_be_bytes);
+        let pause = most.mul_f64(random as f64 / u64::MAX as f64);
+        tracing::warn!(reason = %ended, again_seconds = pause.as_secs_f64(), "The connection to the broker has ended");
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            _ = stop.wait_for(|stop| *stop) => {}
+        }
+    }
+}
+
 /// What every connection has in common.
-struct Road {
+struct Context {
     clock: Arc<TrustedClock>,
     /// To the store thread; what may wait there is bounded by permits.
     arrivals: blocking::Sender<Arrival>,
@@ -194,14 +192,14 @@ struct Road {
 
 /// One connection, from its first byte to its last.
 async fn connection(
-    settings: &Settings,
+    settings: &HubSettings,
     session: u64,
-    road: &Road,
+    context: &Context,
     speaker: &mut Speaker,
     stop: &mut watch::Receiver<bool>,
     live: &watch::Sender<bool>,
 ) -> Ended {
-    let Road { clock, arrivals, answers } = road;
+    let Context { clock, arrivals, .. } = context;
     let opened = tokio::select! {
         opened = link::open(settings, session, clock) => opened,
         _ = stop.wait_for(|stop| *stop) => return Ended::Stopping,
@@ -228,15 +226,36 @@ async fn connection(
     }
     tracing::info!(session, "The hub is connected and subscribed");
     live.send_replace(true);
-    let mut tick = tokio::time::interval(TICK);
     if arrivals.send(Arrival::Connected).is_err() {
         return Ended::NoStore;
     }
-    let mut bundle = vec![Outgoing::from(speaker.status("online", session, "connected"))];
+    let online = vec![Outgoing::from(speaker.status("online", session, "connected"))];
+    if let Err(ended) = publish(online, context, speaker, &parcels, &mut work, stop).await {
+        return ended;
+    }
+    let farewell = async {
+        let last = vec![speaker.status("offline", session, "stopped").into(), Outgoing::Disconnect];
+        let _ = parcels.send(last).await;
+        let _ = (&mut work.0).await;
+    };
+    let _ = tokio::time::timeout(FAREWELL, farewell).await;
+    Ended::Stopping
+}
+
+/// Hands what the store thread answers to the session, after `bundle`, until the hub stops.
+async fn publish(
+    mut bundle: Vec<Outgoing>,
+    Context { arrivals, answers, .. }: &Context,
+    speaker: &mut Speaker,
+    parcels: &mpsc::Sender<Vec<Outgoing>>,
+    work: &mut AbortOnDrop,
+    stop: &mut watch::Receiver<bool>,
+) -> Result<(), Ended> {
+    let mut tick = tokio::time::interval(TICK);
     loop {
         // Signed only when the session can take them: a receipt that waits is replaced by a newer one.
         let room = tokio::select! {
-            ended = &mut work.0 => return joined(ended),
+            ended = &mut work.0 => return Err(joined(ended)),
             room = parcels.reserve() => room,
         };
         while bundle.len() < MOST_ANSWERS
@@ -248,23 +267,16 @@ async fn connection(
             room.send(std::mem::take(&mut bundle));
         } else {
             tokio::select! {
-                ended = &mut work.0 => return joined(ended),
+                ended = &mut work.0 => return Err(joined(ended)),
                 () = answers.changed() => {}
                 _ = tick.tick() => { let _ = arrivals.send(Arrival::Tick); }
-                _ = stop.wait_for(|stop| *stop) => break,
+                _ = stop.wait_for(|stop| *stop) => return Ok(()),
             }
         }
         if *stop.borrow() {
-            break;
+            return Ok(());
         }
     }
-    let farewell = async {
-        let last = vec![speaker.status("offline", session, "stopped").into(), Outgoing::Disconnect];
-        let _ = parcels.send(last).await;
-        let _ = (&mut work.0).await;
-    };
-    let _ = tokio::time::timeout(FAREWELL, farewell).await;
-    Ended::Stopping
 }
 
 /// Drives the session.
@@ -327,27 +339,14 @@ fn joined(ended: Result<Ended, tokio::task::JoinError>) -> Ended {
     ended.unwrap_or(Ended::Panicked)
 }
 
-fn random() -> Result<u64, HubError> {
-    let mut bytes = [0; 8];
-    SystemRandom::new().fill(&mut bytes).map_err(|_| HubError::System("give random numbers"))?;
-    Ok(u64::from_be_bytes(bytes))
-}
-
 /// The persisted session counter, one more than the last one; where it cannot be kept, at least one more than `before`.
 fn next_session(directory: &Path, before: u64) -> u64 {
     let path = directory.join("session");
     let kept = fs::read_to_string(&path).ok().and_then(|text| text.trim().parse::<u64>().ok());
     let session = kept.unwrap_or(0).max(before) + 1;
-    let write = || {
-        let new = path.with_extension("new");
-        let mut file = File::options().create(true).truncate(true).write(true).mode(0o600).open(&new)?;
-        writeln!(file, "{session}")?;
-        file.sync_all()?;
-        fs::rename(&new, &path)?;
-        File::open(directory)?.sync_all()
-    };
-    if let Err(error) = write() {
-        tracing::warn!(error = %error, "The session counter could not be kept");
+    let text = format!("{session}\n");
+    if let Err(error) = pgw_durable::replace(&path, pgw_durable::PRIVATE, text.as_bytes()) {
+        tracing::warn!(error = %error, "The session counter could not be saved");
     }
     session
 }

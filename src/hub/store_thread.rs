@@ -14,34 +14,34 @@ use bytes::Bytes;
 use pgw_bundle::bundle::Older;
 use pgw_core::committer::{Action, Committer, Input, Lookup, Refusal, Statement};
 use pgw_core::delivery::Millis;
+use pgw_core::text::chain;
 use pgw_core::transaction::{Gateway, Practice, TransactionId, rfc3339, unix_millis_now};
 use pgw_core::wire::envelope::Envelope;
 use pgw_core::wire::receipt::{Gap, Position};
 use pgw_core::wire::topic::{Kind, Topic};
-use pgw_core::wire::void;
-use pgw_core::wire::void::Void;
+use pgw_core::wire::void::{self, Void};
 use pgw_core::wire::{WireError, from_json};
 use rumqttc::v5::mqttbytes::v5::Publish;
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::{OwnedSemaphorePermit, watch};
 
 use super::answers::Answers;
 use super::backup::Backups;
 use super::fleet::Fleet;
 use super::imported::{NotTaken, Part, Tally};
 use super::refusals::{Refusals, reason};
-use super::resend::{Outcome, Wanted, Wants};
-use super::store::{Entry, LaneName, Mark, Store, StoreError};
+use super::resend::{ResendProgress, ResendRequest, Resends};
+use super::store::{Entry, LaneName, Store, StoreError, Through};
 
 pub use pgw_core::committer::GroupLimits;
 
 /// Most topics whose parsed form is kept.
 const MOST_TOPICS: usize = 10_000;
-/// Largest status, health, info or event that is looked at, bytes.
+/// Largest status, health, info or event that is read, bytes.
 const MOST_PRESENCE: usize = 16 * 1024;
 
 /// In a stream, groups are about this far apart: a fraction of what a gateway's round trip takes.
 const GATHER: Duration = Duration::from_millis(2);
-/// How often what has arrived meanwhile is looked at. Waking up for each read would cost more than the waiting saves.
+/// How often the thread looks for what has arrived meanwhile. Waking up for each read would cost more than the waiting saves.
 const LOOK: Duration = Duration::from_micros(500);
 /// Transactions for which nothing more is waited: less than what one gateway's default window has under way at most.
 const ENOUGH: usize = 48;
@@ -57,22 +57,24 @@ pub enum Arrival {
     /// A part of a bundle that was carried here, and who waits for its fate.
     Import(Box<Part>, SyncSender<Result<Tally, NotTaken>>),
     /// A person wants something again that was stored before, and waits for what becomes of it.
-    Wanted(Box<Wanted>, SyncSender<Outcome>),
+    Resend(ResendRequest, watch::Sender<ResendProgress>),
+    /// A person has said that the backup that was begun is complete.
+    BackedUp,
 }
 
 /// The store thread's state.
 pub struct StoreThread {
-    pub(super) store: Box<dyn Store>,
+    store: Box<dyn Store>,
     committer: Committer<Entry>,
     /// What the committer has said, and was not carried out yet.
     actions: Vec<Action<Entry>>,
-    pub(super) answers: Answers,
-    pub(super) fleet: Fleet,
+    answers: Answers,
+    fleet: Fleet,
     backups: Backups,
     topics: HashMap<Bytes, Topic>,
     probes: Vec<(Practice, Gateway, Bytes)>,
     refusals: Refusals,
-    pub(super) wants: Wants,
+    resends: Resends,
     /// The committer's time begins here.
     began: Instant,
     /// Groups that were given to the store, and how many of them failed.
@@ -89,7 +91,7 @@ struct Asked<'a> {
 }
 
 impl Lookup for Asked<'_> {
-    fn marks_of(&self, lane: &LaneName) -> Vec<Mark> {
+    fn marks_of(&self, lane: &LaneName) -> Vec<Through> {
         self.store.marks_of(lane)
     }
 
@@ -118,7 +120,7 @@ impl StoreThread {
             topics: HashMap::new(),
             probes: Vec::new(),
             refusals: Refusals::default(),
-            wants: Wants::default(),
+            resends: Resends::default(),
             began: Instant::now(),
             groups: 0,
             failed: 0,
@@ -166,15 +168,19 @@ impl StoreThread {
                 None
             }
             Arrival::Tick => {
-                self.give_up();
-                if self.backups.look() {
-                    self.hurry = true;
-                    self.tell(Input::BackedUp(self.backups.lanes()));
-                }
+                self.resends.give_up();
                 None
             }
-            Arrival::Wanted(wanted, answer) => {
-                self.want(*wanted, answer);
+            Arrival::BackedUp => {
+                self.backups.read();
+                self.hurry = true;
+                self.tell(Input::BackedUp(self.backups.lanes()));
+                None
+            }
+            Arrival::Resend(request, progress) => {
+                let stored = self.store.marks_of(&request.lane);
+                let session = self.fleet.session(&request.lane.practice, &request.lane.gateway);
+                self.resends.ask(request, &stored, session, &self.answers, progress);
                 self.hurry = true;
                 None
             }
@@ -186,7 +192,7 @@ impl StoreThread {
             Arrival::Publishes(publishes, permit) => {
                 for publish in publishes {
                     self.publish(publish);
-                    if self.wants.bytes() >= self.committer.limits().bytes {
+                    if self.resends.bytes() >= self.committer.limits().bytes {
                         self.finish();
                     }
                 }
@@ -218,7 +224,7 @@ impl StoreThread {
                     }
                     Action::Refuse(lane, Refusal::Chain) => self.refuse(lane.to_string(), "chain"),
                     Action::Repeated(Entry { lane, envelope, body }) => {
-                        self.wants.repetition(&lane, envelope, body.unwrap_or_default());
+                        self.resends.repetition(&lane, envelope, body.unwrap_or_default());
                     }
                     Action::Recovered { dropped } => tracing::info!(dropped, "The store works again"),
                 }
@@ -289,7 +295,11 @@ impl StoreThread {
             }
             Kind::CommandResult if publish.payload.len() <= MOST_PRESENCE => {
                 match from_json(&publish.payload) {
-                    Ok(result) => self.command_result(&practice, &gateway, result),
+                    Ok(result) => {
+                        // What the gateway sent before it said so.
+                        self.keep_copies();
+                        self.resends.result(&practice, &gateway, result);
+                    }
                     Err(error) => self.refuse(format!("{practice}/{gateway}"), reason(&error)),
                 }
             }
@@ -330,8 +340,20 @@ impl StoreThread {
         wrong.map_or(Ok(tally), Err)
     }
 
+    /// Puts copies that were asked for on stable storage.
+    fn keep_copies(&mut self) {
+        let copies = self.resends.take_copies();
+        if copies.is_empty() {
+            return;
+        }
+        if let Err(error) = self.store.mend(&copies) {
+            tracing::error!(error = chain(&error), "Copies that a gateway sent again could not be stored");
+            self.resends.copies_lost(&copies, &error);
+        }
+    }
+
     /// Stores the group, then answers. False: it is not stored.
-    pub(super) fn finish(&mut self) -> bool {
+    fn finish(&mut self) -> bool {
         self.hurry = false;
         self.keep_copies();
         let failed = self.failed;
@@ -376,7 +398,7 @@ fn read(lane: &LaneName, publish: Publish) -> Result<(Envelope, Bytes), WireErro
 }
 
 /// Whether the store has everything that a receipt says.
-fn is_stored(said: &[Mark], marks: &[Mark]) -> bool {
+fn is_stored(said: &[Through], marks: &[Through]) -> bool {
     said.iter().all(|said| {
         let mark = marks.iter().find(|mark| mark.epoch == said.epoch);
         mark.is_some_and(|mark| said.through < mark.through || said == mark)
@@ -385,10 +407,9 @@ fn is_stored(said: &[Mark], marks: &[Mark]) -> bool {
 
 fn store_failed(error: &StoreError) {
     tracing::error!(
-        error = %error,
-        source = std::error::Error::source(error).map(tracing::field::display),
+        error = chain(error),
         full = error.is_full(),
-        "The store has failed: nothing is confirmed, the gateways keep everything"
+        "The store has failed: the hub stores and confirms nothing; the gateways keep everything"
     );
 }
 
@@ -405,7 +426,7 @@ mod tests {
 
     #[test]
     fn a_receipt_that_says_more_than_the_store_has_is_found() {
-        let mark = |epoch: u128, through, chain| Mark {
+        let mark = |epoch: u128, through, chain| Through {
             epoch: Epoch(uuid::Uuid::from_u128(epoch)),
             through,
             chain: ChainValue([chain; 32]),

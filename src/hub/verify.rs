@@ -13,7 +13,7 @@ use uuid::Uuid;
 
 use super::store::line::{self, Line};
 use super::store::walk::{Fault, Walk};
-use super::store::{LaneName, Mark, StoreError, ndjson};
+use super::store::{LaneName, StoreError, Through, ndjson};
 
 /// Most faults that are kept of one lane; the rest is counted.
 const MOST_FAULTS: usize = 100;
@@ -21,7 +21,7 @@ const MOST_FAULTS: usize = 100;
 /// What was found in a lane.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LaneReport {
-    /// Which.
+    /// Its full name.
     pub lane: LaneName,
     /// Transactions that are stored.
     pub transactions: u64,
@@ -29,12 +29,12 @@ pub struct LaneReport {
     pub advances: u64,
     /// Lines of a later version.
     pub others: u64,
-    /// What is lost and was released by a person.
+    /// What is lost and was written off by a person.
     pub voids: Vec<VoidRange>,
-    /// What is not whole in its files, but stands beside them because the gateway has sent it again.
+    /// What is not whole in its files, but was sent again by its gateway and is beside them.
     pub mended: Vec<(Epoch, std::ops::RangeInclusive<Sequence>)>,
     /// Where it ends, epochs oldest first.
-    pub marks: Vec<Mark>,
+    pub marks: Vec<Through>,
     /// Bytes of a last line without its end.
     pub torn_bytes: u64,
     /// File, line (from 1) and what is wrong; at most a hundred.
@@ -43,7 +43,7 @@ pub struct LaneReport {
     pub faults_total: u64,
 }
 
-/// Released sequences of one epoch.
+/// Sequences of one epoch that a person wrote off.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VoidRange {
     /// Their epoch.
@@ -57,7 +57,22 @@ pub struct VoidRange {
 }
 
 impl LaneReport {
-    fn void(&mut self, mark: &Mark, reason: &str) {
+    fn of(lane: &LaneName) -> Self {
+        Self {
+            lane: lane.clone(),
+            transactions: 0,
+            advances: 0,
+            others: 0,
+            voids: Vec::new(),
+            mended: Vec::new(),
+            marks: Vec::new(),
+            torn_bytes: 0,
+            faults: Vec::new(),
+            faults_total: 0,
+        }
+    }
+
+    fn void(&mut self, mark: &Through, reason: &str) {
         let sequence = mark.through;
         match self.voids.last_mut() {
             Some(last) if last.epoch == mark.epoch && last.to + 1 == sequence && last.reason == reason => {
@@ -75,7 +90,7 @@ impl LaneReport {
 
 /// Where a transaction lies that a later line may name.
 #[derive(Clone, Copy)]
-struct Place {
+struct LineAt {
     file: usize,
     offset: u64,
     length: u64,
@@ -83,8 +98,8 @@ struct Place {
 
 /// What the gateway has sent again, by number and by id.
 struct Copies {
-    numbers: HashMap<(Epoch, Sequence), Place>,
-    ids: HashMap<Uuid, Place>,
+    numbers: HashMap<(Epoch, Sequence), LineAt>,
+    ids: HashMap<Uuid, LineAt>,
     used: Vec<(Epoch, Sequence)>,
 }
 
@@ -94,7 +109,7 @@ impl Copies {
         let mut copies = Self { numbers: HashMap::new(), ids: HashMap::new(), used: Vec::new() };
         if path.exists() {
             for_lines(&[path.to_owned()], |_, _, offset, text| {
-                let place = Place { file, offset, length: text.len() as u64 };
+                let place = LineAt { file, offset, length: text.len() as u64 };
                 match line::read(text) {
                     Some(Line::Record(record)) => {
                         copies.numbers.insert((record.mark.epoch, record.mark.through), place);
@@ -145,97 +160,57 @@ pub fn lane(directory: &Path, name: &LaneName) -> Result<LaneReport, StoreError>
         ndjson::files_of(directory, name)?.into_iter().filter(|path| path.exists()).collect();
     let own = files.len();
     files.push(ndjson::again_path(directory, name));
-    let mut copies = Copies::read(&files[own], own)?;
-    let mut places: HashMap<Uuid, Option<Place>> = HashMap::new();
+    let copies = Copies::read(&files[own], own)?;
+    let mut advanced: HashMap<Uuid, Option<LineAt>> = HashMap::new();
     // Only what an advance names has to be found again; most lanes have none, and then nothing is read twice.
     for_lines(&files[..own], |_, _, _, text| {
         if text.starts_with(br#"{"pgw":"advance""#)
             && let Some(Line::Advance { id, .. }) = line::read(text)
         {
-            places.insert(id, copies.ids.get(&id).copied());
+            advanced.insert(id, copies.ids.get(&id).copied());
         }
     })?;
-    let mut report = LaneReport {
-        lane: name.clone(),
-        transactions: 0,
-        advances: 0,
-        others: 0,
-        voids: Vec::new(),
-        mended: Vec::new(),
-        marks: Vec::new(),
-        torn_bytes: 0,
-        faults: Vec::new(),
-        faults_total: 0,
-    };
-    let mut walk = Walk::new(name.clone());
-    let torn = for_lines(&files[..own], |file, number, offset, text| {
+    let (walk, report) = (Walk::new(name.clone()), LaneReport::of(name));
+    let mut check = Check { files: &files, walk, copies, advanced, report };
+    let torn_bytes = for_lines(&files[..own], |file, number, offset, text| {
+        check.line(LineAt { file, offset, length: text.len() as u64 }, number, text);
+    })?;
+    let Check { walk, copies, report, .. } = check;
+    Ok(LaneReport { torn_bytes, marks: walk.marks().to_vec(), mended: ranges(copies.used), ..report })
+}
+
+/// A lane that is being walked, line by line.
+struct Check<'a> {
+    files: &'a [PathBuf],
+    walk: Walk,
+    copies: Copies,
+    /// What an advance names, and where its transaction is.
+    advanced: HashMap<Uuid, Option<LineAt>>,
+    report: LaneReport,
+}
+
+impl Check<'_> {
+    fn line(&mut self, at: LineAt, number: u64, text: &[u8]) {
         let read = line::read(text);
-        // What is missing before this line may have come again.
-        match &read {
-            Some(Line::Group(marks)) => {
-                for mark in marks {
-                    report.transactions += copies.fill(&mut walk, &files, mark.epoch, mark.through);
-                }
-            }
-            Some(line) => {
-                if let Some(mark) = line.mark() {
-                    let before = mark.through.saturating_sub(1);
-                    report.transactions += copies.fill(&mut walk, &files, mark.epoch, before);
-                }
-            }
-            None => {}
-        }
+        self.fill_before(read.as_ref());
         let known = match &read {
-            Some(Line::Advance { id, .. }) => {
-                places.get(id).and_then(Option::as_ref).and_then(|place| load(&files, place))
-            }
+            Some(Line::Advance { id, .. }) => self.advanced.get(id).and_then(Option::as_ref),
             _ => None,
         };
+        let known = known.and_then(|at| load(self.files, at));
         let known = known.as_deref().and_then(line::read);
         let content = match &known {
             Some(Line::Record(record)) => Some(record.as_ref()),
             _ => None,
         };
-        let before = walk.clone();
-        let mut step = walk.step(read.as_ref(), content);
-        if let Err(fault) = &step {
-            let number = match (fault, read.as_ref().and_then(Line::mark)) {
-                (Fault::Repeated { epoch, sequence, .. }, _)
-                    if copies.used.contains(&(*epoch, *sequence)) =>
-                {
-                    // Its copy stands in its place already.
-                    None
-                }
-                (Fault::Unreadable { epoch, after }, _) => Some((*epoch, after + 1)),
-                (_, Some(mark)) => Some((mark.epoch, mark.through)),
-                (_, None) => Some((Epoch(Uuid::nil()), 0)),
-            };
-            let mut trial = before.clone();
-            match number {
-                None => {
-                    walk = before;
-                    step = Ok(());
-                }
-                Some(number) if copies.step(&mut trial, &files, number) => {
-                    walk = trial;
-                    step = Ok(());
-                    report.transactions += u64::from(read.is_none());
-                }
-                Some(_) => {}
-            }
+        let before = self.walk.clone();
+        let mut step = self.walk.step(read.as_ref(), content);
+        if let Err(fault) = &step
+            && self.is_mended(before, fault, read.as_ref())
+        {
+            step = Ok(());
         }
-        match &read {
-            Some(Line::Record(record)) => {
-                report.transactions += 1;
-                if let Some(slot) = places.get_mut(&record.id) {
-                    *slot = Some(Place { file, offset, length: text.len() as u64 });
-                }
-            }
-            Some(Line::Advance { .. }) => report.advances += 1,
-            Some(Line::Void { mark, reason, .. }) => report.void(mark, reason),
-            Some(Line::Other(_)) => report.others += 1,
-            Some(Line::Group(_)) | None => {}
-        }
+        self.count(at, read.as_ref());
         let lost = match (&read, &known) {
             (Some(Line::Advance { mark, id }), None) => {
                 Some(Fault::Lost { epoch: mark.epoch, sequence: mark.through, id: *id })
@@ -243,16 +218,69 @@ pub fn lane(directory: &Path, name: &LaneName) -> Result<LaneReport, StoreError>
             _ => None,
         };
         for fault in step.err().into_iter().chain(lost) {
-            report.faults_total += 1;
-            if report.faults.len() < MOST_FAULTS {
-                report.faults.push((files[file].clone(), number, fault));
+            self.report.faults_total += 1;
+            if self.report.faults.len() < MOST_FAULTS {
+                self.report.faults.push((self.files[at.file].clone(), number, fault));
             }
         }
-    })?;
-    report.torn_bytes = torn;
-    report.marks = walk.marks().to_vec();
-    report.mended = ranges(copies.used);
-    Ok(report)
+    }
+
+    /// What is missing before this line may have been sent again.
+    fn fill_before(&mut self, read: Option<&Line<'_>>) {
+        let Self { files, walk, copies, report, .. } = self;
+        match read {
+            Some(Line::Group(marks)) => {
+                for mark in marks {
+                    report.transactions += copies.fill(walk, files, mark.epoch, mark.through);
+                }
+            }
+            Some(line) => {
+                if let Some(mark) = line.mark() {
+                    let before = mark.through.saturating_sub(1);
+                    report.transactions += copies.fill(walk, files, mark.epoch, before);
+                }
+            }
+            None => {}
+        }
+    }
+
+    /// Whether a copy takes the place of a line that does not follow; then the walk continues after it.
+    fn is_mended(&mut self, before: Walk, fault: &Fault, read: Option<&Line<'_>>) -> bool {
+        let number = match (fault, read.and_then(Line::mark)) {
+            (Fault::Repeated { epoch, sequence, .. }, _)
+                if self.copies.used.contains(&(*epoch, *sequence)) =>
+            {
+                // Its copy has been counted already.
+                self.walk = before;
+                return true;
+            }
+            (Fault::Unreadable { epoch, after }, _) => (*epoch, after + 1),
+            (_, Some(mark)) => (mark.epoch, mark.through),
+            (_, None) => (Epoch(Uuid::nil()), 0),
+        };
+        let mut trial = before;
+        if !self.copies.step(&mut trial, self.files, number) {
+            return false;
+        }
+        self.walk = trial;
+        self.report.transactions += u64::from(read.is_none());
+        true
+    }
+
+    fn count(&mut self, at: LineAt, read: Option<&Line<'_>>) {
+        match read {
+            Some(Line::Record(record)) => {
+                self.report.transactions += 1;
+                if let Some(place) = self.advanced.get_mut(&record.id) {
+                    *place = Some(at);
+                }
+            }
+            Some(Line::Advance { .. }) => self.report.advances += 1,
+            Some(Line::Void { mark, reason, .. }) => self.report.void(mark, reason),
+            Some(Line::Other(_)) => self.report.others += 1,
+            Some(Line::Group(_)) | None => {}
+        }
+    }
 }
 
 /// Neighbours together.
@@ -306,7 +334,7 @@ fn for_lines(files: &[PathBuf], mut show: impl FnMut(usize, u64, u64, &[u8])) ->
     Ok(torn)
 }
 
-fn load(files: &[PathBuf], place: &Place) -> Option<Vec<u8>> {
+fn load(files: &[PathBuf], place: &LineAt) -> Option<Vec<u8>> {
     let mut file = File::open(files.get(place.file)?).ok()?;
     file.seek(SeekFrom::Start(place.offset)).ok()?;
     let mut text = vec![0; usize::try_from(place.length).ok()?];

@@ -17,28 +17,15 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::Path;
 
-use super::files::is_unreadable;
+use crate::files::{self, is_unreadable};
 
 /// Room of one slot; a payload may have 24 bytes less.
 pub(crate) const SLOT_BYTES: u64 = 64 * 1024;
 const HEAD: usize = 20;
 const TAIL: usize = 4;
-
-/// Makes renames, creations and removals in `directory` durable.
-pub(crate) fn sync_directory(directory: &Path) -> io::Result<()> {
-    File::open(directory)?.sync_all()
-}
-
-/// The directory of `path`.
-pub(super) fn parent(path: &Path) -> &Path {
-    match path.parent() {
-        Some(parent) if parent != Path::new("") => parent,
-        _ => Path::new("."),
-    }
-}
 
 /// A small file of two slots that take turns.
 #[derive(Debug)]
@@ -51,7 +38,7 @@ pub(crate) struct Alternating {
 
 /// What an [`Alternating`] file held when it was opened.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Found {
+pub(crate) enum SlotContent {
     /// It was not there, or its creation was cut short.
     Nothing,
     /// The newest payload that stands.
@@ -62,26 +49,26 @@ pub(crate) enum Found {
 
 impl Alternating {
     /// Opens `path`, or makes it and its directory entry durable.
-    pub(crate) fn open(path: &Path, magic: [u8; 4], version: u16) -> io::Result<(Self, Found)> {
+    pub(crate) fn open(path: &Path, magic: [u8; 4], version: u16) -> io::Result<(Self, SlotContent)> {
         let file =
             OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)?;
         if file.metadata()?.len() < 2 * SLOT_BYTES {
             file.set_len(2 * SLOT_BYTES)?;
             file.sync_all()?;
-            sync_directory(parent(path))?;
+            files::sync_name(path)?;
         }
         let (generation, found) = newest(&file, magic, version)?;
         Ok((Self { file, magic, version, generation }, found))
     }
 
     /// What the file holds, and nothing of it is touched: it is not made, either.
-    pub(crate) fn look(path: &Path, magic: [u8; 4], version: u16) -> io::Result<Found> {
+    pub(crate) fn read(path: &Path, magic: [u8; 4], version: u16) -> io::Result<SlotContent> {
         let file = match File::open(path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Found::Nothing),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(SlotContent::Nothing),
             other => other?,
         };
         if file.metadata()?.len() < 2 * SLOT_BYTES {
-            return Ok(Found::Nothing);
+            return Ok(SlotContent::Nothing);
         }
         Ok(newest(&file, magic, version)?.1)
     }
@@ -98,7 +85,7 @@ impl Alternating {
 }
 
 /// The newest payload of a file of two slots, and its generation.
-fn newest(file: &File, magic: [u8; 4], version: u16) -> io::Result<(u64, Found)> {
+fn newest(file: &File, magic: [u8; 4], version: u16) -> io::Result<(u64, SlotContent)> {
     let mut written = false;
     let mut best: Option<(u64, Vec<u8>)> = None;
     for slot in 0..2 {
@@ -117,9 +104,9 @@ fn newest(file: &File, magic: [u8; 4], version: u16) -> io::Result<(u64, Found)>
         }
     }
     Ok(match best {
-        Some((generation, payload)) => (generation, Found::Payload(payload)),
-        None if written => (0, Found::Damaged),
-        None => (0, Found::Nothing),
+        Some((generation, payload)) => (generation, SlotContent::Payload(payload)),
+        None if written => (0, SlotContent::Damaged),
+        None => (0, SlotContent::Nothing),
     })
 }
 
@@ -192,7 +179,7 @@ mod tests {
 
     const MAGIC: [u8; 4] = *b"TEST";
 
-    fn reopen(path: &Path) -> Found {
+    fn reopen(path: &Path) -> SlotContent {
         Alternating::open(path, MAGIC, 1).unwrap().1
     }
 
@@ -201,13 +188,13 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("slots");
         let (mut file, found) = Alternating::open(&path, MAGIC, 1).unwrap();
-        assert_eq!(found, Found::Nothing);
+        assert_eq!(found, SlotContent::Nothing);
         for n in 0..5u8 {
             file.write(&[n; 9]).unwrap();
-            assert_eq!(reopen(&path), Found::Payload(vec![n; 9]));
+            assert_eq!(reopen(&path), SlotContent::Payload(vec![n; 9]));
         }
-        assert_eq!(Alternating::open(&path, *b"ELSE", 1).unwrap().1, Found::Damaged);
-        assert_eq!(Alternating::open(&path, MAGIC, 2).unwrap().1, Found::Damaged);
+        assert_eq!(Alternating::open(&path, *b"ELSE", 1).unwrap().1, SlotContent::Damaged);
+        assert_eq!(Alternating::open(&path, MAGIC, 2).unwrap().1, SlotContent::Damaged);
     }
 
     /// The disk may have written any part of the last slot, in pieces of 512 bytes; the one before must then count.
@@ -230,7 +217,7 @@ mod tests {
             std::fs::write(&path, torn).unwrap();
             let found = reopen(&path);
             let whole = pieces == 63;
-            assert_eq!(found, Found::Payload(vec![if whole { 2 } else { 1 }; 3000]), "{pieces:b}");
+            assert_eq!(found, SlotContent::Payload(vec![if whole { 2 } else { 1 }; 3000]), "{pieces:b}");
             new += u32::from(whole);
         }
         assert_eq!(new, 1);
@@ -253,9 +240,9 @@ mod tests {
         let path = directory.path().join("slots");
         std::fs::write(&path, [7u8; 100]).unwrap();
         let (mut file, found) = Alternating::open(&path, MAGIC, 1).unwrap();
-        assert_eq!(found, Found::Damaged);
+        assert_eq!(found, SlotContent::Damaged);
         file.write(b"again").unwrap();
-        assert_eq!(reopen(&path), Found::Payload(b"again".to_vec()));
+        assert_eq!(reopen(&path), SlotContent::Payload(b"again".to_vec()));
     }
 
     #[test]
@@ -265,10 +252,10 @@ mod tests {
         let (mut file, _) = Alternating::open(&path, MAGIC, 1).unwrap();
         file.write(b"small").unwrap();
         assert!(file.write(&vec![1; SLOT_BYTES as usize - HEAD - TAIL + 1]).is_err());
-        assert_eq!(reopen(&path), Found::Payload(b"small".to_vec()));
+        assert_eq!(reopen(&path), SlotContent::Payload(b"small".to_vec()));
         let largest = vec![1; SLOT_BYTES as usize - HEAD - TAIL];
         file.write(&largest).unwrap();
-        assert_eq!(reopen(&path), Found::Payload(largest));
+        assert_eq!(reopen(&path), SlotContent::Payload(largest));
     }
 
     #[test]

@@ -4,17 +4,26 @@ use std::path::PathBuf;
 
 use pgw_core::transaction::{Lane, Position};
 
+/// What the caller does about an error.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Consequence {
+    /// The same may succeed later.
+    Retry,
+    /// It never will: say so to whoever asked.
+    Refuse,
+}
+
 /// Why a submission was not accepted. It is not stored, or at least nobody was told so.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
     /// No room for this lane: later.
-    #[error("the outbox has no room: {0}")]
+    #[error("the store is full: {0}")]
     Full(String),
     /// More is waiting for the writer than `queue_bytes` allows: later.
-    #[error("too much is waiting to be stored")]
+    #[error("too many transactions are waiting for the disk")]
     Busy,
     /// The store has trouble; the gateway is working on it: later.
-    #[error("the store has trouble: {0}")]
+    #[error("the store has failed: {0}")]
     Trouble(String),
     /// The daemon is stopping: later.
     #[error("the gateway is stopping")]
@@ -33,10 +42,19 @@ pub enum Refusal {
 }
 
 impl Refusal {
+    /// What a door does about it.
+    #[must_use]
+    pub fn consequence(&self) -> Consequence {
+        match self {
+            Refusal::TooLarge { .. } | Refusal::UnknownLane(_) => Consequence::Refuse,
+            Refusal::Full(_) | Refusal::Busy | Refusal::Trouble(_) | Refusal::Stopping => Consequence::Retry,
+        }
+    }
+
     /// Whether the same submission may be accepted later.
     #[must_use]
     pub fn is_temporary(&self) -> bool {
-        !matches!(self, Refusal::TooLarge { .. } | Refusal::UnknownLane(_))
+        self.consequence() == Consequence::Retry
     }
 }
 
@@ -48,7 +66,7 @@ pub enum OpenError {
         "the store in {directory} has format {found}, this version reads up to {known}: install the newer version again"
     )]
     Newer {
-        /// Where.
+        /// The store.
         directory: PathBuf,
         /// Format found.
         found: u32,
@@ -57,10 +75,10 @@ pub enum OpenError {
     },
     /// The keys do not open all of this store; nothing was written.
     #[error(
-        "the outbox keys do not open all of the store in {directory}: it needs key {expected}; there is only {given}. Bring the missing key back from central IT's copy"
+        "the outbox keys do not open all of the store in {directory}: it needs key {expected}, and there is only {given}. Restore the missing key from central IT's copy"
     )]
     WrongKey {
-        /// Where.
+        /// The store.
         directory: PathBuf,
         /// Ids of the keys that are missing, with what needs them.
         expected: String,
@@ -69,10 +87,10 @@ pub enum OpenError {
     },
     /// It was retired: another box has it now, or is to have it. Nothing was written.
     #[error(
-        "the store in {directory} was retired at {time}: its content goes on in another box, and this one must never run again. Is this the copy on the new box? `practice-gateway outbox adopt`. Was the move given up? `practice-gateway outbox retire --undo`"
+        "the store in {directory} was retired at {time}: it continues on another box, and must never run here again. Is this the copy on the new box? `practice-gateway outbox adopt`. Was the move given up? `practice-gateway outbox retire --undo`"
     )]
     Retired {
-        /// Where.
+        /// The store.
         directory: PathBuf,
         /// When, RFC 3339.
         time: String,
@@ -80,7 +98,7 @@ pub enum OpenError {
     /// The store belongs to another practice or gateway.
     #[error("the store in {directory} belongs to {owner}, this configuration is for {configured}")]
     OtherOwner {
-        /// Where.
+        /// The store.
         directory: PathBuf,
         /// `practice.gateway` in the store.
         owner: String,
@@ -107,7 +125,7 @@ pub enum OpenError {
 #[derive(Debug, thiserror::Error)]
 pub enum ReadError {
     /// Confirmed and pruned, or destroyed: not to be had.
-    #[error("position {position} of lane {lane} is not to be had any more")]
+    #[error("position {position} of lane {lane} can no longer be read")]
     Gone {
         /// Lane.
         lane: Lane,
@@ -115,6 +133,62 @@ pub enum ReadError {
         position: Position,
     },
     /// The store has trouble; try again later.
-    #[error("the store has trouble: {0}")]
+    #[error("the store has failed: {0}")]
     Trouble(String),
+}
+
+/// Why lost positions were not written off.
+#[derive(Debug, thiserror::Error)]
+pub enum VoidError {
+    /// No such lane is configured.
+    #[error("there is no lane {0}")]
+    UnknownLane(Lane),
+    /// The range is not one of unconfirmed positions.
+    #[error(
+        "a range lies between the confirmed position {confirmed} and the tail {tail}, from its first to its last"
+    )]
+    Range {
+        /// The last confirmed position.
+        confirmed: Position,
+        /// The last position.
+        tail: Position,
+    },
+    /// Each epoch has numbers of its own.
+    #[error("the range lies in two epochs: write off each part by itself")]
+    TwoEpochs,
+    /// The reason is empty, too long or has line ends.
+    #[error("a reason has 1 to {0} bytes, and no line ends")]
+    Reason(usize),
+    /// It was done before.
+    #[error("position {0} was written off already")]
+    Already(Position),
+    /// The store cannot say now whether it is lost.
+    #[error("cannot tell now whether position {0} is lost")]
+    Unclear(Position),
+    /// It is not lost.
+    #[error("position {0} can be read: it is not lost, and was not written off")]
+    Readable(Position),
+    /// The chain value before the range is lost with its record.
+    #[error("position {0} is lost as well: begin with the first lost position")]
+    NotTheFirst(Position),
+    /// The store cannot be read now.
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    /// It could not be made durable; nothing has changed.
+    #[error("the void cannot be made durable")]
+    Save(#[source] std::io::Error),
+    /// It is written off, but transactions after it need new numbers and did not get them.
+    #[error("written off, but the new epoch that this needs could not begin")]
+    NewEpoch(#[source] Refusal),
+}
+
+impl VoidError {
+    /// What the caller does about it.
+    #[must_use]
+    pub fn consequence(&self) -> Consequence {
+        match self {
+            Self::Unclear(_) | Self::Read(_) | Self::Save(_) | Self::NewEpoch(_) => Consequence::Retry,
+            _ => Consequence::Refuse,
+        }
+    }
 }

@@ -73,7 +73,7 @@ impl Faults {
 
 static ALL: Mutex<Option<HashMap<PathBuf, Arc<Faults>>>> = Mutex::new(None);
 
-/// Those of the store that has `path` in it: `{store}/segments/{lane}/{ordinal}`.
+/// Those of the store that has `path` in it: `{store}/segments/{lane}/{segment number}`.
 pub(crate) fn of(path: &Path) -> Arc<Faults> {
     let store = path.ancestors().nth(3).unwrap_or(path);
     in_store(store)

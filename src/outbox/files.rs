@@ -1,37 +1,23 @@
-//! Small files that are either the old or the new, whatever happens: written aside, synced, renamed, and
-//! the directory synced. Each carries a CRC32C, so that half a file is never believed.
+//! Small files of JSON, each with a CRC32C, so that half a file is never believed; replaced whole by [`pgw_durable`]. And what is
+//! done to whole trees of files.
 
 use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::path::Path;
 
+use pgw_durable::{PRIVATE, Replacement};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-/// Makes what the directory says of its entries durable.
-pub(crate) fn sync_directory(directory: &Path) -> io::Result<()> {
-    File::open(directory)?.sync_all()
+/// Creates a directory of the store, for its owner only, and makes it durable in the one above.
+pub(crate) fn create_directory(directory: &Path) -> io::Result<()> {
+    pgw_durable::create_directory(directory, 0o700)
 }
 
-/// Creates a directory that only its owner can enter, and makes it durable in its parent.
-pub(crate) fn create_directory(directory: &Path) -> io::Result<()> {
-    use std::os::unix::fs::DirBuilderExt as _;
-    if directory.is_dir() {
-        return Ok(());
-    }
-    if let Some(parent) = directory.parent()
-        && !parent.as_os_str().is_empty()
-        && !parent.is_dir()
-    {
-        create_directory(parent)?;
-    }
-    match fs::DirBuilder::new().mode(0o700).create(directory) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
-        _ => {}
-    }
-    directory.parent().map_or(Ok(()), |parent| {
-        sync_directory(if parent.as_os_str().is_empty() { Path::new(".") } else { parent })
-    })
+/// Makes durable that a file is there.
+pub(crate) fn sync_name(path: &Path) -> io::Result<()> {
+    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    pgw_durable::sync_directory(directory.unwrap_or(Path::new(".")))
 }
 
 /// Syncs every file and directory below `directory`, and it.
@@ -49,7 +35,7 @@ pub(crate) fn sync_tree(directory: &Path) -> io::Result<()> {
             }
         }
     }
-    sync_directory(directory)
+    pgw_durable::sync_directory(directory)
 }
 
 /// Gives what is below `directory` to whoever owns it: a command that root has run must leave nothing that the daemon may not
@@ -78,23 +64,17 @@ pub(crate) fn save<T: Serialize>(path: &Path, value: &T) -> io::Result<()> {
     save_for(None, path, value)
 }
 
-/// The same, for another user and group: it is theirs from the moment when it stands.
+/// The same, for another user and group: it is theirs from the moment when it has its name.
 pub(crate) fn save_for<T: Serialize>(owner: Option<(u32, u32)>, path: &Path, value: &T) -> io::Result<()> {
     let mut text = serde_json::to_vec(value)?;
     let sum = crc32c::crc32c(&text);
     text.extend_from_slice(format!("\n{sum:08x}\n").as_bytes());
-    let aside = path.with_extension("new");
-    {
-        use std::os::unix::fs::OpenOptionsExt as _;
-        let mut file = File::options().write(true).create(true).truncate(true).mode(0o600).open(&aside)?;
-        file.write_all(&text)?;
-        if let Some((user, group)) = owner {
-            std::os::unix::fs::fchown(&file, Some(user), Some(group))?;
-        }
-        file.sync_all()?;
+    let mut replacement = Replacement::begin(path, PRIVATE)?;
+    replacement.write_all(&text)?;
+    if let Some((user, group)) = owner {
+        std::os::unix::fs::fchown(replacement.file(), Some(user), Some(group))?;
     }
-    fs::rename(&aside, path)?;
-    path.parent().map_or(Ok(()), sync_directory)
+    replacement.commit()
 }
 
 /// Reads what [`save`] wrote; `None` if there is no such file.
@@ -116,7 +96,7 @@ pub(crate) fn load<T: DeserializeOwned>(path: &Path) -> io::Result<Option<T>> {
 }
 
 /// Whether the disk could not give back what was written: damage, and no passing trouble.
-pub(super) fn is_unreadable(error: &io::Error) -> bool {
+pub(crate) fn is_unreadable(error: &io::Error) -> bool {
     /// EIO, ENODATA (a bad sector on some disks), EBADMSG and EUCLEAN (checksums of the file system).
     const CODES: [i32; 4] = [5, 61, 74, 117];
     error.raw_os_error().is_some_and(|code| CODES.contains(&code))

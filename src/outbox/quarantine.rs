@@ -1,4 +1,4 @@
-//! Quarantine: refused input and damaged records, kept sealed until a person has looked at them.
+//! Quarantine: refused input and damaged records, kept sealed until a person has decided.
 //!
 //! One file an entry, `{id as 16 hexadecimal digits}.entry`, numbers big-endian:
 //!
@@ -17,19 +17,17 @@
 //! Nothing is ever pushed out: what does not fit is refused. An id is not used twice; the highest one that
 //! was removed leaves an empty `{id}.gone`.
 
-use std::fs::{File, OpenOptions};
-use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::fs::File;
+use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use chacha20poly1305::aead::{Aead, KeyInit, Payload};
-use chacha20poly1305::{XChaCha20Poly1305, XNonce};
 use pgw_core::transaction::{UnixMillis, unix_millis_now};
-use ring::hmac;
-use ring::rand::{SecureRandom, SystemRandom};
+use pgw_durable::PRIVATE;
 
-use super::alternating::{Take, sync_directory};
+use crate::alternating::Take;
+use crate::crypt::entry_seal::{EntrySeal, TAG_BYTES};
+use crate::files;
 
 const MAGIC: [u8; 4] = *b"PGWQ";
 const VERSION: u16 = 1;
@@ -45,7 +43,7 @@ pub(crate) const INCOMPLETE: &str = "incomplete record";
 
 /// One thing in quarantine.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Entry {
+pub struct QuarantineEntry {
     /// Names it; never used twice.
     pub id: u64,
     /// Why it is here; empty when damaged.
@@ -60,7 +58,7 @@ pub struct Entry {
     pub damaged: bool,
 }
 
-impl Entry {
+impl QuarantineEntry {
     /// Whether this is a record of the store's own that was put aside, and never input of a door.
     #[must_use]
     pub fn is_own_record(&self) -> bool {
@@ -71,14 +69,12 @@ impl Entry {
 /// The entries of one store.
 pub(crate) struct Quarantine {
     directory: PathBuf,
-    cipher: XChaCha20Poly1305,
-    /// Of earlier keys: they only open.
-    earlier: Vec<XChaCha20Poly1305>,
+    seal: EntrySeal,
     limit_bytes: u64,
-    state: Mutex<State>,
+    state: Mutex<QuarantineQuota>,
 }
 
-struct State {
+struct QuarantineQuota {
     last_id: u64,
     count: usize,
     bytes: u64,
@@ -96,29 +92,29 @@ struct Fixed {
 impl Quarantine {
     /// Opens or creates the directory; `limit_bytes` bounds the files together.
     pub(crate) fn open(directory: &Path, key: &[u8; 32], limit_bytes: u64) -> io::Result<Self> {
-        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
-        let cipher = cipher(key)?;
-        let mut state = State { last_id: 0, count: 0, bytes: 0 };
+        files::create_directory(directory)?;
+        let seal = EntrySeal::new(key)?;
+        let mut state = QuarantineQuota { last_id: 0, count: 0, bytes: 0 };
         for entry in std::fs::read_dir(directory)? {
             let entry = entry?;
             match parse_name(&entry.path()) {
-                Some((id, Kind::Entry)) => {
+                Some((id, EntryFile::Entry)) => {
                     state.last_id = state.last_id.max(id);
                     state.count += 1;
                     state.bytes += entry.metadata()?.len();
                 }
-                Some((id, Kind::Gone)) => state.last_id = state.last_id.max(id),
-                Some((_, Kind::New)) => std::fs::remove_file(entry.path())?,
+                Some((id, EntryFile::Gone)) => state.last_id = state.last_id.max(id),
+                Some((_, EntryFile::New)) => std::fs::remove_file(entry.path())?,
                 None => {}
             }
         }
         let state = Mutex::new(state);
-        Ok(Self { directory: directory.to_owned(), cipher, earlier: Vec::new(), limit_bytes, state })
+        Ok(Self { directory: directory.to_owned(), seal, limit_bytes, state })
     }
 
     /// Opens what was kept under an earlier key, too. An entry does not say which key it has; its seal does.
     pub(crate) fn also_opening(mut self, key: &[u8; 32]) -> io::Result<Self> {
-        self.earlier.push(cipher(key)?);
+        self.seal.also_opening(key)?;
         Ok(self)
     }
 
@@ -132,14 +128,14 @@ impl Quarantine {
     pub(crate) fn own_records(
         directory: &Path,
         key: &[u8; 32],
-        each: &mut dyn FnMut(PathBuf, &Entry, Vec<u8>),
+        each: &mut dyn FnMut(PathBuf, &QuarantineEntry, Vec<u8>),
     ) -> io::Result<()> {
-        let state = Mutex::new(State { last_id: 0, count: 0, bytes: 0 });
-        let (directory, cipher) = (directory.to_owned(), cipher(key)?);
-        let quarantine = Self { directory, cipher, earlier: Vec::new(), limit_bytes: 0, state };
-        for entry in quarantine.list()?.into_iter().filter(Entry::is_own_record) {
+        let state = Mutex::new(QuarantineQuota { last_id: 0, count: 0, bytes: 0 });
+        let (directory, seal) = (directory.to_owned(), EntrySeal::new(key)?);
+        let quarantine = Self { directory, seal, limit_bytes: 0, state };
+        for entry in quarantine.list()?.into_iter().filter(QuarantineEntry::is_own_record) {
             if let Ok(Some((entry, bytes))) = quarantine.get(entry.id) {
-                each(quarantine.path(entry.id, Kind::Entry), &entry, bytes);
+                each(quarantine.path(entry.id), &entry, bytes);
             }
         }
         Ok(())
@@ -176,18 +172,15 @@ impl Quarantine {
         if state.count >= most_entries || state.bytes.saturating_add(length) > limit_bytes {
             return Err(io::Error::new(io::ErrorKind::StorageFull, "the quarantine is full"));
         }
-        let (fresh, path) = (self.path(id, Kind::New), self.path(id, Kind::Entry));
-        let written = write_synced(&fresh, &file).and_then(|()| std::fs::rename(&fresh, &path));
-        if let Err(error) = written {
-            let _ = std::fs::remove_file(&fresh);
-            return Err(error);
+        let path = self.path(id);
+        let written = pgw_durable::replace(&path, PRIVATE, &file);
+        // With its name it counts, even if that should turn out not to be durable.
+        if written.is_ok() || path.exists() {
+            state.last_id = id;
+            state.count += 1;
+            state.bytes += length;
         }
-        // From here on it counts, even if its name should turn out not to be durable.
-        state.last_id = id;
-        state.count += 1;
-        state.bytes += length;
-        sync_directory(&self.directory)?;
-        Ok(id)
+        written.map(|()| id)
     }
 
     /// The entries by their numbers; none where the directory cannot be read.
@@ -201,12 +194,12 @@ impl Quarantine {
     }
 
     /// All entries, oldest first; those whose head or length is not what was written are marked as damaged.
-    pub(crate) fn list(&self) -> io::Result<Vec<Entry>> {
+    pub(crate) fn list(&self) -> io::Result<Vec<QuarantineEntry>> {
         let _state = self.state();
         let mut entries = Vec::new();
         for file in std::fs::read_dir(&self.directory)? {
             let path = file?.path();
-            if let Some((id, Kind::Entry)) = parse_name(&path) {
+            if let Some((id, EntryFile::Entry)) = parse_name(&path) {
                 entries.push(self.entry(id, &path)?);
             }
         }
@@ -215,8 +208,8 @@ impl Quarantine {
     }
 
     /// The entry `id` without its bytes; `None` if there is none.
-    pub(crate) fn find(&self, id: u64) -> io::Result<Option<Entry>> {
-        match self.entry(id, &self.path(id, Kind::Entry)) {
+    pub(crate) fn find(&self, id: u64) -> io::Result<Option<QuarantineEntry>> {
+        match self.entry(id, &self.path(id)) {
             Ok(entry) => Ok(Some(entry)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error),
@@ -227,8 +220,8 @@ impl Quarantine {
     ///
     /// # Errors
     /// `InvalidData` when it is damaged; else the file system's.
-    pub(crate) fn get(&self, id: u64) -> io::Result<Option<(Entry, Vec<u8>)>> {
-        let path = self.path(id, Kind::Entry);
+    pub(crate) fn get(&self, id: u64) -> io::Result<Option<(QuarantineEntry, Vec<u8>)>> {
+        let path = self.path(id);
         let file = match std::fs::read(&path) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -241,17 +234,17 @@ impl Quarantine {
     /// Removes `id` for good; false if there is no such entry.
     pub(crate) fn remove(&self, id: u64) -> io::Result<bool> {
         let mut state = self.state();
-        let path = self.path(id, Kind::Entry);
+        let path = self.path(id);
         let length = match std::fs::metadata(&path) {
             Ok(metadata) => metadata.len(),
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
             Err(error) => return Err(error),
         };
         if id == state.last_id {
-            write_synced(&self.path(id, Kind::Gone), b"")?;
+            pgw_durable::replace(&self.path(id).with_extension("gone"), PRIVATE, b"")?;
             for file in std::fs::read_dir(&self.directory)? {
                 let file = file?.path();
-                if matches!(parse_name(&file), Some((other, Kind::Gone)) if other != id) {
+                if matches!(parse_name(&file), Some((other, EntryFile::Gone)) if other != id) {
                     std::fs::remove_file(file)?;
                 }
             }
@@ -259,16 +252,16 @@ impl Quarantine {
         std::fs::remove_file(&path)?;
         state.count = state.count.saturating_sub(1);
         state.bytes = state.bytes.saturating_sub(length);
-        sync_directory(&self.directory)?;
+        pgw_durable::sync_directory(&self.directory)?;
         Ok(true)
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, QuarantineQuota> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn path(&self, id: u64, kind: Kind) -> PathBuf {
-        self.directory.join(format!("{id:016x}.{}", kind.extension()))
+    fn path(&self, id: u64) -> PathBuf {
+        self.directory.join(format!("{id:016x}.entry"))
     }
 
     fn seal(
@@ -279,7 +272,6 @@ impl Quarantine {
         source: &str,
         body: &[u8],
     ) -> io::Result<Vec<u8>> {
-        const TAG_BYTES: usize = 16;
         let source = cut_between_characters(source);
         let mut head = u16::try_from(reason.len()).map_err(io::Error::other)?.to_be_bytes().to_vec();
         head.extend(reason.bytes());
@@ -289,43 +281,35 @@ impl Quarantine {
             id,
             time,
             body_length: (body.len() + TAG_BYTES) as u64,
-            head_nonce: random()?,
-            body_nonce: random()?,
+            head_nonce: pgw_durable::random()?,
+            body_nonce: pgw_durable::random()?,
         };
         let mut file = fixed.encode();
-        let sealed_head = self.seal_part(&fixed.head_nonce, &head, &file, b'h')?;
-        let sealed_body = self.seal_part(&fixed.body_nonce, body, &file, b'b')?;
+        let sealed_head = self.seal.seal(&fixed.head_nonce, &head, &file, b'h')?;
+        let sealed_body = self.seal.seal(&fixed.body_nonce, body, &file, b'b')?;
         file.extend(sealed_head);
         file.extend(sealed_body);
         Ok(file)
     }
 
-    fn seal_part(&self, nonce: &[u8; 24], msg: &[u8], fixed: &[u8], part: u8) -> io::Result<Vec<u8>> {
-        let aad = [fixed, &[part]].concat();
-        self.cipher
-            .encrypt(&XNonce::from(*nonce), Payload { msg, aad: &aad })
-            .map_err(|_| io::Error::other("it is too large to be sealed"))
-    }
-
-    fn open_part(&self, nonce: &[u8; 24], msg: &[u8], fixed: &[u8], part: u8) -> Option<Vec<u8>> {
-        let aad = [fixed, &[part]].concat();
-        std::iter::once(&self.cipher)
-            .chain(&self.earlier)
-            .find_map(|cipher| cipher.decrypt(&XNonce::from(*nonce), Payload { msg, aad: &aad }).ok())
-    }
-
     /// Reads the head only: bodies may be large.
-    fn entry(&self, id: u64, path: &Path) -> io::Result<Entry> {
+    fn entry(&self, id: u64, path: &Path) -> io::Result<QuarantineEntry> {
         let file = File::open(path)?;
         let length = file.metadata()?.len();
         let mut front = Vec::new();
         file.take((FIXED_BYTES + usize::from(u16::MAX)) as u64).read_to_end(&mut front)?;
-        let damaged =
-            Entry { id, reason: String::new(), source: String::new(), bytes: length, time: 0, damaged: true };
+        let damaged = QuarantineEntry {
+            id,
+            reason: String::new(),
+            source: String::new(),
+            bytes: length,
+            time: 0,
+            damaged: true,
+        };
         Ok(self.open_head(id, &front, length).map_or(damaged, |(entry, _)| entry))
     }
 
-    fn open_head(&self, id: u64, front: &[u8], length: u64) -> Option<(Entry, Fixed)> {
+    fn open_head(&self, id: u64, front: &[u8], length: u64) -> Option<(QuarantineEntry, Fixed)> {
         let mut rest = Take(front);
         let fixed_bytes = rest.bytes(FIXED_BYTES)?;
         let fixed = Fixed::parse(fixed_bytes)?;
@@ -334,24 +318,24 @@ impl Quarantine {
         if fixed.id != id || whole != length {
             return None;
         }
-        let head = self.open_part(&fixed.head_nonce, sealed, fixed_bytes, b'h')?;
+        let head = self.seal.open(&fixed.head_nonce, sealed, fixed_bytes, b'h')?;
         let mut head = Take(&head);
         let reason_length = head.u16()?;
-        let entry = Entry {
+        let entry = QuarantineEntry {
             id,
             reason: String::from_utf8(head.bytes(usize::from(reason_length))?.to_vec()).ok()?,
             source: String::from_utf8(head.0.to_vec()).ok()?,
-            bytes: fixed.body_length.checked_sub(16)?,
+            bytes: fixed.body_length.checked_sub(TAG_BYTES as u64)?,
             time: fixed.time,
             damaged: false,
         };
         Some((entry, fixed))
     }
 
-    fn open_whole(&self, id: u64, file: &[u8]) -> Option<(Entry, Vec<u8>)> {
+    fn open_whole(&self, id: u64, file: &[u8]) -> Option<(QuarantineEntry, Vec<u8>)> {
         let (entry, fixed) = self.open_head(id, file, file.len() as u64)?;
         let sealed = file.get(FIXED_BYTES + usize::from(fixed.head_length)..)?;
-        let body = self.open_part(&fixed.body_nonce, sealed, file.get(..FIXED_BYTES)?, b'b')?;
+        let body = self.seal.open(&fixed.body_nonce, sealed, file.get(..FIXED_BYTES)?, b'b')?;
         Some((entry, body))
     }
 }
@@ -387,26 +371,10 @@ impl Fixed {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
+enum EntryFile {
     Entry,
     New,
     Gone,
-}
-
-impl Kind {
-    fn extension(self) -> &'static str {
-        match self {
-            Kind::Entry => "entry",
-            Kind::New => "new",
-            Kind::Gone => "gone",
-        }
-    }
-}
-
-fn cipher(key: &[u8; 32]) -> io::Result<XChaCha20Poly1305> {
-    let derived = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, key), b"practice-gateway quarantine");
-    XChaCha20Poly1305::new_from_slice(derived.as_ref())
-        .map_err(|_| io::Error::other("the key has the wrong length"))
 }
 
 /// The entries that lie in a quarantine's directory, by their names.
@@ -417,33 +385,27 @@ pub(crate) fn ids(directory: &Path) -> io::Result<Vec<u64>> {
     };
     let mut ids = Vec::new();
     for file in files {
-        ids.extend(parse_name(&file?.path()).filter(|(_, kind)| *kind == Kind::Entry).map(|(id, _)| id));
+        ids.extend(parse_name(&file?.path()).filter(|(_, kind)| *kind == EntryFile::Entry).map(|(id, _)| id));
     }
     Ok(ids)
 }
 
-fn parse_name(path: &Path) -> Option<(u64, Kind)> {
-    let extension = path.extension()?;
-    let kind = [Kind::Entry, Kind::New, Kind::Gone].into_iter().find(|k| extension == k.extension())?;
-    Some((u64::from_str_radix(path.file_stem()?.to_str()?, 16).ok()?, kind))
-}
-
-fn write_synced(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
-    file.write_all(bytes)?;
-    file.sync_all()
+fn parse_name(path: &Path) -> Option<(u64, EntryFile)> {
+    let (id, extension) = path.file_name()?.to_str()?.split_once('.')?;
+    let kind = match extension {
+        "entry" => EntryFile::Entry,
+        "gone" => EntryFile::Gone,
+        // What a crash left of one that was being written.
+        "entry.new" | "gone.new" => EntryFile::New,
+        _ => return None,
+    };
+    Some((u64::from_str_radix(id, 16).ok()?, kind))
 }
 
 fn cut_between_characters(source: &str) -> &str {
     let whole =
         source.char_indices().map(|(at, c)| at + c.len_utf8()).take_while(|end| *end <= MOST_SOURCE_BYTES);
     source.get(..whole.last().unwrap_or(0)).unwrap_or_default()
-}
-
-fn random() -> io::Result<[u8; 24]> {
-    let mut nonce = [0; 24];
-    SystemRandom::new().fill(&mut nonce).map_err(|_| io::Error::other("no random numbers"))?;
-    Ok(nonce)
 }
 
 #[cfg(test)]
@@ -470,7 +432,7 @@ mod tests {
         assert!(listed[0].time > 1_600_000_000_000 && !listed[0].damaged && !listed[1].damaged);
         assert_eq!(again.get(1).unwrap().unwrap(), (listed[0].clone(), b"PID|1||9434765919".to_vec()));
         assert_eq!(again.get(9).unwrap(), None);
-        let file = std::fs::read(again.path(1, Kind::Entry)).unwrap();
+        let file = std::fs::read(again.path(1)).unwrap();
         for secret in [&b"9434765919"[..], b"urn:sender", b"no-msh"] {
             assert!(!file.windows(secret.len()).any(|window| window == secret));
         }
@@ -510,7 +472,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let quarantine = open(directory.path());
         quarantine.keep("no-msh", "urn:s", b"body").unwrap();
-        let path = quarantine.path(1, Kind::Entry);
+        let path = quarantine.path(1);
         let good = std::fs::read(&path).unwrap();
         let head_ends = good.len() - 20;
         for byte in 0..good.len() {
@@ -525,7 +487,7 @@ mod tests {
             assert!(quarantine.list().unwrap()[0].damaged, "{cut}");
         }
         std::fs::write(&path, &good).unwrap();
-        std::fs::rename(&path, quarantine.path(7, Kind::Entry)).unwrap();
+        std::fs::rename(&path, quarantine.path(7)).unwrap();
         assert!(quarantine.list().unwrap()[0].damaged, "an entry under another's name");
         let other = Quarantine::open(directory.path(), &[6; 32], 1 << 20).unwrap();
         assert!(other.list().unwrap()[0].damaged);
@@ -535,7 +497,7 @@ mod tests {
     #[test]
     fn what_a_crash_left_half_written_is_swept_away() {
         let directory = tempfile::tempdir().unwrap();
-        std::fs::write(directory.path().join("0000000000000005.new"), b"half").unwrap();
+        std::fs::write(directory.path().join("0000000000000005.entry.new"), b"half").unwrap();
         let quarantine = open(directory.path());
         assert_eq!(quarantine.list().unwrap(), []);
         assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0);
@@ -563,9 +525,9 @@ mod tests {
         );
         let file: Vec<u8> =
             (0..hex.len() / 2).map(|i| u8::from_str_radix(&hex[2 * i..2 * i + 2], 16).unwrap()).collect();
-        std::fs::write(quarantine.path(3, Kind::Entry), file).unwrap();
+        std::fs::write(quarantine.path(3), file).unwrap();
         let (entry, body) = quarantine.get(3).unwrap().unwrap();
-        let expected = Entry {
+        let expected = QuarantineEntry {
             id: 3,
             reason: String::from("no-msh"),
             source: String::from("urn:s"),

@@ -1,12 +1,23 @@
 //! The outbox as a whole, with faults planted where only this crate can.
 
+mod barrier_tests;
+mod damage_tests;
+mod key_tests;
+mod void_tests;
+
 use std::path::Path;
+use std::time::{Duration, Instant};
 
-use super::faults_for_tests::{self as faults, Point};
-use super::*;
+use pgw_core::chain::ChainValue;
+use pgw_core::transaction::{Body, Gateway, Lane, Position, Practice};
 
-pub(super) fn settings(directory: &Path) -> Settings {
-    Settings {
+use crate::faults_for_tests::Point;
+use crate::guard::{record, segment};
+use crate::*;
+use crate::{faults_for_tests as faults, files};
+
+pub(super) fn settings(directory: &Path) -> OutboxSettings {
+    OutboxSettings {
         directory: directory.to_owned(),
         practice: Practice::new("B86022").unwrap(),
         gateway: Gateway::new("gw1").unwrap(),
@@ -99,7 +110,7 @@ pub(super) fn expected(numbers: impl IntoIterator<Item = u32>) -> Vec<String> {
 }
 
 pub(super) fn codes(outbox: &Outbox) -> Vec<&'static str> {
-    outbox.notables().into_iter().map(|notable| notable.code).collect()
+    outbox.alarms().into_iter().map(|raise| raise.code).collect()
 }
 
 #[test]
@@ -180,7 +191,7 @@ fn after_a_failed_sync_what_is_beyond_the_barrier_is_written_again() {
         assert_eq!(codes(&outbox), ["store.trouble"]);
         // The segment that failed takes no more, and what it holds beyond its barrier does not count.
         let state = outbox.lane(&clinical()).unwrap().state().clone();
-        assert_eq!(state.row.values().map(|extent| extent.base).collect::<Vec<_>>(), [1, 4]);
+        assert_eq!(state.segments.values().map(|span| span.base).collect::<Vec<_>>(), [1, 4]);
         outbox.close();
         let outbox = open(directory.path());
         assert_eq!(bodies(&outbox), expected(1..=5));
@@ -359,10 +370,10 @@ fn only_an_unanswered_last_record_is_trimmed() {
     let outbox = open(directory.path());
     assert_eq!(tail(&outbox), 5);
     assert_eq!(outbox.read(&clinical(), 4, 9, usize::MAX).unwrap().len(), 1);
-    // The sidecar knows its chain value, so the lane goes on in its epoch.
+    // The tail checkpoint knows its chain value, so the lane goes on in its epoch.
     add(&outbox, 6..=6);
     assert_eq!(outbox.numbering(&clinical()).unwrap().epochs().len(), 1);
-    // And once its segment is no longer written, salvage finds the answered record in sled's log.
+    // And once its segment is no longer written, carving finds the answered record in sled's log.
     assert_eq!(bodies(&outbox), expected(1..=6));
     assert_eq!(counts(&outbox).damaged, 0);
 }
@@ -390,7 +401,7 @@ fn wrong_key_owner_version_and_a_second_process_are_refused_untouched() {
     let before = list();
     let other = OutboxKey::new([8; 32]);
     assert!(matches!(Outbox::open(settings(directory.path()), other), Err(OpenError::WrongKey { .. })));
-    let other = Settings { gateway: Gateway::new("gw2").unwrap(), ..settings(directory.path()) };
+    let other = OutboxSettings { gateway: Gateway::new("gw2").unwrap(), ..settings(directory.path()) };
     assert!(matches!(Outbox::open(other, key()), Err(OpenError::OtherOwner { .. })));
     assert_eq!(list(), before, "nothing was written");
     files::save(&directory.path().join("FORMAT"), &serde_json::json!({"format": 3, "anything": 1})).unwrap();
@@ -447,14 +458,15 @@ pub(super) fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
 
 pub(super) fn confirm_through(outbox: &Outbox, position: Position, backed_up: Option<Position>) {
     let chain = outbox.chain_at(&clinical(), position).unwrap();
-    outbox.confirm(&clinical(), Mark { position, chain }, backed_up);
+    outbox.confirm(&clinical(), Watermark { position, chain }, backed_up);
 }
 
 #[test]
 fn confirmed_segments_go_after_their_retention_and_nothing_else_does() {
     let directory = tempfile::tempdir().unwrap();
     let outbox =
-        Outbox::open(Settings { retention: Duration::ZERO, ..settings(directory.path()) }, key()).unwrap();
+        Outbox::open(OutboxSettings { retention: Duration::ZERO, ..settings(directory.path()) }, key())
+            .unwrap();
     add(&outbox, 1..=30);
     confirm_through(&outbox, 12, None);
     eventually("the first segment is pruned", || outbox.first_retained(&clinical()) == Some(9));
@@ -468,13 +480,15 @@ fn confirmed_segments_go_after_their_retention_and_nothing_else_does() {
     assert_eq!(outbox.read(&clinical(), 9, 1, 0).unwrap()[0].position, 9);
     // A hub that was restored: what is pruned and not confirmed any more is not to be had.
     let chain = ChainValue([0; 32]);
-    outbox.confirm(&clinical(), Mark { position: 3, chain }, None);
+    outbox.confirm(&clinical(), Watermark { position: 3, chain }, None);
     assert_eq!((counts(&outbox).confirmed, counts(&outbox).damaged, counts(&outbox).waiting), (3, 5, 22));
     outbox.close();
-    let outbox =
-        Outbox::open(Settings { retention: Duration::from_secs(3600), ..settings(directory.path()) }, key())
-            .unwrap();
-    assert_eq!(outbox.mark(&clinical()).unwrap().position, 3);
+    let outbox = Outbox::open(
+        OutboxSettings { retention: Duration::from_secs(3600), ..settings(directory.path()) },
+        key(),
+    )
+    .unwrap();
+    assert_eq!(outbox.watermark(&clinical()).unwrap().position, 3);
     confirm_through(&outbox, 30, None);
     std::thread::sleep(Duration::from_millis(300));
     assert_eq!(outbox.first_retained(&clinical()), Some(9), "kept for its retention");
@@ -487,10 +501,10 @@ fn for_lack_of_space_only_what_the_hub_has_a_backup_of_goes_early() {
     add(&outbox, 1..=40);
     confirm_through(&outbox, 40, Some(20));
     outbox.close();
-    let tight = Settings { limit_bytes: 1 << 20, ..settings(directory.path()) };
+    let tight = OutboxSettings { limit_bytes: 1 << 20, ..settings(directory.path()) };
     let outbox = Outbox::open(tight, key()).unwrap();
     assert!(matches!(submit(&outbox, submission("new", b"new")), Err(Refusal::Full(_))));
-    assert!(submit(&outbox, submission("K7", b"body 7")).unwrap().repeated, "a repetition needs no room");
+    assert!(submit(&outbox, submission("K30", b"body 30")).unwrap().repeated, "a repetition needs no room");
     eventually("what is backed up is pruned", || outbox.first_retained(&clinical()) == Some(17));
     std::thread::sleep(Duration::from_millis(200));
     assert_eq!(outbox.first_retained(&clinical()), Some(17));

@@ -387,7 +387,12 @@ fn a_folder_that_is_not_there_degrades_the_state_and_nothing_else() {
     eventually_blocking("the state to be well", PATIENCE, || {
         (site.status()?["state"] == "buffering").then_some(())
     });
-    let said = ["The folder door is shut", "folder.away", "The folder can be used again", "folder.back"];
+    let said = [
+        "The folder cannot be used; the folder door is closed",
+        "folder.away",
+        "The folder can be used again",
+        "folder.back",
+    ];
     // The event is announced after the state has changed.
     let log = eventually_blocking("all four to be said", PATIENCE, || {
         let log = site.log("gateway");

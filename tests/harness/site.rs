@@ -80,7 +80,8 @@ impl Site {
         );
         let _ = writeln!(
             hub,
-            "[uplink]\nupstreams = [\"localhost:{hub_upstream}\"]\nca_file = {:?}",
+            "[control]\nsocket = {:?}\n[uplink]\nupstreams = [\"localhost:{hub_upstream}\"]\nca_file = {:?}",
+            site.path("hub.sock"),
             certificates.ca()
         );
         let _ = writeln!(

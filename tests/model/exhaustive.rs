@@ -31,7 +31,7 @@ use stateright::{Checker, Model, Property};
 use crate::world::broker::{Down, Up};
 use crate::world::center::{self, Entry, Line, backed_up, index_of, marks};
 use crate::world::surgery::Disk;
-use crate::world::{id, lane, link};
+use crate::world::{id, lane};
 
 /// Ids from here on are of records that are larger than the broker's limit.
 const LARGE: u64 = 1_000;

@@ -9,14 +9,14 @@ use pgw_hub::store::line;
 use pgw_hub::store::line::Line;
 use pgw_hub::store::ndjson::{NdjsonStore, files_of};
 use pgw_hub::store::walk::Walk;
-use pgw_hub::store::{LaneName, Mark, Store, StoreError};
+use pgw_hub::store::{LaneName, Store, StoreError, Through};
 
 use crate::hub_kit::{Sender, lane, lane_of};
 
 const NEVER: u64 = u64::MAX;
 
-fn mark(sender: &Sender) -> Mark {
-    Mark { epoch: sender.epoch, through: sender.sequence, chain: sender.chain }
+fn mark(sender: &Sender) -> Through {
+    Through { epoch: sender.epoch, through: sender.sequence, chain: sender.chain }
 }
 
 fn path_of(directory: &Path, lane: &LaneName) -> PathBuf {
@@ -136,7 +136,7 @@ fn a_tail_torn_at_any_byte_is_cut_after_the_last_whole_transaction() {
             synced
         } else {
             let envelope = &group[lines - 2].envelope;
-            Mark { epoch: envelope.epoch, through: envelope.sequence, chain: envelope.chain }
+            Through { epoch: envelope.epoch, through: envelope.sequence, chain: envelope.chain }
         };
         assert_eq!(store.marks(), [(sender.lane.clone(), vec![expected])], "cut at {length}");
         // What is torn is kept aside, to the byte.

@@ -13,7 +13,7 @@ use pgw_hub::answers::{Answer, Answers};
 use pgw_hub::backup::Backups;
 use pgw_hub::fleet::Fleet;
 use pgw_hub::store::ndjson::NdjsonStore;
-use pgw_hub::store::{Entry, LaneName, Mark, Store, StoreError};
+use pgw_hub::store::{Entry, LaneName, Store, StoreError, Through};
 use pgw_hub::store_thread::{Arrival, GroupLimits, StoreThread};
 use rumqttc::v5::mqttbytes::QoS;
 use rumqttc::v5::mqttbytes::v5::{Publish, PublishProperties};
@@ -42,10 +42,10 @@ fn full() -> StoreError {
 }
 
 impl Store for Unreliable {
-    fn marks(&self) -> Vec<(LaneName, Vec<Mark>)> {
+    fn marks(&self) -> Vec<(LaneName, Vec<Through>)> {
         self.inner.marks()
     }
-    fn marks_of(&self, lane: &LaneName) -> Vec<Mark> {
+    fn marks_of(&self, lane: &LaneName) -> Vec<Through> {
         self.inner.marks_of(lane)
     }
     fn append(&mut self, group: &[Entry]) -> Result<(), StoreError> {

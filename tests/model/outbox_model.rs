@@ -8,7 +8,7 @@ use std::time::Duration;
 use pgw_core::chain::ChainValue;
 use pgw_core::delivery::Numbering;
 use pgw_core::transaction::{Body, Gateway, Lane, Position, Practice, TransactionId};
-use pgw_outbox::{LaneSettings, Mark, Outbox, OutboxKey, ReadError, Settings, Submission};
+use pgw_outbox::{LaneSettings, Outbox, OutboxKey, OutboxSettings, ReadError, Submission, Watermark};
 use proptest::prelude::*;
 
 const LANES: [&str; 2] = ["clinical", "urgent"];
@@ -74,9 +74,9 @@ impl ModelLane {
     }
 }
 
-fn settings(directory: &Path, retention: Duration) -> Settings {
+fn settings(directory: &Path, retention: Duration) -> OutboxSettings {
     let lanes = LANES.map(|lane| LaneSettings { lane: Lane::new(lane).unwrap(), urgent: lane == "urgent" });
-    Settings {
+    OutboxSettings {
         directory: directory.to_owned(),
         practice: Practice::new("B86022").unwrap(),
         gateway: Gateway::new("gw1").unwrap(),
@@ -121,11 +121,11 @@ impl World {
     fn open(&mut self) {
         let outbox =
             Outbox::open(settings(self.directory.path(), self.retention), OutboxKey::new([7; 32])).unwrap();
-        for notable in outbox.notables() {
+        for notable in outbox.alarms() {
             assert!(!["store.shortfall", "salvaged", "tail.trimmed"].contains(&notable.code), "{notable:?}");
         }
         for model in &mut self.lanes {
-            let mark = outbox.mark(&model.lane).unwrap().position;
+            let mark = outbox.watermark(&model.lane).unwrap().position;
             assert!(model.marks.contains(&mark), "a mark that was never set: {mark}");
             model.mark = mark;
             if model.tail() == 0 {
@@ -218,7 +218,7 @@ impl World {
             Step::Confirm { lane, part } => {
                 let position = self.lanes[lane].part(part);
                 let Some(chain) = self.outbox().chain_at(&self.lanes[lane].lane, position) else { return };
-                self.outbox().confirm(&self.lanes[lane].lane, Mark { position, chain }, None);
+                self.outbox().confirm(&self.lanes[lane].lane, Watermark { position, chain }, None);
                 self.lanes[lane].mark = position;
                 self.lanes[lane].marks.insert(position);
                 self.lanes[lane].ever = self.lanes[lane].ever.max(position);

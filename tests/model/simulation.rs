@@ -469,7 +469,11 @@ impl World {
             if self.random.percent(80) {
                 self.bundles.swap_remove(index);
             }
-            if self.centers[hub].up {
+            // Once a hub was restored, a life that was abandoned must not come back: not by an image, nor in a bundle.
+            let ours = |packet: &Up| matches!(packet, Up::Transaction { id, .. } if self.surgery.disk.records.contains(id));
+            if self.hub_restored && !bundle.packets.iter().all(ours) {
+                self.seen.note("bundle of an abandoned life left behind");
+            } else if self.centers[hub].up {
                 let incarnation = self.random.bits();
                 self.receipts.extend(self.centers[hub].import(
                     &bundle,

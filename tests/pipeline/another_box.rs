@@ -161,7 +161,7 @@ fn a_store_moves_to_another_box_whole_or_not_at_all() {
         refused_and_untouched(&road, words, 78, "retired");
     }
     refused_and_untouched(&road, &["run"], 78, "never run again");
-    refused_and_untouched(&road, &["outbox", "adopt"], 65, "no copy");
+    refused_and_untouched(&road, &["outbox", "adopt"], 65, "the retired store itself");
     assert!(gateway(&road, &["outbox", "retire"]).contains(word), "it says the same again");
 
     let (data, old_config) = new_box(&road);
@@ -399,7 +399,7 @@ fn a_lost_key_costs_what_is_named_and_nothing_when_it_is_found() {
     let escrow = escrow.display().to_string();
     let said = gateway(&road, &["export", "--store", &store, "--key-file", &escrow, "--to", &bundle]);
     assert!(said.contains("240 transactions"), "{said}");
-    for expected in ["240 new, 0 here already", "0 new, 240 here already"] {
+    for expected in ["240 new, 0 already stored", "0 new, 240 already stored"] {
         let imported = road.site.hub_command(&["import", &bundle]);
         assert!(imported.status.success() && text(&imported).contains(expected), "{}", text(&imported));
     }

@@ -2,8 +2,9 @@
 //! real hub and back, in either order of link and file.
 
 use std::fmt::Write as _;
-use std::io::{Read as _, Write as _};
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Command, Output};
 use std::time::Duration;
@@ -160,6 +161,50 @@ impl Carry {
         to
     }
 
+    fn nothing_is_left(&self) {
+        let left = std::fs::read_dir(self.site.store()).unwrap().flatten();
+        let left: Vec<_> = left.filter(|entry| !is_the_stores(&entry.file_name())).collect();
+        assert!(left.is_empty(), "copies were left: {left:?}");
+    }
+
+    /// Whoever may open the socket may command, and whoever breaks off leaves nothing.
+    fn only_the_socket_is_needed(&self, bundle: &str, transactions: u64) {
+        let socket = self.site.path("hub.sock");
+        assert_eq!(std::fs::metadata(&socket).unwrap().permissions().mode() & 0o777, 0o660);
+        for (size, sent) in [(1_000_000, 100), (10, 10)] {
+            let mut stream = UnixStream::connect(&socket).unwrap();
+            let request = format!("{{\"command\":\"import\",\"bytes\":{size},\"receipts\":true}}\n");
+            stream.write_all(request.as_bytes()).unwrap();
+            let mut line = String::new();
+            BufReader::new(&stream).read_line(&mut line).unwrap();
+            assert_eq!(line, "{\"reply\":\"send\"}\n");
+            stream.write_all(&vec![b'x'; sent]).unwrap();
+            if sent == size {
+                line.clear();
+                BufReader::new(&stream).read_line(&mut line).unwrap();
+                assert!(line.starts_with("{\"reply\":\"not_imported\""), "{line}");
+            }
+        }
+        // The command reads neither the keys nor the store.
+        let config = std::fs::read_to_string(self.site.hub_config()).unwrap();
+        let elsewhere: String = config
+            .lines()
+            .map(|line| match line.split_once(" = ") {
+                Some((key @ ("signing_key_file" | "carry_key_file" | "store_directory"), _)) => {
+                    format!("{key} = \"/nowhere\"\n")
+                }
+                _ => format!("{line}\n"),
+            })
+            .collect();
+        std::fs::write(self.site.hub_config(), elsewhere).unwrap();
+        let to = self.file("again");
+        let said = self.hub(&["import", bundle, "--receipts-to", &to]);
+        std::fs::write(self.site.hub_config(), config).unwrap();
+        assert!(said.contains(&format!("0 new, {transactions} already stored")), "{said}");
+        assert_eq!(std::fs::read_to_string(&to).unwrap().lines().count(), 1);
+        self.nothing_is_left();
+    }
+
     fn waiting(&self) -> u64 {
         self.site.status().expect("a status")["waiting"].as_u64().expect("a number")
     }
@@ -189,6 +234,13 @@ fn refused(output: &Output, with: &str) {
     assert!(text.contains(with), "{with:?} is not said: {text}");
 }
 
+/// What the hub keeps beside the practices' folders.
+fn is_the_stores(name: &std::ffi::OsStr) -> bool {
+    let name = name.to_str().unwrap();
+    let name = name.strip_suffix(".new").unwrap_or(name);
+    ["B86022", "fleet.json", "lock", "session", "trusted-time"].contains(&name)
+}
+
 #[test]
 fn while_the_link_is_down_a_bundle_and_receipts_by_file_do_all() {
     let carry = carry();
@@ -214,10 +266,12 @@ fn while_the_link_is_down_a_bundle_and_receipts_by_file_do_all() {
     // The hub is running: it takes the file itself. Twice: nothing is stored twice.
     let receipts = carry.file("receipts");
     let said = carry.hub(&["import", &bundle, "--receipts-to", &receipts]);
-    assert!(said.contains(&format!("{waiting} transactions: {waiting} new, 0 here already")), "{said}");
+    assert!(said.contains(&format!("{waiting} transactions: {waiting} new, 0 already stored")), "{said}");
     let said = carry.hub(&["import", &bundle]);
-    assert!(said.contains(&format!("{waiting} transactions: 0 new, {waiting} here already")), "{said}");
-    assert_eq!(std::fs::read_dir(carry.site.store().join("import")).unwrap().count(), 0, "copies were left");
+    assert!(said.contains(&format!("{waiting} transactions: 0 new, {waiting} already stored")), "{said}");
+    carry.nothing_is_left();
+
+    carry.only_the_socket_is_needed(&bundle, waiting);
 
     // Still no link: the receipts come by file.
     assert_eq!(carry.waiting(), waiting);
@@ -261,7 +315,7 @@ fn the_link_may_come_back_before_during_and_after_the_import() {
     // And once more, without a hub, when all of it is there.
     carry.site.kill_hub();
     let said = carry.hub(&["import", &early]);
-    assert!(said.contains("0 new, 400 here already"), "{said}");
+    assert!(said.contains("0 new, 400 already stored"), "{said}");
     carry.site.start_hub();
     let more = Senders::start(carry.site.door, 5, 420).join();
     carry.prove(&more);
@@ -332,5 +386,5 @@ fn a_bundle_that_is_cut_altered_anothers_or_after_a_gap_is_refused() {
     refused(&carry.site.hub_command(&["import", &theirs]), "not encrypted for this hub's key");
     // Nothing of all that was stored.
     let said = carry.hub(&["import", &whole]);
-    assert!(said.contains("1500 new, 0 here already"), "{said}");
+    assert!(said.contains("1500 new, 0 already stored"), "{said}");
 }

@@ -14,7 +14,7 @@ use pgw_core::wire::topic::Root;
 use pgw_core::wire::{SCHEMA, from_json, to_json};
 use pgw_hub::store::ndjson::NdjsonStore;
 use pgw_hub::store::{Entry, LaneName, Store};
-use pgw_hub::{Settings, run};
+use pgw_hub::{HubSettings, run};
 use rumqttc::v5::mqttbytes::QoS;
 use rumqttc::v5::mqttbytes::v5::{Packet, Publish, PublishProperties};
 use rumqttc::v5::{AsyncClient, Event, MqttOptions};
@@ -33,7 +33,7 @@ struct RunningHub {
 }
 
 impl RunningHub {
-    fn start(settings: &Settings) -> Self {
+    fn start(settings: &HubSettings) -> Self {
         let (stop, stopped) = watch::channel(false);
         let (live_sender, live) = watch::channel(false);
         let task = tokio::spawn(run::run(settings.clone(), stopped, live_sender));
@@ -56,7 +56,7 @@ impl RunningHub {
 struct Fleet {
     _certificates: Certificates,
     broker: Mosquitto,
-    settings: Settings,
+    settings: HubSettings,
     key: PublicKey,
     directory: tempfile::TempDir,
 }
@@ -71,7 +71,7 @@ impl Fleet {
         let signing_key_file = directory.path().join("signing.key");
         fs::write(&signing_key_file, document).unwrap();
         let client = certificates.client("hub1");
-        let settings = Settings {
+        let settings = HubSettings {
             hub: Hub::new("hub1").unwrap(),
             directory: directory.path().join("store"),
             broker_host: "localhost".into(),
@@ -80,6 +80,7 @@ impl Fleet {
             certificate_file: client.certificate,
             key_file: client.key,
             signing_key_file,
+            control_socket: directory.path().join("control.sock"),
             carry_key_file: directory.path().join("carry.key"),
             keep_alive: Duration::from_secs(5),
             connect_timeout: Duration::from_secs(5),

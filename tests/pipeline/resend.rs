@@ -103,6 +103,7 @@ fn what_the_hubs_files_have_lost_or_altered_is_mended_by_what_the_gateway_sends_
     let damaged = std::fs::read(&file).unwrap();
     let not_running = road.site.hub_command(&["resend", "B86022/gw1/clinical", "--from", "7"]);
     assert_eq!(not_running.status.code(), Some(69), "{}", said(&not_running));
+    assert!(said(&not_running).contains("the hub is not running"), "{}", said(&not_running));
     road.site.start_hub();
 
     let verified = road.site.hub_command(&["verify"]);
@@ -124,7 +125,7 @@ fn what_the_hubs_files_have_lost_or_altered_is_mended_by_what_the_gateway_sends_
         // The hub has only just been started.
         let asked = eventually_blocking("the hub to run and to know the gateway as online", PATIENCE, || {
             let asked = road.site.hub_command(&words);
-            let early = ["not online", "does not run"].iter().any(|word| said(&asked).contains(word));
+            let early = ["not online", "not running"].iter().any(|word| said(&asked).contains(word));
             (!early).then_some(asked)
         });
         assert!(asked.status.success(), "{command}: {}", said(&asked));

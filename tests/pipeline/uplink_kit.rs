@@ -21,7 +21,7 @@ use pgw_gateway::uplink::{LinkSnapshot, PinnedHub, Reports, UplinkSettings};
 use pgw_host::config::Upstream;
 use pgw_link::backoff::BackoffLimits;
 use pgw_link::tls::TlsFiles;
-use pgw_outbox::{LaneSettings, Outbox, OutboxKey, Settings as OutboxSettings, Submission};
+use pgw_outbox::{LaneSettings, Outbox, OutboxKey, OutboxSettings, Submission};
 use rumqttc::v5::mqttbytes::QoS;
 use rumqttc::v5::mqttbytes::v5::{ConnectProperties, Filter, Packet, Publish, PublishProperties};
 use rumqttc::v5::{AsyncClient, Event as MqttEvent, MqttOptions};
@@ -191,7 +191,7 @@ impl Gateway {
     }
 
     pub fn mark(&self, lane: &str) -> u64 {
-        self.outbox.mark(&Lane::new(lane).unwrap()).map_or(0, |mark| mark.position)
+        self.outbox.watermark(&Lane::new(lane).unwrap()).map_or(0, |mark| mark.position)
     }
 
     pub async fn confirmed(&self, lane: &str, through: u64) {

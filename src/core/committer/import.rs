@@ -27,7 +27,7 @@ pub struct Tally {
 pub enum NotTaken {
     /// The hub lacks what comes before.
     #[error(
-        "{lane}: sequence {sequence} of epoch {epoch} is missing here: it comes before this bundle begins; carry a bundle from there first"
+        "{lane}: sequence {sequence} of epoch {epoch} is missing here: it precedes this bundle; import a bundle that begins there first"
     )]
     Missing {
         /// Whose.
@@ -41,7 +41,7 @@ pub enum NotTaken {
     },
     /// The hub has another history.
     #[error(
-        "{lane}: sequence {sequence} of epoch {epoch} does not follow from what is stored here: another history"
+        "{lane}: sequence {sequence} of epoch {epoch} does not follow from the stored transactions: another history"
     )]
     Diverged {
         /// Whose.

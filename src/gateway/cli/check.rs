@@ -9,12 +9,13 @@ use pgw_host::exit::Exit;
 use pgw_link::check::certificate;
 use pgw_link::clock::TrustedClock;
 use pgw_link::server_tls::{self as tls, Clients};
-use pgw_outbox::{Outbox, set_aside};
+use pgw_outbox::Outbox;
+use pgw_outbox::offline::set_aside;
 
 use crate::cli::key;
 use crate::config::GatewayConfig;
-use crate::ingest::control::client::Client;
-use crate::ingest::mllp::door;
+use crate::control::client::Client;
+use crate::ingest::mllp::context::MllpDoorConfig;
 use crate::keys;
 
 /// `practice-gateway check`: ends with 78 if anything fails.
@@ -62,7 +63,7 @@ pub fn run(config: &GatewayConfig, out: &mut dyn Write) -> Exit {
 }
 
 /// Most surgeries' systems speak MLLP without TLS: that is allowed, and said.
-fn mllp(door: &door::Settings, clock: &Arc<TrustedClock>, report: &mut Checks<'_>) {
+fn mllp(door: &MllpDoorConfig, clock: &Arc<TrustedClock>, report: &mut Checks<'_>) {
     let address = door.listen;
     let guarded = door.tls.as_ref().is_some_and(|files| files.client_ca.is_some());
     if !address.ip().is_loopback() && door.allowed_addresses.is_empty() && !guarded {
@@ -96,7 +97,7 @@ fn store(config: &GatewayConfig, report: &mut Checks<'_>) {
         report.note("earlier key", &key::said(&id, &uses));
     }
     for (directory, facts) in set_aside::beside(&config.outbox) {
-        report.note("set aside", &set_aside::notable(&directory, &facts).detail);
+        report.note("set aside", &set_aside::alarm(&directory, &facts).detail);
     }
     let directory = config.outbox.directory.display();
     match Outbox::identify(&config.outbox, &keys) {

@@ -11,13 +11,14 @@ use clap::Args;
 use pgw_bundle::receipts;
 use pgw_core::transaction::{Lane, Position};
 use pgw_host::exit::{Exit, complain};
-use pgw_outbox::{Outbox, moving};
+use pgw_outbox::Outbox;
+use pgw_outbox::offline::moving;
 
 use crate::cli::key::not_looked_at;
 use crate::config::GatewayConfig;
-use crate::ingest::control::client::failed;
-use crate::ingest::control::client::{Client, ClientError};
-use crate::ingest::control::{Reply, Request, export_from_stopped};
+use crate::control::client::failed;
+use crate::control::client::{Client, ClientError};
+use crate::control::{Reply, Request, export_in_pieces};
 use crate::keys;
 
 /// Write waiting transactions to one file that only the hub can read. The outbox does not change: the hub confirms each once, by
@@ -180,14 +181,14 @@ fn from_stopped(
     let store = settings.directory.clone();
     let outbox = Outbox::open(settings, keys).map_err(|error| not_looked_at(&error, err))?;
     let done =
-        export_from_stopped(&outbox, &config.control, command.lane.as_ref(), command.from, &mut |reply| {
+        export_in_pieces(&outbox, &config.control, command.lane.as_ref(), command.from, &mut |reply| {
             each(reply, err);
             std::ops::ControlFlow::Continue(())
         });
     outbox.close();
     moving::give_to_owner(&store).map_err(|error| not_looked_at(&error, err))?;
-    done.map_err(|reason| {
-        let _ = writeln!(err, "{reason}");
+    done.map_err(|error| {
+        complain(err, &error);
         Exit::Refused
     })
 }

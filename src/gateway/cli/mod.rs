@@ -1,7 +1,7 @@
 //! The command line of `practice-gateway`.
 //!
 //! - [`submit`], [`status`], [`outbox`], [`quarantine`], [`verify`] and [`export`] ask the running daemon over its control socket
-//!   ([`crate::ingest::control`])
+//!   ([`crate::control`])
 //! - [`check`] and [`init`] need no daemon
 //! - [`repair`], [`key`] and [`moving`] (another box, a lost key) work on the store and its key file themselves
 //!

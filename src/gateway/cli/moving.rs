@@ -9,15 +9,15 @@ use clap::Args;
 use pgw_core::transaction::Lane;
 use pgw_host::exit::{Exit, complain};
 use pgw_host::secret::KeyError;
-use pgw_outbox::moving;
-use pgw_outbox::moving::{LaneStand, MoveError};
-use pgw_outbox::set_aside;
-use pgw_outbox::set_aside::{SetAsideError, Unreadable};
+use pgw_outbox::offline::moving;
+use pgw_outbox::offline::moving::{LaneStand, MoveError};
+use pgw_outbox::offline::set_aside;
+use pgw_outbox::offline::set_aside::{SetAsideError, Unreadable};
 use pgw_outbox::{Keyring, Outbox};
 
 use crate::cli::key::not_looked_at;
 use crate::config::GatewayConfig;
-use crate::ingest::control::verify::verify;
+use crate::control::verify::verify;
 use crate::keys;
 
 /// Retire a store for good, or take that back.
@@ -209,7 +209,7 @@ pub fn set_aside(
         }
     };
     if !command.yes {
-        return match set_aside::look(&config.outbox, keys.as_ref()) {
+        return match set_aside::inspect(&config.outbox, keys.as_ref()) {
             Ok(facts) => {
                 write_loss(out, &facts);
                 let _ = writeln!(

@@ -8,9 +8,10 @@ use pgw_core::transaction::{Lane, Position};
 use pgw_host::exit::Exit;
 
 use crate::cli::moving;
-use crate::ingest::control::client::Client;
-use crate::ingest::control::client::failed;
-use crate::ingest::control::{Entry, Reply, Request, State, Which};
+use crate::control::client::Client;
+use crate::control::client::failed;
+use crate::control::{Reply, Request, TransactionRef};
+use crate::listing::{ListedTransaction, TransactionState};
 
 /// Transactions in the outbox: headers only.
 #[derive(Debug, Clone, Subcommand)]
@@ -100,14 +101,14 @@ pub struct Show {
     #[arg(long)]
     pub lane: Option<Lane>,
     /// The transaction's id or position.
-    pub which: Which,
+    pub which: TransactionRef,
     /// Print JSON.
     #[arg(long)]
     pub json: bool,
 }
 
 /// How an entry is written.
-type WriteEntry = fn(&mut dyn Write, &Entry) -> io::Result<()>;
+type WriteEntry = fn(&mut dyn Write, &ListedTransaction) -> io::Result<()>;
 
 /// Runs the command.
 pub fn run(socket: &Path, command: &Outbox, out: &mut dyn Write, err: &mut dyn Write) -> Exit {
@@ -121,7 +122,7 @@ pub fn run(socket: &Path, command: &Outbox, out: &mut dyn Write, err: &mut dyn W
         Outbox::Void(command) => return void(&mut client, command, out, err),
         Outbox::Resend(command) => return resend(&mut client, command, out, err),
         Outbox::Release(Release { lane }) => {
-            return match client.ask(&Request::Again { lane: lane.clone() }, |_| {}) {
+            return match client.ask(&Request::RetryHead { lane: lane.clone() }, |_| {}) {
                 Ok(()) => Exit::Done,
                 Err(error) => failed(err, &error),
             };
@@ -208,22 +209,22 @@ fn resend(client: &mut Client, command: &Resend, out: &mut dyn Write, err: &mut 
     }
 }
 
-fn word(state: State) -> &'static str {
+fn word(state: TransactionState) -> &'static str {
     match state {
-        State::Waiting => "waiting",
-        State::Confirmed => "confirmed",
-        State::Pruned => "pruned",
-        State::Damaged => "damaged",
+        TransactionState::Waiting => "waiting",
+        TransactionState::Confirmed => "confirmed",
+        TransactionState::Pruned => "pruned",
+        TransactionState::Damaged => "damaged",
     }
 }
 
-fn write_json(out: &mut dyn Write, entry: &Entry) -> io::Result<()> {
+fn write_json(out: &mut dyn Write, entry: &ListedTransaction) -> io::Result<()> {
     serde_json::to_writer(&mut *out, entry)?;
     out.write_all(b"\n")
 }
 
-fn write_line(out: &mut dyn Write, entry: &Entry) -> io::Result<()> {
-    let Entry { lane, position, state, header } = entry;
+fn write_line(out: &mut dyn Write, entry: &ListedTransaction) -> io::Result<()> {
+    let ListedTransaction { lane, position, state, header } = entry;
     write!(out, "{:<12} {position:>10} {:<9}", lane.as_str(), word(*state))?;
     match header {
         Some(h) => writeln!(out, " {:<24} {:>9} {:<24} {}", h.time, h.bytes, h.event_type, h.id),
@@ -231,7 +232,7 @@ fn write_line(out: &mut dyn Write, entry: &Entry) -> io::Result<()> {
     }
 }
 
-fn write_page(out: &mut dyn Write, entry: &Entry) -> io::Result<()> {
+fn write_page(out: &mut dyn Write, entry: &ListedTransaction) -> io::Result<()> {
     writeln!(out, "lane          {}", entry.lane)?;
     writeln!(out, "position      {}", entry.position)?;
     writeln!(out, "state         {}", word(entry.state))?;
@@ -250,7 +251,8 @@ fn write_page(out: &mut dyn Write, entry: &Entry) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ingest::control::server::tests::{Daemon, Shelf};
+    use crate::control::store_for_tests::{Daemon, Store};
+    use pgw_core::transaction::rfc3339;
 
     fn ask(daemon: &Daemon, command: &Outbox) -> (Exit, String) {
         let mut out = Vec::new();
@@ -260,10 +262,10 @@ mod tests {
 
     #[test]
     fn lists_and_pages() {
-        let shelf = Shelf::with(5);
-        shelf.confirm(2);
-        shelf.destroy(4);
-        let daemon = Daemon::start(shelf, serde_json::Value::Null);
+        let store = Store::with_lost(5, 1, &[4]);
+        store.confirm(2);
+        let [third, fifth] = [3, 5].map(|position| store.record(position).transaction);
+        let daemon = Daemon::start(store, serde_json::Value::Null);
         let list = |from, json| Outbox::List(List { lane: None, from, limit: 50, json });
         let (exit, text) = ask(&daemon, &list(None, false));
         assert_eq!(exit, Exit::Done);
@@ -271,15 +273,7 @@ mod tests {
         assert_eq!(lines[0][..4], ["lane", "position", "state", "accepted"]);
         assert_eq!(
             lines[1],
-            [
-                "clinical",
-                "3",
-                "waiting",
-                "1970-01-01T00:00:00.003Z",
-                "6",
-                "t",
-                "00000000-0000-0000-0000-000000000003"
-            ]
+            ["clinical", "3", "waiting", &rfc3339(third.time), "6", "t", &third.id.to_string()]
         );
         assert_eq!(lines[2], ["clinical", "4", "damaged"]);
         assert_eq!(lines.len(), 4);
@@ -288,9 +282,9 @@ mod tests {
         assert_eq!((first["state"].as_str(), first["bytes"].as_u64()), (Some("confirmed"), Some(6)));
 
         let show = |which, json| Outbox::Show(Show { lane: None, which, json });
-        let (exit, page) = ask(&daemon, &show(Which::Position(5), false));
+        let (exit, page) = ask(&daemon, &show(TransactionRef::Position(5), false));
         assert_eq!(exit, Exit::Done);
-        assert!(page.contains("id            00000000-0000-0000-0000-000000000005\n"), "{page}");
-        assert_eq!(ask(&daemon, &show(Which::Position(6), true)), (Exit::Refused, String::new()));
+        assert!(page.contains(&format!("id            {}\n", fifth.id)), "{page}");
+        assert_eq!(ask(&daemon, &show(TransactionRef::Position(6), true)), (Exit::Refused, String::new()));
     }
 }

@@ -7,9 +7,9 @@ use clap::{Args, Subcommand};
 use pgw_core::transaction::Lane;
 use pgw_host::exit::Exit;
 
-use crate::ingest::control::client::Client;
-use crate::ingest::control::client::failed;
-use crate::ingest::control::{Quarantined, Reply, Request};
+use crate::control::client::Client;
+use crate::control::client::failed;
+use crate::control::{Quarantined, Reply, Request};
 
 /// Refused input that waits for a person's decision.
 #[derive(Debug, Clone, Subcommand)]
@@ -108,9 +108,9 @@ pub fn run(socket: &Path, command: &Quarantine, out: &mut dyn Write, err: &mut d
             };
             let mut exit = Exit::Internal;
             let asked = client.ask(&request, |reply| match reply {
-                Reply::Accepted(receipt) => {
-                    let note = if receipt.repeated { " (stored before)" } else { "" };
-                    let (id, lane, position) = (receipt.id, receipt.lane, receipt.position);
+                Reply::Accepted(slip) => {
+                    let note = if slip.repeated { " (stored before)" } else { "" };
+                    let (id, lane, position) = (slip.id_text(), slip.lane, slip.position);
                     let _ = writeln!(out, "{id} {lane} {position}{note}");
                     exit = Exit::Done;
                 }

@@ -7,8 +7,9 @@ use clap::Args;
 use pgw_core::transaction::{Lane, Position};
 use pgw_host::exit::{Exit, complain};
 use pgw_outbox::OpenError;
-use pgw_outbox::mend;
-use pgw_outbox::mend::{Found, LaneReport, Lost, Neighbour, RepairError, Report, Request};
+use pgw_outbox::offline::{
+    self, FoundRange, LaneReport, LostRange, Neighbour, RepairError, RepairReport, RepairRequest,
+};
 
 use crate::config::GatewayConfig;
 use crate::keys;
@@ -52,8 +53,8 @@ pub fn run(config: &GatewayConfig, command: &Repair, out: &mut dyn Write, err: &
     }
     let watched = io::stderr().is_terminal();
     let mut shown = false;
-    let request = Request { from, lane, unproven, act: yes };
-    let repaired = mend::repair(&config.outbox, &keys, &request, &mut |lane, segment| {
+    let request = RepairRequest { from, lane, unproven, act: yes };
+    let repaired = offline::repair(&config.outbox, &keys, &request, &mut |lane, segment| {
         if watched {
             shown = true;
             let _ = write!(err, "\r{lane}: reading segment {segment}\x1b[K");
@@ -99,7 +100,7 @@ fn refused(err: &mut dyn Write, error: &RepairError) -> Exit {
 }
 
 /// Whether nothing is left to be done in a lane.
-fn is_well(report: &Report, lane: &LaneReport, command: &Repair) -> bool {
+fn is_well(report: &RepairReport, lane: &LaneReport, command: &Repair) -> bool {
     let unproven = if command.unproven { 0 } else { lane.unproven_count() };
     let open = if report.done { 0 } else { lane.saved_count() + lane.unproven_count() };
     lane.lost_count() + unproven + open == 0
@@ -107,12 +108,12 @@ fn is_well(report: &Report, lane: &LaneReport, command: &Repair) -> bool {
         && (report.done || lane.rewritten.is_empty())
 }
 
-fn write_json(out: &mut dyn Write, report: &Report) -> io::Result<()> {
+fn write_json(out: &mut dyn Write, report: &RepairReport) -> io::Result<()> {
     serde_json::to_writer(&mut *out, report)?;
     out.write_all(b"\n")
 }
 
-fn write_report(out: &mut dyn Write, report: &Report, command: &Repair) -> io::Result<()> {
+fn write_report(out: &mut dyn Write, report: &RepairReport, command: &Repair) -> io::Result<()> {
     for name in &report.remade {
         let word = if report.done { "was recreated" } else { "is damaged, and would be recreated" };
         writeln!(out, "{name}: {word} (if this store was retired, do not start it: it runs elsewhere)")?;
@@ -144,7 +145,12 @@ fn write_report(out: &mut dyn Write, report: &Report, command: &Repair) -> io::R
     }
 }
 
-fn write_lane(out: &mut dyn Write, report: &Report, lane: &LaneReport, command: &Repair) -> io::Result<()> {
+fn write_lane(
+    out: &mut dyn Write,
+    report: &RepairReport,
+    lane: &LaneReport,
+    command: &Repair,
+) -> io::Result<()> {
     let LaneReport { lane: name, first, last, read, released, missing, .. } = lane;
     writeln!(
         out,
@@ -180,14 +186,14 @@ fn write_lane(out: &mut dyn Write, report: &Report, lane: &LaneReport, command: 
     Ok(())
 }
 
-fn write_found(out: &mut dyn Write, word: &str, list: &[Found]) -> io::Result<()> {
-    for Found { from, through, found_in } in list {
+fn write_found(out: &mut dyn Write, word: &str, list: &[FoundRange]) -> io::Result<()> {
+    for FoundRange { from, through, found_in } in list {
         writeln!(out, "  {word}: {} from {found_in}", range(*from, *through))?;
     }
     Ok(())
 }
 
-fn write_lost(out: &mut dyn Write, lane: &LaneReport, lost: &Lost) -> io::Result<()> {
+fn write_lost(out: &mut dyn Write, lane: &LaneReport, lost: &LostRange) -> io::Result<()> {
     let range = range(lost.from, lost.through);
     if lost.confirmed {
         return writeln!(out, "  missing here, but confirmed by the hub: {range}");

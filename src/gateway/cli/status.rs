@@ -8,9 +8,9 @@ use clap::Args;
 use pgw_host::exit::Exit;
 use serde_json::Value;
 
-use crate::ingest::control::client::Client;
-use crate::ingest::control::client::failed;
-use crate::ingest::control::{Reply, Request};
+use crate::control::client::Client;
+use crate::control::client::failed;
+use crate::control::{Reply, Request};
 
 /// Show one page: the link and its phase, the backlog and its age, space, quarantine, each lane.
 #[derive(Debug, Clone, Args)]
@@ -184,7 +184,7 @@ fn size(value: &Value) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ingest::control::server::tests::{Daemon, Shelf};
+    use crate::control::store_for_tests::{Daemon, Store};
     use serde_json::json;
 
     #[test]
@@ -243,7 +243,7 @@ mod tests {
 
     #[test]
     fn the_document_comes_from_the_daemon() {
-        let daemon = Daemon::start(Shelf::default(), json!({"state": "ok", "waiting": 0}));
+        let daemon = Daemon::start(Store::empty(), json!({"state": "ok", "waiting": 0}));
         let ask = |json| {
             let mut out = Vec::new();
             assert_eq!(run(&daemon.socket, &Status { json }, &mut out, &mut Vec::new()), Exit::Done);

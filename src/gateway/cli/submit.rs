@@ -11,9 +11,10 @@ use pgw_host::exit::{Exit, complain};
 use pgw_host::progress::Progress;
 use serde_json::json;
 
-use crate::ingest::control::client::failed;
-use crate::ingest::control::client::{Client, ClientError};
-use crate::ingest::control::{Receipt, Reply, Request};
+use crate::control::client::failed;
+use crate::control::client::{Client, ClientError};
+use crate::control::{Reply, Request};
+use crate::ingest::slip::AcceptanceSlip;
 
 /// No outbox takes more; a stream that never ends must not fill the memory.
 const MOST_BYTES: u64 = 256 << 20;
@@ -73,18 +74,18 @@ impl Submission<'_> {
         let _ = writeln!(self.err, "{text}");
     }
 
-    fn accepted(&mut self, name: &str, receipt: &Receipt) {
+    fn accepted(&mut self, name: &str, slip: &AcceptanceSlip) {
         self.accepted += 1;
-        self.last = self.last.max(Some(receipt.position));
-        let Receipt { id, lane, position, repeated, .. } = receipt;
+        self.last = self.last.max(Some(slip.position));
+        let AcceptanceSlip { lane, position, repeated, .. } = slip;
         if self.json {
-            let mut object = json!(receipt);
+            let mut object = json!(slip);
             object["file"] = json!(name);
             object["outcome"] = json!("accepted");
             self.line(&object.to_string());
         } else {
             let note = if *repeated { " (stored before)" } else { "" };
-            self.line(&format!("{id} {lane} {position} {name}{note}"));
+            self.line(&format!("{} {lane} {position} {name}{note}", slip.id_text()));
         }
     }
 
@@ -172,7 +173,7 @@ fn each(client: &mut Client, submit: &Submit, report: &mut Submission<'_>) -> Ex
             body_bytes: body.len() as u64,
         };
         match client.submit(&request, &body) {
-            Ok(Reply::Accepted(receipt)) => report.accepted(&name, &receipt),
+            Ok(Reply::Accepted(slip)) => report.accepted(&name, &slip),
             Ok(Reply::Refused { temporary: true, reason }) => {
                 report.not_accepted(&name, "later", &reason);
                 return Exit::Later;
@@ -239,12 +240,11 @@ fn read(file: &Path) -> io::Result<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ingest::control::server::tests::{Daemon, Shelf};
-    use pgw_outbox::Refusal;
+    use crate::control::store_for_tests::{Daemon, Store, lane};
 
     fn command(files: &[&Path], key: &str) -> Submit {
         Submit {
-            lane: Shelf::lane(),
+            lane: lane(),
             event_type: "t".into(),
             content_type: "text/plain".into(),
             key: key.into(),
@@ -267,7 +267,7 @@ mod tests {
 
     #[test]
     fn the_exit_code_says_what_became_of_them() {
-        let daemon = Daemon::start(Shelf::default(), serde_json::Value::Null);
+        let daemon = Daemon::start(Store::empty(), serde_json::Value::Null);
         let directory = tempfile::tempdir().unwrap();
         let [one, large, two] = ["one", "large", "two"].map(|name| directory.path().join(name));
         std::fs::write(&one, "1").unwrap();
@@ -276,7 +276,7 @@ mod tests {
 
         let (exit, out, err) = submit(&daemon, &[&one, &two], "");
         assert_eq!((exit, err.as_str()), (Exit::Done, "2 accepted, 0 refused, 0 not stored\n"));
-        let second = format!("{} clinical 2 {}", daemon.shelf.record(2).transaction.id, two.display());
+        let second = format!("{} clinical 2 {}", daemon.store.record(2).transaction.id, two.display());
         assert_eq!(out.lines().nth(1), Some(second.as_str()));
         assert_eq!(out.lines().count(), 2);
 
@@ -288,14 +288,14 @@ mod tests {
             "{err}"
         );
 
-        daemon.shelf.refuse(Some(Refusal::Full("no space".into())));
-        let (exit, out, err) = submit(&daemon, &[&one, &two], "");
+        let full = Daemon::start(Store::full(), serde_json::Value::Null);
+        let (exit, out, err) = submit(&full, &[&one, &two], "");
         assert_eq!((exit, out.as_str()), (Exit::Later, ""));
-        assert!(err.contains("not now: the outbox has no room") && err.contains("2 not stored"), "{err}");
+        assert!(err.contains("not now: the store is full") && err.contains("2 not stored"), "{err}");
         assert_eq!(err.matches("not now").count(), 1, "the second was not tried: {err}");
-        daemon.shelf.refuse(None);
 
         assert_eq!(submit(&daemon, &[&one, &two], "k").0, Exit::Usage);
+        assert!(submit(&daemon, &[&one], "again").1.ends_with("/one\n"), "another key, another transaction");
         let again = submit(&daemon, &[&one], "again");
         assert!(again.0 == Exit::Done && again.1.ends_with(" (stored before)\n"), "{again:?}");
         assert_eq!(submit(&daemon, &[&directory.path().join("none")], "").0, Exit::Files);
@@ -313,7 +313,7 @@ mod tests {
 
     #[test]
     fn an_unreadable_file_stops_the_rest_and_the_same_again_goes_on() {
-        let daemon = Daemon::start(Shelf::default(), serde_json::Value::Null);
+        let daemon = Daemon::start(Store::empty(), serde_json::Value::Null);
         let directory = tempfile::tempdir().unwrap();
         let [one, none, two] = ["one", "none", "two"].map(|name| directory.path().join(name));
         std::fs::write(&one, "1").unwrap();
@@ -328,23 +328,24 @@ mod tests {
 
     #[test]
     fn confirmed_means_that_the_hub_has_said_so() {
-        let daemon = Daemon::start(Shelf::default(), serde_json::Value::Null);
+        let daemon = Daemon::start(Store::empty(), serde_json::Value::Null);
         let directory = tempfile::tempdir().unwrap();
         let one = directory.path().join("one");
         std::fs::write(&one, "1").unwrap();
-        let waiting = Submit { wait_confirmed: true, timeout: 0, ..command(&[&one], "") };
+        let waiting = Submit { wait_confirmed: true, timeout: 0, ..command(&[&one], "first") };
         let (exit, out, err) = take(&daemon, &waiting);
         assert_eq!((exit, out.lines().count()), (Exit::Later, 1), "it is stored all the same");
         assert_eq!(err, "stored, but the hub has not confirmed within 0 s\n");
-        daemon.shelf.confirm(1);
-        assert_eq!(take(&daemon, &waiting).0, Exit::Later, "the one before it is confirmed, and it is not");
-        let patient = Submit { timeout: 60, ..waiting };
-        let shelf = daemon.shelf.clone();
+        daemon.store.confirm(1);
+        let second = Submit { key: "second".into(), ..waiting };
+        assert_eq!(take(&daemon, &second).0, Exit::Later, "the one before it is confirmed, and it is not");
+        let patient = Submit { key: "third".into(), timeout: 60, ..second };
+        let store = daemon.store.clone();
         let hub = std::thread::spawn(move || {
-            while shelf.count() < 3 {
+            while store.count() < 3 {
                 std::thread::yield_now();
             }
-            shelf.confirm(3);
+            store.confirm(3);
         });
         let (exit, _, err) = take(&daemon, &patient);
         assert_eq!((exit, err.as_str()), (Exit::Done, ""));
@@ -353,7 +354,7 @@ mod tests {
 
     #[test]
     fn a_program_reads_objects() {
-        let daemon = Daemon::start(Shelf::default(), serde_json::Value::Null);
+        let daemon = Daemon::start(Store::empty(), serde_json::Value::Null);
         let directory = tempfile::tempdir().unwrap();
         let [one, large] = ["one", "large"].map(|name| directory.path().join(name));
         std::fs::write(&one, "1").unwrap();

@@ -7,10 +7,10 @@ use clap::Args;
 use pgw_core::transaction::{Lane, Position};
 use pgw_host::exit::Exit;
 
-use crate::ingest::control::client::Client;
-use crate::ingest::control::client::failed;
-use crate::ingest::control::verify::Verdict;
-use crate::ingest::control::{Reply, Request};
+use crate::control::client::Client;
+use crate::control::client::failed;
+use crate::control::verify::LaneVerification;
+use crate::control::{Reply, Request};
 
 /// Check the chain over every transaction in the outbox. Exit 0: nothing is missing or altered. 65: something is, and is named.
 #[derive(Debug, Clone, Args)]
@@ -62,8 +62,8 @@ pub fn run(socket: &Path, command: &Verify, out: &mut dyn Write, err: &mut dyn W
     }
 }
 
-fn write_verdict(out: &mut dyn Write, verdict: &Verdict) -> std::io::Result<()> {
-    let Verdict { lane, from, through, verified, wrong, missing, .. } = verdict;
+fn write_verdict(out: &mut dyn Write, verdict: &LaneVerification) -> std::io::Result<()> {
+    let LaneVerification { lane, from, through, verified, wrong, missing, .. } = verdict;
     let word = if verdict.ok { "ok" } else { "NOT OK" };
     writeln!(
         out,
@@ -92,11 +92,10 @@ fn range((from, to): &(Position, Position)) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ingest::control::server::tests::{Daemon, Shelf};
-    use pgw_core::transaction::Body;
+    use crate::control::store_for_tests::{Daemon, Store};
 
-    fn verify(shelf: Shelf, json: bool) -> (Exit, String) {
-        let daemon = Daemon::start(shelf, serde_json::Value::Null);
+    fn verify(store: Store, json: bool) -> (Exit, String) {
+        let daemon = Daemon::start(store, serde_json::Value::Null);
         let mut out = Vec::new();
         let exit = run(&daemon.socket, &Verify { lane: None, json }, &mut out, &mut Vec::new());
         (exit, String::from_utf8(out).unwrap())
@@ -104,23 +103,42 @@ mod tests {
 
     #[test]
     fn the_verdict_is_the_exit_code() {
-        let (exit, text) = verify(Shelf::with(10), false);
+        let (exit, text) = verify(Store::with(10), false);
         assert_eq!(exit, Exit::Done);
         assert!(
             text.starts_with("clinical: ok: positions 1 to 10: 10 verified, 0 wrong, 0 missing\n"),
             "{text}"
         );
 
-        let shelf = Shelf::with(10);
-        shelf.change(4, |stored| stored.transaction.body = Body::new(&b"other"[..]));
-        shelf.destroy(7);
-        shelf.destroy(8);
-        let (exit, text) = verify(shelf.clone(), false);
+        let store = Store::with_lost(10, 2, &[7, 8]);
+        let (exit, text) = verify(store.clone(), false);
         assert_eq!(exit, Exit::Refused);
-        assert!(text.contains("NOT OK") && text.contains("  wrong: 4\n  missing: 7-8\n"), "{text}");
-        let (exit, text) = verify(shelf, true);
+        assert!(text.contains("NOT OK") && text.contains("  missing: 7-8\n"), "{text}");
+        let (exit, text) = verify(store, true);
         assert_eq!(exit, Exit::Refused);
         let value: serde_json::Value = serde_json::from_str(&text).unwrap();
         assert_eq!(value["missing_ranges"], serde_json::json!([[7, 8]]));
+    }
+
+    #[test]
+    fn altered_records_and_another_chain_at_the_hub_are_named() {
+        let found = LaneVerification {
+            lane: crate::control::store_for_tests::lane(),
+            ok: false,
+            from: 1,
+            through: 10,
+            verified: 7,
+            wrong: 1,
+            missing: 2,
+            wrong_ranges: vec![(4, 4)],
+            missing_ranges: vec![(7, 8)],
+            agrees_with_hub: Some(false),
+            chain: None,
+        };
+        let mut out = Vec::new();
+        write_verdict(&mut out, &found).unwrap();
+        let text = String::from_utf8(out).unwrap();
+        assert!(text.contains("NOT OK") && text.contains("  wrong: 4\n  missing: 7-8\n"), "{text}");
+        assert!(text.contains("ANOTHER chain value"), "{text}");
     }
 }

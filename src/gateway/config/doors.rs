@@ -10,17 +10,17 @@ use pgw_outbox as outbox;
 use toml::Spanned;
 
 use crate::config::raw::{RawHttp, RawMllp, RawRoute};
-use crate::ingest::http::access::Files;
-use crate::ingest::http::door as http_door;
-use crate::ingest::mllp::door;
-use crate::ingest::mllp::door::{AddressRange, OnUnavailable};
+use crate::ingest::http::access::AccessFiles;
+use crate::ingest::http::context::HttpDoorConfig;
+use crate::ingest::listen::AddressRange;
+use crate::ingest::mllp::context::{MllpDoorConfig, OnUnavailable};
 use crate::ingest::mllp::route::Route;
 
 pub(super) fn mllp(
     source: &Source,
     raw: RawMllp,
-    outbox: &outbox::Settings,
-) -> Result<door::Settings, ConfigError> {
+    outbox: &outbox::OutboxSettings,
+) -> Result<MllpDoorConfig, ConfigError> {
     let listen = source.required("mllp.listen", raw.listen, "an address and port: \"127.0.0.1:2575\"")?;
     let lane = lane(source, "mllp.lane", raw.lane, outbox)?;
     let allowed_addresses = addresses(source, "mllp.allow_addresses", &raw.allow_addresses)?;
@@ -35,7 +35,7 @@ pub(super) fn mllp(
     if client_ca.is_some() && tls.is_none() {
         return Err(source.missing("mllp.certificate_file", "there where client_ca_file is"));
     }
-    Ok(door::Settings {
+    Ok(MllpDoorConfig {
         practice: outbox.practice.clone(),
         gateway: outbox.gateway.clone(),
         listen: source.address("mllp.listen", &listen)?,
@@ -75,13 +75,13 @@ pub(super) fn mllp(
 pub(super) fn http(
     source: &Source,
     raw: RawHttp,
-    outbox: &outbox::Settings,
-) -> Result<http_door::Settings, ConfigError> {
+    outbox: &outbox::OutboxSettings,
+) -> Result<HttpDoorConfig, ConfigError> {
     let written = source.required("http.listen", raw.listen, "an address and port: \"127.0.0.1:8080\"")?;
     let listen = source.address("http.listen", &written)?;
     let path = |given: Option<PathBuf>| given.map(|path| source.path(&path));
     let tls = pair(source, "http", path(raw.certificate_file), path(raw.key_file))?;
-    let files = Files { tls, client_ca: path(raw.client_ca_file), tokens: path(raw.tokens_file) };
+    let files = AccessFiles { tls, client_ca: path(raw.client_ca_file), tokens: path(raw.tokens_file) };
     if files.client_ca.is_some() && files.tls.is_none() {
         return Err(source.missing("http.certificate_file", "there where client_ca_file is"));
     }
@@ -92,7 +92,7 @@ pub(super) fn http(
         return Err(source.wrong("http.listen", &written, allowed));
     }
     let lane = lane(source, "http.lane", raw.lane, outbox)?;
-    Ok(http_door::Settings {
+    Ok(HttpDoorConfig {
         listen,
         practice: outbox.practice.clone(),
         gateway: outbox.gateway.clone(),
@@ -128,7 +128,11 @@ fn pair(
     }
 }
 
-fn routes(source: &Source, raw: Vec<RawRoute>, outbox: &outbox::Settings) -> Result<Vec<Route>, ConfigError> {
+fn routes(
+    source: &Source,
+    raw: Vec<RawRoute>,
+    outbox: &outbox::OutboxSettings,
+) -> Result<Vec<Route>, ConfigError> {
     let route = |raw: RawRoute| {
         let message = source.required("mllp.route.message", raw.message, "a kind: \"ADT\", \"ORU^R01\"")?;
         let named = source.required("mllp.route.lane", raw.lane, "the name of a [[lane]]")?;
@@ -145,7 +149,7 @@ pub(super) fn lane(
     source: &Source,
     key: &str,
     given: Option<Spanned<String>>,
-    outbox: &outbox::Settings,
+    outbox: &outbox::OutboxSettings,
 ) -> Result<Lane, ConfigError> {
     const ALLOWED: &str = "the name of a [[lane]]";
     let Some(text) = given else {

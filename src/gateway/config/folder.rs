@@ -9,17 +9,18 @@ use toml::Spanned;
 
 use crate::config::doors::lane;
 use crate::config::raw::{RawExtension, RawFolder};
-use crate::ingest::folder::door::Settings;
+use crate::ingest::folder::config::FolderDoorConfig;
 use crate::ingest::folder::rules::{Nature, Take};
+use crate::ingest::media;
 
 /// One folder; `others` are those before it.
 pub(super) fn folder(
     source: &Source,
     raw: RawFolder,
-    outbox: &outbox::Settings,
+    outbox: &outbox::OutboxSettings,
     data_directory: &Path,
-    others: &[Settings],
-) -> Result<Settings, ConfigError> {
+    others: &[FolderDoorConfig],
+) -> Result<FolderDoorConfig, ConfigError> {
     const PATH: &str = "the folder in which a sender leaves its files";
     let written = source.required("folder.path", raw.path, PATH)?;
     let path = source.path(written.get_ref());
@@ -50,7 +51,7 @@ pub(super) fn folder(
     }
     let event_type = event_type(source, "folder.type", raw.event_type)?;
     let content_type = content_type(source, "folder.content_type", raw.content_type)?;
-    Ok(Settings {
+    Ok(FolderDoorConfig {
         name: name.into_inner(),
         path,
         practice: outbox.practice.clone(),
@@ -100,8 +101,7 @@ fn subfolder(
 fn event_type(source: &Source, key: &str, given: Option<Spanned<String>>) -> Result<String, ConfigError> {
     let Some(given) = given else { return Ok(String::new()) };
     let text = given.get_ref();
-    let harmless = text.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-:/".contains(&b));
-    if harmless && text.len() <= 128 {
+    if text.is_empty() || media::is_event_type(text) {
         Ok(given.into_inner())
     } else {
         Err(source.wrong(
@@ -115,14 +115,7 @@ fn event_type(source: &Source, key: &str, given: Option<Spanned<String>>) -> Res
 fn content_type(source: &Source, key: &str, given: Option<Spanned<String>>) -> Result<String, ConfigError> {
     let Some(given) = given else { return Ok(String::from("application/octet-stream")) };
     let text = given.get_ref();
-    let (name, _) = text.split_once(';').unwrap_or((text, ""));
-    let token = |part: &str| {
-        !part.is_empty() && part.bytes().all(|b| b.is_ascii_alphanumeric() || b"!#$&-^_.+".contains(&b))
-    };
-    let fits = text.len() <= 128
-        && text.bytes().all(|b| b.is_ascii_graphic() || b == b' ')
-        && name.trim().split_once('/').is_some_and(|(kind, rest)| token(kind) && token(rest));
-    if fits {
+    if media::is_media_type(text) {
         Ok(given.into_inner())
     } else {
         Err(source.wrong(key, &given, "a media type, for example \"application/edifact\""))

@@ -15,10 +15,10 @@ use toml::Spanned;
 use crate::config::raw::{RawGateway, RawLane, RawOutbox};
 use crate::config::uplink::{Confirm, Link, hubs, recipients, uplink};
 use crate::config::{doors, folder};
-use crate::ingest::control::server as control;
-use crate::ingest::folder::door as folder_door;
-use crate::ingest::http::door as http_door;
-use crate::ingest::mllp::door;
+use crate::control::ControlConfig;
+use crate::ingest::folder::config::FolderDoorConfig;
+use crate::ingest::http::context::HttpDoorConfig;
+use crate::ingest::mllp::context::MllpDoorConfig;
 use crate::uplink;
 use crate::uplink::PinnedHub;
 
@@ -36,17 +36,17 @@ pub struct GatewayConfig {
     /// The outbox key where systemd hands over no credential `outbox-key`.
     pub outbox_key_file: PathBuf,
     /// The control socket.
-    pub control: control::Settings,
+    pub control: ControlConfig,
     /// The MLLP doors.
-    pub mllp: Vec<door::Settings>,
+    pub mllp: Vec<MllpDoorConfig>,
     /// The HTTP doors.
-    pub http: Vec<http_door::Settings>,
+    pub http: Vec<HttpDoorConfig>,
     /// The folder doors.
-    pub folders: Vec<folder_door::Settings>,
+    pub folders: Vec<FolderDoorConfig>,
     /// Most bytes of unfinished input, all doors together.
     pub ingest_memory_bytes: u64,
     /// The store.
-    pub outbox: outbox::Settings,
+    pub outbox: outbox::OutboxSettings,
     /// The way to the centre. Its `info` has no key id yet: the key is not read here.
     pub uplink: uplink::UplinkSettings,
     /// How often health is said, besides every change of state.
@@ -120,7 +120,7 @@ impl GatewayConfig {
             gateway,
             outbox_key_file: source
                 .path(&raw.outbox_key_file.unwrap_or_else(|| "/etc/practice-gateway/outbox.key".into())),
-            control: control::Settings {
+            control: ControlConfig {
                 socket: source
                     .path(&raw.control.socket.unwrap_or_else(|| "/run/practice-gateway/control.sock".into())),
                 practice: outbox.practice.clone(),
@@ -145,7 +145,7 @@ fn uplink_settings(
     source: &Source,
     link: Link,
     hubs: Vec<PinnedHub>,
-    outbox: &outbox::Settings,
+    outbox: &outbox::OutboxSettings,
     data_directory: &Path,
     interfaces: Vec<&str>,
 ) -> uplink::UplinkSettings {
@@ -211,7 +211,7 @@ fn outbox_settings(
     practice: Practice,
     gateway: Gateway,
     lanes: Vec<LaneSettings>,
-) -> Result<outbox::Settings, ConfigError> {
+) -> Result<outbox::OutboxSettings, ConfigError> {
     const MIB: u64 = 1 << 20;
     const TIB: u64 = 1 << 40;
     let segment_bytes =
@@ -219,7 +219,7 @@ fn outbox_settings(
     let max_body_bytes =
         source.number("outbox.max_body_bytes", raw.max_body_bytes, 20_000_000, 1024..=256 * MIB)?;
     let day = Duration::from_secs(86_400);
-    Ok(outbox::Settings {
+    Ok(outbox::OutboxSettings {
         directory: data_directory.join("outbox"),
         practice,
         gateway,

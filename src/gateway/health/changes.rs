@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use pgw_core::transaction::{Clock, UnixMillis};
-use pgw_outbox::{LaneCounts, Notable, Snapshot};
+use pgw_outbox::{LaneCounts, OutboxAlarm, Snapshot};
 
 use crate::health::observation::{Level, Observation, Raised, adds_up, seconds_until};
 
@@ -51,7 +51,7 @@ pub(super) fn certificate_days(observed: &Observation<'_>) -> Option<i64> {
 }
 
 /// An event for something that the outbox noted.
-pub(super) fn from_notable(notable: &Notable) -> Raised {
+pub(super) fn from_notable(notable: &OutboxAlarm) -> Raised {
     let level = match notable.code {
         "damaged" | "salvaged" | "store.trouble" | "store.shortfall" | "store.set_aside" => Level::Alarm,
         "store.works" | "store.room" | "index.rebuilt" | "quarantine.released" | "quarantine.discarded" => {

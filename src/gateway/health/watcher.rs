@@ -141,7 +141,7 @@ pub async fn run(
             );
         }
         for raised in
-            update.raised.into_iter().chain(sampler.outbox.notables().iter().map(changes::from_notable))
+            update.raised.into_iter().chain(sampler.outbox.alarms().iter().map(changes::from_notable))
         {
             tell(&publisher.events, &raised);
         }

@@ -7,23 +7,42 @@
 //! - [`mllp`]: HL7 v2 over TCP
 //! - [`http`]: any bytes, FHIR messages and HL7 v2 over HTTP/1.1
 //! - [`folder`]: files that a sender leaves in a folder
-//! - [`control`]: the daemon's unix socket, for the command line
+//!
+//! The fourth door, the control socket, is [`crate::control`]: it also reads the outbox and gives orders to the uplink.
+//!
+//! What the doors share:
+//! - [`slip`]: the acceptance slip, a sender's proof
+//! - [`media`]: media types and what follows from them; [`hl7`]: where an HL7 v2 message begins
 //! - [`origin`]: where refused input came from
+//! - [`counters`]: what the doors have seen; [`listen`]: sockets and the addresses that may connect
 
-pub mod control;
+pub mod counters;
 pub mod folder;
+pub mod hl7;
 pub mod http;
+pub mod listen;
+pub mod media;
 pub mod mllp;
 pub mod origin;
+pub mod slip;
+
+pub use counters::{Counters, Counts};
+
+pub(crate) use counters::count;
 
 use std::future::Future;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use pgw_outbox::{Accepted, Outbox, Refusal, Submission};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// What stands behind every door. The outbox is one; tests have others.
+/// Gives the daemon's status document: the fields of health, and `lanes`.
+pub type StatusSource = Arc<dyn Fn() -> serde_json::Value + Send + Sync>;
+
+/// What stands behind the MLLP and the folder door: the outbox.
+///
+/// Tests have others: they hold an answer back, refuse at a chosen message, or repeat an answer after a crash at a
+/// chosen step, which no real store does on request.
 pub trait Acceptor: Clone + Send + Sync + 'static {
     /// Returns when the transaction is on stable storage.
     ///
@@ -46,87 +65,6 @@ impl Acceptor for Outbox {
     fn quarantine(&self, reason: &'static str, source: &str, bytes: &[u8]) -> Result<u64, Refusal> {
         Outbox::quarantine(self, reason, source, bytes)
     }
-}
-
-macro_rules! counters {
-    ($($(#[$doc:meta])* $name:ident,)+) => {
-        /// What the doors have seen since the daemon started; shared by all of them and read by health.
-        #[derive(Debug, Default)]
-        pub struct Counters {
-            $($(#[$doc])* pub $name: AtomicU64,)+
-        }
-
-        /// [`Counters`] at one moment.
-        #[derive(Debug, Default, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-        pub struct Counts {
-            $($(#[$doc])* pub $name: u64,)+
-        }
-
-        impl Counters {
-            /// The numbers now.
-            #[must_use]
-            pub fn counts(&self) -> Counts {
-                Counts { $($name: self.$name.load(Ordering::Relaxed),)+ }
-            }
-        }
-    };
-}
-
-counters! {
-    /// Messages that came in whole, whatever became of them.
-    received,
-    /// Messages that are behind the barrier and were answered so, repetitions included.
-    accepted,
-    /// Messages refused for what they are.
-    refused,
-    /// Messages that could not be stored then; their senders have them still.
-    unavailable,
-    /// Of the accepted: repetitions that were stored before.
-    repeated,
-    /// Of the accepted: the key was seen before with other content.
-    key_reused,
-    /// Of the accepted: marked by their sender as training or debugging (MSH-11 `T` or `D`).
-    not_production,
-    /// Refused messages that the quarantine had no room for.
-    quarantine_failed,
-    /// Refused messages that were not kept because their sender's address had filled its share of the quarantine.
-    quarantine_passed_over,
-    /// Times that a connection was read more slowly because of the garbage that it brought.
-    slowed_down,
-    /// Connections open now.
-    connections,
-    /// Connections ever taken.
-    connections_total,
-    /// Connections turned away: too many, not allowed, or nothing can be stored now.
-    connections_refused,
-    /// Connections closed because a frame was not ended in time or its acknowledgment not taken.
-    timeouts,
-    /// Frames that ended with their connection, or were begun again: never acknowledged.
-    unfinished,
-    /// Bytes between frames that belonged to none.
-    noise_bytes,
-    /// Folders that cannot be looked into, or in which files cannot be moved, now.
-    folders_away,
-    /// What stays in folders now because it is no file or cannot be read.
-    files_left,
-}
-
-impl Counters {
-    /// One message is behind the barrier.
-    pub(crate) fn count_accepted(&self, accepted: &Accepted) {
-        count(&self.accepted);
-        if accepted.repeated {
-            count(&self.repeated);
-        }
-        if accepted.key_reused {
-            count(&self.key_reused);
-        }
-    }
-}
-
-/// Adds one.
-pub(crate) fn count(counter: &AtomicU64) {
-    counter.fetch_add(1, Ordering::Relaxed);
 }
 
 /// The memory that all doors together may fill with messages under way.

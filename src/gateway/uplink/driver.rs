@@ -13,7 +13,7 @@ use pgw_link::clock::TrustedClock;
 use pgw_link::failure::Failure;
 use pgw_link::phase::Phase;
 use pgw_link::session::SessionEvent;
-use pgw_outbox::{Mark, Outbox};
+use pgw_outbox::{Outbox, Watermark};
 use tokio::sync::{Notify, mpsc};
 use tokio::time::{Instant, sleep_until};
 
@@ -192,7 +192,7 @@ impl Driver {
                         self.announcements.enqueue("position", lane.position_topic.clone(), false, question);
                     }
                     Action::Confirm { position, chain, backed_up_through } => {
-                        let (lane, mark) = (&self.lanes[index].lane, Mark { position, chain });
+                        let (lane, mark) = (&self.lanes[index].lane, Watermark { position, chain });
                         match live {
                             Some(_) => self.outbox.confirm(lane, mark, backed_up_through),
                             None => self.outbox.confirm_by_file(lane, mark),

@@ -58,7 +58,7 @@ impl LaneWork {
         let tail = outbox.tail(&lane).ok_or(UnknownLane)?;
         let numbering = outbox.numbering(&lane).ok_or(UnknownLane)?;
         let first = ChainValue::first(numbering.at(1).epoch, lane.as_str());
-        let mark = outbox.mark(&lane).map_or((0, first), |mark| (mark.position, mark.chain));
+        let mark = outbox.watermark(&lane).map_or((0, first), |mark| (mark.position, mark.chain));
         let now = *tail.borrow();
         let machine = Delivery::new(limits, numbering, mark, now);
         Ok(Self {

@@ -13,13 +13,13 @@ use pgw_core::transaction::{Gateway, Hub, Practice};
 use pgw_core::wire::topic::{HUB_FILTERS, HUB_STATUS_FILTER, NOTICE, hub_status};
 use pgw_host::exit::Exit;
 
-/// The broker's access rules for this hub and a list of gateways.
+/// Print the broker's access rules for this hub and a list of gateways.
 #[derive(Debug, Clone, Args)]
 pub struct Acl {
-    /// One `PRACTICE.GATEWAY` a line, as in the certificates' common names; `#` begins a comment.
+    /// A file with one PRACTICE.GATEWAY per line, as in the certificates' common names; # begins a comment.
     #[arg(long, value_name = "FILE")]
     pub gateways: PathBuf,
-    /// More hubs that serve the same gateways.
+    /// Another hub that serves the same gateways; may be repeated.
     #[arg(long, value_name = "NAME")]
     pub hub: Vec<Hub>,
 }
@@ -66,7 +66,7 @@ fn gateways(text: &str) -> Result<Vec<(Practice, Gateway)>, (usize, String)> {
             Gateway::new(gateway).map_err(|error| at(error.to_string()))?,
         );
         if list.contains(&one) {
-            return Err(at(format!("{name} is there twice")));
+            return Err(at(format!("{name} appears twice")));
         }
         list.push(one);
     }

@@ -26,7 +26,7 @@ pub fn run(config: &HubConfig, out: &mut dyn Write) -> Exit {
     }
     let directory = settings.directory.display();
     if settings.directory.is_dir() {
-        report.ok("store", &format!("{directory}; `practice-hub verify` walks its chains"));
+        report.ok("store", &format!("{directory}; `practice-hub verify` checks its chains"));
     } else {
         report.fail("store", &format!("{directory} is not there"), "`practice-hub init` makes it");
     }

@@ -1,106 +1,89 @@
 //! `practice-hub import` and `verify --bundle`: hand-carry, on the hub's side.
 
-use std::fs::{self, File};
-use std::io::{self, BufReader, BufWriter, Write};
+use std::fs::File;
+use std::io::{self, BufWriter, Read as _, Write};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use clap::Args;
 use pgw_bundle::keys::Identity;
 use pgw_bundle::receipts;
+use pgw_host::control::ClientError;
 use pgw_host::exit::{Exit, complain};
-use ring::rand::{SecureRandom as _, SystemRandom};
 
-use crate::answers::{Answer, Answers};
+use crate::HubSettings;
+use crate::answers::Answers;
 use crate::backup::Backups;
+use crate::cli::not_answering;
 use crate::config::HubConfig;
+use crate::control::{Client, PIECE_BYTES, Reply, Request};
 use crate::fleet::Fleet;
-use crate::import;
-use crate::import::{FOLDER, ImportError, LaneOutcome, Outcome};
+use crate::import::{self, BundleFile, ImportError, ImportedLane};
 use crate::keys;
 use crate::link::Speaker;
 use crate::store::ndjson::NdjsonStore;
-use crate::store::{LaneName, Mark, StoreError, create_private, create_private_file};
+use crate::store::{StoreError, replacement};
 use crate::store_thread::{GroupLimits, StoreThread};
 
-/// How often the running hub's answer is looked for.
-const LOOK: Duration = Duration::from_millis(100);
-
-/// Stores what was carried here in files, exactly once, like what the broker brings. Exit 0: all of it is stored.
+/// Store the transactions of hand-carried files exactly once, like those from the broker. Exit 0: all are stored.
 #[derive(Debug, Clone, Args)]
 pub struct Import {
-    /// The files, in the order in which they were exported.
+    /// The files, in the order of their export.
     #[arg(required = true)]
     pub files: Vec<PathBuf>,
-    /// Writes the hub's signed receipts for these lanes to this file, for `practice-gateway receipts`.
+    /// Write the hub's signed receipts for these lanes to this file, for `practice-gateway receipts`.
     #[arg(long, value_name = "FILE")]
     pub receipts_to: Option<PathBuf>,
 }
 
-/// Where the parts go.
-enum Way {
-    /// No hub runs: its store is ours as long as we live.
-    Store(Box<StoreThread>),
-    /// A hub runs: its drop folder.
-    Folder(PathBuf),
+/// Who stores the bundles.
+enum Destination {
+    /// We do: no hub is running, and its store is ours as long as we live.
+    Store(Box<StoreThread>, Identity),
+    /// The running hub.
+    Hub(Client),
+}
+
+/// What became of a file.
+#[derive(Default)]
+struct Imported {
+    lanes: Vec<ImportedLane>,
+    receipts: Vec<receipts::SignedReceipt>,
+    /// Why it is not imported, or not all of it.
+    failed: Option<(String, Exit)>,
+}
+
+impl Imported {
+    fn failed(reason: String, exit: Exit) -> Self {
+        Self { failed: Some((reason, exit)), ..Self::default() }
+    }
 }
 
 /// Runs `import`.
 pub fn import(config: &HubConfig, command: &Import, out: &mut dyn Write, err: &mut dyn Write) -> Exit {
     let settings = &config.settings;
-    let identity = match keys::carry_key(&settings.carry_key_file) {
-        Ok(identity) => identity,
-        Err(error) => {
-            complain(err, &error);
-            return Exit::Configuration;
-        }
+    let mut destination = match destination(settings, err) {
+        Ok(destination) => destination,
+        Err(exit) => return exit,
     };
-    let mut way = match NdjsonStore::open(&settings.directory, settings.rotate_bytes) {
-        Ok(store) => {
-            let limits =
-                GroupLimits { transactions: settings.group_transactions, bytes: settings.group_bytes };
-            let fleet = Fleet::open(&settings.directory);
-            Way::Store(Box::new(StoreThread::new(
-                Box::new(store),
-                Answers::default(),
-                fleet,
-                Backups::default(),
-                limits,
-            )))
-        }
-        Err(StoreError::InUse(_)) => Way::Folder(settings.directory.join(FOLDER)),
-        Err(error) => {
-            complain(err, &error);
-            return Exit::Files;
-        }
-    };
-    let (mut exit, mut lanes) = (Exit::Done, Vec::new());
+    let (mut exit, mut receipts) = (Exit::Done, Vec::new());
+    let signed = command.receipts_to.is_some();
     for file in &command.files {
-        let outcome = match &mut way {
-            Way::Store(store) => Ok(offline(file, &identity, store)),
-            Way::Folder(folder) => by_folder(file, &identity, folder, err),
+        let imported = match &mut destination {
+            Destination::Store(store, identity) => into_store(file, identity, store, settings, signed),
+            Destination::Hub(hub) => by_hub(file, hub, signed, err),
         };
-        match outcome {
-            Ok(outcome) => {
-                write_outcome(out, file, &outcome);
-                if let Some(error) = &outcome.error {
-                    let _ = writeln!(err, "{}: refused: {error}", file.display());
-                    exit = Exit::Refused;
-                }
-                lanes.extend(outcome.lanes);
-            }
-            Err(error) => {
-                let _ = writeln!(err, "{}: {error}", file.display());
-                exit = Exit::Files;
-            }
-        }
-        if exit != Exit::Done {
-            // The files are an order: what follows would only show a gap.
+        write_lanes(out, file, &imported);
+        receipts.extend(imported.receipts);
+        if let Some((reason, failed)) = imported.failed {
+            let word = if failed == Exit::Refused { "refused" } else { "not imported" };
+            let _ = writeln!(err, "{}: {word}: {reason}", file.display());
+            // The files are in order: what follows would only show a gap.
+            exit = failed;
             break;
         }
     }
     if let Some(to) = &command.receipts_to
-        && let Err(error) = write_receipts(config, &lanes, to)
+        && let Err(error) = write_receipts(&receipts, to)
     {
         let _ = writeln!(err, "cannot write {}: {error}", to.display());
         return Exit::Files;
@@ -108,89 +91,160 @@ pub fn import(config: &HubConfig, command: &Import, out: &mut dyn Write, err: &m
     exit
 }
 
-fn offline(file: &Path, identity: &Identity, store: &mut StoreThread) -> Outcome {
-    let mut lanes = Vec::new();
-    let mut take = |part| store.import(part).map_err(ImportError::from);
-    let done = import::import(file, identity, &mut take, &mut lanes);
-    Outcome { ok: done.is_ok(), error: done.err().map(|error| import::sentence(&error)), lanes }
-}
-
-/// A copy of the file in the running hub's folder, and the hub's word about it.
-fn by_folder(file: &Path, identity: &Identity, folder: &Path, err: &mut dyn Write) -> io::Result<Outcome> {
-    // What is no good need not go there.
-    if let Err(error) = import::check(file, identity) {
-        return Ok(Outcome { ok: false, error: Some(import::sentence(&error)), lanes: Vec::new() });
+fn destination(settings: &HubSettings, err: &mut dyn Write) -> Result<Destination, Exit> {
+    match Client::connect(&settings.control_socket) {
+        Ok(hub) => return Ok(Destination::Hub(hub)),
+        Err(error) if error.is_not_running() => {}
+        Err(error) => {
+            complain(err, &error);
+            return Err((&error).into());
+        }
     }
-    create_private(folder).map_err(io::Error::other)?;
-    let name = uuid::Uuid::now_v7().to_string();
-    let (new, dropped) = (folder.join(format!("{name}.part")), folder.join(format!("{name}.age")));
-    let mut copy = create_private_file(&new)?;
-    io::copy(&mut BufReader::new(File::open(file)?), &mut copy)?;
-    copy.sync_all()?;
-    fs::rename(&new, &dropped)?;
-    let _ = writeln!(err, "a hub is running: it imports {} itself", file.display());
-    let answer = dropped.with_extension("json");
-    loop {
-        match fs::read(&answer) {
-            Ok(text) => {
-                let outcome: Outcome = serde_json::from_slice(&text)?;
-                // Our copy: the file itself is left to who brought it.
-                for extension in ["json", "age.done", "age.refused"] {
-                    let _ = fs::remove_file(dropped.with_extension(extension));
-                }
-                return Ok(outcome);
-            }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => std::thread::sleep(LOOK),
-            Err(error) => return Err(error),
+    let identity = keys::carry_key(&settings.carry_key_file).map_err(|error| {
+        complain(err, &error);
+        Exit::Configuration
+    })?;
+    match NdjsonStore::open(&settings.directory, settings.rotate_bytes) {
+        Ok(store) => {
+            let limits =
+                GroupLimits { transactions: settings.group_transactions, bytes: settings.group_bytes };
+            let fleet = Fleet::open(&settings.directory);
+            let store =
+                StoreThread::new(Box::new(store), Answers::default(), fleet, Backups::default(), limits);
+            Ok(Destination::Store(Box::new(store), identity))
+        }
+        Err(StoreError::InUse(_)) => Err(not_answering(&settings.control_socket, err)),
+        Err(error) => {
+            complain(err, &error);
+            Err(Exit::Files)
         }
     }
 }
 
-fn write_outcome(out: &mut dyn Write, file: &Path, outcome: &Outcome) {
-    let _ = writeln!(out, "{}: {}", file.display(), if outcome.ok { "imported" } else { "NOT imported" });
-    for lane in &outcome.lanes {
-        let LaneOutcome { practice, gateway, lane, count, stored, renumbered, repeated, .. } = lane;
+fn into_store(
+    file: &Path,
+    identity: &Identity,
+    store: &mut StoreThread,
+    settings: &HubSettings,
+    signed: bool,
+) -> Imported {
+    let mut imported = Imported::default();
+    let mut take = |part| store.import(part).map_err(ImportError::from);
+    let done = BundleFile::open(file.to_owned()).and_then(|file| {
+        import::check(&file, identity, &mut |_| {})?;
+        import::import(&file, identity, &mut take, &mut imported.lanes)
+    });
+    imported.failed = done.err().map(|error| (error.sentence(), error.consequence()));
+    if signed {
+        match sign(settings, &imported.lanes) {
+            Ok(receipts) => imported.receipts = receipts,
+            Err(error) => imported.failed = Some((error.to_string(), Exit::Files)),
+        }
+    }
+    imported
+}
+
+/// As the running hub signs them.
+fn sign(settings: &HubSettings, lanes: &[ImportedLane]) -> io::Result<Vec<receipts::SignedReceipt>> {
+    let key = pgw_host::secret::signing_key(&settings.signing_key_file).map_err(io::Error::other)?;
+    import::receipts(&mut Speaker::begin(settings.hub.clone(), key)?, lanes).map_err(io::Error::other)
+}
+
+fn by_hub(file: &Path, hub: &mut Client, signed: bool, err: &mut dyn Write) -> Imported {
+    let opened = File::open(file).and_then(|open| Ok((open.metadata()?.len(), open)));
+    let (bytes, open) = match opened {
+        Ok(opened) => opened,
+        Err(error) => {
+            let error = ImportError::File(file.to_owned(), error);
+            return Imported::failed(error.sentence(), error.consequence());
+        }
+    };
+    let _ = writeln!(err, "the running hub imports {}", file.display());
+    let mut imported = Imported::default();
+    match send(hub, open, bytes, signed, &mut imported) {
+        Ok(()) => imported,
+        Err(SendError::File(error)) => {
+            let error = ImportError::File(file.to_owned(), error);
+            Imported::failed(error.sentence(), error.consequence())
+        }
+        Err(SendError::Hub(error)) => {
+            Imported { failed: Some((chained(&error), (&error).into())), ..imported }
+        }
+    }
+}
+
+fn chained(error: &ClientError) -> String {
+    pgw_core::text::chain(error)
+}
+
+/// Why a file did not reach the hub, or its answer not us.
+enum SendError {
+    File(io::Error),
+    Hub(ClientError),
+}
+
+impl From<ClientError> for SendError {
+    fn from(error: ClientError) -> Self {
+        Self::Hub(error)
+    }
+}
+
+/// The hub's user need not be able to read the file: its bytes go over the socket.
+fn send(
+    hub: &mut Client,
+    mut open: File,
+    bytes: u64,
+    receipts: bool,
+    imported: &mut Imported,
+) -> Result<(), SendError> {
+    hub.send(&Request::Import { bytes, receipts })?;
+    if hub.reply()? != (Reply::Send {}) {
+        return Err(ClientError::Broken(io::ErrorKind::InvalidData.into()).into());
+    }
+    let (mut piece, mut left) = (vec![0; PIECE_BYTES], bytes);
+    while left > 0 {
+        let most = usize::try_from(left).unwrap_or(PIECE_BYTES).min(PIECE_BYTES);
+        let read = open.read(&mut piece[..most]).map_err(SendError::File)?;
+        if read == 0 {
+            return Err(SendError::File(io::ErrorKind::UnexpectedEof.into()));
+        }
+        hub.send_bytes(&piece[..read])?;
+        left -= read as u64;
+    }
+    hub.replies(|reply| match reply {
+        Reply::Lane(lane) => imported.lanes.push(lane),
+        Reply::Receipt(line) => imported.receipts.push(line),
+        Reply::NotImported { reason, later } => {
+            imported.failed = Some((reason, if later { Exit::Later } else { Exit::Refused }));
+        }
+        _ => {}
+    })?;
+    Ok(())
+}
+
+fn write_lanes(out: &mut dyn Write, file: &Path, imported: &Imported) {
+    let state = if imported.failed.is_none() { "imported" } else { "NOT imported" };
+    let _ = writeln!(out, "{}: {state}", file.display());
+    for lane in &imported.lanes {
+        let ImportedLane { count, stored, renumbered, repeated, .. } = lane;
         let _ = writeln!(
             out,
-            "  {practice}/{gateway}/{lane}: {count} transactions: {stored} new, {} here already",
+            "  {}: {count} transactions: {stored} new, {} already stored",
+            lane.name(),
             renumbered + repeated
         );
     }
 }
 
-/// Signed as the running hub signs them. They answer no question, and the gateway takes them for no more than that.
-fn write_receipts(config: &HubConfig, lanes: &[LaneOutcome], to: &Path) -> io::Result<()> {
-    let settings = &config.settings;
-    let key = pgw_host::secret::signing_key(&settings.signing_key_file).map_err(io::Error::other)?;
-    let mut incarnation = [0; 8];
-    SystemRandom::new().fill(&mut incarnation).map_err(|_| io::Error::other("no random numbers"))?;
-    let mut speaker = Speaker::new(settings.hub.clone(), u64::from_be_bytes(incarnation) >> 11, key);
-    let mut new = to.as_os_str().to_owned();
-    new.push(".part");
-    let new = PathBuf::from(new);
-    let mut file = BufWriter::new(create_private_file(&new)?);
-    for (index, lane) in lanes.iter().enumerate() {
-        let name = |of: &LaneOutcome| LaneName {
-            practice: of.practice.clone(),
-            gateway: of.gateway.clone(),
-            lane: of.lane.clone(),
-        };
-        // The last file's word about a lane is the newest.
-        if lanes.iter().skip(index + 1).any(|later| name(later) == name(lane)) {
-            continue;
+/// The last file's word about a lane is the newest.
+fn write_receipts(lines: &[receipts::SignedReceipt], to: &Path) -> io::Result<()> {
+    let mut file = BufWriter::new(replacement(to)?);
+    for (index, line) in lines.iter().enumerate() {
+        if lines.iter().skip(index + 1).all(|later| later.topic != line.topic) {
+            receipts::write(&mut file, line)?;
         }
-        let marks: Vec<Mark> = lane.marks.iter().copied().map(Mark::from).collect();
-        let said = speaker.say(Answer::Receipt { lane: name(lane), marks, backed_up: None, nonce: None });
-        let signature = said.properties.user_properties.into_iter().next().map(|(_, value)| value);
-        let line = receipts::SignedReceipt {
-            topic: said.topic,
-            payload: String::from_utf8(said.payload).map_err(io::Error::other)?,
-            signature: signature.unwrap_or_default(),
-        };
-        receipts::write(&mut file, &line)?;
     }
-    file.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()?;
-    fs::rename(&new, to)
+    file.into_inner().map_err(io::IntoInnerError::into_error)?.commit()
 }
 
 /// Runs `verify --bundle`.
@@ -202,20 +256,24 @@ pub fn verify(config: &HubConfig, file: &Path, out: &mut dyn Write, err: &mut dy
             return Exit::Configuration;
         }
     };
-    match import::check(file, &identity) {
+    let checked =
+        BundleFile::open(file.to_owned()).and_then(|bundle| import::check(&bundle, &identity, &mut |_| {}));
+    match checked {
         Ok(lanes) => {
-            for LaneOutcome { practice, gateway, lane, epoch, first, last, count, .. } in &lanes {
+            for lane in &lanes {
+                let ImportedLane { epoch, first, last, count, .. } = lane;
                 let _ = writeln!(
                     out,
-                    "{practice}/{gateway}/{lane}: ok: {count} transactions, from sequence {first} of epoch {epoch} to sequence {last}"
+                    "{}: ok: {count} transactions, from sequence {first} of epoch {epoch} to sequence {last}",
+                    lane.name()
                 );
             }
-            let _ = writeln!(out, "{}: whole, in order and unaltered", file.display());
+            let _ = writeln!(out, "{}: complete, in order and unaltered", file.display());
             Exit::Done
         }
         Err(error) => {
-            let _ = writeln!(err, "{}: NOT OK: {}", file.display(), import::sentence(&error));
-            if matches!(error, ImportError::File(..)) { Exit::Files } else { Exit::Refused }
+            let _ = writeln!(err, "{}: NOT OK: {}", file.display(), error.sentence());
+            error.consequence()
         }
     }
 }

@@ -19,7 +19,7 @@ pub fn run(config: &HubConfig, out: &mut dyn Write, err: &mut dyn Write) -> Exit
     let (key, there) = match secret::make_signing_key(file) {
         Ok(key) => (key, "made"),
         Err(error) if is_there(&error) => match secret::signing_key(file) {
-            Ok(key) => (key, "there already, left as it is"),
+            Ok(key) => (key, "exists already, unchanged"),
             Err(error) => return not_made(&error, err),
         },
         Err(error) => return not_made(&error, err),
@@ -28,7 +28,7 @@ pub fn run(config: &HubConfig, out: &mut dyn Write, err: &mut dyn Write) -> Exit
     let (recipient, carry_there) = match keys::make_carry_key(carry_file) {
         Ok(identity) => (identity.recipient(), "made"),
         Err(error) if is_there(&error) => match keys::carry_key(carry_file) {
-            Ok(identity) => (identity.recipient(), "there already, left as it is"),
+            Ok(identity) => (identity.recipient(), "exists already, unchanged"),
             Err(error) => return not_made(&error, err),
         },
         Err(error) => return not_made(&error, err),

@@ -1,15 +1,15 @@
 //! The files and directories of the embedded store: names, creation, and what is set aside.
 
 use std::collections::HashSet;
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use pgw_core::transaction::{Gateway, Lane, Practice, unix_millis_now};
 
 use super::tail::{self, Tail};
-use super::{LaneName, Mark, StoreError};
+use super::{LaneName, StoreError, Through};
 
 pub(super) fn failed<'a>(action: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> StoreError + 'a {
     move |source| StoreError::Io { action, path: path.to_owned(), source }
@@ -37,7 +37,7 @@ pub(super) fn last_rotated(directory: &Path, lane: &Lane) -> Result<u32, StoreEr
 ///
 /// # Errors
 /// [`StoreError`] when a file cannot be read.
-pub fn peek(directory: &Path) -> Result<Vec<(LaneName, Vec<Mark>)>, StoreError> {
+pub fn peek(directory: &Path) -> Result<Vec<(LaneName, Vec<Through>)>, StoreError> {
     let mut found = Vec::new();
     for name in lanes_in(directory)? {
         let mut marks = None;
@@ -109,18 +109,13 @@ pub fn again_path(directory: &Path, lane: &LaneName) -> PathBuf {
     parent.join(format!("{}.again.ndjson", lane.lane))
 }
 
-/// Makes a directory, mode 0700, and syncs the one above it.
+/// Makes a directory, mode 0700, durably.
 pub(super) fn create_directory(path: &Path) -> Result<(), StoreError> {
-    if path.is_dir() {
-        return Ok(());
-    }
-    DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed("create", path))?;
-    path.parent().map_or(Ok(()), sync_directory)
+    pgw_durable::create_directory(path, 0o700).map_err(failed("create", path))
 }
 
 fn sync_directory(path: &Path) -> Result<(), StoreError> {
-    let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
-    File::open(path).and_then(|directory| directory.sync_all()).map_err(failed("sync", path))
+    pgw_durable::sync_directory(path).map_err(failed("sync", path))
 }
 
 /// Opens a file for reading and writing; a new one is on stable storage with its name before anything is in it.

@@ -2,9 +2,9 @@
 //! fork, and made when it is asked for the first time.
 //!
 //! A hash table in a file (open addressing, linear probing), so that memory does not grow with the lane. It is
-//! derived from the lane's files and may be deleted at any time while the hub stands still. It is never believed:
+//! derived from the lane's files and may be deleted at any time while the hub is stopped. It is never believed:
 //!
-//! - a hit counts only if the transaction stands in the lane file where the index says (after a torn tail or a
+//! - a hit counts only if the transaction is in the lane file where the index says (after a torn tail or a
 //!   restored backup it may not);
 //! - a miss counts only because everything up to the last barrier is in it: the header says how far the synced table
 //!   reaches, and what lies beyond is read from the lane's files again.
@@ -32,7 +32,7 @@ const LINE_START: &[u8] = br#"{"specversion":"1.0","id":""#;
 
 /// A place in a lane's files: the ordinal of the file (in the order of the transactions, from 1) and the offset.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Place {
+pub(super) struct FileOffset {
     pub(super) ordinal: u32,
     pub(super) offset: u64,
 }
@@ -44,16 +44,16 @@ pub(super) struct Ids {
     capacity: u64,
     count: u64,
     /// Everything before this is in the table.
-    covered: Place,
+    covered: FileOffset,
     since_checkpoint: u64,
 }
 
 impl Ids {
     /// Opens the index, or makes a new one, and brings it up to `end`. `file` gives the path of an ordinal.
-    pub(super) fn open(path: PathBuf, file: &dyn Fn(u32) -> PathBuf, end: Place) -> io::Result<Self> {
+    pub(super) fn open(path: PathBuf, file: &dyn Fn(u32) -> PathBuf, end: FileOffset) -> io::Result<Self> {
         let mut ids = match Self::existing(&path, file, end)? {
             Some(ids) => ids,
-            None => Self::create(path, FIRST_CAPACITY, Place { ordinal: 1, offset: 0 })?,
+            None => Self::create(path, FIRST_CAPACITY, FileOffset { ordinal: 1, offset: 0 })?,
         };
         while ids.covered.ordinal <= end.ordinal {
             let ordinal = ids.covered.ordinal;
@@ -62,13 +62,13 @@ impl Ids {
             if ordinal == end.ordinal {
                 break;
             }
-            ids.covered = Place { ordinal: ordinal + 1, offset: 0 };
+            ids.covered = FileOffset { ordinal: ordinal + 1, offset: 0 };
         }
         ids.checkpoint()?;
         Ok(ids)
     }
 
-    fn existing(path: &Path, file: &dyn Fn(u32) -> PathBuf, end: Place) -> io::Result<Option<Self>> {
+    fn existing(path: &Path, file: &dyn Fn(u32) -> PathBuf, end: FileOffset) -> io::Result<Option<Self>> {
         let table = match OpenOptions::new().read(true).write(true).open(path) {
             Ok(table) => table,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -82,12 +82,13 @@ impl Ids {
         }
         let number = |at: usize| u64::from_le_bytes(std::array::from_fn(|i| header[at + i]));
         let (capacity, offset) = (number(8), number(20));
-        let covered = Place { ordinal: u32::from_le_bytes(std::array::from_fn(|i| header[16 + i])), offset };
+        let covered =
+            FileOffset { ordinal: u32::from_le_bytes(std::array::from_fn(|i| header[16 + i])), offset };
         let fits = &header[..8] == MAGIC
             && capacity.is_power_of_two()
             && capacity >= SLOTS_A_PAGE
             && table.metadata()?.len() == PAGE + capacity * SLOT;
-        // A lane that was restored from an older copy may end before what the index covers: it is made anew.
+        // A lane that was restored from an older copy may end before what the index covers: the index is recreated.
         let there = covered.ordinal < end.ordinal
             && fs::metadata(file(covered.ordinal))?.len() >= covered.offset
             || covered.ordinal == end.ordinal && covered.offset <= end.offset;
@@ -99,7 +100,7 @@ impl Ids {
         Ok(Some(ids))
     }
 
-    fn create(path: PathBuf, capacity: u64, covered: Place) -> io::Result<Self> {
+    fn create(path: PathBuf, capacity: u64, covered: FileOffset) -> io::Result<Self> {
         let mut options = OpenOptions::new();
         let table = options.read(true).write(true).create(true).truncate(true).mode(0o600).open(&path)?;
         table.set_len(PAGE + capacity * SLOT)?;
@@ -136,7 +137,7 @@ impl Ids {
     }
 
     /// The transaction is behind the barrier at this place.
-    pub(super) fn insert(&mut self, id: Uuid, place: Place) -> io::Result<()> {
+    pub(super) fn insert(&mut self, id: Uuid, place: FileOffset) -> io::Result<()> {
         if self.count * 8 >= self.capacity * 5 {
             self.grow()?;
         }
@@ -148,7 +149,7 @@ impl Ids {
     }
 
     /// Everything before this place is in the table now.
-    pub(super) fn cover(&mut self, place: Place) -> io::Result<()> {
+    pub(super) fn cover(&mut self, place: FileOffset) -> io::Result<()> {
         self.covered = place;
         if self.since_checkpoint >= CHECKPOINT { self.checkpoint() } else { Ok(()) }
     }
@@ -181,7 +182,7 @@ impl Ids {
             }
         }
         larger.checkpoint()?;
-        fs::rename(&larger.path, &self.path)?;
+        pgw_durable::rename(&larger.path, &self.path)?;
         larger.path.clone_from(&self.path);
         larger.count = self.count;
         *self = larger;
@@ -189,7 +190,7 @@ impl Ids {
     }
 
     /// `false`: this very entry was there.
-    fn put(&mut self, id: Uuid, place: Place) -> io::Result<bool> {
+    fn put(&mut self, id: Uuid, place: FileOffset) -> io::Result<bool> {
         let mut taken = false;
         let free = self.probe(id, |_, found| {
             taken = found == place;
@@ -222,7 +223,7 @@ impl Ids {
     }
 
     /// Shows the entries of `id` until `enough` says so; gives the slot where it stopped, or the first free one.
-    fn probe(&self, id: Uuid, mut enough: impl FnMut(u64, Place) -> bool) -> io::Result<u64> {
+    fn probe(&self, id: Uuid, mut enough: impl FnMut(u64, FileOffset) -> bool) -> io::Result<u64> {
         let mut page = [0; PAGE as usize];
         let mut loaded = None;
         let mut slot = hash(id) & (self.capacity - 1);
@@ -246,10 +247,10 @@ impl Ids {
     }
 }
 
-fn read_slot(slot: &[u8]) -> (Uuid, Place) {
+fn read_slot(slot: &[u8]) -> (Uuid, FileOffset) {
     let id = Uuid::from_bytes(std::array::from_fn(|i| slot[i]));
     let ordinal = u32::from_le_bytes(std::array::from_fn(|i| slot[16 + i]));
-    (id, Place { ordinal, offset: u64::from_le_bytes(std::array::from_fn(|i| slot[24 + i])) })
+    (id, FileOffset { ordinal, offset: u64::from_le_bytes(std::array::from_fn(|i| slot[24 + i])) })
 }
 
 /// Spreads ids whose low bits are random (UUIDv7) and also such as are counted.
@@ -297,7 +298,7 @@ mod tests {
             move |ordinal| directory.join(format!("{ordinal}"))
         }
 
-        fn write(&self, ordinal: u32, ids: std::ops::Range<u128>) -> Place {
+        fn write(&self, ordinal: u32, ids: std::ops::Range<u128>) -> FileOffset {
             let path = self.file()(ordinal);
             let mut file = OpenOptions::new().create(true).append(true).open(&path).unwrap();
             for id in ids {
@@ -305,10 +306,10 @@ mod tests {
                 writeln!(file, r#"{{"specversion":"1.0","id":"{}","source":"x"}}"#, Uuid::from_u128(id))
                     .unwrap();
             }
-            Place { ordinal, offset: fs::metadata(path).unwrap().len() }
+            FileOffset { ordinal, offset: fs::metadata(path).unwrap().len() }
         }
 
-        fn open(&self, end: Place) -> Ids {
+        fn open(&self, end: FileOffset) -> Ids {
             Ids::open(self.directory.path().join("ids"), &self.file(), end).unwrap()
         }
 
@@ -345,13 +346,13 @@ mod tests {
         let mut ids = lane.open(second);
         assert!(lane.has(&ids, 19));
         // Entries of lines that are gone again do not count: a torn tail, or a restored copy.
-        ids.insert(Uuid::from_u128(77), Place { ordinal: 1, offset: second.offset }).unwrap();
-        ids.insert(Uuid::from_u128(78), Place { ordinal: 9, offset: 0 }).unwrap();
+        ids.insert(Uuid::from_u128(77), FileOffset { ordinal: 1, offset: second.offset }).unwrap();
+        ids.insert(Uuid::from_u128(78), FileOffset { ordinal: 9, offset: 0 }).unwrap();
         assert!(!lane.has(&ids, 77));
         assert!(!lane.has(&ids, 78));
         // The same id at its true place, later.
         lane.write(1, 78..79);
-        let place = Place { ordinal: 1, offset: second.offset + 16 };
+        let place = FileOffset { ordinal: 1, offset: second.offset + 16 };
         ids.insert(Uuid::from_u128(78), place).unwrap();
         assert!(lane.has(&ids, 78));
     }

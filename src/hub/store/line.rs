@@ -18,13 +18,13 @@ use pgw_core::wire::void::Void;
 use serde::Deserialize;
 use uuid::Uuid;
 
-use super::{LaneName, Mark};
+use super::{LaneName, Through};
 
 /// How each group begins; no other line does, and a newline cannot stand inside a line.
 pub const GROUP_START: &[u8] = br#"{"pgw":"group","#;
 
 /// Writes the line with which a group begins.
-pub fn write_group(out: &mut Vec<u8>, time: &str, marks: &[Mark]) {
+pub fn write_group(out: &mut Vec<u8>, time: &str, marks: &[Through]) {
     out.extend_from_slice(GROUP_START);
     out.extend_from_slice(br#""time":""#);
     out.extend_from_slice(time.as_bytes());
@@ -175,33 +175,33 @@ fn write_text(out: &mut Vec<u8>, text: &str) {
 #[derive(Debug)]
 pub enum Line<'a> {
     /// A group begins; the marks before it.
-    Group(Vec<Mark>),
+    Group(Vec<Through>),
     /// A transaction.
     Record(Box<Record<'a>>),
     /// A transaction that is stored already was numbered again.
     Advance {
         /// Its number and chain value.
-        mark: Mark,
+        mark: Through,
         /// Its id.
         id: Uuid,
     },
     /// A transaction that is lost, and was released by a person.
     Void {
         /// Its number, and the chain value after it.
-        mark: Mark,
+        mark: Through,
         /// The chain value before it.
         previous: ChainValue,
         /// What the person said.
         reason: Cow<'a, str>,
     },
     /// A kind of a later version: its mark counts.
-    Other(Option<Mark>),
+    Other(Option<Through>),
 }
 
 impl Line<'_> {
     /// The number that the line holds, with its chain value; a group holds none.
     #[must_use]
-    pub fn mark(&self) -> Option<Mark> {
+    pub fn mark(&self) -> Option<Through> {
         match self {
             Line::Group(_) => None,
             Line::Record(record) => Some(record.mark),
@@ -215,7 +215,7 @@ impl Line<'_> {
 #[derive(Debug)]
 pub struct Record<'a> {
     /// Its number and chain value.
-    pub mark: Mark,
+    pub mark: Through,
     /// Its id.
     pub id: Uuid,
     /// CloudEvents `type`.
@@ -233,7 +233,7 @@ pub struct Record<'a> {
 impl Record<'_> {
     /// The chain value that follows from `previous`, as numbered by `mark`.
     #[must_use]
-    pub fn chain_after(&self, previous: ChainValue, lane: &str, mark: &Mark) -> ChainValue {
+    pub fn chain_after(&self, previous: ChainValue, lane: &str, mark: &Through) -> ChainValue {
         previous.next(&Link {
             epoch: mark.epoch,
             lane,
@@ -293,7 +293,7 @@ struct Raw<'a> {
 pub fn read(line: &[u8]) -> Option<Line<'_>> {
     let raw: Raw<'_> = serde_json::from_slice(line).ok()?;
     let mark = || {
-        Some(Mark {
+        Some(Through {
             epoch: raw.epoch?,
             through: raw.sequence.parse::<Sequence>().ok()?,
             chain: raw.chain.parse().ok()?,
@@ -312,7 +312,7 @@ pub fn read(line: &[u8]) -> Option<Line<'_>> {
         "" => None,
         "group" => {
             let marks = raw.epochs.iter().map(|mark| {
-                Some(Mark { epoch: mark.epoch, through: mark.through.parse().ok()?, chain: mark.chain })
+                Some(Through { epoch: mark.epoch, through: mark.through.parse().ok()?, chain: mark.chain })
             });
             Some(Line::Group(marks.collect::<Option<_>>()?))
         }

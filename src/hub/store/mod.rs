@@ -11,8 +11,7 @@ pub mod ndjson;
 mod tail;
 pub mod walk;
 
-use std::fs::File;
-use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
@@ -21,40 +20,33 @@ use pgw_core::committer::{Numbered, Record};
 use pgw_core::transaction::{Epoch, Sequence, TransactionId};
 use pgw_core::wire::envelope::Envelope;
 use pgw_core::wire::void;
+use pgw_durable::Replacement;
 use uuid::Uuid;
 
-/// A mark: this epoch of a lane is stored through `through`, whose chain value is `chain`.
-pub use pgw_core::delivery::Through as Mark;
+/// Where an epoch of a lane ends: it is stored through `through`, whose chain value is `chain`.
+pub use pgw_core::delivery::Through;
 pub use pgw_core::transaction::LaneName;
 
-/// Makes a directory, mode 0700, synced; one that is there stays as it is.
-///
-/// # Errors
-/// [`StoreError::Io`].
-pub fn create_private(directory: &Path) -> Result<(), StoreError> {
-    files::create_directory(directory)
-}
-
-/// Makes a file, mode 0600, empty. It belongs to whom its directory belongs: what root puts into the store the hub must
-/// be able to read.
+/// New content for a file below the store, or beside somebody's file, mode 0600. It belongs to whom its directory belongs:
+/// what root puts into the store the hub must be able to read.
 ///
 /// # Errors
 /// What the system said.
-pub fn create_private_file(file: &Path) -> std::io::Result<File> {
-    let made = File::options().create(true).truncate(true).write(true).mode(0o600).open(file)?;
-    if let (Some(Ok(above)), own) = (file.parent().map(std::fs::metadata), made.metadata()?)
+pub fn replacement(path: &Path) -> std::io::Result<Replacement> {
+    let new = Replacement::begin(path, pgw_durable::PRIVATE)?;
+    if let (Some(Ok(above)), own) = (path.parent().map(std::fs::metadata), new.file().metadata()?)
         && above.uid() != own.uid()
     {
         // Only root can; elsewhere (a stick that knows no owners) it is no harm.
-        let _ = std::os::unix::fs::fchown(&made, Some(above.uid()), Some(above.gid()));
+        let _ = std::os::unix::fs::fchown(new.file(), Some(above.uid()), Some(above.gid()));
     }
-    Ok(made)
+    Ok(new)
 }
 
 /// One step of a lane, as the committer has judged it: in order, chain checked.
 #[derive(Debug, Clone)]
 pub struct Entry {
-    /// Whose.
+    /// The lane that it belongs to.
     pub lane: LaneName,
     /// As it came.
     pub envelope: Envelope,
@@ -106,11 +98,11 @@ pub enum StoreError {
     /// An entry that does not follow its lane's mark: the caller has lost count and must begin again from the marks.
     #[error("sequence {sequence} of epoch {epoch} of {lane} is not the next one")]
     NotNext {
-        /// Whose.
+        /// The lane.
         lane: LaneName,
         /// Its epoch.
         epoch: Epoch,
-        /// Itself.
+        /// The entry's sequence.
         sequence: Sequence,
     },
     /// Another process has the store.
@@ -131,10 +123,10 @@ impl StoreError {
 /// Stable storage for the fleet's lanes.
 pub trait Store: Send {
     /// The marks of every lane that is known, epochs oldest first; only what is on stable storage. No disk.
-    fn marks(&self) -> Vec<(LaneName, Vec<Mark>)>;
+    fn marks(&self) -> Vec<(LaneName, Vec<Through>)>;
 
     /// The marks of one lane, epochs oldest first; empty: not known. No disk.
-    fn marks_of(&self, lane: &LaneName) -> Vec<Mark>;
+    fn marks_of(&self, lane: &LaneName) -> Vec<Through>;
 
     /// Stores a group and advances the marks, each lane in one atomic step; on stable storage when it returns.
     ///
@@ -166,8 +158,8 @@ mod tests {
         if std::os::unix::fs::chown(directory.path(), Some(65_534), Some(65_534)).is_err() {
             eprintln!("NOT CHECKED: only root can give a directory away");
         }
-        let file = directory.path().join("order");
-        create_private_file(&file).unwrap();
+        let file = directory.path().join("backup.begun");
+        replacement(&file).unwrap().commit().unwrap();
         let owner = |path: &Path| std::fs::metadata(path).unwrap().uid();
         assert_eq!(owner(&file), owner(directory.path()));
     }

@@ -27,10 +27,10 @@ use pgw_core::wire::void::Void;
 use uuid::Uuid;
 
 use super::files::{create_directory, failed, last_rotated, open_synced, rotated_path, set_aside};
-use super::ids::{Ids, Place};
+use super::ids::{FileOffset, Ids};
 use super::line;
 use super::tail::{self, Tail};
-use super::{Entry, LaneName, Mark, Store, StoreError};
+use super::{Entry, LaneName, Store, StoreError, Through};
 
 pub use super::files::{again_path, files_of, lanes_in, peek};
 
@@ -38,16 +38,15 @@ pub use super::files::{again_path, files_of, lanes_in, peek};
 const KEEP_BUFFER: usize = 1024 * 1024;
 
 /// How often, and how far apart, the lock is tried before the store counts as in use.
-const LOOKS: u32 = 5;
-const LOOK: Duration = Duration::from_millis(50);
+const TRIES: u32 = 6;
+const PAUSE: Duration = Duration::from_millis(50);
 
 /// The embedded store.
 pub struct NdjsonStore {
     directory: PathBuf,
     rotate_bytes: u64,
     lanes: HashMap<LaneName, LaneFile>,
-    /// Holds the lock as long as the store lives.
-    _lock: File,
+    _lock: StoreLock,
 }
 
 struct LaneFile {
@@ -56,7 +55,7 @@ struct LaneFile {
     file: File,
     /// The last good barrier.
     length: u64,
-    marks: Vec<Mark>,
+    marks: Vec<Through>,
     /// How many files were renamed aside.
     rotated: u32,
     /// What lies beyond `length` has still to be kept aside.
@@ -66,28 +65,19 @@ struct LaneFile {
     /// A write or sync failed: cut back to `length` first.
     broken: bool,
     pending: Vec<u8>,
-    pending_marks: Vec<Mark>,
+    pending_marks: Vec<Through>,
     /// Ids of the transactions in `pending`, and their offsets in it; only where there is an index.
     pending_ids: Vec<(Uuid, u64)>,
     ids: Option<Ids>,
 }
 
 impl NdjsonStore {
-    /// Opens or creates the store and reads every lane's mark from its tail.
+    /// Opens or creates the store and reads from each file's tail where its lane ends.
     ///
     /// # Errors
     /// [`StoreError`].
     pub fn open(directory: &Path, rotate_bytes: u64) -> Result<Self, StoreError> {
-        // Who only looks whether a hub runs has the lock for a moment.
-        let mut taken = lock(directory)?;
-        for _ in 0..LOOKS {
-            if taken.is_some() {
-                break;
-            }
-            std::thread::sleep(LOOK);
-            taken = lock(directory)?;
-        }
-        let lock = taken.ok_or_else(|| StoreError::InUse(directory.to_owned()))?;
+        let lock = StoreLock::take(directory)?;
         let mut lanes = HashMap::new();
         for name in lanes_in(directory)? {
             let lane = LaneFile::open(directory, name.clone())?;
@@ -95,13 +85,28 @@ impl NdjsonStore {
         }
         Ok(Self { directory: directory.to_owned(), rotate_bytes, lanes, _lock: lock })
     }
+}
 
-    /// Whether another process has it open: a running hub.
+/// Held by the one process that may change the store.
+#[derive(Debug)]
+pub struct StoreLock {
+    _file: File,
+}
+
+impl StoreLock {
+    /// Takes it; makes the store's directory if it is not there.
     ///
     /// # Errors
-    /// [`StoreError`].
-    pub fn is_in_use(directory: &Path) -> Result<bool, StoreError> {
-        Ok(lock(directory)?.is_none())
+    /// [`StoreError::InUse`]: a hub is running.
+    pub fn take(directory: &Path) -> Result<Self, StoreError> {
+        // A command has it for a moment only.
+        for _ in 0..TRIES {
+            if let Some(file) = lock(directory)? {
+                return Ok(Self { _file: file });
+            }
+            std::thread::sleep(PAUSE);
+        }
+        Err(StoreError::InUse(directory.to_owned()))
     }
 }
 
@@ -124,14 +129,14 @@ fn lock(directory: &Path) -> Result<Option<File>, StoreError> {
 }
 
 impl Store for NdjsonStore {
-    fn marks(&self) -> Vec<(LaneName, Vec<Mark>)> {
+    fn marks(&self) -> Vec<(LaneName, Vec<Through>)> {
         let mut marks: Vec<_> =
             self.lanes.values().map(|lane| (lane.name.clone(), lane.marks.clone())).collect();
         marks.sort_by(|a, b| a.0.cmp(&b.0));
         marks
     }
 
-    fn marks_of(&self, lane: &LaneName) -> Vec<Mark> {
+    fn marks_of(&self, lane: &LaneName) -> Vec<Through> {
         self.lanes.get(lane).map(|lane| lane.marks.clone()).unwrap_or_default()
     }
 
@@ -217,7 +222,7 @@ impl LaneFile {
         let torn = match set_aside(&file, &path, &tail) {
             Ok(()) => false,
             Err(error) if error.is_full() => {
-                tracing::error!(file = %path.display(), "The torn end of a lane file cannot be kept: the disk is full");
+                tracing::error!(file = %path.display(), "The torn end of a lane file could not be saved: the disk is full");
                 true
             }
             Err(error) => return Err(error),
@@ -250,7 +255,7 @@ impl LaneFile {
 
     fn stage(&mut self, entry: &Entry) -> Result<(), StoreError> {
         let envelope = &entry.envelope;
-        let mark = Mark { epoch: envelope.epoch, through: envelope.sequence, chain: envelope.chain };
+        let mark = Through { epoch: envelope.epoch, through: envelope.sequence, chain: envelope.chain };
         let before = self.pending_marks.iter_mut().rev().find(|known| known.epoch == mark.epoch);
         // The committer has judged it; this is the last place where a hole in a lane can be stopped.
         if before.as_ref().map_or(0, |known| known.through) + 1 != mark.through {
@@ -329,9 +334,13 @@ impl LaneFile {
     fn rotate(&mut self) -> Result<(), StoreError> {
         if !self.renamed {
             let aside = rotated_path(&self.path, self.rotated + 1);
-            fs::rename(&self.path, &aside).map_err(failed("rename", &self.path))?;
-            self.rotated += 1;
-            self.renamed = true;
+            let renamed = pgw_durable::rename(&self.path, &aside);
+            // It may be renamed and only the directory not synced: the sync for the new file below makes up for it.
+            if renamed.is_ok() || matches!(self.path.try_exists(), Ok(false)) {
+                self.rotated += 1;
+                self.renamed = true;
+            }
+            renamed.map_err(failed("rename", &self.path))?;
         }
         self.file = open_synced(&self.path)?;
         self.renamed = false;
@@ -353,8 +362,8 @@ impl LaneFile {
         found.map_err(failed("read", &path))
     }
 
-    fn place(&self, offset: u64) -> Place {
-        Place { ordinal: self.rotated + 1, offset }
+    fn place(&self, offset: u64) -> FileOffset {
+        FileOffset { ordinal: self.rotated + 1, offset }
     }
 
     /// Brings the id index up to the new barrier. If it fails, the index is opened again when it is needed, and
@@ -363,7 +372,7 @@ impl LaneFile {
         let start = self.length - self.pending.len() as u64;
         let end = self.place(self.length);
         if let Some(ids) = &mut self.ids {
-            let place = |at| Place { offset: start + at, ..end };
+            let place = |at| FileOffset { offset: start + at, ..end };
             let inserted = self.pending_ids.drain(..).try_for_each(|(id, at)| ids.insert(id, place(at)));
             if let Err(error) = inserted.and_then(|()| ids.cover(end)) {
                 tracing::warn!(lane = %self.name, error = %error, "The id index could not be written");

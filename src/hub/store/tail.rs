@@ -11,7 +11,7 @@ use std::os::unix::fs::FileExt;
 
 use super::line::{self, GROUP_START, Line};
 use super::walk::Walk;
-use super::{LaneName, Mark};
+use super::{LaneName, Through};
 
 const BLOCK: u64 = 64 * 1024;
 
@@ -23,7 +23,7 @@ pub(super) struct Tail {
     /// Length of the file.
     pub(super) length: u64,
     /// The marks at `good`; `None`: the file has no whole group.
-    pub(super) marks: Option<Vec<Mark>>,
+    pub(super) marks: Option<Vec<Through>>,
 }
 
 /// Reads the end of the file.
@@ -66,7 +66,12 @@ fn last_group(file: &File, before: u64) -> io::Result<Option<u64>> {
 }
 
 /// Checks the lines of the group that begins at `start`; `None`: not even its first line is whole.
-fn check_group(file: &File, lane: &LaneName, start: u64, end: u64) -> io::Result<Option<(u64, Vec<Mark>)>> {
+fn check_group(
+    file: &File,
+    lane: &LaneName,
+    start: u64,
+    end: u64,
+) -> io::Result<Option<(u64, Vec<Through>)>> {
     let mut bytes = vec![0; usize::try_from(end - start).unwrap_or_default()];
     file.read_exact_at(&mut bytes, start)?;
     let mut walk = Walk::new(lane.clone());

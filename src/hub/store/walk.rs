@@ -4,7 +4,7 @@ use pgw_core::chain::ChainValue;
 use pgw_core::transaction::{Epoch, Sequence};
 
 use super::line::{Line, Record};
-use super::{LaneName, Mark};
+use super::{LaneName, Through};
 
 /// Something that does not follow.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -20,7 +20,7 @@ pub enum Fault {
     /// A transaction of another lane.
     #[error("sequence {sequence} of epoch {epoch} belongs to another lane: {owner}")]
     Foreign {
-        /// Its epoch.
+        /// The epoch.
         epoch: Epoch,
         /// Its sequence.
         sequence: Sequence,
@@ -37,30 +37,30 @@ pub enum Fault {
         /// The last.
         to: Sequence,
     },
-    /// A sequence that was there already, or stands after a later one.
-    #[error("sequence {sequence} of epoch {epoch} is repeated or out of order: it stands after {after}")]
+    /// A sequence that was there already, or comes after a later one.
+    #[error("sequence {sequence} of epoch {epoch} is repeated or out of order: it comes after {after}")]
     Repeated {
-        /// Its epoch.
+        /// The epoch.
         epoch: Epoch,
-        /// Itself.
+        /// The sequence.
         sequence: Sequence,
-        /// What stands before it.
+        /// The sequence before it.
         after: Sequence,
     },
     /// The chain value does not follow from the content and the one before.
     #[error("sequence {sequence} of epoch {epoch} is altered: its chain value does not follow")]
     Altered {
-        /// Its epoch.
+        /// The epoch.
         epoch: Epoch,
-        /// Itself.
+        /// The sequence.
         sequence: Sequence,
     },
     /// A number names an id whose transaction is not stored.
     #[error("sequence {sequence} of epoch {epoch} names transaction {id}, which is not stored")]
     Lost {
-        /// Its epoch.
+        /// The epoch.
         epoch: Epoch,
-        /// Itself.
+        /// The sequence.
         sequence: Sequence,
         /// What it names.
         id: uuid::Uuid,
@@ -92,11 +92,11 @@ impl Fault {
     }
 }
 
-/// Where the walk stands.
+/// How far a walk has come.
 #[derive(Debug, Clone)]
 pub struct Walk {
     lane: LaneName,
-    marks: Vec<Mark>,
+    marks: Vec<Through>,
     /// The chain value that the last record should have had, where it had another.
     computed: Option<(Epoch, ChainValue)>,
     last: (Epoch, Sequence),
@@ -113,15 +113,15 @@ impl Walk {
 
     /// What the lines so far have brought.
     #[must_use]
-    pub fn marks(&self) -> &[Mark] {
+    pub fn marks(&self) -> &[Through] {
         &self.marks
     }
 
     /// The mark of an epoch; before its first transaction if it is new.
     #[must_use]
-    pub fn mark_of(&self, epoch: Epoch) -> Mark {
+    pub fn mark_of(&self, epoch: Epoch) -> Through {
         let known = self.marks.iter().find(|mark| mark.epoch == epoch).copied();
-        known.unwrap_or_else(|| Mark {
+        known.unwrap_or_else(|| Through {
             epoch,
             through: 0,
             chain: ChainValue::first(epoch, self.lane.lane.as_str()),
@@ -129,7 +129,7 @@ impl Walk {
     }
 
     /// Takes the next line; `None` is one that could not be read. `known` is the record that an advance repeats,
-    /// where it is at hand. After a fault the walk goes on from what the line says of itself.
+    /// where it is at hand. After a fault the walk continues from what the line says of itself.
     ///
     /// # Errors
     /// The first [`Fault`] of this line.
@@ -181,7 +181,7 @@ impl Walk {
         }
     }
 
-    fn advance(&mut self, mark: Mark, content: Option<&Record<'_>>) -> Result<(), Fault> {
+    fn advance(&mut self, mark: Through, content: Option<&Record<'_>>) -> Result<(), Fault> {
         self.begun = true;
         let before = self.mark_of(mark.epoch);
         let (epoch, sequence) = (mark.epoch, mark.through);
@@ -206,7 +206,7 @@ impl Walk {
         if follows { Ok(()) } else { Err(Fault::Altered { epoch, sequence }) }
     }
 
-    fn set(&mut self, mark: Mark, computed: Option<(Epoch, ChainValue)>) {
+    fn set(&mut self, mark: Through, computed: Option<(Epoch, ChainValue)>) {
         match self.marks.iter_mut().find(|known| known.epoch == mark.epoch) {
             Some(known) => *known = mark,
             None => self.marks.push(mark),

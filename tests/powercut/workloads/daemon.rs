@@ -25,8 +25,9 @@ use std::time::{Duration, Instant};
 
 use pgw_core::transaction::Lane;
 use pgw_gateway::config::GatewayConfig;
-use pgw_gateway::ingest::control::client::Client;
-use pgw_gateway::ingest::control::{Receipt, Reply, Request};
+use pgw_gateway::control::client::Client;
+use pgw_gateway::control::{Reply, Request};
+use pgw_gateway::ingest::slip::AcceptanceSlip;
 use pgw_outbox::{Outbox, OutboxKey};
 
 const LANES: [&str; 2] = ["clinical", "urgent"];
@@ -138,7 +139,7 @@ impl Drop for Daemon {
     }
 }
 
-fn submit(client: &mut Client, lane: &Lane, key: &str) -> Receipt {
+fn submit(client: &mut Client, lane: &Lane, key: &str) -> AcceptanceSlip {
     let body = body_of(key);
     let request = Request::Submit {
         lane: lane.clone(),
@@ -148,7 +149,7 @@ fn submit(client: &mut Client, lane: &Lane, key: &str) -> Receipt {
         body_bytes: body.len() as u64,
     };
     match client.submit(&request, &body) {
-        Ok(Reply::Accepted(receipt)) => receipt,
+        Ok(Reply::Accepted(slip)) => slip,
         other => fail("STUCK", &format!("{key} was answered with {other:?}")),
     }
 }
@@ -173,8 +174,8 @@ fn run(gateway: &str, directory: &Path, socket: &str, seconds: u64, seed: &str) 
                     return number;
                 }
                 let key = format!("{seed}c{feeder}-{number}");
-                let receipt = submit(&mut client, &lane, &key);
-                tell(&mut events, &format!("ack {lane} {} {} {key}", receipt.position, receipt.id));
+                let slip = submit(&mut client, &lane, &key);
+                tell(&mut events, &format!("ack {lane} {} {} {key}", slip.position, slip.id_text()));
             }
             0
         }));
@@ -239,11 +240,11 @@ fn check(gateway: &str, directory: &Path, events: &str) {
     for name in LANES {
         let lane = Lane::new(name).unwrap();
         if let Some((position, id, key)) = acknowledged.get(name).and_then(|all| all.last()) {
-            let receipt = submit(&mut client, &lane, key);
-            if !receipt.repeated || receipt.position != *position || receipt.id.to_string() != *id {
+            let slip = submit(&mut client, &lane, key);
+            if !slip.repeated || slip.position != *position || slip.id_text() != *id {
                 fail(
                     "FORGOTTEN",
-                    &format!("the repetition of {key}, position {position}, was answered with {receipt:?}"),
+                    &format!("the repetition of {key}, position {position}, was answered with {slip:?}"),
                 );
             }
         }

@@ -22,7 +22,8 @@ use std::time::{Duration, Instant};
 
 use pgw_core::transaction::{Body, Gateway, Lane, Position, Practice};
 use pgw_outbox::{
-    Accepted, Keyring, LaneSettings, Mark, Outbox, OutboxKey, Refusal, Settings, Stored, Submission,
+    Accepted, Keyring, LaneSettings, Outbox, OutboxKey, OutboxSettings, Refusal, Stored, Submission,
+    Watermark,
 };
 
 const LANES: [&str; 2] = ["clinical", "urgent"];
@@ -30,8 +31,8 @@ const SOURCE: &str = "urn:powercut";
 /// Submissions that may be under way at a cut; twice as many after a second one.
 const BATCH: u64 = 16;
 
-fn settings(directory: &Path) -> Settings {
-    Settings {
+fn settings(directory: &Path) -> OutboxSettings {
+    OutboxSettings {
         directory: directory.join("store"),
         practice: Practice::new("B86022").unwrap(),
         gateway: Gateway::new("gw1").unwrap(),
@@ -187,7 +188,7 @@ fn run(directory: &Path, socket: &str, seconds: u64, seed: u64) {
         for _ in 0..=random.below(BATCH) {
             let lane = lanes[usize::from(random.below(4) == 0)].clone();
             let known = acknowledged.entry(lane.clone()).or_default();
-            let confirmed = outbox.mark(&lane).map_or(0, |mark| mark.position);
+            let confirmed = outbox.watermark(&lane).map_or(0, |mark| mark.position);
             let pick = known.len().saturating_sub(1 + random.below(40) as usize);
             match known.get(pick).filter(|(_, accepted)| accepted.position > confirmed) {
                 Some((key, accepted)) if random.below(8) == 0 => {
@@ -219,11 +220,11 @@ fn run(directory: &Path, socket: &str, seconds: u64, seed: u64) {
             let lane = &lanes[random.below(2) as usize];
             let tail = *outbox.tail(lane).unwrap().borrow();
             let position = tail.saturating_sub(random.below(100));
-            if position > outbox.mark(lane).map_or(0, |mark| mark.position)
+            if position > outbox.watermark(lane).map_or(0, |mark| mark.position)
                 && let Some(chain) = outbox.chain_at(lane, position)
             {
                 events.tell(&format!("confirm {lane} {position}"));
-                outbox.confirm(lane, Mark { position, chain }, Some(position));
+                outbox.confirm(lane, Watermark { position, chain }, Some(position));
             }
         }
         if random.below(100) == 0 {
@@ -237,7 +238,7 @@ fn run(directory: &Path, socket: &str, seconds: u64, seed: u64) {
         follower.join().unwrap();
     }
     let retained: Vec<_> = lanes.iter().map(|lane| outbox.first_retained(lane)).collect();
-    println!("submitted {number}, repeated {repeated}, first retained {retained:?}, {:?}", outbox.notables());
+    println!("submitted {number}, repeated {repeated}, first retained {retained:?}, {:?}", outbox.alarms());
     outbox.close();
 }
 
@@ -283,7 +284,7 @@ fn read_all(outbox: &Outbox, lane: &Lane) -> Vec<Stored> {
                 continue;
             }
             Err(error) => {
-                fail("LOST", &format!("{lane} {next}: {error}; the tail is {tail}; {:?}", outbox.notables()))
+                fail("LOST", &format!("{lane} {next}: {error}; the tail is {tail}; {:?}", outbox.alarms()))
             }
         }
         next = all.last().map_or(next, |stored| stored.position + 1);
@@ -423,7 +424,7 @@ fn check(directory: &Path, events: &str) {
             fail("DAMAGED", &format!("{lane}: {counts:?}, though nothing was destroyed"));
         }
     }
-    let notables: Vec<_> = outbox.notables().into_iter().map(|notable| notable.code).collect();
+    let notables: Vec<_> = outbox.alarms().into_iter().map(|notable| notable.code).collect();
     judge_future(directory, outbox, &lanes);
     println!("ok {} {notables:?}", summary.join("; "));
 }

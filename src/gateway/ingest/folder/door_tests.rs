@@ -6,20 +6,21 @@ use std::fs::{self, File, FileTimes};
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
 
 use pgw_core::transaction::{Gateway, Lane, Practice, TransactionId};
+use pgw_durable::ExclusiveRename;
 use pgw_outbox::{Accepted, Refusal, Submission};
 use serde_json::Value;
 use tokio::sync::watch;
 use uuid::Uuid;
 
-use super::door::{Door, Settings};
-use super::rounds::Folder;
+use super::config::FolderDoorConfig;
+use super::door::FolderDoor;
 use super::rules::{Nature, Take};
-use super::shelf::Point;
+use super::scanner::FolderScanner;
+use super::settled_files::Point;
 use crate::ingest::{Acceptor, Budget, Counters, Counts};
 
 type Hook = Box<dyn Fn(&Submission) -> Option<Refusal> + Send>;
@@ -75,7 +76,7 @@ struct Scene {
     outbox: Fake,
     counters: Arc<Counters>,
     budget: Budget,
-    settings: Settings,
+    settings: FolderDoorConfig,
     stop: watch::Sender<bool>,
 }
 
@@ -86,7 +87,7 @@ impl Scene {
         fs::create_dir(&path).unwrap();
         let nature =
             |content_type: &str| Nature { event_type: String::new(), content_type: content_type.into() };
-        let settings = Settings {
+        let settings = FolderDoorConfig {
             name: "pathology".into(),
             path,
             practice: Practice::new("B86022").unwrap(),
@@ -115,9 +116,15 @@ impl Scene {
     }
 
     /// A door as after a start of the daemon.
-    fn folder(&self) -> Folder<Fake> {
+    fn folder(&self) -> FolderScanner<Fake> {
         let counters = Arc::clone(&self.counters);
-        Folder::new(self.settings.clone(), self.outbox.clone(), counters, &self.budget, self.stop.subscribe())
+        FolderScanner::new(
+            self.settings.clone(),
+            self.outbox.clone(),
+            counters,
+            &self.budget,
+            self.stop.subscribe(),
+        )
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -156,9 +163,9 @@ impl Scene {
     }
 
     /// Two looks, after which every file that has not changed was tried once.
-    async fn round(&self, folder: &mut Folder<Fake>) -> Duration {
-        folder.round().await;
-        folder.round().await
+    async fn round(&self, folder: &mut FolderScanner<Fake>) -> Duration {
+        folder.scan().await;
+        folder.scan().await
     }
 
     /// Asserts that the sender's files are all gone, and nothing of ours is left half done.
@@ -239,7 +246,9 @@ async fn a_kept_file_stands_beside_its_receipt_and_never_over_another() {
 async fn after_a_crash_between_any_two_steps_it_is_stored_once_with_the_same_receipt() {
     for (keep, take) in [(false, Take::Rename), (true, Take::Rename), (false, Take::Ctl), (true, Take::Ctl)] {
         for no_replace in [true, false] {
-            for point in [Point::Claim, Point::Receipt, Point::Put] {
+            let exclusive =
+                || if no_replace { ExclusiveRename::default() } else { ExclusiveRename::in_two_steps() };
+            for point in [Point::Claim, Point::Slip, Point::Put] {
                 let what = format!("keep {keep}, {take:?}, {point:?}, {no_replace}");
                 let mut scene = Scene::new();
                 (scene.settings.keep_accepted, scene.settings.take) = (keep, take);
@@ -250,13 +259,13 @@ async fn after_a_crash_between_any_two_steps_it_is_stored_once_with_the_same_rec
                     }
                 }
                 let mut first = scene.folder();
-                first.shelf.no_replace.store(no_replace, Ordering::Relaxed);
-                first.shelf.faults.fail(point, 1000);
+                Arc::get_mut(&mut first.files).unwrap().exclusive = exclusive();
+                first.files.faults.fail(point, 1000);
                 scene.round(&mut first).await;
                 assert_eq!(scene.outbox.bodies(), ["a.dat", "b.dat"], "{what}");
                 drop(first);
                 let second = &mut scene.folder();
-                second.shelf.no_replace.store(no_replace, Ordering::Relaxed);
+                Arc::get_mut(&mut second.files).unwrap().exclusive = exclusive();
                 scene.round(second).await;
                 assert_eq!(scene.outbox.bodies().len(), 2, "{what}: stored once each");
                 scene.all_put_away();
@@ -288,7 +297,7 @@ async fn while_nothing_can_be_stored_every_file_stays_and_none_overtakes() {
     let mut folder = scene.folder();
     let mut pauses = vec![scene.round(&mut folder).await];
     for _ in 1..10 {
-        pauses.push(folder.round().await);
+        pauses.push(folder.scan().await);
     }
     assert_eq!(scene.outbox.bodies(), ["a"], "c must not overtake b");
     assert_eq!(scene.names("."), set(&[".taken", "accepted", "rejected", "b", "c"]));
@@ -382,7 +391,7 @@ async fn a_good_file_that_comes_in_the_place_of_a_bad_one_is_not_rejected_with_i
     scene.put("a", &"x".repeat(1001), 9);
     let (path, draft) = (scene.path("a"), scene.directory.path().join("draft"));
     let mut folder = scene.folder();
-    folder.shelf.faults.at(Point::Claim, move || {
+    folder.files.faults.at(Point::Claim, move || {
         fs::write(&draft, "good").unwrap();
         fs::rename(&draft, &path).unwrap();
     });
@@ -400,7 +409,7 @@ async fn a_name_that_is_still_being_put_away_waits_its_turn() {
     scene.round(&mut folder).await;
     fs::write(scene.path(".taken/a"), "one").unwrap();
     scene.put("a", "two", 1);
-    folder.shelf.faults.fail(Point::Read, 1);
+    folder.files.faults.fail(Point::Read, 1);
     scene.round(&mut folder).await;
     assert_eq!((scene.outbox.bodies().len(), scene.counts().folders_away), (0, 0));
     scene.round(&mut folder).await;
@@ -475,11 +484,11 @@ async fn a_file_that_cannot_be_read_stays_and_holds_up_nobody() {
     scene.put("a", "a", 9);
     scene.put("b", "b", 8);
     let mut folder = scene.folder();
-    folder.shelf.faults.fail(Point::Read, 1);
+    folder.files.faults.fail(Point::Read, 1);
     scene.round(&mut folder).await;
     assert_eq!((scene.outbox.bodies(), scene.counts().files_left), (vec!["b".to_owned()], 1));
     assert!(scene.names(".").contains("a"));
-    folder.round().await;
+    folder.scan().await;
     assert_eq!((scene.outbox.bodies().len(), scene.counts().files_left), (2, 0));
     scene.all_put_away();
 }
@@ -503,21 +512,21 @@ async fn names_need_not_be_text() {
 
 #[tokio::test]
 async fn where_files_cannot_be_moved_nothing_more_is_taken_until_they_can() {
-    for point in [Point::Claim, Point::Receipt, Point::Put, Point::Reject] {
+    for point in [Point::Claim, Point::Slip, Point::Put, Point::Reject] {
         let scene = Scene::new();
         scene.put("a", if point == Point::Reject { "" } else { "a" }, 9);
         let mut folder = scene.folder();
-        folder.shelf.faults.fail(point, 3);
+        folder.files.faults.fail(point, 3);
         scene.round(&mut folder).await;
         assert_eq!(scene.counts().folders_away, 1, "{point:?}");
         scene.put("b", "b", 8);
-        folder.round().await;
-        folder.round().await;
+        folder.scan().await;
+        folder.scan().await;
         let before = if point == Point::Reject { 0 } else { 1 };
         assert_eq!(scene.outbox.bodies().len(), before, "{point:?}: b must wait");
         assert_eq!(scene.counts().folders_away, 1, "{point:?}: counted once");
         scene.round(&mut folder).await;
-        folder.round().await;
+        folder.scan().await;
         assert_eq!(scene.counts().folders_away, 0, "{point:?}");
         assert_eq!(scene.outbox.bodies().len(), before + 1);
         assert_eq!(scene.counts().repeated, 0, "{point:?}: what is stored is not submitted again");
@@ -552,10 +561,10 @@ async fn a_share_that_hangs_is_told_of_and_waited_for() {
         let mut folder = scene.folder();
         folder.patience = Duration::from_millis(30);
         let (answer, hanging) = std::sync::mpsc::channel::<()>();
-        folder.shelf.faults.at(point, move || hanging.recv().unwrap());
+        folder.files.faults.at(point, move || hanging.recv().unwrap());
         let at_work = tokio::spawn(async move {
-            folder.round().await;
-            folder.round().await;
+            folder.scan().await;
+            folder.scan().await;
         });
         let start = Instant::now();
         while scene.counts().folders_away == 0 {
@@ -636,7 +645,7 @@ async fn a_ctl_that_a_crash_has_left_behind_does_not_speak_for_the_next_dat() {
     scene.put("x.dat", "data", 9);
     scene.put("x.ctl", "", 9);
     let mut folder = scene.folder();
-    folder.shelf.faults.fail(Point::Receipt, 1000);
+    folder.files.faults.fail(Point::Slip, 1000);
     scene.round(&mut folder).await;
     assert_eq!(scene.names(".taken"), set(&["x.ctl", "x.dat"]));
     // As if the crash had come between the two, and somebody had taken the first away.
@@ -671,14 +680,14 @@ async fn a_file_that_still_grows_is_not_taken() {
     while start.elapsed() < Duration::from_millis(400) {
         written.push('x');
         fs::write(scene.path("a"), &written).unwrap();
-        let again = folder.round().await;
+        let again = folder.scan().await;
         assert!(again <= scene.settings.settle, "it comes back soon, not at the next rescan: {again:?}");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     assert!(scene.outbox.bodies().iter().all(|body| *body == written), "a half file was taken");
     while scene.outbox.bodies().is_empty() {
         assert!(start.elapsed() < Duration::from_secs(20));
-        let again = folder.round().await;
+        let again = folder.scan().await;
         tokio::time::sleep(again.min(Duration::from_millis(100))).await;
     }
     assert_eq!(scene.outbox.bodies(), [written]);
@@ -721,10 +730,10 @@ async fn a_file_that_a_look_has_missed_is_not_overtaken() {
     let scene = Scene::new();
     let mut folder = scene.folder();
     scene.put("b", "b", 8);
-    folder.round().await;
+    folder.scan().await;
     scene.put("a", "a", 9);
     for _ in 0..3 {
-        folder.round().await;
+        folder.scan().await;
     }
     assert_eq!(scene.outbox.bodies(), ["a", "b"]);
     // And one that is still written to holds up those that came after it.
@@ -739,7 +748,7 @@ async fn a_file_that_a_look_has_missed_is_not_overtaken() {
 async fn the_door_wakes_when_a_file_is_renamed_in_and_stops_when_it_is_told() {
     let mut scene = Scene::new();
     scene.settings.rescan = Duration::from_secs(3600);
-    let door = Door::new(scene.settings.clone());
+    let door = FolderDoor::new(scene.settings.clone());
     let (outbox, counters) = (scene.outbox.clone(), Arc::clone(&scene.counters));
     let task = tokio::spawn(door.serve(outbox, counters, scene.budget.clone(), scene.stop.subscribe()));
     let start = Instant::now();

@@ -6,24 +6,29 @@
 //! | in the folder | what |
 //! |---|---|
 //! | `*` | what the sender leaves; the oldest is taken first |
-//! | `.taken/` | ours alone: files that are stored, until their receipt is written |
-//! | `accepted/` | a receipt for each; the file too, if the site says so |
+//! | `.taken/` | ours alone: files that are stored, until their slip is written |
+//! | `accepted/` | an acceptance slip for each; the file too, if the site says so |
 //! | `rejected/` | refused files, each with its reason |
 //!
 //! File names carry patient names: they are in no log, no health, no error and no transaction.
 //!
-//! - [`rules`], [`papers`] and `settle` are pure: which names are taken, what is written beside them, what is still written to
-//! - `scan` looks into the folder, `read` reads one file, `shelf` moves files and writes receipts; all of that blocks
-//! - `rounds` brings them together, [`door`] begins a round every few seconds, `news` earlier where the system tells of changes
+//! - [`rules`], [`documents`] and `debounce` are pure: which names are taken, what is written beside them, what is still written to
+//! - `list` and `scan` list the folder, `read` reads one file, `settled_files` moves files and writes slips; all of that blocks
+//! - `scanner` brings them together, [`door`] begins a scan every few seconds, `watcher` earlier where the system tells of changes
+//! - [`config`]: what one door is told
 
+pub mod config;
+mod debounce;
+pub mod documents;
 pub mod door;
 #[cfg(test)]
 mod door_tests;
-mod news;
-pub mod papers;
+#[cfg(test)]
+mod faults_for_tests;
+mod list;
 mod read;
-mod rounds;
 pub mod rules;
 mod scan;
-mod settle;
-mod shelf;
+mod scanner;
+mod settled_files;
+mod watcher;

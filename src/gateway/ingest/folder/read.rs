@@ -6,24 +6,24 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
 use bytes::Bytes;
+use pgw_core::text::hex;
 use ring::digest;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
-use super::rules::hexadecimal;
-use super::settle::Facts;
+use super::debounce::FileFacts;
 
 const PIECE_BYTES: usize = 64 * 1024;
 
 /// What became of reading a file.
-pub(super) enum Taken {
-    /// All of it, as it was when it was looked at.
+pub(super) enum ReadFile {
+    /// All of it, as it was when it was listed.
     Whole(Bytes),
     /// Nothing in it.
     Empty,
     /// Beyond the limit.
     TooLarge,
-    /// It was written to since it was looked at.
+    /// It was written to since it was listed.
     Changed,
     /// It is not there any more, or is no file any more.
     Gone,
@@ -31,13 +31,13 @@ pub(super) enum Taken {
     Unreadable(ErrorKind),
 }
 
-pub(super) fn facts(metadata: &Metadata) -> Facts {
+pub(super) fn facts(metadata: &Metadata) -> FileFacts {
     let nanoseconds = u32::try_from(metadata.mtime_nsec()).unwrap_or(0);
-    Facts { bytes: metadata.len(), modified: (metadata.mtime(), nanoseconds) }
+    FileFacts { bytes: metadata.len(), modified: (metadata.mtime(), nanoseconds) }
 }
 
 /// Opens a regular file and nothing else: a link is not followed, a pipe is not waited for.
-fn open(path: &Path) -> std::io::Result<(File, Facts)> {
+fn open(path: &Path) -> std::io::Result<(File, FileFacts)> {
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
     let file = match rustix::fs::open(path, flags, Mode::empty()) {
         Ok(file) => File::from(file),
@@ -50,38 +50,38 @@ fn open(path: &Path) -> std::io::Result<(File, Facts)> {
 }
 
 /// Reads a file that looked like `expected`, of at most `limit` bytes.
-pub(super) fn take(path: &Path, expected: Facts, limit: u64) -> Taken {
+pub(super) fn take(path: &Path, expected: FileFacts, limit: u64) -> ReadFile {
     take_while(path, expected, limit, || ())
 }
 
 /// The same, with something that happens while it is read.
-fn take_while(path: &Path, expected: Facts, limit: u64, meanwhile: impl FnOnce()) -> Taken {
+fn take_while(path: &Path, expected: FileFacts, limit: u64, meanwhile: impl FnOnce()) -> ReadFile {
     let read = || {
         let (mut file, before) = open(path)?;
         if before != expected {
-            return Ok(Taken::Changed);
+            return Ok(ReadFile::Changed);
         }
         if before.bytes == 0 {
-            return Ok(Taken::Empty);
+            return Ok(ReadFile::Empty);
         }
         if before.bytes > limit {
-            return Ok(Taken::TooLarge);
+            return Ok(ReadFile::TooLarge);
         }
         let mut bytes = Vec::with_capacity(usize::try_from(before.bytes).unwrap_or(0));
         // One more than there should be: a file that grows meanwhile shows it.
         (&mut file).take(before.bytes + 1).read_to_end(&mut bytes)?;
         meanwhile();
         let same = bytes.len() as u64 == before.bytes && facts(&file.metadata()?) == before;
-        Ok(if same { Taken::Whole(Bytes::from(bytes)) } else { Taken::Changed })
+        Ok(if same { ReadFile::Whole(Bytes::from(bytes)) } else { ReadFile::Changed })
     };
     read().unwrap_or_else(|error: std::io::Error| match error.kind() {
-        ErrorKind::NotFound => Taken::Gone,
-        kind => Taken::Unreadable(kind),
+        ErrorKind::NotFound => ReadFile::Gone,
+        kind => ReadFile::Unreadable(kind),
     })
 }
 
 /// Whether a file is still as it was and has this content. In pieces: what was accepted needs no memory twice.
-pub(super) fn is_the_same(path: &Path, expected: Facts, sha256: &str) -> std::io::Result<bool> {
+pub(super) fn is_the_same(path: &Path, expected: FileFacts, sha256: &str) -> std::io::Result<bool> {
     let (mut file, found) = open(path)?;
     if found != expected {
         return Ok(false);
@@ -94,7 +94,7 @@ pub(super) fn is_the_same(path: &Path, expected: Facts, sha256: &str) -> std::io
             read => context.update(piece.get(..read).unwrap_or_default()),
         }
     }
-    Ok(hexadecimal(context.finish().as_ref()) == sha256)
+    Ok(hex(context.finish().as_ref()) == sha256)
 }
 
 #[cfg(test)]
@@ -102,7 +102,7 @@ mod tests {
     use super::super::rules::sha256;
     use super::*;
 
-    fn look(path: &Path) -> Facts {
+    fn look(path: &Path) -> FileFacts {
         facts(&std::fs::symlink_metadata(path).unwrap())
     }
 
@@ -112,17 +112,17 @@ mod tests {
         let path = directory.path().join("a");
         std::fs::write(&path, b"12345").unwrap();
         let seen = look(&path);
-        assert!(matches!(take(&path, seen, 5), Taken::Whole(bytes) if *bytes == b"12345"[..]));
-        assert!(matches!(take(&path, seen, 4), Taken::TooLarge));
-        assert!(matches!(take(&path, Facts { bytes: 4, ..seen }, 5), Taken::Changed));
-        assert!(matches!(take(&path, Facts { modified: (0, 0), ..seen }, 5), Taken::Changed));
+        assert!(matches!(take(&path, seen, 5), ReadFile::Whole(bytes) if *bytes == b"12345"[..]));
+        assert!(matches!(take(&path, seen, 4), ReadFile::TooLarge));
+        assert!(matches!(take(&path, FileFacts { bytes: 4, ..seen }, 5), ReadFile::Changed));
+        assert!(matches!(take(&path, FileFacts { modified: (0, 0), ..seen }, 5), ReadFile::Changed));
         assert!(is_the_same(&path, seen, &sha256(b"12345")).unwrap());
         assert!(!is_the_same(&path, seen, &sha256(b"12346")).unwrap(), "same size and time are not enough");
-        assert!(!is_the_same(&path, Facts { modified: (0, 0), ..seen }, &sha256(b"12345")).unwrap());
+        assert!(!is_the_same(&path, FileFacts { modified: (0, 0), ..seen }, &sha256(b"12345")).unwrap());
         std::fs::write(&path, b"").unwrap();
-        assert!(matches!(take(&path, look(&path), 5), Taken::Empty));
+        assert!(matches!(take(&path, look(&path), 5), ReadFile::Empty));
         std::fs::remove_file(&path).unwrap();
-        assert!(matches!(take(&path, seen, 5), Taken::Gone));
+        assert!(matches!(take(&path, seen, 5), ReadFile::Gone));
     }
 
     #[test]
@@ -131,7 +131,7 @@ mod tests {
         let path = directory.path().join("a");
         std::fs::write(&path, b"half").unwrap();
         let taken = take_while(&path, look(&path), 10, || std::fs::write(&path, b"whole").unwrap());
-        assert!(matches!(taken, Taken::Changed));
+        assert!(matches!(taken, ReadFile::Changed));
     }
 
     #[test]
@@ -143,8 +143,8 @@ mod tests {
         std::os::unix::fs::symlink(&target, &link).unwrap();
         rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, Mode::RUSR | Mode::WUSR, 0)
             .unwrap();
-        assert!(matches!(take(&link, look(&target), 10), Taken::Gone));
-        assert!(matches!(take(&pipe, look(&pipe), 10), Taken::Gone), "and it does not hang");
-        assert!(matches!(take(directory.path(), look(directory.path()), 10), Taken::Gone));
+        assert!(matches!(take(&link, look(&target), 10), ReadFile::Gone));
+        assert!(matches!(take(&pipe, look(&pipe), 10), ReadFile::Gone), "and it does not hang");
+        assert!(matches!(take(directory.path(), look(directory.path()), 10), ReadFile::Gone));
     }
 }

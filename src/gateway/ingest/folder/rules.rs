@@ -1,8 +1,9 @@
 //! Which names are taken, what a file is, and by which key it is known again. Pure.
 
+use pgw_core::text::hex;
 use ring::digest;
 
-use crate::ingest::http::headers;
+use crate::ingest::media;
 use crate::ingest::mllp::envelope;
 use crate::ingest::mllp::msh::Msh;
 
@@ -76,19 +77,13 @@ pub fn key(name: &[u8], modified: Modified) -> String {
     context.update(name);
     context.update(&modified.0.to_be_bytes());
     context.update(&modified.1.to_be_bytes());
-    hexadecimal(context.finish().as_ref())
+    hex(context.finish().as_ref())
 }
 
 /// SHA-256 of a file's content, as hexadecimal digits.
 #[must_use]
 pub fn sha256(content: &[u8]) -> String {
-    hexadecimal(digest::digest(&digest::SHA256, content).as_ref())
-}
-
-pub(super) fn hexadecimal(bytes: &[u8]) -> String {
-    const DIGITS: &[u8; 16] = b"0123456789abcdef";
-    let digit = |half: u8| char::from(DIGITS[usize::from(half & 15)]);
-    bytes.iter().flat_map(|byte| [digit(byte >> 4), digit(*byte)]).collect()
+    hex(digest::digest(&digest::SHA256, content).as_ref())
 }
 
 /// The end of a name after its last dot, in lower case; empty where there is none.
@@ -103,13 +98,13 @@ pub fn extension(name: &[u8]) -> String {
 /// CloudEvents `type` and `kind` of a file.
 #[must_use]
 pub fn kinds(nature: &Nature, content: &[u8]) -> (String, &'static str) {
-    let kind = headers::kind(&headers::essence(&nature.content_type));
+    let kind = media::kind(&nature.content_type);
     let event_type = match (nature.event_type.as_str(), kind) {
-        ("", "hl7v2") => match Msh::read(content) {
+        ("", media::HL7_KIND) => match Msh::read(content) {
             Some(msh) => envelope::event_type(&msh),
             None => String::from("hl7v2.unknown"),
         },
-        ("", "edifact") => String::from("edifact.interchange"),
+        ("", media::EDIFACT_KIND) => String::from("edifact.interchange"),
         ("", _) => String::from("folder.transaction"),
         (given, _) => given.to_owned(),
     };
@@ -171,6 +166,9 @@ mod tests {
         let hl7 = "application/hl7-v2+er7";
         assert_eq!(kinds("", hl7, message), ("hl7v2.oru_r01".into(), "hl7v2"));
         assert_eq!(kinds("", hl7, b"?"), ("hl7v2.unknown".into(), "hl7v2"));
+        assert_eq!(kinds("", "x-application/hl7-v2+er7", message), ("hl7v2.oru_r01".into(), "hl7v2"));
+        let after_a_mark = [&b"\xef\xbb\xbf\r\n"[..], message].concat();
+        assert_eq!(kinds("", hl7, &after_a_mark), ("hl7v2.oru_r01".into(), "hl7v2"));
         assert_eq!(kinds("lab.result", hl7, message), ("lab.result".into(), "hl7v2"));
         assert_eq!(kinds("", "application/edifact", b"UNB"), ("edifact.interchange".into(), "edifact"));
         assert_eq!(kinds("", "application/pdf", b"%PDF"), ("folder.transaction".into(), "opaque"));

@@ -21,9 +21,9 @@ const TOKEN_BYTES: usize = 20;
 /// Longest name of a client.
 const NAME_BYTES: usize = 64;
 
-/// Files of one door.
+/// The files that say who may send to one door.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Files {
+pub struct AccessFiles {
     /// Certificate chain and key; none: no TLS, which only a loopback address may have.
     pub tls: Option<(PathBuf, PathBuf)>,
     /// Who signs the clients' certificates.
@@ -46,7 +46,7 @@ pub enum AccessError {
         "{path}:{line}: a line is a name (letters, digits, . - _) and a token of at least {TOKEN_BYTES} characters"
     )]
     TokenLine {
-        /// Where.
+        /// The file.
         path: PathBuf,
         /// From 1.
         line: usize,
@@ -72,7 +72,7 @@ impl Access {
     ///
     /// # Errors
     /// [`AccessError`] names the file.
-    pub fn load(files: &Files, clock: &Arc<TrustedClock>) -> Result<Self, AccessError> {
+    pub fn load(files: &AccessFiles, clock: &Arc<TrustedClock>) -> Result<Self, AccessError> {
         let stamp = stamp(files);
         let tokens = match &files.tokens {
             Some(path) => tokens(path)?,
@@ -93,7 +93,7 @@ impl Access {
 
     /// Whether the files are others than those that were read. Blocking.
     #[must_use]
-    pub fn is_stale(&self, files: &Files) -> bool {
+    pub fn is_stale(&self, files: &AccessFiles) -> bool {
         stamp(files) != self.stamp
     }
 
@@ -124,7 +124,7 @@ fn harmless(name: &str) -> String {
     name.chars().filter(|c| c.is_ascii_alphanumeric() || ".-_".contains(*c)).take(NAME_BYTES).collect()
 }
 
-fn stamp(files: &Files) -> Stamp {
+fn stamp(files: &AccessFiles) -> Stamp {
     let pem = files.tls.iter().flat_map(|(certificate, key)| [certificate, key]);
     let tokens = files.tokens.as_deref().map(tokens_place);
     tls::stamp(pem.chain(&files.client_ca).chain(&tokens).map(PathBuf::as_path))
@@ -181,7 +181,7 @@ mod tests {
         let path = directory.path().join("tokens");
         std::fs::write(&path, text).unwrap();
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
-        let files = Files { tokens: Some(path), ..Files::default() };
+        let files = AccessFiles { tokens: Some(path), ..AccessFiles::default() };
         Access::load(&files, &TrustedClock::open(directory.path()))
     }
 
@@ -207,7 +207,7 @@ mod tests {
     #[test]
     fn no_files_mean_everybody_and_no_tokens_nobody() {
         let clock = TrustedClock::open(Path::new("/nonexistent"));
-        let open = Access::load(&Files::default(), &clock).unwrap();
+        let open = Access::load(&AccessFiles::default(), &clock).unwrap();
         assert_eq!(open.client(None, &HeaderMap::new()).as_deref(), Some("local"));
         assert_eq!(with_tokens("# none yet\n", 0o600).unwrap().client(None, &asks("")), None);
     }

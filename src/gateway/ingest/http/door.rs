@@ -1,12 +1,10 @@
-//! The HTTP listener: takes connections, TLS or not, and never gives up taking them (design section 8).
+//! The HTTP listener: TLS or not, and the conversation with each client (design section 8).
 //!
 //! Limits on everything: connections, time for the handshake, for the headers, for a body; size of headers and bodies.
 
 use std::net::{IpAddr, SocketAddr};
 use std::pin::pin;
-use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
-use std::time::Duration;
+use std::sync::Arc;
 
 use axum::Router;
 use hyper::Request;
@@ -15,25 +13,24 @@ use hyper::server::conn::http1;
 use hyper::service::{Service as _, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
-use pgw_core::transaction::{Gateway, Lane, Practice, unix_millis_now};
+use pgw_core::text::chain;
+use pgw_host::accept::{Accept, told_to};
 use pgw_link::clock::TrustedClock;
 use pgw_link::server_tls::{FILES_INTERVAL, HANDSHAKE_TIME};
+use pgw_outbox::{Outbox, Stored};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, watch};
-use tokio::task::JoinSet;
+use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_rustls::TlsAcceptor;
 
-use crate::ingest::control::kept::{Kept, READ_BYTES, READ_RECORDS};
-use crate::ingest::control::server::StatusSource;
-use crate::ingest::http::access::{Access, AccessError, Files, common_name};
-use crate::ingest::http::keys;
-use crate::ingest::http::keys::{Keys, Tag};
-use crate::ingest::http::{router, submission};
-use crate::ingest::mllp::ack::ControlIds;
-use crate::ingest::mllp::door::{ACCEPT_PAUSE, AddressRange, STOP_DEADLINE, Warnings, bind, prepare};
-use crate::ingest::{Budget, Counters, count};
+use crate::ingest::http::access::{Access, AccessError, common_name};
+use crate::ingest::http::context::{HttpContext, HttpDoorConfig, Peer};
+use crate::ingest::http::keys::KeyFingerprint;
+use crate::ingest::http::{compose, router};
+use crate::ingest::listen::{bind, prepare};
+use crate::ingest::{Budget, Counters, StatusSource, count};
+use crate::listing;
 
 /// Most bytes of a request's line and headers.
 const HEADER_BYTES: usize = 16 * 1024;
@@ -44,120 +41,52 @@ const UNSENT_MILLIS: u32 = 30_000;
 /// Newest records of each lane whose keys are known again after a restart.
 const NEWEST: u64 = 2_048;
 
-/// What one HTTP door is told by the configuration.
-#[derive(Debug, Clone)]
-pub struct Settings {
-    /// Address and port to listen on.
-    pub listen: SocketAddr,
-    /// Whose gateway this is, for the `source` of transactions.
-    pub practice: Practice,
-    /// The gateway's id, likewise.
-    pub gateway: Gateway,
-    /// Where transactions go that name no lane.
-    pub lane: Lane,
-    /// All lanes, which a request may name.
-    pub lanes: Vec<Lane>,
-    /// Largest body (20 MB).
-    pub body_limit_bytes: usize,
-    /// Longest time for a request's headers, and without any request (10 s).
-    pub header_timeout: Duration,
-    /// Longest time for a body (30 s).
-    pub body_timeout: Duration,
-    /// Most connections at once (256).
-    pub max_connections: usize,
-    /// The rules of BaRS for FHIR messages: ids are required, a repetition is told so (true).
-    pub bars: bool,
-    /// Peers that may connect; empty: everybody who can reach the address.
-    pub allowed_addresses: Vec<AddressRange>,
-    /// Who may send.
-    pub files: Files,
-}
-
 /// The door cannot be opened.
 #[derive(Debug, thiserror::Error)]
-pub enum ListenError {
+pub enum HttpDoorError {
     /// The address cannot be listened on.
     #[error("cannot listen for HTTP on {address}")]
     Address {
-        /// Which.
+        /// As configured.
         address: SocketAddr,
-        /// What the system said.
+        /// The system's error.
         #[source]
         source: std::io::Error,
     },
     /// Its certificates or tokens are not usable.
     #[error("the HTTP door on {address} cannot be opened")]
     Access {
-        /// Which.
+        /// As configured.
         address: SocketAddr,
-        /// What is wrong.
+        /// What is wrong with them.
         #[source]
         source: AccessError,
     },
 }
 
-/// A door that listens; [`Door::serve`] opens it.
+/// A door that listens; [`HttpDoor::serve`] opens it.
 #[derive(Debug)]
-pub struct Door {
+pub struct HttpDoor {
     listener: TcpListener,
     address: SocketAddr,
-    settings: Settings,
+    config: HttpDoorConfig,
     access: Access,
     clock: Arc<TrustedClock>,
 }
 
-/// What is known of a connection's other end.
-#[derive(Debug, Clone)]
-pub(super) struct Peer {
-    pub(super) address: IpAddr,
-    /// Common name of the certificate that it has shown and that was verified.
-    pub(super) certificate: Option<Arc<str>>,
-}
-
-/// What all connections of a door share.
-pub(super) struct Shared<K> {
-    pub(super) settings: Settings,
-    pub(super) kept: K,
-    pub(super) status: StatusSource,
-    pub(super) counters: Arc<Counters>,
-    pub(super) budget: Budget,
-    /// Refused bodies go to quarantine one by one: a flood of them must not take the blocking threads.
-    pub(super) quarantine_slot: Semaphore,
-    keys: Mutex<Keys>,
-    control_ids: ControlIds,
-    access: RwLock<Arc<Access>>,
-}
-
-impl<K> Shared<K> {
-    /// The keys that senders have chosen lately.
-    pub(super) fn keys(&self) -> MutexGuard<'_, Keys> {
-        self.keys.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Who may send, as the files said last.
-    pub(super) fn access(&self) -> Arc<Access> {
-        Arc::clone(&self.access.read().unwrap_or_else(PoisonError::into_inner))
-    }
-
-    /// A number for an acknowledgment of ours.
-    pub(super) fn next_id(&self) -> String {
-        self.control_ids.next()
-    }
-}
-
-impl Door {
-    /// Reads the files and listens; nobody is answered before [`Door::serve`].
+impl HttpDoor {
+    /// Reads the files and listens; nobody is answered before [`HttpDoor::serve`].
     ///
     /// # Errors
-    /// [`ListenError`].
-    pub async fn listen(settings: Settings, clock: Arc<TrustedClock>) -> Result<Self, ListenError> {
-        let address = settings.listen;
-        let access = Access::load(&settings.files, &clock)
-            .map_err(|source| ListenError::Access { address, source })?;
-        let failed = |source| ListenError::Address { address, source };
+    /// [`HttpDoorError`].
+    pub async fn listen(config: HttpDoorConfig, clock: Arc<TrustedClock>) -> Result<Self, HttpDoorError> {
+        let address = config.listen;
+        let access = Access::load(&config.files, &clock)
+            .map_err(|source| HttpDoorError::Access { address, source })?;
+        let failed = |source| HttpDoorError::Address { address, source };
         let listener = bind(address).map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
-        Ok(Self { listener, address, settings, access, clock })
+        Ok(Self { listener, address, config, access, clock })
     }
 
     /// The address, with the port that was given for port 0.
@@ -166,180 +95,123 @@ impl Door {
         self.address
     }
 
-    /// Takes connections until `stop` becomes true (or its sender is gone), then lets those that are open answer what
+    /// Accepts connections until `stop` becomes true (or its sender is gone), then lets those that are open answer what
     /// they are storing, and returns. When `reload` changes the certificates and tokens are read again.
-    pub async fn serve<K: Kept>(
+    pub async fn serve(
         self,
-        kept: K,
+        outbox: Outbox,
         status: StatusSource,
         counters: Arc<Counters>,
         budget: Budget,
-        mut reload: watch::Receiver<u64>,
-        mut stop: watch::Receiver<bool>,
+        reload: watch::Receiver<u64>,
+        stop: watch::Receiver<bool>,
     ) {
-        let shared = Arc::new(Shared {
-            settings: self.settings,
-            kept,
-            status,
-            counters,
-            budget,
-            quarantine_slot: Semaphore::new(1),
-            keys: Mutex::new(Keys::new(keys::LIMIT)),
-            control_ids: ControlIds::new(unix_millis_now(), self.address.port()),
-            access: RwLock::new(Arc::new(self.access)),
-        });
-        let known = Arc::clone(&shared);
+        let Self { listener, address, config, access, clock } = self;
+        let port = address.port();
+        let context = Arc::new(HttpContext::new(config, port, access, outbox, status, counters, budget));
+        let known = Arc::clone(&context);
         drop(tokio::task::spawn_blocking(move || remember(&known)));
-        let router = router::router(Arc::clone(&shared));
-        let mut warnings = Warnings::default();
-        let mut look = interval(FILES_INTERVAL);
-        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut connections = JoinSet::new();
-        let mut reload_is_there = true;
-        loop {
-            // All of these lose nothing when they are cancelled.
-            let accepted = tokio::select! {
-                () = told_to(&mut stop) => break,
-                Some(ended) = connections.join_next(), if !connections.is_empty() => {
-                    shared.counters.connections.fetch_sub(1, Ordering::Relaxed);
-                    if ended.is_err() {
-                        tracing::error!("An HTTP connection ended by a fault of this program");
-                    }
-                    continue;
-                }
-                _ = look.tick() => {
-                    renew(&shared, &self.clock, false).await;
-                    continue;
-                }
-                asked = reload.changed(), if reload_is_there => {
-                    reload_is_there = asked.is_ok();
-                    if reload_is_there {
-                        renew(&shared, &self.clock, true).await;
-                    }
-                    continue;
-                }
-                accepted = self.listener.accept() => accepted,
-            };
-            match accepted {
-                Ok((stream, peer)) => {
-                    let allowed = &shared.settings.allowed_addresses;
-                    let reason =
-                        if !allowed.is_empty() && !allowed.iter().any(|range| range.contains(peer.ip())) {
-                            Some("address not allowed")
-                        } else if connections.len() >= shared.settings.max_connections {
-                            Some("too many connections")
-                        } else {
-                            None
-                        };
-                    if let Some(reason) = reason {
-                        count(&shared.counters.connections_refused);
-                        // The address is not logged: a sender's host may name a person.
-                        warnings.seldom(|| tracing::warn!(reason, "Turned an HTTP connection away"));
-                        continue;
-                    }
-                    prepare(&stream);
-                    if let Err(error) = rustix::net::sockopt::set_tcp_user_timeout(&stream, UNSENT_MILLIS) {
-                        tracing::debug!(%error, "Could not set the time limit of an HTTP connection");
-                    }
-                    count(&shared.counters.connections);
-                    count(&shared.counters.connections_total);
-                    let (shared, router) = (Arc::clone(&shared), router.clone());
-                    connections.spawn(connection(stream, peer.ip(), shared, router, stop.clone()));
-                }
-                Err(error) => {
-                    warnings.seldom(|| tracing::warn!(%error, "Could not take an HTTP connection"));
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
-                }
+        let router = router::router(Arc::clone(&context));
+        let client = |stream: TcpStream, peer: SocketAddr| {
+            prepare(&stream);
+            if let Err(error) = rustix::net::sockopt::set_tcp_user_timeout(&stream, UNSENT_MILLIS) {
+                tracing::debug!(%error, "Could not set the time limit of an HTTP connection");
             }
-        }
-        drop(self.listener);
-        let all_ended = async {
-            while connections.join_next().await.is_some() {
-                shared.counters.connections.fetch_sub(1, Ordering::Relaxed);
+            let open = context.counters.connection();
+            let talk = connection(stream, peer.ip(), Arc::clone(&context), router.clone(), stop.clone());
+            async move {
+                let _open = open;
+                talk.await;
             }
         };
-        if timeout(STOP_DEADLINE, all_ended).await.is_err() {
-            tracing::warn!(connections = connections.len(), "Cut HTTP connections that did not end in time");
-            shared.counters.connections.fetch_sub(connections.len() as u64, Ordering::Relaxed);
+        let admit = |peer: &SocketAddr, open| context.admit(*peer, open);
+        let accept = Accept { name: "HTTP", listener, most_clients: usize::MAX };
+        tokio::select! {
+            () = accept.serve(admit, client, stop.clone()) => {}
+            () = renew(&context, &clock, reload) => {}
         }
     }
 }
 
-/// Reads certificates and tokens again; what is not usable replaces nothing.
-async fn renew<K: Kept>(shared: &Arc<Shared<K>>, clock: &Arc<TrustedClock>, always: bool) {
-    let (files, old, clock) = (shared.settings.files.clone(), shared.access(), Arc::clone(clock));
-    let read = tokio::task::spawn_blocking(move || {
-        (always || old.is_stale(&files)).then(|| Access::load(&files, &clock))
-    });
-    match read.await {
-        Ok(Some(Ok(access))) => {
-            *shared.access.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(access);
-            tracing::info!("Read the certificates and tokens of the HTTP door again");
+/// Reads certificates and tokens again when they change and when `reload` says so; what is not usable replaces nothing.
+/// Never returns.
+async fn renew(context: &Arc<HttpContext>, clock: &Arc<TrustedClock>, mut reload: watch::Receiver<u64>) {
+    let mut look = interval(FILES_INTERVAL);
+    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut reload_is_there = true;
+    loop {
+        let always = tokio::select! {
+            _ = look.tick() => false,
+            asked = reload.changed(), if reload_is_there => {
+                reload_is_there = asked.is_ok();
+                reload_is_there
+            }
+        };
+        let (files, old, clock) = (context.config.files.clone(), context.access(), Arc::clone(clock));
+        let read = tokio::task::spawn_blocking(move || {
+            (always || old.is_stale(&files)).then(|| Access::load(&files, &clock))
+        });
+        match read.await {
+            Ok(Some(Ok(access))) => {
+                context.replace_access(access);
+                tracing::info!("Reloaded the certificates and tokens of the HTTP door");
+            }
+            Ok(Some(Err(error))) => {
+                let error = chain(&error);
+                tracing::error!(error, "The HTTP door keeps its old certificates and tokens");
+            }
+            Ok(None) | Err(_) => {}
         }
-        Ok(Some(Err(error))) => {
-            tracing::error!(%error, "The HTTP door goes on with the certificates and tokens that it has");
-        }
-        Ok(None) | Err(_) => {}
     }
 }
 
 /// Knows the keys of the newest records again after a restart. Blocking, and beside the work: until it is done a
 /// key of another content is taken and flagged, as an old one is.
-fn remember<K: Kept>(shared: &Shared<K>) {
-    for lane in shared.kept.lanes() {
-        let tail = shared.kept.tail(&lane);
-        let first = shared.kept.first_retained(&lane).unwrap_or(1);
-        let mut next = first.max(tail.saturating_sub(NEWEST) + 1);
-        while next <= tail {
-            let records = shared.kept.read(&lane, next, READ_RECORDS, READ_BYTES).unwrap_or_default();
-            let before = next;
-            for stored in records {
-                next = stored.position + 1;
-                let transaction = stored.transaction;
-                if !transaction.key.is_empty() && submission::is_ours(&transaction.source) {
+fn remember(context: &HttpContext) {
+    for lane in listing::lanes(&context.outbox) {
+        let tail = listing::tail(&context.outbox, &lane);
+        let first = context.outbox.first_retained(&lane).unwrap_or(1);
+        let first = first.max(tail.saturating_sub(NEWEST) + 1);
+        // While the store cannot be read nothing is known of its keys: they are taken and flagged.
+        for batch in listing::batches(&context.outbox, &lane, first, tail).map_while(Result::ok) {
+            for Stored { transaction, .. } in batch.records {
+                if !transaction.key.is_empty() && compose::is_ours(&transaction.source) {
                     let body = transaction.body.as_bytes();
-                    let tag = Tag::new(lane.as_str(), &transaction.source, &transaction.key, body);
-                    shared.keys().stored_before(tag);
+                    let tag = KeyFingerprint::new(lane.as_str(), &transaction.source, &transaction.key, body);
+                    context.keys().stored_before(tag);
                 }
             }
-            next = next.max(before + 1);
         }
     }
 }
 
-async fn connection<K: Kept>(
+async fn connection(
     stream: TcpStream,
     address: IpAddr,
-    shared: Arc<Shared<K>>,
+    context: Arc<HttpContext>,
     router: Router,
     stop: watch::Receiver<bool>,
 ) {
-    let Some(tls) = shared.access().tls() else {
-        return converse(stream, Peer { address, certificate: None }, &shared, router, stop).await;
+    let Some(tls) = context.access().tls() else {
+        return converse(stream, Peer { address, certificate: None }, &context, router, stop).await;
     };
     match timeout(HANDSHAKE_TIME, TlsAcceptor::from(tls).accept(stream)).await {
         Ok(Ok(stream)) => {
             let certificate = common_name(stream.get_ref().1).map(Arc::from);
-            converse(stream, Peer { address, certificate }, &shared, router, stop).await;
+            converse(stream, Peer { address, certificate }, &context, router, stop).await;
         }
         Ok(Err(error)) => {
-            count(&shared.counters.connections_refused);
+            count(&context.counters.connections_refused);
             tracing::debug!(%error, "A TLS handshake at the HTTP door failed");
         }
-        Err(_) => count(&shared.counters.timeouts),
+        Err(_) => count(&context.counters.timeouts),
     }
 }
 
-/// Returns when it is time to stop.
-async fn told_to(stop: &mut watch::Receiver<bool>) {
-    // An error means that the sender has gone, which is as good a reason.
-    drop(stop.wait_for(|stop| *stop).await);
-}
-
-async fn converse<K: Kept, S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
+async fn converse<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     stream: S,
     peer: Peer,
-    shared: &Arc<Shared<K>>,
+    context: &Arc<HttpContext>,
     router: Router,
     mut stop: watch::Receiver<bool>,
 ) {
@@ -350,7 +222,7 @@ async fn converse<K: Kept, S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(shared.settings.header_timeout)
+        .header_read_timeout(context.config.header_timeout)
         // Who has said all it has to say and closes its side still gets the answers.
         .half_close(true)
         .max_headers(HEADERS)
@@ -367,9 +239,9 @@ async fn converse<K: Kept, S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     };
     if let Err(error) = ended {
         if error.is_timeout() {
-            count(&shared.counters.timeouts);
+            count(&context.counters.timeouts);
         } else if error.is_incomplete_message() {
-            count(&shared.counters.unfinished);
+            count(&context.counters.unfinished);
         }
         tracing::debug!(%error, "An HTTP connection ended early");
     }

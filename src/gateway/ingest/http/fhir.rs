@@ -48,13 +48,13 @@ struct Bundle<'a> {
 }
 
 #[derive(Default, Deserialize)]
-struct Entry {
+struct FirstEntry {
     #[serde(default)]
-    resource: Header,
+    resource: EntryResource,
 }
 
 #[derive(Default, Deserialize)]
-struct Header {
+struct EntryResource {
     #[serde(rename = "resourceType", default)]
     resource_type: Lenient,
     #[serde(rename = "eventCoding", default)]
@@ -78,7 +78,7 @@ struct Named {
 
 /// The first entry; the others are passed over.
 #[derive(Default)]
-struct First(Entry);
+struct First(FirstEntry);
 
 /// A visitor that takes what it wants and passes over the rest, whatever it is.
 macro_rules! passes_over {
@@ -161,7 +161,7 @@ impl<'de> Deserialize<'de> for First {
                 f.write_str("a list of entries")
             }
             fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<First, A::Error> {
-                let first = seq.next_element::<Entry>()?.unwrap_or_default();
+                let first = seq.next_element::<FirstEntry>()?.unwrap_or_default();
                 while seq.next_element::<IgnoredAny>()?.is_some() {}
                 Ok(First(first))
             }

@@ -4,6 +4,7 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use uuid::Uuid;
 
 use crate::ingest::http::outcome::Problem;
+use crate::ingest::media;
 
 /// Names this request; a repetition keeps it.
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -14,7 +15,7 @@ pub const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key
 /// CloudEvents `type`, as its HTTP binding writes it.
 pub const EVENT_TYPE: HeaderName = HeaderName::from_static("ce-type");
 
-/// Longest id, key, type and content type that is taken.
+/// Longest id and key that is taken.
 const WORD_BYTES: usize = 256;
 
 /// The ids of a request, checked.
@@ -87,36 +88,13 @@ pub fn content_type(headers: &HeaderMap) -> Result<&str, Problem> {
         && (encoding.is_empty() || encoding.eq_ignore_ascii_case("identity"))
     {
         let given = one(headers, &axum::http::header::CONTENT_TYPE).map_err(|()| Problem::MEDIA_TYPE)?;
-        return if given.is_empty() || is_media_type(given) { Ok(given) } else { Err(Problem::MEDIA_TYPE) };
+        return if given.is_empty() || media::is_media_type(given) {
+            Ok(given)
+        } else {
+            Err(Problem::MEDIA_TYPE)
+        };
     }
     Err(Problem::ENCODED)
-}
-
-fn is_media_type(text: &str) -> bool {
-    let (name, _) = text.split_once(';').unwrap_or((text, ""));
-    let token = |part: &str| {
-        !part.is_empty() && part.bytes().all(|b| b.is_ascii_alphanumeric() || b"!#$&-^_.+".contains(&b))
-    };
-    text.len() <= WORD_BYTES
-        && text.bytes().all(|b| b.is_ascii_graphic() || b == b' ')
-        && name.trim().split_once('/').is_some_and(|(kind, rest)| token(kind) && token(rest))
-}
-
-/// The media type alone, in lower case: no parameters.
-#[must_use]
-pub fn essence(content_type: &str) -> String {
-    content_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase()
-}
-
-/// CloudEvents `kind`, from the media type.
-#[must_use]
-pub fn kind(essence: &str) -> &'static str {
-    match essence {
-        "application/edifact" => "edifact",
-        name if name.starts_with("application/hl7-v2") || name.starts_with("x-application/hl7-v2") => "hl7v2",
-        name if name.starts_with("application/fhir+") => "fhir",
-        _ => "opaque",
-    }
 }
 
 /// `Ce-Type`; empty where there is none.
@@ -125,8 +103,7 @@ pub fn kind(essence: &str) -> &'static str {
 /// [`Problem::EVENT_TYPE`].
 pub fn event_type(headers: &HeaderMap) -> Result<&str, Problem> {
     let given = one(headers, &EVENT_TYPE).map_err(|()| Problem::EVENT_TYPE)?;
-    let harmless = given.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-:/".contains(&b));
-    if harmless && given.len() <= WORD_BYTES { Ok(given) } else { Err(Problem::EVENT_TYPE) }
+    if given.is_empty() || media::is_event_type(given) { Ok(given) } else { Err(Problem::EVENT_TYPE) }
 }
 
 /// The bearer token of `Authorization`, if there is one.
@@ -203,7 +180,6 @@ mod tests {
     fn media_types() {
         let of = |value: &str| content_type(&map(&[("content-type", value)])).map(str::to_owned);
         assert_eq!(of("Text/Plain; charset=x"), Ok("Text/Plain; charset=x".to_owned()));
-        assert_eq!(essence("Text/Plain ; charset=x"), "text/plain");
         for bad in ["text", "/", "text/", "a b/c", "text/\"x"] {
             assert_eq!(of(bad), Err(Problem::MEDIA_TYPE), "{bad}");
         }
@@ -211,15 +187,6 @@ mod tests {
         let packed = map(&[("content-encoding", "gzip"), ("content-type", "a/b")]);
         assert_eq!(content_type(&packed), Err(Problem::ENCODED));
         assert!(content_type(&map(&[("content-encoding", "identity")])).is_ok());
-        for (given, expected) in [
-            ("application/edifact", "edifact"),
-            ("application/hl7-v2+er7", "hl7v2"),
-            ("application/fhir+xml", "fhir"),
-            ("text/plain", "opaque"),
-            ("", "opaque"),
-        ] {
-            assert_eq!(kind(given), expected);
-        }
     }
 
     #[test]
@@ -253,7 +220,7 @@ mod tests {
             }
             if let Ok(given) = content_type(&headers) {
                 prop_assert!(given.len() <= WORD_BYTES && given.bytes().all(|b| b.is_ascii_graphic() || b == b' '));
-                prop_assert!(kind(&essence(given)).len() < 10);
+                prop_assert!(media::kind(given).len() < 10);
             }
             if let Ok(given) = event_type(&headers) {
                 prop_assert!(!given.contains([' ', '\n', '"']));

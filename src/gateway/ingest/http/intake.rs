@@ -19,7 +19,7 @@ const DISCARD_BYTES: u64 = 256 * 1024;
 const DISCARD_TIME: Duration = Duration::from_secs(2);
 
 /// What became of a body.
-pub(super) enum Taken {
+pub(super) enum Received {
     /// It is here, whole.
     Whole(Bytes),
     /// Beyond the limit: its first bytes, and how many there were as far as it was read.
@@ -33,16 +33,16 @@ pub(super) enum Taken {
 }
 
 /// Reads a body of at most `limit` bytes.
-pub(super) async fn take(mut body: Body, limit: usize, time: Duration, share: &mut Share) -> Taken {
+pub(super) async fn take(mut body: Body, limit: usize, time: Duration, share: &mut Share) -> Received {
     let deadline = Instant::now() + time;
     // What the sender says: no reason to take memory for it before it comes.
     let announced = body.size_hint().exact().and_then(|bytes| usize::try_from(bytes).ok());
     let mut kept: Vec<u8> = Vec::new();
     loop {
         let data = match timeout_at(deadline, data(&mut body)).await {
-            Err(_) => return Taken::TooSlow,
-            Ok(Some(Err(()))) => return Taken::Broken,
-            Ok(None) => return Taken::Whole(Bytes::from(kept)),
+            Err(_) => return Received::TooSlow,
+            Ok(Some(Err(()))) => return Received::Broken,
+            Ok(None) => return Received::Whole(Bytes::from(kept)),
             Ok(Some(Ok(data))) => data,
         };
         let bytes = kept.len() + data.len();
@@ -53,7 +53,7 @@ pub(super) async fn take(mut body: Body, limit: usize, time: Duration, share: &m
             );
             share.release();
             let rest = discard_until(&mut body, limit as u64, deadline).await;
-            return Taken::TooLarge { head: Bytes::from(kept), bytes: bytes as u64 + rest };
+            return Received::TooLarge { head: Bytes::from(kept), bytes: bytes as u64 + rest };
         }
         if bytes > kept.capacity() {
             // By half, so that a growing buffer is not copied at each read; never past what is announced or allowed.
@@ -62,7 +62,7 @@ pub(super) async fn take(mut body: Body, limit: usize, time: Duration, share: &m
                 && !share.covers(next)
                 && timeout(BUDGET_WAIT, share.grow_to(next)).await.is_err()
             {
-                return Taken::NoMemory;
+                return Received::NoMemory;
             }
             kept.reserve_exact(next - kept.len());
         }
@@ -107,16 +107,16 @@ mod tests {
     use super::*;
     use crate::ingest::Budget;
 
-    async fn taken(bytes: usize, limit: usize, budget: &Budget) -> Taken {
+    async fn taken(bytes: usize, limit: usize, budget: &Budget) -> Received {
         take(Body::from(vec![7; bytes]), limit, Duration::from_secs(5), &mut budget.share()).await
     }
 
     #[tokio::test]
     async fn a_body_is_whole_or_too_large() {
         let budget = Budget::new(1 << 20);
-        assert!(matches!(taken(0, 10, &budget).await, Taken::Whole(body) if body.is_empty()));
-        assert!(matches!(taken(10, 10, &budget).await, Taken::Whole(body) if body.len() == 10));
-        let Taken::TooLarge { head, bytes } = taken(10_000, 9_999, &budget).await else { panic!("taken") };
+        assert!(matches!(taken(0, 10, &budget).await, Received::Whole(body) if body.is_empty()));
+        assert!(matches!(taken(10, 10, &budget).await, Received::Whole(body) if body.len() == 10));
+        let Received::TooLarge { head, bytes } = taken(10_000, 9_999, &budget).await else { panic!("taken") };
         assert_eq!((head.len(), bytes), (HEAD_BYTES, 10_000));
         assert_eq!(budget.free_bytes(), 1 << 20, "given back");
     }
@@ -126,8 +126,8 @@ mod tests {
         let budget = Budget::new(20 * 1024);
         let mut other = budget.share();
         other.grow_to(10 * 1024).await;
-        assert!(matches!(taken(15_000, 50_000, &budget).await, Taken::NoMemory));
+        assert!(matches!(taken(15_000, 50_000, &budget).await, Received::NoMemory));
         drop(other);
-        assert!(matches!(taken(15_000, 50_000, &budget).await, Taken::Whole(_)));
+        assert!(matches!(taken(15_000, 50_000, &budget).await, Received::Whole(_)));
     }
 }

@@ -8,7 +8,7 @@ use std::collections::{HashMap, VecDeque};
 
 use ring::digest::{Context, SHA256, digest};
 
-/// Keys that are remembered; about 6 MiB.
+/// RecentKeys that are remembered; about 6 MiB.
 pub const LIMIT: usize = 65_536;
 
 type Hash = [u8; 16];
@@ -22,7 +22,7 @@ struct Seen {
 
 /// What a door knows of the keys of its senders: hashes only.
 #[derive(Debug)]
-pub struct Keys {
+pub struct RecentKeys {
     seen: HashMap<Hash, Seen>,
     /// The stored ones, oldest first.
     order: VecDeque<Hash>,
@@ -31,12 +31,12 @@ pub struct Keys {
 
 /// A key with its content, hashed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Tag {
+pub struct KeyFingerprint {
     name: Hash,
     body: Hash,
 }
 
-impl Tag {
+impl KeyFingerprint {
     /// Of a key in a lane, by its sender.
     #[must_use]
     pub fn new(lane: &str, source: &str, key: &str, body: &[u8]) -> Self {
@@ -62,18 +62,18 @@ fn front(hash: &[u8]) -> Hash {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Conflict;
 
-impl Keys {
+impl RecentKeys {
     /// Remembers at most `limit` stored keys.
     #[must_use]
     pub fn new(limit: usize) -> Self {
         Self { seen: HashMap::new(), order: VecDeque::new(), limit }
     }
 
-    /// A submission begins; [`Keys::ended`] must follow.
+    /// A submission begins; [`RecentKeys::ended`] must follow.
     ///
     /// # Errors
     /// [`Conflict`]: it must not begin.
-    pub fn begin(&mut self, tag: Tag) -> Result<(), Conflict> {
+    pub fn begin(&mut self, tag: KeyFingerprint) -> Result<(), Conflict> {
         let seen = self.seen.entry(tag.name).or_insert(Seen { body: tag.body, under_way: 0, stored: false });
         if seen.body != tag.body {
             return Err(Conflict);
@@ -83,7 +83,7 @@ impl Keys {
     }
 
     /// A submission that had begun was stored or not.
-    pub fn ended(&mut self, tag: Tag, stored: bool) {
+    pub fn ended(&mut self, tag: KeyFingerprint, stored: bool) {
         let Some(seen) = self.seen.get_mut(&tag.name) else { return };
         seen.under_way = seen.under_way.saturating_sub(1);
         if stored && !seen.stored {
@@ -105,7 +105,7 @@ impl Keys {
     }
 
     /// Takes over what the store has, when the door opens.
-    pub fn stored_before(&mut self, tag: Tag) {
+    pub fn stored_before(&mut self, tag: KeyFingerprint) {
         if self.begin(tag).is_ok() {
             self.ended(tag, true);
         }
@@ -117,26 +117,26 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn tag(key: &str, body: &str) -> Tag {
-        Tag::new("clinical", "urn:x", key, body.as_bytes())
+    fn tag(key: &str, body: &str) -> KeyFingerprint {
+        KeyFingerprint::new("clinical", "urn:x", key, body.as_bytes())
     }
 
     #[test]
     fn one_key_stands_for_one_content() {
-        let mut keys = Keys::new(10);
+        let mut keys = RecentKeys::new(10);
         assert_eq!(keys.begin(tag("k", "a")), Ok(()));
         assert_eq!(keys.begin(tag("k", "b")), Err(Conflict), "also while the first is under way");
         keys.ended(tag("k", "a"), true);
         assert_eq!(keys.begin(tag("k", "b")), Err(Conflict));
         assert_eq!(keys.begin(tag("k", "a")), Ok(()));
         assert_eq!(keys.begin(tag("l", "b")), Ok(()));
-        assert_ne!(tag("k", "a"), Tag::new("clinical", "urn:y", "k", b"a"));
-        assert_ne!(tag("k", "a"), Tag::new("urgent", "urn:x", "k", b"a"));
+        assert_ne!(tag("k", "a"), KeyFingerprint::new("clinical", "urn:y", "k", b"a"));
+        assert_ne!(tag("k", "a"), KeyFingerprint::new("urgent", "urn:x", "k", b"a"));
     }
 
     #[test]
     fn what_was_not_stored_binds_nobody() {
-        let mut keys = Keys::new(10);
+        let mut keys = RecentKeys::new(10);
         keys.begin(tag("k", "a")).unwrap();
         keys.begin(tag("k", "a")).unwrap();
         keys.ended(tag("k", "a"), false);
@@ -147,7 +147,7 @@ mod tests {
 
     #[test]
     fn the_oldest_are_forgotten() {
-        let mut keys = Keys::new(2);
+        let mut keys = RecentKeys::new(2);
         for key in ["a", "b", "c"] {
             keys.stored_before(tag(key, "1"));
         }
@@ -160,7 +160,7 @@ mod tests {
         fn memory_is_bounded_and_a_conflict_is_never_missed_within_it(
             steps in proptest::collection::vec((0u8..6, 0u8..2, any::<bool>()), 0..200)
         ) {
-            let mut keys = Keys::new(6);
+            let mut keys = RecentKeys::new(6);
             let mut model: HashMap<u8, u8> = HashMap::new();
             for (key, body, stored) in steps {
                 let tag = tag(&key.to_string(), &body.to_string());

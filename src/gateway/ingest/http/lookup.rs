@@ -5,14 +5,14 @@
 //! from the search, never from the lane and position that its `Location` names.
 
 use pgw_core::transaction::{Lane, Position, TransactionId};
-use pgw_outbox::{ReadError, Stored};
+use pgw_outbox::{Outbox, ReadError, Stored};
 use serde_json::{Value, json};
 
-use crate::ingest::control::kept::Kept;
-use crate::ingest::control::{Entry, State};
 use crate::ingest::http::outcome::Problem;
+use crate::listing;
+use crate::listing::{ListedTransaction, TransactionState};
 
-/// Records looked at on both sides of where the id should be: neighbours share a millisecond.
+/// Records read on both sides of where the id should be: neighbours share a millisecond.
 const AROUND: u64 = 32;
 /// Records passed over where one cannot be read.
 const GAP: u64 = 256;
@@ -59,71 +59,75 @@ fn position(text: &str) -> Option<Position> {
 ///
 /// # Errors
 /// The store cannot be read now.
-pub(super) fn find<K: Kept>(kept: &K, id: TransactionId, hint: &Hint) -> Result<Option<Entry>, String> {
-    for lane in kept.lanes() {
+pub(super) fn find(
+    outbox: &Outbox,
+    id: TransactionId,
+    hint: &Hint,
+) -> Result<Option<ListedTransaction>, ReadError> {
+    for lane in listing::lanes(outbox) {
         if hint.lane.as_ref().is_some_and(|wanted| *wanted != lane) {
             continue;
         }
-        let (first, tail) = (kept.first_retained(&lane).unwrap_or(1), kept.tail(&lane));
+        let (first, tail) = (outbox.first_retained(&lane).unwrap_or(1), listing::tail(outbox, &lane));
         if let Some(position) = hint.position.filter(|position| (first..=tail).contains(position))
-            && let Some(stored) = read(kept, &lane, position)?
+            && let Some(stored) = read(outbox, &lane, position)?
             && stored.transaction.id == id
         {
-            return Ok(Some(entry(kept, lane, &stored)));
+            return Ok(Some(entry(outbox, lane, &stored)));
         }
         let (mut low, mut high) = (first, tail + 1);
         while low < high {
             let middle = low + (high - low) / 2;
-            match next_readable(kept, &lane, middle, high)? {
+            match next_readable(outbox, &lane, middle, high)? {
                 Some(stored) if stored.transaction.id < id => low = stored.position + 1,
                 _ => high = middle,
             }
         }
         let (from, through) = (low.saturating_sub(AROUND).max(first), (low + AROUND).min(tail));
         for position in from..=through {
-            if let Some(stored) = read(kept, &lane, position)?
+            if let Some(stored) = read(outbox, &lane, position)?
                 && stored.transaction.id == id
             {
-                return Ok(Some(entry(kept, lane, &stored)));
+                return Ok(Some(entry(outbox, lane, &stored)));
             }
         }
     }
     Ok(None)
 }
 
-fn entry<K: Kept>(kept: &K, lane: Lane, stored: &Stored) -> Entry {
-    let confirmed = kept.mark(&lane).map_or(0, |mark| mark.position);
-    Entry::stored(lane, stored, confirmed)
+fn entry(outbox: &Outbox, lane: Lane, stored: &Stored) -> ListedTransaction {
+    let confirmed = listing::confirmed(outbox, &lane);
+    ListedTransaction::stored(lane, stored, confirmed)
 }
 
-fn next_readable<K: Kept>(
-    kept: &K,
+fn next_readable(
+    outbox: &Outbox,
     lane: &Lane,
     from: Position,
     end: Position,
-) -> Result<Option<Stored>, String> {
+) -> Result<Option<Stored>, ReadError> {
     for position in from..end.min(from + GAP) {
-        if let Some(stored) = read(kept, lane, position)? {
+        if let Some(stored) = read(outbox, lane, position)? {
             return Ok(Some(stored));
         }
     }
     Ok(None)
 }
 
-fn read<K: Kept>(kept: &K, lane: &Lane, position: Position) -> Result<Option<Stored>, String> {
-    match kept.read(lane, position, 1, 0) {
+fn read(outbox: &Outbox, lane: &Lane, position: Position) -> Result<Option<Stored>, ReadError> {
+    match outbox.read(lane, position, 1, 0) {
         Ok(records) => Ok(records.into_iter().next().filter(|stored| stored.position == position)),
         Err(ReadError::Gone { .. }) => Ok(None),
-        Err(error) => Err(error.to_string()),
+        Err(error) => Err(error),
     }
 }
 
 /// The answer. `forwarded`: it was published and is not confirmed yet; known only where there is one lane.
-pub(super) fn document(entry: &Entry, confirmed: Position, status: &Value) -> Value {
+pub(super) fn document(entry: &ListedTransaction, confirmed: Position, status: &Value) -> Value {
     let one_lane = status["lanes"].as_array().is_some_and(|lanes| lanes.len() == 1);
     let sent = confirmed.saturating_add(status["in_flight"].as_u64().unwrap_or(0));
     let mut document = json!(entry);
-    if entry.state == State::Waiting && one_lane && entry.position <= sent {
+    if entry.state == TransactionState::Waiting && one_lane && entry.position <= sent {
         document["state"] = json!("forwarded");
     }
     document
@@ -132,34 +136,31 @@ pub(super) fn document(entry: &Entry, confirmed: Position, status: &Value) -> Va
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ingest::control::server::tests::Shelf;
+    use crate::control::store_for_tests::Store;
 
-    fn id(number: u128) -> TransactionId {
-        TransactionId(uuid::Uuid::from_u128(number))
-    }
-
-    fn position(shelf: &Shelf, number: u128, hint: &Hint) -> Option<Position> {
-        find(shelf, id(number), hint).unwrap().map(|entry| entry.position)
+    fn position(store: &Store, id: TransactionId, hint: &Hint) -> Option<Position> {
+        find(&store.outbox, id, hint).unwrap().map(|entry| entry.position)
     }
 
     #[test]
     fn every_one_is_found_with_and_without_a_hint() {
         for count in [0, 1, 2, 3, 100, 1000] {
-            let shelf = Shelf::with(count);
+            let store = Store::with(count);
             for number in 1..=count {
-                assert_eq!(position(&shelf, number.into(), &Hint::default()), Some(number));
+                let id = store.record(number).transaction.id;
+                assert_eq!(position(&store, id, &Hint::default()), Some(number));
                 let hint = Hint::read(&format!("lane=clinical&position={number}")).unwrap();
-                assert_eq!(position(&shelf, number.into(), &hint), Some(number));
+                assert_eq!(position(&store, id, &hint), Some(number));
                 let wrong = Hint { position: Some(number + 1), ..Hint::default() };
-                assert_eq!(
-                    position(&shelf, number.into(), &wrong),
-                    Some(number),
-                    "a wrong hint does no harm"
-                );
+                assert_eq!(position(&store, id, &wrong), Some(number), "a wrong hint does no harm");
             }
-            assert_eq!(position(&shelf, 0, &Hint::default()), None);
-            assert_eq!(position(&shelf, u128::from(count) + 1, &Hint::read("position=1").unwrap()), None);
-            assert_eq!(position(&shelf, 1, &Hint::read("lane=other").unwrap()), None);
+            let [none, last] = [uuid::Uuid::nil(), uuid::Uuid::max()].map(TransactionId);
+            assert_eq!(position(&store, none, &Hint::default()), None);
+            assert_eq!(position(&store, last, &Hint::read("position=1").unwrap()), None);
+            if count > 0 {
+                let first = store.record(1).transaction.id;
+                assert_eq!(position(&store, first, &Hint::read("lane=other").unwrap()), None);
+            }
         }
     }
 
@@ -189,8 +190,9 @@ mod tests {
 
     #[test]
     fn forwarded_is_said_only_where_it_is_known() {
-        let shelf = Shelf::with(3);
-        let entry = find(&shelf, id(2), &Hint::default()).unwrap().unwrap();
+        let store = Store::with(3);
+        let id = store.record(2).transaction.id;
+        let entry = find(&store.outbox, id, &Hint::default()).unwrap().unwrap();
         let state = |confirmed, status: Value| document(&entry, confirmed, &status)["state"].clone();
         assert_eq!(state(0, json!({"in_flight": 2, "lanes": [{}]})), "forwarded");
         assert_eq!(state(0, json!({"in_flight": 1, "lanes": [{}]})), "waiting");

@@ -3,10 +3,12 @@
 //! `docs/openapi.yaml` is the contract; a test drives every route, method and status in it.
 //!
 //! - [`headers`], [`fhir`], [`outcome`], [`keys`] and [`metrics`] are pure
-//! - [`door`] listens and holds connections, [`access`] says who may send, `intake` reads a body within its limits
-//! - [`router`] has the routes, `submission` the one way from a request to `submit()`, `lookup` finds what was taken
+//! - [`door`] listens and holds connections, [`context`] is what these share, [`access`] says who may send, `intake` reads a body within its limits
+//! - [`router`] has the routes, `compose` and `submission` the one way from a request to `submit()`, `lookup` finds what was taken
 
 pub mod access;
+mod compose;
+pub mod context;
 pub mod door;
 pub mod fhir;
 pub mod headers;

@@ -5,12 +5,14 @@
 use pgw_outbox::Refusal;
 use serde_json::{Value, json};
 
-use crate::ingest::mllp::ack::{Fault, Outcome, Stamp, acknowledgment};
+use crate::ingest::media;
+use crate::ingest::mllp::ack::{AckOutcome, Fault, Stamp, acknowledgment};
 use crate::ingest::mllp::msh::Msh;
+use crate::ingest::slip::AcceptanceSlip;
 
-/// In what words a route answers.
+/// In which format a route answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Words {
+pub enum Dialect {
     /// JSON; problems after RFC 9457.
     Plain,
     /// A FHIR OperationOutcome with the codes of BaRS.
@@ -139,7 +141,7 @@ impl Problem {
     pub const BROKEN: Self = problem(400, "structure", "The body ended before its end", "");
     /// Nothing can be stored now.
     pub const LATER: Self = problem(503, "transient", "Nothing can be stored now: send it again later", "");
-    /// A fault of this program.
+    /// A bug in this program.
     pub const FAULT: Self = problem(500, "exception", "The gateway has made a mistake: it is in its log", "");
 
     /// What the outbox's refusal is in HTTP.
@@ -200,8 +202,6 @@ pub struct Answer {
 }
 
 const PROBLEM_JSON: &str = "application/problem+json";
-const FHIR_JSON: &str = "application/fhir+json";
-const ER7: &str = "application/hl7-v2+er7";
 
 fn json_answer(status: u16, content_type: &'static str, body: &Value) -> Answer {
     Answer { status, content_type, body: pgw_core::wire::to_json(body) }
@@ -209,10 +209,10 @@ fn json_answer(status: u16, content_type: &'static str, body: &Value) -> Answer 
 
 /// The answer to a refused request. An HL7 sender whose message has a header gets an acknowledgment.
 #[must_use]
-pub fn refused(words: Words, problem: Problem, message: &[u8], stamp: Stamp<'_>) -> Answer {
-    match words {
-        Words::Plain => plain_problem(problem),
-        Words::Fhir => {
+pub fn refused(dialect: Dialect, problem: Problem, message: &[u8], stamp: Stamp<'_>) -> Answer {
+    match dialect {
+        Dialect::Plain => plain_problem(problem),
+        Dialect::Fhir => {
             let code = problem.bars_code();
             let issue = json!({
                 "severity": "error",
@@ -226,11 +226,11 @@ pub fn refused(words: Words, problem: Problem, message: &[u8], stamp: Stamp<'_>)
             });
             json_answer(
                 problem.status,
-                FHIR_JSON,
+                media::FHIR_JSON,
                 &json!({ "resourceType": "OperationOutcome", "issue": [issue] }),
             )
         }
-        Words::Hl7 => match Msh::read(message) {
+        Dialect::Hl7 => match Msh::read(message) {
             Some(msh) => negative(problem.status, &msh, problem.fault(), stamp),
             None => plain_problem(problem),
         },
@@ -253,70 +253,55 @@ pub fn refused_hl7(fault: Fault, message: &[u8], stamp: Stamp<'_>) -> Answer {
     match Msh::read(message) {
         Some(msh) => negative(400, &msh, fault, stamp),
         // Without a header there is nobody to acknowledge to, but these senders read acknowledgments only.
-        None => acknowledged(400, None, Outcome::Refused(fault), stamp),
+        None => acknowledged(400, None, AckOutcome::Refused(fault), stamp),
     }
 }
 
 fn negative(status: u16, msh: &Msh<'_>, fault: Fault, stamp: Stamp<'_>) -> Answer {
-    acknowledged(status, Some(msh), Outcome::Refused(fault), stamp)
+    acknowledged(status, Some(msh), AckOutcome::Refused(fault), stamp)
 }
 
-fn acknowledged(status: u16, msh: Option<&Msh<'_>>, outcome: Outcome, stamp: Stamp<'_>) -> Answer {
+fn acknowledged(status: u16, msh: Option<&Msh<'_>>, outcome: AckOutcome, stamp: Stamp<'_>) -> Answer {
     let framed = acknowledgment(msh, outcome, stamp).unwrap_or_default();
     // Without the frame of MLLP: 0B ... 1C 0D.
     let body = framed.get(1..framed.len().saturating_sub(2)).unwrap_or_default().to_vec();
-    Answer { status, content_type: ER7, body }
+    Answer { status, content_type: media::ER7, body }
 }
 
-/// What is known of what was accepted. `id` and `time` are missing for a repetition of what was confirmed and
-/// deleted since.
-#[derive(Debug, Clone, serde::Serialize)]
-pub struct Receipt {
-    /// Its id.
-    pub id: Option<String>,
-    /// Its lane.
-    pub lane: String,
-    /// Its position there.
-    pub position: u64,
-    /// When it was accepted first, RFC 3339.
-    pub time: Option<String>,
-    /// It was there already.
-    pub repeated: bool,
-    /// Its key was used before with other content.
-    pub key_reused: bool,
-}
-
-impl Receipt {
-    /// Where it can be asked for. Lane and position are hints that spare the search.
-    #[must_use]
-    pub fn location(&self) -> Option<String> {
-        let id = self.id.as_ref()?;
-        Some(format!("/v1/transactions/{id}?lane={}&position={}", self.lane, self.position))
-    }
+/// Where an accepted transaction can be asked for. Lane and position are hints that spare the search.
+#[must_use]
+pub fn location(slip: &AcceptanceSlip) -> Option<String> {
+    let id = slip.id.as_ref()?;
+    Some(format!("/v1/transactions/{id}?lane={}&position={}", slip.lane, slip.position))
 }
 
 /// The answer to an accepted request: 202, and 200 with the acknowledgment where HL7 over HTTP wants it so.
 #[must_use]
-pub fn accepted(words: Words, receipt: &Receipt, message: &[u8], stamp: Stamp<'_>) -> Answer {
-    match words {
-        Words::Plain => {
-            Answer { status: 202, content_type: "application/json", body: pgw_core::wire::to_json(receipt) }
+pub fn accepted(dialect: Dialect, slip: &AcceptanceSlip, message: &[u8], stamp: Stamp<'_>) -> Answer {
+    match dialect {
+        Dialect::Plain => {
+            Answer { status: 202, content_type: "application/json", body: pgw_core::wire::to_json(slip) }
         }
-        Words::Fhir => {
+        Dialect::Fhir => {
             let issue = json!({
                 "severity": "information",
                 "code": "informational",
-                "diagnostics": format!("Stored for forwarding: {} in lane {}", receipt.position, receipt.lane),
+                "diagnostics": format!("Stored for forwarding: {} in lane {}", slip.position, slip.lane),
             });
-            json_answer(202, FHIR_JSON, &json!({ "resourceType": "OperationOutcome", "issue": [issue] }))
+            json_answer(
+                202,
+                media::FHIR_JSON,
+                &json!({ "resourceType": "OperationOutcome", "issue": [issue] }),
+            )
         }
-        Words::Hl7 => acknowledged(200, Msh::read(message).as_ref(), Outcome::Stored, stamp),
+        Dialect::Hl7 => acknowledged(200, Msh::read(message).as_ref(), AckOutcome::Stored, stamp),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use pgw_core::transaction::{Lane, TransactionId};
     use proptest::prelude::*;
 
     const STAMP: Stamp<'static> = Stamp { now: 1_795_385_530_123, control_id: "G1" };
@@ -360,7 +345,7 @@ mod tests {
             assert_eq!(Problem::of(&refusal), Problem::LATER);
         }
         assert_eq!(Problem::of(&Refusal::TooLarge { bytes: 2, limit: 1 }).status, 413);
-        let lane = pgw_core::transaction::Lane::new("x").unwrap();
+        let lane = Lane::new("x").unwrap();
         assert_eq!(Problem::of(&Refusal::UnknownLane(lane)).status, 404);
         for problem in ALL {
             assert_eq!(problem.is_temporary(), [408, 503].contains(&problem.status), "{problem:?}");
@@ -372,7 +357,7 @@ mod tests {
 
     #[test]
     fn bars_gets_its_codes() {
-        let answer = refused(Words::Fhir, Problem::DUPLICATE, b"", STAMP);
+        let answer = refused(Dialect::Fhir, Problem::DUPLICATE, b"", STAMP);
         let body: Value = serde_json::from_slice(&answer.body).unwrap();
         assert_eq!((answer.status, answer.content_type), (409, "application/fhir+json"));
         assert_eq!(body["resourceType"], "OperationOutcome");
@@ -384,51 +369,54 @@ mod tests {
     #[test]
     fn hl7_gets_its_acknowledgment_without_a_frame() {
         let message = b"MSH|^~\\&|LAB|SURG|||1||ORU^R01|42|P|2.4\rPID|1";
-        let receipt = Receipt {
+        let slip = AcceptanceSlip {
             id: None,
-            lane: "clinical".into(),
+            lane: Lane::new("clinical").unwrap(),
             position: 1,
             time: None,
             repeated: false,
             key_reused: false,
         };
         let text = |answer: &Answer| String::from_utf8(answer.body.clone()).unwrap();
-        let yes = accepted(Words::Hl7, &receipt, message, STAMP);
+        let yes = accepted(Dialect::Hl7, &slip, message, STAMP);
         assert_eq!((yes.status, yes.content_type), (200, "application/hl7-v2+er7"));
         assert!(text(&yes).starts_with("MSH|") && text(&yes).contains("MSA|AA|42|"), "{}", text(&yes));
         let no = refused_hl7(Fault::NO_HEADER, b"FOO", STAMP);
         assert!(no.status == 400 && text(&no).contains("MSA|AR|"), "{}", text(&no));
-        let large = refused(Words::Hl7, Problem::TOO_LARGE, message, STAMP);
+        let large = refused(Dialect::Hl7, Problem::TOO_LARGE, message, STAMP);
         assert!(large.status == 413 && text(&large).contains("MSA|AE|42|"), "{}", text(&large));
-        let later = refused(Words::Hl7, Problem::LATER, message, STAMP);
+        let later = refused(Dialect::Hl7, Problem::LATER, message, STAMP);
         assert!(later.status == 503 && text(&later).contains("MSA|AR|42|"), "{}", text(&later));
-        assert_eq!(refused(Words::Hl7, Problem::UNAUTHORIZED, b"", STAMP).content_type, PROBLEM_JSON);
+        assert_eq!(refused(Dialect::Hl7, Problem::UNAUTHORIZED, b"", STAMP).content_type, PROBLEM_JSON);
         // A sender that wants no acknowledgment gets an empty one: HTTP has an answer for every request.
-        let none = accepted(Words::Hl7, &receipt, b"MSH|^~\\&|||||||A|1||2.4|||NE", STAMP);
+        let none = accepted(Dialect::Hl7, &slip, b"MSH|^~\\&|||||||A|1||2.4|||NE", STAMP);
         assert!(none.status == 200 && none.body.is_empty());
     }
 
     #[test]
     fn only_what_is_there_has_a_place() {
-        let mut receipt = Receipt {
-            id: Some("i".into()),
-            lane: "l".into(),
+        let mut slip = AcceptanceSlip {
+            id: Some(TransactionId(uuid::Uuid::from_u128(7))),
+            lane: Lane::new("l").unwrap(),
             position: 7,
             time: None,
             repeated: true,
             key_reused: false,
         };
-        assert_eq!(receipt.location().unwrap(), "/v1/transactions/i?lane=l&position=7");
-        receipt.id = None;
-        assert_eq!(receipt.location(), None);
+        assert_eq!(
+            location(&slip).unwrap(),
+            "/v1/transactions/00000000-0000-0000-0000-000000000007?lane=l&position=7"
+        );
+        slip.id = None;
+        assert_eq!(location(&slip), None);
     }
 
     proptest! {
         #[test]
-        fn no_answer_carries_content(message in "[A-Z]{30}", index in 0..ALL.len(), words in 0usize..3) {
-            let words = [Words::Plain, Words::Fhir, Words::Hl7][words];
+        fn no_answer_carries_content(message in "[A-Z]{30}", index in 0..ALL.len(), dialect in 0usize..3) {
+            let dialect = [Dialect::Plain, Dialect::Fhir, Dialect::Hl7][dialect];
             let message = format!("MSH|^~\\&|A|B|||1||ORU^R01|1|P|2.4\rPID|{message}");
-            let answer = refused(words, ALL[index], message.as_bytes(), STAMP);
+            let answer = refused(dialect, ALL[index], message.as_bytes(), STAMP);
             prop_assert_eq!(answer.status, ALL[index].status);
             prop_assert!(!String::from_utf8(answer.body).unwrap().contains(&message[45..]));
         }

@@ -10,16 +10,17 @@ use axum::middleware::{Next, from_fn};
 use axum::response::Response;
 use axum::routing::{get, post};
 use pgw_core::transaction::TransactionId;
+use pgw_outbox::ReadError;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use crate::ingest::control::kept::Kept;
-use crate::ingest::http::door::Shared;
+use crate::ingest::http::context::HttpContext;
 use crate::ingest::http::lookup;
 use crate::ingest::http::lookup::Hint;
-use crate::ingest::http::outcome::{Answer, Problem, Words};
+use crate::ingest::http::outcome::{Answer, Dialect, Problem};
 use crate::ingest::http::submission::{client, plain, respond, take, unauthorized};
 use crate::ingest::http::{headers, metrics};
+use crate::listing;
 
 /// Every method and path that does something.
 pub const ROUTES: [(&str, &str); 9] = [
@@ -34,24 +35,24 @@ pub const ROUTES: [(&str, &str); 9] = [
     ("get", "/metrics"),
 ];
 
-type Door<K> = State<Arc<Shared<K>>>;
+type Context = State<Arc<HttpContext>>;
 
 /// All routes of one door.
-pub(super) fn router<K: Kept>(shared: Arc<Shared<K>>) -> Router {
+pub(super) fn router(context: Arc<HttpContext>) -> Router {
     Router::new()
-        .route("/v1/transactions", post(plain_transaction::<K>))
-        .route("/v1/transactions/{name}", post(transaction_in_lane::<K>).get(look_up::<K>))
-        .route("/fhir/$process-message", post(fhir::<K>))
+        .route("/v1/transactions", post(plain_transaction))
+        .route("/v1/transactions/{name}", post(transaction_in_lane).get(look_up))
+        .route("/fhir/$process-message", post(fhir))
         // Some clients encode the dollar sign.
-        .route("/fhir/%24process-message", post(fhir::<K>))
-        .route("/hl7", post(hl7::<K>))
-        .route("/healthz", get(alive::<K>))
-        .route("/readyz", get(ready::<K>))
-        .route("/metrics", get(numbers::<K>))
-        .fallback(nothing_here::<K>)
+        .route("/fhir/%24process-message", post(fhir))
+        .route("/hl7", post(hl7))
+        .route("/healthz", get(alive))
+        .route("/readyz", get(ready))
+        .route("/metrics", get(numbers))
+        .fallback(nothing_here)
         .method_not_allowed_fallback(async || plain(Problem::METHOD))
         .layer(from_fn(echo))
-        .with_state(shared)
+        .with_state(context)
 }
 
 /// The ids of a request stand on its answer, whatever the answer is.
@@ -62,29 +63,29 @@ async fn echo(request: Request, next: Next) -> Response {
     response
 }
 
-async fn plain_transaction<K: Kept>(State(shared): Door<K>, request: Request) -> Response {
-    take(shared, Words::Plain, None, request).await
+async fn plain_transaction(State(context): Context, request: Request) -> Response {
+    take(context, Dialect::Plain, None, request).await
 }
 
-async fn transaction_in_lane<K: Kept>(
-    State(shared): Door<K>,
+async fn transaction_in_lane(
+    State(context): Context,
     Path(lane): Path<String>,
     request: Request,
 ) -> Response {
-    take(shared, Words::Plain, Some(&lane), request).await
+    take(context, Dialect::Plain, Some(&lane), request).await
 }
 
-async fn fhir<K: Kept>(State(shared): Door<K>, request: Request) -> Response {
-    take(shared, Words::Fhir, None, request).await
+async fn fhir(State(context): Context, request: Request) -> Response {
+    take(context, Dialect::Fhir, None, request).await
 }
 
-async fn hl7<K: Kept>(State(shared): Door<K>, request: Request) -> Response {
-    take(shared, Words::Hl7, None, request).await
+async fn hl7(State(context): Context, request: Request) -> Response {
+    take(context, Dialect::Hl7, None, request).await
 }
 
-async fn look_up<K: Kept>(State(shared): Door<K>, Path(id): Path<String>, request: Request) -> Response {
-    if client(&shared, request.extensions(), request.headers()).is_none() {
-        return unauthorized(Words::Plain, request.into_body()).await;
+async fn look_up(State(context): Context, Path(id): Path<String>, request: Request) -> Response {
+    if client(&context, request.extensions(), request.headers()).is_none() {
+        return unauthorized(Dialect::Plain, request.into_body()).await;
     }
     let Ok(id) = Uuid::try_parse(&id) else { return plain(Problem::BAD_ID) };
     let hint = match Hint::read(request.uri().query().unwrap_or_default()) {
@@ -92,17 +93,17 @@ async fn look_up<K: Kept>(State(shared): Door<K>, Path(id): Path<String>, reques
         Err(problem) => return plain(problem),
     };
     let found = tokio::task::spawn_blocking(move || {
-        let found = lookup::find(&shared.kept, TransactionId(id), &hint)?;
-        Ok::<_, String>(found.map(|entry| {
-            let confirmed = shared.kept.mark(&entry.lane).map_or(0, |mark| mark.position);
-            lookup::document(&entry, confirmed, &(shared.status)())
+        let found = lookup::find(&context.outbox, TransactionId(id), &hint)?;
+        Ok::<_, ReadError>(found.map(|entry| {
+            let confirmed = listing::confirmed(&context.outbox, &entry.lane);
+            lookup::document(&entry, confirmed, &(context.status)())
         }))
     });
     match found.await {
         Ok(Ok(Some(document))) => document_response(StatusCode::OK, &document),
         Ok(Ok(None)) => plain(Problem::NO_TRANSACTION),
-        Ok(Err(trouble)) => {
-            tracing::debug!(trouble, "Could not look a transaction up");
+        Ok(Err(error)) => {
+            tracing::debug!(%error, "Could not look a transaction up");
             plain(Problem::LATER)
         }
         Err(_) => plain(Problem::FAULT),
@@ -116,14 +117,14 @@ fn document_response(status: StatusCode, document: &Value) -> Response {
     response
 }
 
-async fn status<K: Kept>(shared: Arc<Shared<K>>) -> Value {
+async fn status(context: Arc<HttpContext>) -> Value {
     // The source may look at the disk.
-    tokio::task::spawn_blocking(move || (shared.status)()).await.unwrap_or_default()
+    tokio::task::spawn_blocking(move || (context.status)()).await.unwrap_or_default()
 }
 
 /// This process runs and can say what it is doing; a supervisor would restart what does not answer.
-async fn alive<K: Kept>(State(shared): Door<K>) -> Response {
-    let status = status(shared).await;
+async fn alive(State(context): Context) -> Response {
+    let status = status(context).await;
     match status.is_object() {
         true => {
             document_response(StatusCode::OK, &json!({ "status": "alive", "version": status["version"] }))
@@ -133,8 +134,8 @@ async fn alive<K: Kept>(State(shared): Door<K>) -> Response {
 }
 
 /// Whether new work is taken now; the state of the link does not matter to that.
-async fn ready<K: Kept>(State(shared): Door<K>) -> Response {
-    let status = status(shared).await;
+async fn ready(State(context): Context) -> Response {
+    let status = status(context).await;
     let refusing = status["state"] == "refusing" || !status.is_object();
     let code = if refusing { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::OK };
     let document = json!({
@@ -145,24 +146,24 @@ async fn ready<K: Kept>(State(shared): Door<K>) -> Response {
     document_response(code, &document)
 }
 
-async fn numbers<K: Kept>(State(shared): Door<K>, request: Request) -> Response {
-    if client(&shared, request.extensions(), request.headers()).is_none() {
-        return unauthorized(Words::Plain, request.into_body()).await;
+async fn numbers(State(context): Context, request: Request) -> Response {
+    if client(&context, request.extensions(), request.headers()).is_none() {
+        return unauthorized(Dialect::Plain, request.into_body()).await;
     }
-    let doors = shared.counters.counts();
-    let text = metrics::render(&status(shared).await, &doors);
+    let doors = context.counters.counts();
+    let text = metrics::render(&status(context).await, &doors);
     let mut response = Response::new(text.into());
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(metrics::CONTENT_TYPE));
     response
 }
 
 /// A FHIR query is told that there are none; everything else that there is nothing.
-async fn nothing_here<K: Kept>(State(shared): Door<K>, request: Request) -> Response {
+async fn nothing_here(State(context): Context, request: Request) -> Response {
     let is_fhir = request.uri().path().starts_with("/fhir/");
-    let words = if is_fhir { Words::Fhir } else { Words::Plain };
-    if client(&shared, request.extensions(), request.headers()).is_none() {
-        return unauthorized(words, request.into_body()).await;
+    let dialect = if is_fhir { Dialect::Fhir } else { Dialect::Plain };
+    if client(&context, request.extensions(), request.headers()).is_none() {
+        return unauthorized(dialect, request.into_body()).await;
     }
-    super::submission::not_taken(words, if is_fhir { Problem::QUERY } else { Problem::NO_ROUTE }, request)
+    super::submission::not_taken(dialect, if is_fhir { Problem::QUERY } else { Problem::NO_ROUTE }, request)
         .await
 }

@@ -12,6 +12,7 @@ use pgw_core::transaction::UnixMillis;
 use time::OffsetDateTime;
 use time::macros::format_description;
 
+use crate::ingest::hl7::Beginning;
 use crate::ingest::mllp::codec;
 use crate::ingest::mllp::msh::{Msh, Separators};
 
@@ -83,6 +84,13 @@ impl Fault {
         text: "Batches are not supported, send single messages",
         reason: "unsupported",
     };
+
+    /// Why input that [`Msh::read`] gives nothing for is refused.
+    #[must_use]
+    pub fn of_no_message(input: &[u8]) -> Self {
+        if Beginning::of(input) == Beginning::Batch { Self::UNSUPPORTED } else { Self::NO_HEADER }
+    }
+
     /// The outbox refuses it for good.
     pub const REFUSED: Self = Self {
         class: Class::Reject,
@@ -103,7 +111,7 @@ impl Fault {
 
 /// What became of the message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Outcome {
+pub enum AckOutcome {
     /// It is behind the barrier.
     Stored,
     /// It is not, and will not be.
@@ -122,7 +130,7 @@ pub struct Stamp<'a> {
 /// The acknowledgment in its frame; `None` when the sender wants none for this outcome. `msh` is `None` when the
 /// message has no header; that is always answered.
 #[must_use]
-pub fn acknowledgment(msh: Option<&Msh<'_>>, outcome: Outcome, stamp: Stamp<'_>) -> Option<Vec<u8>> {
+pub fn acknowledgment(msh: Option<&Msh<'_>>, outcome: AckOutcome, stamp: Stamp<'_>) -> Option<Vec<u8>> {
     let code = code(msh, outcome)?;
     let given = msh.map_or(Separators::USUAL, Msh::separators);
     let separators = if usable(given) { given } else { Separators::USUAL };
@@ -132,7 +140,7 @@ pub fn acknowledgment(msh: Option<&Msh<'_>>, outcome: Outcome, stamp: Stamp<'_>)
         version => version,
     };
 
-    let mut line = Line { out: Vec::with_capacity(256), field: separators.field };
+    let mut line = SegmentText { out: Vec::with_capacity(256), field: separators.field };
     line.out.extend_from_slice(b"MSH");
     line.field(&[separators.component, separators.repetition, separators.escape, separators.subcomponent]);
     for number in [5, 6, 3, 4] {
@@ -157,11 +165,11 @@ pub fn acknowledgment(msh: Option<&Msh<'_>>, outcome: Outcome, stamp: Stamp<'_>)
     line.field(code);
     line.field(&echo_control_id(msh, separators));
     match outcome {
-        Outcome::Stored => line.field(STORED_TEXT.as_bytes()),
-        Outcome::Refused(fault) => line.field(fault.text.as_bytes()),
+        AckOutcome::Stored => line.field(STORED_TEXT.as_bytes()),
+        AckOutcome::Refused(fault) => line.field(fault.text.as_bytes()),
     }
     line.end();
-    if let Outcome::Refused(fault) = outcome {
+    if let AckOutcome::Refused(fault) = outcome {
         error_segment(&mut line, fault, &version, separators);
     }
     let mut framed = Vec::new();
@@ -170,23 +178,23 @@ pub fn acknowledgment(msh: Option<&Msh<'_>>, outcome: Outcome, stamp: Stamp<'_>)
 }
 
 /// MSA-1, or `None` for no answer.
-fn code(msh: Option<&Msh<'_>>, outcome: Outcome) -> Option<&'static [u8]> {
+fn code(msh: Option<&Msh<'_>>, outcome: AckOutcome) -> Option<&'static [u8]> {
     let accept = msh.map_or(&[][..], |m| m.component(15, 1));
     let application = msh.map_or(&[][..], |m| m.component(16, 1));
     let (condition, enhanced) = if accept.is_empty() { (application, false) } else { (accept, true) };
     let is = |word: &[u8]| condition.eq_ignore_ascii_case(word);
     // Unknown words are answered: a sender that hears nothing sends again for ever.
     let wanted = match outcome {
-        Outcome::Stored => !(is(b"NE") || is(b"ER")),
-        Outcome::Refused(_) => !(is(b"NE") || is(b"SU")),
+        AckOutcome::Stored => !(is(b"NE") || is(b"ER")),
+        AckOutcome::Refused(_) => !(is(b"NE") || is(b"SU")),
     };
     wanted.then_some(match (enhanced, outcome) {
-        (false, Outcome::Stored) => b"AA",
-        (true, Outcome::Stored) => b"CA",
-        (false, Outcome::Refused(Fault { class: Class::Error, .. })) => b"AE",
-        (false, Outcome::Refused(Fault { class: Class::Reject, .. })) => b"AR",
-        (true, Outcome::Refused(Fault { class: Class::Error, .. })) => b"CE",
-        (true, Outcome::Refused(Fault { class: Class::Reject, .. })) => b"CR",
+        (false, AckOutcome::Stored) => b"AA",
+        (true, AckOutcome::Stored) => b"CA",
+        (false, AckOutcome::Refused(Fault { class: Class::Error, .. })) => b"AE",
+        (false, AckOutcome::Refused(Fault { class: Class::Reject, .. })) => b"AR",
+        (true, AckOutcome::Refused(Fault { class: Class::Error, .. })) => b"CE",
+        (true, AckOutcome::Refused(Fault { class: Class::Reject, .. })) => b"CR",
     })
 }
 
@@ -210,7 +218,7 @@ fn message_type(msh: Option<&Msh<'_>>, version: &[u8], separators: Separators) -
 }
 
 /// ERR as version 2.5 has it, or the one field that it was before.
-fn error_segment(line: &mut Line, fault: Fault, version: &[u8], separators: Separators) {
+fn error_segment(line: &mut SegmentText, fault: Fault, version: &[u8], separators: Separators) {
     let code = fault.code.to_string();
     line.out.extend_from_slice(b"ERR");
     if version >= b"2.5".as_slice() {
@@ -285,12 +293,12 @@ fn date_time(now: UnixMillis) -> String {
         .unwrap_or_default()
 }
 
-struct Line {
+struct SegmentText {
     out: Vec<u8>,
     field: u8,
 }
 
-impl Line {
+impl SegmentText {
     fn field(&mut self, value: &[u8]) {
         self.out.push(self.field);
         self.out.extend_from_slice(value);
@@ -338,7 +346,7 @@ mod tests {
 
     const STAMP: Stamp<'static> = Stamp { now: 1_795_385_530_123, control_id: "G1" };
 
-    fn answer(header: &str, outcome: Outcome) -> Option<String> {
+    fn answer(header: &str, outcome: AckOutcome) -> Option<String> {
         let message = header.as_bytes();
         let framed = acknowledgment(Msh::read(message).as_ref(), outcome, STAMP)?;
         Some(String::from_utf8(unframe(&framed)).unwrap().replace('\r', "\n"))
@@ -362,12 +370,12 @@ mod tests {
     #[test]
     fn positive_answers_in_full() {
         assert_eq!(
-            answer(&header("2.4", "", ""), Outcome::Stored).unwrap(),
+            answer(&header("2.4", "", ""), AckOutcome::Stored).unwrap(),
             "MSH|^~\\&|APP|FAC|LAB|SURG|20261122221210+0000||ACK^R01^ACK|G1|T|2.4||||||ASCII\n\
              MSA|AA|42|Stored for forwarding\n"
         );
         assert_eq!(
-            answer("MSH|^~\\&|LAB|SURG|APP|FAC|1||ORU^R01|42||2.3|||AL", Outcome::Stored).unwrap(),
+            answer("MSH|^~\\&|LAB|SURG|APP|FAC|1||ORU^R01|42||2.3|||AL", AckOutcome::Stored).unwrap(),
             "MSH|^~\\&|APP|FAC|LAB|SURG|20261122221210+0000||ACK|G1||2.3\nMSA|CA|42|Stored for forwarding\n"
         );
     }
@@ -375,13 +383,13 @@ mod tests {
     #[test]
     fn refusals_in_full() {
         assert_eq!(
-            answer(&header("2.5.1", "", ""), Outcome::Refused(Fault::TOO_LARGE)).unwrap(),
+            answer(&header("2.5.1", "", ""), AckOutcome::Refused(Fault::TOO_LARGE)).unwrap(),
             "MSH|^~\\&|APP|FAC|LAB|SURG|20261122221210+0000||ACK^R01^ACK|G1|T|2.5.1||||||ASCII\n\
              MSA|AE|42|The message is larger than the limit of this gateway\n\
              ERR|||207^Application internal error^HL70357|E||||The message is larger than the limit of this gateway\n"
         );
         assert_eq!(
-            answer("no header", Outcome::Refused(Fault::NO_HEADER)).unwrap(),
+            answer("no header", AckOutcome::Refused(Fault::NO_HEADER)).unwrap(),
             "MSH|^~\\&|||||20261122221210+0000||ACK|G1||2.3\n\
              MSA|AR||The message does not begin with an MSH segment\n\
              ERR|MSH^^^100&Segment sequence error&HL70357\n"
@@ -394,8 +402,8 @@ mod tests {
             answer(&header("2.4", accept, application), outcome)
                 .map(|text| text.split_once("MSA|").unwrap().1[..2].to_owned())
         };
-        let reject = Outcome::Refused(Fault::SENDER_NOT_ALLOWED);
-        let error = Outcome::Refused(Fault::TOO_LARGE);
+        let reject = AckOutcome::Refused(Fault::SENDER_NOT_ALLOWED);
+        let error = AckOutcome::Refused(Fault::TOO_LARGE);
         for (accept, application, stored, rejected, failed) in [
             ("", "", Some("AA"), Some("AR"), Some("AE")),
             ("AL", "", Some("CA"), Some("CR"), Some("CE")),
@@ -410,7 +418,7 @@ mod tests {
             ("??", "", Some("CA"), Some("CR"), Some("CE")),
         ] {
             let name = format!("MSH-15 {accept:?} MSH-16 {application:?}");
-            assert_eq!(code(accept, application, Outcome::Stored).as_deref(), stored, "{name}");
+            assert_eq!(code(accept, application, AckOutcome::Stored).as_deref(), stored, "{name}");
             assert_eq!(code(accept, application, reject).as_deref(), rejected, "{name}");
             assert_eq!(code(accept, application, error).as_deref(), failed, "{name}");
         }
@@ -418,13 +426,13 @@ mod tests {
 
     #[test]
     fn the_senders_separators_are_used_unless_they_clash() {
-        let text = answer("MSH#*~\\&#LAB#SU*RG#APP#FAC###ORU*R01#4|2##2.5", Outcome::Stored).unwrap();
+        let text = answer("MSH#*~\\&#LAB#SU*RG#APP#FAC###ORU*R01#4|2##2.5", AckOutcome::Stored).unwrap();
         assert_eq!(
             text,
             "MSH#*~\\&#APP#FAC#LAB#SU*RG#20261122221210+0000##ACK*R01*ACK#G1##2.5\n\
              MSA#AA#4|2#Stored for forwarding\n"
         );
-        let text = answer("MSH#****#LAB#SURG######4|2", Outcome::Stored).unwrap();
+        let text = answer("MSH#****#LAB#SURG######4|2", AckOutcome::Stored).unwrap();
         assert!(text.starts_with("MSH|^~\\&|||LAB|SURG|"), "{text}");
         assert!(text.contains("MSA|AA|42|"), "{text}");
     }
@@ -433,7 +441,7 @@ mod tests {
     fn a_separator_that_our_own_fields_contain_is_not_used() {
         for separator in ['+', '.', ','] {
             let message = "MSH+^~\\&+LAB+SURG++++++42++2".replace('+', &separator.to_string());
-            let text = answer(&message, Outcome::Refused(Fault::UNAVAILABLE)).unwrap();
+            let text = answer(&message, AckOutcome::Refused(Fault::UNAVAILABLE)).unwrap();
             assert!(text.starts_with("MSH|^~\\&|||LAB|SURG|20261122221210+0000||"), "{text}");
         }
     }
@@ -477,10 +485,10 @@ mod tests {
         fn every_answer_is_one_small_frame_with_msh_and_msa(message in hostile(), kind in 0usize..4) {
             let msh = Msh::read(&message);
             let outcome = [
-                Outcome::Stored,
-                Outcome::Refused(Fault::UNSUPPORTED),
-                Outcome::Refused(Fault::UNAVAILABLE),
-                Outcome::Refused(Fault::SENDER_NOT_ALLOWED),
+                AckOutcome::Stored,
+                AckOutcome::Refused(Fault::UNSUPPORTED),
+                AckOutcome::Refused(Fault::UNAVAILABLE),
+                AckOutcome::Refused(Fault::SENDER_NOT_ALLOWED),
             ][kind];
             if let Some(framed) = acknowledgment(msh.as_ref(), outcome, STAMP) {
                 prop_assert!(framed.len() < MAX_BYTES, "{} bytes", framed.len());
@@ -489,8 +497,8 @@ mod tests {
                 prop_assert!(ack.is_some());
                 let segments: Vec<_> = body.split(|b| *b == b'\r').map(|s| &s[..s.len().min(3)]).collect();
                 let expected: &[&[u8]] = match outcome {
-                    Outcome::Stored => &[b"MSH", b"MSA", b""],
-                    Outcome::Refused(_) => &[b"MSH", b"MSA", b"ERR", b""],
+                    AckOutcome::Stored => &[b"MSH", b"MSA", b""],
+                    AckOutcome::Refused(_) => &[b"MSH", b"MSA", b"ERR", b""],
                 };
                 prop_assert_eq!(segments, expected);
                 prop_assert_eq!(ack.unwrap().control_id(), b"G1");

@@ -12,6 +12,9 @@ use bytes::Bytes;
 use pgw_core::delivery::Millis;
 use pgw_core::transaction::Body;
 
+use crate::ingest::hl7;
+use crate::ingest::hl7::Beginning;
+
 /// Start of a frame: VT.
 const START: u8 = 0x0b;
 /// End of a frame: FS, then CR.
@@ -45,11 +48,11 @@ pub enum Event {
 
 /// The sender stayed inside a frame for longer than allowed: the connection has to be closed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("a frame was begun and not ended in time")]
+#[error("a frame did not end in time")]
 pub struct FrameTimedOut;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum State {
+enum Framing {
     Outside,
     Inside,
     /// After a `1C`: the next byte, the clock or the end of the connection says what it was.
@@ -63,7 +66,7 @@ enum State {
 pub struct Decoder {
     limit: usize,
     timeout: Millis,
-    state: State,
+    state: Framing,
     since: Millis,
     frame: Vec<u8>,
     total: u64,
@@ -78,7 +81,7 @@ impl Decoder {
         Self {
             limit,
             timeout,
-            state: State::Outside,
+            state: Framing::Outside,
             since: 0,
             frame: Vec::new(),
             total: 0,
@@ -92,7 +95,7 @@ impl Decoder {
         let mut rest = input;
         while let Some(&first) = rest.first() {
             match self.state {
-                State::Outside => {
+                Framing::Outside => {
                     let start = rest.iter().position(|b| *b == START);
                     let skipped = &rest[..start.unwrap_or(rest.len())];
                     // Line ends between frames are what careful senders leave behind, not noise.
@@ -100,26 +103,26 @@ impl Decoder {
                     rest = &rest[skipped.len()..];
                     if start.is_some() {
                         rest = &rest[1..];
-                        self.state = State::Inside;
+                        self.state = Framing::Inside;
                         self.since = now;
                     }
                 }
-                State::Inside => {
+                Framing::Inside => {
                     let end = rest.iter().position(|b| *b == END);
                     self.keep(&rest[..end.unwrap_or(rest.len())]);
                     rest = &rest[end.map_or(rest.len(), |at| at + 1)..];
                     if end.is_some() {
-                        self.state = State::Ended { at: now };
+                        self.state = Framing::Ended { at: now };
                     }
                 }
-                State::Ended { .. } if matches!(first, b'\r' | b'\n') => {
+                Framing::Ended { .. } if matches!(first, b'\r' | b'\n') => {
                     rest = &rest[1..];
                     self.complete(events);
                 }
-                State::Ended { .. } if first == START => self.complete(events),
-                State::Ended { .. } => {
+                Framing::Ended { .. } if first == START => self.complete(events),
+                Framing::Ended { .. } => {
                     self.keep(&[END]);
-                    self.state = State::Inside;
+                    self.state = Framing::Inside;
                 }
             }
         }
@@ -129,9 +132,9 @@ impl Decoder {
     #[must_use]
     pub fn deadline(&self) -> Option<Millis> {
         match self.state {
-            State::Outside => None,
-            State::Inside => Some(self.since.saturating_add(self.timeout)),
-            State::Ended { at } => Some(at.saturating_add(LONE_END_MILLIS)),
+            Framing::Outside => None,
+            Framing::Inside => Some(self.since.saturating_add(self.timeout)),
+            Framing::Ended { at } => Some(at.saturating_add(LONE_END_MILLIS)),
         }
     }
 
@@ -141,17 +144,17 @@ impl Decoder {
     /// [`FrameTimedOut`].
     pub fn tick(&mut self, now: Millis, events: &mut VecDeque<Event>) -> Result<(), FrameTimedOut> {
         match (self.state, self.deadline()) {
-            (State::Ended { .. }, Some(deadline)) if now >= deadline => self.complete(events),
-            (State::Inside, Some(deadline)) if now >= deadline => return Err(FrameTimedOut),
+            (Framing::Ended { .. }, Some(deadline)) if now >= deadline => self.complete(events),
+            (Framing::Inside, Some(deadline)) if now >= deadline => return Err(FrameTimedOut),
             _ => {}
         }
         Ok(())
     }
 
-    /// Nothing was read for a while by our own choice: the sender's time inside its frame starts anew.
+    /// Nothing was read for a while by our own choice: the sender's time inside its frame starts again.
     pub fn resumed(&mut self, now: Millis) {
         self.since = now;
-        if let State::Ended { at } = &mut self.state {
+        if let Framing::Ended { at } = &mut self.state {
             *at = now;
         }
     }
@@ -159,12 +162,12 @@ impl Decoder {
     /// The connection has ended. Returns whether a frame was left unfinished; it was never acknowledged.
     pub fn finish(&mut self, events: &mut VecDeque<Event>) -> bool {
         match self.state {
-            State::Outside => false,
-            State::Inside => {
+            Framing::Outside => false,
+            Framing::Inside => {
                 self.reset();
                 true
             }
-            State::Ended { .. } => {
+            Framing::Ended { .. } => {
                 self.complete(events);
                 false
             }
@@ -209,9 +212,7 @@ impl Decoder {
         if total > self.limit as u64 {
             events.push_back(Event::TooLarge { head: Body::new(self.take_frame()), bytes: total });
         } else {
-            if self.frame.contains(&START)
-                && let Some(again) = self.frame.windows(4).rposition(|w| w == [START, b'M', b'S', b'H'])
-            {
+            if let Some(again) = restart(&self.frame) {
                 self.frame.drain(..=again);
                 self.abandoned += 1;
             }
@@ -229,11 +230,26 @@ impl Decoder {
     }
 
     fn reset(&mut self) {
-        self.state = State::Outside;
+        self.state = Framing::Outside;
         self.total = 0;
         self.frame.clear();
         self.frame.shrink_to(KEEP_CAPACITY);
     }
+}
+
+/// Where a frame was begun again, if it was: the last start byte with a message or a batch behind it. One pass: where
+/// nothing but what is passed over lies before a start that was judged, the judgement is the same.
+fn restart(frame: &[u8]) -> Option<usize> {
+    let mut judged = frame.len();
+    while let Some(at) = frame[..judged].iter().rposition(|byte| *byte == START) {
+        let (after, between) = (&frame[at + 1..], &frame[at + 1..judged]);
+        let same = judged < frame.len() && between.iter().all(|byte| hl7::may_precede(*byte));
+        if !same && Beginning::of(after) != Beginning::Other {
+            return Some(at);
+        }
+        judged = at;
+    }
+    None
 }
 
 /// Appends `message` in its frame.
@@ -305,6 +321,20 @@ mod tests {
             decode(100, &[b"\x0bMSH|half\x0bMSH|whole\x1c\r\x0bMSH|tab\x0bbed\x1c\r"]);
         assert_eq!(events, [frame(b"MSH|whole"), frame(b"MSH|tab\x0bbed")]);
         assert_eq!(decoder.take_abandoned(), 1);
+        let (events, mut decoder) =
+            decode(100, &[b"\x0bMSH|half\x0b\r\nMSH|whole\x1c\r\x0bMSH|half\x0bFHS|all\x1c\r"]);
+        assert_eq!(events, [frame(b"\r\nMSH|whole"), frame(b"FHS|all")]);
+        assert_eq!(decoder.take_abandoned(), 2);
+    }
+
+    #[test]
+    fn many_starts_in_one_frame_take_one_pass() {
+        let junk = [START, b' ', START, 0xef, b'x'].repeat(400_000);
+        let (events, decoder) = decode(4_000_000, &[&[START], &junk, b"\x1c\r"]);
+        assert_eq!((events.len(), decoder.abandoned), (1, 0));
+        let starts = vec![START; 1_000_000];
+        let (events, decoder) = decode(4_000_000, &[&starts, b"MSH|a\x1c\r"]);
+        assert_eq!((events, decoder.abandoned), (vec![frame(b"MSH|a")], 1));
     }
 
     #[test]

@@ -19,16 +19,17 @@ use tokio::io::{AsyncRead as _, AsyncWriteExt as _, ReadBuf};
 use tokio::sync::watch;
 use tokio::time::{sleep, sleep_until, timeout};
 
-use crate::ingest::mllp::ack::{Fault, Outcome, Stamp, acknowledgment};
-use crate::ingest::mllp::allowance::Garbage;
+use crate::ingest::hl7::Beginning;
+use crate::ingest::mllp::abuse_limiter::AbuseLimiter;
+use crate::ingest::mllp::ack::{AckOutcome, Fault, Stamp, acknowledgment};
 use crate::ingest::mllp::codec::{Decoder, Event, HEAD_BYTES};
-use crate::ingest::mllp::door::{OnUnavailable, Shared};
+use crate::ingest::mllp::context::{MllpContext, OnUnavailable};
 use crate::ingest::mllp::envelope;
 use crate::ingest::mllp::msh::Msh;
 use crate::ingest::mllp::route;
 use crate::ingest::mllp::stream::Stream;
 use crate::ingest::origin::Origin;
-use crate::ingest::{Acceptor, Share, count};
+use crate::ingest::{Acceptor, Share, count, media};
 
 /// Read at once. On the stack, and only between two awaits: an idle connection holds no buffer.
 const READ_BYTES: usize = 16 * 1024;
@@ -46,13 +47,13 @@ const GOODBYE_TIME: Duration = Duration::from_secs(1);
 pub(super) struct Connection<A> {
     stream: Stream,
     peer: IpAddr,
-    shared: Arc<Shared<A>>,
+    context: Arc<MllpContext<A>>,
     stop: watch::Receiver<bool>,
     decoder: Decoder,
     events: VecDeque<Event>,
     share: Share,
-    garbage: Garbage,
-    /// Milliseconds to wait before more is read: what the garbage so far costs.
+    limiter: AbuseLimiter,
+    /// Milliseconds to wait before more is read: what the limiter so far costs.
     pause: Millis,
 }
 
@@ -66,8 +67,8 @@ struct Reader<'a, A> {
     stream: &'a mut Stream,
     decoder: &'a mut Decoder,
     events: &'a mut VecDeque<Event>,
-    shared: &'a Shared<A>,
-    garbage: &'a mut Garbage,
+    context: &'a MllpContext<A>,
+    limiter: &'a mut AbuseLimiter,
     pause: &'a mut Millis,
 }
 
@@ -80,14 +81,14 @@ impl<A> Future for Reader<'_, A> {
         let mut space = [MaybeUninit::uninit(); READ_BYTES];
         let mut buffer = ReadBuf::uninit(&mut space);
         std::task::ready!(Pin::new(&mut *this.stream).poll_read(context, &mut buffer))?;
-        this.decoder.handle(buffer.filled(), this.shared.now(), this.events);
+        this.decoder.handle(buffer.filled(), this.context.now(), this.events);
         let (noise, abandoned) = (this.decoder.take_noise(), this.decoder.take_abandoned());
         if noise > 0 {
-            this.shared.counters.noise_bytes.fetch_add(noise, Ordering::Relaxed);
-            *this.pause = this.garbage.noise(noise, this.shared.now());
+            this.context.counters.noise_bytes.fetch_add(noise, Ordering::Relaxed);
+            *this.pause = this.limiter.noise(noise, this.context.now());
         }
         if abandoned > 0 {
-            this.shared.counters.unfinished.fetch_add(abandoned, Ordering::Relaxed);
+            this.context.counters.unfinished.fetch_add(abandoned, Ordering::Relaxed);
         }
         Poll::Ready(Ok(buffer.filled().len()))
     }
@@ -97,14 +98,14 @@ impl<A: Acceptor> Connection<A> {
     pub(super) fn new(
         stream: Stream,
         peer: IpAddr,
-        shared: Arc<Shared<A>>,
+        context: Arc<MllpContext<A>>,
         stop: watch::Receiver<bool>,
     ) -> Self {
-        let settings = &shared.settings;
-        let timeout = u64::try_from(settings.in_frame_timeout.as_millis()).unwrap_or(u64::MAX);
-        let decoder = Decoder::new(settings.frame_limit_bytes, timeout);
-        let (share, garbage) = (shared.budget.share(), Garbage::new(shared.now()));
-        Self { stream, peer, shared, stop, decoder, events: VecDeque::new(), share, garbage, pause: 0 }
+        let config = &context.config;
+        let timeout = u64::try_from(config.in_frame_timeout.as_millis()).unwrap_or(u64::MAX);
+        let decoder = Decoder::new(config.frame_limit_bytes, timeout);
+        let (share, limiter) = (context.budget.share(), AbuseLimiter::new(context.now()));
+        Self { stream, peer, context, stop, decoder, events: VecDeque::new(), share, limiter, pause: 0 }
     }
 
     /// Until the peer, a fault or the end of the daemon closes it.
@@ -116,18 +117,18 @@ impl<A: Acceptor> Connection<A> {
         }
     }
 
-    /// Lets time pass for the garbage that has come. The sender's time inside a frame stands still meanwhile.
+    /// Lets time pass for the limiter that has come. The sender's time inside a frame stands still meanwhile.
     async fn slow_down(&mut self) -> Result<(), Closed> {
         let pause = std::mem::take(&mut self.pause);
         if pause == 0 {
             return Ok(());
         }
-        count(&self.shared.counters.slowed_down);
+        count(&self.context.counters.slowed_down);
         tokio::select! {
             _ = self.stop.wait_for(|stop| *stop) => return Err(Closed),
             () = sleep(Duration::from_millis(pause)) => {}
         }
-        self.decoder.resumed(self.shared.now());
+        self.decoder.resumed(self.context.now());
         Ok(())
     }
 
@@ -136,7 +137,7 @@ impl<A: Acceptor> Connection<A> {
         self.slow_down().await?;
         let deadline = self.decoder.deadline();
         let time_is_over = async {
-            match deadline.and_then(|at| self.shared.started.checked_add(Duration::from_millis(at))) {
+            match deadline.and_then(|at| self.context.started.checked_add(Duration::from_millis(at))) {
                 Some(at) => sleep_until(at).await,
                 None => std::future::pending().await,
             }
@@ -145,8 +146,8 @@ impl<A: Acceptor> Connection<A> {
             stream: &mut self.stream,
             decoder: &mut self.decoder,
             events: &mut self.events,
-            shared: &self.shared,
-            garbage: &mut self.garbage,
+            context: &self.context,
+            limiter: &mut self.limiter,
             pause: &mut self.pause,
         };
         let read = tokio::select! {
@@ -159,14 +160,14 @@ impl<A: Acceptor> Connection<A> {
         let open = match read {
             Some(Ok(0)) | Some(Err(_)) => {
                 if self.decoder.finish(&mut self.events) {
-                    count(&self.shared.counters.unfinished);
+                    count(&self.context.counters.unfinished);
                 }
                 matches!(read, Some(Ok(0)))
             }
             Some(Ok(_)) => true,
             None => {
-                self.decoder.tick(self.shared.now(), &mut self.events).map_err(|_| {
-                    count(&self.shared.counters.timeouts);
+                self.decoder.tick(self.context.now(), &mut self.events).map_err(|_| {
+                    count(&self.context.counters.timeouts);
                     Closed
                 })?;
                 true
@@ -186,17 +187,17 @@ impl<A: Acceptor> Connection<A> {
             return Ok(());
         }
         while let Some(event) = self.events.pop_front() {
-            count(&self.shared.counters.received);
+            count(&self.context.counters.received);
             match event {
                 Event::Frame(body) => self.frame(body).await?,
                 Event::TooLarge { head, bytes } => {
-                    let limit_bytes = self.shared.settings.frame_limit_bytes;
+                    let limit_bytes = self.context.config.frame_limit_bytes;
                     tracing::warn!(bytes, limit_bytes, "Refused an MLLP message that is too large");
                     self.refuse(&head, Fault::TOO_LARGE, bytes).await?;
                 }
             }
         }
-        self.decoder.resumed(self.shared.now());
+        self.decoder.resumed(self.context.now());
         self.share.release();
         Ok(())
     }
@@ -207,56 +208,54 @@ impl<A: Acceptor> Connection<A> {
         // What is held until the answer; the outbox lets a large message go as soon as it is sealed.
         let front = front(&body);
         let Some(msh) = Msh::read(front.as_bytes()) else {
-            let batch = [&b"FHS"[..], b"BHS"].iter().any(|name| body.as_bytes().starts_with(name));
-            return self.refuse(&body, if batch { Fault::UNSUPPORTED } else { Fault::NO_HEADER }, size).await;
+            return self.refuse(&body, Fault::of_no_message(body.as_bytes()), size).await;
         };
-        let settings = &self.shared.settings;
-        if !settings.allowed_senders.is_empty() && !settings.allowed_senders.contains(&envelope::sender(&msh))
-        {
+        let config = &self.context.config;
+        if !config.allowed_senders.is_empty() && !config.allowed_senders.contains(&envelope::sender(&msh)) {
             return self.refuse(&body, Fault::SENDER_NOT_ALLOWED, size).await;
         }
         let submission = Submission {
-            lane: route::lane(&settings.routes, &settings.lane, &msh).clone(),
+            lane: route::lane(&config.routes, &config.lane, &msh).clone(),
             event_type: envelope::event_type(&msh),
-            kind: envelope::KIND.to_owned(),
+            kind: media::HL7_KIND.to_owned(),
             content_type: envelope::content_type(&msh).to_owned(),
-            source: envelope::source(&settings.practice, &settings.gateway, &msh),
+            source: envelope::source(&config.practice, &config.gateway, &msh),
             key: envelope::key(&msh),
             correlation_id: String::new(),
             test_data: false,
             body,
         };
-        match self.shared.acceptor.submit(submission).await {
+        match self.context.acceptor.submit(submission).await {
             Ok(accepted) => {
                 self.count_accepted(accepted, &msh);
-                self.shared.stored();
-                self.acknowledge(Some(&msh), Outcome::Stored).await
+                self.context.stored();
+                self.acknowledge(Some(&msh), AckOutcome::Stored).await
             }
             Err(refusal) if refusal.is_temporary() => {
-                count(&self.shared.counters.unavailable);
+                count(&self.context.counters.unavailable);
                 tracing::debug!(%refusal, "Left an MLLP message with its sender");
                 // A full queue drains in milliseconds; that alone is no reason to turn everybody away.
                 if refusal != pgw_outbox::Refusal::Busy {
-                    self.shared.shut();
+                    self.context.shut();
                 }
-                match settings.on_unavailable {
+                match config.on_unavailable {
                     OnUnavailable::Close => Err(Closed),
                     OnUnavailable::Reject => {
-                        self.acknowledge(Some(&msh), Outcome::Refused(Fault::UNAVAILABLE)).await
+                        self.acknowledge(Some(&msh), AckOutcome::Refused(Fault::UNAVAILABLE)).await
                     }
                 }
             }
             Err(pgw_outbox::Refusal::TooLarge { .. }) => self.refuse(&front, Fault::TOO_LARGE, size).await,
             Err(refusal) => {
                 // No configuration that was checked brings this about: a large one is not held for it.
-                tracing::error!(%refusal, "The outbox refuses what the MLLP door brings");
+                tracing::error!(%refusal, "The outbox refuses transactions from the MLLP door");
                 self.refuse(&front, Fault::REFUSED, size).await
             }
         }
     }
 
     fn count_accepted(&self, accepted: Accepted, msh: &Msh<'_>) {
-        let counters = &self.shared.counters;
+        let counters = &self.context.counters;
         counters.count_accepted(&accepted);
         if accepted.key_reused {
             tracing::debug!(id = %accepted.id, "Accepted a message whose number was used before");
@@ -268,49 +267,49 @@ impl<A: Acceptor> Connection<A> {
 
     /// Refuses a message of `size` bytes for what it is: what there is of it to quarantine, then the negative answer.
     async fn refuse(&mut self, body: &Body, fault: Fault, size: u64) -> Result<(), Closed> {
-        count(&self.shared.counters.refused);
+        count(&self.context.counters.refused);
         let msh = Msh::read(body.as_bytes());
         let is_cut = body.len() as u64 != size;
         if is_cut && fault != Fault::TOO_LARGE {
             // A part must not lie in quarantine as if it were the whole.
-            count(&self.shared.counters.quarantine_failed);
+            count(&self.context.counters.quarantine_failed);
         } else if is_cut {
             let head = &body.as_bytes()[..body.len().min(HEAD_BYTES)];
             self.keep(&Body::new(head.to_vec()), fault, msh.as_ref()).await;
         } else if !body.is_empty() {
             self.keep(body, fault, msh.as_ref()).await;
         }
-        self.acknowledge(msh.as_ref(), Outcome::Refused(fault)).await?;
-        self.pause = self.garbage.refused(size, self.shared.now());
+        self.acknowledge(msh.as_ref(), AckOutcome::Refused(fault)).await?;
+        self.pause = self.limiter.refused(size, self.context.now());
         // More of the same may be waiting behind it.
         if self.events.is_empty() { Ok(()) } else { self.slow_down().await }
     }
 
     async fn keep(&self, body: &Body, fault: Fault, msh: Option<&Msh<'_>>) {
-        let settings = &self.shared.settings;
-        if !self.shared.may_keep(self.peer, body.len() as u64) {
-            count(&self.shared.counters.quarantine_passed_over);
+        let config = &self.context.config;
+        if !self.context.may_keep(self.peer, body.len() as u64) {
+            count(&self.context.counters.quarantine_passed_over);
             return;
         }
         let source = msh.map_or_else(
-            || format!("urn:pgw:{}:{}:hl7v2", settings.practice, settings.gateway),
-            |msh| envelope::source(&settings.practice, &settings.gateway, msh),
+            || format!("urn:pgw:{}:{}:hl7v2", config.practice, config.gateway),
+            |msh| envelope::source(&config.practice, &config.gateway, msh),
         );
-        let (acceptor, bytes) = (self.shared.acceptor.clone(), body.to_bytes());
+        let (acceptor, bytes) = (self.context.acceptor.clone(), body.to_bytes());
         let origin = Origin::line("mllp", self.peer, &source);
         // The semaphore is never closed.
-        let _slot = self.shared.quarantine_slot.acquire().await;
+        let _slot = self.context.quarantine_slot.acquire().await;
         let kept =
             tokio::task::spawn_blocking(move || acceptor.quarantine(fault.reason, &origin, &bytes)).await;
         if !matches!(kept, Ok(Ok(_))) {
-            count(&self.shared.counters.quarantine_failed);
+            count(&self.context.counters.quarantine_failed);
             tracing::warn!(reason = fault.reason, "Could not keep a refused MLLP message in quarantine");
         }
     }
 
     /// One write for the one answer, if the sender wants any.
-    async fn acknowledge(&mut self, msh: Option<&Msh<'_>>, outcome: Outcome) -> Result<(), Closed> {
-        let control_id = self.shared.control_ids.next();
+    async fn acknowledge(&mut self, msh: Option<&Msh<'_>>, outcome: AckOutcome) -> Result<(), Closed> {
+        let control_id = self.context.control_ids.next();
         let stamp = Stamp { now: unix_millis_now(), control_id: &control_id };
         let Some(framed) = acknowledgment(msh, outcome, stamp) else { return Ok(()) };
         match self.stream.try_write(&framed) {
@@ -329,7 +328,7 @@ impl<A: Acceptor> Connection<A> {
         match timeout(WRITE_TIMEOUT, write).await {
             Ok(written) => written.map_err(|_| Closed),
             Err(_) => {
-                count(&self.shared.counters.timeouts);
+                count(&self.context.counters.timeouts);
                 Err(Closed)
             }
         }
@@ -338,18 +337,18 @@ impl<A: Acceptor> Connection<A> {
     /// A large frame under way asks the budget before it grows; without room in time it is for later.
     async fn ask_budget(&mut self) -> Result<(), Closed> {
         let held = self.decoder.held_bytes();
-        let most = self.shared.settings.frame_limit_bytes;
+        let most = self.context.config.frame_limit_bytes;
         // The decoder grows by half, and never past the limit.
         let next = (held + (held / 2).max(READ_BYTES)).min(most).max(held);
         if held <= UNASKED_BYTES || self.share.covers(next) {
             return Ok(());
         }
         if timeout(BUDGET_WAIT, self.share.grow_to(next)).await.is_err() {
-            count(&self.shared.counters.unavailable);
+            count(&self.context.counters.unavailable);
             tracing::warn!("Closed an MLLP connection because too many large messages are under way");
             return Err(Closed);
         }
-        self.decoder.resumed(self.shared.now());
+        self.decoder.resumed(self.context.now());
         Ok(())
     }
 }
@@ -361,7 +360,25 @@ fn front(body: &Body) -> Body {
     }
     let most = &body.as_bytes()[..LARGE_BYTES];
     // A line end before the header is no end of it.
-    let begin = most.iter().position(|b| !matches!(b, b'\r' | b'\n')).unwrap_or(0);
+    let begin = if let Beginning::Message(at) = Beginning::of(most) { at } else { 0 };
     let end = most[begin..].iter().position(|b| matches!(b, b'\r' | b'\n'));
     Body::new(most[..end.map_or(LARGE_BYTES, |end| begin + end)].to_vec())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_front_of_a_large_message_is_its_header() {
+        let rest = vec![b'x'; LARGE_BYTES];
+        for before in ["", "\r\n", " \r ", "\u{feff}\r\n", "\u{b}"] {
+            let header = format!("{before}MSH|^~\\&|A|B");
+            let message = Body::new([header.as_bytes(), b"\rPID|", &rest].concat());
+            assert_eq!(front(&message).as_bytes(), header.as_bytes(), "{before:?}");
+        }
+        let small = Body::new(&b"MSH|1\rPID|1"[..]);
+        assert_eq!(front(&small).as_bytes(), small.as_bytes());
+        assert_eq!(front(&Body::new(rest)).len(), LARGE_BYTES);
+    }
 }

@@ -15,7 +15,8 @@ use tokio::time::timeout;
 use uuid::Uuid;
 
 use crate::ingest::mllp::codec::{Decoder, Event, encode};
-use crate::ingest::mllp::door::{Door, OnUnavailable, Settings};
+use crate::ingest::mllp::context::{MllpDoorConfig, OnUnavailable};
+use crate::ingest::mllp::door::MllpDoor;
 use crate::ingest::mllp::route::Route;
 use crate::ingest::{Acceptor, Budget, Counters};
 
@@ -77,8 +78,8 @@ impl Fake {
     }
 }
 
-pub(super) fn settings() -> Settings {
-    Settings {
+pub(super) fn settings() -> MllpDoorConfig {
+    MllpDoorConfig {
         listen: "127.0.0.1:0".parse().unwrap(),
         practice: Practice::new("B86022").unwrap(),
         gateway: Gateway::new("gw1").unwrap(),
@@ -105,9 +106,9 @@ pub(super) struct Running {
     task: JoinHandle<()>,
 }
 
-pub(super) async fn open(settings: Settings) -> Running {
+pub(super) async fn open(settings: MllpDoorConfig) -> Running {
     let door =
-        Door::listen(settings, TrustedClock::open(std::path::Path::new("/nonexistent"))).await.unwrap();
+        MllpDoor::listen(settings, TrustedClock::open(std::path::Path::new("/nonexistent"))).await.unwrap();
     let address = door.address();
     let (outbox, counters, budget) = (Fake::default(), Arc::new(Counters::default()), Budget::new(1 << 20));
     let (stop, stopped) = watch::channel(false);
@@ -245,7 +246,7 @@ async fn no_answer_where_none_is_wanted() {
 
 #[tokio::test]
 async fn refused_content_is_answered_and_kept() {
-    let door = open(Settings { allowed_senders: vec!["LAB|SURG".into()], ..settings() }).await;
+    let door = open(MllpDoorConfig { allowed_senders: vec!["LAB|SURG".into()], ..settings() }).await;
     let mut sender = door.sender().await;
     sender.raw(b"noise\r\n").await;
     sender.send(b"PID|1|no header").await;
@@ -286,7 +287,7 @@ async fn a_lasting_refusal_of_the_outbox_is_answered_for_what_it_is() {
 
 #[tokio::test]
 async fn while_nothing_can_be_stored_nobody_is_let_in() {
-    let door = open(Settings { unavailable_pause: Duration::from_secs(3600), ..settings() }).await;
+    let door = open(MllpDoorConfig { unavailable_pause: Duration::from_secs(3600), ..settings() }).await;
     let mut sender = door.sender().await;
     door.outbox.refuse(Some(Refusal::Busy));
     sender.send(&message("1", "AL")).await;
@@ -332,7 +333,7 @@ async fn nothing_to_store_it_closes_without_a_word_and_opens_again() {
 
 #[tokio::test]
 async fn a_site_may_ask_for_words_instead_of_a_close() {
-    let door = open(Settings { on_unavailable: OnUnavailable::Reject, ..settings() }).await;
+    let door = open(MllpDoorConfig { on_unavailable: OnUnavailable::Reject, ..settings() }).await;
     let mut sender = door.sender().await;
     door.outbox.refuse(Some(Refusal::Stopping));
     sender.send(&message("1", "")).await;
@@ -345,7 +346,7 @@ async fn a_site_may_ask_for_words_instead_of_a_close() {
 
 #[tokio::test]
 async fn an_end_without_cr_is_answered_and_a_half_frame_is_not() {
-    let door = open(Settings { in_frame_timeout: Duration::from_millis(300), ..settings() }).await;
+    let door = open(MllpDoorConfig { in_frame_timeout: Duration::from_millis(300), ..settings() }).await;
     let mut sender = door.sender().await;
     sender.raw(b"\x0bMSH|^~\\&|LAB|SURG|||1||ADT^A01|1|P|2.3\x1c").await;
     assert_eq!(sender.answer().await.as_deref(), Some("AA 1"));
@@ -369,7 +370,7 @@ async fn an_end_without_cr_is_answered_and_a_half_frame_is_not() {
 
 #[tokio::test]
 async fn connections_are_limited_and_peers_are_chosen() {
-    let door = open(Settings { max_connections: 1, ..settings() }).await;
+    let door = open(MllpDoorConfig { max_connections: 1, ..settings() }).await;
     let mut one = door.sender().await;
     one.send(&message("1", "")).await;
     assert_eq!(one.answer().await.as_deref(), Some("AA 1"));
@@ -380,14 +381,15 @@ async fn connections_are_limited_and_peers_are_chosen() {
     two.send(&message("2", "")).await;
     assert_eq!(two.answer().await.as_deref(), Some("AA 2"));
 
-    let door = open(Settings { allowed_addresses: vec!["10.0.0.0/8".parse().unwrap()], ..settings() }).await;
+    let door =
+        open(MllpDoorConfig { allowed_addresses: vec!["10.0.0.0/8".parse().unwrap()], ..settings() }).await;
     assert_eq!(door.sender().await.answer().await, None);
     assert_eq!(door.counters.counts().connections_total, 0);
 }
 
 #[tokio::test]
 async fn large_messages_share_the_budget() {
-    let door = open(Settings { frame_limit_bytes: 4 << 20, ..settings() }).await;
+    let door = open(MllpDoorConfig { frame_limit_bytes: 4 << 20, ..settings() }).await;
     // More than the whole budget of 1 MiB goes alone, and gives it back.
     let mut large = message("1", "");
     large.resize(3 << 20, b'x');
@@ -434,7 +436,7 @@ async fn kinds_are_routed_to_their_lanes() {
         lane: Lane::new(lane).unwrap(),
     };
     let routes = vec![route("ORU^R01", "results"), route("ADT", "demographics")];
-    let door = open(Settings { routes, ..settings() }).await;
+    let door = open(MllpDoorConfig { routes, ..settings() }).await;
     let mut sender = door.sender().await;
     for (number, kind) in ["ORU^R01", "ADT^A08", "SIU^S12"].into_iter().enumerate() {
         sender.send(format!("MSH|^~\\&|LAB|SURG|||1||{kind}|{number}|P|2.3").as_bytes()).await;

@@ -2,10 +2,8 @@
 
 use pgw_core::transaction::{Gateway, Practice};
 
+use crate::ingest::media;
 use crate::ingest::mllp::msh::{Msh, text};
-
-/// CloudEvents `kind` of this door.
-pub const KIND: &str = "hl7v2";
 
 /// Longest sender's key that is kept, in bytes of MSH-10: the content hash decides about repetitions, too, so that a
 /// cut key loses nothing.
@@ -62,7 +60,7 @@ pub fn content_type(msh: &Msh<'_>) -> &'static str {
         b"WINDOWS-1252" | b"CP1252" => with!("windows-1252"),
         b"BIG-5" => with!("big5"),
         b"GB 18030-2000" => with!("gb18030"),
-        _ => "application/hl7-v2+er7",
+        _ => media::ER7,
     }
 }
 

@@ -1,12 +1,13 @@
 //! The MLLP door: HL7 v2 as surgeries' systems send it (design section 8).
 //!
-//! [`codec`], [`msh`], [`ack`], [`envelope`], [`route`] and [`allowance`] are pure; [`door`] listens, and holds the
-//! connections.
+//! [`codec`], [`msh`], [`ack`], [`envelope`], [`route`] and [`abuse_limiter`] are pure; [`door`] listens, `connection`
+//! talks with one sender, [`context`] is what the connections of a door share.
 
+pub mod abuse_limiter;
 pub mod ack;
-pub mod allowance;
 pub mod codec;
 mod connection;
+pub mod context;
 pub mod door;
 pub mod envelope;
 pub mod msh;

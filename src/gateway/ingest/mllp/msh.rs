@@ -1,7 +1,9 @@
 //! The first segment of an HL7 v2 message, and nothing else of it.
 //!
 //! The gateway reads the header to acknowledge and to name a message; the rest stays opaque, in any charset. What
-//! can be read is read: leading line ends or a byte order mark, LF or CRLF for CR, a short MSH-2, missing fields.
+//! can be read is read: what [`crate::ingest::hl7`] passes over, LF or CRLF for CR, a short MSH-2, missing fields.
+
+use crate::ingest::hl7::Beginning;
 
 /// The delimiters of a message, from MSH-1 and MSH-2.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,15 +40,9 @@ impl<'a> Msh<'a> {
     /// Reads the header; `None` when the message does not begin with one.
     #[must_use]
     pub fn read(message: &'a [u8]) -> Option<Self> {
-        let mut start = message.strip_prefix(b"\xef\xbb\xbf").unwrap_or(message);
-        while let [b'\r' | b'\n' | b' ', rest @ ..] = start {
-            start = rest;
-        }
-        let after_name = start.strip_prefix(b"MSH")?;
+        let Beginning::Message(start) = Beginning::of(message) else { return None };
+        let after_name = message.get(start + 3..)?;
         let field = *after_name.first()?;
-        if !field.is_ascii_punctuation() {
-            return None;
-        }
         let rest = &after_name[1..];
         let segment = rest.split(|b| matches!(b, b'\r' | b'\n')).next().unwrap_or_default();
         let mut fields = [&[][..]; FIELDS];

@@ -13,9 +13,10 @@ use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::time::timeout;
 
-use crate::ingest::control::verify::verify;
+use crate::control::verify::verify;
 use crate::ingest::mllp::codec::{Decoder, Event, encode};
-use crate::ingest::mllp::door::{Door, OnUnavailable, Settings};
+use crate::ingest::mllp::context::{MllpDoorConfig, OnUnavailable};
+use crate::ingest::mllp::door::MllpDoor;
 use crate::ingest::{Budget, Counters};
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -25,7 +26,7 @@ fn lane() -> Lane {
 }
 
 fn open(directory: &Path) -> Outbox {
-    let settings = outbox::Settings {
+    let settings = outbox::OutboxSettings {
         directory: directory.join("outbox"),
         practice: Practice::new("B86022").unwrap(),
         gateway: Gateway::new("gw1").unwrap(),
@@ -43,8 +44,8 @@ fn open(directory: &Path) -> Outbox {
     Outbox::open(settings, OutboxKey::new([7; 32])).unwrap()
 }
 
-fn door_settings() -> Settings {
-    Settings {
+fn door_settings() -> MllpDoorConfig {
+    MllpDoorConfig {
         listen: "127.0.0.1:0".parse().unwrap(),
         practice: Practice::new("B86022").unwrap(),
         gateway: Gateway::new("gw1").unwrap(),
@@ -110,7 +111,7 @@ fn what_was_acknowledged_is_there_after_a_reopening() {
     let counters = Arc::new(Counters::default());
     let (stop, stopped) = watch::channel(false);
     runtime.block_on(async {
-        let door = Door::listen(door_settings(), TrustedClock::open(directory.path())).await.unwrap();
+        let door = MllpDoor::listen(door_settings(), TrustedClock::open(directory.path())).await.unwrap();
         let address = door.address();
         let serving = tokio::spawn(door.serve(
             outbox.clone(),

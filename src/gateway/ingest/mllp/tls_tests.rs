@@ -17,7 +17,8 @@ use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName}
 use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 
 use crate::ingest::mllp::codec::encode;
-use crate::ingest::mllp::door::{Door, ListenError, Settings};
+use crate::ingest::mllp::context::MllpDoorConfig;
+use crate::ingest::mllp::door::{MllpDoor, MllpDoorError};
 use crate::ingest::mllp::door_tests::{Running, message, open, settings};
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -95,7 +96,7 @@ fn accepted(answer: Option<Vec<u8>>, id: &str) -> bool {
 }
 
 async fn guarded(files: &Files) -> Running {
-    open(Settings { tls: Some(files.clone()), ..settings() }).await
+    open(MllpDoorConfig { tls: Some(files.clone()), ..settings() }).await
 }
 
 #[tokio::test]
@@ -161,6 +162,6 @@ async fn without_usable_certificates_the_door_stays_shut() {
     let files = ca.files(true);
     std::fs::write(&files.key, "nothing").unwrap();
     let clock = TrustedClock::open(Path::new("/nonexistent"));
-    let opened = Door::listen(Settings { tls: Some(files), ..settings() }, clock).await;
-    assert!(matches!(opened, Err(ListenError::Certificates { .. })), "{opened:?}");
+    let opened = MllpDoor::listen(MllpDoorConfig { tls: Some(files), ..settings() }, clock).await;
+    assert!(matches!(opened, Err(MllpDoorError::Certificates { .. })), "{opened:?}");
 }

@@ -1,0 +1,91 @@
+//! Hand-carry through the control socket: a bundle goes out in pieces.
+
+use std::io::{self, Write};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use pgw_bundle::bundle::Writer;
+use pgw_bundle::seal::Encryptor;
+use pgw_core::transaction::{Lane, Position};
+use pgw_outbox::Outbox;
+
+use crate::control::answers::{Say, chosen};
+use crate::control::context::{ControlConfig, RequestError};
+use crate::control::{PIECE_BYTES, Reply};
+use crate::export;
+use crate::export::ExportError;
+
+/// Cuts what is written to it into pieces for the client.
+struct Pieces<'a, 'b> {
+    say: &'a std::cell::RefCell<Say<'b>>,
+    held: Vec<u8>,
+}
+
+impl Pieces<'_, '_> {
+    fn send(&mut self) -> io::Result<()> {
+        if self.held.is_empty() {
+            return Ok(());
+        }
+        let base64 = BASE64.encode(&self.held);
+        self.held.clear();
+        match (self.say.borrow_mut())(Reply::Piece { base64 }) {
+            std::ops::ControlFlow::Continue(()) => Ok(()),
+            std::ops::ControlFlow::Break(()) => Err(io::ErrorKind::BrokenPipe.into()),
+        }
+    }
+}
+
+impl Write for Pieces<'_, '_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let taken = bytes.len().min(PIECE_BYTES - self.held.len());
+        self.held.extend_from_slice(bytes.get(..taken).unwrap_or_default());
+        if self.held.len() == PIECE_BYTES {
+            self.send()?;
+        }
+        Ok(taken)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Writes the bundle in pieces, then what it holds. Blocking; the store may also be one that no daemon has open.
+pub(crate) fn export(
+    outbox: &Outbox,
+    config: &ControlConfig,
+    lane: Option<&Lane>,
+    from: Option<Position>,
+    say: Say<'_>,
+) -> Result<(), RequestError> {
+    if config.recipients.is_empty() {
+        return Err(RequestError::NoRecipient);
+    }
+    let lanes = chosen(outbox, lane)?;
+    let say = std::cell::RefCell::new(say);
+    let write = || -> Result<_, ExportError> {
+        let pieces = Pieces { say: &say, held: Vec::with_capacity(PIECE_BYTES) };
+        let sealing = Encryptor::new(pieces, &config.recipients).map_err(io::Error::other)?;
+        let mut writer = Writer::new(sealing, export::owner(&config.practice, &config.gateway))?;
+        let exported = export::export(outbox, &lanes, from, &mut writer, &mut |lane, position, tail| {
+            (say.borrow_mut())(Reply::Progress { lane: lane.clone(), position, tail })
+        })?;
+        writer.finish()?.finish()?.send()?;
+        Ok(exported)
+    };
+    let exported = write()?;
+    for lane in exported {
+        let (first, last) = lane.positions;
+        let reply = Reply::Exported {
+            lane: lane.lane,
+            count: lane.count,
+            first,
+            last,
+            stopped_before: lane.stopped_before,
+        };
+        if (say.borrow_mut())(reply).is_break() {
+            return Ok(());
+        }
+    }
+    Ok(())
+}

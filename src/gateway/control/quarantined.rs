@@ -1,0 +1,251 @@
+//! What a person decides about the quarantine: look, release, discard.
+//!
+//! A release is a submission like any other, with the key that its door would have given it, and removes the entry
+//! only after the durable answer. A crash between the two leaves both; the release that is repeated then is a
+//! repetition of what is stored, and stores nothing twice.
+
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use pgw_core::text::chain;
+use pgw_core::transaction::{Body, Lane};
+use pgw_outbox::{Outbox, OutboxAlarm, QuarantineEntry, Refusal, Submission};
+use tokio::task::spawn_blocking;
+use tokio::time::timeout;
+
+use crate::control::Reply;
+use crate::control::answers::Say;
+use crate::control::context::{BUDGET_WAIT, ControlContext, RequestError};
+use crate::ingest::mllp::codec::HEAD_BYTES;
+use crate::ingest::mllp::envelope;
+use crate::ingest::mllp::msh::Msh;
+use crate::ingest::origin::Origin;
+use crate::ingest::slip::AcceptanceSlip;
+use crate::ingest::{Share, count, media};
+use crate::listing;
+
+/// Longest reason that is noted.
+const REASON_BYTES: usize = 200;
+
+/// What the person who releases an entry says of it.
+pub(super) struct Wanted {
+    pub(super) lane: Option<Lane>,
+    pub(super) event_type: Option<String>,
+    pub(super) content_type: Option<String>,
+}
+
+fn failed(reason: impl Into<String>) -> Reply {
+    Reply::Failed { reason: reason.into() }
+}
+
+impl From<RequestError> for Reply {
+    fn from(error: RequestError) -> Self {
+        failed(chain(&error))
+    }
+}
+
+/// All entries.
+pub(super) fn list(outbox: &Outbox, say: Say<'_>) -> Result<(), RequestError> {
+    for entry in outbox.quarantined()? {
+        if say(Reply::Quarantined(entry.into())) == ControlFlow::Break(()) {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// One entry.
+pub(super) fn show(outbox: &Outbox, id: u64, say: Say<'_>) -> Result<(), RequestError> {
+    let entry = outbox.quarantined_entry(id)?.ok_or(RequestError::NoEntry(id))?;
+    let _ = say(Reply::Quarantined(entry.into()));
+    Ok(())
+}
+
+/// The bytes of one entry, for root and the daemon's user: they are a patient's. They stay within `share`.
+pub(super) async fn bytes(
+    context: &Arc<ControlContext>,
+    id: u64,
+    user: u32,
+    share: &mut Share,
+) -> (Reply, Bytes) {
+    if !may_see(user, rustix::process::geteuid().as_raw()) {
+        let reason = String::from("only root and the daemon's own user may read quarantined bytes");
+        return (Reply::NotPermitted { reason }, Bytes::new());
+    }
+    let found = match entry(context, id).await {
+        Ok(entry) => read(context, &entry, share).await,
+        Err(reply) => Err(reply),
+    };
+    match found {
+        Ok(bytes) => {
+            tracing::info!(entry = id, user, "Showed the bytes of a quarantine entry");
+            (Reply::Bytes { body_bytes: bytes.len() as u64 }, bytes)
+        }
+        Err(reply) => (reply, Bytes::new()),
+    }
+}
+
+fn may_see(user: u32, own: u32) -> bool {
+    user == 0 || user == own
+}
+
+/// Submits an entry, and removes it from quarantine when it is on stable storage.
+pub(super) async fn release(context: &Arc<ControlContext>, id: u64, wanted: Wanted, user: u32) -> Reply {
+    let entry = match entry(context, id).await {
+        Ok(entry) => entry,
+        Err(reply) => return reply,
+    };
+    if let Some(reason) = not_releasable(&entry) {
+        return failed(format!("entry {id} cannot be released: {reason}"));
+    }
+    let mut share = context.budget.share();
+    let bytes = match read(context, &entry, &mut share).await {
+        Ok(bytes) => bytes,
+        Err(reply) => return reply,
+    };
+    let Some(lane) = wanted.lane.clone().or_else(|| listing::lanes(&context.outbox).into_iter().next())
+    else {
+        return failed("there is no lane in the configuration");
+    };
+    let submission = match compose(context, &entry, lane.clone(), wanted, bytes) {
+        Ok(submission) => submission,
+        Err(error) => return error.into(),
+    };
+    count(&context.counters.received);
+    let accepted = match context.outbox.submit(submission).await {
+        Ok(accepted) => accepted,
+        Err(refusal) => {
+            context.counters.count_refused(&refusal);
+            return refusal.into();
+        }
+    };
+    context.counters.count_accepted(&accepted);
+    let slip = AcceptanceSlip::new(lane, &accepted);
+    let outbox = context.outbox.clone();
+    if !matches!(spawn_blocking(move || outbox.discard_quarantined(id)).await, Ok(Ok(_))) {
+        tracing::error!(entry = id, "Stored a quarantine entry but could not delete it from quarantine");
+        return failed(format!(
+            "it is stored as {}, and could not be removed from quarantine: release it again, it will not be stored twice",
+            slip.id_text()
+        ));
+    }
+    let (transaction, lane, position) = (slip.id_text(), &slip.lane, slip.position);
+    tracing::info!(entry = id, user, transaction, %lane, position, "Released an entry from quarantine");
+    let detail = format!(
+        "user {user} released entry {id} ({}, {} bytes) as {transaction}, position {position} of lane {lane}",
+        entry.reason, entry.bytes
+    );
+    context.outbox.raise(OutboxAlarm { code: "quarantine.released", detail });
+    Reply::Accepted(slip)
+}
+
+/// Removes an entry for good; who and why go to the log and to the centre.
+pub(super) async fn discard(context: &Arc<ControlContext>, id: u64, reason: String, user: u32) -> Reply {
+    let reason = reason.trim().to_owned();
+    if reason.is_empty() || reason.len() > REASON_BYTES || reason.chars().any(char::is_control) {
+        return failed(format!("a reason is one line of at most {REASON_BYTES} bytes"));
+    }
+    let entry = match entry(context, id).await {
+        Ok(entry) => entry,
+        Err(reply) => return reply,
+    };
+    let outbox = context.outbox.clone();
+    match spawn_blocking(move || outbox.discard_quarantined(id)).await {
+        Ok(Ok(true)) => {}
+        Ok(Ok(false)) => return RequestError::NoEntry(id).into(),
+        Ok(Err(error)) => return RequestError::from(error).into(),
+        Err(_) => return RequestError::Panicked("the entry could not be removed").into(),
+    }
+    let QuarantineEntry { bytes, time, reason: was, .. } = entry;
+    tracing::info!(entry = id, user, bytes, came = time, was, reason, "Discarded an entry of the quarantine");
+    let detail = format!("user {user} discarded entry {id} ({was}, {bytes} bytes): {reason}");
+    context.outbox.raise(OutboxAlarm { code: "quarantine.discarded", detail });
+    Reply::End {}
+}
+
+/// Why an entry must not become a transaction.
+fn not_releasable(entry: &QuarantineEntry) -> Option<&'static str> {
+    if entry.damaged {
+        Some("its file is damaged")
+    } else if entry.is_own_record() {
+        Some(
+            "it is a damaged record of the store's own, not input: its sender has it, or it is stored already",
+        )
+    } else if entry.reason == "too large" && entry.bytes <= HEAD_BYTES as u64 {
+        Some("only the beginning of it was kept; its sender has the whole")
+    } else {
+        None
+    }
+}
+
+fn compose(
+    context: &ControlContext,
+    entry: &QuarantineEntry,
+    lane: Lane,
+    wanted: Wanted,
+    bytes: Bytes,
+) -> Result<Submission, RequestError> {
+    let msh = Msh::read(&bytes);
+    let Some(event_type) = wanted.event_type.or_else(|| msh.as_ref().map(envelope::event_type)) else {
+        return Err(RequestError::NoType);
+    };
+    let content_type = wanted
+        .content_type
+        .unwrap_or_else(|| msh.as_ref().map_or(media::OCTETS, |msh| envelope::content_type(msh)).to_owned());
+    if !media::is_event_type(&event_type) || !media::is_media_type(&content_type) {
+        return Err(RequestError::MalformedType);
+    }
+    let mut source = Origin::read(&entry.source).source;
+    if source.is_empty() {
+        source = format!("urn:pgw:{}:{}:quarantine", context.config.practice, context.config.gateway);
+    }
+    // The key of its door, so that it is one transaction with what its sender may have sent again meanwhile.
+    let key = msh.as_ref().map(envelope::key).unwrap_or_default();
+    Ok(Submission {
+        lane,
+        kind: media::kind(&content_type).to_owned(),
+        event_type,
+        content_type,
+        source,
+        key,
+        correlation_id: String::new(),
+        test_data: false,
+        body: Body::new(bytes),
+    })
+}
+
+async fn entry(context: &Arc<ControlContext>, id: u64) -> Result<QuarantineEntry, Reply> {
+    let outbox = context.outbox.clone();
+    match spawn_blocking(move || outbox.quarantined_entry(id)).await {
+        Ok(Ok(Some(entry))) => Ok(entry),
+        Ok(Ok(None)) => Err(RequestError::NoEntry(id).into()),
+        Ok(Err(error)) => Err(RequestError::from(error).into()),
+        Err(_) => Err(RequestError::Panicked("the entry could not be read").into()),
+    }
+}
+
+/// The bytes of an entry, within the memory that all doors share.
+async fn read(
+    context: &Arc<ControlContext>,
+    entry: &QuarantineEntry,
+    share: &mut Share,
+) -> Result<Bytes, Reply> {
+    let size = usize::try_from(entry.bytes).unwrap_or(usize::MAX);
+    if timeout(BUDGET_WAIT, share.grow_to(size)).await.is_err() {
+        let reason = String::from("too many large messages are under way");
+        return Err(Reply::Refused { temporary: true, reason });
+    }
+    let (outbox, id) = (context.outbox.clone(), entry.id);
+    match spawn_blocking(move || outbox.quarantined_bytes(id)).await {
+        Ok(Ok(Some((_, bytes)))) => Ok(Bytes::from(bytes)),
+        Ok(Ok(None)) => Err(RequestError::NoEntry(id).into()),
+        Ok(Err(Refusal::Trouble(reason))) => Err(failed(reason)),
+        Ok(Err(refusal)) => Err(RequestError::from(refusal).into()),
+        Err(_) => Err(RequestError::Panicked("the entry could not be read").into()),
+    }
+}
+
+#[cfg(test)]
+#[path = "quarantined_tests.rs"]
+mod tests;

@@ -1,0 +1,259 @@
+//! From a request to a submission: what the headers and the front of the body say, in each route's dialect.
+
+use axum::http::HeaderMap;
+use bytes::Bytes;
+use pgw_core::transaction::{Body, Lane};
+use pgw_outbox::Submission;
+
+use crate::ingest::http::context::HttpContext;
+use crate::ingest::http::fhir::{NoMessage, Peek};
+use crate::ingest::http::headers;
+use crate::ingest::http::headers::Ids;
+use crate::ingest::http::outcome::{Dialect, Problem};
+use crate::ingest::media;
+use crate::ingest::mllp::ack::Fault;
+use crate::ingest::mllp::envelope;
+use crate::ingest::mllp::msh::Msh;
+
+/// A larger message is parsed on a thread of its own: other connections must not wait for it.
+const PARSED_AT_ONCE_BYTES: usize = 64 * 1024;
+
+/// Why a body is not submitted.
+pub(super) enum Refused {
+    Problem(Problem),
+    /// An HL7 message, in HL7's words.
+    Fault(Fault),
+}
+
+impl From<Problem> for Refused {
+    fn from(problem: Problem) -> Self {
+        Refused::Problem(problem)
+    }
+}
+
+/// A body on its way in.
+pub(super) struct Composed {
+    pub(super) submission: Submission,
+    /// The sender chose the key: it stands for one content only.
+    pub(super) strict: bool,
+    pub(super) not_production: bool,
+}
+
+/// A request on its way to a submission.
+struct Request<'a> {
+    context: &'a HttpContext,
+    client: &'a str,
+    lane: Lane,
+    ids: Ids,
+    /// As it was sent; empty where there is none.
+    content_type: String,
+    bytes: Bytes,
+}
+
+/// What a dialect adds to a [`Request`].
+struct Named {
+    event_type: String,
+    kind: &'static str,
+    content_type: String,
+    source: String,
+    key: String,
+}
+
+/// Reads what the headers and the front of the body say.
+pub(super) async fn compose(
+    context: &HttpContext,
+    dialect: Dialect,
+    lane: Option<&str>,
+    client: &str,
+    headers: &HeaderMap,
+    bytes: Bytes,
+) -> Result<Composed, Refused> {
+    let config = &context.config;
+    let lane = match lane.map(Lane::new) {
+        None => config.lane.clone(),
+        Some(Ok(lane)) if config.lanes.contains(&lane) => lane,
+        Some(_) => return Err(Problem::NO_LANE.into()),
+    };
+    let ids = Ids::read(headers, dialect == Dialect::Fhir && config.bars)?;
+    let content_type = headers::content_type(headers)?.to_owned();
+    let request = Request { context, client, lane, ids, content_type, bytes };
+    match dialect {
+        Dialect::Plain => request.plain(headers),
+        Dialect::Fhir => request.fhir().await,
+        Dialect::Hl7 => request.hl7(),
+    }
+}
+
+impl Request<'_> {
+    fn plain(self, headers: &HeaderMap) -> Result<Composed, Refused> {
+        let given = if self.content_type.is_empty() { media::OCTETS } else { &self.content_type };
+        let content_type = given.to_owned();
+        let event_type = match headers::event_type(headers)? {
+            "" => "http.transaction",
+            given => given,
+        };
+        let (event_type, key) = (event_type.to_owned(), self.ids.chosen_key().to_owned());
+        let (kind, source) = (media::kind(&content_type), self.source(Dialect::Plain));
+        let strict = !key.is_empty();
+        Ok(self.composed(Named { event_type, kind, content_type, source, key }, strict, false))
+    }
+
+    async fn fhir(self) -> Result<Composed, Refused> {
+        if !media::is_fhir_route(&self.content_type) {
+            return Err(Problem::UNSUPPORTED.into());
+        }
+        let peek = peek(self.bytes.clone()).await?;
+        let strict = !self.ids.chosen_key().is_empty();
+        let key = if strict { self.ids.chosen_key().to_owned() } else { peek.key() };
+        let (source, content_type) = (self.source(Dialect::Fhir), self.content_type.clone());
+        let (event_type, kind) = (peek.event_type(), media::FHIR_KIND);
+        Ok(self.composed(Named { event_type, kind, content_type, source, key }, strict, false))
+    }
+
+    fn hl7(self) -> Result<Composed, Refused> {
+        if !media::is_hl7_route(&self.content_type) {
+            return Err(Problem::UNSUPPORTED.into());
+        }
+        let bytes = self.bytes.clone();
+        let Some(msh) = Msh::read(&bytes) else {
+            return Err(Refused::Fault(Fault::of_no_message(&bytes)));
+        };
+        // The same message over MLLP is the same transaction: same source, and MSH-10 before X-Request-ID.
+        let strict = !self.ids.idempotency_key.is_empty();
+        let number = envelope::key(&msh);
+        let key = match (strict, number.is_empty()) {
+            (true, _) => self.ids.idempotency_key.clone(),
+            (false, false) => number,
+            (false, true) => self.ids.request_id.clone(),
+        };
+        let content_type = match self.content_type.split_once("charset=") {
+            Some((_, charset)) => format!("{}; charset={charset}", media::ER7),
+            None => envelope::content_type(&msh).to_owned(),
+        };
+        let config = &self.context.config;
+        let source = envelope::source(&config.practice, &config.gateway, &msh);
+        let (event_type, kind) = (envelope::event_type(&msh), media::HL7_KIND);
+        let not_production = matches!(msh.processing_id(), b"T" | b"D");
+        Ok(self.composed(Named { event_type, kind, content_type, source, key }, strict, not_production))
+    }
+
+    fn source(&self, dialect: Dialect) -> String {
+        source(self.context, dialect, self.client)
+    }
+
+    fn composed(self, named: Named, strict: bool, not_production: bool) -> Composed {
+        let Named { event_type, kind, content_type, source, key } = named;
+        let submission = Submission {
+            lane: self.lane,
+            event_type,
+            kind: kind.to_owned(),
+            content_type,
+            source,
+            key,
+            correlation_id: self.ids.correlation_id,
+            test_data: false,
+            body: Body::new(self.bytes),
+        };
+        Composed { submission, strict, not_production }
+    }
+}
+
+async fn peek(bytes: Bytes) -> Result<Peek, Refused> {
+    let looked = if bytes.len() <= PARSED_AT_ONCE_BYTES {
+        Peek::read(&bytes)
+    } else {
+        let looked = tokio::task::spawn_blocking(move || Peek::read(&bytes)).await;
+        looked.map_err(|_| Refused::Problem(Problem::FAULT))?
+    };
+    looked.map_err(|reason| {
+        Refused::Problem(match reason {
+            NoMessage::NotFhir => Problem::NOT_FHIR,
+            NoMessage::NotMessage => Problem::NOT_MESSAGE,
+            NoMessage::NoHeader => Problem::NO_MESSAGE_HEADER,
+        })
+    })
+}
+
+/// CloudEvents `source`: `urn:pgw:{practice}:{gateway}:{http or fhir}:{client}`.
+pub(super) fn source(context: &HttpContext, dialect: Dialect, client: &str) -> String {
+    let config = &context.config;
+    let way = if dialect == Dialect::Fhir { "fhir" } else { "http" };
+    format!("urn:pgw:{}:{}:{way}:{client}", config.practice, config.gateway)
+}
+
+/// Whether a `source` is of a sender that chooses keys here: what [`source`] makes.
+pub(super) fn is_ours(source: &str) -> bool {
+    matches!(source.split(':').nth(4), Some("http" | "fhir"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::control::store_for_tests::{Store, lane};
+    use crate::ingest::Budget;
+    use crate::ingest::http::access::{Access, AccessFiles};
+    use crate::ingest::http::context::HttpDoorConfig;
+    use pgw_core::transaction::{Gateway, Practice};
+    use pgw_link::clock::TrustedClock;
+
+    fn context(store: &Store) -> HttpContext {
+        let clock = TrustedClock::open(Path::new("/nonexistent"));
+        let config = HttpDoorConfig {
+            listen: "127.0.0.1:0".parse().unwrap(),
+            practice: Practice::new("B86022").unwrap(),
+            gateway: Gateway::new("gw1").unwrap(),
+            lane: lane(),
+            lanes: vec![lane()],
+            body_limit_bytes: 1000,
+            header_timeout: Duration::from_secs(1),
+            body_timeout: Duration::from_secs(1),
+            max_connections: 1,
+            bars: true,
+            allowed_addresses: Vec::new(),
+            files: AccessFiles::default(),
+        };
+        let access = Access::load(&config.files, &clock).unwrap();
+        let status = Arc::new(|| serde_json::Value::Null);
+        let outbox = store.outbox.clone();
+        HttpContext::new(config, 1, access, outbox, status, Arc::default(), Budget::new(1 << 20))
+    }
+
+    async fn composed(dialect: Dialect, content_type: &str, body: &str) -> Result<Composed, Refused> {
+        let mut headers = HeaderMap::new();
+        headers.insert(axum::http::header::CONTENT_TYPE, content_type.parse().unwrap());
+        let store = Store::empty();
+        compose(&context(&store), dialect, None, "lab", &headers, Bytes::from(body.to_owned())).await
+    }
+
+    #[tokio::test]
+    async fn kinds_follow_from_media_types() {
+        for (content_type, kind) in [
+            ("application/hl7-v2+er7; charset=utf-8", "hl7v2"),
+            ("x-application/hl7-v2+er7", "hl7v2"),
+            ("application/fhir+json", "fhir"),
+            ("application/edifact", "edifact"),
+            ("text/plain", "opaque"),
+        ] {
+            let Ok(composed) = composed(Dialect::Plain, content_type, "x").await else { panic!("refused") };
+            assert_eq!(composed.submission.kind, kind, "{content_type}");
+            assert_eq!(composed.submission.content_type, content_type);
+        }
+    }
+
+    #[tokio::test]
+    async fn messages_and_batches_are_told_apart_behind_a_byte_order_mark() {
+        let taken =
+            composed(Dialect::Hl7, "text/plain", "\u{feff}\r\nMSH|^~\\&|LAB|S|||||ORU^R01|7|P|2.4").await;
+        let Ok(Composed { submission, .. }) = taken else { panic!("refused") };
+        assert_eq!((submission.kind.as_str(), submission.key.as_str()), ("hl7v2", "7"));
+        assert!(submission.body.as_bytes().starts_with(b"\xef\xbb\xbf\r\nMSH"), "stored as it came");
+        for (body, fault) in [("\u{feff}FHS|^~\\&", Fault::UNSUPPORTED), ("PID|1", Fault::NO_HEADER)] {
+            let refused = composed(Dialect::Hl7, "", body).await;
+            assert!(matches!(refused, Err(Refused::Fault(found)) if found == fault), "{body}");
+        }
+    }
+}

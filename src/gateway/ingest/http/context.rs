@@ -1,0 +1,124 @@
+//! What the connections of one HTTP door share.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::Duration;
+
+use pgw_core::transaction::{Gateway, Lane, Practice, unix_millis_now};
+use pgw_outbox::Outbox;
+use tokio::sync::Semaphore;
+
+use crate::ingest::http::access::{Access, AccessFiles};
+use crate::ingest::http::keys;
+use crate::ingest::http::keys::RecentKeys;
+use crate::ingest::listen::{AddressRange, is_allowed};
+use crate::ingest::mllp::ack::ControlIds;
+use crate::ingest::{Budget, Counters, StatusSource, count};
+
+/// What one HTTP door is told by the configuration.
+#[derive(Debug, Clone)]
+pub struct HttpDoorConfig {
+    /// Address and port to listen on.
+    pub listen: SocketAddr,
+    /// Whose gateway this is, for the `source` of transactions.
+    pub practice: Practice,
+    /// The gateway's id, likewise.
+    pub gateway: Gateway,
+    /// Where transactions go that name no lane.
+    pub lane: Lane,
+    /// All lanes, which a request may name.
+    pub lanes: Vec<Lane>,
+    /// Largest body (20 MB).
+    pub body_limit_bytes: usize,
+    /// Longest time for a request's headers, and without any request (10 s).
+    pub header_timeout: Duration,
+    /// Longest time for a body (30 s).
+    pub body_timeout: Duration,
+    /// Most connections at once (256).
+    pub max_connections: usize,
+    /// The rules of BaRS for FHIR messages: ids are required, a repetition is told so (true).
+    pub bars: bool,
+    /// Peers that may connect; empty: everybody who can reach the address.
+    pub allowed_addresses: Vec<AddressRange>,
+    /// Who may send.
+    pub files: AccessFiles,
+}
+
+/// What is known of a connection's other end.
+#[derive(Debug, Clone)]
+pub(super) struct Peer {
+    pub(super) address: IpAddr,
+    /// Common name of the certificate that it has shown and that was verified.
+    pub(super) certificate: Option<Arc<str>>,
+}
+
+/// What all connections of a door share.
+pub(super) struct HttpContext {
+    pub(super) config: HttpDoorConfig,
+    pub(super) outbox: Outbox,
+    pub(super) status: StatusSource,
+    pub(super) counters: Arc<Counters>,
+    pub(super) budget: Budget,
+    /// Refused bodies go to quarantine one by one: a flood of them must not take the blocking threads.
+    pub(super) quarantine_slot: Semaphore,
+    keys: Mutex<RecentKeys>,
+    control_ids: ControlIds,
+    access: RwLock<Arc<Access>>,
+}
+
+impl HttpContext {
+    pub(super) fn new(
+        config: HttpDoorConfig,
+        port: u16,
+        access: Access,
+        outbox: Outbox,
+        status: StatusSource,
+        counters: Arc<Counters>,
+        budget: Budget,
+    ) -> Self {
+        Self {
+            config,
+            outbox,
+            status,
+            counters,
+            budget,
+            quarantine_slot: Semaphore::new(1),
+            keys: Mutex::new(RecentKeys::new(keys::LIMIT)),
+            control_ids: ControlIds::new(unix_millis_now(), port),
+            access: RwLock::new(Arc::new(access)),
+        }
+    }
+
+    /// Whether a peer may connect while `open` connections are; otherwise the reason, and it is counted.
+    pub(super) fn admit(&self, peer: SocketAddr, open: usize) -> Result<(), &'static str> {
+        let reason = if !is_allowed(&self.config.allowed_addresses, peer.ip()) {
+            "address not allowed"
+        } else if open >= self.config.max_connections {
+            "too many connections"
+        } else {
+            return Ok(());
+        };
+        count(&self.counters.connections_refused);
+        Err(reason)
+    }
+
+    /// The keys that senders have chosen lately.
+    pub(super) fn keys(&self) -> MutexGuard<'_, RecentKeys> {
+        self.keys.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Who may send, as the files said last.
+    pub(super) fn access(&self) -> Arc<Access> {
+        Arc::clone(&self.access.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// From now on these may send.
+    pub(super) fn replace_access(&self, access: Access) {
+        *self.access.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(access);
+    }
+
+    /// A number for an acknowledgment of ours.
+    pub(super) fn next_id(&self) -> String {
+        self.control_ids.next()
+    }
+}

@@ -1,0 +1,138 @@
+//! Media types: the one table of what follows from them, for every door. Pure.
+//!
+//! | media type | CloudEvents `kind` | `type` where the sender gives none |
+//! |---|---|---|
+//! | `application/hl7-v2*`, `x-application/hl7-v2*` | `hl7v2` | from the message's header |
+//! | `application/fhir+*` | `fhir` | of the door |
+//! | `application/edifact` | `edifact` | `edifact.interchange` from a folder, else of the door |
+//! | any other | `opaque` | of the door |
+
+/// CloudEvents `kind` of HL7 v2.
+pub const HL7_KIND: &str = "hl7v2";
+/// CloudEvents `kind` of FHIR.
+pub const FHIR_KIND: &str = "fhir";
+/// CloudEvents `kind` of EDIFACT.
+pub const EDIFACT_KIND: &str = "edifact";
+/// CloudEvents `kind` of what the gateway does not know.
+pub const OPAQUE_KIND: &str = "opaque";
+
+/// HL7 v2 in its usual encoding; the charset may follow as a parameter.
+pub const ER7: &str = "application/hl7-v2+er7";
+/// FHIR in JSON.
+pub const FHIR_JSON: &str = "application/fhir+json";
+/// What is not known.
+pub const OCTETS: &str = "application/octet-stream";
+
+/// Longest media type and longest CloudEvents `type` that is taken.
+pub const NAME_BYTES: usize = 256;
+
+/// A media type, whether anything may follow it, and its kind; the first that fits decides.
+const TABLE: [(&str, bool, &str); 4] = [
+    ("application/hl7-v2", true, HL7_KIND),
+    ("x-application/hl7-v2", true, HL7_KIND),
+    ("application/fhir+", true, FHIR_KIND),
+    ("application/edifact", false, EDIFACT_KIND),
+];
+
+/// What the HL7 route of the HTTP door takes; without a media type it is HL7 v2, too.
+const HL7_ROUTE: [&str; 5] = ["", "application/hl7-v2", ER7, "x-application/hl7-v2+er7", "text/plain"];
+
+/// What the FHIR route of the HTTP door takes.
+const FHIR_ROUTE: [&str; 2] = [FHIR_JSON, "application/json"];
+
+/// Whether a text is one media type, with or without parameters.
+#[must_use]
+pub fn is_media_type(text: &str) -> bool {
+    let (name, _) = text.split_once(';').unwrap_or((text, ""));
+    let token = |part: &str| {
+        !part.is_empty() && part.bytes().all(|b| b.is_ascii_alphanumeric() || b"!#$&-^_.+".contains(&b))
+    };
+    text.len() <= NAME_BYTES
+        && text.bytes().all(|b| b.is_ascii_graphic() || b == b' ')
+        && name.trim().split_once('/').is_some_and(|(kind, rest)| token(kind) && token(rest))
+}
+
+/// Whether a text can be a CloudEvents `type`: letters, digits, and `. _ - : /`.
+#[must_use]
+pub fn is_event_type(text: &str) -> bool {
+    (1..=NAME_BYTES).contains(&text.len())
+        && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-:/".contains(&b))
+}
+
+/// The media type alone, in lower case: no parameters.
+#[must_use]
+pub fn essence(content_type: &str) -> String {
+    content_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase()
+}
+
+/// CloudEvents `kind` of a media type, whatever its case and parameters.
+#[must_use]
+pub fn kind(content_type: &str) -> &'static str {
+    let name = essence(content_type);
+    let fits = |(start, open, _): &&(&str, bool, &str)| {
+        name.strip_prefix(start).is_some_and(|rest| *open || rest.is_empty())
+    };
+    TABLE.iter().find(fits).map_or(OPAQUE_KIND, |(_, _, kind)| kind)
+}
+
+/// Whether the HL7 route takes it.
+#[must_use]
+pub fn is_hl7_route(content_type: &str) -> bool {
+    HL7_ROUTE.contains(&essence(content_type).as_str())
+}
+
+/// Whether the FHIR route takes it.
+#[must_use]
+pub fn is_fhir_route(content_type: &str) -> bool {
+    FHIR_ROUTE.contains(&essence(content_type).as_str())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const KINDS: [(&str, &str); 10] = [
+        ("application/edifact", "edifact"),
+        ("application/edifact2", "opaque"),
+        ("application/hl7-v2", "hl7v2"),
+        ("Application/HL7-v2+ER7; charset=utf-8", "hl7v2"),
+        ("x-application/hl7-v2+er7", "hl7v2"),
+        ("x-application/hl7-v2", "hl7v2"),
+        ("application/fhir+json; fhirVersion=4.0", "fhir"),
+        ("Application/FHIR+xml", "fhir"),
+        ("text/plain", "opaque"),
+        ("", "opaque"),
+    ];
+
+    #[test]
+    fn kinds_follow_from_media_types() {
+        for (media_type, expected) in KINDS {
+            assert_eq!(kind(media_type), expected, "{media_type}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_media_type() {
+        for bad in ["", "text", "/", "/x", "a/", "text/", "a b/c", "text/\"x", "a/b\n", "a/\u{e9}"] {
+            assert!(!is_media_type(bad), "{bad:?}");
+        }
+        assert!(!is_media_type(&format!("a/{}", "b".repeat(255))));
+        assert!(is_media_type("Text/Plain; charset=x") && is_media_type(OCTETS));
+        assert_eq!(essence("Text/Plain ; charset=x"), "text/plain");
+    }
+
+    #[test]
+    fn what_is_no_event_type() {
+        for bad in ["", "a type", "t\n", "t\u{e9}", &"t".repeat(257)] {
+            assert!(!is_event_type(bad), "{bad:?}");
+        }
+        assert!(is_event_type("hl7v2.oru_r01") && is_event_type("urn:nhs/x-1"));
+    }
+
+    #[test]
+    fn routes_take_their_own() {
+        assert!(is_hl7_route("") && is_hl7_route("X-Application/HL7-v2+er7; charset=x"));
+        assert!(!is_hl7_route("application/json") && !is_hl7_route("application/hl7-v2+xml"));
+        assert!(is_fhir_route("application/json; charset=utf-8") && !is_fhir_route("application/fhir+xml"));
+    }
+}

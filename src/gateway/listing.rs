@@ -1,0 +1,165 @@
+//! Reading the outbox in order, for all who list, walk, export or look up: in batches, and the header of each transaction.
+//!
+//! Everything here blocks: it reads the disk.
+
+use pgw_core::chain::ChainValue;
+use pgw_core::transaction::{Epoch, Lane, Position, Sequence, TransactionId, rfc3339};
+use pgw_core::wire::void;
+use pgw_outbox::{Outbox, ReadError, Stored};
+use serde::{Deserialize, Serialize};
+
+/// Records read at once.
+const BATCH_RECORDS: usize = 256;
+/// Payload bytes read at once, about.
+const BATCH_BYTES: usize = 1 << 20;
+
+/// The lanes, in the order of the configuration.
+#[must_use]
+pub fn lanes(outbox: &Outbox) -> Vec<Lane> {
+    outbox.snapshot().lanes.into_iter().map(|(lane, _)| lane).collect()
+}
+
+/// The last position behind the barrier; 0 for an empty or unknown lane.
+#[must_use]
+pub fn tail(outbox: &Outbox, lane: &Lane) -> Position {
+    outbox.tail(lane).map_or(0, |tail| *tail.borrow())
+}
+
+/// Confirmed by the hub through this position; 0: nothing is.
+#[must_use]
+pub fn confirmed(outbox: &Outbox, lane: &Lane) -> Position {
+    outbox.watermark(lane).map_or(0, |mark| mark.position)
+}
+
+/// Some records that follow each other, from `first` on.
+pub(crate) struct Batch {
+    pub(crate) first: Position,
+    /// Empty: the record at `first` can no longer be read.
+    pub(crate) records: Vec<Stored>,
+}
+
+/// All positions from a first through a last one, in [`Batch`]es without a gap between them.
+pub(crate) struct Batches<'a> {
+    outbox: &'a Outbox,
+    lane: &'a Lane,
+    next: Position,
+    last: Position,
+}
+
+/// Reads `lane` from `first` through `last`.
+pub(crate) fn batches<'a>(
+    outbox: &'a Outbox,
+    lane: &'a Lane,
+    first: Position,
+    last: Position,
+) -> Batches<'a> {
+    Batches { outbox, lane, next: first.max(1), last }
+}
+
+impl Iterator for Batches<'_> {
+    /// After an error there may be more: the next call reads the same records again.
+    type Item = Result<Batch, ReadError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let first = self.next;
+        if first > self.last {
+            return None;
+        }
+        let wanted = usize::try_from(self.last - first).unwrap_or(BATCH_RECORDS).saturating_add(1);
+        let read = self.outbox.read(self.lane, first, wanted.min(BATCH_RECORDS), BATCH_BYTES);
+        let mut records = match read {
+            Ok(records) => records,
+            Err(ReadError::Gone { .. }) => Vec::new(),
+            Err(error) => return Some(Err(error)),
+        };
+        let following = (first..=self.last).zip(&records).take_while(|(at, stored)| stored.position == *at);
+        records.truncate(following.count());
+        self.next = first.saturating_add(records.len().max(1) as u64);
+        Some(Ok(Batch { first, records }))
+    }
+}
+
+/// What has become of a transaction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TransactionState {
+    /// The hub has it not confirmed yet.
+    Waiting,
+    /// The hub has it.
+    Confirmed,
+    /// Confirmed, and deleted after its retention.
+    Pruned,
+    /// Not confirmed, and can no longer be read.
+    Damaged,
+}
+
+/// One position of a lane. No key and no body: those are the sender's and the patient's.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ListedTransaction {
+    /// Its lane.
+    pub lane: Lane,
+    /// Its position there.
+    pub position: Position,
+    /// What has become of it.
+    pub state: TransactionState,
+    /// The rest, where it can be read.
+    #[serde(flatten)]
+    pub header: Option<TransactionHeader>,
+}
+
+/// What can be read of a transaction that is there.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TransactionHeader {
+    /// Its epoch on the wire.
+    pub epoch: Epoch,
+    /// Its sequence on the wire.
+    pub sequence: Sequence,
+    /// Its id.
+    pub id: TransactionId,
+    /// When it was accepted, RFC 3339.
+    pub time: String,
+    /// CloudEvents `type`.
+    #[serde(rename = "type")]
+    pub event_type: String,
+    /// Media type.
+    pub content_type: String,
+    /// CloudEvents `source`.
+    pub source: String,
+    /// Size of the body.
+    pub bytes: u64,
+    /// Its chain value on the wire.
+    pub chain: ChainValue,
+}
+
+impl ListedTransaction {
+    /// One that was read, in a lane that is confirmed through `confirmed`.
+    #[must_use]
+    pub fn stored(lane: Lane, stored: &Stored, confirmed: Position) -> Self {
+        let transaction = &stored.transaction;
+        let state = match stored.position <= confirmed {
+            _ if transaction.kind == void::KIND => TransactionState::Damaged,
+            true => TransactionState::Confirmed,
+            false => TransactionState::Waiting,
+        };
+        let header = TransactionHeader {
+            epoch: stored.epoch,
+            sequence: stored.sequence,
+            id: transaction.id,
+            time: rfc3339(transaction.time),
+            event_type: transaction.event_type.clone(),
+            content_type: transaction.content_type.clone(),
+            source: transaction.source.clone(),
+            bytes: transaction.body.len() as u64,
+            chain: stored.chain,
+        };
+        Self { lane, position: stored.position, state, header: Some(header) }
+    }
+
+    /// One that can no longer be read.
+    #[must_use]
+    pub fn gone(lane: Lane, position: Position, confirmed: Position) -> Self {
+        let pruned = position <= confirmed;
+        let state = if pruned { TransactionState::Pruned } else { TransactionState::Damaged };
+        Self { lane, position, state, header: None }
+    }
+}

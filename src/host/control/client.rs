@@ -1,0 +1,162 @@
+//! The command line's side of a control socket. Blocking: a command does one thing.
+
+use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
+use std::marker::PhantomData;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::Serialize;
+
+use super::{LINE_BYTES, Reply};
+use crate::exit::Exit;
+
+/// How long a line of an answer may take. What is not answered by then may be done all the same.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// Why the daemon could not be asked.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// No daemon answers there, or this user may not open the socket.
+    #[error("cannot reach the daemon at {socket}")]
+    Unreachable {
+        /// Its socket.
+        socket: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// The connection ended within the answer.
+    #[error("the daemon closed the connection")]
+    Broken(#[source] io::Error),
+    /// The bytes of the answer could not be written where they belong.
+    #[error("cannot write the daemon's answer")]
+    Write(#[source] io::Error),
+    /// The answer has another form: the daemon is of another version.
+    #[error("the daemon's answer was not understood")]
+    NotUnderstood(#[source] serde_json::Error),
+    /// The daemon could not do it.
+    #[error("{0}")]
+    Failed(String),
+    /// The daemon does not do this for this user.
+    #[error("{0}")]
+    NotPermitted(String),
+}
+
+impl ClientError {
+    /// Nobody listens on the socket: the daemon is not running, or it is starting or stopping.
+    #[must_use]
+    pub fn is_not_running(&self) -> bool {
+        use io::ErrorKind::{ConnectionRefused, NotFound};
+        matches!(self, Self::Unreachable { source, .. } if matches!(source.kind(), NotFound | ConnectionRefused))
+    }
+}
+
+impl From<&ClientError> for Exit {
+    fn from(error: &ClientError) -> Self {
+        match error {
+            ClientError::Unreachable { .. } => Exit::Unreachable,
+            ClientError::Broken(_) => Exit::Later,
+            ClientError::NotUnderstood(_) => Exit::Internal,
+            ClientError::Failed(_) => Exit::Refused,
+            ClientError::NotPermitted(_) => Exit::NotPermitted,
+            ClientError::Write(_) => Exit::Files,
+        }
+    }
+}
+
+/// A connection to the daemon that takes requests `Q` and answers with `R`.
+#[derive(Debug)]
+pub struct Client<Q, R> {
+    stream: BufReader<UnixStream>,
+    speaks: PhantomData<fn(Q) -> R>,
+}
+
+impl<Q: Serialize, R: Reply> Client<Q, R> {
+    /// Connects.
+    ///
+    /// # Errors
+    /// [`ClientError::Unreachable`].
+    pub fn connect(socket: &Path) -> Result<Self, ClientError> {
+        let unreachable = |source| ClientError::Unreachable { socket: socket.to_owned(), source };
+        let stream = UnixStream::connect(socket).map_err(unreachable)?;
+        stream.set_read_timeout(Some(PATIENCE)).map_err(unreachable)?;
+        stream.set_write_timeout(Some(PATIENCE)).map_err(unreachable)?;
+        Ok(Self { stream: BufReader::new(stream), speaks: PhantomData })
+    }
+
+    /// Asks, and hands each line of the answer to `each`.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub fn ask(&mut self, request: &Q, each: impl FnMut(R)) -> Result<(), ClientError> {
+        self.send(request)?;
+        self.replies(each)
+    }
+
+    /// Sends a request; its answer is still to be read.
+    ///
+    /// # Errors
+    /// [`ClientError::Broken`].
+    pub fn send(&mut self, request: &Q) -> Result<(), ClientError> {
+        let mut line = serde_json::to_vec(request).map_err(ClientError::NotUnderstood)?;
+        line.push(b'\n');
+        self.send_bytes(&line)
+    }
+
+    /// Sends bytes that belong to the request.
+    ///
+    /// # Errors
+    /// [`ClientError::Broken`].
+    pub fn send_bytes(&mut self, bytes: &[u8]) -> Result<(), ClientError> {
+        self.stream.get_mut().write_all(bytes).map_err(ClientError::Broken)
+    }
+
+    /// Hands the lines of the answer to `each`, through the last one.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub fn replies(&mut self, mut each: impl FnMut(R)) -> Result<(), ClientError> {
+        loop {
+            let reply = self.reply()?;
+            let last = reply.is_last();
+            each(reply);
+            if last {
+                return Ok(());
+            }
+        }
+    }
+
+    /// The next line of the answer.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub fn reply(&mut self) -> Result<R, ClientError> {
+        let mut line = Vec::new();
+        let mut limited = (&mut self.stream).take(LINE_BYTES as u64);
+        limited.read_until(b'\n', &mut line).map_err(ClientError::Broken)?;
+        if line.is_empty() {
+            return Err(ClientError::Broken(io::ErrorKind::UnexpectedEof.into()));
+        }
+        serde_json::from_slice::<R>(&line).map_err(ClientError::NotUnderstood)?.checked()
+    }
+
+    /// Copies so many bytes of the answer to `out`.
+    ///
+    /// # Errors
+    /// [`ClientError::Broken`]; [`ClientError::Write`] where `out` takes no more.
+    pub fn bytes(&mut self, mut left: u64, out: &mut dyn io::Write) -> Result<(), ClientError> {
+        while left > 0 {
+            let read = self.stream.fill_buf().map_err(ClientError::Broken)?;
+            let read = &read[..read.len().min(usize::try_from(left).unwrap_or(usize::MAX))];
+            if read.is_empty() {
+                return Err(ClientError::Broken(io::ErrorKind::UnexpectedEof.into()));
+            }
+            out.write_all(read).map_err(ClientError::Write)?;
+            let count = read.len();
+            self.stream.consume(count);
+            left -= count as u64;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,242 @@
+//! What the running hub does for its commands.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
+use std::path::Path;
+use std::sync::mpsc::{Sender, sync_channel};
+use std::time::{Duration, Instant};
+
+use pgw_core::text::chain;
+use pgw_host::control::server::{PROGRESS, Say};
+use pgw_host::control::{Conversation, Handler};
+use pgw_host::secret;
+use tokio::sync::watch;
+use tokio::task::spawn_blocking;
+use tokio::time::timeout;
+
+use super::{PIECE_BYTES, Reply, Request};
+use crate::HubSettings;
+use crate::backup;
+use crate::import::{self, BundleFile, ImportError, ImportedLane};
+use crate::imported::{Part, Tally};
+use crate::keys;
+use crate::link::Speaker;
+use crate::resend::{ResendProgress, ResendRequest};
+use crate::store::{LaneName, StoreError};
+use crate::store_thread::Arrival;
+
+/// Lines about the progress of an import are at least so far apart.
+const BETWEEN: Duration = Duration::from_secs(1);
+/// Whoever asked may ask again.
+const HUB_STOPS: &str = "the hub is stopping: run this command again when it runs";
+
+/// The hub's side of its control socket.
+#[derive(Debug, Clone)]
+pub struct Commands {
+    settings: HubSettings,
+    arrivals: Sender<Arrival>,
+    stop: watch::Receiver<bool>,
+}
+
+impl Commands {
+    /// `arrivals` leads to the store thread.
+    #[must_use]
+    pub fn new(settings: HubSettings, arrivals: Sender<Arrival>, stop: watch::Receiver<bool>) -> Self {
+        Self { settings, arrivals, stop }
+    }
+}
+
+impl Handler for Commands {
+    type Request = Request;
+    type Reply = Reply;
+
+    async fn answer(&self, request: Request, client: &mut Conversation) -> io::Result<()> {
+        match request {
+            Request::Import { bytes, receipts } => self.import(bytes, receipts, client).await,
+            Request::Resend { practice, gateway, lane, epoch, from, through } => {
+                let lane = LaneName { practice, gateway, lane };
+                self.resend(ResendRequest { lane, epoch, from, through }, client).await
+            }
+            Request::BackupBegin {} => {
+                let directory = self.settings.directory.clone();
+                let begun = spawn_blocking(move || backup::begin(&directory)).await;
+                client.say(&store_reply(begun, |lanes| Reply::BackupBegun { lanes: lanes as u64 })).await
+            }
+            Request::BackupDone {} => {
+                let (directory, arrivals) = (self.settings.directory.clone(), self.arrivals.clone());
+                let done = spawn_blocking(move || {
+                    let begun = backup::done(&directory)?;
+                    if begun {
+                        // If the hub is stopping, it reads the file when it starts again.
+                        let _ = arrivals.send(Arrival::BackedUp);
+                    }
+                    Ok(begun)
+                });
+                client.say(&store_reply(done.await, |begun| Reply::BackupDone { begun })).await
+            }
+        }
+    }
+}
+
+fn store_reply<T>(
+    done: Result<Result<T, StoreError>, tokio::task::JoinError>,
+    reply: impl FnOnce(T) -> Reply,
+) -> Reply {
+    match done {
+        Ok(Ok(done)) => reply(done),
+        Ok(Err(error)) => Reply::Failed { reason: chain(&error) },
+        Err(_) => Reply::Failed { reason: "the hub could not do it, by a bug in this program".to_owned() },
+    }
+}
+
+impl Commands {
+    async fn import(&self, bytes: u64, receipts: bool, client: &mut Conversation) -> io::Result<()> {
+        let directory = self.settings.directory.clone();
+        let spool = match spawn_blocking(move || spool(&directory)).await {
+            Ok(Ok(spool)) => spool,
+            Ok(Err(error)) => return client.say(&Reply::Failed { reason: cannot_keep(&error) }).await,
+            Err(error) => return Err(io::Error::other(error)),
+        };
+        client.say(&Reply::Send {}).await?;
+        let spool = match receive(client, bytes, spool).await? {
+            Ok(spool) => spool,
+            Err(error) => return client.say(&Reply::Failed { reason: cannot_keep(&error) }).await,
+        };
+        tracing::info!(bytes, user = client.user()?, "A command imports a bundle");
+        let import = Import { commands: self.clone(), receipts };
+        let file = BundleFile::of(spool, "the bundle".into());
+        client.stream_of(move |say| import.run(&file, say)).await
+    }
+
+    /// Says how far it has come every few seconds, so that the client knows that somebody is there.
+    async fn resend(&self, request: ResendRequest, client: &mut Conversation) -> io::Result<()> {
+        let (progress, mut told) = watch::channel(ResendProgress::default());
+        if self.arrivals.send(Arrival::Resend(request, progress)).is_err() {
+            return client.say(&Reply::NotResent { reason: HUB_STOPS.to_owned(), kept: 0 }).await;
+        }
+        let mut stop = self.stop.clone();
+        loop {
+            let gone = tokio::select! {
+                waited = timeout(PROGRESS, told.wait_for(|progress| progress.ended.is_some())) => {
+                    waited.is_ok_and(|ended| ended.is_err())
+                }
+                _ = stop.wait_for(|stop| *stop) => true,
+            };
+            let ResendProgress { kept, ended } = told.borrow().clone();
+            let reply = match ended {
+                Some(Ok(resent)) => Reply::Resent { sent: resent.sent, kept, detail: resent.detail },
+                Some(Err(error)) => Reply::NotResent { reason: error.to_string(), kept },
+                None if gone => Reply::NotResent { reason: HUB_STOPS.to_owned(), kept },
+                None => Reply::Progress { transactions: kept },
+            };
+            client.say(&reply).await?;
+            if pgw_host::control::Reply::is_last(&reply) {
+                return Ok(());
+            }
+        }
+    }
+}
+
+fn cannot_keep(error: &io::Error) -> String {
+    format!("the hub cannot keep the file while it reads it: {error}")
+}
+
+/// A file below the store that has no name and so vanishes with the import, however it ends. Bundles are encrypted, and are
+/// read twice.
+fn spool(directory: &Path) -> io::Result<File> {
+    let path = directory.join(format!("import-{}.part", uuid::Uuid::now_v7()));
+    let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&path)?;
+    std::fs::remove_file(&path)?;
+    Ok(file)
+}
+
+/// Takes the bundle's bytes. What cannot be kept is read all the same, so that the client hears why.
+async fn receive(client: &mut Conversation, bytes: u64, spool: File) -> io::Result<io::Result<File>> {
+    let mut spool = Ok(spool);
+    let mut at = 0;
+    while at < bytes {
+        let size = usize::try_from(bytes - at).unwrap_or(PIECE_BYTES).min(PIECE_BYTES);
+        let mut piece = vec![0; size];
+        client.read_exact(&mut piece).await?;
+        if let Ok(file) = spool {
+            let written = spawn_blocking(move || file.write_all_at(&piece, at).map(|()| file)).await;
+            spool = written.map_err(io::Error::other)?;
+        }
+        at += size as u64;
+    }
+    Ok(spool)
+}
+
+/// One import, on a thread of its own.
+struct Import {
+    commands: Commands,
+    receipts: bool,
+}
+
+impl Import {
+    fn run(&self, file: &BundleFile, say: Say<'_, Reply>) -> Result<Reply, String> {
+        let settings = &self.commands.settings;
+        let identity = keys::carry_key(&settings.carry_key_file).map_err(|error| chain(&error))?;
+        let mut lanes = Vec::new();
+        // A client that has gone does not end the import: what it sent is stored.
+        let mut said = Instant::now();
+        let mut progress = |transactions| {
+            if said.elapsed() >= BETWEEN {
+                said = Instant::now();
+                let _ = say(Reply::Progress { transactions });
+            }
+        };
+        let imported = import::check(file, &identity, &mut progress).and_then(|_| {
+            let mut stored = 0;
+            let mut take = |part: Part| {
+                stored += part.transactions.len() as u64;
+                let tally = self.take(part)?;
+                progress(stored);
+                Ok(tally)
+            };
+            import::import(file, &identity, &mut take, &mut lanes)
+        });
+        let total = |of: fn(&ImportedLane) -> u64| lanes.iter().map(of).sum::<u64>();
+        let last = match imported {
+            Ok(()) => {
+                let (stored, repeated) = (total(|l| l.stored), total(|l| l.repeated + l.renumbered));
+                tracing::info!(stored, repeated, "Imported a bundle");
+                Reply::Imported {}
+            }
+            Err(error) => {
+                let reason = error.sentence();
+                tracing::error!(error = reason, "A bundle was refused");
+                Reply::NotImported { reason, later: error.consequence() == pgw_host::exit::Exit::Later }
+            }
+        };
+        for line in self.signed(&lanes)? {
+            let _ = say(Reply::Receipt(line));
+        }
+        for lane in lanes {
+            let _ = say(Reply::Lane(lane));
+        }
+        Ok(last)
+    }
+
+    /// Stores a part through the store thread.
+    fn take(&self, part: Part) -> Result<Tally, ImportError> {
+        let Commands { arrivals, stop, .. } = &self.commands;
+        if *stop.borrow() {
+            return Err(ImportError::Ended);
+        }
+        let (answer, answered) = sync_channel(1);
+        arrivals.send(Arrival::Import(Box::new(part), answer)).map_err(|_| ImportError::Ended)?;
+        Ok(answered.recv().map_err(|_| ImportError::Ended)??)
+    }
+
+    fn signed(&self, lanes: &[ImportedLane]) -> Result<Vec<pgw_bundle::receipts::SignedReceipt>, String> {
+        if !self.receipts {
+            return Ok(Vec::new());
+        }
+        let settings = &self.commands.settings;
+        let key = secret::signing_key(&settings.signing_key_file).map_err(|error| chain(&error))?;
+        let mut speaker = Speaker::begin(settings.hub.clone(), key).map_err(|error| error.to_string())?;
+        import::receipts(&mut speaker, lanes).map_err(|error| error.to_string())
+    }
+}

@@ -1,0 +1,60 @@
+//! A new segment takes the place of an old one, which is set aside by rename and never deleted.
+//!
+//! The new one is finished beside the old before either is renamed, so that a crash at any moment leaves one of
+//! them in place: `{number}.new` with `{number}` there is unfinished work, without it the finished one.
+
+use std::fs;
+use std::io;
+use std::path::Path;
+
+use pgw_core::transaction::Lane;
+use uuid::Uuid;
+
+use crate::files;
+
+/// The old one, if there is one, goes aside, the new one takes its place.
+pub(crate) fn replace(
+    store: &Path,
+    (lane, number): (&Lane, u64),
+    place: &Path,
+    fresh: &Path,
+) -> io::Result<()> {
+    let aside = store.join("aside");
+    files::create_directory(&aside)?;
+    files::sync_tree(fresh)?;
+    files::sync_name(fresh)?;
+    step(place)?;
+    if place.exists() {
+        let name = format!("{lane}-{number:010}-{}", Uuid::now_v7());
+        pgw_durable::rename(place, &aside.join(name))?;
+        step(place)?;
+    }
+    pgw_durable::rename(fresh, place)?;
+    step(place)
+}
+
+/// Between two steps of a replacement; in tests the end may come here.
+#[cfg_attr(not(test), expect(clippy::unnecessary_wraps, reason = "only a test makes it fail"))]
+pub(crate) fn step(place: &Path) -> io::Result<()> {
+    #[cfg(test)]
+    crate::faults_for_tests::of(place).check(crate::faults_for_tests::Point::Step)?;
+    let _ = place;
+    Ok(())
+}
+
+/// Finishes or forgets what a crash left of [`rebuild_segment`] in a lane's directory.
+pub(crate) fn finish_replacements(directory: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(directory)? {
+        let fresh = entry?.path();
+        if fresh.extension().is_some_and(|extension| extension == "new") {
+            let place = fresh.with_extension("");
+            if place.exists() {
+                fs::remove_dir_all(&fresh)?;
+                pgw_durable::sync_directory(directory)?;
+            } else {
+                pgw_durable::rename(&fresh, &place)?;
+            }
+        }
+    }
+    Ok(())
+}

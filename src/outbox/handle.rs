@@ -1,0 +1,345 @@
+//! The handle on an open outbox: all that its users call.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use pgw_core::chain::ChainValue;
+use pgw_core::delivery::Numbering;
+use pgw_core::transaction::{Clock, Lane, Position};
+use pgw_core::wire::void::REASON_BYTES;
+use tokio::sync::{oneshot, watch};
+
+use crate::crypt::key_use::{self, KeyUse, SealedRanges};
+use crate::crypt::keyring::Keyring;
+use crate::descriptor::{self, Retirement};
+use crate::errors::{OpenError, ReadError, Refusal, VoidError};
+use crate::guard::segment;
+use crate::lock::locked;
+use crate::pipeline::jobs::{Job, Queued};
+use crate::pipeline::lane::SharedLane;
+use crate::pipeline::running::Running;
+use crate::pipeline::shared::SharedOutbox;
+use crate::pipeline::startup;
+use crate::quarantine::QuarantineEntry;
+use crate::types::{
+    Accepted, OutboxAlarm, OutboxSettings, Released, Snapshot, Stored, Submission, Watermark,
+};
+
+/// Beside its body, what a submission costs in the queue.
+const SUBMISSION_BYTES: u64 = 512;
+
+/// A handle on the open outbox; clones share it. The last one dropped closes it (as a crash would, only tidier).
+#[derive(Clone)]
+pub struct Outbox {
+    running: Arc<Running>,
+}
+
+impl Outbox {
+    /// Opens or creates the store, recovers what a crash left, and starts the writer thread.
+    ///
+    /// Blocking: call it before the runtime, or from `spawn_blocking`.
+    ///
+    /// # Errors
+    /// [`OpenError`]; a damaged segment is no error but a [`OutboxAlarm`].
+    pub fn open(settings: OutboxSettings, keys: impl Into<Keyring>) -> Result<Self, OpenError> {
+        Self::started(settings, &keys.into(), Retirement::Refused)
+    }
+
+    /// As [`Outbox::open`], for a store that is retired: to look at it. Nothing may be submitted.
+    ///
+    /// # Errors
+    /// [`OpenError`].
+    pub fn open_retired(settings: OutboxSettings, keys: Keyring) -> Result<Self, OpenError> {
+        Self::started(settings, &keys, Retirement::Ignored)
+    }
+
+    pub(crate) fn started(
+        settings: OutboxSettings,
+        keys: &Keyring,
+        retirement: Retirement,
+    ) -> Result<Self, OpenError> {
+        Ok(Self { running: Arc::new(startup::open(settings, keys, retirement)?) })
+    }
+
+    pub(crate) fn shared(&self) -> &Arc<SharedOutbox> {
+        &self.running.shared
+    }
+
+    pub(crate) fn lane(&self, lane: &Lane) -> Option<&Arc<SharedLane>> {
+        self.shared().lane(lane).map(|(_, lane)| lane)
+    }
+
+    /// The only way in: returns when the transaction is behind the barrier. Cancelling it does not take it back.
+    ///
+    /// # Errors
+    /// [`Refusal`]: nothing was promised.
+    pub async fn submit(&self, submission: Submission) -> Result<Accepted, Refusal> {
+        let entered = Instant::now();
+        let shared = self.shared();
+        let Some((lane, _)) = shared.lane(&submission.lane) else {
+            return Err(Refusal::UnknownLane(submission.lane));
+        };
+        let bytes = submission.body.len() as u64;
+        let limit = shared.settings.max_body_bytes;
+        if bytes > limit {
+            return Err(Refusal::TooLarge { bytes, limit });
+        }
+        let cost = bytes + SUBMISSION_BYTES;
+        let queued = shared.queued_bytes.fetch_add(cost, Ordering::Relaxed);
+        // One alone is taken whatever its size, or a limit below the largest body would refuse it for ever.
+        if queued > 0 && queued + cost > shared.settings.queue_bytes {
+            shared.queued_bytes.fetch_sub(cost, Ordering::Relaxed);
+            return Err(Refusal::Busy);
+        }
+        let fingerprints = shared.fingerprinter.fingerprints(
+            &submission.source,
+            &submission.key,
+            submission.body.as_bytes(),
+        );
+        let (answer, outcome) = oneshot::channel();
+        let compared = BTreeMap::new();
+        let queued = Queued { lane, submission, fingerprints, cost, entered, answer, compared };
+        let job = Job::Submit(Box::new(queued));
+        if self.running.jobs.send(job).is_err() {
+            shared.queued_bytes.fetch_sub(cost, Ordering::Relaxed);
+            return Err(self.running.ended());
+        }
+        outcome.await.unwrap_or_else(|_| Err(self.running.ended()))
+    }
+
+    /// The last position behind the barrier, as it grows.
+    #[must_use]
+    pub fn tail(&self, lane: &Lane) -> Option<watch::Receiver<Position>> {
+        self.lane(lane).map(|lane| lane.tail.subscribe())
+    }
+
+    /// Reads what is behind the barrier, in order: at least one record if there is one at `from`, then up to
+    /// `max_records` and about `max_bytes`. Blocking: has a thread of its own.
+    ///
+    /// # Errors
+    /// [`ReadError`].
+    pub fn read(
+        &self,
+        lane: &Lane,
+        from: Position,
+        max_records: usize,
+        max_bytes: usize,
+    ) -> Result<Vec<Stored>, ReadError> {
+        let gone = || ReadError::Gone { lane: lane.clone(), position: from };
+        self.shared().read(self.lane(lane).ok_or_else(gone)?, from, max_records, max_bytes)
+    }
+
+    /// The chain value on the wire at a position (0: the epoch's first value), if it can still be had. Blocking.
+    #[must_use]
+    pub fn chain_at(&self, lane: &Lane, position: Position) -> Option<ChainValue> {
+        self.shared().chain_at(self.lane(lane)?, position)
+    }
+
+    /// The confirmed watermark as last recorded.
+    #[must_use]
+    pub fn watermark(&self, lane: &Lane) -> Option<Watermark> {
+        Some(self.lane(lane)?.state().watermark)
+    }
+
+    /// Records the confirmed watermark (it may go back when a hub was restored); written behind, cheap, never blocks.
+    pub fn confirm(&self, lane: &Lane, watermark: Watermark, backed_up_through: Option<Position>) {
+        if let Some(lane) = self.lane(lane) {
+            let mut state = lane.state();
+            state.confirm(watermark);
+            state.backed_up_through = backed_up_through;
+            state.watermark_stale = true;
+            state.answered = true;
+        }
+    }
+
+    /// Records a confirmed watermark that no hub has answered for on a live connection: it came by file. Nothing is pruned on
+    /// its word.
+    pub fn confirm_by_file(&self, lane: &Lane, watermark: Watermark) {
+        if let Some(lane) = self.lane(lane) {
+            let mut state = lane.state();
+            state.confirm(watermark);
+            state.watermark_stale = true;
+        }
+    }
+
+    /// The connection is gone: until the hubs have answered on the next one nothing is pruned on the word of the last. They
+    /// may have been restored from a backup meanwhile.
+    pub fn link_lost(&self) {
+        for lane in &self.shared().lanes {
+            lane.state().answered = false;
+        }
+    }
+
+    /// The first position that is still kept (confirmed ones in retention included).
+    #[must_use]
+    pub fn first_retained(&self, lane: &Lane) -> Option<Position> {
+        Some(self.lane(lane)?.state().first_retained())
+    }
+
+    /// How positions map to epochs and sequences.
+    #[must_use]
+    pub fn numbering(&self, lane: &Lane) -> Option<Numbering> {
+        Some(self.lane(lane)?.state().numbering.clone())
+    }
+
+    /// A fork: positions after `after` get a new epoch, by one synced renumbering record. Blocking.
+    ///
+    /// # Errors
+    /// [`Refusal::Trouble`] when it could not be made durable; nothing has changed then.
+    pub fn new_epoch(&self, lane: &Lane, after: Position) -> Result<Numbering, Refusal> {
+        let Some((index, _)) = self.shared().lane(lane) else {
+            return Err(Refusal::UnknownLane(lane.clone()));
+        };
+        let (answer, outcome) = std::sync::mpsc::sync_channel(1);
+        let job = Job::NewEpoch { lane: index, after, answer };
+        self.running.jobs.send(job).map_err(|_| self.running.ended())?;
+        outcome.recv().unwrap_or_else(|_| Err(self.running.ended()))
+    }
+
+    /// Keeps refused input, sealed, bounded, with its reason. Blocking. Returns its quarantine id.
+    ///
+    /// # Errors
+    /// [`Refusal`] when there is no room.
+    pub fn quarantine(&self, reason: &'static str, source: &str, bytes: &[u8]) -> Result<u64, Refusal> {
+        self.shared().quarantine.keep(reason, source, bytes).map_err(|error| {
+            if segment::is_full(&error) {
+                Refusal::Full(error.to_string())
+            } else {
+                Refusal::Trouble(error.to_string())
+            }
+        })
+    }
+
+    /// What is in quarantine, oldest first. Blocking.
+    ///
+    /// # Errors
+    /// [`Refusal::Trouble`]: the directory cannot be read.
+    pub fn quarantined(&self) -> Result<Vec<QuarantineEntry>, Refusal> {
+        self.shared().quarantine.list().map_err(|error| Refusal::Trouble(error.to_string()))
+    }
+
+    /// An entry of the quarantine without its bytes; `None`: there is none of this number. Blocking.
+    ///
+    /// # Errors
+    /// [`Refusal::Trouble`]: it cannot be read.
+    pub fn quarantined_entry(&self, id: u64) -> Result<Option<QuarantineEntry>, Refusal> {
+        self.shared().quarantine.find(id).map_err(|error| Refusal::Trouble(error.to_string()))
+    }
+
+    /// An entry of the quarantine with its bytes; `None`: there is none of this number. Blocking.
+    ///
+    /// # Errors
+    /// [`Refusal::Trouble`]: it is damaged or cannot be read.
+    pub fn quarantined_bytes(&self, id: u64) -> Result<Option<(QuarantineEntry, Vec<u8>)>, Refusal> {
+        self.shared().quarantine.get(id).map_err(|error| Refusal::Trouble(error.to_string()))
+    }
+
+    /// Removes an entry of the quarantine for good, as a person has decided; false: there is none. Blocking.
+    ///
+    /// # Errors
+    /// [`Refusal::Trouble`]: it cannot be removed.
+    pub fn discard_quarantined(&self, id: u64) -> Result<bool, Refusal> {
+        self.shared().quarantine.remove(id).map_err(|error| Refusal::Trouble(error.to_string()))
+    }
+
+    /// How far the clock can be believed from now on; stamped on what is accepted. Untrusted until told otherwise.
+    pub fn set_clock(&self, clock: Clock) {
+        self.shared().set_clock(clock);
+    }
+
+    /// Whether every thread of the outbox runs and the writer has come round within this time, the disk with it: for the
+    /// watchdog. Blocking.
+    #[must_use]
+    pub fn pulse(&self, within: Duration) -> bool {
+        let (answer, pulse) = std::sync::mpsc::sync_channel(1);
+        self.shared().all_threads_run()
+            && self.running.jobs.send(Job::Pulse(answer)).is_ok()
+            && pulse.recv_timeout(within).is_ok()
+    }
+
+    /// Numbers for health.
+    #[must_use]
+    pub fn snapshot(&self) -> Snapshot {
+        self.shared().snapshot()
+    }
+
+    /// Raises an alarm: health sends it with its next message.
+    pub fn raise(&self, alarm: OutboxAlarm) {
+        self.shared().raise(alarm.code, alarm.detail);
+    }
+
+    /// The alarms since the last call.
+    #[must_use]
+    pub fn alarms(&self) -> Vec<OutboxAlarm> {
+        self.shared().take_alarms()
+    }
+
+    /// Stops accepting, finishes the groups under way, syncs and closes. Blocking.
+    pub fn close(self) {
+        self.running.stop();
+    }
+
+    /// Writes off lost positions for good, durably; with `act` false it only says whether it could. What can be read is never
+    /// written off. Blocking.
+    ///
+    /// # Errors
+    /// [`VoidError`]; nothing has changed then, unless it says so.
+    pub fn void(
+        &self,
+        lane: &Lane,
+        (from, through): (Position, Position),
+        reason: &str,
+        act: bool,
+    ) -> Result<Released, VoidError> {
+        let shared = self.shared();
+        let Some((_, lane)) = shared.lane(lane) else { return Err(VoidError::UnknownLane(lane.clone())) };
+        let _one_at_a_time = locked(&lane.voiding);
+        let released = shared.releasable(lane, from, through)?;
+        if reason.trim().is_empty() || reason.len() > REASON_BYTES || reason.chars().any(char::is_control) {
+            return Err(VoidError::Reason(REASON_BYTES));
+        }
+        if act {
+            shared.release(lane, &released, reason)?;
+            if shared.breaks_the_chain(lane, &released) {
+                let after = lane.state().watermark.position;
+                self.new_epoch(&lane.name, after).map_err(VoidError::NewEpoch)?;
+            }
+        }
+        Ok(released)
+    }
+
+    /// Whether there is a store, of a known format, of this owner, opened by these keys. Nothing is opened or written.
+    ///
+    /// # Errors
+    /// [`OpenError`].
+    pub fn identify(settings: &OutboxSettings, keys: &Keyring) -> Result<bool, OpenError> {
+        descriptor::identify(settings, keys, Retirement::Refused).map(|format| format.is_some())
+    }
+
+    /// Each key of the store with what needs it, for the status: from memory, no disk but for the names in quarantine.
+    #[must_use]
+    pub fn key_uses(&self) -> Vec<KeyUse> {
+        let shared = self.shared();
+        let lanes =
+            shared.lanes.iter().map(|lane| (lane.name.clone(), lane.state().first_retained())).collect();
+        let quarantine = shared.quarantine.ids();
+        key_use::uses(&shared.periods, &SealedRanges { lanes, quarantine, aside: 0 })
+    }
+
+    /// The same of a store that need not be open, from what lies on the disk; `None`: there is no store.
+    ///
+    /// # Errors
+    /// [`OpenError`].
+    pub fn key_uses_of(settings: &OutboxSettings) -> Result<Option<Vec<KeyUse>>, OpenError> {
+        let Some(format) = descriptor::owned(settings)? else { return Ok(None) };
+        descriptor::key_uses(&settings.directory, &format).map(Some)
+    }
+}
+
+impl std::fmt::Debug for Outbox {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Outbox").field("directory", &self.shared().settings.directory).finish_non_exhaustive()
+    }
+}

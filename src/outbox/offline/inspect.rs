@@ -1,0 +1,369 @@
+//! Reads a store that nobody has open, raw, and writes nothing: what each lane should have, and what lies in its segments.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use pgw_core::chain::ChainValue;
+use pgw_core::delivery::Numbering;
+use pgw_core::transaction::{Epoch, Lane, Position, Transaction};
+
+use crate::crypt::seal::Sealer;
+use crate::files;
+use crate::guard::carve::{CarvedRecord, header_in, scan_directory};
+use crate::guard::log_check;
+use crate::guard::record::Header;
+use crate::guard::segment::{DATABASE_FILE, SegmentHeader, Span};
+use crate::offline::error::RepairError;
+use crate::offline::plan::{Anchor, Candidates, FoundRecord, Part, PositionVerdict, ReleasedRange, judge};
+use crate::state::checkpoint::TailCheckpoint;
+use crate::state::layout::lane_file;
+use crate::state::segment_table::SegmentTable;
+use crate::state::watermarks::Watermarks;
+use crate::types::Watermark;
+use crate::void::Voids;
+
+/// A lane as the small files and the segments' headers tell of it, and what lies in its segments.
+#[derive(Debug)]
+pub(super) struct LaneInspection {
+    pub(super) lane: Lane,
+    /// Its number in records.
+    pub(super) id: u16,
+    pub(super) numbering: Option<Numbering>,
+    pub(super) table: Option<SegmentTable>,
+    pub(super) watermark: Option<Watermark>,
+    pub(super) checkpoint: Option<(Position, ChainValue)>,
+    pub(super) voids: Voids,
+    /// Where each epoch begins that anything tells of.
+    bases: HashMap<Epoch, Position>,
+    /// By segment number.
+    pub(super) segments: BTreeMap<u64, SegmentInspection>,
+    /// The last position.
+    pub(super) tail: Position,
+}
+
+/// A segment as it lies there.
+#[derive(Debug)]
+pub(super) struct SegmentInspection {
+    /// Where it belongs.
+    pub(super) place: PathBuf,
+    /// Where it lies now: a crash can have left it beside its place. `None`: it is gone.
+    pub(super) lies: Option<PathBuf>,
+    pub(super) header: Option<SegmentHeader>,
+    pub(super) span: Span,
+    /// The last position that counts in it.
+    pub(super) last: Position,
+    /// Whether sled would find all of its log; otherwise the daemon carves it when it opens it.
+    pub(super) sound: bool,
+    /// Bytes that the disk could not read.
+    pub(super) unreadable_bytes: u64,
+    /// What was found in it; of one that is whole only the first and the last record are kept here.
+    pub(super) found: Candidates,
+    /// Every position is there, and each follows from the one before.
+    pub(super) whole: bool,
+}
+
+/// Opens what is found, and remembers the names of senders once.
+pub(super) struct Opener<'a> {
+    sealer: &'a Sealer,
+    senders: HashMap<String, Arc<str>>,
+}
+
+impl<'a> Opener<'a> {
+    pub(super) fn new(sealer: &'a Sealer) -> Self {
+        Self { sealer, senders: HashMap::new() }
+    }
+
+    /// The record's header and what planning needs of it; `None`: it is not ours, or its seal is broken.
+    pub(super) fn open(&mut self, carved: &CarvedRecord) -> Option<(Header, Transaction, FoundRecord)> {
+        let (header, transaction) = self.sealer.open(&carved.record).ok()?;
+        let sender = Arc::clone(
+            self.senders
+                .entry(transaction.source.clone())
+                .or_insert_with(|| Arc::from(transaction.source.as_str())),
+        );
+        let found = FoundRecord {
+            epoch: header.epoch,
+            previous: header.previous,
+            chain: header.chain,
+            tag: header.crc,
+            own: false,
+            time: transaction.time,
+            sender,
+        };
+        Some((header, transaction, found))
+    }
+}
+
+impl LaneInspection {
+    /// Looks at one lane. `progress` hears of each segment before it is read.
+    pub(super) fn at(
+        store: &Path,
+        (lane, id): (&Lane, u16),
+        opener: &mut Opener<'_>,
+        progress: &mut dyn FnMut(&Lane, u64),
+    ) -> Result<Self, RepairError> {
+        let directory = store.join("segments").join(lane.as_str());
+        // What cannot be read here the daemon makes again, and so it counts for nothing.
+        let table = files::load::<SegmentTable>(&lane_file(store, lane, "ledger")).ok().flatten();
+        let numbering = files::load::<Numbering>(&lane_file(store, lane, "numbering")).ok().flatten();
+        let voids = files::load::<Voids>(&lane_file(store, lane, "voids")).ok().flatten().unwrap_or_default();
+        let checkpoint_path = store.join("sidecar");
+        let checkpoint =
+            TailCheckpoint::read(&checkpoint_path).map_err(RepairError::cannot("read", &checkpoint_path))?;
+        let checkpoint = checkpoint.and_then(|lanes| lanes.get(lane).copied());
+        let watermarks_path = store.join("marks");
+        let watermark = Watermarks::open(&watermarks_path)
+            .map_err(RepairError::cannot("read", &watermarks_path))?
+            .watermark(lane);
+        let given_up = table
+            .as_ref()
+            .and_then(|table| table.missing.ranges().last())
+            .map_or(0, |is_missing| is_missing.1);
+        let vouched = checkpoint
+            .map_or(0, |(position, _)| position)
+            .max(watermark.map_or(0, |watermark| watermark.position));
+        let vouched = vouched.max(given_up);
+        let lying = lying_segments(&directory).map_err(RepairError::cannot("list", &directory))?;
+        let segments = known_segments(&directory, lying, table.as_ref(), vouched, watermark)?;
+        let mut bases = HashMap::new();
+        let headers = segments.values().filter_map(|segment| segment.header.as_ref()).map(|h| &h.numbering);
+        for numbering in headers.chain(&numbering) {
+            bases.extend(numbering.epochs().iter().map(|begun| (begun.epoch, begun.base)));
+        }
+        let numbering = numbering.or_else(|| {
+            segments
+                .values()
+                .rev()
+                .find_map(|segment| segment.header.as_ref())
+                .map(|header| header.numbering.clone())
+        });
+        let mut inspection = Self {
+            lane: lane.clone(),
+            id,
+            numbering,
+            table,
+            watermark,
+            checkpoint,
+            voids,
+            bases,
+            segments,
+            tail: vouched,
+        };
+        let numbers: Vec<u64> = inspection.segments.keys().copied().rev().collect();
+        for number in numbers {
+            progress(lane, number);
+            inspection.read_piece(number, vouched, opener)?;
+        }
+        Ok(inspection)
+    }
+
+    /// Whether the record is one of this lane whose chain value follows from its content; where the beginning of its epoch is
+    /// not known any more, its seal alone speaks for the value.
+    pub(super) fn is_sealed_here(&self, header: &Header, transaction: &Transaction) -> bool {
+        if header.lane != self.id {
+            return false;
+        }
+        let Some(sequence) = self
+            .bases
+            .get(&header.epoch)
+            .and_then(|base| header.position.checked_sub(*base))
+            .filter(|s| *s > 0)
+        else {
+            return true;
+        };
+        header.chain == header.previous.next_for(header.epoch, &self.lane, sequence, transaction)
+    }
+
+    /// Reads one segment raw. The newest comes first, as it says where the lane ends.
+    fn read_piece(
+        &mut self,
+        number: u64,
+        vouched: Position,
+        opener: &mut Opener<'_>,
+    ) -> Result<(), RepairError> {
+        let newest = self.segments.last_key_value().is_some_and(|(last, _)| *last == number);
+        let Some(segment) = self.segments.get(&number) else { return Ok(()) };
+        let (first, last, lies) = (segment.span.base, segment.last, segment.lies.clone());
+        let mut found = Candidates::new();
+        let mut unreadable_bytes = 0;
+        let mut sound = false;
+        if let Some(lies) = &lies {
+            let scan = scan_directory(lies).map_err(RepairError::cannot("read", lies))?;
+            unreadable_bytes = scan.unreadable_bytes();
+            for carved in scan.records() {
+                let position = carved.position;
+                if position < first || (!newest && position > last) {
+                    continue;
+                }
+                if let Some((header, transaction, opened)) = opener.open(&carved)
+                    && self.is_sealed_here(&header, &transaction)
+                {
+                    found.entry(position).or_default().push(FoundRecord { own: true, ..opened });
+                }
+            }
+            let durable = if newest { vouched } else { last };
+            sound = segment.header.is_some()
+                && log_check::is_sound(&lies.join(DATABASE_FILE), durable).unwrap_or(false);
+        }
+        let mut last = last;
+        if newest {
+            // What a crash left behind a gap was never answered.
+            let durable = vouched.max(first.saturating_sub(1));
+            let end = (durable + 1..).find(|position| !found.contains_key(position)).unwrap_or(Position::MAX);
+            found.split_off(&end);
+            last = end - 1;
+            self.tail = last;
+        }
+        if let Some(segment) = self.segments.get_mut(&number) {
+            (segment.last, segment.sound, segment.unreadable_bytes) = (last, sound, unreadable_bytes);
+            segment.found = found;
+        }
+        self.keep_little_of_what_is_whole(number);
+        Ok(())
+    }
+
+    fn keep_little_of_what_is_whole(&mut self, number: u64) {
+        let anchors = self.anchors();
+        let (missing, released) = (self.missing().to_vec(), self.released());
+        let Some(segment) = self.segments.get_mut(&number) else { return };
+        let (first, last) = (segment.span.base, segment.last);
+        let part = Part { first, last, missing: &missing, released: &released, anchors: &anchors };
+        let stands = |(position, verdict): (&Position, &PositionVerdict)| {
+            matches!(verdict, PositionVerdict::Stands(_))
+                && segment.found.get(position).is_some_and(|f| f.len() == 1)
+        };
+        segment.whole = segment.sound && judge(&part, &segment.found).verdicts.iter().all(stands);
+        if segment.whole {
+            segment.found.retain(|position, _| *position == first || *position == last);
+        }
+    }
+
+    /// What the store gives up as lost.
+    pub(super) fn missing(&self) -> &[(Position, Position)] {
+        self.table.as_ref().map_or(&[], |table| table.missing.ranges())
+    }
+
+    /// What a person has released.
+    pub(super) fn released(&self) -> Vec<ReleasedRange> {
+        let ranges = self.voids.ranges();
+        ranges
+            .map(|(from, through, epoch, previous)| ReleasedRange { from, through, epoch, previous })
+            .collect()
+    }
+
+    /// The chain values that are known beside the records.
+    pub(super) fn anchors(&self) -> Vec<Anchor> {
+        let mut anchors = Vec::new();
+        // A lane that was opened twice after it had lost its end has the first value of the next epoch there.
+        let is_first = |chain| self.bases.keys().any(|e| ChainValue::first(*e, self.lane.as_str()) == chain);
+        for (epoch, position, chain) in self.voids.ends().filter(|(_, _, chain)| !is_first(*chain)) {
+            anchors.push(Anchor { position, epoch, chain });
+        }
+        if let Some(numbering) = &self.numbering {
+            if let Some((position, chain)) = self.checkpoint {
+                // It has the value as the next record will have it.
+                anchors.push(Anchor { position, epoch: numbering.at(position + 1).epoch, chain });
+            }
+            if let Some(Watermark { position, chain }) = self.watermark {
+                anchors.push(Anchor { position, epoch: numbering.at(position.max(1)).epoch, chain });
+            }
+        }
+        for segment in self.segments.values() {
+            let Some(header) = &segment.header else { continue };
+            // A header that carving had to make up has no value.
+            if header.previous != ChainValue([0; 32]) {
+                anchors.push(Anchor {
+                    position: header.base.saturating_sub(1),
+                    epoch: header.numbering.at(header.base).epoch,
+                    chain: header.previous,
+                });
+            }
+        }
+        anchors
+    }
+}
+
+/// The segments of a lane by segment number, and where each lies.
+fn lying_segments(directory: &Path) -> io::Result<BTreeMap<u64, PathBuf>> {
+    let mut lying = BTreeMap::new();
+    let entries = match fs::read_dir(directory) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(lying),
+        other => other?,
+    };
+    for entry in entries {
+        let path = entry?.path();
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        // `{segment number}.new` counts only where `{segment number}` is gone: it was finished then.
+        let stem = name.strip_suffix(".new").unwrap_or(name);
+        if let Some(number) = (stem.len() == 10).then(|| stem.parse().ok()).flatten()
+            && (stem == name || !directory.join(stem).exists())
+        {
+            lying.insert(number, path);
+        }
+    }
+    Ok(lying)
+}
+
+/// The row of a lane as the daemon would find it; and those that are gone and were not confirmed.
+fn known_segments(
+    directory: &Path,
+    lying: BTreeMap<u64, PathBuf>,
+    table: Option<&SegmentTable>,
+    vouched: Position,
+    watermark: Option<Watermark>,
+) -> Result<BTreeMap<u64, SegmentInspection>, RepairError> {
+    let mut headers: BTreeMap<u64, Option<SegmentHeader>> = BTreeMap::new();
+    let mut spans: BTreeMap<u64, Span> = table.map(|table| table.segments.clone()).unwrap_or_default();
+    for (number, path) in &lying {
+        let header = header_in(path).filter(|header| header.number == *number);
+        if let Some(header) = &header {
+            if let Some((before, span)) = header.predecessor {
+                spans.entry(before).or_insert(span);
+            }
+            let known = spans.get(number).copied();
+            let (bytes, oldest) = known.map_or((0, None), |span| (span.bytes, span.oldest));
+            spans.insert(*number, Span { base: header.base, previous: header.previous, bytes, oldest });
+        } else if !spans.contains_key(number) {
+            let scan = scan_directory(path).map_err(RepairError::cannot("read", path))?;
+            let first = scan.records().next().and_then(|s| Header::parse(&s.record).ok().map(|(h, _)| h));
+            // Without a header and a record it was made ahead only.
+            let Some(first) = first else { continue };
+            let span = Span { base: first.position, previous: first.previous, bytes: 0, oldest: None };
+            spans.insert(*number, span);
+        }
+        headers.insert(*number, header);
+    }
+    let confirmed = watermark.map_or(0, |watermark| watermark.position);
+    let mut segments = BTreeMap::new();
+    let mut next_base: Option<Position> = None;
+    let numbers: BTreeSet<u64> = spans.keys().copied().collect();
+    for number in numbers.into_iter().rev() {
+        let Some(span) = spans.get(&number).copied() else { continue };
+        let lies = lying.get(&number).cloned();
+        let last = next_base.map_or(vouched, |next| next - 1);
+        let overtaken = next_base.is_some_and(|next| span.base >= next);
+        // What is gone and was confirmed was pruned.
+        if overtaken || (lies.is_none() && (last <= confirmed || last < span.base)) {
+            continue;
+        }
+        next_base = Some(span.base);
+        segments.insert(
+            number,
+            SegmentInspection {
+                place: directory.join(format!("{number:010}")),
+                lies,
+                header: headers.remove(&number).flatten(),
+                span,
+                last,
+                sound: false,
+                unreadable_bytes: 0,
+                found: Candidates::new(),
+                whole: false,
+            },
+        );
+    }
+    Ok(segments)
+}

@@ -1,0 +1,150 @@
+//! Offline repair, from the first inspection to the report (`practice-gateway repair`).
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+
+use pgw_core::transaction::Lane;
+
+use crate::crypt::keyring::Keyring;
+use crate::crypt::seal::Sealer;
+use crate::descriptor::{self, Retirement};
+use crate::errors::OpenError;
+use crate::guard::replace::finish_replacements;
+use crate::offline::error::RepairError;
+use crate::offline::inspect::{LaneInspection, Opener};
+use crate::offline::judgement::judged;
+use crate::offline::report::{self, RepairReport};
+use crate::offline::sources::Sources;
+use crate::offline::{apply, identity, renumber};
+use crate::types::OutboxSettings;
+
+/// What a person asks for.
+#[derive(Debug, Clone, Default)]
+pub struct RepairRequest {
+    /// Where else to look: directories, or files (an image of a disk).
+    pub from: Vec<PathBuf>,
+    /// Only this lane.
+    pub lane: Option<Lane>,
+    /// Takes records, too, that nothing vouches for, where they are the only ones.
+    pub unproven: bool,
+    /// Does it; otherwise nothing at all is written.
+    pub act: bool,
+}
+
+/// Looks at a store that no process has open, and with [`Request::act`] fills what it can. Blocking. `progress` hears of
+/// each segment before it is read.
+///
+/// # Errors
+/// [`RepairError`].
+pub fn repair(
+    settings: &OutboxSettings,
+    keys: &Keyring,
+    request: &RepairRequest,
+    progress: &mut dyn FnMut(&Lane, u64),
+) -> Result<RepairReport, RepairError> {
+    let store = settings.directory.as_path();
+    let sealer = Sealer::new(keys);
+    // One that was retired is read, and no more.
+    let retirement = if request.act { Retirement::Refused } else { Retirement::Ignored };
+    let known = identity::is_known(settings, keys, &sealer, retirement)?;
+    for from in &request.from {
+        fs::metadata(from).map_err(RepairError::cannot("read", from))?;
+    }
+    let owner = if request.act { owner(store)? } else { None };
+    let lock = match (request.act, looked_at(store)?) {
+        // A store without one was never opened.
+        (true, None) => Some(descriptor::lock(store)?),
+        (_, lock) => lock,
+    };
+    let (numbered, remade) = remake(settings, keys, request, known, owner)?;
+    let mut opener = Opener::new(&sealer);
+    let mut lanes = Vec::new();
+    for (lane, id) in numbered {
+        if request.lane.as_ref().is_some_and(|only| *only != lane) {
+            continue;
+        }
+        let directory = store.join("segments").join(lane.as_str());
+        if request.act && directory.is_dir() {
+            finish_replacements(&directory)
+                .map_err(RepairError::cannot("finish replacing in", &directory))?;
+        }
+        let inspection = LaneInspection::at(store, (&lane, id), &mut opener, progress)?;
+        lanes.push(judged(inspection, &BTreeMap::new()));
+    }
+    let sources = Sources::search(store, keys, &request.from, &mut opener, &lanes)?;
+    let (renumbered, from) = (Vec::new(), report::from(&sources, &request.from));
+    let mut report = RepairReport { done: request.act, remade, renumbered, lanes: Vec::new(), from };
+    let mut numbered_again = Vec::new();
+    for (index, judgement) in lanes.into_iter().enumerate() {
+        let judgement = judged(judgement.inspection, sources.found(index));
+        if request.act {
+            apply::apply((store, owner), &sealer, &judgement, &sources, request.unproven)?;
+        }
+        let epochs = judgement.inspection.numbering.as_ref().map_or(0, |numbering| numbering.epochs().len());
+        if epochs > 1 {
+            numbered_again.push(judgement.inspection.lane.clone());
+        }
+        report.lanes.push(report::lane(&judgement, &sources, request.unproven));
+    }
+    if request.act {
+        drop(lock);
+        report.renumbered = renumber::renumber(settings, keys, &numbered_again, owner)?;
+    }
+    Ok(report)
+}
+
+/// The lanes of a store with their numbers in records.
+type NumberedLanes = Vec<(Lane, u16)>;
+
+/// The lanes with their numbers, and which of the two files without which nothing starts are written anew.
+fn remake(
+    settings: &OutboxSettings,
+    keys: &Keyring,
+    request: &RepairRequest,
+    known: bool,
+    owner: Option<(u32, u32)>,
+) -> Result<(NumberedLanes, Vec<String>), RepairError> {
+    let mut remade = Vec::new();
+    if !known {
+        remade.push("FORMAT".to_owned());
+        if request.act {
+            identity::write_format(settings, keys, owner)?;
+        }
+    }
+    let (numbered, damaged) = identity::lanes(&settings.directory)?;
+    if damaged && (!request.act || identity::write_lanes(&settings.directory, &numbered, owner)?) {
+        remade.push("lanes.list".to_owned());
+    }
+    Ok((numbered, remade))
+}
+
+/// The store's lock, without a byte written. A store that has none was never opened.
+fn looked_at(store: &Path) -> Result<Option<File>, RepairError> {
+    let path = store.join("lock");
+    let lock = match File::open(&path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        other => other.map_err(RepairError::cannot("open", &path))?,
+    };
+    match lock.try_lock() {
+        Ok(()) => Ok(Some(lock)),
+        Err(fs::TryLockError::WouldBlock) => Err(OpenError::InUse(store.to_owned()).into()),
+        Err(fs::TryLockError::Error(source)) => Err(RepairError::cannot("lock", &path)(source)),
+    }
+}
+
+/// New files belong to whoever makes them, and the daemon has to read them: root gives them to the store's owner.
+///
+/// # Errors
+/// [`RepairError::NotTheOwner`].
+fn owner(store: &Path) -> Result<Option<(u32, u32)>, RepairError> {
+    let metadata = fs::metadata(store).map_err(RepairError::cannot("read", store))?;
+    let (user, group) = (metadata.uid(), metadata.gid());
+    match rustix::process::geteuid().as_raw() {
+        us if us == user => Ok(None),
+        0 => Ok(Some((user, group))),
+        _ => Err(RepairError::NotTheOwner(store.to_owned(), user)),
+    }
+}

@@ -1,0 +1,265 @@
+//! What is reported to a person: where everything is, in ranges, and whom to ask for the rest.
+
+use std::path::PathBuf;
+
+use pgw_core::transaction::{Lane, Position, rfc3339};
+use serde::Serialize;
+
+use crate::offline::judgement::LaneJudgement;
+use crate::offline::plan::{self, PositionVerdict};
+use crate::offline::sources::Sources;
+
+/// What offline repair did, or would do.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct RepairReport {
+    /// It was done; otherwise nothing was written, and this is what would be done.
+    pub done: bool,
+    /// Small files without which no daemon starts, and that are written anew from what the records say.
+    pub remade: Vec<String>,
+    /// Lanes whose unconfirmed transactions have new numbers now, as what is back was left out when they were last numbered.
+    pub renumbered: Vec<Lane>,
+    /// Each lane of the store.
+    pub lanes: Vec<LaneReport>,
+    /// What each of the places that a person named gave.
+    pub from: Vec<SourceReport>,
+}
+
+/// A place that a person named.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct SourceReport {
+    /// The place.
+    pub path: String,
+    /// Records of this store found there at positions that need one, fitting or not.
+    pub records: u64,
+    /// Files there that cannot be opened; the others count.
+    pub unreadable_files: Vec<String>,
+}
+
+/// One lane.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct LaneReport {
+    /// The lane.
+    pub lane: Lane,
+    /// The first position that is kept.
+    pub first: Position,
+    /// The last one that was accepted.
+    pub last: Position,
+    /// The hub has confirmed through this one.
+    pub confirmed: Position,
+    /// Positions that can be read where they belong.
+    pub read: u64,
+    /// Positions that a person has released before: they stay so.
+    pub released: u64,
+    /// Positions that could not be read where they belong.
+    pub missing: u64,
+    /// What was found of them and fits: taken in, or would be.
+    pub saved: Vec<FoundRange>,
+    /// What was found and nothing vouches for: taken in only where a person says so.
+    pub unproven: Vec<FoundRange>,
+    /// What is lost.
+    pub lost: Vec<LostRange>,
+    /// Positions that can be read, but whose chain value is not the one that what follows names.
+    pub contradicted: Vec<(Position, Position)>,
+    /// Segments that are written anew.
+    pub rewritten: Vec<RewrittenSegment>,
+    /// Bytes in its segments that the disk could not read.
+    pub unreadable_bytes: u64,
+}
+
+/// Records that were found.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct FoundRange {
+    /// First position.
+    pub from: Position,
+    /// Last position.
+    pub through: Position,
+    /// The segment's directory, or the file.
+    pub found_in: String,
+}
+
+/// Lost positions.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct LostRange {
+    /// First position.
+    pub from: Position,
+    /// Last position.
+    pub through: Position,
+    /// What stands before them, if anything.
+    pub before: Option<Neighbour>,
+    /// What stands behind them.
+    pub after: Option<Neighbour>,
+    /// The hub has confirmed them: only this box's copies are gone.
+    pub confirmed: bool,
+}
+
+/// A record beside what is lost: its time and sender say who can be asked.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Neighbour {
+    /// Its position.
+    pub position: Position,
+    /// When it was accepted, RFC 3339.
+    pub time: String,
+    /// Its CloudEvents `source`.
+    pub source: String,
+}
+
+/// A segment that is written anew.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct RewrittenSegment {
+    /// Its number.
+    pub segment: u64,
+    /// Records in the new one.
+    pub records: u64,
+    /// How many of them it lacked.
+    pub filled: u64,
+    /// sled would not have opened the old one as it is, or it was gone.
+    pub unsound: bool,
+}
+
+impl LaneReport {
+    /// Positions that were missing and have been found.
+    #[must_use]
+    pub fn saved_count(&self) -> u64 {
+        count(&self.saved)
+    }
+
+    /// Positions that nothing vouches for.
+    #[must_use]
+    pub fn unproven_count(&self) -> u64 {
+        count(&self.unproven)
+    }
+
+    /// Lost positions that the hub does not have either.
+    #[must_use]
+    pub fn lost_count(&self) -> u64 {
+        let unconfirmed = self.lost.iter().filter(|lost| !lost.confirmed);
+        unconfirmed.map(|lost| lost.through + 1 - lost.from).sum()
+    }
+}
+
+fn count(found: &[FoundRange]) -> u64 {
+    found.iter().map(|found| found.through + 1 - found.from).sum()
+}
+
+/// What each of the places that a person named gave.
+pub(super) fn from(sources: &Sources, places: &[PathBuf]) -> Vec<SourceReport> {
+    let told = |place: &PathBuf| {
+        let (records, unreadable) = sources.given_by(place);
+        let unreadable_files = unreadable.iter().map(|file| file.display().to_string()).collect();
+        SourceReport { path: place.display().to_string(), records, unreadable_files }
+    };
+    places.iter().map(told).collect()
+}
+
+/// Reports on one lane.
+pub(super) fn lane(judgement: &LaneJudgement, sources: &Sources, unproven: bool) -> LaneReport {
+    let inspection = &judgement.inspection;
+    let first = inspection.segments.values().next().map_or(inspection.tail + 1, |segment| segment.span.base);
+    let confirmed = inspection.watermark.map_or(0, |watermark| watermark.position);
+    let mut report = LaneReport {
+        lane: inspection.lane.clone(),
+        first,
+        last: inspection.tail,
+        confirmed,
+        read: 0,
+        released: 0,
+        missing: 0,
+        saved: Vec::new(),
+        unproven: Vec::new(),
+        lost: Vec::new(),
+        contradicted: Vec::new(),
+        rewritten: Vec::new(),
+        unreadable_bytes: inspection.segments.values().map(|segment| segment.unreadable_bytes).sum(),
+    };
+    for (number, segment) in &inspection.segments {
+        let Some(verdicts) = judgement.verdicts.get(number) else {
+            report.read += (segment.last + 1).saturating_sub(segment.span.base);
+            continue;
+        };
+        for (position, verdict) in verdicts {
+            let candidates = judgement.candidates.get(number).and_then(|all| all.get(position));
+            let chosen = verdict.chosen().and_then(|at| candidates?.get(at));
+            let place = || {
+                chosen.map(|found| match sources.place_of(*position, found.tag) {
+                    Some(place) if !found.own => place,
+                    _ => segment.place.display().to_string(),
+                })
+            };
+            if matches!(
+                verdict,
+                PositionVerdict::Fits(_) | PositionVerdict::Unproven(_) | PositionVerdict::Lost
+            ) {
+                report.missing += 1;
+            }
+            match verdict {
+                PositionVerdict::Stands(_) => report.read += 1,
+                PositionVerdict::Contradicts(_) => {
+                    report.read += 1;
+                    extend(&mut report.contradicted, *position);
+                }
+                PositionVerdict::Released(_) => report.released += 1,
+                PositionVerdict::Fits(_) => add(&mut report.saved, *position, place()),
+                PositionVerdict::Unproven(_) => add(&mut report.unproven, *position, place()),
+                PositionVerdict::Lost => lost(&mut report, judgement, *position),
+            }
+        }
+        if let Some(work) = judgement.work(*number, unproven) {
+            report.rewritten.push(RewrittenSegment {
+                segment: *number,
+                records: work.records.len() as u64,
+                filled: work.filled.len() as u64,
+                unsound: !segment.sound,
+            });
+        }
+    }
+    for lost in &mut report.lost {
+        lost.after = neighbour(judgement, lost.through + 1);
+    }
+    report
+}
+
+fn lost(report: &mut LaneReport, judgement: &LaneJudgement, position: Position) {
+    let confirmed = position <= report.confirmed;
+    match report.lost.last_mut() {
+        Some(lost) if lost.through + 1 == position && lost.confirmed == confirmed => lost.through = position,
+        _ => report.lost.push(LostRange {
+            from: position,
+            through: position,
+            before: neighbour(judgement, position - 1),
+            after: None,
+            confirmed,
+        }),
+    }
+}
+
+fn add(list: &mut Vec<FoundRange>, position: Position, place: Option<String>) {
+    let found_in = place.unwrap_or_default();
+    match list.last_mut() {
+        Some(last) if last.through + 1 == position && last.found_in == found_in => last.through = position,
+        _ => list.push(FoundRange { from: position, through: position, found_in }),
+    }
+}
+
+fn extend(ranges: &mut Vec<(Position, Position)>, position: Position) {
+    match ranges.last_mut() {
+        Some((_, last)) if *last + 1 == position => *last = position,
+        _ => ranges.push((position, position)),
+    }
+}
+
+/// What stands, or will stand, at a position.
+fn neighbour(judgement: &LaneJudgement, position: Position) -> Option<Neighbour> {
+    let (number, segment) = judgement
+        .inspection
+        .segments
+        .iter()
+        .find(|(_, segment)| (segment.span.base..=segment.last).contains(&position))?;
+    let chosen: &plan::FoundRecord = match judgement.verdicts.get(number) {
+        Some(verdicts) => {
+            let at = verdicts.get(&position).copied().and_then(PositionVerdict::chosen)?;
+            judgement.candidates.get(number)?.get(&position)?.get(at)?
+        }
+        None => segment.found.get(&position)?.first()?,
+    };
+    Some(Neighbour { position, time: rfc3339(chosen.time), source: chosen.sender.as_ref().to_owned() })
+}

@@ -1,0 +1,34 @@
+//! From a submission to a record behind the barrier, and back out to whoever delivers it.
+//!
+//! Data below, behaviour above; each imports only from those before it:
+//! - [`jobs`]: what the threads ask of each other; [`admission`], [`space`], [`latency`], [`trash`]: the disk, and the clock
+//! - [`handles`], [`lane`], [`pending`]: one lane, its open databases, a record before its barrier
+//! - [`shared`]: what all threads share
+//! - [`rebuild`]: what a damaged segment still holds goes to a new one
+//! - [`records`], [`read`]: reading as stored, and with the numbers on the wire; [`release`]: writing off what is lost
+//! - [`duplicates`]: repetitions, decided by comparing
+//! - [`lane_writer`], [`writer`]: the only thread that appends, in groups
+//! - [`fsync_worker`], [`segment_worker`], [`maintenance`]: the threads beside it
+//! - [`startup`]: from what lies on the disk to running threads; [`running`]: until they stop
+
+pub(crate) mod admission;
+pub(crate) mod duplicates;
+pub(crate) mod fsync_worker;
+pub(crate) mod handles;
+pub(crate) mod jobs;
+pub(crate) mod lane;
+pub(crate) mod lane_writer;
+pub(crate) mod latency;
+pub(crate) mod maintenance;
+pub(crate) mod pending;
+pub(crate) mod read;
+pub(crate) mod rebuild;
+pub(crate) mod records;
+pub(crate) mod release;
+pub(crate) mod running;
+pub(crate) mod segment_worker;
+pub(crate) mod shared;
+pub(crate) mod space;
+pub(crate) mod startup;
+pub(crate) mod trash;
+pub(crate) mod writer;

@@ -1,0 +1,49 @@
+//! The segment worker: a thread for what would hold up the writer: making segments ahead, dropping handles, removing directories.
+
+use std::sync::Arc;
+use std::sync::mpsc::Receiver;
+
+use crate::guard::segment::Segment;
+use crate::lock::locked;
+use crate::pipeline::jobs::Task;
+use crate::pipeline::shared::SharedOutbox;
+use crate::pipeline::trash::{discard, empty_trash};
+
+/// Runs until it is told to stop.
+pub(crate) fn run(shared: &Arc<SharedOutbox>, tasks: &Receiver<Task>) {
+    if let Err(error) = empty_trash(&shared.settings.directory) {
+        tracing::warn!(error = %error, "The trash directory could not be emptied");
+    }
+    while let Ok(task) = tasks.recv() {
+        match task {
+            Task::MakeAhead { lane, number } => make_ahead(shared, lane, number),
+            Task::LetGo { lane, number, segment } => {
+                drop(segment);
+                tracing::debug!(lane = %shared.lanes[lane].name, number, "Segment closed");
+            }
+            Task::Discard(directory) => {
+                if let Err(error) = discard(&shared.settings.directory, &directory)
+                    && error.kind() != std::io::ErrorKind::NotFound
+                {
+                    tracing::warn!(directory = %directory.display(), error = %error, "Segment could not be removed");
+                }
+            }
+            Task::Stop => return,
+        }
+    }
+}
+
+fn make_ahead(shared: &SharedOutbox, lane: usize, number: u64) {
+    let lane = &shared.lanes[lane];
+    if locked(&lane.ahead).is_some() || lane.segment_directory(number).exists() {
+        return;
+    }
+    match Segment::create(&lane.segment_directory(number)) {
+        Ok(segment) => *locked(&lane.ahead) = Some((number, segment)),
+        Err(error) => {
+            // The writer makes one itself then, and says so if that fails too.
+            tracing::warn!(lane = %lane.name, error = %error, "A segment could not be created ahead");
+            let _ = discard(&shared.settings.directory, &lane.segment_directory(number));
+        }
+    }
+}

@@ -1,0 +1,173 @@
+//! What the outbox takes in and gives out.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use pgw_core::chain::ChainValue;
+use pgw_core::transaction::{
+    Body, Epoch, Gateway, Lane, Position, Practice, Sequence, Transaction, TransactionId, UnixMillis,
+};
+
+/// The outbox's part of the configuration. Nothing in it is optional: the configuration has the defaults.
+#[derive(Debug, Clone)]
+pub struct OutboxSettings {
+    /// The store's directory; everything the outbox writes is below it.
+    pub directory: PathBuf,
+    /// Names the owner, bound into the store so that a disk moved to another box is noticed.
+    pub practice: Practice,
+    /// The gateway's id.
+    pub gateway: Gateway,
+    /// The lanes, in the order of the configuration.
+    pub lanes: Vec<LaneSettings>,
+    /// Records in a segment before it rolls (8,192).
+    pub segment_records: u64,
+    /// Payload bytes in a segment before it rolls (32 MiB).
+    pub segment_bytes: u64,
+    /// Running time for which a confirmed transaction is kept (35 days).
+    pub retention: Duration,
+    /// Most bytes on disk for the whole store (6 GiB); beyond it new work is refused.
+    pub limit_bytes: u64,
+    /// Free bytes that the file system must keep: max of this (64 MiB) and `min_free_percent`.
+    pub min_free_bytes: u64,
+    /// Free part of the file system that must stay (10 %).
+    pub min_free_percent: u8,
+    /// Largest body (20 MB).
+    pub max_body_bytes: u64,
+    /// Bytes of all submissions that wait for the writer together (64 MiB).
+    pub queue_bytes: u64,
+    /// Most bytes kept in quarantine (256 MiB).
+    pub quarantine_bytes: u64,
+}
+
+/// One lane.
+#[derive(Debug, Clone)]
+pub struct LaneSettings {
+    /// Its name.
+    pub lane: Lane,
+    /// Whether the reserve is there for it when others are refused.
+    pub urgent: bool,
+}
+
+/// What a door hands over; the outbox gives it id, time and number.
+#[derive(Debug, Clone)]
+pub struct Submission {
+    /// Where it goes.
+    pub lane: Lane,
+    /// CloudEvents `type`.
+    pub event_type: String,
+    /// `hl7v2`, `fhir`, `edifact`, `opaque`.
+    pub kind: String,
+    /// Media type.
+    pub content_type: String,
+    /// CloudEvents `source`.
+    pub source: String,
+    /// The sender's key; empty: the content hash is the key.
+    pub key: String,
+    /// Correlation id; may be empty.
+    pub correlation_id: String,
+    /// Our own probes and drills only.
+    pub test_data: bool,
+    /// The message.
+    pub body: Body,
+}
+
+/// It is on stable storage.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Accepted {
+    /// The id of the stored transaction (of the first, for a repetition).
+    pub id: TransactionId,
+    /// Its position in its lane.
+    pub position: Position,
+    /// When it was accepted first.
+    pub time: UnixMillis,
+    /// It was there already: same source, key and bytes.
+    pub repeated: bool,
+    /// The same source and key were seen before with other bytes: accepted as new, and flagged.
+    pub key_reused: bool,
+}
+
+/// A transaction as it is read back, behind the barrier, with its numbers on the wire.
+#[derive(Debug, Clone)]
+pub struct Stored {
+    /// Where it lies.
+    pub position: Position,
+    /// Its epoch on the wire (after any renumbering).
+    pub epoch: Epoch,
+    /// Its sequence on the wire.
+    pub sequence: Sequence,
+    /// The chain value before it, on the wire.
+    pub previous: ChainValue,
+    /// Its chain value, on the wire.
+    pub chain: ChainValue,
+    /// The transaction itself.
+    pub transaction: Transaction,
+}
+
+/// How far the hub's receipts have confirmed a lane.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Watermark {
+    /// Confirmed through this position; 0: nothing.
+    pub position: Position,
+    /// Chain value on the wire at that position.
+    pub chain: ChainValue,
+}
+
+/// One lane in numbers; `accepted == confirmed + waiting + damaged` always.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct LaneCounts {
+    /// Ever accepted (the tail).
+    pub accepted: u64,
+    /// Confirmed by the hub.
+    pub confirmed: u64,
+    /// Not confirmed yet, and there.
+    pub waiting: u64,
+    /// Not confirmed and no longer readable.
+    pub damaged: u64,
+    /// Payload bytes of what waits (an estimate is good enough after a restart).
+    pub waiting_bytes: u64,
+    /// Acceptance time of the oldest that waits.
+    pub oldest_time: Option<UnixMillis>,
+}
+
+/// The outbox in numbers, for health and status; cheap, no disk.
+#[derive(Debug, Clone, Default)]
+pub struct Snapshot {
+    /// Each lane, in the order of the configuration.
+    pub lanes: Vec<(Lane, LaneCounts)>,
+    /// Bytes of the store on disk.
+    pub store_bytes: u64,
+    /// Its limit.
+    pub limit_bytes: u64,
+    /// Free on the file system.
+    pub disk_free_bytes: u64,
+    /// Entries in quarantine.
+    pub quarantined: u64,
+    /// Submissions recognised as repetitions since start.
+    pub repeated_total: u64,
+    /// Why new work is refused now, if it is.
+    pub refusing: Option<String>,
+    /// 99th percentile of submit to answer over the last minute, seconds.
+    pub accept_seconds_p99: f64,
+}
+
+/// An alarm; health collects it and sends it as `event`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OutboxAlarm {
+    /// Short code of the design: `store.low`, `store.trouble`, `quarantine`, `damaged`, `tail.trimmed`, `pruned.early` ...
+    pub code: &'static str,
+    /// One sentence, no patient data.
+    pub detail: String,
+}
+
+/// What would be released, or was.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Released {
+    /// First position.
+    pub from: Position,
+    /// Last position.
+    pub through: Position,
+    /// Chain value on the wire before the first.
+    pub previous: ChainValue,
+    /// Chain value on the wire at the last.
+    pub chain: ChainValue,
+}
