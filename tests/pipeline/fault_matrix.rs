@@ -120,11 +120,17 @@ fn two_hubs_by_mistake() {
     // The same name, certificate and key, and a store of its own that is empty.
     let text = std::fs::read_to_string(road.site.hub_config()).expect("hub.toml");
     let other = road.site.path("other.toml");
-    let store = format!("{:?}", road.site.store());
-    std::fs::write(&other, text.replacen(&store, &format!("{:?}", road.site.path("other")), 1))
-        .expect("written");
+    let mut theirs = text;
+    for (ours, name) in [(road.site.store(), "other"), (road.site.path("hub.sock"), "other.sock")] {
+        let (ours, other) = (format!("{ours:?}"), format!("{:?}", road.site.path(name)));
+        assert!(theirs.contains(&ours), "{theirs}");
+        theirs = theirs.replacen(&ours, &other, 1);
+    }
+    std::fs::write(&other, theirs).expect("written");
     std::fs::create_dir(road.site.path("other")).expect("made");
     let log = std::fs::File::create(road.site.path("other.log")).expect("a log");
+    // The first does not answer for a while; that is when somebody starts another.
+    signal(road.site.hub_pid(), Signal::STOP);
     let mut twin = Running(
         Command::new(env!("CARGO_BIN_EXE_practice-hub"))
             .args(["run", "--config"])
@@ -138,12 +144,12 @@ fn two_hubs_by_mistake() {
     for (sender, mut more) in safe.iter_mut().zip(road.more_from(4, 50..150)) {
         sender.append(&mut more);
     }
-    let others = senders.join();
     eventually_blocking("the second hub to have taken its part", PATIENCE, || {
-        let alive = twin.0.try_wait().expect("waited").is_none();
-        (!alive || road.site.path("other").join("lanes").exists() || ndjson_below(&road.site.path("other")))
-            .then_some(())
+        assert!(twin.0.try_wait().expect("waited").is_none(), "the second hub has ended");
+        ndjson_below(&road.site.path("other")).then_some(())
     });
+    signal(road.site.hub_pid(), Signal::CONT);
+    let others = senders.join();
     drop(twin);
     // One of the two ended the other's connections again and again; systemd keeps the first running.
     restart_hub_until(&mut road, "the first hub to have all", |road| {
