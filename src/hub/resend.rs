@@ -88,6 +88,14 @@ pub enum ResendError {
     /// The gateway does not do it.
     #[error("the gateway refuses: {0}")]
     Refused(String),
+    /// The gateway has sent more than arrived here: the broker dropped some, or the hub had only just started.
+    #[error("the gateway sent {sent} transactions, and {kept} of them arrived: run this command again")]
+    NotArrived {
+        /// As the gateway says.
+        sent: u64,
+        /// Copies that are kept.
+        kept: u64,
+    },
     /// Nothing has come for too long.
     #[error("the gateway has not answered")]
     NoAnswer,
@@ -166,9 +174,12 @@ impl Resends {
         let of = self.lanes.iter().find(|(name, pending)| {
             pending.id == result.id && name.practice == *practice && name.gateway == *gateway
         });
-        let Some(name) = of.map(|(name, _)| name.clone()) else { return };
+        let Some((name, kept)) = of.map(|(name, pending)| (name.clone(), pending.kept.len() as u64)) else {
+            return;
+        };
         let CommandResult { done, count, detail, .. } = result;
         let ended = match done {
+            1 if kept < count => Err(ResendError::NotArrived { sent: count, kept }),
             1 => Ok(Resent { sent: count, detail }),
             _ => Err(ResendError::Refused(detail)),
         };
