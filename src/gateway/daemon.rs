@@ -173,7 +173,7 @@ impl Signals {
     }
 }
 
-/// Feeds the watchdog, shows the state to systemd and passes SIGHUP on, until the gateway is told to stop (`None`) or a task ends.
+/// Feeds the watchdog, shows the state to systemd and passes SIGHUP on, until the gateway is stopped (`None`) or a task ends.
 async fn attend(
     tasks: &mut Tasks,
     mut signals: Signals,

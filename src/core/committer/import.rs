@@ -18,7 +18,7 @@ pub struct Tally {
     pub renumbered: u64,
     /// Here already.
     pub repeated: u64,
-    /// Where the lane stands now, epochs oldest first.
+    /// The lane's ends now, epochs oldest first.
     pub marks: Vec<Through>,
 }
 

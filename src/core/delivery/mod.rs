@@ -34,7 +34,7 @@ pub type Millis = u64;
 /// Ties a hub's answer to a question: random for each connection, counted up within it.
 pub type Nonce = [u8; 16];
 
-/// What a lane's machine is told by the configuration.
+/// The settings of a lane's machine.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Limits {
     /// Most transactions beyond the last receipt.

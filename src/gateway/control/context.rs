@@ -14,7 +14,7 @@ use crate::uplink::Orders;
 /// How long a body waits for the memory that all doors share.
 pub(super) const BUDGET_WAIT: Duration = Duration::from_secs(2);
 
-/// What the control socket is told by the configuration.
+/// The control socket's settings.
 #[derive(Debug, Clone)]
 pub struct ControlConfig {
     /// Where the socket is made; its directory exists.

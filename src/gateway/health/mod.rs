@@ -1,6 +1,6 @@
 //! Health: looks on and tells the truth (design section 9).
 //!
-//! - [`observation`]: what is looked at, all at one moment, and the words for what is found
+//! - [`observation`]: all that health reads, at one moment, and the words for its findings
 //! - [`state`]: what state the gateway is in, `changes`: what has changed; sans-IO
 //! - [`watcher`]: the task that looks on
 //! - [`clock`]: whether the wall clock can be believed

@@ -39,7 +39,7 @@ impl GatewayState {
     }
 }
 
-/// What is looked at, all at one moment.
+/// All that health reads, at one moment.
 #[derive(Debug, Clone, Copy)]
 pub struct Observation<'a> {
     /// The outbox.

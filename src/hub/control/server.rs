@@ -4,6 +4,7 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::mpsc::{Sender, sync_channel};
 use std::time::{Duration, Instant};
 
@@ -11,7 +12,7 @@ use pgw_core::text::chain;
 use pgw_host::control::server::{PROGRESS, Say};
 use pgw_host::control::{Conversation, Handler};
 use pgw_host::secret;
-use tokio::sync::watch;
+use tokio::sync::{Mutex, watch};
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
@@ -28,6 +29,8 @@ use crate::store_thread::Arrival;
 
 /// Lines about the progress of an import are at least so far apart.
 const BETWEEN: Duration = Duration::from_secs(1);
+/// What an import leaves free of the store's disk, bytes: filled, it would stop every surgery's transactions.
+const RESERVE_BYTES: u64 = 1 << 30;
 /// Whoever asked may ask again.
 const HUB_STOPS: &str = "the hub is stopping: run this command again when it runs";
 
@@ -37,13 +40,15 @@ pub struct Commands {
     settings: HubSettings,
     arrivals: Sender<Arrival>,
     stop: watch::Receiver<bool>,
+    /// One import at a time: each takes room on the store's disk.
+    importing: Arc<Mutex<()>>,
 }
 
 impl Commands {
     /// `arrivals` leads to the store thread.
     #[must_use]
     pub fn new(settings: HubSettings, arrivals: Sender<Arrival>, stop: watch::Receiver<bool>) -> Self {
-        Self { settings, arrivals, stop }
+        Self { settings, arrivals, stop, importing: Arc::default() }
     }
 }
 
@@ -93,7 +98,8 @@ fn store_reply<T>(
 impl Commands {
     async fn import(&self, bytes: u64, receipts: bool, client: &mut Conversation) -> io::Result<()> {
         let directory = self.settings.directory.clone();
-        let spool = match spawn_blocking(move || spool(&directory)).await {
+        let _only_one = self.importing.lock().await;
+        let spool = match spawn_blocking(move || spool(&directory, bytes)).await {
             Ok(Ok(spool)) => spool,
             Ok(Err(error)) => return client.say(&Reply::Failed { reason: cannot_keep(&error) }).await,
             Err(error) => return Err(io::Error::other(error)),
@@ -143,8 +149,18 @@ fn cannot_keep(error: &io::Error) -> String {
 }
 
 /// A file below the store that has no name and so vanishes with the import, however it ends. Bundles are encrypted, and are
-/// read twice.
-fn spool(directory: &Path) -> io::Result<File> {
+/// read twice. Refused where it and what it holds would not leave [`RESERVE_BYTES`].
+fn spool(directory: &Path, bytes: u64) -> io::Result<File> {
+    let facts = rustix::fs::statvfs(directory)?;
+    let free = facts.f_bavail.saturating_mul(facts.f_frsize);
+    if bytes.saturating_mul(2) > free.saturating_sub(RESERVE_BYTES) {
+        let problem = format!(
+            "it has {bytes} bytes and takes about as many again when it is stored, and {} has {free} free, of which \
+             {RESERVE_BYTES} are kept for what the gateways send: make room, or carry it in parts (`export --from`)",
+            directory.display()
+        );
+        return Err(io::Error::new(io::ErrorKind::StorageFull, problem));
+    }
     let path = directory.join(format!("import-{}.part", uuid::Uuid::now_v7()));
     let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&path)?;
     std::fs::remove_file(&path)?;
@@ -238,5 +254,23 @@ impl Import {
         let key = secret::signing_key(&settings.signing_key_file).map_err(|error| chain(&error))?;
         let mut speaker = Speaker::begin(settings.hub.clone(), key).map_err(|error| error.to_string())?;
         import::receipts(&mut speaker, lanes).map_err(|error| error.to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_import_leaves_room_for_the_gateways_and_no_file_behind() {
+        let directory = tempfile::tempdir().unwrap();
+        for bytes in [u64::MAX, u64::MAX / 2, 1 << 60] {
+            let error = spool(directory.path(), bytes).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::StorageFull);
+            assert!(error.to_string().contains("make room"), "{error}");
+        }
+        let file = spool(directory.path(), 7).unwrap();
+        file.write_all_at(b"bundle!", 0).unwrap();
+        assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0);
     }
 }

@@ -9,7 +9,7 @@ use crate::pipeline::jobs::Task;
 use crate::pipeline::shared::SharedOutbox;
 use crate::pipeline::trash::{discard, empty_trash};
 
-/// Runs until it is told to stop.
+/// Runs until it is stopped.
 pub(crate) fn run(shared: &Arc<SharedOutbox>, tasks: &Receiver<Task>) {
     if let Err(error) = empty_trash(&shared.settings.directory) {
         tracing::warn!(error = %error, "The trash directory could not be emptied");

@@ -1,4 +1,4 @@
-//! What one folder door is told by the configuration.
+//! The settings of one folder door.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -7,7 +7,7 @@ use pgw_core::transaction::{Gateway, Lane, Practice};
 
 use crate::ingest::folder::rules::{Nature, Take};
 
-/// What one folder door is told by the configuration.
+/// One folder door's settings.
 #[derive(Debug, Clone)]
 pub struct FolderDoorConfig {
     /// The folder's name, part of the `source` of its transactions.

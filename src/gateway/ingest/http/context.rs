@@ -15,7 +15,7 @@ use crate::ingest::listen::{AddressRange, is_allowed};
 use crate::ingest::mllp::ack::ControlIds;
 use crate::ingest::{Budget, Counters, StatusSource, count};
 
-/// What one HTTP door is told by the configuration.
+/// One HTTP door's settings.
 #[derive(Debug, Clone)]
 pub struct HttpDoorConfig {
     /// Address and port to listen on.

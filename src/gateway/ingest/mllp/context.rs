@@ -29,7 +29,7 @@ pub enum OnUnavailable {
     Reject,
 }
 
-/// What one MLLP door is told by the configuration.
+/// One MLLP door's settings.
 #[derive(Debug, Clone)]
 pub struct MllpDoorConfig {
     /// Address and port to listen on.
