@@ -1,8 +1,10 @@
-//! How fast transactions are accepted, beside two limits in the same run: raw append + fdatasync of the same bytes, and sled alone.
+//! How fast transactions are accepted, compared with two limits in the same run: raw append + fdatasync of the same
+//! bytes, and sled alone.
 //!
 //!     cargo bench --bench accept
 //!
-//! Rounds of both are interleaved and the median is shown. `PGW_BENCH_DIR` names the directory (a real disk, not tmpfs).
+//! Rounds of both are interleaved and the median is printed. `PGW_BENCH_DIR` names the directory (a real disk, not
+//! tmpfs).
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -122,7 +124,7 @@ fn raw(directory: &Path, group: usize, count: usize) -> f64 {
     rate
 }
 
-/// The outbox's barrier and nothing else: `group` bodies as they are into sled, then `flush` and `sync_data`.
+/// Only the outbox's barrier: `group` bodies written to sled as they are, then `flush` and `sync_data`.
 fn sled_alone(directory: &Path, group: usize, count: usize) -> f64 {
     let path = directory.join("sled");
     let open = || sled::Config::new().path(&path).flush_every_ms(None).cache_capacity(4 << 20).open();

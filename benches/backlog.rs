@@ -1,11 +1,11 @@
-//! What a backlog costs: start to first accept (also after a kill in full work, and with everything derived gone), resident
-//! memory, disk for each payload byte, and disk given back after a drain.
+//! What a backlog costs: time from start to first accept (also after a kill under load, and without any derived
+//! files), resident memory, disk space per payload byte, and disk space freed after a drain.
 //!
 //!     cargo bench --bench backlog                      # 0, 100,000 and 1,000,000 waiting
 //!     PGW_BENCH_BACKLOGS=0,50000 cargo bench --bench backlog
 //!
-//! Each step runs in a process of its own (this program, started again), so that memory is that of one life of a
-//! gateway's outbox. `PGW_BENCH_DIR` names the directory (a real disk, not tmpfs).
+//! Each step runs in its own process (this program, started again), so that memory is that of one run of a gateway's
+//! outbox. `PGW_BENCH_DIR` names the directory (a real disk, not tmpfs).
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -54,7 +54,7 @@ fn open(directory: &Path) -> Outbox {
 
 fn submission(number: usize) -> Submission {
     let mut body = vec![0; BODY];
-    // Bytes that do not compress, as sealed ones would not.
+    // Bytes that do not compress, like sealed ones.
     let mut state = number as u64 | 1 << 40;
     for chunk in body.chunks_mut(8) {
         state ^= state << 13;
@@ -97,9 +97,9 @@ fn fill(outbox: &Outbox, runtime: &tokio::runtime::Runtime, from: usize, to: usi
     });
 }
 
-/// Reads and confirms everything, as delivery would, while new transactions come in.
+/// Reads and confirms everything, as delivery would, while new transactions arrive.
 fn drain(outbox: &Outbox) -> usize {
-    let mut position = outbox.watermark(&lane()).map_or(0, |mark| mark.position);
+    let mut position = outbox.watermark(&lane()).map_or(0, |watermark| watermark.position);
     let first = position;
     let tail = outbox.tail(&lane()).expect("the lane");
     while position < *tail.borrow() {
@@ -121,7 +121,7 @@ fn memory() -> (f64, f64) {
     (value("VmRSS:"), value("VmHWM:"))
 }
 
-/// Bytes that the files below a directory take on disk, without the ballast, which is there from the first day on.
+/// Bytes that the files below a directory take on disk, without the ballast, which exists from the first day.
 fn disk(directory: &Path) -> u64 {
     use std::os::unix::fs::MetadataExt as _;
     let Ok(entries) = std::fs::read_dir(directory) else { return 0 };
@@ -136,9 +136,9 @@ fn disk(directory: &Path) -> u64 {
         .sum()
 }
 
-/// In this order, each in a process of its own.
+/// In this order, each in its own process.
 const STEPS: [&str; 6] = ["fill", "start", "kill", "recover", "bare", "drain"];
-/// What the store makes again when it is gone.
+/// What the store recreates if it is missing.
 const DERIVED: [&str; 2] = ["index", "marks"];
 
 fn step(what: &str, directory: &Path, backlog: usize) {
@@ -166,7 +166,7 @@ fn step(what: &str, directory: &Path, backlog: usize) {
             );
         }
         "kill" => {
-            // In the middle of the load, with nothing told to anybody: no thread has time to write down what it knows.
+            // Killed under load without notice: no thread has time to write anything.
             let more = outbox.clone();
             std::thread::spawn(move || fill(&more, &runtime, 10_000_000, usize::MAX));
             let tail = outbox.tail(&lane()).expect("the lane");
@@ -236,7 +236,7 @@ fn main() {
                 continue;
             }
             if what == "bare" {
-                // More than any power cut takes: all that is derived, and may be lost.
+                // More than any power cut removes: all derived files, which may be lost.
                 for derived in DERIVED {
                     let path = store.join(derived);
                     let _ = std::fs::remove_file(&path).or_else(|_| std::fs::remove_dir_all(&path));

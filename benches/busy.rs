@@ -1,10 +1,11 @@
-//! How long a sender waits for its acknowledgment while 64 of them are busy and a backlog waits: the real daemon, its MLLP door, no link.
+//! How long a sender waits for its acknowledgment while 64 senders are busy and there is a backlog: the real daemon,
+//! its MLLP door, no link.
 //!
 //!     cargo bench --bench busy                         # 0 and 1,000,000 waiting
 //!     PGW_BENCH_BACKLOGS=0,50000 cargo bench --bench busy
 //!
-//! The backlog comes in by the door, too, by senders that do not wait for each answer. `PGW_BENCH_DIR` names the directory (a real disk,
-//! not tmpfs), `PGW_BENCH_SECONDS` how long the 64 work (10).
+//! The backlog is also submitted at the door, by senders that do not wait for each answer. `PGW_BENCH_DIR` names the
+//! directory (a real disk, not tmpfs), `PGW_BENCH_SECONDS` how long the 64 work (10).
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -32,7 +33,7 @@ use harness::site::{Site, SiteOptions, adds_up};
 use hdrhistogram::Histogram;
 
 const SENDERS: usize = 64;
-/// Connections that bring the backlog, and frames that each sends before it reads answers.
+/// Connections that submit the backlog, and frames that each sends before it reads answers.
 const BRINGERS: usize = 16;
 const BURST: usize = 64;
 
@@ -45,7 +46,7 @@ fn main() {
     }
 }
 
-/// What the unit tells the allocator.
+/// The allocator settings of the systemd unit.
 fn environment() -> Vec<(OsString, OsString)> {
     let unit = include_str!("../deploy/usr/lib/systemd/system/practice-gateway.service");
     let line = unit.lines().find_map(|line| line.strip_prefix("Environment=")).expect("a line");

@@ -1,9 +1,9 @@
-//! What garbage on one MLLP connection costs another one: a sender that waits for each answer, alone and beside a flood.
+//! How much junk on one MLLP connection slows another: a sender that waits for each answer, alone and beside a flood.
 //!
 //!     cargo bench --bench garbage
 //!
-//! Rounds with and without the flood are interleaved, and medians compared. `PGW_BENCH_DIR` names the directory (a real disk, not
-//! tmpfs), `PGW_BENCH_SECONDS` the length of a round (2).
+//! Rounds with and without the flood are interleaved, and the medians compared. `PGW_BENCH_DIR` names the directory (a
+//! real disk, not tmpfs), `PGW_BENCH_SECONDS` the length of a round (2).
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -72,7 +72,7 @@ fn rate(door: SocketAddr, round: Duration, number: &mut usize) -> f64 {
     f64::from(sent) / begun.elapsed().as_secs_f64()
 }
 
-/// Garbage on one connection, as fast as it is taken; answers are read and thrown away.
+/// Junk on one connection, as fast as the door reads it; answers are read and dropped.
 struct Flood {
     stop: Arc<AtomicBool>,
     pushed: Arc<AtomicU64>,
@@ -87,9 +87,9 @@ impl Flood {
         let (stop, pushed) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
         let (mut writer, mut reader) =
             (stream.try_clone().expect("a clone"), stream.try_clone().expect("a clone"));
-        let (told, counted) = (Arc::clone(&stop), Arc::clone(&pushed));
+        let (stopped, counted) = (Arc::clone(&stop), Arc::clone(&pushed));
         let write = std::thread::spawn(move || {
-            while !told.load(Ordering::Relaxed) {
+            while !stopped.load(Ordering::Relaxed) {
                 if let Ok(written) = writer.write(&junk) {
                     counted.fetch_add(written as u64, Ordering::Relaxed);
                 }

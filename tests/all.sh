@@ -2,13 +2,13 @@
 # Installs what the tests need on a fresh Debian machine with Rust, and runs them all.
 #
 #   tests/all.sh                    every test of the project (minutes)
-#   tests/all.sh --long [PART...]   the long runs, at most 45 minutes each; all of them where no part is named:
+#   tests/all.sh --long [PART...]   the long runs, at most 45 minutes each; all of them if no part is named:
 #       models      the exhaustive worlds with larger bounds, and more outages in the simulation
 #       faults      more repetitions in the fault matrix and at the doors, and the rows that need root
 #       fuzz        every fuzz target for five minutes
 #       powercut    the power-cut rig (root, /dev/fuse and loop devices)
 #
-# With PGW_DATA=DIRECTORY the samples below that directory go through the doors, and not only those in the tree (tests/gateway/corpus.rs).
+# With PGW_DATA=DIRECTORY the samples below that directory go through the doors, besides those in the repository (tests/gateway/corpus.rs).
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -19,7 +19,7 @@ if ! command -v mosquitto >/dev/null 2>&1 && ! [ -x /usr/sbin/mosquitto ]; then
         exit 69
     fi
     apt-get -o DPkg::Lock::Timeout=300 update
-    # Debian starts a broker when the package is installed: the tests start their own.
+    # Debian starts a broker when the package is installed; the tests start their own.
     printf '#!/bin/sh\nexit 101\n' >/usr/sbin/policy-rc.d.pgw
     chmod +x /usr/sbin/policy-rc.d.pgw
     [ -e /usr/sbin/policy-rc.d ] || cp /usr/sbin/policy-rc.d.pgw /usr/sbin/policy-rc.d
@@ -29,8 +29,8 @@ if ! command -v mosquitto >/dev/null 2>&1 && ! [ -x /usr/sbin/mosquitto ]; then
     [ -z "${failed:-}" ] || exit 69
 fi
 
-# Programs that nobody here wrote, for tests/gateway/clients.rs: pinned, kept in target/clients. Half a minute the first time.
-# Node takes minutes to install where it is not there: it is brought in for the long run only.
+# Independent client programs for tests/gateway/clients.rs: pinned, kept in target/clients. Half a minute the first time.
+# Node takes minutes to install if it is missing, so only the long run installs it.
 clients="$PWD/target/clients"
 from_pypi="hl7==0.4.5 schemathesis==4.32.5 cloudevents==2.2.0"
 from_npm="simple-hl7@3.3.0 node-hl7-client@4.0.0 cloudevents@10.0.0"
@@ -65,7 +65,7 @@ if [ "$(cat "$clients/installed" 2>/dev/null)" != "$from_pypi $from_npm node=$no
     echo "installing clients from PyPI and npm" >&2
     install_clients || {
         [ "${1:-}" != --long ] || exit 69
-        # As with the advisories: a registry that is away is said loudly, and stops nobody's work on the rest.
+        # As with the advisories: an unreachable registry is reported clearly, and the other tests run.
         echo "NOT CHECKED: the doors, the contract and the wire with programs of other people, which could not be installed from PyPI and npm" >&2
         clients=
     }
@@ -79,12 +79,12 @@ if [ -n "$clients" ]; then
     fi
 fi
 
-# Most tests wait for processes, disks and links: two for each processor keep it busy.
+# Most tests wait for processes, disks and links: two per processor keep it busy.
 RUST_TEST_THREADS="${RUST_TEST_THREADS:-$(($(nproc) * 2))}"
 export RUST_TEST_THREADS
 
 if [ "${1:-}" != --long ]; then
-    # --tests: what has tests, and no documentation is looked through for others (there are none).
+    # --tests: skips the documentation tests (there are none).
     exec cargo test --locked --workspace --tests
 fi
 

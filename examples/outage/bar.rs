@@ -1,4 +1,4 @@
-//! A progress bar: drawn over on a terminal, silent elsewhere, and one line at its end in both.
+//! A progress bar: redrawn on a terminal, silent elsewhere, and one final line in both cases.
 
 use std::io::{IsTerminal as _, Write as _};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -7,16 +7,16 @@ use std::time::{Duration, Instant};
 
 const INTERVAL: Duration = Duration::from_millis(100);
 const WIDTH: u64 = 32;
-/// To the beginning of the line, and clear it.
+/// Moves to the beginning of the line and clears it.
 const CLEAR: &str = "\r\x1b[K";
 
-/// How far something has come. Several tasks may move it.
+/// The progress of some work. Several tasks may advance it.
 pub(crate) struct Bar {
     what: &'static str,
     length: u64,
     start: Instant,
     position: AtomicU64,
-    /// When it was drawn last; `None`: nobody looks.
+    /// When it was last drawn; `None`: not on a terminal.
     drawn: Mutex<Option<Instant>>,
 }
 
@@ -33,13 +33,13 @@ impl Bar {
         self.draw();
     }
 
-    /// So many are done.
+    /// This many are done.
     pub(crate) fn at(&self, position: u64) {
         self.position.store(position, Ordering::Relaxed);
         self.draw();
     }
 
-    /// Takes the bar away and prints what it came to.
+    /// Removes the bar and prints the result.
     pub(crate) fn finish(&self) {
         if self.drawn.lock().unwrap_or_else(PoisonError::into_inner).take().is_some() {
             eprint!("{CLEAR}");

@@ -1,12 +1,14 @@
-//! A small MQTT 5 broker, **for this demonstration only**: so that the example needs no other program and compiles quickly.
+//! A small MQTT 5 broker, **for this demonstration only**, so that the example needs no other program and compiles
+//! quickly.
 //!
-//! It keeps nothing on disk: a restart loses the retained messages and all that waits. It has no access rules: who has a
-//! certificate of the CA may do everything. Sessions end with their connections, there is no QoS 2, and messages do not
-//! expire. For anything else use a real broker: the tests use Mosquitto, and the example uses yours with `--broker`.
+//! It stores nothing on disk: a restart loses the retained messages and all waiting ones. It has no access rules: any
+//! client with a certificate of the CA may do everything. Sessions end with their connections, there is no QoS 2, and
+//! messages do not expire. For anything else use a real broker: the tests use Mosquitto, and the example uses yours
+//! with `--broker`.
 //!
-//! The codec is rumqttc's, as in the gateway and the hub. [`router`] decides what goes to whom; this file has the sockets,
-//! TLS with client certificates, and one task for each connection. A client that sends something malformed loses its
-//! connection and disturbs nobody else.
+//! The codec is rumqttc's, as in the gateway and the hub. [`router`] decides which client gets what; this file has the
+//! sockets, TLS with client certificates, and one task for each connection. A client that sends something malformed
+//! loses its connection and disturbs no other.
 
 mod router;
 
@@ -41,10 +43,10 @@ const CONNECTIONS: usize = 100;
 const CHUNK_BYTES: usize = 64 * 1024;
 /// For the TLS handshake, and again for CONNECT.
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
-/// For the last words to a client.
+/// For the last packets to a client.
 const FAREWELL_LIMIT: Duration = Duration::from_secs(1);
 
-/// Starts the broker on a free port of the loopback. It works until the process ends. All files are PEM.
+/// Starts the broker on a free port of the loopback. It runs until the process ends. All files are PEM.
 pub(crate) fn start(ca: &Path, certificate: &Path, key: &Path) -> crate::Result<SocketAddr> {
     let provider = Arc::new(ring::default_provider());
     let mut roots = RootCertStore::empty();
@@ -83,7 +85,7 @@ async fn listen(listener: TcpListener, tls: TlsAcceptor) {
 
 async fn welcome(socket: TcpStream, tls: &TlsAcceptor, router: &Mutex<Router>) {
     let _ = socket.set_nodelay(true);
-    // rustls reads 4 KiB at a time: the buffer makes fewer system calls of it.
+    // rustls reads 4 KiB at a time; the buffer reduces the number of system calls.
     let socket = BufReader::with_capacity(CHUNK_BYTES, socket);
     if let Ok(Ok(stream)) = timeout(HANDSHAKE_LIMIT, tls.accept(socket)).await {
         serve(stream, router).await;
@@ -92,11 +94,11 @@ async fn welcome(socket: TcpStream, tls: &TlsAcceptor, router: &Mutex<Router>) {
 
 /// Why a connection ends.
 enum Ended {
-    /// The client has said DISCONNECT; its will is not published.
+    /// The client has sent DISCONNECT; its will is not published.
     Farewell,
-    /// The stream has ended without it, or the client asks for its will.
+    /// The stream has ended without DISCONNECT, or the client asks for its will.
     Broken,
-    /// The broker disconnects the client, and says why.
+    /// The broker disconnects the client, with a reason.
     Refused(Reason),
 }
 
@@ -115,7 +117,7 @@ impl From<CodecError> for Ended {
     }
 }
 
-/// Ends the session also when the connection's task panics.
+/// Ends the session even if the connection's task panics.
 struct Session<'a> {
     router: &'a Mutex<Router>,
     id: SessionId,
@@ -147,9 +149,9 @@ async fn serve(stream: impl AsyncRead + AsyncWrite, router: &Mutex<Router>) {
     };
     let keep_alive = Duration::from_millis(u64::from(connect.keep_alive) * 1500);
     let Some((session, signals)) = admit(connect, will, router, &mut outgoing) else { return };
-    // Both at once: a client may not read before it has written, or the other way round.
+    // Both at once: a client may read only after it has written, or the other way round.
     let Err(ended) = tokio::select! {
-        ended = hear(&mut from, &mut incoming, &session, keep_alive) => ended,
+        ended = receive(&mut from, &mut incoming, &session, keep_alive) => ended,
         ended = tell(&mut to, &mut outgoing, &session, &signals) => ended,
         () = signals.evicted.notified() => Err(Ended::Refused(Reason::SessionTakenOver)),
     };
@@ -164,7 +166,7 @@ async fn serve(stream: impl AsyncRead + AsyncWrite, router: &Mutex<Router>) {
     let _ = timeout(FAREWELL_LIMIT, last_words).await;
 }
 
-/// Begins the session and writes CONNACK. `None`: the client has a will that we could not publish.
+/// Starts the session and writes CONNACK. `None`: the client has a will that this broker could not publish.
 fn admit<'a>(
     connect: Connect,
     will: Option<LastWill>,
@@ -233,8 +235,8 @@ fn our_limits() -> ConnAckProperties {
     }
 }
 
-/// Handles what the client sends, and never waits for anybody else.
-async fn hear(
+/// Handles what the client sends; never waits for another client.
+async fn receive(
     from: &mut (impl AsyncRead + Unpin),
     incoming: &mut BytesMut,
     session: &Session<'_>,
@@ -323,7 +325,7 @@ fn decode(incoming: &mut BytesMut) -> Result<Option<Packet>, CodecError> {
         let reason = bytes.get(2).map_or(Ok(Reason::NormalDisconnection), |byte| Reason::try_from(*byte))?;
         return Ok(Some(Packet::Disconnect(Disconnect::new(reason))));
     }
-    // All of it is there: whatever the codec misses now, it is malformed.
+    // The packet is complete: if the codec still needs more bytes, it is malformed.
     Packet::read(&mut bytes, None).map(Some)
 }
 
@@ -341,7 +343,7 @@ mod tests {
     }
 
     impl Peer {
-        /// A connection that has said nothing yet.
+        /// A connection that has sent nothing yet.
         fn new(router: &Arc<Mutex<Router>>) -> Self {
             let (ours, theirs) = tokio::io::duplex(4096);
             let router = Arc::clone(router);
@@ -353,7 +355,7 @@ mod tests {
             let mut peer = Self::new(router);
             let will = LastWill::new("will", name.to_owned(), QoS::AtLeastOnce, false, None);
             peer.say(&connect(name, 60, Some(will))).await;
-            let Some(Packet::ConnAck(ack)) = peer.hear().await else { panic!("no CONNACK") };
+            let Some(Packet::ConnAck(ack)) = peer.receive().await else { panic!("no CONNACK") };
             assert_eq!((ack.code, ack.session_present), (ConnectReturnCode::Success, false));
             let limits = ack.properties.unwrap();
             assert_eq!(
@@ -374,14 +376,14 @@ mod tests {
         }
 
         /// `None`: the broker has closed.
-        async fn hear(&mut self) -> Option<Packet> {
+        async fn receive(&mut self) -> Option<Packet> {
             read(&mut self.stream, &mut self.incoming).await.ok()
         }
 
         async fn ends_with(&mut self, reason: Reason) {
-            let last = self.hear().await;
+            let last = self.receive().await;
             assert_eq!(last, Some(Packet::Disconnect(Disconnect::new(reason))));
-            assert_eq!(self.hear().await, None);
+            assert_eq!(self.receive().await, None);
         }
 
         async fn subscribe(&mut self, path: &str) {
@@ -390,11 +392,11 @@ mod tests {
             self.say(&Packet::Subscribe(subscribe)).await;
             let return_codes = vec![SubscribeReasonCode::Success(QoS::AtLeastOnce)];
             let ack = SubAck { pkid: 3, return_codes, properties: None };
-            assert_eq!(self.hear().await, Some(Packet::SubAck(ack)));
+            assert_eq!(self.receive().await, Some(Packet::SubAck(ack)));
         }
 
         async fn body(&mut self) -> String {
-            let Some(Packet::Publish(message)) = self.hear().await else { panic!("no message") };
+            let Some(Packet::Publish(message)) = self.receive().await else { panic!("no message") };
             self.say(&Packet::PubAck(PubAck::new(message.pkid, None))).await;
             String::from_utf8(message.payload.to_vec()).unwrap()
         }
@@ -402,7 +404,7 @@ mod tests {
         /// It is still served.
         async fn is_alive(&mut self) {
             self.say(&Packet::PingReq(PingReq)).await;
-            assert_eq!(self.hear().await, Some(Packet::PingResp(PingResp)));
+            assert_eq!(self.receive().await, Some(Packet::PingResp(PingResp)));
         }
     }
 
@@ -426,14 +428,14 @@ mod tests {
         let mut publisher = Peer::connect(&router, "publisher").await;
         for number in 1..=20 {
             publisher.say(&message(number)).await;
-            assert_eq!(publisher.hear().await, Some(Packet::PubAck(PubAck::new(number, None))));
+            assert_eq!(publisher.receive().await, Some(Packet::PubAck(PubAck::new(number, None))));
         }
         for number in 1..=20 {
             assert_eq!(subscriber.body().await, number.to_string());
         }
         let unsubscribe = Unsubscribe { pkid: 4, ..Unsubscribe::new("a/+", None) };
         subscriber.say(&Packet::Unsubscribe(unsubscribe)).await;
-        assert!(matches!(subscriber.hear().await, Some(Packet::UnsubAck(ack)) if ack.pkid == 4));
+        assert!(matches!(subscriber.receive().await, Some(Packet::UnsubAck(ack)) if ack.pkid == 4));
         publisher.say(&message(21)).await;
         subscriber.is_alive().await;
     }
@@ -463,7 +465,7 @@ mod tests {
         assert_eq!(watcher.body().await, "bad");
         let mut peer = Peer::new(&router);
         peer.say(&Packet::PingReq(PingReq)).await; // before CONNECT
-        assert_eq!(peer.hear().await, None);
+        assert_eq!(peer.receive().await, None);
         watcher.is_alive().await;
     }
 
@@ -472,11 +474,11 @@ mod tests {
         let router = Arc::default();
         let mut watcher = Peer::connect(&router, "watcher").await;
         watcher.subscribe("will").await;
-        // All three forms of DISCONNECT: without reason, without properties, whole.
+        // All three forms of DISCONNECT: without reason, without properties, complete.
         for farewell in [&[0xE0, 0][..], &[0xE0, 1, 0], &[0xE0, 2, 0, 0]] {
             let mut peer = Peer::connect(&router, "polite").await;
             peer.raw(farewell).await;
-            assert_eq!(peer.hear().await, None);
+            assert_eq!(peer.receive().await, None);
         }
         let mut peer = Peer::connect(&router, "asks for it").await;
         peer.raw(&[0xE0, 1, 4]).await;
@@ -496,7 +498,7 @@ mod tests {
         let router = Arc::default();
         let mut peer = Peer::new(&router);
         peer.say(&connect("silent", 1, None)).await;
-        assert!(matches!(peer.hear().await, Some(Packet::ConnAck(_))));
+        assert!(matches!(peer.receive().await, Some(Packet::ConnAck(_))));
         tokio::time::sleep(Duration::from_secs(1)).await;
         peer.is_alive().await;
         let start = std::time::Instant::now();
@@ -513,10 +515,10 @@ mod tests {
         let mut peer = Peer::new(&router);
         let will = LastWill::new("will", "x", QoS::ExactlyOnce, false, None);
         peer.say(&connect("ambitious", 60, Some(will))).await;
-        assert_eq!(peer.hear().await, None);
+        assert_eq!(peer.receive().await, None);
         let mut peer = Peer::new(&router);
         peer.say(&connect("", 60, None)).await;
-        let Some(Packet::ConnAck(ack)) = peer.hear().await else { panic!("no CONNACK") };
+        let Some(Packet::ConnAck(ack)) = peer.receive().await else { panic!("no CONNACK") };
         assert!(ack.properties.unwrap().assigned_client_identifier.is_some());
     }
 }

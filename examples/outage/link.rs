@@ -15,7 +15,7 @@ pub(crate) struct Link {
 }
 
 impl Link {
-    /// Listens on a free port of the loopback and passes everything on to `broker`.
+    /// Listens on a free port of the loopback and forwards everything to `broker`.
     pub(crate) async fn start(broker: String) -> std::io::Result<Self> {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
         let address = listener.local_addr()?;
@@ -30,7 +30,7 @@ impl Link {
                 let broker = broker.clone();
                 tokio::spawn(async move {
                     if !*state.borrow_and_update() {
-                        return; // the connection is dropped: that is what a dead link looks like from here
+                        return; // the connection is dropped: from here a dead link looks like that
                     }
                     let Ok(mut far) = TcpStream::connect(&broker).await else { return };
                     let _ = (near.set_nodelay(true), far.set_nodelay(true));

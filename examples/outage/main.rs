@@ -1,4 +1,4 @@
-//! The main job in one command: a surgery that goes on working through an outage, and the proof that nothing was lost.
+//! The main job in one command: a surgery that keeps working through an outage, and the proof that nothing was lost.
 //!
 //!     cargo run --release --example outage
 //!     cargo run --release --example outage -- --count 20000
@@ -7,8 +7,8 @@
 //!         --gateway-certificate gw.pem --gateway-key gw.key --hub-certificate hub.pem --hub-key hub.key
 //!
 //! Without `--broker` it starts a small broker of its own (mutual TLS, certificates made for this run). The gateway
-//! and the hub are the real programs, each a process of its own. The link is a proxy that is cut in the middle.
-//! The last line is JSON; the exit status is not 0 if anything is wrong.
+//! and the hub are the real programs, each in its own process. The link is a proxy that is cut in the middle. The last
+//! line is JSON; the exit status is not 0 if anything is wrong.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -77,7 +77,7 @@ struct Arguments {
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
 fn main() -> ExitCode {
-    // The gateway and the hub of this show are this same file, started again under their own names.
+    // The gateway and the hub of this demonstration are this same file, started again under their own names.
     let mut words = std::env::args_os();
     let _own = words.next();
     match words.next().and_then(|w| w.into_string().ok()).as_deref() {
@@ -130,7 +130,7 @@ async fn show(arguments: Arguments) -> Result<bool> {
     send(&plant, &messages[..third], &mut acknowledged).await?;
     plant.drain("delivered", third as u64).await?;
 
-    println!("\n2. The link is cut; the surgery goes on");
+    println!("\n2. The link is cut; the surgery continues");
     link.cut();
     plant.wait_for("the gateway to notice", |status| status["link_up"] == 0).await?;
     send(&plant, &messages[third..2 * third], &mut acknowledged).await?;
@@ -169,7 +169,7 @@ async fn show(arguments: Arguments) -> Result<bool> {
     Ok(nothing_wrong && proof.accepted > 0)
 }
 
-/// Deals the messages to the senders in turn; each waits for its acknowledgment before it sends the next.
+/// Distributes the messages to the senders in turn; each waits for its acknowledgment before it sends the next.
 async fn send(plant: &Plant, messages: &[Vec<u8>], acknowledged: &mut [Vec<Vec<u8>>]) -> Result<()> {
     let bar = Arc::new(Bar::new(messages.len() as u64, "accepted "));
     let senders = acknowledged.len();
@@ -197,7 +197,7 @@ async fn send(plant: &Plant, messages: &[Vec<u8>], acknowledged: &mut [Vec<Vec<u
     Ok(())
 }
 
-/// Waits on a condition, not on a clock; gives up loudly.
+/// Waits for a condition; panics if it is not met in time.
 async fn until(what: &str, limit: Duration, mut met: impl FnMut() -> Result<bool>) -> Result<()> {
     let start = Instant::now();
     while !met()? {

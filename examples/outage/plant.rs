@@ -1,4 +1,4 @@
-//! The plant: certificates, the broker, and the two real programs with their configuration files.
+//! The setup: certificates, the broker, and the two real programs with their configuration files.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -11,7 +11,7 @@ use serde_json::Value;
 use crate::bar::Bar;
 use crate::{Arguments, Result, broker, ports, until};
 
-/// Where the broker is, and what is needed to talk to it.
+/// The broker's address, and what is needed to connect to it.
 pub(crate) struct Broker {
     /// `host:port`.
     pub(crate) address: String,
@@ -21,7 +21,7 @@ pub(crate) struct Broker {
 }
 
 impl Broker {
-    /// A broker that somebody else runs.
+    /// A broker that is already running elsewhere.
     pub(crate) fn named(arguments: &Arguments, address: &str) -> Result<Self> {
         let file = |path: &Option<PathBuf>| -> Result<PathBuf> {
             Ok(std::fs::canonicalize(path.as_ref().ok_or("a certificate file is missing")?)?)
@@ -64,7 +64,7 @@ impl Broker {
     }
 }
 
-/// The gateway and the hub, each a process of its own.
+/// The gateway and the hub, each in its own process.
 pub(crate) struct Plant {
     /// The gateway's MLLP door.
     pub(crate) door: SocketAddr,
@@ -76,7 +76,7 @@ pub(crate) struct Plant {
 }
 
 impl Plant {
-    /// Makes keys and configuration files, as the programs' own `init` does, and starts both.
+    /// Creates keys and configuration files, as the programs' own `init` does, and starts both.
     pub(crate) fn start(directory: &Path, broker: &Broker, link: SocketAddr) -> Result<Self> {
         let door = free_address();
         let store = directory.join("hub");
@@ -161,7 +161,7 @@ impl Plant {
         Ok(serde_json::from_slice(&output.stdout).unwrap_or(Value::Null))
     }
 
-    /// Waits until the status is as wanted.
+    /// Waits until the status meets a condition.
     pub(crate) async fn wait_for(&mut self, what: &str, wanted: impl Fn(&Value) -> bool) -> Result<()> {
         let logs = self.directory.clone();
         until(what, Duration::from_secs(60), || {
@@ -180,7 +180,7 @@ impl Plant {
         .await
     }
 
-    /// Shows the backlog drain until `total` are confirmed.
+    /// Shows the backlog being drained until `total` are confirmed.
     pub(crate) async fn drain(&self, what: &'static str, total: u64) -> Result<()> {
         let already = self.status()?["confirmed_total"].as_u64().unwrap_or(0);
         let bar = Bar::new(total.saturating_sub(already), what);
@@ -218,7 +218,7 @@ impl Drop for Plant {
     }
 }
 
-/// This file again, under the name of one of the two programs.
+/// This file, under the name of one of the two programs.
 fn own(program: &str, words: &[&str], config: &Path) -> Command {
     let executable = std::env::current_exe().unwrap_or_else(|_| PathBuf::from("/proc/self/exe"));
     let mut command = Command::new(executable);

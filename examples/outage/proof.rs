@@ -1,4 +1,4 @@
-//! The proof: what was acknowledged against what the hub has stored, read from its files by code that shares
+//! The proof: compares what was acknowledged with what the hub has stored, read from its files by code that shares
 //! nothing with the hub but the chain.
 
 use std::collections::HashMap;
@@ -8,10 +8,10 @@ use base64::Engine as _;
 use pgw_core::chain::{ChainValue, Link};
 use pgw_core::transaction::Epoch;
 
-/// What the proof found; every figure but the first two must be zero.
+/// The result of the proof; every figure but the first two must be zero.
 #[derive(Debug, Default)]
 pub(crate) struct Proof {
-    /// Messages that a sender was told are safe.
+    /// Messages whose sender got a positive acknowledgment.
     pub(crate) accepted: usize,
     /// Transactions in the hub's store.
     pub(crate) delivered: usize,
@@ -19,14 +19,14 @@ pub(crate) struct Proof {
     pub(crate) lost: usize,
     /// In the store more often than acknowledged, or an id twice.
     pub(crate) repeated: usize,
-    /// Not in the order of acceptance, or a hole in the sequence.
+    /// Not in the order of acceptance, or a sequence is missing.
     pub(crate) out_of_order: usize,
-    /// Whether every chain value was computed again and found equal.
+    /// Whether every chain value was recomputed and found equal.
     pub(crate) chain_ok: bool,
 }
 
 impl Proof {
-    /// Compares. `acknowledged` holds, for each sender, the bodies in the order in which it was told that they are safe.
+    /// Compares. `acknowledged` holds, for each sender, the bodies in the order of their acknowledgments.
     pub(crate) fn of(
         store: &Path,
         acknowledged: &[Vec<Vec<u8>>],
@@ -39,7 +39,8 @@ impl Proof {
         for file in files(store)? {
             for line in std::fs::read_to_string(&file)?.lines() {
                 let event: serde_json::Value = serde_json::from_str(line)?;
-                // A line without an id tells the hub's marks; one without data names, in a new epoch, what is stored already.
+                // A line without an id holds the hub's watermarks; one without data names, in a new epoch, a
+                // transaction that is already stored.
                 let Some(id) = event["id"].as_str() else { continue };
                 let is_new = event["data_base64"].is_string();
                 let content = if is_new { &event } else { stored.get(id).unwrap_or(&event) };

@@ -1,4 +1,4 @@
-//! The surgery's senders: HL7 messages over MLLP, one acknowledgment awaited for each.
+//! The surgery's senders: HL7 messages over MLLP, waiting for each acknowledgment.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -6,7 +6,7 @@ use std::path::Path;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
-/// Splits a file of MLLP frames, or makes up `count` results where there is no file.
+/// Splits a file of MLLP frames, or makes up `count` results if there is no file.
 pub(crate) fn messages(file: Option<&Path>, count: usize) -> std::io::Result<Vec<Vec<u8>>> {
     let Some(file) = file else {
         return Ok((1..=count).map(made_up).collect());

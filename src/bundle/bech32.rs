@@ -4,7 +4,7 @@ use bech32::primitives::decode::CheckedHrpstring;
 use bech32::{Bech32, Hrp};
 use zeroize::Zeroizing;
 
-/// Lower-case text of `bytes` under the lower-case `prefix`. Keys have 32 bytes: the format's limit of 1,023 characters is far.
+/// Lower-case text of `bytes` under the lower-case `prefix`. Keys have 32 bytes: far below the format's limit of 1,023 characters.
 pub(super) fn encode(prefix: &str, bytes: &[u8]) -> String {
     let encode = |prefix| bech32::encode_lower::<Bech32>(prefix, bytes).ok();
     Hrp::parse(prefix).ok().and_then(encode).unwrap_or_default()
@@ -14,7 +14,7 @@ pub(super) fn encode(prefix: &str, bytes: &[u8]) -> String {
 pub(super) fn decode(prefix: &str, text: &str) -> Option<Vec<u8>> {
     let checked = CheckedHrpstring::new::<Bech32>(text).ok()?;
     let bytes: Vec<u8> = checked.byte_iter().collect();
-    // The crate drops bits that are left over, whatever they are: only what we would write is a key.
+    // The crate ignores leftover bits, whatever their value: accept only the text that we would write.
     let lower = Zeroizing::new(text.to_ascii_lowercase());
     (*Zeroizing::new(encode(prefix, &bytes)) == *lower).then_some(bytes)
 }

@@ -1,4 +1,4 @@
-//! What is inside a bundle: a stream that describes itself and proves itself.
+//! The content of a bundle: a stream that describes and proves itself.
 //!
 //! ```text
 //! {"pgw":"bundle","schema":1,"practice":"B86022","gateway":"gw1","time":"...","version":"..."}
@@ -10,8 +10,8 @@
 //! {"pgw":"end","transactions":400}
 //! ```
 //!
-//! The properties are those of the publish (`docs/wire-format.md`). [`Reader`] checks every chain value on its way: what it has
-//! read to the end is whole, in order, and as it was accepted.
+//! The properties are those of the publish (`docs/wire-format.md`). [`Reader`] checks every chain value: a
+//! bundle that it has read to the end is complete, in order, and as accepted.
 
 use std::io::{self, BufRead, Read as _, Write};
 
@@ -27,12 +27,12 @@ const LINE_BYTES: usize = 1 << 20;
 /// Largest body; no outbox takes more.
 const BODY_BYTES: u64 = 256 << 20;
 
-/// Whose bundle it is.
+/// The first line: the bundle's origin.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Owner {
     /// 1.
     pub schema: u32,
-    /// Whose.
+    /// The practice.
     pub practice: Practice,
     /// Its gateway.
     pub gateway: Gateway,
@@ -42,7 +42,7 @@ pub struct Owner {
     pub version: String,
 }
 
-/// An epoch that must be at the hub before.
+/// An older epoch that must be at the hub first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Older {
     /// The epoch.
@@ -81,7 +81,7 @@ pub struct Foot {
     pub last: Sequence,
     /// Its chain value.
     pub chain: ChainValue,
-    /// The position that is lost, where the lane could not go on.
+    /// The missing record before which the lane stopped, if one did.
     pub stopped_before: Option<Position>,
 }
 
@@ -95,17 +95,17 @@ enum BundleLine {
     End { transactions: u64 },
 }
 
-/// Writes a bundle; what it writes to encrypts.
+/// Writes a bundle to an encrypting writer.
 pub struct Writer<W> {
     out: W,
     transactions: u64,
 }
 
 impl<W: Write> Writer<W> {
-    /// Begins.
+    /// Writes the first line.
     ///
     /// # Errors
-    /// Those of the writer; so are all others.
+    /// Those of the writer, as of all other methods.
     pub fn new(out: W, owner: Owner) -> io::Result<Self> {
         let mut writer = Self { out, transactions: 0 };
         writer.line(&BundleLine::Bundle(owner))?;
@@ -138,7 +138,7 @@ impl<W: Write> Writer<W> {
         self.out.write_all(b"\n")
     }
 
-    /// It ends.
+    /// The lane ends.
     ///
     /// # Errors
     /// As [`Self::new`].
@@ -146,7 +146,7 @@ impl<W: Write> Writer<W> {
         self.line(&BundleLine::LaneEnd(foot))
     }
 
-    /// The bundle ends; gives the writer back.
+    /// Ends the bundle and returns the writer.
     ///
     /// # Errors
     /// As [`Self::new`].
@@ -160,22 +160,22 @@ impl<W: Write> Writer<W> {
 /// What is wrong with a bundle.
 #[derive(Debug, thiserror::Error)]
 pub enum BundleError {
-    /// It cannot be read: cut, altered, or a fault of the medium.
+    /// It cannot be read: truncated, altered, or a fault of the medium.
     #[error("the bundle cannot be read {0}")]
     Unreadable(LastRead, #[source] io::Error),
     /// It ends too early.
     #[error("the bundle is cut off {0}")]
     Cut(LastRead),
-    /// Something that does not belong there.
+    /// A line or lane that does not belong there.
     #[error("the bundle is malformed {0}: {1}")]
     Form(LastRead, &'static str),
-    /// An envelope that does not fit.
+    /// An invalid envelope.
     #[error("the bundle has an envelope that cannot be read {0}")]
     Envelope(LastRead, #[source] WireError),
-    /// A transaction is not there.
+    /// Transactions are missing.
     #[error("lane {lane}: sequences {from} to {to} of epoch {epoch} are missing in the bundle")]
     Missing {
-        /// Their lane.
+        /// The lane.
         lane: Lane,
         /// Their epoch.
         epoch: Epoch,
@@ -184,28 +184,28 @@ pub enum BundleError {
         /// The last.
         to: Sequence,
     },
-    /// A transaction stands where it does not belong.
+    /// A transaction is out of order.
     #[error(
-        "lane {lane}: sequence {sequence} of epoch {epoch} is out of order or repeated: it stands after {after}"
+        "lane {lane}: sequence {sequence} of epoch {epoch} is out of order or repeated: it follows {after}"
     )]
     OutOfOrder {
-        /// Their lane.
+        /// The lane.
         lane: Lane,
         /// Its epoch.
         epoch: Epoch,
-        /// Itself.
+        /// Its sequence.
         sequence: Sequence,
-        /// What stands before it.
+        /// The sequence before it.
         after: Sequence,
     },
     /// A transaction's chain value does not follow.
     #[error("lane {lane}: sequence {sequence} of epoch {epoch} is altered: its chain value does not follow")]
     Altered {
-        /// Their lane.
+        /// The lane.
         lane: Lane,
         /// Its epoch.
         epoch: Epoch,
-        /// Itself.
+        /// Its sequence.
         sequence: Sequence,
     },
 }
@@ -223,18 +223,18 @@ impl std::fmt::Display for LastRead {
     }
 }
 
-/// What the reader has found.
+/// An item that the reader returns.
 #[derive(Debug)]
 pub enum Item {
     /// A lane begins.
     Head(Head),
     /// A transaction of it, in order, chain checked.
     Transaction(Box<Envelope>, Bytes),
-    /// It ends.
+    /// The lane ends.
     Foot(Foot),
 }
 
-/// Where a lane stands while it is read.
+/// A lane's progress while it is read.
 struct Standing {
     lane: Lane,
     epoch: Epoch,
@@ -269,16 +269,16 @@ impl<R: BufRead> Reader<R> {
         Ok(Self { input, owner, standing: None, place, transactions: 0, ended: false })
     }
 
-    /// Whose it is.
+    /// The bundle's origin.
     #[must_use]
     pub fn owner(&self) -> &Owner {
         &self.owner
     }
 
-    /// The next item; `None`: it was read to its end, and all of it is good.
+    /// The next item; `None`: the bundle was read to its end, and all of it is good.
     ///
     /// # Errors
-    /// [`BundleError`]; nothing after it is to be used.
+    /// [`BundleError`]; the caller must use nothing after it.
     pub fn next_item(&mut self) -> Result<Option<Item>, BundleError> {
         if self.ended {
             return Ok(None);
@@ -324,7 +324,7 @@ impl<R: BufRead> Reader<R> {
                 }
                 Ok(None)
             }
-            _ => Err(self.form("a line stands where it does not belong")),
+            _ => Err(self.form("a line is out of place")),
         }
     }
 
@@ -353,7 +353,7 @@ impl<R: BufRead> Reader<R> {
         let Some(standing) = &mut self.standing else { return Ok(()) };
         let (lane, epoch, sequence) = (standing.lane.clone(), envelope.epoch, envelope.sequence);
         if envelope.lane != lane {
-            return Err(BundleError::Form(self.place.clone(), "a transaction of another lane stands in it"));
+            return Err(BundleError::Form(self.place.clone(), "it has a transaction of another lane"));
         }
         let (after, before) = if epoch == standing.epoch {
             (standing.last, standing.chain)

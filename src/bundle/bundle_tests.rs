@@ -1,4 +1,4 @@
-//! Bundles that are whole, and every way in which they are not.
+//! Complete bundles, and every way to damage one.
 
 use pgw_core::wire::to_json;
 use pgw_core::wire::void::Void;
@@ -23,11 +23,11 @@ fn lane() -> Lane {
 type One = (Envelope, Vec<u8>);
 
 /// Transactions `first ..= last` of one epoch, chained.
-fn row(epoch: u128, first: u64, last: u64) -> (ChainValue, Vec<One>) {
+fn chained(epoch: u128, first: u64, last: u64) -> (ChainValue, Vec<One>) {
     let epoch = Epoch(Uuid::from_u128(epoch));
     let mut chain = ChainValue::first(epoch, "clinical");
     let mut before = chain;
-    let mut row = Vec::new();
+    let mut items = Vec::new();
     for sequence in 1..=last {
         if sequence == first {
             before = chain;
@@ -52,10 +52,10 @@ fn row(epoch: u128, first: u64, last: u64) -> (ChainValue, Vec<One>) {
         envelope.chain = chain.next(&envelope.link(&body));
         chain = envelope.chain;
         if sequence >= first {
-            row.push((envelope, body));
+            items.push((envelope, body));
         }
     }
-    (before, row)
+    (before, items)
 }
 
 fn head(before: ChainValue, first: &One) -> Head {
@@ -63,16 +63,16 @@ fn head(before: ChainValue, first: &One) -> Head {
     Head { lane: lane(), older: Vec::new(), epoch, first, position: first, before }
 }
 
-fn write(before: ChainValue, row: &[One]) -> Vec<u8> {
+fn write(before: ChainValue, items: &[One]) -> Vec<u8> {
     let mut writer = Writer::new(Vec::new(), owner()).unwrap();
-    writer.head(head(before, &row[0])).unwrap();
-    for (envelope, body) in row {
+    writer.head(head(before, &items[0])).unwrap();
+    for (envelope, body) in items {
         writer.transaction(envelope.clone(), body).unwrap();
     }
-    let last = &row[row.len() - 1].0;
+    let last = &items[items.len() - 1].0;
     let foot = Foot {
         lane: lane(),
-        count: row.len() as u64,
+        count: items.len() as u64,
         epoch: last.epoch,
         last: last.sequence,
         chain: last.chain,
@@ -95,39 +95,39 @@ fn read(bundle: &[u8]) -> Result<Vec<One>, BundleError> {
 
 #[test]
 fn a_bundle_goes_there_and_back() {
-    let (before, row) = row(7, 5, 9);
-    assert_eq!(read(&write(before, &row)).unwrap(), row);
+    let (before, items) = chained(7, 5, 9);
+    assert_eq!(read(&write(before, &items)).unwrap(), items);
 }
 
 #[test]
 fn what_is_missing_altered_swapped_or_repeated_is_named() {
-    let (before, row) = row(7, 5, 9);
-    let error = |row: &[One]| read(&write(before, row)).unwrap_err().to_string();
+    let (before, items) = chained(7, 5, 9);
+    let error = |items: &[One]| read(&write(before, items)).unwrap_err().to_string();
 
-    let mut less = row.clone();
+    let mut less = items.clone();
     less.remove(2);
     assert!(error(&less).contains("sequences 7 to 7 of epoch"), "{}", error(&less));
-    let mut altered = row.clone();
+    let mut altered = items.clone();
     altered[2].1[0] ^= 1;
     assert!(error(&altered).contains("sequence 7 of epoch") && error(&altered).contains("altered"));
-    let mut renamed = row.clone();
+    let mut renamed = items.clone();
     renamed[3].0.event_type = "other".into();
     assert!(error(&renamed).contains("sequence 8 of epoch"), "{}", error(&renamed));
-    let mut swapped = row.clone();
+    let mut swapped = items.clone();
     swapped.swap(1, 2);
     assert!(error(&swapped).contains("sequences 6 to 6"), "{}", error(&swapped));
-    let mut repeated = row.clone();
-    repeated.insert(2, row[1].clone());
+    let mut repeated = items.clone();
+    repeated.insert(2, items[1].clone());
     assert!(error(&repeated).contains("sequence 6 of epoch") && error(&repeated).contains("repeated"));
     // Another chain value before it: the first one shows it.
-    let other = read(&write(ChainValue([3; 32]), &row)).unwrap_err().to_string();
+    let other = read(&write(ChainValue([3; 32]), &items)).unwrap_err().to_string();
     assert!(other.contains("sequence 5"), "{other}");
 }
 
 #[test]
 fn a_bundle_that_is_cut_is_no_bundle() {
-    let (before, row) = row(7, 1, 4);
-    let whole = write(before, &row);
+    let (before, items) = chained(7, 1, 4);
+    let whole = write(before, &items);
     for end in 0..whole.len() {
         assert!(read(&whole[..end]).is_err(), "cut at {end} of {}", whole.len());
     }
@@ -140,14 +140,14 @@ fn a_bundle_that_is_cut_is_no_bundle() {
 
 #[test]
 fn a_void_holds_its_place_and_nothing_else_does() {
-    let (_, mut row) = row(7, 1, 5);
-    let before = ChainValue::first(row[0].0.epoch, "clinical");
+    let (_, mut items) = chained(7, 1, 5);
+    let before = ChainValue::first(items[0].0.epoch, "clinical");
     // 3 is lost: its void brings the value that 4 follows from.
-    let previous = row[1].0.chain;
-    row[2].1 = to_json(&Void::new((3, 3), previous, "disk".into(), "t".into()));
-    assert!(read(&write(before, &row)).is_err(), "only one that says so is a void");
-    row[2].0.kind = void::KIND.into();
-    assert_eq!(read(&write(before, &row)).unwrap(), row);
-    row[2].1 = to_json(&Void::new((3, 3), ChainValue([0; 32]), "disk".into(), "t".into()));
-    assert!(read(&write(before, &row)).unwrap_err().to_string().contains("sequence 3"));
+    let previous = items[1].0.chain;
+    items[2].1 = to_json(&Void::new((3, 3), previous, "disk".into(), "t".into()));
+    assert!(read(&write(before, &items)).is_err(), "only one that says so is a void");
+    items[2].0.kind = void::KIND.into();
+    assert_eq!(read(&write(before, &items)).unwrap(), items);
+    items[2].1 = to_json(&Void::new((3, 3), ChainValue([0; 32]), "disk".into(), "t".into()));
+    assert!(read(&write(before, &items)).unwrap_err().to_string().contains("sequence 3"));
 }

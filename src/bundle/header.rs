@@ -72,7 +72,7 @@ pub(super) fn write(file_key: &FileKey, recipients: &[Recipient]) -> Result<Vec<
         wrapping_key(&share, recipient, &shared)?
             .seal_in_place_append_tag(once(), Aad::empty(), &mut wrapped)
             .map_err(|_| AgeError::Header("the file key cannot be wrapped"))?;
-        // 32 bytes are 43 digits: one line, shorter than a full one, which ends the stanza.
+        // 32 bytes are 43 digits: one short line, which ends the stanza.
         text += &format!("-> X25519 {}\n{}\n", BASE64.encode(share), BASE64.encode(wrapped));
     }
     text += "---";
@@ -85,7 +85,7 @@ fn mac_key(file_key: &FileKey) -> Result<hmac::Key, AgeError> {
     Ok(hmac::Key::new(hmac::HMAC_SHA256, &*derive(&file_key[..], &[], "header")?))
 }
 
-/// Reads the header, and gives the file key.
+/// Reads the header and returns the file key.
 pub(super) fn read(input: &mut impl Read, identity: &Identity) -> Result<FileKey, AgeError> {
     let mut text = Vec::new();
     if line(input, &mut text)? != VERSION {
@@ -119,7 +119,7 @@ pub(super) fn read(input: &mut impl Read, identity: &Identity) -> Result<FileKey
     }
 }
 
-/// The file key of an X25519 stanza; `None`: it is for somebody else.
+/// The file key of an X25519 stanza; `None`: it is for another identity.
 fn unwrap(words: &[&str], body: &[u8], identity: &Identity) -> Result<Option<FileKey>, AgeError> {
     let wrong = || AgeError::Header("an X25519 stanza has another form");
     let [_, share] = words else { return Err(wrong()) };
@@ -151,7 +151,7 @@ fn body(input: &mut impl Read, text: &mut Vec<u8>) -> Result<Vec<u8>, AgeError> 
     }
 }
 
-/// The next line without its end; it is kept in `text` with it. Byte by byte: what follows is not to be read.
+/// The next line without its end; `text` keeps it with the end. Read byte by byte, so that nothing after it is consumed.
 fn line(input: &mut impl Read, text: &mut Vec<u8>) -> Result<String, AgeError> {
     let began = text.len();
     let mut byte = [0];

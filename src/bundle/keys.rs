@@ -8,7 +8,7 @@ use zeroize::{Zeroize as _, Zeroizing};
 
 use super::{AgeError, bech32};
 
-/// Whom a bundle is for: `age1...`.
+/// A bundle's recipient: `age1...`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Recipient(pub(super) [u8; 32]);
 
@@ -27,11 +27,11 @@ impl fmt::Display for Recipient {
     }
 }
 
-/// What opens a bundle: `AGE-SECRET-KEY-1...`. No `Debug`.
+/// The secret key that opens a bundle: `AGE-SECRET-KEY-1...`. No `Debug`.
 pub struct Identity(Zeroizing<[u8; 32]>);
 
 impl Identity {
-    /// Makes a new one.
+    /// Makes a new identity.
     ///
     /// # Errors
     /// [`AgeError::Random`].
@@ -73,7 +73,7 @@ impl Identity {
     /// X25519 with another's public half. `None`: that one has a low order, and the result would be no secret.
     pub(super) fn agree(&self, other: &[u8; 32]) -> Option<Zeroizing<[u8; 32]>> {
         let shared = Zeroizing::new(MontgomeryPoint(*other).mul_clamped(*self.0).to_bytes());
-        // One look at all of it: nothing about the secret can be learnt from how long it takes.
+        // All bytes in one comparison of constant time: the time reveals nothing about the secret.
         (shared.iter().fold(0, |sum, byte| sum | byte) != 0).then_some(shared)
     }
 }

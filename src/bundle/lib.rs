@@ -1,8 +1,8 @@
-//! Hand-carry: waiting transactions in one file that only the hub can read, for the week when the link does not come back.
+//! Hand-carry: waiting transactions in one file that only the hub can read, for a long outage of the link.
 //!
 //! - [`keys`], `bech32`: the hub's age identity (X25519) and its public half, the recipient
 //! - `header`, [`seal`]: the age v1 file format (C2SP `age.md`), so that other tools can open a bundle with the hub's key
-//! - [`bundle`]: what is inside: every transaction as it would be published, with the chain around it
+//! - [`bundle`]: the content: every transaction as it would be published, with the chain around it
 //! - [`receipts`]: the hub's signed receipts as lines of a file, for the way back
 //!
 //! Everything streams: memory does not grow with the bundle. `docs/hand-carry.md` is the contract.
@@ -14,7 +14,7 @@ pub mod keys;
 pub mod receipts;
 pub mod seal;
 
-/// Why something is no age file for us, or no key.
+/// Why a file or key cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum AgeError {
     /// Reading or writing failed.
@@ -29,13 +29,13 @@ pub enum AgeError {
     /// The header's MAC does not fit: its header was altered.
     #[error("its header was altered")]
     HeaderMac,
-    /// A chunk does not open: altered, out of its place, or cut.
+    /// A chunk does not open: altered, out of its place, or truncated.
     #[error("it was altered or cut off: chunk {0} (64 KiB each) does not decrypt")]
     Chunk(u64),
-    /// It ends before its last chunk.
+    /// The file ends before its last chunk.
     #[error("it is cut off: it ends in chunk {0} (64 KiB each), before the last one")]
     Cut(u64),
-    /// Text that is no recipient or identity.
+    /// Text that is neither a recipient nor an identity.
     #[error("it is not an age X25519 {0}")]
     Key(&'static str),
     /// The system gives no random bytes.

@@ -31,7 +31,7 @@ pub fn write(out: &mut impl Write, line: &SignedReceipt) -> io::Result<()> {
 /// Reads all lines.
 ///
 /// # Errors
-/// Those of the reader; [`io::ErrorKind::InvalidData`] for a line that is none.
+/// Those of the reader; [`io::ErrorKind::InvalidData`] for a line that is not a receipt.
 pub fn read(input: &mut impl BufRead) -> io::Result<Vec<SignedReceipt>> {
     let mut lines = Vec::new();
     loop {

@@ -1,4 +1,4 @@
-//! The payload of an age v1 file: 64 KiB chunks of ChaCha20-Poly1305, each bound to its place, the last one marked.
+//! The payload of an age v1 file: 64 KiB chunks of ChaCha20-Poly1305, each bound to its place; the last one is marked.
 
 use std::io::{self, Read, Write};
 
@@ -24,7 +24,8 @@ fn payload_key(file_key: &FileKey, salt: &[u8; 16]) -> Result<LessSafeKey, AgeEr
     header::cipher(&*header::derive(&file_key[..], salt, "payload")?)
 }
 
-/// Encrypts what is written to it. [`Encryptor::finish`] writes the last chunk: without it the file is cut, and opens for nobody.
+/// Encrypts the bytes written to it. [`Encryptor::finish`] writes the last chunk: without it the file counts as truncated, and
+/// no reader accepts it.
 pub struct Encryptor<W> {
     out: W,
     key: LessSafeKey,
@@ -56,7 +57,7 @@ impl<W: Write> Encryptor<W> {
         Ok(())
     }
 
-    /// Writes the last chunk, and gives the writer back.
+    /// Writes the last chunk and returns the writer.
     ///
     /// # Errors
     /// Those of the writer.
@@ -85,7 +86,7 @@ impl<W: Write> Write for Encryptor<W> {
     }
 }
 
-/// Decrypts: what it gives has been authenticated. The end of the file is an error unless the last chunk was read.
+/// Decrypts, and returns only authenticated bytes. The end of the file is an error unless the last chunk was read.
 pub struct Decryptor<R> {
     input: R,
     key: LessSafeKey,
@@ -148,7 +149,7 @@ impl<R: Read> Decryptor<R> {
         let full = self.plain.len() == CHUNK + TAG;
         self.ahead = if full { self.byte()? } else { None };
         let last = self.ahead.is_none();
-        // A full chunk at the end that is not marked as the last one: the file was cut there. It is good as far as it goes.
+        // A full chunk at the end that is not marked as the last one: the file was truncated there. The chunk itself is good.
         let spare = (last && full).then(|| Zeroizing::new(self.plain.to_vec()));
         let mut length = self.open(last).ok();
         if length.is_none()

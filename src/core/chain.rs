@@ -4,7 +4,7 @@
 //! field(type) || field(content type) || field(time) || field(body))`, where `field(x)` is the length of
 //! `x` in bytes as u64 big-endian and then `x`; epoch and id are their 16 bytes, sequence is u64
 //! big-endian, time is the RFC 3339 text of the envelope. `chain(0) = SHA-256(field(epoch) || field(lane))`.
-//! `docs/wire-format.md` holds test vectors. As the id is random and sealed on disk, a value gives nothing away.
+//! `docs/wire-format.md` holds test vectors. The id is random and sealed on disk, so a value gives nothing away.
 
 use std::fmt;
 

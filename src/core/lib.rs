@@ -1,9 +1,9 @@
-//! The words and the proof, which everything else speaks; no input or output, no clock, no chance.
+//! The shared types, the chain, and all decisions that need no input or output, no clock and no randomness.
 //!
 //! - [`transaction`]: practice, gateway, lane, epoch, transaction
 //! - [`text`]: hexadecimal digits, errors with their causes
 //! - [`chain`]: the proof that none is missing, altered or swapped
-//! - [`delivery`]: what is sent when, and what a receipt means; sans-IO
+//! - [`delivery`]: which transaction is sent when, and what a receipt means; sans-IO
 //! - [`committer`]: what the hub stores, what it answers, and when; sans-IO
 //! - [`wire`]: topics, envelopes, payloads, signatures; pure
 

@@ -1,7 +1,7 @@
-//! The words of the house as types: who, which lane, which transaction (`docs/architecture.md`, Words).
+//! The basic types: practice, gateway, lane, transaction (`docs/architecture.md`, Words).
 //!
-//! Every name that can reach a topic, a path or a log is validated when it is made, so that no
-//! other module needs to ask whether it is harmless.
+//! Every name that can reach a topic, a path or a log is validated when it is made, so no
+//! other module needs to check it again.
 
 use std::fmt;
 use std::sync::Arc;
@@ -153,7 +153,7 @@ impl std::str::FromStr for LaneName {
     }
 }
 
-/// UUIDv7 made when an outbox is created, and again when a fork forces a renumbering.
+/// UUIDv7 made when an outbox is created, and again at each fork that forces a renumbering.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Epoch(pub Uuid);
@@ -175,15 +175,15 @@ impl fmt::Display for TransactionId {
     }
 }
 
-/// How far the clock that stamped a transaction can be believed.
+/// How reliable the clock was that stamped a transaction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Clock {
-    /// The kernel says that it is disciplined.
+    /// The kernel says that it is synchronised.
     Synced,
-    /// It was disciplined since the box started, and is not now.
+    /// It was synchronised since the box started, and is not now.
     Holdover,
-    /// It never was.
+    /// It was never synchronised since the box started.
     Untrusted,
 }
 
@@ -240,7 +240,7 @@ impl fmt::Debug for Body {
     }
 }
 
-/// One accepted clinical message: opaque bytes and what the outside of the envelope says.
+/// One accepted clinical message: opaque bytes and the attributes of its envelope.
 ///
 /// `Debug` is safe to log: identifiers that a sender chose are left out with the body.
 #[derive(Clone, PartialEq, Eq)]
@@ -261,7 +261,7 @@ pub struct Transaction {
     pub key: String,
     /// The sender's correlation id; empty where there was none. On the wire `correlationid`.
     pub correlation_id: String,
-    /// How far `time` can be believed.
+    /// How reliable `time` is.
     pub clock: Clock,
     /// Our own probes and drills only.
     pub test_data: bool,

@@ -1,12 +1,12 @@
-//! Files that survive a power cut, and random bytes. The only place where a file that must last is renamed.
+//! Files that survive a power cut, and random bytes. The only module that renames a file that must last.
 //!
-//! A file is replaced in four steps, and a cut at any moment leaves the old content or the new, whole: it is written aside,
-//! synced, renamed over the old one, and the directory is synced (without the last step the rename itself can be lost; without
-//! the second the name can point to an empty file). Everything here blocks.
+//! A file is replaced in four steps, so that a power cut at any moment leaves the old or the new content, whole: the new file
+//! is written beside the old one, synced, renamed over it, and the directory is synced. Without the last step the rename can be
+//! lost; without the second the name can point to an empty file. Everything here blocks.
 //!
 //! - [`replace`], [`Replacement`]: new content for a file; [`create`]: a file that never replaces another
 //! - [`ExclusiveRename`], [`rename_unsynced`]: for many files at once, whose directories the caller syncs
-//! - [`rename`], [`remove`], [`create_directory`], [`sync_directory`]: what a directory says, made durable
+//! - [`rename`], [`remove`], [`create_directory`], [`sync_directory`]: directory entries, made durable
 //! - [`random`]: random bytes of the kernel
 
 use std::fs::{DirBuilder, File, OpenOptions};
@@ -20,7 +20,7 @@ use rustix::io::Errno;
 
 /// For its owner only: keys, clinical data, state.
 pub const PRIVATE: u32 = 0o600;
-/// What is written aside has the file's name and this; a leftover of a crash is replaced.
+/// Added to the file's name while its new content is written; a leftover of a crash is replaced.
 const ASIDE: &str = ".new";
 
 /// Replaces a file's content, or makes the file, with this mode.
@@ -46,10 +46,10 @@ pub fn replace_in_place(path: &Path, bytes: &[u8]) -> io::Result<()> {
     replacement.commit()
 }
 
-/// Makes a file that is not there yet.
+/// Makes a new file.
 ///
 /// # Errors
-/// [`io::ErrorKind::AlreadyExists`]: there is one, and it stays; else those of the system.
+/// [`io::ErrorKind::AlreadyExists`]: the file exists, and stays as it is; else those of the system.
 pub fn create(path: &Path, mode: u32, bytes: &[u8]) -> io::Result<()> {
     let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(path)?;
     file.write_all(bytes)?;
@@ -68,7 +68,7 @@ pub struct Replacement {
 }
 
 impl Replacement {
-    /// Begins to write aside.
+    /// Begins to write the new content.
     ///
     /// # Errors
     /// Those of the system.
@@ -76,7 +76,7 @@ impl Replacement {
         let mut name = path.file_name().unwrap_or_default().to_owned();
         name.push(ASIDE);
         let aside = path.with_file_name(name);
-        // Made new each time: a leftover may have another owner or mode, or be a link.
+        // Created each time: a leftover may have another owner or mode, or be a link.
         match std::fs::remove_file(&aside) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
@@ -91,7 +91,7 @@ impl Replacement {
         &self.file
     }
 
-    /// Puts it in the place of the file.
+    /// Replaces the file.
     ///
     /// # Errors
     /// Those of the system; the file is as it was, or (only if the last sync failed) has the new content.
@@ -116,7 +116,7 @@ impl Write for Replacement {
 impl Drop for Replacement {
     fn drop(&mut self) {
         if !self.committed {
-            // It is in nobody's way: the next one replaces it.
+            // A leftover does no harm: the next one replaces it.
             let _ = std::fs::remove_file(&self.aside);
         }
     }
@@ -133,7 +133,7 @@ pub fn rename(from: &Path, to: &Path) -> io::Result<()> {
     if before == after { Ok(()) } else { sync_directory(before) }
 }
 
-/// As [`rename`], but the directories are for the caller to sync: once for many files.
+/// As [`rename`], but the caller syncs the directories: once for many files.
 ///
 /// # Errors
 /// Those of the system.
@@ -141,10 +141,10 @@ pub fn rename_unsynced(from: &Path, to: &Path) -> io::Result<()> {
     std::fs::rename(from, to)
 }
 
-/// Renames within one file system and never replaces: for names that others choose.
+/// Renames within one file system and never replaces a file: for names that others choose.
 #[derive(Debug)]
 pub struct ExclusiveRename {
-    /// The file system renames without replacing; found out when it does not.
+    /// The file system can rename without replacing; cleared on the first failure.
     in_one_step: AtomicBool,
 }
 
@@ -161,21 +161,21 @@ impl ExclusiveRename {
         Self { in_one_step: AtomicBool::new(false) }
     }
 
-    /// Renames; the directories are for the caller to sync.
+    /// Renames; the caller syncs the directories.
     ///
     /// # Errors
     /// [`io::ErrorKind::AlreadyExists`]: the name is taken, and nothing was done; else those of the system.
     pub fn rename_unsynced(&self, from: &Path, to: &Path) -> io::Result<()> {
         if self.in_one_step.load(Ordering::Relaxed) {
             match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
-                // NFS, and others that are not on this machine.
+                // NFS, and other remote file systems.
                 Err(Errno::INVAL | Errno::NOSYS | Errno::NOTSUP) => {
                     self.in_one_step.store(false, Ordering::Relaxed);
                 }
                 renamed => return Ok(renamed?),
             }
         }
-        // The name is taken by an empty file of ours, which is everywhere done by one alone; it may be replaced.
+        // Our empty file reserves the name: on every file system only one caller can create it. We may replace that file.
         std::fs::symlink_metadata(from)?;
         drop(OpenOptions::new().write(true).create_new(true).mode(PRIVATE).open(to)?);
         std::fs::rename(from, to)
@@ -194,7 +194,7 @@ pub fn remove(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Makes a directory with this mode, and those above it that are missing; one that is there stays as it is.
+/// Makes a directory with this mode, and its missing parents; an existing one stays as it is.
 ///
 /// # Errors
 /// Those of the system.
@@ -205,14 +205,14 @@ pub fn create_directory(path: &Path, mode: u32) -> io::Result<()> {
     let above = parent(path);
     create_directory(above, mode)?;
     match DirBuilder::new().mode(mode).create(path) {
-        // Somebody else has made it meanwhile.
+        // Another process has made it meanwhile.
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
         Err(error) => Err(error),
         Ok(()) => sync_directory(above),
     }
 }
 
-/// Makes durable what a directory says: names that were added, changed and removed.
+/// Makes a directory's entries durable: names that were added, changed and removed.
 ///
 /// # Errors
 /// Those of the system.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use pgw_core::text::chain;
+use pgw_host::control::Control;
 use pgw_host::daemon::{Fatal, close_umask, runtime};
 use pgw_host::exit::Exit;
 use pgw_host::systemd;
@@ -19,7 +20,8 @@ use tokio::sync::watch;
 use tokio::time::MissedTickBehavior;
 
 use crate::config::GatewayConfig;
-use crate::control::server::ControlSocket;
+use crate::control::ControlConfig;
+use crate::control::server::Commands;
 use crate::health::observation::GatewayState;
 use crate::health::watcher;
 use crate::health::watcher::Sampler;
@@ -33,18 +35,19 @@ use crate::ingest::{Budget, Counters, StatusSource};
 use crate::keys;
 use crate::uplink::{self, LinkSnapshot};
 
-/// How long the outbox may take to finish what is under way and to close.
+/// How long the outbox may take to finish its work and to close.
 const CLOSE_DEADLINE: Duration = Duration::from_secs(20);
 /// How long the outbox's writer may take to respond, before the watchdog is no longer fed.
 const ANSWER_DEADLINE: Duration = Duration::from_secs(10);
 /// How often systemd's status line may change.
 const STATUS_INTERVAL: Duration = Duration::from_secs(5);
 
-/// Runs the gateway until SIGTERM or SIGINT. The log has been started.
+/// Runs the gateway until SIGTERM or SIGINT. The log is already started.
 ///
 /// # Errors
-/// [`Fatal`], with the exit code: 78 for configuration, key and owner of the store, 75 where another process has the
-/// store, 77 where rights on it are missing, 74 for its files, 69 for an address that is taken, 70 for a task that ended early.
+/// [`Fatal`], with the exit code: 78 for configuration, key and owner of the store, 75 if another process has the
+/// store, 77 for missing rights on it, 74 for its files, 69 for an address that is in use, 70 for a task that ended
+/// early.
 pub fn run(mut config: GatewayConfig) -> Result<(), Fatal> {
     close_umask();
     let keys = keys::outbox_keys(&config.outbox_key_file)
@@ -54,9 +57,9 @@ pub fn run(mut config: GatewayConfig) -> Result<(), Fatal> {
     let outbox = Outbox::open(config.outbox.clone(), keys).map_err(not_opened)?;
     tracing::info!(seconds = began.elapsed().as_secs_f64(), "Opened the outbox");
     for (directory, facts) in set_aside::beside(&config.outbox) {
-        let notable = set_aside::alarm(&directory, &facts);
-        tracing::error!(directory = %directory.display(), detail = notable.detail, "A store that was set aside is still on this box");
-        outbox.raise(notable);
+        let alarm = set_aside::alarm(&directory, &facts);
+        tracing::error!(directory = %directory.display(), detail = alarm.detail, "A store that was set aside is still on this box");
+        outbox.raise(alarm);
     }
     pgw_durable::create_directory(&config.uplink.state_directory, 0o700).map_err(|error| {
         let exit =
@@ -72,7 +75,7 @@ pub fn run(mut config: GatewayConfig) -> Result<(), Fatal> {
 
 fn not_opened(error: OpenError) -> Fatal {
     let exit = match &error {
-        // Not 74, at which systemd restarts for ever: rights do not come back by themselves.
+        // Not 74, on which systemd restarts for ever: rights do not come back by themselves.
         OpenError::Io { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
             Exit::NotPermitted
         }
@@ -86,7 +89,7 @@ fn not_opened(error: OpenError) -> Fatal {
     Fatal::of(exit, "the outbox cannot be opened", error)
 }
 
-/// The store survives a cut at any point, so that a close that hangs is named and left behind.
+/// The store survives being cut off at any point, so a close that hangs is logged and abandoned.
 fn close(outbox: Outbox) {
     let (done, closed) = std::sync::mpsc::channel();
     let closing = std::thread::Builder::new().name("close".into()).spawn(move || {
@@ -109,9 +112,8 @@ async fn serve(config: GatewayConfig, outbox: Outbox) -> Result<(), Fatal> {
     let sampler = Sampler::new(practice, gateway, outbox.clone(), seen, Arc::clone(&counters));
     let (orders, ordered) = uplink::orders();
     // Refused before any door is open.
-    let control = ControlSocket::listen(config.control.clone())
-        .map_err(|error| Fatal::of(Exit::Unreachable, "there is no control socket", error))?
-        .with_orders(orders);
+    let control = Control::listen(&config.control.socket)
+        .map_err(|error| Fatal::of(Exit::Unreachable, "there is no control socket", error))?;
 
     let asked = sampler.clone();
     let doors = Doors {
@@ -125,7 +127,7 @@ async fn serve(config: GatewayConfig, outbox: Outbox) -> Result<(), Fatal> {
     doors.open_mllp(&mut tasks, &config.mllp).await?;
     doors.open_http(&mut tasks, &config.http).await?;
     doors.open_folders(&mut tasks, &config.folders);
-    doors.open_control(&mut tasks, control);
+    doors.open_control(&mut tasks, control, config.control.clone(), orders);
     let (publisher, reports, state) = watcher::channels();
     let (stop, interval) = (tasks.stop_of(Stage::Health), config.health_interval);
     tasks.spawn(Stage::Health, "health", async move {
@@ -154,7 +156,7 @@ async fn serve(config: GatewayConfig, outbox: Outbox) -> Result<(), Fatal> {
     fatal.map_or(Ok(()), Err)
 }
 
-/// What systemd and operators send.
+/// Signals from systemd and operators.
 struct Signals {
     terminate: Signal,
     interrupt: Signal,
@@ -173,7 +175,8 @@ impl Signals {
     }
 }
 
-/// Feeds the watchdog, shows the state to systemd and passes SIGHUP on, until the gateway is stopped (`None`) or a task ends.
+/// Feeds the watchdog, reports the state to systemd and passes SIGHUP on, until the gateway is stopped (`None`) or a
+/// task ends.
 async fn attend(
     tasks: &mut Tasks,
     mut signals: Signals,
@@ -216,7 +219,7 @@ struct Doors {
     budget: Budget,
     status: StatusSource,
     clock_directory: PathBuf,
-    /// Raised at SIGHUP: certificates are read again.
+    /// Changes at SIGHUP: certificates are reread.
     reload: watch::Sender<u64>,
 }
 
@@ -275,11 +278,18 @@ impl Doors {
         }
     }
 
-    fn open_control(self, tasks: &mut Tasks, control: ControlSocket) {
+    fn open_control(
+        self,
+        tasks: &mut Tasks,
+        control: Control,
+        config: ControlConfig,
+        orders: uplink::Orders,
+    ) {
         let stop = tasks.stop_of(Stage::Control);
         let Self { outbox, counters, budget, status, .. } = self;
+        let commands = Commands::new(config, outbox, status, counters, budget, Some(orders));
         tasks.spawn(Stage::Control, "control", async move {
-            control.serve(outbox, status, counters, budget, stop).await;
+            control.serve(Arc::new(commands), stop).await;
             Ok(())
         });
     }
@@ -293,7 +303,7 @@ fn not_listening(error: HttpDoorError) -> Fatal {
     Fatal::of(exit, "a door cannot be opened", error)
 }
 
-/// Whether things move: this task runs, a blocking thread can be started, and the outbox's writer responds.
+/// Whether the daemon is working: this task runs, a blocking thread can be started, and the outbox's writer responds.
 async fn moves(outbox: &Outbox) -> bool {
     let outbox = outbox.clone();
     let asked = tokio::task::spawn_blocking(move || outbox.pulse(ANSWER_DEADLINE));

@@ -1,4 +1,4 @@
-//! From the outbox into a bundle: waiting transactions, lane by lane, in order.
+//! Exports from the outbox into a bundle: waiting transactions, lane by lane, in order.
 
 use std::io::{self, Write};
 use std::ops::ControlFlow;
@@ -12,16 +12,16 @@ use pgw_outbox::{Outbox, ReadError, Stored};
 
 use crate::listing;
 
-/// What a bundle has of a lane.
+/// What a bundle holds of a lane.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Exported {
     /// The lane.
     pub lane: Lane,
-    /// Transactions in the bundle.
+    /// Number of transactions.
     pub count: u64,
-    /// First and last position of them.
+    /// Their first and last position.
     pub positions: (Position, Position),
-    /// The missing record before which it had to stop.
+    /// The missing record at which it had to stop.
     pub stopped_before: Option<Position>,
 }
 
@@ -34,7 +34,7 @@ pub enum ExportError {
     /// The store cannot be read.
     #[error("the outbox cannot be read")]
     Read(#[from] ReadError),
-    /// Whoever asked for it has gone.
+    /// The client has gone.
     #[error("the export was interrupted")]
     Interrupted,
 }
@@ -51,11 +51,11 @@ pub fn owner(practice: &Practice, gateway: &Gateway) -> Owner {
     }
 }
 
-/// Writes the waiting transactions of these lanes, each from `from` on, or from the first that is not confirmed. A record at a time is in
-/// memory, and what was read with it. What is accepted meanwhile is not waited for.
+/// Writes the waiting transactions of these lanes, each from `from` on, or from the first that is not confirmed.
+/// Memory holds one record at a time, and what was read with it. Transactions accepted meanwhile are not included.
 ///
 /// # Errors
-/// [`ExportError`]; what was written is no bundle then.
+/// [`ExportError`]; what was written is then not a complete bundle.
 pub fn export<W: Write>(
     outbox: &Outbox,
     lanes: &[Lane],
@@ -113,8 +113,8 @@ fn export_lane<W: Write>(
     if let Some(foot) = foot {
         out.foot(Foot { stopped_before, ..foot })?;
     }
-    let said = count > 0 || stopped_before.is_some();
-    Ok(said.then(|| Exported { lane: lane.clone(), count, positions, stopped_before }))
+    let has_any = count > 0 || stopped_before.is_some();
+    Ok(has_any.then(|| Exported { lane: lane.clone(), count, positions, stopped_before }))
 }
 
 fn head(lane: &Lane, numbering: &Numbering, stored: &Stored) -> Head {

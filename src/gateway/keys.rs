@@ -1,4 +1,4 @@
-//! The outbox keys: where they are, a new one, a rotation.
+//! The outbox keys: where they are, creation, rotation.
 
 use std::path::{Path, PathBuf};
 
@@ -9,10 +9,10 @@ use pgw_host::secret::{self, KeyError, read, read_secret};
 use pgw_outbox::{Keyring, OutboxKey};
 use zeroize::{Zeroize as _, Zeroizing};
 
-/// Name of the credential that systemd hands over.
+/// Name of the systemd credential.
 pub const CREDENTIAL: &str = "outbox-key";
 
-/// Where the outbox key is: the credential of systemd if there is one, else the configured file.
+/// Where the outbox key is: the systemd credential if there is one, otherwise the configured file.
 #[must_use]
 pub fn outbox_key_place(configured: &Path) -> PathBuf {
     std::env::var_os("CREDENTIALS_DIRECTORY")
@@ -21,19 +21,19 @@ pub fn outbox_key_place(configured: &Path) -> PathBuf {
         .unwrap_or_else(|| configured.to_owned())
 }
 
-/// Reads the outbox keys: each on a line of its own, 32 bytes as 64 hexadecimal digits or as base64. The first one is the present
-/// one and seals; the others only open what they have sealed. Empty lines, and lines that begin with `#`, say nothing.
+/// Reads the outbox keys: one per line, 32 bytes as 64 hexadecimal digits or as base64. The first is the current key,
+/// which seals; the others only decrypt what they have sealed. Empty lines and lines that begin with `#` are ignored.
 ///
 /// # Errors
 /// [`KeyError`].
 pub fn outbox_keys(configured: &Path) -> Result<Keyring, KeyError> {
     let file = outbox_key_place(configured);
-    // systemd guards its credentials by the directory, and shows them with modes of its own.
+    // systemd protects its credentials by their directory, and gives them other modes.
     let text = if file == configured { read_secret(&file)? } else { read(&file)? };
     keyring(&file, &text)
 }
 
-/// The same of a file that is none of systemd's.
+/// The same for a file that is not a systemd credential.
 ///
 /// # Errors
 /// [`KeyError`].
@@ -75,7 +75,7 @@ fn decode(text: &str) -> Option<[u8; 32]> {
     Some(bytes)
 }
 
-/// Makes an outbox key, mode 0600, synced. Never replaces one: a lost key loses the backlog.
+/// Creates an outbox key, mode 0600, synced. Never replaces one: losing a key loses the backlog.
 ///
 /// # Errors
 /// [`KeyError::Make`].
@@ -90,11 +90,11 @@ fn new_key() -> Result<Zeroizing<String>, KeyError> {
     Ok(Zeroizing::new(hex(&*bytes)))
 }
 
-/// Puts a new key before those that the file has; none is lost, whatever happens: the file is either the old or the new. All
-/// keys, the new one first.
+/// Puts a new key before those in the file. No key is lost, whatever happens: the file is either the old or the new
+/// one. Returns all keys, the new one first.
 ///
 /// # Errors
-/// [`KeyError`]; the file is as it was.
+/// [`KeyError`]; the file is unchanged.
 pub fn rotate_outbox_key(file: &Path) -> Result<Keyring, KeyError> {
     let before = outbox_keys_in(file)?;
     let old = read_secret(file)?;
@@ -111,10 +111,10 @@ pub fn rotate_outbox_key(file: &Path) -> Result<Keyring, KeyError> {
     Ok(keys)
 }
 
-/// Takes the keys of this id out of the file. Whoever calls this knows that nothing needs them; the first one stays.
+/// Removes the keys of this id from the file. The caller has checked that nothing needs them; the first key stays.
 ///
 /// # Errors
-/// [`KeyError`]; the file is as it was.
+/// [`KeyError`]; the file is unchanged.
 pub fn drop_outbox_key(file: &Path, id: &str) -> Result<(), KeyError> {
     let present = outbox_keys_in(file)?.present().id();
     let old = read_secret(file)?;
@@ -169,7 +169,7 @@ mod tests {
         let file = directory.path().join("outbox.key");
         make_outbox_key(&file).unwrap();
         let first = outbox_keys(&file).unwrap().ids();
-        // What a crash left behind is in nobody's way.
+        // A left-over from a crash does no harm.
         std::fs::write(directory.path().join("outbox.key.new"), "half").unwrap();
         let second = rotate_outbox_key(&file).unwrap().ids();
         assert_eq!(second[1..], first);

@@ -2,13 +2,14 @@
 //!
 //! In the order in which a transaction passes:
 //! - [`ingest`]: the doors (MLLP, HTTP, folders) and the one `submit()` behind them
-//! - [`uplink`]: one connection at a time, the machines of delivery on it
-//! - [`export`]: waiting transactions in a file for the hub, for the week when the link does not come back
+//! - [`uplink`]: one connection at a time, with the delivery machines on it
+//! - [`export`]: waiting transactions in a file for the hub, if the link stays down for long
 //!
 //! And around it:
-//! - [`control`]: the control socket: a door, and what the command line asks and orders; [`listing`]: headers of the outbox
-//! - [`health`]: looks on and tells the truth
-//! - [`config`], [`keys`]: files to settings and keys
+//! - [`control`]: the control socket: a door, and the commands' requests and orders; [`listing`]: headers of the
+//!   outbox
+//! - [`health`]: observes everything else and reports it truthfully
+//! - [`config`], [`keys`]: settings and keys from files
 //! - [`daemon`]: the tasks on one JoinSet, signals, systemd
 //! - [`cli`]: the command line
 

@@ -1,6 +1,6 @@
-//! Reading the outbox in order, for all who list, walk, export or look up: in batches, and the header of each transaction.
+//! Reads the outbox in order, for listing, checking, export and look-up: in batches, with each transaction's header.
 //!
-//! Everything here blocks: it reads the disk.
+//! Everything here blocks, because it reads the disk.
 
 use pgw_core::chain::ChainValue;
 use pgw_core::transaction::{Epoch, Lane, Position, Sequence, TransactionId, rfc3339};
@@ -28,10 +28,10 @@ pub fn tail(outbox: &Outbox, lane: &Lane) -> Position {
 /// Confirmed by the hub through this position; 0: nothing is.
 #[must_use]
 pub fn confirmed(outbox: &Outbox, lane: &Lane) -> Position {
-    outbox.watermark(lane).map_or(0, |mark| mark.position)
+    outbox.watermark(lane).map_or(0, |watermark| watermark.position)
 }
 
-/// Some records that follow each other, from `first` on.
+/// Consecutive records, from `first` on.
 pub(crate) struct Batch {
     pub(crate) first: Position,
     /// Empty: the record at `first` can no longer be read.
@@ -79,13 +79,13 @@ impl Iterator for Batches<'_> {
     }
 }
 
-/// What has become of a transaction.
+/// The state of a transaction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum TransactionState {
-    /// The hub has it not confirmed yet.
+    /// Not confirmed by the hub yet.
     Waiting,
-    /// The hub has it.
+    /// Confirmed by the hub.
     Confirmed,
     /// Confirmed, and deleted after its retention.
     Pruned,
@@ -93,21 +93,21 @@ pub enum TransactionState {
     Damaged,
 }
 
-/// One position of a lane. No key and no body: those are the sender's and the patient's.
+/// One position of a lane, without key and body: those belong to the sender and the patient.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ListedTransaction {
     /// Its lane.
     pub lane: Lane,
     /// Its position there.
     pub position: Position,
-    /// What has become of it.
+    /// Its state.
     pub state: TransactionState,
-    /// The rest, where it can be read.
+    /// The rest, if it can be read.
     #[serde(flatten)]
     pub header: Option<TransactionHeader>,
 }
 
-/// What can be read of a transaction that is there.
+/// The header of a transaction that can be read.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TransactionHeader {
     /// Its epoch on the wire.
@@ -132,7 +132,7 @@ pub struct TransactionHeader {
 }
 
 impl ListedTransaction {
-    /// One that was read, in a lane that is confirmed through `confirmed`.
+    /// From a record, in a lane that is confirmed through `confirmed`.
     #[must_use]
     pub fn stored(lane: Lane, stored: &Stored, confirmed: Position) -> Self {
         let transaction = &stored.transaction;
@@ -155,7 +155,7 @@ impl ListedTransaction {
         Self { lane, position: stored.position, state, header: Some(header) }
     }
 
-    /// One that can no longer be read.
+    /// For a record that can no longer be read.
     #[must_use]
     pub fn gone(lane: Lane, position: Position, confirmed: Position) -> Self {
         let pruned = position <= confirmed;

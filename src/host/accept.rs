@@ -1,7 +1,8 @@
-//! The accept loop of every listener: it never gives up, and it knows its clients.
+//! The accept loop of every listener. It never gives up, and it limits and tracks its clients.
 //!
-//! A failed `accept` (no file descriptors, a peer that is gone again) is logged at a limited rate and tried again; a
-//! client that panics ends alone. After a stop the listener is dropped first, and clients get a deadline to end.
+//! A failed `accept` (no file descriptors left, a peer that has already gone) is logged at a limited rate and retried.
+//! A client that panics ends only its own connection. After a stop the loop drops the listener first, then gives
+//! clients a deadline to end.
 
 use std::future::Future;
 use std::io;
@@ -17,17 +18,17 @@ use tokio::time::{Instant, sleep, timeout};
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// At most one warning in this time.
 const WARNING_INTERVAL: Duration = Duration::from_secs(30);
-/// How long clients have to end after a stop: what is being stored is still answered.
+/// How long clients have to end after a stop: the door still answers what it is storing.
 const STOP_DEADLINE: Duration = Duration::from_secs(5);
 
-/// Something that connections come in at.
+/// A source of connections.
 pub trait Listener {
     /// A connection.
     type Stream;
-    /// What is known of its other end before it says anything.
+    /// What is known about the peer before it sends anything.
     type Peer;
 
-    /// The next connection; loses nothing when it is cancelled.
+    /// The next connection. Cancelling this future loses nothing.
     ///
     /// # Errors
     /// Those of the system.
@@ -54,11 +55,11 @@ impl Listener for UnixListener {
 
 /// What one listener does with its connections.
 pub struct Accept<L> {
-    /// Names the listener in the log.
+    /// The listener's name in the log.
     pub name: &'static str,
-    /// Where connections come in; dropped as soon as it is time to stop.
+    /// The source of connections; dropped as soon as the loop has to stop.
     pub listener: L,
-    /// With so many clients no further connection is accepted: it waits in the kernel's queue.
+    /// Most clients at once; further connections wait in the kernel's queue.
     pub most_clients: usize,
 }
 
@@ -66,8 +67,8 @@ impl<L: Listener> Accept<L> {
     /// Accepts connections until `stop` becomes true (or its sender is gone), and returns when their clients have ended,
     /// or a deadline later.
     ///
-    /// `admit` hears the peer and how many clients there are, and gives the reason for which it is closed unanswered, if
-    /// there is one. `client` is the conversation with one that is admitted.
+    /// `admit` gets the peer and the number of clients. If it returns a reason, the connection is closed without an
+    /// answer. `client` runs the conversation with a peer that was admitted.
     pub async fn serve<A, C, F>(self, admit: A, client: C, stop: watch::Receiver<bool>)
     where
         A: FnMut(&L::Peer, usize) -> Result<(), &'static str>,
@@ -92,9 +93,9 @@ impl<L: Listener> Accept<L> {
         let mut warnings = Warnings::default();
         let mut clients = JoinSet::new();
         loop {
-            // All of these lose nothing when they are cancelled.
+            // Cancelling any of these loses nothing.
             let accepted = tokio::select! {
-                () = told_to(&mut stop) => break,
+                () = stop_requested(&mut stop) => break,
                 Some(ended) = clients.join_next(), if !clients.is_empty() => {
                     if ended.is_err() {
                         tracing::error!(listener = name, "A connection ended because of a bug in this program");
@@ -127,14 +128,14 @@ impl<L: Listener> Accept<L> {
             let open = clients.len();
             tracing::warn!(listener = name, open, "Closed connections that did not end in time");
         }
-        // Gone when this returns: who counts connections counts right.
+        // Dropped when this returns, so that the count of open connections is right.
         clients.shutdown().await;
     }
 }
 
-/// Returns when it is time to stop.
-pub async fn told_to(stop: &mut watch::Receiver<bool>) {
-    // An error means that the sender has gone, which is as good a reason.
+/// Returns when the loop has to stop.
+pub async fn stop_requested(stop: &mut watch::Receiver<bool>) {
+    // An error means that the sender was dropped, which is also a reason to stop.
     drop(stop.wait_for(|stop| *stop).await);
 }
 
@@ -184,15 +185,15 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn it_goes_on_after_failures_refusals_and_panics() {
+    async fn it_continues_after_failures_refusals_and_panics() {
         let (stop, stopped) = watch::channel(false);
         let failed = || Err(io::ErrorKind::OutOfMemory.into());
         let accept = script([failed(), Ok(1), Ok(2), failed(), Ok(3)]);
         let (served, seen) = (Arc::new(Mutex::new(Vec::new())), Arc::new(Mutex::new(Vec::new())));
-        let (told, clients) = (Arc::clone(&seen), Arc::clone(&served));
+        let (peers, clients) = (Arc::clone(&seen), Arc::clone(&served));
         let serving = tokio::spawn(accept.serve(
             move |peer, open| {
-                told.lock().unwrap().push((*peer, open));
+                peers.lock().unwrap().push((*peer, open));
                 if *peer == 2 { Err("it is two") } else { Ok(()) }
             },
             move |number, _| {

@@ -10,36 +10,36 @@ use std::time::Duration;
 use pgw_core::text::hex;
 use toml::Spanned;
 
-/// What is wrong with a configuration; exit code 78. Nothing was started and no store was touched.
+/// What is wrong with a configuration (exit code 78). Nothing was started and no store was opened.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
-    /// The file is not there or cannot be read.
+    /// The file does not exist or cannot be read.
     #[error("cannot read the configuration {file}")]
     Unreadable {
         /// The configuration file.
         file: PathBuf,
-        /// What the system said.
+        /// The system's error.
         #[source]
         source: std::io::Error,
     },
-    /// It is no TOML, a key is unknown, or a value is of another kind.
+    /// The file is not TOML, a key is unknown, or a value has the wrong type.
     #[error("{file}:{line}: {what}")]
     Syntax {
         /// The configuration file.
         file: PathBuf,
         /// From 1.
         line: usize,
-        /// What the reader said; for an unknown key, which there are.
+        /// What the reader says; for an unknown key, which keys exist.
         what: String,
     },
-    /// A key that must be there is not.
+    /// A required key is missing.
     #[error("{file}: {key} is missing: it must be {allowed}")]
     Missing {
         /// The configuration file.
         file: PathBuf,
         /// With its table: `uplink.ca_file`.
         key: String,
-        /// What it could be.
+        /// What is allowed.
         allowed: String,
     },
     /// A value that is not allowed.
@@ -51,9 +51,9 @@ pub enum ConfigError {
         line: usize,
         /// With its table: `outbox.segment_records`.
         key: String,
-        /// As it is written.
+        /// As written in the file.
         given: String,
-        /// What it could be.
+        /// What is allowed.
         allowed: String,
     },
 }
@@ -94,13 +94,13 @@ impl Source {
         Ok(Self { file: file.to_owned(), text })
     }
 
-    /// Text that is not in a file; relative paths are relative to where `file` would be.
+    /// For text that is not in a file; relative paths are resolved as if it were in `file`.
     #[must_use]
     pub fn of(file: &Path, text: String) -> Self {
         Self { file: file.to_owned(), text }
     }
 
-    /// First 16 hexadecimal digits of the text's SHA-256: names what was read.
+    /// First 16 hexadecimal digits of the text's SHA-256: identifies the configuration that was read.
     #[must_use]
     pub fn digest(&self) -> String {
         let mut digits = hex(ring::digest::digest(&ring::digest::SHA256, self.text.as_bytes()).as_ref());
@@ -108,14 +108,15 @@ impl Source {
         digits
     }
 
-    /// The text as TOML of the shape of `T`.
+    /// Parses the text as TOML into `T`.
     ///
     /// # Errors
     /// [`ConfigError::Syntax`].
     pub fn parse<T: serde::de::DeserializeOwned>(&self) -> Result<T, ConfigError> {
         toml::from_str(&self.text).map_err(|mut error: toml::de::Error| {
             let line = self.line(error.span().as_ref());
-            // Without its input the error says what and in which table; the line number is said by ours.
+            // Without its input, toml's error says what is wrong and in which table; `ConfigError` adds the line
+            // number.
             error.set_input(None);
             let what = error.to_string().trim().replace('\n', ", ");
             ConfigError::Syntax { file: self.file.clone(), line, what }
@@ -127,7 +128,7 @@ impl Source {
         self.text.as_bytes().iter().take(start).filter(|&&byte| byte == b'\n').count() + 1
     }
 
-    /// The error for a value that is there and does not fit.
+    /// The error for a value that is present but not allowed.
     pub fn wrong<T: Debug>(&self, key: &str, given: &Spanned<T>, allowed: impl Into<String>) -> ConfigError {
         ConfigError::Value {
             file: self.file.clone(),
@@ -138,13 +139,13 @@ impl Source {
         }
     }
 
-    /// The error for a key that must be there.
+    /// The error for a required key that is missing.
     #[must_use]
     pub fn missing(&self, key: &str, allowed: &str) -> ConfigError {
         ConfigError::Missing { file: self.file.clone(), key: key.to_owned(), allowed: allowed.to_owned() }
     }
 
-    /// A key that must be there.
+    /// A required key.
     ///
     /// # Errors
     /// [`ConfigError::Missing`].
@@ -155,7 +156,7 @@ impl Source {
     /// A whole number within a range.
     ///
     /// # Errors
-    /// [`ConfigError`] names the line and what would be right.
+    /// [`ConfigError`] names the line and what is allowed.
     pub fn number<N>(
         &self,
         key: &str,
@@ -175,7 +176,7 @@ impl Source {
     /// A duration; fractions are allowed. `unit` is the length of 1.
     ///
     /// # Errors
-    /// [`ConfigError`] names the line and what would be right.
+    /// [`ConfigError`] names the line and what is allowed.
     pub fn duration(
         &self,
         key: &str,
@@ -196,7 +197,7 @@ impl Source {
     /// A duration in seconds.
     ///
     /// # Errors
-    /// [`ConfigError`] names the line and what would be right.
+    /// [`ConfigError`] names the line and what is allowed.
     pub fn seconds(
         &self,
         key: &str,
@@ -207,10 +208,10 @@ impl Source {
         self.duration(key, given, default, range, Duration::from_secs(1))
     }
 
-    /// Text that a type checks when it is made; the type's error says what is allowed.
+    /// Text that a type validates when it is parsed; the type's error says what is allowed.
     ///
     /// # Errors
-    /// [`ConfigError`] names the line and what would be right.
+    /// [`ConfigError`] names the line and what is allowed.
     pub fn parsed<T>(&self, key: &str, given: &Spanned<String>) -> Result<T, ConfigError>
     where
         T: FromStr,
@@ -219,10 +220,10 @@ impl Source {
         given.get_ref().parse().map_err(|error: T::Err| self.wrong(key, given, error.to_string()))
     }
 
-    /// One of a few words.
+    /// One of a fixed set of words.
     ///
     /// # Errors
-    /// [`ConfigError`] names the line and what would be right.
+    /// [`ConfigError`] names the line and what is allowed.
     pub fn word<T: Copy>(
         &self,
         key: &str,
@@ -241,7 +242,7 @@ impl Source {
     /// An address to listen on.
     ///
     /// # Errors
-    /// [`ConfigError`] names the line and what would be right.
+    /// [`ConfigError`] names the line and what is allowed.
     pub fn address(&self, key: &str, given: &Spanned<String>) -> Result<SocketAddr, ConfigError> {
         given.get_ref().parse().map_err(|_| {
             self.wrong(
@@ -255,7 +256,7 @@ impl Source {
     /// At least one upstream.
     ///
     /// # Errors
-    /// [`ConfigError`] names the line and what would be right.
+    /// [`ConfigError`] names the line and what is allowed.
     pub fn upstreams(
         &self,
         key: &str,
@@ -272,7 +273,7 @@ impl Source {
             .collect()
     }
 
-    /// A path, from the file's directory if it is relative.
+    /// A path, resolved against the file's directory if it is relative.
     #[must_use]
     pub fn path(&self, given: &Path) -> PathBuf {
         self.file.parent().unwrap_or(Path::new("")).join(given)

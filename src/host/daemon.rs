@@ -1,17 +1,20 @@
-//! How a daemon begins and ends.
+//! How a daemon starts and ends.
 //!
-//! Invariants of both daemons: doors open only after the store is open; a task that ends early ends the process, which says
-//! which; the watchdog is fed only by a runtime that runs and a store that answers.
+//! Invariants of both daemons: doors open only after the store is open; a task that ends early ends the process, and
+//! the log names the task; the watchdog is fed only while the runtime runs and the store responds.
 
 use std::error::Error;
+use std::io::Write;
 
-use crate::exit::Exit;
+use crate::exit::{Exit, complain};
+use crate::log_config::Log;
+use crate::logs;
 
-/// Why a daemon did not start or did not stay, and the exit code that says so.
+/// Why a daemon did not start or ended early, with the exit code.
 #[derive(Debug, thiserror::Error)]
 #[error("{what}")]
 pub struct Fatal {
-    /// What systemd and scripts decide by.
+    /// The exit code, which systemd and scripts act on.
     pub exit: Exit,
     what: String,
     #[source]
@@ -19,24 +22,36 @@ pub struct Fatal {
 }
 
 impl Fatal {
-    /// A reason without a cause beneath it.
+    /// A reason without an underlying error.
     #[must_use]
     pub fn new(exit: Exit, what: impl Into<String>) -> Self {
         Self { exit, what: what.into(), source: None }
     }
 
-    /// A reason, and the error that it comes from.
+    /// A reason with the error that caused it.
     pub fn of(exit: Exit, what: impl Into<String>, source: impl Error + Send + Sync + 'static) -> Self {
         Self { exit, what: what.into(), source: Some(Box::new(source)) }
     }
 }
 
-/// Only the owner may read what we make; the control socket and public files set their own modes.
+/// Starts the log and runs a daemon. Writes the reason if it fails, and returns the exit code.
+pub fn run(log: &Log, daemon: impl FnOnce() -> Result<(), Fatal>, err: &mut dyn Write) -> Exit {
+    logs::start(log);
+    daemon().map_or_else(
+        |fatal| {
+            complain(err, &fatal);
+            fatal.exit
+        },
+        |()| Exit::Done,
+    )
+}
+
+/// Only the owner may read the files we create; the control socket and public files set their own modes.
 pub fn close_umask() {
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
 }
 
-/// Two workers, and threads for what blocks.
+/// Two worker threads, and more for blocking work.
 ///
 /// # Errors
 /// [`Fatal`]: the system has no threads left.

@@ -1,4 +1,4 @@
-//! Exit codes, after `sysexits.h`: scripts decide by them.
+//! Exit codes, after `sysexits.h`. Scripts act on them.
 
 use std::error::Error;
 use std::io::Write;
@@ -8,11 +8,11 @@ use std::process::ExitCode;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Exit {
-    /// Done; for `submit`: all files are on stable storage.
+    /// Success; for `submit`: all files are on stable storage.
     Done = 0,
     /// The command line is wrong.
     Usage = 64,
-    /// The input is refused, or what was checked is wrong.
+    /// The input is refused, or a check found something wrong.
     Refused = 65,
     /// The daemon cannot be reached.
     Unreachable = 69,
@@ -34,7 +34,7 @@ impl From<Exit> for ExitCode {
     }
 }
 
-/// Writes an error with all its causes on one line. A closed stderr is no reason to end otherwise.
+/// Writes an error with all its causes on one line. A closed stderr does not change the exit code.
 pub fn complain(err: &mut dyn Write, error: &dyn Error) {
     let _ = writeln!(err, "{}", pgw_core::text::chain(error));
 }

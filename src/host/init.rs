@@ -1,4 +1,4 @@
-//! What both `init` commands do: make what is missing, replace nothing.
+//! What both `init` commands share: they create what is missing and replace nothing.
 
 use std::io::{self, Write};
 use std::path::Path;
@@ -6,10 +6,10 @@ use std::path::Path;
 use crate::exit::{Exit, complain};
 use crate::secret::KeyError;
 
-/// Makes a directory for its owner only; one that is there stays as it is.
+/// Creates a directory that only its owner can use; an existing one stays as it is.
 ///
 /// # Errors
-/// How the command ends; it has said why.
+/// The exit code; the reason has been written.
 pub fn directory(path: &Path, err: &mut dyn Write) -> Result<(), Exit> {
     pgw_durable::create_directory(path, 0o700).map_err(|error| {
         let _ = writeln!(err, "cannot create the directory {}: {error}", path.display());
@@ -17,13 +17,13 @@ pub fn directory(path: &Path, err: &mut dyn Write) -> Result<(), Exit> {
     })
 }
 
-/// Whether a key was not made because there is one.
+/// Whether a key was not created because one exists.
 #[must_use]
 pub fn is_there(error: &KeyError) -> bool {
     matches!(error, KeyError::Make { source, .. } if source.kind() == io::ErrorKind::AlreadyExists)
 }
 
-/// Says why a key was not made, and how the command ends.
+/// Writes why a key was not created, and returns the exit code.
 pub fn not_made(error: &KeyError, err: &mut dyn Write) -> Exit {
     complain(err, error);
     match error {

@@ -1,12 +1,12 @@
-//! What both daemons need of the machine that they run on.
+//! What both daemons need from the machine they run on.
 //!
 //! - [`config`]: a configuration file as text, and checks that name file, line and key; [`log_config`]: its `[log]` table
-//! - [`secret`]: key files, read with their modes checked, made once and never overwritten
+//! - [`secret`]: key files, read with their modes checked, created once and never overwritten
 //! - [`logs`]: where logs go; [`systemd`]: ready, status, watchdog
 //! - [`daemon`]: why a daemon ends, and with which exit code; [`tasks`]: named tasks, stopped stage by stage
 //! - [`accept`]: the accept loop of every listener
 //! - [`control`]: the socket over which a daemon's commands talk to it, both sides
-//! - [`args`], [`exit`], [`progress`]: command lines, what a script decides by, what a person sees meanwhile
+//! - [`args`], [`exit`], [`progress`]: command lines, exit codes for scripts, progress for people
 //! - [`check`]: the report of the `check` commands; [`init`]: what the `init` commands share
 
 pub mod accept;

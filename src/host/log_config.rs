@@ -5,7 +5,7 @@ use toml::Spanned;
 
 use crate::config::{ConfigError, Source};
 
-/// The table as it is written.
+/// The table as written.
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RawLog {
@@ -13,21 +13,21 @@ pub struct RawLog {
     format: Option<Spanned<String>>,
 }
 
-/// Logs go to stderr, which systemd takes to the journal.
+/// Logs go to stderr; systemd passes them to the journal.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Log {
-    /// The least important that is written.
+    /// The lowest level that is written.
     pub level: tracing::Level,
-    /// How a line looks.
+    /// The format of a line.
     pub format: LogFormat,
 }
 
-/// How a line of the log looks.
+/// The format of a line in the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LogFormat {
-    /// For people; without the time under systemd, whose journal has it.
+    /// For people; without the time under systemd, because the journal records it.
     Text,
-    /// One JSON object a line.
+    /// One JSON object per line.
     Json,
 }
 

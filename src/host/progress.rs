@@ -1,15 +1,15 @@
-//! How far a long command has come: one line that is drawn over, on a terminal only.
+//! Progress of a long command: one line that is redrawn, on a terminal only.
 
 use std::io::Write;
 use std::time::{Duration, Instant};
 
-/// Drawn at most so often.
+/// The line is redrawn at most this often.
 const INTERVAL: Duration = Duration::from_millis(200);
 const WIDTH: u64 = 30;
-/// To the line's beginning, and clear it.
+/// Moves to the beginning of the line and clears it.
 const CLEAR: &str = "\r\x1b[K";
 
-/// A line on a terminal; anywhere else it stays silent.
+/// A progress line on a terminal; prints nothing anywhere else.
 #[derive(Debug)]
 pub struct Progress {
     total: u64,
@@ -19,13 +19,13 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// For `total` steps. One alone needs no progress.
+    /// For `total` steps. A single step needs no progress line.
     #[must_use]
     pub fn new(total: usize, is_terminal: bool) -> Self {
         Self { total: total as u64, on: is_terminal && total > 1, drawn: false, last: None }
     }
 
-    /// So many are done.
+    /// This many steps are done.
     pub fn at(&mut self, done: usize, now: Instant, err: &mut dyn Write) {
         if !self.on || self.last.is_some_and(|last| now.duration_since(last) < INTERVAL) {
             return;
@@ -40,7 +40,7 @@ impl Progress {
         let _ = err.flush();
     }
 
-    /// Makes room for another line.
+    /// Clears the progress line so that another line can be printed.
     pub fn clear(&mut self, err: &mut dyn Write) {
         if std::mem::take(&mut self.drawn) {
             let _ = write!(err, "{CLEAR}");

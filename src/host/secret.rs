@@ -1,4 +1,5 @@
-//! Secret files: read with their modes checked, made once for their owner and never overwritten, replaced whole.
+//! Secret files: read with their modes checked, created once for their owner, never overwritten, and replaced
+//! atomically.
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
@@ -6,19 +7,19 @@ use std::path::{Path, PathBuf};
 use pgw_core::wire::signature::SigningKey;
 use zeroize::Zeroizing;
 
-/// Why there is no key. The file, if there is one, is as it was.
+/// Why there is no key. An existing file is unchanged.
 #[derive(Debug, thiserror::Error)]
 pub enum KeyError {
-    /// Not there, or not for us.
+    /// It does not exist, or this user cannot read it.
     #[error("cannot read the key {file}")]
     Unreadable {
         /// The key file.
         file: PathBuf,
-        /// What the system said.
+        /// The system's error.
         #[source]
         source: std::io::Error,
     },
-    /// Others may read it.
+    /// Other users can read it.
     #[error("the key {file} has mode {mode:04o}: only its owner may read it (chmod 0600)")]
     Open {
         /// The key file.
@@ -26,7 +27,7 @@ pub enum KeyError {
         /// Its permission bits.
         mode: u32,
     },
-    /// Not a key.
+    /// It is not a key.
     #[error("the key {file} is not {form}")]
     Form {
         /// The key file.
@@ -34,12 +35,12 @@ pub enum KeyError {
         /// What it should be.
         form: &'static str,
     },
-    /// Could not be made.
+    /// It could not be created.
     #[error("cannot create the key {file}")]
     Make {
         /// The key file.
         file: PathBuf,
-        /// What the system said; [`std::io::ErrorKind::AlreadyExists`]: there is one, and it stays.
+        /// The system's error; [`std::io::ErrorKind::AlreadyExists`]: there is one, and it is not replaced.
         #[source]
         source: std::io::Error,
     },
@@ -48,7 +49,7 @@ pub enum KeyError {
     Random,
 }
 
-/// Reads a file that its owner alone may read.
+/// Reads a file that only its owner may read.
 ///
 /// # Errors
 /// [`KeyError::Unreadable`], [`KeyError::Open`].
@@ -62,7 +63,7 @@ pub fn read_secret(file: &Path) -> Result<Zeroizing<Vec<u8>>, KeyError> {
     read(file)
 }
 
-/// Reads a file whose directory guards it: a credential of systemd.
+/// Reads a file that its directory protects: a systemd credential.
 ///
 /// # Errors
 /// [`KeyError::Unreadable`].
@@ -72,7 +73,7 @@ pub fn read(file: &Path) -> Result<Zeroizing<Vec<u8>>, KeyError> {
         .map_err(|source| KeyError::Unreadable { file: file.to_owned(), source })
 }
 
-/// Makes a secret file, mode 0600, synced; never replaces one.
+/// Creates a secret file, mode 0600, synced; never replaces one.
 ///
 /// # Errors
 /// [`KeyError::Make`].
@@ -81,10 +82,10 @@ pub fn create(file: &Path, bytes: &[u8]) -> Result<(), KeyError> {
         .map_err(|source| KeyError::Make { file: file.to_owned(), source })
 }
 
-/// Replaces a secret file whole; owner and mode stay.
+/// Replaces a secret file atomically; owner and mode stay.
 ///
 /// # Errors
-/// [`KeyError::Make`]; the file is as it was.
+/// [`KeyError::Make`]; the file is unchanged.
 pub fn replace(file: &Path, bytes: &[u8]) -> Result<(), KeyError> {
     pgw_durable::replace_in_place(file, bytes)
         .map_err(|source| KeyError::Make { file: file.to_owned(), source })
@@ -102,7 +103,7 @@ pub fn signing_key(file: &Path) -> Result<SigningKey, KeyError> {
     })
 }
 
-/// Makes a signing key, mode 0600, synced; never replaces one.
+/// Creates a signing key, mode 0600, synced; never replaces one.
 ///
 /// # Errors
 /// [`KeyError::Make`].

@@ -1,4 +1,4 @@
-//! The daemon's tasks on one set, in the order in which they stop: source to sink.
+//! The daemon's tasks in one set, stopped in order from source to sink.
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -7,20 +7,20 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::task::{Id, JoinSet};
 
-/// Stages stop in this order, each before the next is told to.
+/// Stages stop in this order; each has ended before the next one is stopped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Stage {
-    /// Nothing more comes in.
+    /// The doors: no more input comes in.
     Doors,
-    /// Nobody asks any more.
+    /// The control socket: no more requests come in.
     Control,
-    /// What is under way to the hub has ended.
+    /// The uplink: sending to the hub has ended.
     Uplink,
-    /// The last word on all of it has been said.
+    /// Health: the last report has been made.
     Health,
 }
 
-/// From source to sink, with what each may take.
+/// All stages from source to sink, with the time that each may take.
 const STAGES: [(Stage, Duration); 4] = [
     (Stage::Doors, Duration::from_secs(8)),
     (Stage::Control, Duration::from_secs(8)),
@@ -31,9 +31,9 @@ const STAGES: [(Stage, Duration); 4] = [
 /// How a task has ended.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Ended {
-    /// As it was spawned.
+    /// Its name, as spawned.
     pub name: String,
-    /// `None`: it returned; else why it failed.
+    /// `None`: it returned; otherwise why it failed.
     pub failure: Option<String>,
 }
 
@@ -51,7 +51,7 @@ impl Default for Tasks {
 }
 
 impl Tasks {
-    /// None yet.
+    /// No tasks yet.
     #[must_use]
     pub fn new() -> Self {
         Self::with(STAGES)
@@ -62,7 +62,7 @@ impl Tasks {
         Self { set: JoinSet::new(), names: HashMap::new(), stops: stops.into() }
     }
 
-    /// True when the stage has to stop.
+    /// A receiver that turns true when the stage has to stop.
     pub fn stop_of(&self, stage: Stage) -> watch::Receiver<bool> {
         let sender = self.stops.iter().find(|(of, ..)| *of == stage);
         sender.map_or_else(|| watch::Sender::new(true).subscribe(), |(.., sender)| sender.subscribe())
@@ -79,7 +79,7 @@ impl Tasks {
         self.names.insert(id, (stage, name.into()));
     }
 
-    /// The next task that ends; never, when there is none.
+    /// The next task that ends; waits for ever if there is none.
     pub async fn next(&mut self) -> Ended {
         match self.set.join_next_with_id().await {
             Some(ended) => self.named(ended),
@@ -90,7 +90,7 @@ impl Tasks {
     fn named(&mut self, ended: Result<(Id, Result<(), String>), tokio::task::JoinError>) -> Ended {
         let (id, failure) = match ended {
             Ok((id, outcome)) => (id, outcome.err()),
-            // What a panic says may quote what it worked on: only that there was one is told.
+            // A panic's message may quote the data that was processed, so the log says only that there was a panic.
             Err(error) => {
                 (error.id(), Some(String::from(if error.is_panic() { "a panic" } else { "cut off" })))
             }
@@ -99,7 +99,7 @@ impl Tasks {
         Ended { name, failure }
     }
 
-    /// Stops one stage after the other, and cuts off what does not end in time. Gives the names of those.
+    /// Stops the stages one after the other and aborts tasks that do not end in time. Returns the names of those.
     pub async fn stop(&mut self) -> Vec<String> {
         let mut stragglers = Vec::new();
         let stops = std::mem::take(&mut self.stops);
@@ -161,7 +161,7 @@ mod tests {
             let (stop, order) = (tasks.stop_of(stage), Arc::clone(&order));
             tasks.spawn(stage, name, async move {
                 until(stop).await;
-                // A stage that was told too early would overtake.
+                // A stage that is stopped too early would overtake the others.
                 for _ in 0..if stage == Stage::Doors { 50 } else { 1 } {
                     tokio::task::yield_now().await;
                 }

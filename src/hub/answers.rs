@@ -1,7 +1,7 @@
-//! What the hub has to say, coalesced: the store thread puts it in, the connection takes it out.
+//! What the hub has to publish, coalesced: the store thread puts it in, the connection takes it out.
 //!
-//! The store thread must never wait for the connection, and the connection never for the store thread (each waits
-//! for the other's work already): so this is a map behind a lock that is held for moments, and not a channel.
+//! The store thread must never wait for the connection, nor the connection for the store thread, because each already
+//! waits for the other's work. So this is a map behind a lock that is held only briefly, and not a channel.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -15,7 +15,7 @@ use tokio::sync::Notify;
 
 use super::store::{LaneName, Through};
 
-/// Most probes that wait for an answer; older ones are dropped, their askers ask again.
+/// Most probes that wait for an answer; older ones are dropped, and their gateways probe again.
 const MOST_PROBES: usize = 256;
 
 /// One thing to publish.
@@ -26,15 +26,15 @@ pub enum Answer {
         /// The lane that it is for.
         lane: LaneName,
         /// What is on stable storage, epochs oldest first.
-        marks: Vec<Through>,
+        watermarks: Vec<Through>,
         /// Through which sequence of the last epoch there is a backup.
         backed_up: Option<Sequence>,
         /// The nonce of the position question that it answers.
         nonce: Option<String>,
     },
-    /// Something is missing.
+    /// A gap notice.
     Gap {
-        /// The lane that it was missed in.
+        /// The lane with the gap.
         lane: LaneName,
         /// The first number that is missing.
         gap: Gap,
@@ -43,22 +43,22 @@ pub enum Answer {
     Probe {
         /// The practice that asked.
         practice: Practice,
-        /// Its gateway.
+        /// The gateway that asked.
         gateway: Gateway,
-        /// As it came.
+        /// The probe's payload.
         payload: Bytes,
     },
-    /// Something that a gateway shall do.
+    /// A command to a gateway.
     Command {
-        /// The practice that shall do it.
+        /// The gateway's practice.
         practice: Practice,
         /// Its gateway.
         gateway: Gateway,
-        /// Names it.
+        /// The command's id.
         id: String,
         /// The gateway's session.
         session: u64,
-        /// What it shall do.
+        /// What to do.
         order: Order,
     },
 }
@@ -72,7 +72,7 @@ struct Waiting {
     commands: VecDeque<Answer>,
 }
 
-/// A handle; clones share what waits.
+/// A handle; clones share the waiting answers.
 #[derive(Clone, Default)]
 pub struct Answers {
     waiting: Arc<Mutex<Waiting>>,
@@ -84,7 +84,7 @@ impl Answers {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A newer receipt of a lane takes the place of one that waits, and keeps its nonce.
+    /// A newer receipt of a lane replaces a waiting one, and keeps its nonce.
     pub fn receipt(&self, lane: &LaneName, statement: Statement) {
         let mut waiting = self.lock();
         let before = waiting.receipts.remove(lane);
@@ -96,7 +96,7 @@ impl Answers {
         self.changed.notify_one();
     }
 
-    /// A newer notice of a lane takes the place of one that waits.
+    /// A newer notice of a lane replaces a waiting one.
     pub fn gap(&self, lane: &LaneName, gap: Gap) {
         let mut waiting = self.lock();
         waiting.gaps.retain(|(of, _)| of != lane);
@@ -116,20 +116,20 @@ impl Answers {
         self.changed.notify_one();
     }
 
-    /// Orders something of a gateway.
+    /// Sends a command to a gateway.
     pub fn command(&self, practice: &Practice, gateway: &Gateway, id: String, session: u64, order: Order) {
         let (practice, gateway) = (practice.clone(), gateway.clone());
         self.lock().commands.push_back(Answer::Command { practice, gateway, id, session, order });
         self.changed.notify_one();
     }
 
-    /// Takes the next one, if any: receipts first, for windows wait for them.
+    /// Takes the next answer, if any: receipts first, because gateways' windows wait for them.
     #[must_use]
     pub fn take(&self) -> Option<Answer> {
         let mut waiting = self.lock();
         if let Some(lane) = waiting.order.pop_front() {
             let Statement { epochs, backed_up_through, nonce } = waiting.receipts.remove(&lane)?;
-            return Some(Answer::Receipt { lane, marks: epochs, backed_up: backed_up_through, nonce });
+            return Some(Answer::Receipt { lane, watermarks: epochs, backed_up: backed_up_through, nonce });
         }
         if let Some((lane, gap)) = waiting.gaps.pop_front() {
             return Some(Answer::Gap { lane, gap });
@@ -141,7 +141,7 @@ impl Answers {
         Some(Answer::Probe { practice, gateway, payload })
     }
 
-    /// Returns when something was put in since the last time.
+    /// Returns when something was added since the last call.
     pub async fn changed(&self) {
         self.changed.notified().await;
     }
@@ -161,25 +161,30 @@ mod tests {
         }
     }
 
-    fn marks(through: u64) -> Vec<Through> {
+    fn watermarks(through: u64) -> Vec<Through> {
         vec![Through { epoch: Epoch(uuid::Uuid::nil()), through, chain: ChainValue([0; 32]) }]
     }
 
     #[test]
     fn receipts_coalesce_and_keep_the_nonce_and_their_turn() {
         let answers = Answers::default();
-        let say = |through, backed_up_through, nonce: Option<&str>| Statement {
-            epochs: marks(through),
+        let statement = |through, backed_up_through, nonce: Option<&str>| Statement {
+            epochs: watermarks(through),
             backed_up_through,
             nonce: nonce.map(str::to_owned),
         };
-        answers.receipt(&lane("b"), say(1, None, Some("n")));
-        answers.receipt(&lane("a"), say(5, None, None));
-        answers.receipt(&lane("b"), say(2, Some(1), None));
-        let first =
-            Answer::Receipt { lane: lane("b"), marks: marks(2), backed_up: Some(1), nonce: Some("n".into()) };
+        answers.receipt(&lane("b"), statement(1, None, Some("n")));
+        answers.receipt(&lane("a"), statement(5, None, None));
+        answers.receipt(&lane("b"), statement(2, Some(1), None));
+        let first = Answer::Receipt {
+            lane: lane("b"),
+            watermarks: watermarks(2),
+            backed_up: Some(1),
+            nonce: Some("n".into()),
+        };
         assert_eq!(answers.take(), Some(first));
-        let second = Answer::Receipt { lane: lane("a"), marks: marks(5), backed_up: None, nonce: None };
+        let second =
+            Answer::Receipt { lane: lane("a"), watermarks: watermarks(5), backed_up: None, nonce: None };
         assert_eq!(answers.take(), Some(second));
         assert_eq!(answers.take(), None);
     }

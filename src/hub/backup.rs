@@ -1,10 +1,11 @@
-//! What there is a backup of: receipts say so, and a gateway whose disk is full may then delete confirmed transactions before
-//! their retention, and no others.
+//! Which transactions are in a backup. Receipts report it, and a gateway whose disk is full may then delete confirmed
+//! transactions before their retention ends, and no others.
 //!
-//! The hub does not make backups; whoever does tells it. `practice-hub backup begin` writes down how far each lane is
-//! (`backup.begun`); then the store's files are copied, by whatever means; `practice-hub backup done` makes that the hub's word
-//! (`backup.json`). Lane files only grow, so the copy holds at least what was there at the beginning. A running hub does both
-//! itself, over its control socket; without one the commands do it in the store, and hold its lock meanwhile.
+//! The hub does not make backups; an operator reports them. `practice-hub backup begin` records how far each lane is
+//! (`backup.begun`). Then the store's files are copied, by any means. `practice-hub backup done` makes the record
+//! valid (`backup.json`). Lane files only grow, so the copy holds at least what was there at the beginning. A running
+//! hub does both itself, over its control socket; without one the commands do it in the store, and hold its lock
+//! meanwhile.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -17,19 +18,19 @@ use serde::{Deserialize, Serialize};
 
 use super::store::{StoreError, ndjson, replacement};
 
-/// What `done` has said.
+/// Written by `done`.
 const DONE: &str = "backup.json";
-/// What `begin` has written down.
+/// Written by `begin`.
 const BEGUN: &str = "backup.begun";
 
-/// How far a lane is in the backup.
+/// How far the backup covers a lane.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 struct InBackup {
     epoch: Epoch,
     through: Sequence,
 }
 
-/// What there is a backup of at present.
+/// The current backup.
 #[derive(Debug, Default)]
 pub struct Backups {
     path: PathBuf,
@@ -37,7 +38,7 @@ pub struct Backups {
 }
 
 impl Backups {
-    /// As the store's directory has it; nothing where there is none.
+    /// Reads it from the store's directory; empty if there is none.
     #[must_use]
     pub fn open(directory: &Path) -> Self {
         let mut backups = Self { path: directory.join(DONE), ..Self::default() };
@@ -45,7 +46,7 @@ impl Backups {
         backups
     }
 
-    /// Reads what `done` has said. What cannot be read leaves the present word as it is.
+    /// Reads the file of `done`. If it cannot be read, the current backup stays.
     pub fn read(&mut self) {
         let read = fs::read(&self.path).and_then(|text| Ok(serde_json::from_slice(&text)?));
         match read {
@@ -55,7 +56,7 @@ impl Backups {
         }
     }
 
-    /// Through which sequence of which epoch each lane is in it.
+    /// Through which sequence of which epoch each lane is backed up.
     #[must_use]
     pub fn lanes(&self) -> BackedUp {
         let named = |(name, of): (&String, &InBackup)| Some((name.parse().ok()?, (of.epoch, of.through)));
@@ -63,15 +64,15 @@ impl Backups {
     }
 }
 
-/// Writes down how far each lane is. Gives the number of lanes.
+/// Records how far each lane is. Returns the number of lanes.
 ///
 /// # Errors
 /// [`StoreError`].
 pub fn begin(directory: &Path) -> Result<usize, StoreError> {
     let lanes: BTreeMap<String, InBackup> = ndjson::peek(directory)?
         .into_iter()
-        .filter_map(|(name, marks)| {
-            let last = marks.last()?;
+        .filter_map(|(name, watermarks)| {
+            let last = watermarks.last()?;
             Some((name.to_string(), InBackup { epoch: last.epoch, through: last.through }))
         })
         .collect();

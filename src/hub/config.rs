@@ -1,5 +1,5 @@
-//! `hub.toml`: as it is written, with every key optional, and checked. `config/hub.toml` says what each key means; a test
-//! holds the two together.
+//! `hub.toml`: as written, with every key optional, and checked. `config/hub.toml` says what each key means; a test
+//! keeps the two in step.
 
 use std::path::{Path, PathBuf};
 
@@ -15,14 +15,14 @@ use crate::HubSettings;
 pub struct HubConfig {
     /// Where it was read from.
     pub file: PathBuf,
-    /// What the hub runs by.
+    /// The hub's settings.
     pub settings: HubSettings,
     /// Logs.
     pub log: Log,
 }
 
 impl HubConfig {
-    /// Reads and checks the file; no other is touched.
+    /// Reads and checks the file; opens no other file.
     ///
     /// # Errors
     /// [`ConfigError`], the first one found.

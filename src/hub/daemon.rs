@@ -13,10 +13,10 @@ use tokio::time::MissedTickBehavior;
 use crate::config::HubConfig;
 use crate::run::{self, HubError};
 
-/// How long the hub may take to store and answer what it has taken.
+/// How long the hub may take to store and answer what it has received.
 const STOP_DEADLINE: Duration = Duration::from_secs(30);
 
-/// Runs the hub until SIGTERM or SIGINT. The log has been started.
+/// Runs the hub until SIGTERM or SIGINT. The log is already started.
 ///
 /// # Errors
 /// [`Fatal`]: 78 for the signing key, 74 for the store, 69 for the control socket, 70 for the rest.

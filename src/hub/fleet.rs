@@ -1,5 +1,5 @@
-//! What each gateway said of itself last: kept in memory, and as `fleet.json` in the store's directory for
-//! `practice-hub list`. A view, not a record: losing it loses nothing.
+//! What each gateway last said about itself: kept in memory, and as `fleet.json` in the store's directory for
+//! `practice-hub list`. It is only a view: losing it loses no transaction.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -17,38 +17,38 @@ use serde_json::Value;
 pub const FILE: &str = "fleet.json";
 /// The file is written at most this often.
 const SAVE_INTERVAL: Duration = Duration::from_secs(5);
-/// Two boxes with one store end each other's connections for days: said at most this often.
-const TWIN_EVERY_MILLIS: u64 = 60_000;
+/// Two boxes with one store end each other's connections for days: reported at most this often.
+const DUPLICATE_EVERY_MILLIS: u64 = 60_000;
 /// Most gateways in the view.
 const MOST_GATEWAYS: usize = 20_000;
 
-/// One gateway, as the hub heard it last.
+/// The last known state of one gateway.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct GatewayView {
-    /// When something of it arrived last that was not a retained message, by the hub's clock.
+    /// When the last message of it arrived that was not retained, by the hub's clock.
     pub last_seen: Option<UnixMillis>,
     /// Its `status`.
     pub status: Option<Status>,
-    /// Its `health`, as it came.
+    /// Its `health`, as received.
     pub health: Option<Value>,
-    /// Its `info`, as it came.
+    /// Its `info`, as received.
     pub info: Option<Value>,
     /// Its last `event`.
     pub event: Option<Event>,
     /// Session and time of its last `online`.
     #[serde(default)]
     pub online: Option<(u64, String)>,
-    /// When its session last went back, which that of one box never does.
-    #[serde(default)]
-    pub twin: Option<UnixMillis>,
-    /// How much of what it sent was refused since the hub started.
+    /// When its session number last went back, which never happens with a single box.
+    #[serde(default, rename = "twin")]
+    pub duplicate: Option<UnixMillis>,
+    /// How many of its messages were refused since the hub started.
     #[serde(default)]
     pub refused_total: u64,
 }
 
 impl GatewayView {
-    /// It says that it is online. A box counts its sessions durably, each at most once: one that comes back, or comes twice, is
-    /// that of a copy, or of an older image.
+    /// The gateway says that it is online. A box counts its sessions durably and uses each number at most once: a
+    /// number that goes back, or comes twice, belongs to a copy or to an older image.
     fn came_online(&mut self, who: &str, status: &Status) {
         let back = self.online.as_ref().is_some_and(|(session, time)| {
             status.session < *session || (status.session == *session && status.time != *time)
@@ -58,13 +58,14 @@ impl GatewayView {
             return;
         }
         let now = unix_millis_now();
-        if self.twin.is_none_or(|last| now.saturating_sub(last) >= TWIN_EVERY_MILLIS || last > now) {
+        if self.duplicate.is_none_or(|last| now.saturating_sub(last) >= DUPLICATE_EVERY_MILLIS || last > now)
+        {
             tracing::error!(
                 gateway = who,
                 session = status.session,
                 "A gateway's session went back: its store runs on two boxes, or an older image of it was restored"
             );
-            self.twin = Some(now);
+            self.duplicate = Some(now);
         }
     }
 }
@@ -79,7 +80,7 @@ pub struct Fleet {
 }
 
 impl Fleet {
-    /// Begins with what the file has, if it can be read.
+    /// Starts from the file, if it can be read.
     #[must_use]
     pub fn open(directory: &Path) -> Self {
         Self { path: directory.join(FILE), gateways: read(directory), ..Self::default() }
@@ -95,7 +96,7 @@ impl Fleet {
         self.gateways.get_mut(name)
     }
 
-    /// Something of this gateway arrived.
+    /// A message of this gateway arrived.
     pub fn seen(&mut self, practice: &Practice, gateway: &Gateway, retained: bool) {
         if retained {
             return;
@@ -114,8 +115,8 @@ impl Fleet {
         (status.up == 1).then_some(status.session)
     }
 
-    /// It said something of itself; `false`: it makes no sense.
-    pub fn heard(
+    /// Records what a gateway says about itself; `false`: it cannot be read.
+    pub fn record(
         &mut self,
         practice: &Practice,
         gateway: &Gateway,
@@ -123,7 +124,7 @@ impl Fleet {
         payload: &[u8],
         retained: bool,
     ) -> bool {
-        // Retained messages that are deleted arrive as empty ones.
+        // Deleting a retained message sends an empty one.
         if payload.is_empty() {
             return true;
         }
@@ -131,7 +132,7 @@ impl Fleet {
         let Some(view) = self.view(&who) else { return false };
         let understood = match kind {
             Kind::Status => match from_json::<Status>(payload) {
-                // A late will of an older session says nothing.
+                // A late will of an older session means nothing.
                 Ok(status) => {
                     if status.up == 1 && !retained {
                         view.came_online(&who, &status);
@@ -176,7 +177,7 @@ impl Fleet {
         understood
     }
 
-    /// Something that it sent was refused; `who` begins with practice and gateway.
+    /// A message was refused; `who` begins with practice and gateway.
     pub fn refused(&mut self, who: &str) {
         let mut parts = who.splitn(3, '/');
         let (Some(practice), Some(gateway)) = (parts.next(), parts.next()) else { return };
@@ -186,7 +187,7 @@ impl Fleet {
         }
     }
 
-    /// Writes the file if something changed, now or at most every few seconds.
+    /// Writes the file if something changed, at once or at most every few seconds.
     pub fn save(&mut self, now: bool) {
         let due = now || self.saved.is_none_or(|at| at.elapsed() >= SAVE_INTERVAL);
         if !self.changed || !due || self.path.as_os_str().is_empty() {
@@ -214,7 +215,7 @@ fn store(slot: &mut Option<Value>, payload: &[u8]) -> bool {
     }
 }
 
-/// The view as last written; empty where there is none.
+/// The view as last written; empty if there is none.
 #[must_use]
 pub fn read(directory: &Path) -> BTreeMap<String, GatewayView> {
     let bytes = fs::read(directory.join(FILE)).unwrap_or_default();
@@ -230,28 +231,28 @@ mod tests {
     use super::*;
     use pgw_core::wire::to_json;
 
-    fn hear(fleet: &mut Fleet, session: u64, time: &str, word: &str, retained: bool) -> bool {
+    fn record(fleet: &mut Fleet, session: u64, time: &str, word: &str, retained: bool) -> bool {
         let (practice, gateway) = (Practice::new("B86022").unwrap(), Gateway::new("gw1").unwrap());
         let status = Status::new(word, session, "", time.to_owned());
-        assert!(fleet.heard(&practice, &gateway, &Kind::Status, &to_json(&status), retained));
-        fleet.gateways["B86022/gw1"].twin.is_some()
+        assert!(fleet.record(&practice, &gateway, &Kind::Status, &to_json(&status), retained));
+        fleet.gateways["B86022/gw1"].duplicate.is_some()
     }
 
     #[test]
     fn a_session_that_comes_back_is_that_of_a_second_box() {
         let mut fleet = Fleet::default();
-        // One box, its wills, a repetition, what the broker kept, and a late will.
-        assert!(!hear(&mut fleet, 4, "a", "online", true));
-        assert!(!hear(&mut fleet, 5, "b", "online", false));
-        assert!(!hear(&mut fleet, 5, "b", "online", false));
-        assert!(!hear(&mut fleet, 5, "a", "offline", false));
-        assert!(!hear(&mut fleet, 6, "c", "online", false));
-        assert!(!hear(&mut fleet, 5, "a", "offline", false));
-        assert!(!hear(&mut fleet, 5, "b", "online", true));
-        // A copy of it that counts on from where it was copied.
-        assert!(hear(&mut fleet, 6, "d", "online", false));
-        fleet.gateways.get_mut("B86022/gw1").unwrap().twin = None;
-        assert!(!hear(&mut fleet, 7, "e", "online", false));
-        assert!(hear(&mut fleet, 3, "f", "online", false));
+        // One box, its wills, a repetition, a retained message, and a late will.
+        assert!(!record(&mut fleet, 4, "a", "online", true));
+        assert!(!record(&mut fleet, 5, "b", "online", false));
+        assert!(!record(&mut fleet, 5, "b", "online", false));
+        assert!(!record(&mut fleet, 5, "a", "offline", false));
+        assert!(!record(&mut fleet, 6, "c", "online", false));
+        assert!(!record(&mut fleet, 5, "a", "offline", false));
+        assert!(!record(&mut fleet, 5, "b", "online", true));
+        // A copy of the box, which counts on from where it was copied.
+        assert!(record(&mut fleet, 6, "d", "online", false));
+        fleet.gateways.get_mut("B86022/gw1").unwrap().duplicate = None;
+        assert!(!record(&mut fleet, 7, "e", "online", false));
+        assert!(record(&mut fleet, 3, "f", "online", false));
     }
 }

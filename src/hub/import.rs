@@ -1,7 +1,7 @@
-//! Importing a bundle: read through once to its end before anything of it is stored, then stored part by part.
+//! Imports a bundle: reads and checks all of it before anything is stored, then stores it part by part.
 //!
-//! The store is locked by the running hub. `practice-hub import` therefore opens it itself where no hub runs, and sends the
-//! file over the control socket ([`super::control`]) to the hub that does.
+//! The running hub holds the store's lock. `practice-hub import` therefore opens the store itself if no hub runs, and
+//! otherwise sends the file over the control socket ([`super::control`]) to the hub.
 
 use std::fs::File;
 use std::io::{BufReader, Seek as _};
@@ -20,39 +20,39 @@ use serde::{Deserialize, Serialize};
 
 use super::answers::Answer;
 use super::imported::{NotTaken, Part, Tally};
-use super::link::Speaker;
+use super::link::AnswerSigner;
 use super::store::{LaneName, Through};
 
 /// Most transactions and payload bytes in one part.
 const PART: (usize, usize) = (1_024, 4 << 20);
 
-/// Why a bundle is not imported, or not all of it.
+/// Why a bundle is not imported, or not completely.
 #[derive(Debug, thiserror::Error)]
 pub enum ImportError {
     /// The file cannot be read.
     #[error("cannot read {0}")]
     File(PathBuf, #[source] std::io::Error),
-    /// It is no age file, or not for this hub.
+    /// It is not an age file, or not encrypted for this hub.
     #[error("it cannot be decrypted")]
     Age(#[from] AgeError),
-    /// Its inside is not whole.
+    /// Its content is damaged or incomplete.
     #[error(transparent)]
     Bundle(#[from] BundleError),
-    /// The hub does not take it.
+    /// The hub does not accept it.
     #[error(transparent)]
     NotTaken(#[from] NotTaken),
-    /// The hub stops meanwhile.
+    /// The hub is stopping.
     #[error("the hub is stopping: import the file again when it runs")]
     Ended,
 }
 
 impl ImportError {
-    /// What whoever brought the bundle does about it.
+    /// What the person who brought the bundle should do.
     #[must_use]
     pub fn consequence(&self) -> Exit {
         match self {
             Self::File(..) => Exit::Files,
-            Self::NotTaken(NotTaken::Trouble(_)) | Self::Ended => Exit::Later,
+            Self::NotTaken(NotTaken::StoreFailed(_)) | Self::Ended => Exit::Later,
             Self::Age(_) | Self::Bundle(_) | Self::NotTaken(_) => Exit::Refused,
         }
     }
@@ -68,14 +68,14 @@ impl ImportError {
     }
 }
 
-/// What a bundle holds of a lane, and what became of it.
+/// What a bundle holds of a lane, and the result.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ImportedLane {
-    /// The practice that it comes from.
+    /// The practice that sent it.
     pub practice: Practice,
     /// Its gateway.
     pub gateway: Gateway,
-    /// Name of the lane.
+    /// The lane's name.
     pub lane: Lane,
     /// Epoch of the first transaction.
     pub epoch: Epoch,
@@ -83,15 +83,15 @@ pub struct ImportedLane {
     pub first: Sequence,
     /// The last transaction's sequence, in its own epoch.
     pub last: Sequence,
-    /// Transactions.
+    /// Number of transactions.
     pub count: u64,
-    /// New here.
+    /// Newly stored.
     pub stored: u64,
     /// Stored already under another number.
     pub renumbered: u64,
-    /// Stored already.
+    /// Already stored.
     pub repeated: u64,
-    /// Where the lane ends now, epochs oldest first.
+    /// The lane's ends now, epochs oldest first.
     pub ends: Vec<Stored>,
 }
 
@@ -138,13 +138,13 @@ impl BundleFile {
         }
     }
 
-    /// One that is open already; `path` is what errors call it.
+    /// A file that is already open; `path` is its name in errors.
     #[must_use]
     pub fn of(file: File, path: PathBuf) -> Self {
         Self { file, path }
     }
 
-    /// From its beginning.
+    /// Reads it from the beginning.
     fn read(
         &self,
         identity: &Identity,
@@ -156,8 +156,8 @@ impl BundleFile {
     }
 }
 
-/// Reads a bundle to its end and checks all of it; stores nothing. The lanes that it holds. `read` hears now and then how many
-/// transactions were read.
+/// Reads a bundle to its end and checks all of it; stores nothing. Returns its lanes. `read` is called now and then
+/// with the number of transactions read.
 ///
 /// # Errors
 /// [`ImportError`] names the sequence that is missing, altered or out of order.
@@ -188,10 +188,10 @@ pub fn check(
     Ok(lanes)
 }
 
-/// Stores a bundle that [`check`] has found whole: hands it to `take` part by part.
+/// Stores a bundle that [`check`] has found complete: passes it to `take` part by part.
 ///
 /// # Errors
-/// [`ImportError`]; `lanes` has what was stored before it.
+/// [`ImportError`]; `lanes` has what was stored before the error.
 pub fn import(
     file: &BundleFile,
     identity: &Identity,
@@ -226,7 +226,7 @@ pub fn import(
             lane.renumbered += tally.renumbered;
             lane.repeated += tally.repeated;
             lane.ends = tally
-                .marks
+                .watermarks
                 .into_iter()
                 .map(|Through { epoch, through, chain }| Stored { epoch, through, chain })
                 .collect();
@@ -235,7 +235,7 @@ pub fn import(
     Ok(())
 }
 
-/// What the gateway's `export --from` takes, if it is of the epoch with which the bundle begins.
+/// The value for the gateway's `export --from`, if it is in the epoch with which the bundle begins.
 fn with_position(error: ImportError, head: &Head) -> ImportError {
     match error {
         ImportError::NotTaken(NotTaken::Missing { lane, epoch, sequence, .. }) if epoch == head.epoch => {
@@ -246,13 +246,13 @@ fn with_position(error: ImportError, head: &Head) -> ImportError {
     }
 }
 
-/// The hub's receipts for these lanes, for the way back by file. They answer no question, and the gateway takes them for no
-/// more than that.
+/// The hub's receipts for these lanes, to be carried back in a file. They answer no question, and the gateway trusts
+/// them accordingly.
 ///
 /// # Errors
-/// A payload that is no text: a bug in this program.
+/// A payload that is not text: a bug in this program.
 pub fn receipts(
-    speaker: &mut Speaker,
+    signer: &mut AnswerSigner,
     lanes: &[ImportedLane],
 ) -> Result<Vec<receipts::SignedReceipt>, std::string::FromUtf8Error> {
     let mut lines = Vec::new();
@@ -262,12 +262,13 @@ pub fn receipts(
             through: *through,
             chain: *chain,
         };
-        let marks = lane.ends.iter().map(end).collect();
-        let said = speaker.say(Answer::Receipt { lane: lane.name(), marks, backed_up: None, nonce: None });
-        let signature = said.properties.user_properties.into_iter().next().map(|(_, value)| value);
+        let watermarks = lane.ends.iter().map(end).collect();
+        let signed =
+            signer.sign(Answer::Receipt { lane: lane.name(), watermarks, backed_up: None, nonce: None });
+        let signature = signed.properties.user_properties.into_iter().next().map(|(_, value)| value);
         lines.push(receipts::SignedReceipt {
-            topic: said.topic,
-            payload: String::from_utf8(said.payload)?,
+            topic: signed.topic,
+            payload: String::from_utf8(signed.payload)?,
             signature: signature.unwrap_or_default(),
         });
     }

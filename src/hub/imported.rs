@@ -1,4 +1,4 @@
-//! What was carried here by hand goes the same way into the store as what the broker brings: through the committer.
+//! Imported bundles enter the store in the same way as messages from the broker: through the committer.
 
 use bytes::Bytes;
 use pgw_bundle::bundle::Older;
@@ -11,10 +11,10 @@ pub use pgw_core::committer::{NotTaken, Tally};
 /// A part of one lane of a bundle, in order.
 #[derive(Debug)]
 pub struct Part {
-    /// The lane that it belongs to.
+    /// Its lane.
     pub lane: LaneName,
-    /// What must be here of older epochs.
+    /// What the store must already have of older epochs.
     pub older: Vec<Older>,
-    /// The transactions.
+    /// Its transactions.
     pub transactions: Vec<(Envelope, Bytes)>,
 }

@@ -1,4 +1,4 @@
-//! The hub's age identity, which opens bundles.
+//! The hub's age identity, which decrypts bundles.
 
 use std::path::Path;
 
@@ -16,7 +16,7 @@ pub fn carry_key(file: &Path) -> Result<Identity, KeyError> {
     })
 }
 
-/// Makes an age identity, mode 0600, synced; never replaces one: bundles that are under way need it.
+/// Creates an age identity, mode 0600, synced; never replaces one, because bundles on their way need it.
 ///
 /// # Errors
 /// [`KeyError::Make`].

@@ -1,20 +1,20 @@
 //! The hub: takes the fleet's transactions from the broker, stores them exactly once and in order, sends receipts.
 //!
-//! - [`store`]: the seam to stable storage, and the embedded NDJSON store behind it
+//! - [`store`]: the interface to stable storage, and the embedded NDJSON store behind it
 //! - [`run`]: one connection after another, each with a new event loop
 //! - [`link`]: the options of a connection, and what is published on it
 //! - [`store_thread`]: drives [`pgw_core::committer`], which decides what is stored and answered, over the store
-//! - [`imported`], [`import`]: hand-carried bundles take the same way into the store
+//! - [`imported`], [`import`]: hand-carried bundles, stored in the same way
 //! - [`control`]: the socket over which the commands talk to the running hub
-//! - [`resend`]: what the hub's files have lost or altered, asked of the gateway again
-//! - [`backup`]: what there is a backup of, for the gateways' disks
+//! - [`resend`]: asks gateways again for what the hub's files have lost or altered
+//! - [`backup`]: what is in a backup, so that gateways may free their disks
 //! - [`answers`]: what is to be published, coalesced
-//! - [`fleet`]: what each gateway said of itself last
+//! - [`fleet`]: what each gateway last said about itself
 //! - [`verify`]: walks the stored chains and names what is missing, altered, swapped or repeated
 //! - [`report`]: what `practice-hub verify` and `list` print
-//! - [`config`], [`keys`], [`daemon`], [`cli`]: its file, its keys, its life, its command line
+//! - [`config`], [`keys`], [`daemon`], [`cli`]: configuration, keys, the daemon, the command line
 //!
-//! Invariant: a receipt never says more than what `Store::append` has put on stable storage before it.
+//! Invariant: a receipt never covers more than `Store::append` has already put on stable storage.
 
 pub mod answers;
 pub mod backup;
@@ -40,7 +40,7 @@ use std::time::Duration;
 
 use pgw_core::transaction::Hub;
 
-/// The hub's settings. Nothing in it is optional: the configuration has the defaults.
+/// The hub's settings. None is optional: the configuration supplies the defaults.
 #[derive(Debug, Clone)]
 pub struct HubSettings {
     /// The hub's name: the CN of its certificate, and in its topics.
@@ -59,9 +59,9 @@ pub struct HubSettings {
     pub key_file: PathBuf,
     /// PKCS#8 document (DER) of the Ed25519 key that signs receipts.
     pub signing_key_file: PathBuf,
-    /// Where the commands talk to the running hub; its directory exists.
+    /// The socket on which commands reach the running hub; its directory exists.
     pub control_socket: PathBuf,
-    /// The age identity that opens bundles; without the file nothing can be imported.
+    /// The age identity that decrypts bundles; without the file nothing can be imported.
     pub carry_key_file: PathBuf,
     /// MQTT keep-alive (20 s; at least 5 s).
     pub keep_alive: Duration,
@@ -71,14 +71,14 @@ pub struct HubSettings {
     pub reconnect_base: Duration,
     /// Upper bound of any reconnect delay (30 s).
     pub reconnect_cap: Duration,
-    /// Most unacknowledged publishes that the broker may have on the way to the hub (10,000).
+    /// Most unacknowledged publishes that the broker may have in flight to the hub (10,000).
     pub receive_maximum: u16,
-    /// Largest MQTT packet that is taken; not below the gateways' limit (24 MiB).
+    /// Largest MQTT packet that is accepted; not below the gateways' limit (24 MiB).
     pub maximum_packet_bytes: u32,
     /// Most transactions in one group (1,024).
     pub group_transactions: usize,
-    /// Most payload bytes in one group; a single larger one goes alone (4 MiB).
+    /// Most payload bytes in one group; a single larger transaction forms its own group (4 MiB).
     pub group_bytes: usize,
-    /// A lane file is renamed aside at this size (1 GiB).
+    /// A lane file is rotated at this size (1 GiB).
     pub rotate_bytes: u64,
 }

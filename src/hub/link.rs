@@ -1,4 +1,4 @@
-//! One connection of the hub: how it is made, and what is published on it.
+//! One connection of the hub: how it is made, and what the hub publishes on it.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -24,9 +24,9 @@ use super::HubSettings;
 use super::answers::Answer;
 use super::store_thread::now_text;
 
-/// Most of our own publishes that are not acknowledged: what waits behind them coalesces.
+/// Most unacknowledged publishes of ours; further answers wait and coalesce.
 const IN_FLIGHT: u16 = 16;
-/// How long a command may be under way: the clocks of two machines may differ by minutes.
+/// How long a command is valid: the clocks of two machines may differ by minutes.
 const COMMAND_MILLIS: u64 = 600_000;
 
 /// Why a connection has ended.
@@ -48,8 +48,8 @@ pub(super) enum Ended {
     Stopping,
 }
 
-/// Makes the next connection: Clean Start, no session, a will of this session. Certificates are read at each, so that
-/// renewed ones are taken.
+/// Makes the next connection: Clean Start, no session, a will of this session. Certificates are read for each
+/// connection, so that renewed ones are used.
 pub(super) async fn open(
     settings: &HubSettings,
     session: u64,
@@ -79,10 +79,10 @@ pub(super) async fn open(
         options,
         filters: HUB_FILTERS.map(str::to_owned).to_vec(),
         phase_timeout: limit,
-        // Short: what waits shall wait in `answers`, where it coalesces.
+        // Short: answers should wait in `answers`, where they coalesce.
         queue: 1,
     };
-    // All through CONNACK within the limit; the SUBSCRIBE has as long again.
+    // All phases through CONNACK share the limit; the SUBSCRIBE has as long again.
     match tokio::time::timeout(limit * 2, connect(plan, |_| {})).await {
         Ok(connected) => Ok(connected?),
         Err(_) => Err(Ended::NoConnection(limit * 2)),
@@ -93,16 +93,16 @@ pub(super) fn keep_alive(settings: &HubSettings) -> Duration {
     settings.keep_alive.max(LEAST_KEEP_ALIVE)
 }
 
-/// A publish that is ready to go out, QoS 1.
+/// A publish that is ready to send, QoS 1.
 #[derive(Debug)]
 pub struct SignedPublish {
-    /// Where it is published.
+    /// Its topic.
     pub topic: String,
-    /// What is published.
+    /// Its payload.
     pub payload: Vec<u8>,
-    /// The broker keeps it for later subscribers.
+    /// Whether the broker keeps it for later subscribers.
     pub retain: bool,
-    /// With the signature.
+    /// Its properties, with the signature.
     pub properties: PublishProperties,
 }
 
@@ -115,38 +115,42 @@ impl From<SignedPublish> for Outgoing {
     }
 }
 
-/// Gives answers their form, numbers receipts and signs.
-pub struct Speaker {
+/// Encodes answers, numbers receipts and signs them.
+pub struct AnswerSigner {
     hub: Hub,
     incarnation: u64,
     counter: u64,
     key: SigningKey,
 }
 
-impl Speaker {
-    /// Begins a random incarnation.
+impl AnswerSigner {
+    /// Starts a random incarnation.
     ///
     /// # Errors
     /// The system has no random numbers.
     pub fn begin(hub: Hub, key: SigningKey) -> std::io::Result<Self> {
-        // 53 bits: a number that every JSON reader keeps exactly.
+        // 53 bits: every JSON reader keeps such a number exactly.
         let incarnation = u64::from_be_bytes(pgw_durable::random()?) >> 11;
         Ok(Self { hub, incarnation, counter: 0, key })
     }
 
-    /// The publish for an answer.
-    pub fn say(&mut self, answer: Answer) -> SignedPublish {
+    /// The signed publish for an answer.
+    pub fn sign(&mut self, answer: Answer) -> SignedPublish {
         match answer {
-            Answer::Receipt { lane, marks, backed_up, nonce } => {
+            Answer::Receipt { lane, watermarks, backed_up, nonce } => {
                 self.counter += 1;
                 let receipt = Receipt {
                     schema: SCHEMA,
                     hub: self.hub.clone(),
                     incarnation: self.incarnation,
                     counter: self.counter,
-                    epochs: marks
+                    epochs: watermarks
                         .iter()
-                        .map(|mark| Stored { epoch: mark.epoch, through: mark.through, chain: mark.chain })
+                        .map(|watermark| Stored {
+                            epoch: watermark.epoch,
+                            through: watermark.through,
+                            chain: watermark.chain,
+                        })
                         .collect(),
                     backed_up_through: backed_up,
                     nonce,

@@ -5,12 +5,12 @@ use std::time::{Duration, Instant};
 
 use pgw_core::wire::WireError;
 
-/// The same refusal of the same gateway is logged at most once in this time.
+/// The same refusal of the same gateway is logged at most this often.
 const LOG_INTERVAL: Duration = Duration::from_secs(10);
-/// Most refusals that are told apart.
+/// Most refusals that are counted separately.
 const MOST: usize = 1_000;
 
-/// Counts refusals by who and why.
+/// Counts refusals by sender and reason.
 #[derive(Debug, Default)]
 pub(super) struct Refusals(HashMap<(String, &'static str), Refused>);
 
@@ -21,7 +21,7 @@ struct Refused {
 }
 
 impl Refusals {
-    /// One more; whether it was logged.
+    /// Counts one; returns whether it should be logged.
     pub(super) fn count(&mut self, who: &str, why: &'static str, now: Instant) -> bool {
         let recent = |refused: &Refused| now.saturating_duration_since(refused.logged) < LOG_INTERVAL;
         if self.0.len() >= MOST {
@@ -38,7 +38,7 @@ impl Refusals {
                 }
                 log
             }
-            // Beyond the limit nothing is told apart any more, and nothing is logged: there is enough in the log.
+            // Beyond the limit refusals are neither counted separately nor logged: the log has enough of them.
             None if full => false,
             None => {
                 self.0.insert(key.clone(), Refused { count: 1, logged: now });
@@ -79,6 +79,6 @@ mod tests {
             refusals.count(&n.to_string(), "x", start + LOG_INTERVAL);
         }
         assert!(refusals.0.len() <= MOST);
-        assert!(refusals.count("late", "x", start + LOG_INTERVAL * 3), "the old ones have made room");
+        assert!(refusals.count("late", "x", start + LOG_INTERVAL * 3), "the old ones have been removed");
     }
 }

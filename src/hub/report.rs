@@ -10,10 +10,10 @@ use super::fleet::{self, GatewayView};
 use super::store::{LaneName, StoreError, Through, ndjson};
 use super::verify::{self, LaneReport};
 
-/// A gateway whose session went back is shown for this long.
+/// A gateway whose session number went back is flagged for this long.
 const DAY_MILLIS: u64 = 86_400_000;
 
-/// A report, and whether all is well: the exit code of the command.
+/// A report, and whether all is well, which decides the command's exit code.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PrintedReport {
     /// Lines, each with its newline.
@@ -64,8 +64,12 @@ fn write_lane(text: &mut String, report: &LaneReport) {
         let _ = write!(text, ", {} bytes of an incomplete last line", report.torn_bytes);
     }
     text.push('\n');
-    for mark in &report.marks {
-        let _ = writeln!(text, "  epoch {} through {} chain {}", mark.epoch, mark.through, mark.chain);
+    for watermark in &report.watermarks {
+        let _ = writeln!(
+            text,
+            "  epoch {} through {} chain {}",
+            watermark.epoch, watermark.through, watermark.chain
+        );
     }
     for void in &report.voids {
         let _ = writeln!(
@@ -74,10 +78,10 @@ fn write_lane(text: &mut String, report: &LaneReport) {
             void.from, void.to, void.epoch, void.reason
         );
     }
-    for (epoch, range) in &report.mended {
+    for (epoch, range) in &report.recovered {
         let _ = writeln!(
             text,
-            "  mended: sequences {} to {} of epoch {epoch} are not whole in the lane's files; {} has them",
+            "  recovered: sequences {} to {} of epoch {epoch} are not whole in the lane's files; {} has them",
             range.start(),
             range.end(),
             ndjson::again_path(Path::new(""), &report.lane).display()
@@ -103,7 +107,7 @@ fn write_lane(text: &mut String, report: &LaneReport) {
     }
 }
 
-/// Most numbers of one gap that the proposed command names; the next `verify` proposes the rest.
+/// Most numbers of one gap in the proposed command; the next `verify` proposes the rest.
 const MOST_WANTED: u64 = 100_000;
 
 /// The fleet as a table: a line for each lane of each gateway; `now` is the wall clock.
@@ -112,9 +116,9 @@ const MOST_WANTED: u64 = 100_000;
 /// [`StoreError`] when the store cannot be read.
 pub fn list(directory: &Path, now: UnixMillis) -> Result<PrintedReport, StoreError> {
     let mut rows: BTreeMap<String, Vec<(String, String)>> = BTreeMap::new();
-    for (name, marks) in ndjson::peek(directory)? {
+    for (name, watermarks) in ndjson::peek(directory)? {
         let who = format!("{}/{}", name.practice, name.gateway);
-        rows.entry(who).or_default().push((name.lane.to_string(), through(&marks)));
+        rows.entry(who).or_default().push((name.lane.to_string(), through(&watermarks)));
     }
     let views = fleet::read(directory);
     for who in views.keys() {
@@ -130,11 +134,11 @@ pub fn list(directory: &Path, now: UnixMillis) -> Result<PrintedReport, StoreErr
         if lanes.is_empty() {
             lanes.push(("-".to_owned(), "-".to_owned()));
         }
-        let twin = view.twin.is_some_and(|at| now.saturating_sub(at) < DAY_MILLIS);
-        ok &= !twin && view.status.as_ref().is_none_or(|status| status.up == 1);
+        let duplicate = view.duplicate.is_some_and(|at| now.saturating_sub(at) < DAY_MILLIS);
+        ok &= !duplicate && view.status.as_ref().is_none_or(|status| status.up == 1);
         for (lane, through) in lanes {
             let mut status = view.status.as_ref().map_or("-", |status| status.status.as_str()).to_owned();
-            if twin {
+            if duplicate {
                 status.push_str(", on two boxes?");
             }
             table.push([
@@ -152,11 +156,11 @@ pub fn list(directory: &Path, now: UnixMillis) -> Result<PrintedReport, StoreErr
     Ok(PrintedReport { text: aligned(&table), ok })
 }
 
-fn through(marks: &[Through]) -> String {
-    match marks {
+fn through(watermarks: &[Through]) -> String {
+    match watermarks {
         [] => "0".to_owned(),
         [one] => one.through.to_string(),
-        [.., last] => format!("{} (epoch {} of {})", last.through, marks.len(), marks.len()),
+        [.., last] => format!("{} (epoch {} of {})", last.through, watermarks.len(), watermarks.len()),
     }
 }
 

@@ -1,8 +1,8 @@
-//! Sent again: what the hub's files have lost or altered is asked of the gateway that sent it, and copies are kept beside the
-//! lane ([`Store::mend`](super::store::Store::mend)). What is stored stays as it is, and no lane's end moves: exactly once
-//! holds.
+//! Asks a gateway to send again what the hub's files have lost or altered, and keeps the copies beside the lane
+//! ([`Store::keep_copies`](super::store::Store::keep_copies)). The stored lines stay as they are, and no lane's end
+//! moves: exactly once still holds.
 //!
-//! A person asks for it with `practice-hub resend`, over the control socket; the store thread owns [`Resends`].
+//! A person requests it with `practice-hub resend`, over the control socket; the store thread owns [`Resends`].
 
 use std::collections::{BTreeSet, HashMap};
 use std::ops::RangeInclusive;
@@ -17,15 +17,15 @@ use tokio::sync::watch;
 use super::answers::Answers;
 use super::store::{Entry, LaneName, StoreError, Through};
 
-/// A gateway that has sent nothing for so long does not answer.
+/// A gateway that has sent nothing for this long counts as not responding.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// What a person asks for.
+/// The request of a person.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ResendRequest {
     /// The lane.
     pub lane: LaneName,
-    /// Epoch of the sequences; without it the lane's last one.
+    /// Epoch of the sequences; the lane's last one if left out.
     pub epoch: Option<Epoch>,
     /// The first sequence.
     pub from: Sequence,
@@ -42,22 +42,22 @@ pub struct ResendProgress {
     pub ended: Option<Result<Resent, ResendError>>,
 }
 
-/// A resend that the gateway says is done.
+/// A resend that the gateway reports as done.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Resent {
     /// How many it has sent.
     pub sent: u64,
-    /// What else it says.
+    /// Its remark.
     pub detail: String,
 }
 
-/// Why a resend was not done, or not all of it. A person reads it and asks again; nothing else is decided by it.
+/// Why a resend was not done, or not completely. A person reads it and asks again; the program decides nothing by it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ResendError {
-    /// The lane is not known here.
+    /// The lane is unknown.
     #[error("the hub has stored nothing of {0}")]
     NothingStored(LaneName),
-    /// The epoch is not known here.
+    /// The epoch is unknown.
     #[error("{lane}: nothing of epoch {epoch} is stored here")]
     UnknownEpoch {
         /// The lane.
@@ -65,7 +65,7 @@ pub enum ResendError {
         /// The epoch that was asked for.
         epoch: Epoch,
     },
-    /// Not a range of what is stored.
+    /// The range is not stored.
     #[error(
         "{lane}: sequences {from} to {through} are not a range from 1 to {stored}; the gateway sends later ones without being asked"
     )]
@@ -76,45 +76,45 @@ pub enum ResendError {
         from: Sequence,
         /// The last one.
         through: Sequence,
-        /// The last one that is stored.
+        /// The last stored one.
         stored: Sequence,
     },
     /// The gateway cannot be asked.
     #[error("{0}: the gateway is not online: run this command again when it is")]
     NotOnline(LaneName),
-    /// A later request for the same lane.
+    /// Replaced by a later request for the same lane.
     #[error("another request for this lane replaced it")]
     Replaced,
-    /// The gateway does not do it.
+    /// The gateway refuses.
     #[error("the gateway refuses: {0}")]
     Refused(String),
     /// The gateway has sent more than arrived here: the broker dropped some, or the hub had only just started.
     #[error("the gateway sent {sent} transactions, and {kept} of them arrived: run this command again")]
     NotArrived {
-        /// As the gateway says.
+        /// According to the gateway.
         sent: u64,
         /// Copies that are kept.
         kept: u64,
     },
-    /// Nothing has come for too long.
+    /// Nothing has arrived for too long.
     #[error("the gateway has not answered")]
     NoAnswer,
-    /// The copies are not on stable storage.
+    /// The copies could not be put on stable storage.
     #[error("{0}")]
     Store(String),
 }
 
-/// A range that a gateway was asked for.
+/// A range that was requested from a gateway.
 struct Pending {
     id: String,
     epoch: Epoch,
     range: RangeInclusive<Sequence>,
     kept: BTreeSet<Sequence>,
-    heard: Instant,
+    last_received: Instant,
     progress: watch::Sender<ResendProgress>,
 }
 
-/// What the gateways were asked for: one range a lane.
+/// All requests: one range per lane.
 #[derive(Default)]
 pub(super) struct Resends {
     lanes: HashMap<LaneName, Pending>,
@@ -128,7 +128,7 @@ impl Resends {
         self.bytes
     }
 
-    /// A person asks for a range. `stored` is where the lane's epochs end, `session` the gateway's if it is online.
+    /// A person requests a range. `stored` is where the lane's epochs end, `session` the gateway's if it is online.
     pub(super) fn ask(
         &mut self,
         request: ResendRequest,
@@ -150,11 +150,11 @@ impl Resends {
         let order = Order::Resend { lane: name.lane.clone(), epoch, from, through };
         answers.command(&name.practice, &name.gateway, id.clone(), session, order);
         tracing::info!(lane = %name, %epoch, from, through, "Asked a gateway for transactions again");
-        let (kept, heard) = (BTreeSet::new(), Instant::now());
-        self.lanes.insert(name, Pending { id, epoch, range: from..=through, kept, heard, progress });
+        let (kept, last_received) = (BTreeSet::new(), Instant::now());
+        self.lanes.insert(name, Pending { id, epoch, range: from..=through, kept, last_received, progress });
     }
 
-    /// A repetition has come: it is kept if it was asked for and has not come before.
+    /// A repetition has arrived: it is kept if it was requested and has not arrived before.
     pub(super) fn repetition(&mut self, lane: &LaneName, envelope: Envelope, body: Bytes) {
         let Some(pending) = self.lanes.get_mut(lane) else { return };
         let sequence = envelope.sequence;
@@ -162,14 +162,14 @@ impl Resends {
             && pending.range.contains(&sequence)
             && pending.kept.insert(sequence)
         {
-            pending.heard = Instant::now();
+            pending.last_received = Instant::now();
             pending.progress.send_modify(|progress| progress.kept += 1);
             self.bytes += body.len();
             self.copies.push(Entry { lane: lane.clone(), envelope, body: Some(body) });
         }
     }
 
-    /// A gateway says what has become of a command; what it sent before is on stable storage.
+    /// A gateway reports the result of a command; what it sent before is on stable storage.
     pub(super) fn result(&mut self, practice: &Practice, gateway: &Gateway, result: CommandResult) {
         let of = self.lanes.iter().find(|(name, pending)| {
             pending.id == result.id && name.practice == *practice && name.gateway == *gateway
@@ -199,9 +199,9 @@ impl Resends {
         }
     }
 
-    /// Ends what has waited too long for its gateway.
+    /// Ends requests whose gateway has not responded for too long.
     pub(super) fn give_up(&mut self) {
-        let late = self.lanes.iter().filter(|(_, pending)| pending.heard.elapsed() > PATIENCE);
+        let late = self.lanes.iter().filter(|(_, pending)| pending.last_received.elapsed() > PATIENCE);
         for name in late.map(|(name, _)| name.clone()).collect::<Vec<_>>() {
             self.end(&name, Err(ResendError::NoAnswer));
         }
@@ -209,13 +209,13 @@ impl Resends {
 
     fn end(&mut self, lane: &LaneName, ended: Result<Resent, ResendError>) {
         if let Some(pending) = self.lanes.remove(lane) {
-            // Whoever asked may have gone.
+            // The client may have gone.
             pending.progress.send_modify(|progress| progress.ended = Some(ended));
         }
     }
 }
 
-/// The epoch and the gateway's session, if what is asked for can be asked of the gateway.
+/// The epoch and the gateway's session, if the gateway can be asked for the range.
 fn possible(
     request: &ResendRequest,
     stored: &[Through],

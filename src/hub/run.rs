@@ -1,12 +1,11 @@
 //! Runs the hub: one connection after another, each with a new session, and one store thread behind them all.
 //!
 //! ```text
-//! broker ──► session task ──bounded queue──► store thread ──► answers ──► speaker ──► broker
+//! broker ──► session task ──bounded queue──► store thread ──► answers ──► signer ──► broker
 //! ```
 //!
-//! A full queue stops the session, and so TCP, and so the broker: that is the back-pressure. What the broker then
-//! drops is missed, named by a gap notice and sent again. Nothing that a PUBACK of ours said counts for anything:
-//! the receipt does.
+//! A full queue stops the session, and so TCP, and so the broker: that is the back-pressure. The gateway sends again
+//! what the broker then drops, after a gap notice. Our PUBACK promises nothing; the receipt does.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -35,25 +34,25 @@ use super::answers::Answers;
 use super::backup::Backups;
 use super::control::server::Commands;
 use super::fleet::Fleet;
-use super::link::{self, Ended, Speaker};
+use super::link::{self, AnswerSigner, Ended};
 use super::store::ndjson::NdjsonStore;
 use super::store::{Store, StoreError};
 use super::store_thread::{Arrival, GroupLimits, StoreThread};
 
 /// Payload bytes between the session and the store thread, in units of 1 KiB.
 const QUEUE_KIB: u32 = 64 * 1024;
-/// What the smallest publish counts: at most 4,096 of them wait.
+/// The least that a publish counts: so at most 4,096 of them wait.
 const LEAST_KIB: u32 = 16;
-/// Answers that are handed to the session at once, at most.
+/// Most answers that are handed to the session at once.
 const MOST_ANSWERS: usize = 16;
 /// A connection that lived this long was a good one: the next delay is short again.
 const GOOD_AFTER: Duration = Duration::from_secs(20);
-/// How often the store thread looks at what is due by time.
+/// How often the store thread checks for work that is due by time.
 const TICK: Duration = Duration::from_secs(5);
-/// How long the last words may take when the hub stops.
+/// How long the last messages may take when the hub stops.
 const FAREWELL: Duration = Duration::from_secs(2);
 
-/// Why the hub cannot run. Trouble with the broker is never a reason.
+/// Why the hub cannot run. A failure of the broker is never a reason.
 #[derive(Debug, thiserror::Error)]
 pub enum HubError {
     /// The store cannot be opened.
@@ -62,7 +61,7 @@ pub enum HubError {
     /// The signing key cannot be read.
     #[error("cannot read the signing key {0}")]
     KeyFile(PathBuf, #[source] std::io::Error),
-    /// It is none.
+    /// It is not a key.
     #[error("{0} is not a PKCS#8 document with an Ed25519 key")]
     Key(PathBuf, #[source] WireError),
     /// The control socket cannot be made.
@@ -74,7 +73,7 @@ pub enum HubError {
 }
 
 impl HubError {
-    /// What the supervisor does about it.
+    /// What the supervisor should do.
     #[must_use]
     pub fn consequence(&self) -> Exit {
         match self {
@@ -86,7 +85,8 @@ impl HubError {
     }
 }
 
-/// Opens the embedded store and runs until `stop` turns true. `live` says whether the hub is connected and subscribed.
+/// Opens the embedded store and runs until `stop` turns true. `live` reports whether the hub is connected and
+/// subscribed.
 ///
 /// # Errors
 /// [`HubError`], only before the first connection.
@@ -115,8 +115,8 @@ pub async fn run_with(
     let path = settings.signing_key_file.clone();
     let document = fs::read(&path).map_err(|error| HubError::KeyFile(path.clone(), error))?;
     let key = SigningKey::from_pkcs8(&document).map_err(|error| HubError::Key(path, error))?;
-    let mut speaker =
-        Speaker::begin(settings.hub.clone(), key).map_err(|_| HubError::System("give random numbers"))?;
+    let mut signer = AnswerSigner::begin(settings.hub.clone(), key)
+        .map_err(|_| HubError::System("give random numbers"))?;
     let control = Control::listen(&settings.control_socket)?;
 
     let answers = Answers::default();
@@ -133,19 +133,19 @@ pub async fn run_with(
         .name("hub-store".to_owned())
         .spawn(move || store_thread.run(inbox))
         .map_err(|_| HubError::System("start a thread"))?;
-    // Also where the store thread has ended by itself, which nobody outside has heard yet.
+    // Also if the store thread has ended by itself, which nobody outside knows yet.
     let (over, is_over) = watch::channel(false);
     let commands = Commands::new(settings.clone(), arrivals.clone(), is_over.clone());
     let control = tokio::spawn(control.serve(Arc::new(commands), is_over));
 
     let clock = TrustedClock::open(&settings.directory);
     let mut context = Context { clock, known: Vec::new(), arrivals, answers };
-    connections(&settings, &mut context, &mut speaker, &mut stop, &live).await;
+    connections(&settings, &mut context, &mut signer, &mut stop, &live).await;
     drop(context);
     over.send_replace(true);
-    // It holds the way to the store thread, too.
+    // It also holds a sender to the store thread.
     let _ = control.await;
-    // The store thread ends when nobody can send to it any more.
+    // The store thread ends when all its senders are gone.
     tokio::task::spawn_blocking(move || thread.join())
         .await
         .ok()
@@ -157,13 +157,13 @@ pub async fn run_with(
 async fn connections(
     settings: &HubSettings,
     context: &mut Context,
-    speaker: &mut Speaker,
+    signer: &mut AnswerSigner,
     stop: &mut watch::Receiver<bool>,
     live: &watch::Sender<bool>,
 ) {
     let millis = |time: Duration| Millis::try_from(time.as_millis()).unwrap_or(Millis::MAX);
     let base = millis(settings.reconnect_base);
-    // A fleet has few hubs: their first attempts need not be spread.
+    // A fleet has few hubs: their first attempts need not be spread out.
     let mut backoff = Backoff::new(BackoffLimits {
         base,
         cap: millis(settings.reconnect_cap),
@@ -173,7 +173,7 @@ async fn connections(
     let mut sessions = SessionCounter::new(&settings.directory);
     while !*stop.borrow() {
         let (session, began) = (sessions.next().await, Instant::now());
-        let ended = connection(settings, session, context, speaker, stop, live).await;
+        let ended = connection(settings, session, context, signer, stop, live).await;
         if live.send_replace(false) {
             backoff.connected();
             backoff.progress(0);
@@ -191,23 +191,23 @@ async fn connections(
     }
 }
 
-/// What every connection has in common.
+/// What all connections share.
 struct Context {
     clock: Arc<TrustedClock>,
-    /// The broker's addresses as they were last found.
+    /// The broker's addresses from the last look-up.
     known: Vec<SocketAddr>,
-    /// To the store thread; what may wait there is bounded by permits.
+    /// To the store thread; permits limit what may wait there.
     arrivals: blocking::Sender<Arrival>,
-    /// From it.
+    /// From the store thread.
     answers: Answers,
 }
 
-/// One connection, from its first byte to its last.
+/// One connection, from start to end.
 async fn connection(
     settings: &HubSettings,
     session: u64,
     context: &mut Context,
-    speaker: &mut Speaker,
+    signer: &mut AnswerSigner,
     stop: &mut watch::Receiver<bool>,
     live: &watch::Sender<bool>,
 ) -> Ended {
@@ -227,12 +227,12 @@ async fn connection(
     if arrivals.send(Arrival::Connected).is_err() {
         return Ended::NoStore;
     }
-    let online = vec![Outgoing::from(speaker.status("online", session, "connected"))];
-    if let Err(ended) = publish(online, context, speaker, &queue, &mut work, stop).await {
+    let online = vec![Outgoing::from(signer.status("online", session, "connected"))];
+    if let Err(ended) = publish(online, context, signer, &queue, &mut work, stop).await {
         return ended;
     }
     let farewell = async {
-        let last = vec![speaker.status("offline", session, "stopped").into(), Outgoing::Disconnect];
+        let last = vec![signer.status("offline", session, "stopped").into(), Outgoing::Disconnect];
         let _ = queue.send(last).await;
         let _ = (&mut work.0).await;
     };
@@ -240,29 +240,29 @@ async fn connection(
     Ended::Stopping
 }
 
-/// Hands what the store thread answers to the session, after `bundle`, until the hub stops.
+/// Passes the store thread's answers to the session, after `bundle`, until the hub stops.
 async fn publish(
     mut bundle: Vec<Outgoing>,
     Context { arrivals, answers, .. }: &Context,
-    speaker: &mut Speaker,
+    signer: &mut AnswerSigner,
     queue: &mpsc::Sender<Vec<Outgoing>>,
     work: &mut AbortOnDrop,
     stop: &mut watch::Receiver<bool>,
 ) -> Result<(), Ended> {
     let mut tick = tokio::time::interval(TICK);
     loop {
-        // Signed only when the session can take them: a receipt that waits is replaced by a newer one.
-        let room = tokio::select! {
+        // Signed only when the session can take them: until then a newer receipt replaces a waiting one.
+        let slot = tokio::select! {
             ended = &mut work.0 => return Err(joined(ended)),
-            room = queue.reserve() => room,
+            slot = queue.reserve() => slot,
         };
         while bundle.len() < MOST_ANSWERS
             && let Some(answer) = answers.take()
         {
-            bundle.push(speaker.say(answer).into());
+            bundle.push(signer.sign(answer).into());
         }
-        if let (false, Ok(room)) = (bundle.is_empty(), room) {
-            room.send(std::mem::take(&mut bundle));
+        if let (false, Ok(slot)) = (bundle.is_empty(), slot) {
+            slot.send(std::mem::take(&mut bundle));
         } else {
             tokio::select! {
                 ended = &mut work.0 => return Err(joined(ended)),
@@ -279,9 +279,9 @@ async fn publish(
 
 /// Drives the session.
 async fn work(connected: Connected, arrivals: blocking::Sender<Arrival>, silence: Duration) -> Ended {
-    // The queue's other end is the connection's alone.
+    // Only this connection uses the queue's other end.
     let Connected { mut session, mut handed, early: mut events, .. } = connected;
-    let room = Arc::new(Semaphore::new(QUEUE_KIB as usize));
+    let capacity = Arc::new(Semaphore::new(QUEUE_KIB as usize));
     let mut ended = None;
     loop {
         let (mut publishes, mut kib) = (Vec::new(), 0);
@@ -293,7 +293,7 @@ async fn work(connected: Connected, arrivals: blocking::Sender<Arrival>, silence
             }
         }
         if !publishes.is_empty() {
-            let Ok(permit) = room.clone().acquire_many_owned(kib).await else { return Ended::NoStore };
+            let Ok(permit) = capacity.clone().acquire_many_owned(kib).await else { return Ended::NoStore };
             if arrivals.send(Arrival::Publishes(publishes, permit)).is_err() {
                 return Ended::NoStore;
             }
@@ -301,7 +301,8 @@ async fn work(connected: Connected, arrivals: blocking::Sender<Arrival>, silence
         if let Some(ended) = ended {
             return ended;
         }
-        // It pings at every keep-alive, so that something always moves; after a timeout nothing of it is used again.
+        // It pings at every keep-alive, so that something always happens; after a timeout the session is not used
+        // again.
         ended = match tokio::time::timeout(silence, session.next(&mut handed, &mut events)).await {
             Ok(Ok(())) => None,
             Ok(Err(error)) => Some(Failure::session(Phase::Live, &error).into()),

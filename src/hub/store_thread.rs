@@ -1,10 +1,11 @@
-//! The store thread: carries out what the committer says. It takes what has arrived as one group, has it judged, stores it, and
-//! only then answers.
+//! The store thread carries out what the committer decides. It takes what has arrived as one group, has the committer
+//! check it, stores it, and only then answers.
 //!
-//! A group is everything that has arrived, up to its limits. One that comes alone is stored at once; in a stream the
-//! next group is not begun sooner than [`GATHER`] after the last, unless [`ENOUGH`] is there: each group costs an
-//! fsync, and each lane in it a receipt, which is signed, carried and verified. What is stored, answered and refused is
-//! decided in [`pgw_core::committer`], which the models drive; here are the channel, the store, the clock and the log.
+//! A group is everything that has arrived, up to its limits. A single transaction is stored at once. In a stream the
+//! next group does not begin sooner than [`GATHER`] after the last, unless [`ENOUGH`] transactions are there: each
+//! group costs an fsync, and each of its lanes a receipt, which is signed, carried and verified.
+//! [`pgw_core::committer`] decides what is stored, answered and refused, and the models test it; this module has the
+//! channel, the store, the clock and the log.
 
 use std::collections::HashMap;
 use std::sync::mpsc::{Receiver, SyncSender};
@@ -34,19 +35,20 @@ use super::store::{Entry, LaneName, Store, StoreError, Through};
 
 pub use pgw_core::committer::GroupLimits;
 
-/// Most topics whose parsed form is kept.
+/// Most topics whose parsed form is cached.
 const MOST_TOPICS: usize = 10_000;
 /// Largest status, health, info or event that is read, bytes.
 const MOST_PRESENCE: usize = 16 * 1024;
 
-/// In a stream, groups are about this far apart: a fraction of what a gateway's round trip takes.
+/// In a stream, groups are about this far apart: a fraction of a gateway's round trip.
 const GATHER: Duration = Duration::from_millis(2);
-/// How often the thread looks for what has arrived meanwhile. Waking up for each read would cost more than the waiting saves.
-const LOOK: Duration = Duration::from_micros(500);
-/// Transactions for which nothing more is waited: less than what one gateway's default window has under way at most.
+/// How often the thread checks for new arrivals. Waking up for each read would cost more than waiting saves.
+const POLL: Duration = Duration::from_micros(500);
+/// With this many transactions the thread does not wait for more: less than one gateway's default window has in
+/// flight.
 const ENOUGH: usize = 48;
 
-/// What reaches the store thread.
+/// A message to the store thread.
 pub enum Arrival {
     /// Publishes in the order of their arrival, with their share of the byte limit.
     Publishes(Vec<Publish>, OwnedSemaphorePermit),
@@ -54,11 +56,11 @@ pub enum Arrival {
     Connected,
     /// Time has passed.
     Tick,
-    /// A part of a bundle that was carried here, and who waits for its fate.
+    /// A part of an imported bundle, and where to send its result.
     Import(Box<Part>, SyncSender<Result<Tally, NotTaken>>),
-    /// A person wants something again that was stored before, and waits for what becomes of it.
+    /// A person wants transactions sent again, and where to send the result.
     Resend(ResendRequest, watch::Sender<ResendProgress>),
-    /// A person has said that the backup that was begun is complete.
+    /// A person says that the backup that was begun is complete.
     BackedUp,
 }
 
@@ -66,7 +68,7 @@ pub enum Arrival {
 pub struct StoreThread {
     store: Box<dyn Store>,
     committer: Committer<Entry>,
-    /// What the committer has said, and was not carried out yet.
+    /// The committer's output that is not carried out yet.
     actions: Vec<Action<Entry>>,
     answers: Answers,
     fleet: Fleet,
@@ -75,24 +77,24 @@ pub struct StoreThread {
     probes: Vec<(Practice, Gateway, Bytes)>,
     refusals: Refusals,
     resends: Resends,
-    /// The committer's time begins here.
+    /// The committer's time counts from here.
     began: Instant,
-    /// Groups that were given to the store, and how many of them failed.
+    /// Groups given to the store, and how many of them failed.
     groups: u64,
     failed: u64,
-    /// Somebody waits for an answer: the group is not kept waiting.
+    /// A client waits for an answer: the group is not delayed.
     hurry: bool,
 }
 
-/// What the committer asks the store; an error is kept for the log.
+/// What the committer asks of the store; an error is kept for the log.
 struct Asked<'a> {
     store: &'a mut dyn Store,
     error: Option<StoreError>,
 }
 
 impl Lookup for Asked<'_> {
-    fn marks_of(&self, lane: &LaneName) -> Vec<Through> {
-        self.store.marks_of(lane)
+    fn watermarks_of(&self, lane: &LaneName) -> Vec<Through> {
+        self.store.watermarks_of(lane)
     }
 
     fn has_id(&mut self, lane: &LaneName, id: TransactionId) -> Option<bool> {
@@ -101,7 +103,7 @@ impl Lookup for Asked<'_> {
 }
 
 impl StoreThread {
-    /// Begins from the store's marks.
+    /// Starts from the store's watermarks.
     #[must_use]
     pub fn new(
         store: Box<dyn Store>,
@@ -111,7 +113,7 @@ impl StoreThread {
         limits: GroupLimits,
     ) -> Self {
         Self {
-            committer: Committer::new(limits, store.marks(), backups.lanes()),
+            committer: Committer::new(limits, store.watermarks(), backups.lanes()),
             store,
             actions: Vec::new(),
             answers,
@@ -128,7 +130,7 @@ impl StoreThread {
         }
     }
 
-    /// Works until every sender is gone. Blocking.
+    /// Works until all senders are gone. Blocking.
     pub fn run(mut self, arrivals: Receiver<Arrival>) {
         let mut permits = Vec::new();
         let mut stored: Option<Instant> = None;
@@ -139,14 +141,14 @@ impl StoreThread {
                 permits.extend(self.take(arrival));
                 let waiting = self.committer.group().len();
                 if waiting == 0 && self.groups > before {
-                    // It was full, and is stored: what comes next begins a new one.
+                    // The group was full and is stored: the next arrival begins a new one.
                     break;
                 }
                 next = arrivals.try_recv().ok();
                 if next.is_none() && !self.hurry && waiting < ENOUGH {
                     let rest = stored.map_or(Duration::ZERO, |at| GATHER.saturating_sub(at.elapsed()));
                     if !rest.is_zero() {
-                        std::thread::sleep(rest.min(LOOK));
+                        std::thread::sleep(rest.min(POLL));
                         next = Some(arrivals.try_recv().unwrap_or(Arrival::Tick));
                     }
                 }
@@ -178,14 +180,14 @@ impl StoreThread {
                 None
             }
             Arrival::Resend(request, progress) => {
-                let stored = self.store.marks_of(&request.lane);
+                let stored = self.store.watermarks_of(&request.lane);
                 let session = self.fleet.session(&request.lane.practice, &request.lane.gateway);
                 self.resends.ask(request, &stored, session, &self.answers, progress);
                 self.hurry = true;
                 None
             }
             Arrival::Import(part, answer) => {
-                // Whoever waited may have gone: what is stored is stored.
+                // The client may have gone: the transactions are stored all the same.
                 let _ = answer.send(self.import(*part));
                 None
             }
@@ -201,7 +203,7 @@ impl StoreThread {
         }
     }
 
-    /// Tells the committer what has happened, and does what it says.
+    /// Passes an event to the committer and carries out its output.
     fn tell(&mut self, input: Input<Entry>) {
         let mut next = Some(input);
         while let Some(input) = next.take() {
@@ -252,8 +254,8 @@ impl StoreThread {
 
     fn receipt(&mut self, lane: &LaneName, statement: Statement) {
         self.fleet.seen(&lane.practice, &lane.gateway, false);
-        // What the models prove of the committer holds for this store only as long as the two agree.
-        if !is_stored(&statement.epochs, &self.store.marks_of(lane)) {
+        // What the models prove about the committer holds for this store only as long as the two agree.
+        if !is_stored(&statement.epochs, &self.store.watermarks_of(lane)) {
             tracing::error!(%lane, "A receipt would say more than what is stored, by a bug in this program: it is not sent");
             return;
         }
@@ -296,7 +298,7 @@ impl StoreThread {
             Kind::CommandResult if publish.payload.len() <= MOST_PRESENCE => {
                 match from_json(&publish.payload) {
                     Ok(result) => {
-                        // What the gateway sent before it said so.
+                        // The transactions that the gateway sent before this report.
                         self.keep_copies();
                         self.resends.result(&practice, &gateway, result);
                     }
@@ -306,7 +308,7 @@ impl StoreThread {
             Kind::Status | Kind::Health | Kind::Info | Kind::Event
                 if publish.payload.len() <= MOST_PRESENCE =>
             {
-                if !self.fleet.heard(&practice, &gateway, &kind, &publish.payload, publish.retain) {
+                if !self.fleet.record(&practice, &gateway, &kind, &publish.payload, publish.retain) {
                     self.refuse(format!("{practice}/{gateway}"), "malformed presence");
                 }
             }
@@ -314,7 +316,7 @@ impl StoreThread {
         }
     }
 
-    /// Takes a part of a bundle: what the broker brought before is stored first, then this, and it is on stable storage when
+    /// Takes a part of a bundle: stores what the broker brought before, then this part. It is on stable storage when
     /// this returns.
     ///
     /// # Errors
@@ -322,7 +324,7 @@ impl StoreThread {
     pub fn import(&mut self, part: Part) -> Result<Tally, NotTaken> {
         let Part { lane, older, transactions } = part;
         if !self.finish() {
-            return Err(NotTaken::Trouble(lane));
+            return Err(NotTaken::StoreFailed(lane));
         }
         let older = older.into_iter().map(|Older { epoch, through }| (epoch, through));
         let entry = |(envelope, body)| Entry { lane: lane.clone(), envelope, body: Some(body) };
@@ -334,19 +336,19 @@ impl StoreThread {
         }
         let (mut tally, wrong) = taken?;
         if !self.finish() {
-            return Err(NotTaken::Trouble(lane));
+            return Err(NotTaken::StoreFailed(lane));
         }
-        tally.marks = self.store.marks_of(&lane);
+        tally.watermarks = self.store.watermarks_of(&lane);
         wrong.map_or(Ok(tally), Err)
     }
 
-    /// Puts copies that were asked for on stable storage.
+    /// Puts the requested copies on stable storage.
     fn keep_copies(&mut self) {
         let copies = self.resends.take_copies();
         if copies.is_empty() {
             return;
         }
-        if let Err(error) = self.store.mend(&copies) {
+        if let Err(error) = self.store.keep_copies(&copies) {
             tracing::error!(error = chain(&error), "Copies that a gateway sent again could not be stored");
             self.resends.copies_lost(&copies, &error);
         }
@@ -373,7 +375,7 @@ impl StoreThread {
         if self.topics.len() >= MOST_TOPICS {
             self.topics.clear();
         }
-        // A copy, for the publish's topic is a view into the whole packet.
+        // A copy, because the publish's topic is a view into the whole packet.
         self.topics.insert(Bytes::copy_from_slice(topic), parsed.clone());
         Some(parsed)
     }
@@ -384,7 +386,7 @@ impl StoreThread {
     }
 }
 
-/// A transaction from the publish that carries it, in its form whole.
+/// A transaction from its publish, if that is well-formed.
 fn read(lane: &LaneName, publish: Publish) -> Result<(Envelope, Bytes), WireError> {
     let (body, properties) = (publish.payload, publish.properties.unwrap_or_default());
     let envelope = Envelope::from_properties(properties.content_type, properties.user_properties)?;
@@ -397,11 +399,11 @@ fn read(lane: &LaneName, publish: Publish) -> Result<(Envelope, Bytes), WireErro
     Ok((envelope, body))
 }
 
-/// Whether the store has everything that a receipt says.
-fn is_stored(said: &[Through], marks: &[Through]) -> bool {
-    said.iter().all(|said| {
-        let mark = marks.iter().find(|mark| mark.epoch == said.epoch);
-        mark.is_some_and(|mark| said.through < mark.through || said == mark)
+/// Whether the store has everything that a receipt covers.
+fn is_stored(claimed: &[Through], watermarks: &[Through]) -> bool {
+    claimed.iter().all(|claimed| {
+        let watermark = watermarks.iter().find(|watermark| watermark.epoch == claimed.epoch);
+        watermark.is_some_and(|watermark| claimed.through < watermark.through || claimed == watermark)
     })
 }
 
@@ -426,17 +428,17 @@ mod tests {
 
     #[test]
     fn a_receipt_that_says_more_than_the_store_has_is_found() {
-        let mark = |epoch: u128, through, chain| Through {
+        let watermark = |epoch: u128, through, chain| Through {
             epoch: Epoch(uuid::Uuid::from_u128(epoch)),
             through,
             chain: ChainValue([chain; 32]),
         };
-        let marks = [mark(1, 5, 5), mark(2, 3, 3)];
+        let watermarks = [watermark(1, 5, 5), watermark(2, 3, 3)];
         assert!(is_stored(&[], &[]));
-        assert!(is_stored(&marks, &marks));
-        assert!(is_stored(&[mark(1, 4, 4)], &marks));
-        assert!(!is_stored(&[mark(1, 5, 5), mark(2, 4, 4)], &marks), "more");
-        assert!(!is_stored(&[mark(2, 3, 9)], &marks), "something else");
-        assert!(!is_stored(&[mark(3, 1, 1)], &marks), "another epoch");
+        assert!(is_stored(&watermarks, &watermarks));
+        assert!(is_stored(&[watermark(1, 4, 4)], &watermarks));
+        assert!(!is_stored(&[watermark(1, 5, 5), watermark(2, 4, 4)], &watermarks), "more");
+        assert!(!is_stored(&[watermark(2, 3, 9)], &watermarks), "something else");
+        assert!(!is_stored(&[watermark(3, 1, 1)], &watermarks), "another epoch");
     }
 }

@@ -1,7 +1,7 @@
 //! Walks the files of a lane and names each sequence that is missing, altered, swapped or repeated.
 //!
-//! Reads only, and needs no lock: it can run beside the hub. Lines beyond the barrier of a running hub may then be
-//! half there; a line without its end at the end of the last file is reported as torn, not as a fault.
+//! Reads only and needs no lock, so it can run beside the hub. Lines beyond the barrier of a running hub may then be
+//! incomplete; a line without its end at the end of the last file is reported as torn, not as a fault.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -15,31 +15,31 @@ use super::store::line::{self, Line};
 use super::store::walk::{Fault, Walk};
 use super::store::{LaneName, StoreError, Through, ndjson};
 
-/// Most faults that are kept of one lane; the rest is counted.
+/// Most faults that are listed for one lane; the rest are counted.
 const MOST_FAULTS: usize = 100;
 
-/// What was found in a lane.
+/// The result for a lane.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LaneReport {
     /// Its full name.
     pub lane: LaneName,
-    /// Transactions that are stored.
+    /// Number of stored transactions.
     pub transactions: u64,
     /// Transactions that were numbered again after a fork.
     pub advances: u64,
     /// Lines of a later version.
     pub others: u64,
-    /// What is lost and was written off by a person.
+    /// Lost sequences that a person wrote off.
     pub voids: Vec<VoidRange>,
-    /// What is not whole in its files, but was sent again by its gateway and is beside them.
-    pub mended: Vec<(Epoch, std::ops::RangeInclusive<Sequence>)>,
-    /// Where it ends, epochs oldest first.
-    pub marks: Vec<Through>,
+    /// Sequences that are damaged in its files, but that its gateway sent again: the copies are beside them.
+    pub recovered: Vec<(Epoch, std::ops::RangeInclusive<Sequence>)>,
+    /// The lane's ends, epochs oldest first.
+    pub watermarks: Vec<Through>,
     /// Bytes of a last line without its end.
     pub torn_bytes: u64,
-    /// File, line (from 1) and what is wrong; at most a hundred.
+    /// File, line (from 1) and fault; at most a hundred.
     pub faults: Vec<(PathBuf, u64, Fault)>,
-    /// All of them.
+    /// Number of all faults.
     pub faults_total: u64,
 }
 
@@ -52,7 +52,7 @@ pub struct VoidRange {
     pub from: Sequence,
     /// The last.
     pub to: Sequence,
-    /// What the person said.
+    /// The person's reason.
     pub reason: String,
 }
 
@@ -64,22 +64,24 @@ impl LaneReport {
             advances: 0,
             others: 0,
             voids: Vec::new(),
-            mended: Vec::new(),
-            marks: Vec::new(),
+            recovered: Vec::new(),
+            watermarks: Vec::new(),
             torn_bytes: 0,
             faults: Vec::new(),
             faults_total: 0,
         }
     }
 
-    fn void(&mut self, mark: &Through, reason: &str) {
-        let sequence = mark.through;
+    fn void(&mut self, watermark: &Through, reason: &str) {
+        let sequence = watermark.through;
         match self.voids.last_mut() {
-            Some(last) if last.epoch == mark.epoch && last.to + 1 == sequence && last.reason == reason => {
+            Some(last)
+                if last.epoch == watermark.epoch && last.to + 1 == sequence && last.reason == reason =>
+            {
                 last.to = sequence;
             }
             _ => self.voids.push(VoidRange {
-                epoch: mark.epoch,
+                epoch: watermark.epoch,
                 from: sequence,
                 to: sequence,
                 reason: reason.to_owned(),
@@ -88,7 +90,7 @@ impl LaneReport {
     }
 }
 
-/// Where a transaction lies that a later line may name.
+/// Where a transaction lies that a later line may refer to.
 #[derive(Clone, Copy)]
 struct LineAt {
     file: usize,
@@ -112,11 +114,11 @@ impl Copies {
                 let place = LineAt { file, offset, length: text.len() as u64 };
                 match line::read(text) {
                     Some(Line::Record(record)) => {
-                        copies.numbers.insert((record.mark.epoch, record.mark.through), place);
+                        copies.numbers.insert((record.watermark.epoch, record.watermark.through), place);
                         copies.ids.insert(record.id, place);
                     }
-                    Some(Line::Void { mark, .. }) => {
-                        copies.numbers.insert((mark.epoch, mark.through), place);
+                    Some(Line::Void { watermark, .. }) => {
+                        copies.numbers.insert((watermark.epoch, watermark.through), place);
                     }
                     _ => {}
                 }
@@ -125,7 +127,7 @@ impl Copies {
         Ok(copies)
     }
 
-    /// Goes on with a copy, if there is one that follows.
+    /// Continues with a copy, if one follows.
     fn step(&mut self, walk: &mut Walk, files: &[PathBuf], number: (Epoch, Sequence)) -> bool {
         let text = self.numbers.get(&number).and_then(|place| load(files, place));
         let read = text.as_deref().and_then(line::read);
@@ -138,11 +140,11 @@ impl Copies {
         true
     }
 
-    /// Goes on with copies as far as there are any, at most through this number.
+    /// Continues with copies as long as they follow, at most through this number.
     fn fill(&mut self, walk: &mut Walk, files: &[PathBuf], epoch: Epoch, through: Sequence) -> u64 {
         let mut filled = 0;
         loop {
-            let here = walk.mark_of(epoch).through;
+            let here = walk.watermark_of(epoch).through;
             if here >= through || !self.step(walk, files, (epoch, here + 1)) {
                 return filled;
             }
@@ -162,7 +164,8 @@ pub fn lane(directory: &Path, name: &LaneName) -> Result<LaneReport, StoreError>
     files.push(ndjson::again_path(directory, name));
     let copies = Copies::read(&files[own], own)?;
     let mut advanced: HashMap<Uuid, Option<LineAt>> = HashMap::new();
-    // Only what an advance names has to be found again; most lanes have none, and then nothing is read twice.
+    // Only transactions that an advance refers to have to be found again; most lanes have none, and nothing is read
+    // twice.
     for_lines(&files[..own], |_, _, _, text| {
         if text.starts_with(br#"{"pgw":"advance""#)
             && let Some(Line::Advance { id, .. }) = line::read(text)
@@ -176,15 +179,20 @@ pub fn lane(directory: &Path, name: &LaneName) -> Result<LaneReport, StoreError>
         check.line(LineAt { file, offset, length: text.len() as u64 }, number, text);
     })?;
     let Check { walk, copies, report, .. } = check;
-    Ok(LaneReport { torn_bytes, marks: walk.marks().to_vec(), mended: ranges(copies.used), ..report })
+    Ok(LaneReport {
+        torn_bytes,
+        watermarks: walk.watermarks().to_vec(),
+        recovered: ranges(copies.used),
+        ..report
+    })
 }
 
-/// A lane that is being walked, line by line.
+/// A lane being walked, line by line.
 struct Check<'a> {
     files: &'a [PathBuf],
     walk: Walk,
     copies: Copies,
-    /// What an advance names, and where its transaction is.
+    /// What the advances refer to, and where those transactions are.
     advanced: HashMap<Uuid, Option<LineAt>>,
     report: LaneReport,
 }
@@ -206,14 +214,14 @@ impl Check<'_> {
         let before = self.walk.clone();
         let mut step = self.walk.step(read.as_ref(), content);
         if let Err(fault) = &step
-            && self.is_mended(before, fault, read.as_ref())
+            && self.copy_replaces(before, fault, read.as_ref())
         {
             step = Ok(());
         }
         self.count(at, read.as_ref());
         let lost = match (&read, &known) {
-            (Some(Line::Advance { mark, id }), None) => {
-                Some(Fault::Lost { epoch: mark.epoch, sequence: mark.through, id: *id })
+            (Some(Line::Advance { watermark, id }), None) => {
+                Some(Fault::Lost { epoch: watermark.epoch, sequence: watermark.through, id: *id })
             }
             _ => None,
         };
@@ -229,33 +237,33 @@ impl Check<'_> {
     fn fill_before(&mut self, read: Option<&Line<'_>>) {
         let Self { files, walk, copies, report, .. } = self;
         match read {
-            Some(Line::Group(marks)) => {
-                for mark in marks {
-                    report.transactions += copies.fill(walk, files, mark.epoch, mark.through);
+            Some(Line::Group(watermarks)) => {
+                for watermark in watermarks {
+                    report.transactions += copies.fill(walk, files, watermark.epoch, watermark.through);
                 }
             }
             Some(line) => {
-                if let Some(mark) = line.mark() {
-                    let before = mark.through.saturating_sub(1);
-                    report.transactions += copies.fill(walk, files, mark.epoch, before);
+                if let Some(watermark) = line.watermark() {
+                    let before = watermark.through.saturating_sub(1);
+                    report.transactions += copies.fill(walk, files, watermark.epoch, before);
                 }
             }
             None => {}
         }
     }
 
-    /// Whether a copy takes the place of a line that does not follow; then the walk continues after it.
-    fn is_mended(&mut self, before: Walk, fault: &Fault, read: Option<&Line<'_>>) -> bool {
-        let number = match (fault, read.and_then(Line::mark)) {
+    /// Whether a copy replaces a line that does not follow; then the walk continues after it.
+    fn copy_replaces(&mut self, before: Walk, fault: &Fault, read: Option<&Line<'_>>) -> bool {
+        let number = match (fault, read.and_then(Line::watermark)) {
             (Fault::Repeated { epoch, sequence, .. }, _)
                 if self.copies.used.contains(&(*epoch, *sequence)) =>
             {
-                // Its copy has been counted already.
+                // Its copy is already counted.
                 self.walk = before;
                 return true;
             }
             (Fault::Unreadable { epoch, after }, _) => (*epoch, after + 1),
-            (_, Some(mark)) => (mark.epoch, mark.through),
+            (_, Some(watermark)) => (watermark.epoch, watermark.through),
             (_, None) => (Epoch(Uuid::nil()), 0),
         };
         let mut trial = before;
@@ -276,14 +284,14 @@ impl Check<'_> {
                 }
             }
             Some(Line::Advance { .. }) => self.report.advances += 1,
-            Some(Line::Void { mark, reason, .. }) => self.report.void(mark, reason),
+            Some(Line::Void { watermark, reason, .. }) => self.report.void(watermark, reason),
             Some(Line::Other(_)) => self.report.others += 1,
             Some(Line::Group(_)) | None => {}
         }
     }
 }
 
-/// Neighbours together.
+/// Merges neighbours.
 pub(super) fn ranges(
     mut numbers: Vec<(Epoch, Sequence)>,
 ) -> Vec<(Epoch, std::ops::RangeInclusive<Sequence>)> {
@@ -309,7 +317,8 @@ pub fn all(directory: &Path) -> Result<Vec<LaneReport>, StoreError> {
     ndjson::lanes_in(directory)?.iter().map(|name| lane(directory, name)).collect()
 }
 
-/// Shows every whole line with its file's index, its number from 1 and its offset; gives the bytes after the last.
+/// Passes every complete line with its file's index, its number from 1 and its offset; returns the bytes after the
+/// last.
 fn for_lines(files: &[PathBuf], mut show: impl FnMut(usize, u64, u64, &[u8])) -> Result<u64, StoreError> {
     let mut torn = 0;
     for (index, path) in files.iter().enumerate() {

@@ -1,23 +1,24 @@
-//! How long to wait before the next connection: full jitter, so that a district's boxes do not come back as one.
+//! How long to wait before the next connection: full jitter, so that a district's boxes do not all reconnect at the
+//! same time.
 //!
-//! Sans-IO: the caller brings 64 random bits to each question. The first delay after the loss of a live
-//! connection is uniform over at least `first_spread` (6,300 boxes within 1 s are 6,300 handshakes a second,
-//! within 30 s 350); after each failure it is uniform up to `base` doubled as often as it failed, at most `cap`.
-//! Only progress over `proof` starts the doubling again: a link that comes up and dies is no success. What progress is, its owner
-//! says: for a gateway what a hub has confirmed, for a hub that its subscriptions stand.
+//! Sans-IO: the caller supplies 64 random bits for each delay. The first delay after a live connection is lost is
+//! uniform over at least `first_spread` (6,300 boxes within 1 s are 6,300 handshakes a second, within 30 s 350). After
+//! each failure it is uniform up to `base`, doubled for each failure so far, at most `cap`. Only progress over `proof`
+//! resets the doubling: a link that comes up and fails at once is not a success. The owner of the connection defines
+//! progress: for a gateway it is a hub's confirmation, for a hub that its subscriptions are active.
 
 use pgw_core::delivery::Millis;
 
-/// The four numbers.
+/// The four settings.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct BackoffLimits {
-    /// Most wait before the first attempt of a process; doubles with each failure.
+    /// Longest wait before a process's first attempt; doubles with each failure.
     pub base: Millis,
-    /// Never longer than this.
+    /// Longest wait of all.
     pub cap: Millis,
-    /// After a loss the first wait is uniform over this.
+    /// The first wait after a loss is uniform over this.
     pub first_spread: Millis,
-    /// This long of progress on one connection proves it.
+    /// Progress for this long on one connection proves it.
     pub proof: Millis,
 }
 
@@ -28,13 +29,13 @@ impl Default for BackoffLimits {
     }
 }
 
-/// Where a row of attempts stands.
+/// The state of a series of attempts.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Backoff {
     limits: BackoffLimits,
-    /// Delays given since the process began or a connection was proven.
+    /// Delays given since the process started or a connection was last proven.
     given: u32,
-    /// The last attempt came to a live connection: its loss is one that the whole fleet may share.
+    /// The last attempt reached a live connection: the whole fleet may lose theirs at the same moment.
     live: bool,
     progress_since: Option<Millis>,
 }
@@ -63,7 +64,7 @@ impl Backoff {
         self.live = true;
     }
 
-    /// The connection does what it is for.
+    /// The connection makes progress.
     pub fn progress(&mut self, now: Millis) {
         let since = *self.progress_since.get_or_insert(now);
         if now.saturating_sub(since) >= self.limits.proof {
@@ -72,7 +73,8 @@ impl Backoff {
     }
 }
 
-/// What [`Backoff::delay`] asks for. A system without random bytes must not keep a box from its broker: then it is half of them.
+/// Random bits for [`Backoff::delay`]. If the system gives no random bytes, they are half of the range, so that a box
+/// can still connect.
 #[must_use]
 pub fn random_bits() -> u64 {
     pgw_durable::random().map_or(u64::MAX / 2, u64::from_ne_bytes)

@@ -1,4 +1,4 @@
-//! What the `check` commands say of a client certificate, before a connection does.
+//! What the `check` commands report about a client certificate, before any connection is made.
 
 use std::fs::File;
 use std::time::Duration;
@@ -12,10 +12,10 @@ use tokio_rustls::rustls::server::WebPkiClientVerifier;
 use crate::pem;
 use crate::tls::{Identity, TlsError, TlsFiles};
 
-/// A certificate that ends sooner is reported, though it still works.
+/// A certificate that ends sooner than this is reported, although it still works.
 const SOON: u64 = 30 * 86_400;
 
-/// Files, key, name, dates, and whether the CA of the file would take it now.
+/// Checks files, key, name and dates, and whether the CA in the file would accept the certificate now.
 pub fn certificate(files: &TlsFiles, name: &str, now: u64, report: &mut Checks<'_>) {
     let ask = "ask the fleet's CA for a certificate, and put its files where the configuration says";
     let identity = match Identity::load(files) {
@@ -60,9 +60,9 @@ pub fn certificate(files: &TlsFiles, name: &str, now: u64, report: &mut Checks<'
 
 /// What a broker with the same CA would say at this time (seconds since the epoch).
 fn accepted(files: &TlsFiles, at: u64) -> Result<(), String> {
-    let told = |error: TlsError| chain(&error);
-    let roots = pem::roots("CA certificate", &files.ca).map_err(told)?;
-    let certificates = pem::certificates("client certificate", &files.certificate).map_err(told)?;
+    let text = |error: TlsError| chain(&error);
+    let roots = pem::roots("CA certificate", &files.ca).map_err(text)?;
+    let certificates = pem::certificates("client certificate", &files.certificate).map_err(text)?;
     let (leaf, between) = certificates.split_first().ok_or("there is no certificate")?;
     let verifier = WebPkiClientVerifier::builder_with_provider(roots, pem::provider())
         .build()

@@ -1,4 +1,4 @@
-//! The time by which certificates are judged: a box that wakes up in 1970 still connects (design section 10).
+//! The time used to check certificates: a box whose clock says 1970 still connects (design section 10).
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -10,7 +10,8 @@ use tokio_rustls::rustls::time_provider::TimeProvider;
 
 use crate::state_file;
 
-/// Seconds since the epoch before which this program cannot run: its build's `SOURCE_DATE_EPOCH`, or its release.
+/// This program cannot be running before this time, in seconds since the epoch: its build's `SOURCE_DATE_EPOCH`, or
+/// its release date.
 const BUILT: u64 = match option_env!("SOURCE_DATE_EPOCH") {
     Some(text) => decimal(text),
     None => 1_793_491_200, // 2026-11-01T00:00:00Z
@@ -26,10 +27,10 @@ const fn decimal(text: &str) -> u64 {
     value
 }
 
-/// Kept this often at most, so that a small disk is not worn out.
+/// Written at most this often, so that a small disk does not wear out.
 const KEEP_EVERY_SECONDS: u64 = 3_600;
 
-/// The last time that two independent clocks agreed on, kept on disk; it never goes back.
+/// The last time that two independent clocks agreed on, stored on disk; it never goes back.
 #[derive(Debug)]
 pub struct TrustedClock {
     seconds: AtomicU64,
@@ -37,7 +38,7 @@ pub struct TrustedClock {
 }
 
 impl TrustedClock {
-    /// Reads what was kept. A missing or damaged file is no error: the build time is what is left.
+    /// Reads the stored time. A missing or damaged file is no error: the build time is used.
     #[must_use]
     pub fn open(directory: &Path) -> Arc<Self> {
         let path = directory.join("trusted-time");
@@ -45,8 +46,8 @@ impl TrustedClock {
         Arc::new(Self { seconds: AtomicU64::new(kept.max(BUILT)), path })
     }
 
-    /// The hub has signed `seconds` in an answer to a fresh question. The earlier of its clock and ours is believed,
-    /// so that one clock that runs ahead cannot make good certificates look expired. True: worth keeping.
+    /// The hub has signed `seconds` in an answer to a fresh question. The earlier of its clock and ours is trusted, so
+    /// that one clock that runs ahead cannot make good certificates look expired. True: worth storing.
     pub fn agree(&self, seconds: u64) -> bool {
         let agreed = seconds.min(now_seconds());
         let before = self.seconds.load(Ordering::Relaxed);
@@ -57,7 +58,7 @@ impl TrustedClock {
         true
     }
 
-    /// Writes it down. Blocking.
+    /// Stores it. Blocking.
     pub fn keep(&self) -> std::io::Result<()> {
         state_file::write_number(&self.path, self.seconds.load(Ordering::Relaxed))
     }
@@ -99,7 +100,7 @@ mod tests {
     }
 
     #[test]
-    fn a_box_in_1970_judges_by_what_it_kept() {
+    fn a_box_in_1970_uses_the_stored_time() {
         let directory = tempfile::tempdir().unwrap();
         let later = now_seconds() + 1_000_000;
         std::fs::write(directory.path().join("trusted-time"), later.to_string()).unwrap();

@@ -1,29 +1,29 @@
-//! One packet out of the bytes that have come: rumqttc's decoder, given only what is there as a whole.
+//! Decodes one packet from the bytes received so far: rumqttc's decoder, given only complete packets.
 //!
-//! rumqttc says "more bytes are needed" also of a complete packet whose properties are cut short, and by then it has taken the
-//! packet out of the buffer: who waits for the rest loses it without a word. So the fixed header is checked first, and what the
-//! decoder says of a complete packet is about that packet. It also refuses the shortest forms of DISCONNECT, in which the
-//! properties or the reason are left out (MQTT 5 §3.14.2).
+//! rumqttc says "more bytes are needed" even of a complete packet whose properties are cut short, and by then it has
+//! removed the packet from the buffer: a caller that waits for the rest loses the packet without an error. So the
+//! fixed header is checked first, and an error from the decoder then concerns that packet. It also refuses the
+//! shortest forms of DISCONNECT, in which the properties or the reason are left out (MQTT 5 §3.14.2).
 
 use bytes::BytesMut;
 use rumqttc::v5::mqttbytes::Error as CodecError;
 use rumqttc::v5::mqttbytes::v5::{Disconnect, DisconnectReasonCode, Packet, check};
 
-/// A packet that the MQTT 5 codec cannot read; the connection cannot go on after it.
+/// A packet that the MQTT 5 codec cannot read; the connection cannot continue after it.
 #[derive(Debug, thiserror::Error)]
 #[error("malformed {packet}")]
 pub struct Malformed {
-    /// The packet's type, as MQTT names it.
+    /// The packet's type, as named by MQTT.
     pub packet: &'static str,
-    /// What rumqttc says of it.
+    /// rumqttc's error.
     #[source]
     pub source: CodecError,
 }
 
-/// Takes one packet out of `incoming`. `None`: not all of it has come; room for the rest is reserved.
+/// Takes one packet out of `incoming`. `None`: the packet is not complete yet; space for the rest is reserved.
 ///
 /// # Errors
-/// [`Malformed`]: it is too large, or complete and not MQTT 5.
+/// [`Malformed`]: the packet is too large, or complete and not MQTT 5.
 pub fn decode(incoming: &mut BytesMut, maximum_bytes: u32) -> Result<Option<Packet>, Malformed> {
     let packet = incoming.first().map_or("packet", |byte| packet_type(*byte));
     let malformed = |source| Malformed { packet, source };
@@ -92,7 +92,7 @@ mod tests {
 
     #[test]
     fn a_complete_packet_whose_inside_is_cut_short_is_malformed_and_an_incomplete_one_waits() {
-        // Properties of DISCONNECT, CONNACK, SUBACK and PUBLISH that say they are longer than the packet.
+        // DISCONNECT, CONNACK, SUBACK and PUBLISH whose properties claim to be longer than the packet.
         for (bytes, name) in [
             (&[0xE0, 3, 0x8B, 5, 0x1F][..], "DISCONNECT"),
             (&[0x20, 4, 0, 0, 9, 0x21], "CONNACK"),

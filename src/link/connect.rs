@@ -1,7 +1,7 @@
-//! From a name to a subscribed session: look-up, socket, TLS, CONNECT, SUBSCRIBE, each with its own deadline.
+//! From a host name to a subscribed session: look-up, socket, TLS, CONNECT, SUBSCRIBE, each with its own deadline.
 //!
-//! The one way in which the gateway and the hub connect. Nothing of an attempt outlives its failure but the addresses that were
-//! found: the next one has a new socket and a new session.
+//! Gateway and hub both connect this way. A failed attempt leaves nothing behind but the addresses that were found:
+//! the next one has a new socket and a new session.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -19,28 +19,28 @@ use crate::phase::Phase;
 use crate::session::{ConnectOptions, Outgoing, Session, SessionEvent};
 use crate::transport::{self, Stream};
 
-/// The least keep-alive that brokers take well.
+/// The shortest keep-alive that brokers handle well.
 pub const LEAST_KEEP_ALIVE: Duration = Duration::from_secs(5);
-/// Payloads that may come before the SUBACK: a broker may send what it retains first.
+/// Messages that may come before the SUBACK: a broker may send retained messages first.
 const EARLY_BYTES: usize = 64 << 20;
-/// What a message counts at least.
+/// The least that a message counts, bytes.
 const LEAST_EARLY_BYTES: usize = 1024;
 
 /// What a connection needs to know.
 pub struct Plan<'a> {
     /// The broker; its certificate must be for this host.
     pub upstream: &'a Upstream,
-    /// Addresses of the last successful look-up, renewed here: they serve when the name server does not.
+    /// Addresses of the last successful look-up, updated here: they are used when the name server does not answer.
     pub known: &'a mut Vec<SocketAddr>,
     /// `None`: MQTT without TLS.
     pub tls: Option<Arc<ClientConfig>>,
-    /// Name, will and limits. The keep-alive is at least [`LEAST_KEEP_ALIVE`].
+    /// Client id, will and limits. The keep-alive is at least [`LEAST_KEEP_ALIVE`].
     pub options: ConnectOptions,
-    /// Subscribed to with QoS 1. The broker must take all of them.
+    /// Subscribed to with QoS 1. The broker must accept all of them.
     pub filters: Vec<String>,
-    /// For each phase.
+    /// Deadline of each phase.
     pub phase_timeout: Duration,
-    /// Bundles that may wait for the session.
+    /// Bundles of packets that may wait for the session.
     pub queue: usize,
 }
 
@@ -53,21 +53,22 @@ pub struct Allowed {
     pub packet_bytes: Option<u64>,
 }
 
-/// A session that is subscribed. Its owner drives it with [`Session::next`], which takes what is sent from `handed`.
+/// A session that is subscribed. Its owner drives it with [`Session::next`], which sends what it takes from `handed`.
 pub struct Connected {
     /// The session over its stream.
     pub session: Session<Box<dyn Stream>>,
-    /// What is sent goes in here.
+    /// Where packets to be sent are put.
     pub queue: mpsc::Sender<Vec<Outgoing>>,
-    /// The session's end of it.
+    /// The receiving end, for the session.
     pub handed: mpsc::Receiver<Vec<Outgoing>>,
     /// What the broker allows.
     pub allowed: Allowed,
-    /// What came before the SUBACK, in its order: retained messages may.
+    /// Messages that came before the SUBACK, in order.
     pub early: Vec<SessionEvent>,
 }
 
-/// Connects and subscribes. `phase` is told how far it has come. It can be dropped at any moment: the socket then closes.
+/// Connects and subscribes. `phase` is called as each phase begins. Dropping the future at any moment closes the
+/// socket.
 ///
 /// # Errors
 /// [`Failure`] names the phase.
@@ -147,7 +148,7 @@ async fn subscribe(connected: &mut Connected, filters: &[String]) -> Result<(), 
     }
 }
 
-/// Whether all filters were taken.
+/// Whether the broker accepted all filters.
 fn accepted(filters: &[String], suback: &SubAck) -> Result<(), Failure> {
     if suback.return_codes.len() != filters.len() {
         return Err(Failure::new(Phase::Subscribe, "the broker answered another SUBSCRIBE than ours"));
@@ -177,7 +178,7 @@ mod tests {
 
     use crate::codec::decode;
 
-    /// A broker that takes one connection, and answers SUBSCRIBE with these packets.
+    /// A broker that takes one connection and answers SUBSCRIBE with these packets.
     async fn attempt(answer: Vec<Packet>) -> (Result<Connected, Failure>, Vec<Phase>) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let upstream = Upstream { host: "127.0.0.1".into(), port: listener.local_addr().unwrap().port() };

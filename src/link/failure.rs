@@ -1,4 +1,4 @@
-//! Why a connection could not be made or ended: a phase, and a sentence for the person on call.
+//! Why a connection could not be made, or ended: a phase, and a sentence for the person on call.
 
 use std::error::Error;
 use std::io;
@@ -11,15 +11,15 @@ use crate::codec::Malformed;
 use crate::phase::Phase;
 use crate::session::SessionError;
 
-/// What went wrong, and how far the connection had come.
+/// What failed, and in which phase.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{}: {sentence}", phase.as_str())]
 pub struct Failure {
-    /// The phase that failed; `Live`: the connection stood and was lost.
+    /// The phase that failed; `Live`: an established connection was lost.
     pub phase: Phase,
     /// One plain sentence without secrets.
     pub sentence: String,
-    /// Somebody else has connected under this client's name. Our own connections follow each other, so it is another box.
+    /// Another client has connected under this client's name. Our own connections never overlap, so it is another box.
     pub duplicate_instance: bool,
 }
 
@@ -29,7 +29,7 @@ impl Failure {
         Self { phase, sentence: sentence.into(), duplicate_instance: false }
     }
 
-    /// Nothing came within the phase's time.
+    /// The phase timed out.
     pub fn timeout(phase: Phase, seconds: u64) -> Self {
         let what = match phase {
             Phase::Dns => "the name server did not answer",
@@ -59,8 +59,8 @@ impl Failure {
         Self::new(Phase::Tcp, sentence)
     }
 
-    /// The socket gave an error, or ended (`None`), in `phase`. What TLS says in the error is always a matter of TLS:
-    /// with TLS 1.3 the broker's word on our certificate comes only after our side of the handshake is done.
+    /// The socket gave an error, or ended (`None`), in `phase`. A TLS error always counts as a failure of TLS: with
+    /// TLS 1.3 the broker rejects our certificate only after our side of the handshake is done.
     pub fn stream(phase: Phase, error: Option<&io::Error>) -> Self {
         if let Some(tls) = error.and_then(rustls_error) {
             return Self::new(Phase::Tls, tls_sentence(tls));
@@ -108,7 +108,7 @@ impl Failure {
         Self { duplicate_instance, ..failure }
     }
 
-    /// What rumqttc's state machine found wrong; `None`: the reason is the stream's.
+    /// What rumqttc's state machine reports; `None`: the reason is the stream's.
     fn mqtt(phase: Phase, error: &ConnectionError) -> Option<Self> {
         let (phase, sentence) = match error {
             ConnectionError::ConnectionRefused(code) => (Phase::Mqtt, refusal(*code)),
@@ -151,7 +151,7 @@ fn rustls_error(error: &io::Error) -> Option<&rustls::Error> {
     None
 }
 
-/// What a TLS error means to the person on call.
+/// What a TLS error means, for the person on call.
 pub fn tls_sentence(error: &rustls::Error) -> String {
     match error {
         rustls::Error::InvalidCertificate(why) => certificate_sentence(why),
@@ -236,7 +236,7 @@ fn disconnected(code: DisconnectReasonCode, reason: Option<&str>) -> String {
     }
 }
 
-/// A foreign text, short and harmless in a log.
+/// Text from outside, shortened and made safe for a log.
 fn limited(text: &str) -> String {
     text.chars().filter(|c| !c.is_control()).take(80).collect()
 }

@@ -1,12 +1,13 @@
-//! One connection to a broker: rumqttc's state machine and codec over TLS of ours. The same for the gateway and the hub.
+//! One connection to a broker: rumqttc's state machine and codec over our own TLS stream. Gateway and hub use the same
+//! code.
 //!
-//! - [`connect`]: from a name to a subscribed session; [`phase`], [`failure`]: how far it came, and why no further
+//! - [`connect`]: from a host name to a subscribed session; [`phase`], [`failure`]: how far it got, and why it failed
 //! - [`transport`]: name, socket and handshake, each with its own deadline
-//! - [`session`]: rumqttc's state machine over our stream; [`codec`]: its packets out of the bytes
-//! - [`pem`]: certificates and keys from files; [`tls`]: the client's end, [`server_tls`]: that of the doors; [`watched`]: files
-//!   that are read again when they change; [`clock`]: the time by which certificates are judged
-//! - [`backoff`]: when to try again; [`state_file`]: the session counter
-//! - [`check`]: what the `check` commands say of certificates
+//! - [`session`]: rumqttc's state machine over our stream; [`codec`]: decodes packets from bytes
+//! - [`pem`]: certificates and keys from files; [`tls`]: the client's side, [`server_tls`]: the doors' side;
+//!   [`watched`]: files that are reread when they change; [`clock`]: the time used to check certificates
+//! - [`backoff`]: when to retry; [`state_file`]: the session counter
+//! - [`check`]: what the `check` commands report about certificates
 
 pub mod backoff;
 pub mod check;

@@ -1,4 +1,4 @@
-//! Certificates and keys from PEM files, for both ends of TLS, with one error that names the file.
+//! Certificates and keys from PEM files, for both sides of TLS, with one error type that names the file.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -26,10 +26,10 @@ pub enum TlsError {
         what: &'static str,
         /// The file.
         path: PathBuf,
-        /// What the system or the PEM reader says.
+        /// The error of the system or of the PEM reader.
         reason: String,
     },
-    /// The file is there, but what it should hold is not in it.
+    /// The file exists, but does not hold what it should.
     #[error("there is no {what} in {path}")]
     Empty {
         /// What it should hold.
@@ -42,11 +42,11 @@ pub enum TlsError {
     Certificate {
         /// The certificate's file.
         path: PathBuf,
-        /// What the X.509 reader says.
+        /// The X.509 reader's error.
         #[source]
         source: x509_cert::der::Error,
     },
-    /// The key is another certificate's.
+    /// The key belongs to another certificate.
     #[error("the key in {key} does not belong to the certificate in {certificate}")]
     KeyMismatch {
         /// The certificate's file.
@@ -54,36 +54,36 @@ pub enum TlsError {
         /// The key's file.
         key: PathBuf,
     },
-    /// rustls does not take them.
+    /// rustls does not accept them.
     #[error("the certificates cannot be used")]
     Rustls(#[source] rustls::Error),
-    /// rustls cannot judge certificates by this CA.
+    /// rustls cannot verify certificates with this CA.
     #[error("the CA in {path} cannot be used")]
     Verifier {
         /// The CA's file.
         path: PathBuf,
-        /// What rustls says.
+        /// rustls's error.
         #[source]
         source: VerifierBuilderError,
     },
 }
 
-/// What a certificate says of itself.
+/// What a certificate says about itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CertificateFacts {
-    /// Subject common name; empty where there is none. A gateway's is `{practice}.{gateway}`.
+    /// Subject common name; empty if there is none. A gateway's is `{practice}.{gateway}`.
     pub common_name: String,
     /// First moment at which it is valid.
     pub not_before: UnixMillis,
-    /// Last one.
+    /// Last moment at which it is valid.
     pub not_after: UnixMillis,
 }
 
 impl CertificateFacts {
-    /// Reads them from DER.
+    /// Reads it from DER.
     ///
     /// # Errors
-    /// When it is not an X.509 certificate.
+    /// It is not an X.509 certificate.
     pub fn from_der(der: &[u8]) -> Result<Self, x509_cert::der::Error> {
         let certificate = x509_cert::Certificate::from_der(der)?;
         let body = &certificate.tbs_certificate;
@@ -106,12 +106,12 @@ impl CertificateFacts {
     }
 }
 
-/// The one crypto provider.
+/// The only crypto provider.
 pub(crate) fn provider() -> Arc<CryptoProvider> {
     Arc::new(ring::default_provider())
 }
 
-/// All certificates of a file, in its order; at least one. Blocking.
+/// All certificates of a file, in order; at least one. Blocking.
 pub(crate) fn certificates(
     what: &'static str,
     path: &Path,
@@ -131,7 +131,7 @@ pub(crate) fn roots(what: &'static str, path: &Path) -> Result<Arc<RootCertStore
     Ok(Arc::new(roots))
 }
 
-/// Somebody's certificate with its intermediates, and its key, found to fit each other.
+/// A certificate with its intermediates, and its key, checked to match.
 pub(crate) struct Pair {
     pub(crate) chain: Vec<CertificateDer<'static>>,
     pub(crate) key: PrivateKeyDer<'static>,

@@ -1,9 +1,9 @@
-//! How far a connection has come.
+//! The phases of a connection.
 
-/// How far a connection has come; every failure names its phase.
+/// How far a connection has got; every failure names its phase.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Phase {
-    /// Looking the upstream's name up.
+    /// Looking up the upstream's name.
     Dns,
     /// Opening the socket.
     Tcp,
@@ -13,12 +13,12 @@ pub enum Phase {
     Mqtt,
     /// SUBSCRIBE to SUBACK.
     Subscribe,
-    /// Receipts can come.
+    /// Subscribed: receipts can arrive.
     Live,
 }
 
 impl Phase {
-    /// The word on the wire.
+    /// The word used on the wire.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {

@@ -12,7 +12,7 @@ use tokio_rustls::rustls::server::{NoServerSessionStorage, WebPkiClientVerifier}
 use crate::clock::TrustedClock;
 pub use crate::pem::TlsError;
 use crate::pem::{self, Pair};
-pub use crate::watched::{FILES_INTERVAL, Stamp, stamp};
+pub use crate::watched::{Stamp, keep_reading, stamp};
 
 /// How long a handshake may take.
 pub const HANDSHAKE_TIME: Duration = Duration::from_secs(10);
@@ -20,20 +20,20 @@ pub const HANDSHAKE_TIME: Duration = Duration::from_secs(10);
 /// PEM files of one door.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Files {
-    /// Ours, with the certificates between it and its CA.
+    /// Our certificate, with its intermediates.
     pub certificate: PathBuf,
     /// Its private key.
     pub key: PathBuf,
-    /// Who signs the clients' certificates; none: clients show none.
+    /// The CA of the clients' certificates; none: clients show no certificate.
     pub client_ca: Option<PathBuf>,
 }
 
-/// Whether a client must show a certificate where there is a CA for them.
+/// Whether a client must show a certificate when there is a CA for them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Clients {
     /// It must.
     Required,
-    /// It may; who it is shows otherwise.
+    /// It may; otherwise the client is identified in another way.
     Offered,
 }
 
@@ -73,7 +73,7 @@ pub fn server(
     Ok(Arc::new(config))
 }
 
-/// The certificates that a door works with, exchanged while it is open.
+/// The certificates that a door uses; they can be exchanged while it is open.
 pub struct Certificates {
     files: Files,
     clock: Arc<TrustedClock>,
@@ -94,7 +94,7 @@ impl Certificates {
     }
 
     fn read(files: &Files, clock: &Arc<TrustedClock>) -> Result<(Arc<ServerConfig>, Stamp), TlsError> {
-        // The stamp first: what changes meanwhile is read again at the next look.
+        // The stamp is taken first, so that a change during reading is noticed at the next check.
         let stamp = Self::stamp(files);
         Ok((server(files, Clients::Required, &[], clock)?, stamp))
     }
@@ -103,12 +103,12 @@ impl Certificates {
         stamp([&files.certificate, &files.key].into_iter().chain(&files.client_ca).map(PathBuf::as_path))
     }
 
-    /// What the next connection is answered with.
+    /// What the next connection gets.
     pub fn current(&self) -> Arc<ServerConfig> {
         Arc::clone(&self.now.read().unwrap_or_else(PoisonError::into_inner).0)
     }
 
-    /// Reads the files again, if they are others than before or in any case; what is not usable replaces nothing. Blocking.
+    /// Rereads the files if they have changed, or in any case when asked to. Unusable files replace nothing. Blocking.
     pub fn renew(&self, always: bool) {
         let stale = {
             let now = self.now.read().unwrap_or_else(PoisonError::into_inner);

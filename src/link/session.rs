@@ -1,12 +1,12 @@
-//! One MQTT session: rumqttc's packets and protocol state over a stream of ours, read and written in large pieces.
+//! One MQTT session: rumqttc's packets and protocol state over our own stream, read and written in large pieces.
 //!
-//! rumqttc's own event loop writes and flushes each packet by itself, opens its sockets itself, and copies every
-//! publish twice; at a replay's rate that is most of the processor time of both ends. So its state machine and codec
-//! are kept, and the loop around them is this one: everything that has arrived is read before anything is answered,
-//! and everything that is to be said leaves in one write, a TLS record of many packets.
+//! rumqttc's own event loop writes and flushes each packet separately, opens its sockets itself, and copies every
+//! publish twice; at a replay's rate that takes most of the processor time at both ends. So we keep its state machine
+//! and codec, and replace the loop: this one reads everything that has arrived before it answers anything, and sends
+//! all answers in one write, as a TLS record of many packets.
 //!
-//! Nothing here is cancelled half-way: what is read or to be written lives in the session, not in a future. It is for
-//! one connection: there is no way back in after an error.
+//! Cancelling a future interrupts nothing half-way: data that was read or is to be written lives in the session, not
+//! in the future. A session is for one connection and cannot be used again after an error.
 
 use std::collections::VecDeque;
 use std::future::{Future as _, poll_fn};
@@ -28,52 +28,52 @@ use tokio::time::{Instant, Sleep};
 
 use crate::codec::{Malformed, decode};
 
-/// Bytes read before anything is answered, and bytes made ready before anything is written.
+/// Bytes read before anything is answered, and bytes prepared before anything is written.
 const CHUNK_BYTES: usize = 64 * 1024;
-/// The read buffer is renewed when less than this is left of it.
-const LEAST_ROOM: usize = 16 * 1024;
-/// Events handed over at once, at most: small enough that the window is refilled while the rest is under way.
+/// The read buffer is replaced when less than this is free in it.
+const LEAST_FREE: usize = 16 * 1024;
+/// Most events handed over at once: few enough that the window is refilled while the rest is in flight.
 const MOST_EVENTS: usize = 256;
 
-/// How a session begins: Clean Start, no session at the broker.
+/// How a session starts: Clean Start, no session at the broker.
 pub struct ConnectOptions {
-    /// Unique at the broker: a second session under it ends the first.
+    /// Unique at the broker: a second session with the same id ends the first.
     pub client_id: String,
-    /// What the broker says when the session breaks off.
+    /// The will: what the broker publishes when the session breaks off.
     pub will: LastWill,
-    /// Silence after which the other end counts as gone.
+    /// After this long without traffic the peer counts as gone.
     pub keep_alive: Duration,
-    /// Most publishes of ours that the broker has not acknowledged, if it allows as many.
+    /// Most unacknowledged publishes of ours, if the broker allows as many.
     pub inflight: u16,
-    /// Most of its publishes that may be under way to us.
+    /// Most publishes that the broker may have in flight to us.
     pub receive_maximum: u16,
-    /// Largest packet that is taken, bytes.
+    /// Largest packet that is accepted, bytes.
     pub maximum_packet_bytes: u32,
 }
 
-/// Something to be sent.
+/// A packet to be sent.
 #[derive(Debug)]
 pub enum Outgoing {
-    /// QoS 1; the packet identifier is the session's business.
+    /// QoS 1; the session assigns the packet identifier.
     Publish(Publish),
-    /// The same, written already but for its packet identifier.
+    /// The same, already encoded except for its packet identifier.
     Frame(Frame),
     /// QoS 1.
     Subscribe(Vec<Filter>),
-    /// The end; the broker closes.
+    /// DISCONNECT; the broker closes.
     Disconnect,
 }
 
-/// A QoS 1 publish as it goes over the wire.
+/// A QoS 1 publish in its encoded form.
 #[derive(Debug)]
 pub struct Frame {
     bytes: BytesMut,
-    /// Where its packet identifier stands.
+    /// Offset of its packet identifier.
     packet_at: usize,
 }
 
 impl Frame {
-    /// Writes a publish. `Err`: it is larger than MQTT knows.
+    /// Encodes a publish. `Err`: it is larger than MQTT allows.
     pub fn new(publish: &mut Publish) -> Result<Self, CodecError> {
         publish.pkid = 1;
         let mut bytes = BytesMut::with_capacity(publish.size());
@@ -87,7 +87,7 @@ impl Frame {
         self.bytes.len()
     }
 
-    /// The packet, for who must look into it again.
+    /// The packet, decoded.
     pub fn bytes_mut(&mut self) -> &mut BytesMut {
         &mut self.bytes
     }
@@ -102,15 +102,15 @@ impl Frame {
 /// What happened on the connection.
 #[derive(Debug)]
 pub enum SessionEvent {
-    /// The oldest publish handed over has this packet identifier.
+    /// The oldest publish handed over was given this packet identifier.
     Written(u16),
     /// A PUBACK; `Err`: its reason code.
     Acknowledged(u16, Result<(), u8>),
-    /// A publish came; it is acknowledged.
+    /// A publish arrived; it has been acknowledged.
     Message(Box<Publish>),
     /// The answer to SUBSCRIBE.
     Subscribed(Box<SubAck>),
-    /// Anything else came from the broker.
+    /// Anything else from the broker.
     Other,
 }
 
@@ -149,14 +149,14 @@ pub struct Session<S> {
     maximum_outgoing: Option<u32>,
     keep_alive: Duration,
     ping: Pin<Box<Sleep>>,
-    /// Handed over, not numbered yet.
+    /// Handed over, without a packet identifier yet.
     waiting: VecDeque<Outgoing>,
-    /// Its packet identifier is still another's: the broker acknowledges out of order.
+    /// Its packet identifier is still in use by another publish: the broker acknowledges out of order.
     collided: Option<Outgoing>,
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
-    /// CONNECT, and the broker's CONNACK. The caller limits the time.
+    /// Sends CONNECT and reads the broker's CONNACK. The caller limits the time.
     pub async fn open(stream: S, options: ConnectOptions) -> Result<(Self, ConnAck), SessionError> {
         let ConnectOptions { client_id, will, keep_alive, inflight, receive_maximum, maximum_packet_bytes } =
             options;
@@ -186,9 +186,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
         };
         session.write(&Packet::Connect(connect, Some(will), None))?;
         if let Err(error) = session.write_all().await {
-            // The broker may have said why before it closed.
-            let said = session.stream.read_buf(&mut session.incoming).await;
-            return Err(said.err().unwrap_or(error).into());
+            // The broker may have sent a reason before it closed.
+            let read = session.stream.read_buf(&mut session.incoming).await;
+            return Err(read.err().unwrap_or(error).into());
         }
         let packet = loop {
             if let Some(packet) = decode(&mut session.incoming, session.maximum_incoming)? {
@@ -215,7 +215,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
         Ok((session, connack))
     }
 
-    /// Works until something has happened, which is then in `events` (also with an error: it happened before it).
+    /// Works until something has happened, which is then in `events`, even if this returns an error: it happened
+    /// before the error.
     pub async fn next(
         &mut self,
         queue: &mut mpsc::Receiver<Vec<Outgoing>>,
@@ -231,10 +232,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
         events: &mut Vec<SessionEvent>,
     ) -> Poll<Result<(), SessionError>> {
         if self.ping.as_mut().poll(context).is_ready() {
-            // Whatever else is under way, as rumqttc does it: an answer must have come to the last one.
+            // rumqttc pings whatever else is in flight; the last ping must have been answered.
             self.request(Request::PingReq)?;
             self.rest();
-            // Its waker is registered for the new deadline.
+            // Registers its waker for the new deadline.
             let _ = self.ping.as_mut().poll(context);
         }
         loop {
@@ -251,7 +252,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
         if events.is_empty() { Poll::Pending } else { Poll::Ready(Ok(())) }
     }
 
-    /// Reads what is there, up to a chunk; whether there may be more.
+    /// Reads what is available, up to a chunk; returns whether there may be more.
     fn poll_read(
         &mut self,
         context: &mut Context<'_>,
@@ -261,7 +262,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
         let mut more = true;
         let mut ended = None;
         while count < CHUNK_BYTES {
-            if self.incoming.capacity() - self.incoming.len() < LEAST_ROOM {
+            if self.incoming.capacity() - self.incoming.len() < LEAST_FREE {
                 self.incoming.reserve(CHUNK_BYTES);
             }
             match pin!(self.stream.read_buf(&mut self.incoming)).poll(context) {
@@ -275,14 +276,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
             }
             break;
         }
-        // What came before the end is heard: it may say why.
+        // Packets that came before the end are processed: they may hold the reason.
         while let Some(packet) = decode(&mut self.incoming, self.maximum_incoming)? {
             self.take(packet, events)?;
         }
         ended.map_or(Ok(more), Err)
     }
 
-    /// Takes what was handed over, as far as the broker's limit and the buffer go; whether it took something.
+    /// Takes what was handed over, as far as the broker's limit and the buffer allow; returns whether it took
+    /// anything.
     fn poll_queue(
         &mut self,
         context: &mut Context<'_>,
@@ -308,7 +310,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
         Ok(took)
     }
 
-    /// Writes what is ready; whether it wrote something.
+    /// Writes what is ready; returns whether it wrote anything.
     fn poll_write(&mut self, context: &mut Context<'_>) -> io::Result<bool> {
         let mut wrote = false;
         while !self.outgoing.is_empty() {
@@ -337,15 +339,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
         self.ping.as_mut().reset(Instant::now() + self.keep_alive);
     }
 
-    /// A packet came.
+    /// A packet arrived.
     fn take(&mut self, packet: Packet, events: &mut Vec<SessionEvent>) -> Result<(), SessionError> {
         let (reply, event) = match packet {
             Packet::Publish(publish) => {
                 if publish.topic.is_empty() {
-                    // An alias, and we allow none.
+                    // A topic alias, and we allow none.
                     return Err(StateError::WrongPacket.into());
                 }
-                // The state copies what it is given: it gets what it needs, and no more.
+                // The state copies what it is given, so it gets only what it needs.
                 let stub = Publish { pkid: publish.pkid, qos: publish.qos, ..Publish::default() };
                 let reply = self.state.handle_incoming_packet(Packet::Publish(stub))?;
                 (reply, SessionEvent::Message(Box::new(publish)))
@@ -363,7 +365,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
         self.state.events.clear();
         events.push(event);
         match reply {
-            // The broker has acknowledged what stood in the way of this one.
+            // The broker has acknowledged the publish that used this identifier.
             Some(Packet::Publish(stub)) => match self.collided.take() {
                 Some(item) => self.write_numbered(item, stub.pkid, events)?,
                 None => return Err(StateError::InvalidState.into()),
@@ -377,7 +379,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
     fn hand(&mut self, item: Outgoing, events: &mut Vec<SessionEvent>) -> Result<(), SessionError> {
         match item {
             Outgoing::Publish(_) | Outgoing::Frame(_) => {
-                // The state keeps a copy, to send it again to a session that we never take up again: of a stub.
+                // The state keeps a copy for resending in a resumed session, which we never do: so it copies only a
+                // stub.
                 let stub = Publish { qos: QoS::AtLeastOnce, ..Publish::default() };
                 let numbered = self.state.handle_outgoing_packet(Request::Publish(stub))?;
                 self.state.events.clear();
@@ -450,14 +453,14 @@ mod tests {
     use rumqttc::v5::mqttbytes::v5::{DisconnectReasonCode, PingResp, PubAck, PublishProperties};
     use tokio::io::DuplexStream;
 
-    /// The other end, packet by packet.
+    /// The broker's side, packet by packet.
     struct Broker {
         stream: DuplexStream,
         read: BytesMut,
     }
 
     impl Broker {
-        async fn hear(&mut self) -> Packet {
+        async fn receive(&mut self) -> Packet {
             loop {
                 match Packet::read(&mut self.read, None) {
                     Ok(packet) => return packet,
@@ -469,7 +472,7 @@ mod tests {
         }
 
         async fn publish(&mut self) -> (u16, String) {
-            let Packet::Publish(publish) = self.hear().await else { panic!("no publish") };
+            let Packet::Publish(publish) = self.receive().await else { panic!("no publish") };
             let properties = publish.properties.unwrap().user_properties;
             assert_eq!(properties.len(), 1);
             assert_eq!(publish.payload, format!("body {}", properties[0].1));
@@ -516,7 +519,7 @@ mod tests {
             maximum_packet_bytes: 1 << 20,
         };
         let answer = async {
-            let Packet::Connect(connect, will, _) = broker.hear().await else { panic!("no CONNECT") };
+            let Packet::Connect(connect, will, _) = broker.receive().await else { panic!("no CONNECT") };
             let properties = connect.properties.unwrap();
             assert!(connect.clean_start && will.is_some());
             assert_eq!((properties.session_expiry_interval, properties.receive_maximum), (Some(0), Some(9)));
@@ -527,7 +530,7 @@ mod tests {
         (session.unwrap().0, broker)
     }
 
-    /// The session's task, and the events that it has given.
+    /// The session's task, and the events from it.
     fn run(
         mut session: Session<DuplexStream>,
     ) -> (
@@ -553,7 +556,7 @@ mod tests {
     const LONG: Duration = Duration::from_secs(60);
 
     #[tokio::test]
-    async fn what_waits_for_its_identifier_goes_whole_and_is_told_after_the_acknowledgment() {
+    async fn a_publish_that_waits_for_its_identifier_is_sent_whole_after_the_acknowledgment() {
         let (session, mut broker) = open(4, LONG).await;
         let (queue, mut events, _task) = run(session);
         queue.send((1..=9).map(item).collect()).await.unwrap();
@@ -562,7 +565,7 @@ mod tests {
             sent.push(broker.publish().await);
         }
         assert_eq!(sent, [(1, "1".into()), (2, "2".into()), (3, "3".into()), (4, "4".into())]);
-        // The second is acknowledged first: the fifth wants the first's identifier, and waits for it.
+        // The second is acknowledged first: the fifth needs the first's identifier, and waits for it.
         broker.say(&[acknowledge(2)]).await;
         broker.say(&[acknowledge(1)]).await;
         assert_eq!(broker.publish().await, (1, "5".into()), "with body and properties");
@@ -586,7 +589,7 @@ mod tests {
         for name in ["1", "2", "3"] {
             assert_eq!(broker.publish().await.1, name);
         }
-        // Many at once, and among them what makes room.
+        // Many at once, with acknowledgments among them that free identifiers.
         let mut packets: Vec<Packet> = (100..150)
             .map(|name| {
                 let mut publish = publish(name);
@@ -599,7 +602,7 @@ mod tests {
         let mut next = 100;
         let mut sent = 3;
         while next < 150 || sent < 4 {
-            match broker.hear().await {
+            match broker.receive().await {
                 Packet::PubAck(ack) => {
                     assert_eq!(u32::from(ack.pkid), next);
                     next += 1;
@@ -608,7 +611,7 @@ mod tests {
                 other => panic!("{other:?}"),
             }
         }
-        assert_eq!(sent, 4, "one acknowledgment makes room for one");
+        assert_eq!(sent, 4, "one acknowledgment allows one more");
         let mut arrived = 0;
         while arrived < 50 {
             if let SessionEvent::Message(publish) = events.recv().await.unwrap() {
@@ -621,13 +624,13 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_ping_that_is_not_answered_ends_it_and_what_was_said_last_is_heard() {
+    async fn a_ping_that_is_not_answered_ends_it_and_what_was_said_last_is_processed() {
         let (session, mut broker) = open(3, Duration::from_secs(1)).await;
         let (_parcels, mut events, task) = run(session);
-        assert!(matches!(broker.hear().await, Packet::PingReq(_)));
+        assert!(matches!(broker.receive().await, Packet::PingReq(_)));
         broker.say(&[Packet::PingResp(PingResp)]).await;
         assert!(matches!(events.recv().await, Some(SessionEvent::Other)));
-        assert!(matches!(broker.hear().await, Packet::PingReq(_)));
+        assert!(matches!(broker.receive().await, Packet::PingReq(_)));
         assert!(matches!(
             task.await.unwrap(),
             SessionError::Connection(ConnectionError::MqttState(StateError::AwaitPingResp))

@@ -1,4 +1,4 @@
-//! Two small numbers that outlive the process: the session counter and the last trusted time.
+//! Two small numbers that are kept across restarts: the session counter and the last trusted time.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -6,22 +6,22 @@ use std::path::{Path, PathBuf};
 use pgw_core::transaction::unix_millis_now;
 use pgw_durable::PRIVATE;
 
-/// The number in a file; `None`: there is none, or not a number.
+/// The number in a file; `None`: there is no file, or it does not hold a number.
 pub(crate) fn read_number(path: &Path) -> Option<u64> {
     std::fs::read_to_string(path).ok()?.trim().parse().ok()
 }
 
-/// Replaces the number so that a power cut leaves the old or the new one. Blocking.
+/// Replaces the number so that a power cut leaves either the old or the new one. Blocking.
 pub(crate) fn write_number(path: &Path, number: u64) -> io::Result<()> {
     pgw_durable::replace(path, PRIVATE, format!("{number}\n").as_bytes())
 }
 
-/// Numbers the sessions of a client at the broker, over restarts: its will names its session, and a late will of an older one
-/// is known by that (`session` in the state directory).
+/// Numbers a client's sessions at the broker, across restarts. Its will names its session, so that a late will of an
+/// older session can be recognised (`session` in the state directory).
 #[derive(Debug)]
 pub struct SessionCounter {
     path: PathBuf,
-    /// The last number given by this process, should the file fail.
+    /// The last number that this process gave, in case the file fails.
     last: u64,
 }
 
@@ -32,8 +32,8 @@ impl SessionCounter {
         Self { path: directory.join("session"), last: 0 }
     }
 
-    /// The next session: one more than the last, on the disk before it is used. Where it cannot be kept it is still one more than
-    /// the last of this process, and the log has an error.
+    /// The next session: one more than the last, stored on disk before it is used. If it cannot be stored, it is still
+    /// one more than this process's last, and an error is logged.
     pub async fn next(&mut self) -> u64 {
         let (path, least) = (self.path.clone(), self.last + 1);
         let next = tokio::task::spawn_blocking(move || next(&path, least, unix_millis_now() / 1_000));
@@ -50,8 +50,8 @@ impl SessionCounter {
     }
 }
 
-/// A damaged file must not make the counter go back behind a will that is still under way: then the wall clock is the least
-/// that it can be.
+/// A damaged file must not make the counter go back behind a will that may still arrive: then the counter is at least
+/// the wall clock.
 fn next(path: &Path, least: u64, now_seconds: u64) -> io::Result<u64> {
     let next = match read_number(path) {
         Some(last) => last.saturating_add(1).max(least),

@@ -1,4 +1,4 @@
-//! The client's end of TLS: the fleet's CA, our certificate and our key, made into a configuration.
+//! The client's side of TLS: the fleet's CA, our certificate and our key, as a configuration.
 //!
 //! The `check` commands use [`Identity::load`] to say what is wrong before a connection does.
 
@@ -25,14 +25,14 @@ pub struct TlsFiles {
 }
 
 impl TlsFiles {
-    /// Tells whether the files have changed since another look. Blocking.
+    /// A stamp that shows whether the files have changed. Blocking.
     #[must_use]
     pub fn stamp(&self) -> Stamp {
         stamp([self.ca.as_path(), &self.certificate, &self.key])
     }
 }
 
-/// The fleet's CA, our certificate and our key, read and found to fit each other.
+/// The fleet's CA, our certificate and our key, read and checked to match.
 pub struct Identity {
     roots: Arc<RootCertStore>,
     pair: Pair,
@@ -45,8 +45,8 @@ impl fmt::Debug for Identity {
 }
 
 impl Identity {
-    /// Reads the files and checks that the key is the certificate's. Blocking. Whether the certificate is valid
-    /// now is not asked here: the other end judges that, and its word names the true reason.
+    /// Reads the files and checks that the key belongs to the certificate. Blocking. Whether the certificate is valid
+    /// now is not checked here: the peer decides that, and its error gives the true reason.
     ///
     /// # Errors
     /// [`TlsError`] names the file.
@@ -61,7 +61,7 @@ impl Identity {
         &self.pair.facts
     }
 
-    /// TLS 1.2 and 1.3 with ring, the fleet's CA and our certificate, judged by the trusted clock.
+    /// TLS 1.2 and 1.3 with ring, the fleet's CA and our certificate, checked by the trusted clock.
     ///
     /// # Errors
     /// [`TlsError::Rustls`].

@@ -1,7 +1,7 @@
 //! Name, socket and handshake of a connection, each with its own deadline.
 //!
-//! rumqttc opens its sockets itself, and then a hung name server, a closed port and a refused certificate all
-//! look alike: so the socket and TLS are ours, and [`super::session`] speaks MQTT over them.
+//! rumqttc opens its sockets itself, and then a hung name server, a closed port and a refused certificate all look the
+//! same. So socket and TLS are ours, and [`super::session`] runs MQTT over them.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -18,14 +18,14 @@ use tokio_rustls::rustls::pki_types::ServerName;
 use super::failure::Failure;
 use crate::phase::Phase;
 
-/// Bytes read from a socket at once. rustls asks for 4 KiB at a time, a system call each, were there no buffer beneath.
+/// Bytes read from a socket at once. Without a buffer rustls would read 4 KiB at a time, one system call each.
 const CHUNK_BYTES: usize = 64 * 1024;
 
-/// A byte stream to the broker, with TLS or without.
+/// A byte stream to the broker, with or without TLS.
 pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 
-/// Looks a name up. `known` are the addresses of the last success: they serve when the name server does not.
+/// Looks a name up. `known` are the addresses of the last success, used when the name server does not answer.
 pub async fn resolve(
     upstream: &Upstream,
     known: &mut Vec<SocketAddr>,
@@ -56,7 +56,7 @@ pub async fn open(addresses: &[SocketAddr], limit: Duration) -> Result<TcpStream
     for address in addresses {
         match timeout(limit, TcpStream::connect(address)).await {
             Ok(Ok(socket)) => {
-                // Our writes are large already; waiting for more would only delay the last one.
+                // Our writes are already large; waiting for more would only delay the last one.
                 socket.set_nodelay(true).map_err(|error| Failure::tcp(&error))?;
                 return Ok(socket);
             }

@@ -1,4 +1,4 @@
-//! Small files that are written often and must never be torn: two slots that take turns, one fdatasync a write.
+//! Small files that are written often and must never be torn: two slots, written alternately, with one fdatasync a write.
 //!
 //! An [`Alternating`] file is two slots of [`SLOT_BYTES`] each, numbers big-endian:
 //!
@@ -12,8 +12,8 @@
 //! | n | payload |
 //! | 4 | CRC32C of everything before |
 //!
-//! A write goes to the slot that does *not* count, so that a torn one leaves the other. After a failed
-//! write or fdatasync the same slot is written again: the good one is never touched before its successor stands.
+//! A write goes to the slot that does *not* count, so a torn write leaves the other one. After a failed
+//! write or fdatasync the same slot is written again: the good one is never touched before its successor is on the disk.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -27,7 +27,7 @@ pub(crate) const SLOT_BYTES: u64 = 64 * 1024;
 const HEAD: usize = 20;
 const TAIL: usize = 4;
 
-/// A small file of two slots that take turns.
+/// A small file of two slots that are written alternately.
 #[derive(Debug)]
 pub(crate) struct Alternating {
     file: File,
@@ -36,19 +36,19 @@ pub(crate) struct Alternating {
     generation: u64,
 }
 
-/// What an [`Alternating`] file held when it was opened.
+/// The content of an [`Alternating`] file when it was opened.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum SlotContent {
-    /// It was not there, or its creation was cut short.
+    /// The file was not there, or its creation was interrupted.
     Nothing,
-    /// The newest payload that stands.
+    /// The newest valid payload.
     Payload(Vec<u8>),
-    /// Something is there, but neither slot can be believed.
+    /// The file has content, but neither slot is valid.
     Damaged,
 }
 
 impl Alternating {
-    /// Opens `path`, or makes it and its directory entry durable.
+    /// Opens `path`, or creates it durably.
     pub(crate) fn open(path: &Path, magic: [u8; 4], version: u16) -> io::Result<(Self, SlotContent)> {
         let file =
             OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)?;
@@ -61,7 +61,7 @@ impl Alternating {
         Ok((Self { file, magic, version, generation }, found))
     }
 
-    /// What the file holds, and nothing of it is touched: it is not made, either.
+    /// Reads the file's content. Nothing is written or created.
     pub(crate) fn read(path: &Path, magic: [u8; 4], version: u16) -> io::Result<SlotContent> {
         let file = match File::open(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(SlotContent::Nothing),

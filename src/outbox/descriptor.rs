@@ -1,8 +1,8 @@
-//! Whose store it is: checked before anything is written, then its lock is taken.
+//! The store's owner, version and keys: checked before anything is written, then its lock is taken.
 //!
 //! `FORMAT` is one line of JSON and one with its checksum, replaced as a whole. Version 1 names the owner and the one key that
-//! seals everything. Version 2, from the first rotation on or when the store is retired, says besides which key has sealed
-//! what ([`KeyPeriod`]) and whether it may be opened ([`Retired`]); programs that know version 1 only leave such a store alone.
+//! seals everything. Version 2, from the first rotation on or when the store is retired, also says which key has sealed
+//! what ([`KeyPeriod`]) and whether it may be opened ([`Retired`]); programs that know only version 1 do not touch such a store.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -23,10 +23,10 @@ use crate::{files, quarantine};
 
 /// Newest format that this build reads.
 pub(crate) const FORMAT: u32 = 2;
-/// What a store is that had one key only and was never retired.
+/// The format of a store that has had one key only and was never retired.
 const SIMPLE: u32 = 1;
 
-/// Whose store it is.
+/// The content of `FORMAT`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Descriptor {
     format: u32,
@@ -37,7 +37,7 @@ pub(crate) struct Descriptor {
     /// Every key that has sealed, in the order in which they came; empty: `key_id` is the only one.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     keys: Vec<KeyPeriod>,
-    /// It was retired: nothing is accepted or delivered here any more.
+    /// Set when the store was retired: nothing is accepted or delivered here any more.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) retired: Option<Retired>,
 }
@@ -62,12 +62,12 @@ impl Descriptor {
         vec![KeyPeriod { key_id: self.key_id.clone(), quarantine: 1, lanes: BTreeMap::new() }]
     }
 
-    /// The key that the store was begun with.
+    /// The key that the store was created with.
     pub(crate) fn first_key(&self) -> &str {
         self.keys.first().map_or(&self.key_id, |period| &period.key_id)
     }
 
-    /// The present key seals from here on: to be saved before it does. Whether that is new.
+    /// The present key seals from here on. Returns whether that is new; the caller saves it before the key seals anything.
     pub(crate) fn begin_key(&mut self, key_id: &str, next_quarantined: u64) -> bool {
         if self.key_id == key_id {
             return false;
@@ -79,7 +79,7 @@ impl Descriptor {
         true
     }
 
-    /// What will be accepted next in each lane is sealed with the present key: to be saved before it is. Whether that is new.
+    /// The next records of each lane are sealed with the present key. Returns whether that is new; the caller saves it first.
     pub(crate) fn begin_lanes(&mut self, next: impl Iterator<Item = (Lane, Position)>) -> bool {
         if self.keys.len() < 2 {
             return false;
@@ -88,19 +88,19 @@ impl Descriptor {
         let before = present.lanes.clone();
         for (lane, position) in next {
             let first = present.lanes.entry(lane).or_insert(position);
-            // A power cut may have taken back what was never answered: its numbers are given again, under this key.
+            // A power cut may have lost records that were never answered: their numbers are given again, under this key.
             *first = position.min(*first);
         }
         present.lanes != before
     }
 
-    /// Durably.
+    /// Writes `FORMAT`, durably.
     pub(crate) fn save(&mut self, directory: &Path) -> io::Result<()> {
         self.format = if self.keys.is_empty() && self.retired.is_none() { SIMPLE } else { FORMAT };
         files::save(&directory.join("FORMAT"), self)
     }
 
-    /// Says anew whose store it is, where that was lost; for one that was never sealed with another key than the present.
+    /// Writes a lost `FORMAT` again; only for a store that no other key than the present one has sealed.
     pub(crate) fn restore(
         settings: &OutboxSettings,
         keys: &Keyring,
@@ -122,7 +122,7 @@ pub(crate) struct Retired {
 }
 
 impl Retired {
-    /// This store, now.
+    /// This store on this machine, now.
     pub(crate) fn here(directory: &Path) -> io::Result<Self> {
         let facts = fs::metadata(directory)?;
         let machine = fs::read_to_string("/etc/machine-id").unwrap_or_default();
@@ -130,13 +130,13 @@ impl Retired {
     }
 }
 
-/// Makes an [`OpenError`] of what the system said.
+/// Makes an [`OpenError`] of the system's error.
 pub(crate) fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> OpenError {
     let path = path.to_owned();
     move |source| OpenError::Io { action, path, source }
 }
 
-/// Reads whose store it is, if there is one. Nothing is written.
+/// Reads `FORMAT`, if there is a store. Nothing is written.
 pub(crate) fn read(directory: &Path) -> Result<Option<Descriptor>, OpenError> {
     let path = directory.join("FORMAT");
     let found = files::load::<serde_json::Value>(&path).map_err(failed("read", &path))?;
@@ -154,7 +154,7 @@ pub(crate) fn read(directory: &Path) -> Result<Option<Descriptor>, OpenError> {
         .map_err(|error| failed("read", &path)(io::Error::new(io::ErrorKind::InvalidData, error)))
 }
 
-/// The same, refused if it is another's.
+/// The same, refused if the store belongs to another gateway.
 pub(crate) fn owned(settings: &OutboxSettings) -> Result<Option<Descriptor>, OpenError> {
     let directory = &settings.directory;
     let found = read(directory)?;
@@ -170,20 +170,20 @@ pub(crate) fn owned(settings: &OutboxSettings) -> Result<Option<Descriptor>, Ope
     Ok(found)
 }
 
-/// From the names on the disk and the ledgers. Where they say nothing, all of a lane counts as kept.
+/// From the names on the disk and the segment tables. Without a table, the whole lane counts as kept.
 fn sealed_ranges_on_disk(store: &Path) -> io::Result<SealedRanges> {
-    let mut kept = SealedRanges::default();
+    let mut ranges = SealedRanges::default();
     for entry in listed(&store.join("segments"))? {
         let Some(lane) = entry.to_str().and_then(|name| Lane::new(name).ok()) else { continue };
         let numbers = segment_numbers(&store.join("segments").join(&entry))?;
         let Some(oldest) = numbers.first() else { continue };
         let table = files::load::<SegmentTable>(&lane_file(store, &lane, "ledger")).ok().flatten();
         let first = table.and_then(|table| table.segments.get(oldest).map(|span| span.base));
-        kept.lanes.push((lane, first.unwrap_or(1)));
+        ranges.lanes.push((lane, first.unwrap_or(1)));
     }
-    kept.quarantine = quarantine::ids(&store.join("quarantine"))?;
-    kept.aside = listed(&store.join("aside"))?.len();
-    Ok(kept)
+    ranges.quarantine = quarantine::ids(&store.join("quarantine"))?;
+    ranges.aside = listed(&store.join("aside"))?.len();
+    Ok(ranges)
 }
 
 fn listed(directory: &Path) -> io::Result<Vec<std::ffi::OsString>> {
@@ -194,13 +194,13 @@ fn listed(directory: &Path) -> io::Result<Vec<std::ffi::OsString>> {
     }
 }
 
-/// What needs which key, from what lies on the disk.
+/// Each key with what needs it, from the files on the disk.
 pub(crate) fn key_uses(directory: &Path, format: &Descriptor) -> Result<Vec<KeyUse>, OpenError> {
-    let kept = sealed_ranges_on_disk(directory).map_err(failed("list", directory))?;
-    Ok(key_use::uses(&format.periods(), &kept))
+    let ranges = sealed_ranges_on_disk(directory).map_err(failed("list", directory))?;
+    Ok(key_use::uses(&format.periods(), &ranges))
 }
 
-/// Whether these keys open all that is kept.
+/// Checks that these keys open everything in the store.
 fn opened_by(directory: &Path, format: &Descriptor, keys: &Keyring) -> Result<(), OpenError> {
     if format.periods().iter().all(|period| keys.has(&period.key_id)) {
         return Ok(());
@@ -223,8 +223,7 @@ fn opened_by(directory: &Path, format: &Descriptor, keys: &Keyring) -> Result<()
     })
 }
 
-/// Checks whose store it is, which keys it needs, and that it was not retired; what `FORMAT` says, if there is one. Nothing is
-/// written.
+/// Checks the owner, the keys, and that the store was not retired; returns `FORMAT`, if there is one. Nothing is written.
 pub(crate) fn identify(
     settings: &OutboxSettings,
     keys: &Keyring,
@@ -241,9 +240,9 @@ pub(crate) fn identify(
 /// Whether a retired store may be opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Retirement {
-    /// Never: to run it.
+    /// Never: the store is to run.
     Refused,
-    /// To look at it.
+    /// Yes: the store is only inspected.
     Ignored,
 }
 
@@ -263,8 +262,8 @@ pub(crate) fn lock(directory: &Path) -> Result<File, OpenError> {
     }
 }
 
-/// Checks whose store it is, before anything is written, and takes its lock.
-pub(crate) fn claim(
+/// Checks the store as [`identify`] does, before anything is written, and takes its lock.
+pub(crate) fn identify_and_lock(
     settings: &OutboxSettings,
     keys: &Keyring,
     retirement: Retirement,
@@ -274,7 +273,7 @@ pub(crate) fn claim(
     let path = directory.join("FORMAT");
     files::create_directory(directory).map_err(failed("create", directory))?;
     let lock = lock(directory)?;
-    // Once more: whoever had the lock may have rotated, or retired the store.
+    // Once more: the process that had the lock may have rotated the key, or retired the store.
     if let Some(format) = identify(settings, keys, retirement)? {
         return Ok((lock, format));
     }
@@ -288,7 +287,7 @@ pub(crate) fn claim(
     Ok((lock, format))
 }
 
-/// The numbers of the lanes: what records name a lane by. Only ever appended to.
+/// The numbers by which records name their lane. Numbers are only ever added.
 pub(crate) fn lane_ids(
     settings: &OutboxSettings,
     alarms: &mut Vec<OutboxAlarm>,

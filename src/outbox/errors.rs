@@ -1,28 +1,28 @@
-//! Why the outbox says no.
+//! Why the outbox refuses or fails.
 
 use std::path::PathBuf;
 
 use pgw_core::transaction::{Lane, Position};
 
-/// What the caller does about an error.
+/// How a caller should react to an error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Consequence {
     /// The same may succeed later.
     Retry,
-    /// It never will: say so to whoever asked.
+    /// It never will: tell the sender.
     Refuse,
 }
 
-/// Why a submission was not accepted. It is not stored, or at least nobody was told so.
+/// Why a submission was not accepted. It is not stored, or at least was not acknowledged.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
     /// No room for this lane: later.
     #[error("the store is full: {0}")]
     Full(String),
-    /// More is waiting for the writer than `queue_bytes` allows: later.
+    /// The writer's queue has more than `queue_bytes`: later.
     #[error("too many transactions are waiting for the disk")]
     Busy,
-    /// The store has trouble; the gateway is working on it: later.
+    /// The store fails; the gateway keeps trying: later.
     #[error("the store has failed: {0}")]
     Trouble(String),
     /// The daemon is stopping: later.
@@ -42,7 +42,7 @@ pub enum Refusal {
 }
 
 impl Refusal {
-    /// What a door does about it.
+    /// How a door should react.
     #[must_use]
     pub fn consequence(&self) -> Consequence {
         match self {
@@ -85,7 +85,7 @@ pub enum OpenError {
         /// Ids of the keys given.
         given: String,
     },
-    /// It was retired: another box has it now, or is to have it. Nothing was written.
+    /// It was retired: it has moved to another box, or is about to. Nothing was written.
     #[error(
         "the store in {directory} was retired at {time}: it continues on another box, and must never run here again. Is this the copy on the new box? `practice-gateway outbox adopt`. Was the move given up? `practice-gateway outbox retire --undo`"
     )]
@@ -105,17 +105,17 @@ pub enum OpenError {
         /// `practice.gateway` configured.
         configured: String,
     },
-    /// Another process has it.
+    /// Another process has it open.
     #[error("the store in {0} is in use by another process")]
     InUse(PathBuf),
-    /// The file system said no.
+    /// The file system failed.
     #[error("cannot {action} {path}")]
     Io {
         /// What was tried.
         action: &'static str,
-        /// On what.
+        /// The file or directory.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         #[source]
         source: std::io::Error,
     },
@@ -124,7 +124,7 @@ pub enum OpenError {
 /// Why a record could not be read.
 #[derive(Debug, thiserror::Error)]
 pub enum ReadError {
-    /// Confirmed and pruned, or destroyed: not to be had.
+    /// Confirmed and pruned, or destroyed: it can no longer be read.
     #[error("position {position} of lane {lane} can no longer be read")]
     Gone {
         /// Lane.
@@ -132,7 +132,7 @@ pub enum ReadError {
         /// Position.
         position: Position,
     },
-    /// The store has trouble; try again later.
+    /// The store fails; try again later.
     #[error("the store has failed: {0}")]
     Trouble(String),
 }
@@ -153,19 +153,19 @@ pub enum VoidError {
         /// The last position.
         tail: Position,
     },
-    /// Each epoch has numbers of its own.
+    /// The range crosses epochs, and each has its own numbers.
     #[error("the range lies in two epochs: write off each part by itself")]
     TwoEpochs,
     /// The reason is empty, too long or has line ends.
     #[error("a reason has 1 to {0} bytes, and no line ends")]
     Reason(usize),
-    /// It was done before.
+    /// This position was written off before.
     #[error("position {0} was written off already")]
     Already(Position),
-    /// The store cannot say now whether it is lost.
+    /// The store cannot say now whether this position is lost.
     #[error("cannot tell now whether position {0} is lost")]
     Unclear(Position),
-    /// It is not lost.
+    /// This position can be read.
     #[error("position {0} can be read: it is not lost, and was not written off")]
     Readable(Position),
     /// The chain value before the range is lost with its record.
@@ -174,7 +174,7 @@ pub enum VoidError {
     /// The store cannot be read now.
     #[error(transparent)]
     Read(#[from] ReadError),
-    /// It could not be made durable; nothing has changed.
+    /// It could not be written; nothing has changed.
     #[error("the void cannot be put on stable storage")]
     Save(#[source] std::io::Error),
     /// It is written off, but transactions after it need new numbers and did not get them.
@@ -183,7 +183,7 @@ pub enum VoidError {
 }
 
 impl VoidError {
-    /// What the caller does about it.
+    /// How the caller should react.
     #[must_use]
     pub fn consequence(&self) -> Consequence {
         match self {

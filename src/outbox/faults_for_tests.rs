@@ -21,9 +21,9 @@ pub(crate) enum Point {
 pub(crate) struct Faults {
     /// How many of the next calls at each point fail, as on a full disk.
     failing: [AtomicU32; 6],
-    /// So many calls at each point go well before.
+    /// How many calls at each point succeed before that.
     passing: [AtomicU32; 6],
-    /// How many syncs may still come to their end; none: as many as like.
+    /// How many more syncs may finish; `None`: no limit.
     allowed: Mutex<Option<u32>>,
     allowed_more: Condvar,
     waiting: AtomicU32,
@@ -34,13 +34,13 @@ impl Faults {
         self.failing[point as usize].store(times, Ordering::SeqCst);
     }
 
-    /// The call after `times` more fails.
+    /// Fails the call after `times` more.
     pub(crate) fn fail_after(&self, point: Point, times: u32) {
         self.passing[point as usize].store(times, Ordering::SeqCst);
         self.fail_next(point, 1);
     }
 
-    /// From now on so many syncs end, and the next ones wait, as on a disk that hangs.
+    /// From now on only this many syncs finish; later ones wait, as on a disk that hangs.
     pub(crate) fn allow_syncs(&self, syncs: Option<u32>) {
         *self.allowed.lock().unwrap() = syncs;
         self.allowed_more.notify_all();
@@ -73,7 +73,7 @@ impl Faults {
 
 static ALL: Mutex<Option<HashMap<PathBuf, Arc<Faults>>>> = Mutex::new(None);
 
-/// Those of the store that has `path` in it: `{store}/segments/{lane}/{segment number}`.
+/// The faults of the store that contains `path`: `{store}/segments/{lane}/{segment number}`.
 pub(crate) fn of(path: &Path) -> Arc<Faults> {
     let store = path.ancestors().nth(3).unwrap_or(path);
     in_store(store)

@@ -1,5 +1,5 @@
-//! Small files of JSON, each with a CRC32C, so that half a file is never believed; replaced whole by [`pgw_durable`]. And what is
-//! done to whole trees of files.
+//! Small files of JSON, each with a CRC32C, so that half a file is never used; [`pgw_durable`] replaces them as a whole. Also
+//! work on whole trees of files.
 
 use std::fs::{self, File};
 use std::io::{self, Write as _};
@@ -9,18 +9,18 @@ use pgw_durable::{PRIVATE, Replacement};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-/// Creates a directory of the store, for its owner only, and makes it durable in the one above.
+/// Creates a directory of the store, for its owner only, and syncs its parent.
 pub(crate) fn create_directory(directory: &Path) -> io::Result<()> {
     pgw_durable::create_directory(directory, 0o700)
 }
 
-/// Makes durable that a file is there.
+/// Makes a file's directory entry durable.
 pub(crate) fn sync_name(path: &Path) -> io::Result<()> {
     let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty());
     pgw_durable::sync_directory(directory.unwrap_or(Path::new(".")))
 }
 
-/// Syncs every file and directory below `directory`, and it.
+/// Syncs `directory` and everything below it.
 pub(crate) fn sync_tree(directory: &Path) -> io::Result<()> {
     for entry in fs::read_dir(directory)? {
         let entry = entry?;
@@ -29,7 +29,7 @@ pub(crate) fn sync_tree(directory: &Path) -> io::Result<()> {
         } else {
             match File::open(entry.path()) {
                 Ok(file) => file.sync_all()?,
-                // sled removes its old snapshots whenever it likes.
+                // sled may remove an old snapshot at any moment.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(error) => return Err(error),
             }
@@ -38,8 +38,7 @@ pub(crate) fn sync_tree(directory: &Path) -> io::Result<()> {
     pgw_durable::sync_directory(directory)
 }
 
-/// Gives what is below `directory` to whoever owns it: a command that root has run must leave nothing that the daemon may not
-/// write.
+/// Gives everything below `directory` to its owner: the daemon must be able to write the files that root's commands made.
 pub(crate) fn give_to_owner(directory: &Path) -> io::Result<()> {
     use std::os::unix::fs::{MetadataExt as _, lchown};
     let owner = fs::metadata(directory)?;
@@ -64,7 +63,7 @@ pub(crate) fn save<T: Serialize>(path: &Path, value: &T) -> io::Result<()> {
     save_for(None, path, value)
 }
 
-/// The same, for another user and group: it is theirs from the moment when it has its name.
+/// The same, for another user and group, who own the file before it gets its name.
 pub(crate) fn save_for<T: Serialize>(owner: Option<(u32, u32)>, path: &Path, value: &T) -> io::Result<()> {
     let mut text = serde_json::to_vec(value)?;
     let sum = crc32c::crc32c(&text);
@@ -80,7 +79,7 @@ pub(crate) fn save_for<T: Serialize>(owner: Option<(u32, u32)>, path: &Path, val
 /// Reads what [`save`] wrote; `None` if there is no such file.
 ///
 /// # Errors
-/// `InvalidData` if it is not whole.
+/// `InvalidData` if it is incomplete or damaged.
 pub(crate) fn load<T: DeserializeOwned>(path: &Path) -> io::Result<Option<T>> {
     let text = match fs::read_to_string(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -95,7 +94,7 @@ pub(crate) fn load<T: DeserializeOwned>(path: &Path) -> io::Result<Option<T>> {
     Ok(Some(serde_json::from_str(json)?))
 }
 
-/// Whether the disk could not give back what was written: damage, and no passing trouble.
+/// Whether the disk cannot read what was written: damage, not a temporary fault.
 pub(crate) fn is_unreadable(error: &io::Error) -> bool {
     /// EIO, ENODATA (a bad sector on some disks), EBADMSG and EUCLEAN (checksums of the file system).
     const CODES: [i32; 4] = [5, 61, 74, 117];
@@ -132,7 +131,7 @@ mod tests {
         fs::create_dir_all(&below).unwrap();
         fs::write(below.join("db"), "x").unwrap();
         if chown(directory.path(), Some(54_321), Some(54_321)).is_err() {
-            // Only root can give anything away, and nobody else makes what is not his own.
+            // Only root can give files away, and nobody else makes files that are not their own.
             return;
         }
         give_to_owner(directory.path()).unwrap();

@@ -1,9 +1,9 @@
-//! What a bad disk or an intruder could put into the store's files, read as the store reads it: for `fuzz/` alone.
+//! Parses arbitrary bytes as the store would parse its files, for `fuzz/` alone: a bad disk or an intruder may have changed them.
 
 use crate::guard::record::{Assembly, Header, parse_chunk, parse_key};
 
-/// Reads bytes as a record, as a database key, and as a row of chunks; the records that the chunks make are read, too. Returns
-/// how many bytes of parts there were; `None` when a header says something else after it was written again.
+/// Parses bytes as a record, as a database key, and as a sequence of chunks; also the records that the chunks make. Returns
+/// how many bytes of parts there were; `None` when a header differs after it was encoded again.
 #[must_use]
 pub fn record(bytes: &[u8]) -> Option<usize> {
     let _ = parse_key(bytes);

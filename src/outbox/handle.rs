@@ -1,4 +1,4 @@
-//! The handle on an open outbox: all that its users call.
+//! The handle on an open outbox, with every call that its users make.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -27,17 +27,17 @@ use crate::types::{
     Accepted, OutboxAlarm, OutboxSettings, Released, Snapshot, Stored, Submission, Watermark,
 };
 
-/// Beside its body, what a submission costs in the queue.
+/// A submission's cost in the queue besides its body.
 const SUBMISSION_BYTES: u64 = 512;
 
-/// A handle on the open outbox; clones share it. The last one dropped closes it (as a crash would, only tidier).
+/// A handle on the open outbox; clones share it. Dropping the last one closes it.
 #[derive(Clone)]
 pub struct Outbox {
     running: Arc<Running>,
 }
 
 impl Outbox {
-    /// Opens or creates the store, recovers what a crash left, and starts the writer thread.
+    /// Opens or creates the store, recovers it after a crash, and starts its threads.
     ///
     /// Blocking: call it before the runtime, or from `spawn_blocking`.
     ///
@@ -47,7 +47,7 @@ impl Outbox {
         Self::started(settings, &keys.into(), Retirement::Refused)
     }
 
-    /// As [`Outbox::open`], for a store that is retired: to look at it. Nothing may be submitted.
+    /// As [`Outbox::open`], for inspecting a retired store. Nothing may be submitted.
     ///
     /// # Errors
     /// [`OpenError`].
@@ -71,7 +71,7 @@ impl Outbox {
         self.shared().lane(lane).map(|(_, lane)| lane)
     }
 
-    /// The only way in: returns when the transaction is behind the barrier. Cancelling it does not take it back.
+    /// Stores a transaction, and returns when it is behind the barrier. Cancelling the call does not take it back.
     ///
     /// # Errors
     /// [`Refusal`]: nothing was promised.
@@ -88,7 +88,7 @@ impl Outbox {
         }
         let cost = bytes + SUBMISSION_BYTES;
         let queued = shared.queued_bytes.fetch_add(cost, Ordering::Relaxed);
-        // One alone is taken whatever its size, or a limit below the largest body would refuse it for ever.
+        // An empty queue takes any size, or a limit below the largest body would refuse it for ever.
         if queued > 0 && queued + cost > shared.settings.queue_bytes {
             shared.queued_bytes.fetch_sub(cost, Ordering::Relaxed);
             return Err(Refusal::Busy);
@@ -115,7 +115,7 @@ impl Outbox {
         self.lane(lane).map(|lane| lane.tail.subscribe())
     }
 
-    /// Reads what is behind the barrier, in order: at least one record if there is one at `from`, then up to
+    /// Reads records behind the barrier, in order: at least one record if there is one at `from`, then up to
     /// `max_records` and about `max_bytes`. Blocking: has a thread of its own.
     ///
     /// # Errors
@@ -131,19 +131,19 @@ impl Outbox {
         self.shared().read(self.lane(lane).ok_or_else(gone)?, from, max_records, max_bytes)
     }
 
-    /// The chain value on the wire at a position (0: the epoch's first value), if it can still be had. Blocking.
+    /// The chain value on the wire at a position (0: the epoch's first value), if it can still be read. Blocking.
     #[must_use]
     pub fn chain_at(&self, lane: &Lane, position: Position) -> Option<ChainValue> {
         self.shared().chain_at(self.lane(lane)?, position)
     }
 
-    /// The confirmed watermark as last recorded.
+    /// The watermark as last recorded.
     #[must_use]
     pub fn watermark(&self, lane: &Lane) -> Option<Watermark> {
         Some(self.lane(lane)?.state().watermark)
     }
 
-    /// Records the confirmed watermark (it may go back when a hub was restored); written behind, cheap, never blocks.
+    /// Records the watermark (it may go back when a hub was restored). Cheap, never blocks: another thread writes it.
     pub fn confirm(&self, lane: &Lane, watermark: Watermark, backed_up_through: Option<Position>) {
         if let Some(lane) = self.lane(lane) {
             let mut state = lane.state();
@@ -154,8 +154,8 @@ impl Outbox {
         }
     }
 
-    /// Records a confirmed watermark that no hub has answered for on a live connection: it came by file. Nothing is pruned on
-    /// its word.
+    /// Records a watermark from an imported receipt. No hub has answered on a live connection, so nothing is pruned because
+    /// of it.
     pub fn confirm_by_file(&self, lane: &Lane, watermark: Watermark) {
         if let Some(lane) = self.lane(lane) {
             let mut state = lane.state();
@@ -164,8 +164,8 @@ impl Outbox {
         }
     }
 
-    /// The connection is gone: until the hubs have answered on the next one nothing is pruned on the word of the last. They
-    /// may have been restored from a backup meanwhile.
+    /// The connection has ended. Its answers allow no pruning until the hubs have answered on the next one: they may have been
+    /// restored from a backup meanwhile.
     pub fn link_lost(&self) {
         for lane in &self.shared().lanes {
             lane.state().answered = false;
@@ -187,7 +187,7 @@ impl Outbox {
     /// A fork: positions after `after` get a new epoch, by one synced renumbering record. Blocking.
     ///
     /// # Errors
-    /// [`Refusal::Trouble`] when it could not be made durable; nothing has changed then.
+    /// [`Refusal::Trouble`] when it could not be written; nothing has changed then.
     pub fn new_epoch(&self, lane: &Lane, after: Position) -> Result<Numbering, Refusal> {
         let Some((index, _)) = self.shared().lane(lane) else {
             return Err(Refusal::UnknownLane(lane.clone()));
@@ -212,7 +212,7 @@ impl Outbox {
         })
     }
 
-    /// What is in quarantine, oldest first. Blocking.
+    /// The entries in quarantine, oldest first. Blocking.
     ///
     /// # Errors
     /// [`Refusal::Trouble`]: the directory cannot be read.
@@ -220,7 +220,7 @@ impl Outbox {
         self.shared().quarantine.list().map_err(|error| Refusal::Trouble(error.to_string()))
     }
 
-    /// An entry of the quarantine without its bytes; `None`: there is none of this number. Blocking.
+    /// An entry of the quarantine without its bytes; `None`: there is no such entry. Blocking.
     ///
     /// # Errors
     /// [`Refusal::Trouble`]: it cannot be read.
@@ -228,7 +228,7 @@ impl Outbox {
         self.shared().quarantine.find(id).map_err(|error| Refusal::Trouble(error.to_string()))
     }
 
-    /// An entry of the quarantine with its bytes; `None`: there is none of this number. Blocking.
+    /// An entry of the quarantine with its bytes; `None`: there is no such entry. Blocking.
     ///
     /// # Errors
     /// [`Refusal::Trouble`]: it is damaged or cannot be read.
@@ -236,7 +236,7 @@ impl Outbox {
         self.shared().quarantine.get(id).map_err(|error| Refusal::Trouble(error.to_string()))
     }
 
-    /// Removes an entry of the quarantine for good, as a person has decided; false: there is none. Blocking.
+    /// Removes an entry of the quarantine for good, on an operator's order; false: there is no such entry. Blocking.
     ///
     /// # Errors
     /// [`Refusal::Trouble`]: it cannot be removed.
@@ -244,13 +244,13 @@ impl Outbox {
         self.shared().quarantine.remove(id).map_err(|error| Refusal::Trouble(error.to_string()))
     }
 
-    /// How far the clock can be believed from now on; stamped on what is accepted. Untrusted until told otherwise.
+    /// How reliable the clock is from now on; stamped on each accepted transaction. Untrusted until set.
     pub fn set_clock(&self, clock: Clock) {
         self.shared().set_clock(clock);
     }
 
-    /// Whether every thread of the outbox runs and the writer has come round within this time, the disk with it: for the
-    /// watchdog. Blocking.
+    /// For the watchdog: whether every thread of the outbox runs, and the writer and the disk have responded within this time.
+    /// Blocking.
     #[must_use]
     pub fn pulse(&self, within: Duration) -> bool {
         let (answer, pulse) = std::sync::mpsc::sync_channel(1);
@@ -281,8 +281,8 @@ impl Outbox {
         self.running.stop();
     }
 
-    /// Writes off lost positions for good, durably; with `act` false it only says whether it could. What can be read is never
-    /// written off. Blocking.
+    /// Writes off lost positions for good, durably; with `act` false it only checks whether it could. A readable record is
+    /// never written off. Blocking.
     ///
     /// # Errors
     /// [`VoidError`]; nothing has changed then, unless it says so.
@@ -318,7 +318,7 @@ impl Outbox {
         descriptor::identify(settings, keys, Retirement::Refused).map(|format| format.is_some())
     }
 
-    /// Each key of the store with what needs it, for the status: from memory, no disk but for the names in quarantine.
+    /// Each key of the store with what needs it, for the status: from memory; of the disk only the names in quarantine.
     #[must_use]
     pub fn key_uses(&self) -> Vec<KeyUse> {
         let shared = self.shared();
@@ -328,7 +328,7 @@ impl Outbox {
         key_use::uses(&shared.periods, &SealedRanges { lanes, quarantine, aside: 0 })
     }
 
-    /// The same of a store that need not be open, from what lies on the disk; `None`: there is no store.
+    /// The same of a store that need not be open, from the files on the disk; `None`: there is no store.
     ///
     /// # Errors
     /// [`OpenError`].

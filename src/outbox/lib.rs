@@ -1,17 +1,17 @@
 //! The outbox: the durable, encrypted, ordered store of transactions.
 //!
-//! What is below its directory, and what becomes of a lost file: `docs/on-disk-format.md`.
+//! The files below its directory, and what the loss of one means: `docs/on-disk-format.md`.
 //!
-//! - [`types`], [`errors`]: what comes in and goes out, and why it does not
+//! - [`types`], [`errors`]: the data that goes in and out, and why a call fails
 //! - [`handle`]: the handle on an open outbox
 //! - [`pipeline`]: from a submission to a record behind the barrier and back: the threads and what they share
 //! - [`dedup`]: the duplicate index
 //! - [`guard`]: the segments' databases; the only files that know sled
 //! - [`crypt`]: encryption at rest, all of it
-//! - [`quarantine`]: refused input and damaged records, until a person has decided
-//! - [`void`]: lost positions that a person wrote off
+//! - [`quarantine`]: refused input and damaged records, until an operator has decided
+//! - [`void`]: lost positions that an operator has written off
 //! - [`state`]: the small files beside the segments
-//! - [`descriptor`]: whose outbox it is, its version, its lock
+//! - [`descriptor`]: the outbox's owner, version and lock
 //! - [`offline`]: work on a store that no daemon has open: repair, another box, a lost key
 //! - [`files`], [`alternating`], [`lock`]: small files that are never torn, and locks
 //! - [`fuzz_support`]: for the fuzz targets alone
@@ -19,10 +19,10 @@
 //! Imports go down this list of layers, never up: `handle` and `offline`, then `pipeline`, then `descriptor`, then the rest.
 //!
 //! Invariants, each held by a test:
-//! - An answer is given after the barrier, never before; readers see only what is behind it ([`pipeline::lane_writer`]).
+//! - A sender is answered after the barrier, never before; readers see only records behind it ([`pipeline::lane_writer`]).
 //! - Segment k counts for the positions from its base up to the base of the next one ([`pipeline::lane`]).
-//! - After a failed barrier nothing is appended to that segment, and what was beyond its last good
-//!   barrier is written again elsewhere before anything else ([`pipeline::lane_writer`]).
+//! - After a failed barrier nothing is appended to that segment, and the records beyond its last good
+//!   barrier are written again to another one before anything else ([`pipeline::lane_writer`]).
 //! - accepted = confirmed + waiting + damaged, at any moment ([`pipeline::lane`]).
 //! - Only the last record is ever trimmed, and only beyond the tail checkpoint ([`pipeline::startup`]).
 

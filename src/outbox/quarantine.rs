@@ -1,4 +1,4 @@
-//! Quarantine: refused input and damaged records, kept sealed until a person has decided.
+//! Quarantine: refused input and damaged records, kept sealed until an operator has decided.
 //!
 //! One file an entry, `{id as 16 hexadecimal digits}.entry`, numbers big-endian:
 //!
@@ -14,8 +14,8 @@
 //! | 56 | 24 | nonce of the body |
 //! | 80 | | head: length of the reason (2), reason, source; then body; each sealed with XChaCha20-Poly1305 and the 80 bytes before (and an `h` or a `b`) as associated data |
 //!
-//! Nothing is ever pushed out: what does not fit is refused. An id is not used twice; the highest one that
-//! was removed leaves an empty `{id}.gone`.
+//! A new entry never displaces an old one: without room it is refused. An id is not used twice; the highest removed
+//! one leaves an empty `{id}.gone`.
 
 use std::fs::File;
 use std::io::{self, Read as _};
@@ -32,34 +32,34 @@ use crate::files;
 const MAGIC: [u8; 4] = *b"PGWQ";
 const VERSION: u16 = 1;
 const FIXED_BYTES: usize = 80;
-/// More entries than anybody will look through.
+/// More entries than anybody will read.
 const MOST_ENTRIES: usize = 10_000;
 const MOST_SOURCE_BYTES: usize = 1024;
 
 /// Reason of a record that lost against another one for its position.
 pub(crate) const RIVAL: &str = "rival record";
-/// Reason of a last record that a crash cut short before it was answered.
+/// Reason of a last record that a crash truncated before it was answered.
 pub(crate) const INCOMPLETE: &str = "incomplete record";
 
-/// One thing in quarantine.
+/// One entry in quarantine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct QuarantineEntry {
-    /// Names it; never used twice.
+    /// Its number; never used twice.
     pub id: u64,
     /// Why it is here; empty when damaged.
     pub reason: String,
     /// Where it came from; empty when damaged.
     pub source: String,
-    /// Length of what is kept, bytes.
+    /// Length of the kept bytes.
     pub bytes: u64,
     /// When it came; 0 when damaged.
     pub time: UnixMillis,
-    /// The file is not what was written.
+    /// The file was altered.
     pub damaged: bool,
 }
 
 impl QuarantineEntry {
-    /// Whether this is a record of the store's own that was put aside, and never input of a door.
+    /// Whether this is one of the store's own records, not a door's input.
     #[must_use]
     pub fn is_own_record(&self) -> bool {
         [RIVAL, INCOMPLETE].contains(&self.reason.as_str())
@@ -112,7 +112,7 @@ impl Quarantine {
         Ok(Self { directory: directory.to_owned(), seal, limit_bytes, state })
     }
 
-    /// Opens what was kept under an earlier key, too. An entry does not say which key it has; its seal does.
+    /// Also opens entries of an earlier key. An entry does not name its key; opening its seal shows it.
     pub(crate) fn also_opening(mut self, key: &[u8; 32]) -> io::Result<Self> {
         self.seal.also_opening(key)?;
         Ok(self)
@@ -123,8 +123,8 @@ impl Quarantine {
         self.state().last_id
     }
 
-    /// Shows the store's own records in `directory`, each with its file, one at a time; nothing is written. What cannot be
-    /// opened with this key is passed over.
+    /// Shows the store's own records in `directory`, each with its file, one at a time; nothing is written. Entries
+    /// that this key does not open are skipped.
     pub(crate) fn own_records(
         directory: &Path,
         key: &[u8; 32],
@@ -141,7 +141,7 @@ impl Quarantine {
         Ok(())
     }
 
-    /// Keeps `bytes`, durably, and gives the entry's id.
+    /// Keeps `bytes`, durably, and returns the entry's id.
     ///
     /// # Errors
     /// `StorageFull` when the limit is reached; else the file system's.
@@ -149,7 +149,7 @@ impl Quarantine {
         self.keep_within(self.limit_bytes, MOST_ENTRIES, reason, source, bytes)
     }
 
-    /// The same for what the store itself must put aside to open: junk that strangers sent must not keep it shut.
+    /// The same for records that the store must set aside to open: junk from senders must not prevent that.
     ///
     /// # Errors
     /// The file system's.
@@ -174,7 +174,7 @@ impl Quarantine {
         }
         let path = self.path(id);
         let written = pgw_durable::replace(&path, PRIVATE, &file);
-        // With its name it counts, even if that should turn out not to be durable.
+        // Once the file has its name it counts, even if the name may not be durable.
         if written.is_ok() || path.exists() {
             state.last_id = id;
             state.count += 1;
@@ -193,7 +193,7 @@ impl Quarantine {
         self.state().count
     }
 
-    /// All entries, oldest first; those whose head or length is not what was written are marked as damaged.
+    /// All entries, oldest first; those whose head or length was altered are flagged as damaged.
     pub(crate) fn list(&self) -> io::Result<Vec<QuarantineEntry>> {
         let _state = self.state();
         let mut entries = Vec::new();
@@ -216,7 +216,7 @@ impl Quarantine {
         }
     }
 
-    /// What was kept under `id`; `None` if there is no such entry.
+    /// The entry `id` with its bytes; `None` if there is none.
     ///
     /// # Errors
     /// `InvalidData` when it is damaged; else the file system's.
@@ -377,7 +377,7 @@ enum EntryFile {
     Gone,
 }
 
-/// The entries that lie in a quarantine's directory, by their names.
+/// The ids of the entries in a quarantine's directory, from the file names.
 pub(crate) fn ids(directory: &Path) -> io::Result<Vec<u64>> {
     let files = match std::fs::read_dir(directory) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -395,7 +395,7 @@ fn parse_name(path: &Path) -> Option<(u64, EntryFile)> {
     let kind = match extension {
         "entry" => EntryFile::Entry,
         "gone" => EntryFile::Gone,
-        // What a crash left of one that was being written.
+        // A file that was being written when the process crashed.
         "entry.new" | "gone.new" => EntryFile::New,
         _ => return None,
     };
@@ -513,7 +513,7 @@ mod tests {
         assert_eq!(lengths, [1024, 1023]);
     }
 
-    /// Written by version 1 with fixed nonces; must be readable for ever.
+    /// Written by version 1 with fixed nonces; must stay readable for ever.
     #[test]
     fn golden_entry() {
         let directory = tempfile::tempdir().unwrap();

@@ -189,7 +189,7 @@ fn after_a_failed_sync_what_is_beyond_the_barrier_is_written_again() {
         add(&outbox, 4..=5);
         assert_eq!(bodies(&outbox), expected(1..=5));
         assert_eq!(codes(&outbox), ["store.trouble"]);
-        // The segment that failed takes no more, and what it holds beyond its barrier does not count.
+        // The segment that failed takes no more, and its records beyond the barrier do not count.
         let state = outbox.lane(&clinical()).unwrap().state().clone();
         assert_eq!(state.segments.values().map(|span| span.base).collect::<Vec<_>>(), [1, 4]);
         outbox.close();
@@ -250,14 +250,14 @@ pub(super) fn counts(outbox: &Outbox) -> LaneCounts {
 }
 
 #[test]
-fn a_destroyed_segment_is_salvaged_when_it_is_read_and_what_is_lost_is_named() {
+fn a_destroyed_segment_is_rebuilt_when_it_is_read_and_lost_records_are_named() {
     let directory = tempfile::tempdir().unwrap();
     let outbox = open(directory.path());
     add(&outbox, 1..=24);
     outbox.close();
     let file = &segment_files(directory.path())[0];
     let mut bytes = std::fs::read(file).unwrap();
-    // sled's own structures, but for one record: its chunk too, wherever sled has a copy of it.
+    // Destroys sled's own structures, and every copy of one record's chunk.
     let lost = (0..bytes.len() - 30)
         .filter(|at| record::parse_chunk(&bytes[*at..]).is_some_and(|chunk| chunk.position == 3))
         .collect::<Vec<_>>();
@@ -296,7 +296,7 @@ fn a_destroyed_segment_is_salvaged_when_it_is_read_and_what_is_lost_is_named() {
 }
 
 #[test]
-fn a_destroyed_newest_segment_is_salvaged_at_start() {
+fn a_destroyed_newest_segment_is_rebuilt_at_start() {
     let directory = tempfile::tempdir().unwrap();
     let outbox = open(directory.path());
     add(&outbox, 1..=12);
@@ -313,7 +313,7 @@ fn a_destroyed_newest_segment_is_salvaged_at_start() {
 }
 
 #[test]
-fn a_store_that_ends_before_its_sidecar_opens_a_new_epoch() {
+fn a_store_that_ends_before_its_tail_checkpoint_opens_a_new_epoch() {
     let directory = tempfile::tempdir().unwrap();
     let outbox = open(directory.path());
     add(&outbox, 1..=5);
@@ -370,7 +370,7 @@ fn only_an_unanswered_last_record_is_trimmed() {
     let outbox = open(directory.path());
     assert_eq!(tail(&outbox), 5);
     assert_eq!(outbox.read(&clinical(), 4, 9, usize::MAX).unwrap().len(), 1);
-    // The tail checkpoint knows its chain value, so the lane goes on in its epoch.
+    // The tail checkpoint has its chain value, so the lane continues in its epoch.
     add(&outbox, 6..=6);
     assert_eq!(outbox.numbering(&clinical()).unwrap().epochs().len(), 1);
     // And once its segment is no longer written, carving finds the answered record in sled's log.
@@ -385,7 +385,7 @@ fn wrong_key_owner_version_and_a_second_process_are_refused_untouched() {
     add(&outbox, 1..=2);
     assert!(matches!(Outbox::open(settings(directory.path()), key()), Err(OpenError::InUse(_))));
     outbox.close();
-    // Not by another program: a child that starts holds a copy of every lock of this process until it runs its own code.
+    // No child process: until it runs its own code, a child holds a copy of every lock of this process.
     let list = || {
         let mut all = Vec::new();
         let mut folders = vec![directory.path().to_owned()];
@@ -482,7 +482,7 @@ fn confirmed_segments_go_after_their_retention_and_nothing_else_does() {
     assert_eq!(counts(&outbox).damaged, 0);
     assert!(matches!(outbox.read(&clinical(), 8, 1, 0), Err(ReadError::Gone { .. })));
     assert_eq!(outbox.read(&clinical(), 9, 1, 0).unwrap()[0].position, 9);
-    // A hub that was restored: what is pruned and not confirmed any more is not to be had.
+    // After a hub was restored, pruned records that are no longer confirmed cannot be read.
     let chain = ChainValue([0; 32]);
     outbox.confirm(&clinical(), Watermark { position: 3, chain }, None);
     assert_eq!((counts(&outbox).confirmed, counts(&outbox).damaged, counts(&outbox).waiting), (3, 5, 22));

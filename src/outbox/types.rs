@@ -1,4 +1,4 @@
-//! What the outbox takes in and gives out.
+//! The data that goes into and out of the outbox.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -13,7 +13,7 @@ use pgw_core::transaction::{
 pub struct OutboxSettings {
     /// The store's directory; everything the outbox writes is below it.
     pub directory: PathBuf,
-    /// Names the owner, bound into the store so that a disk moved to another box is noticed.
+    /// The owner's practice, stored so that a disk moved to another box is noticed.
     pub practice: Practice,
     /// The gateway's id.
     pub gateway: Gateway,
@@ -33,7 +33,7 @@ pub struct OutboxSettings {
     pub min_free_percent: u8,
     /// Largest body (20 MB).
     pub max_body_bytes: u64,
-    /// Bytes of all submissions that wait for the writer together (64 MiB).
+    /// Most bytes of all submissions in the writer's queue (64 MiB).
     pub queue_bytes: u64,
     /// Most bytes kept in quarantine (256 MiB).
     pub quarantine_bytes: u64,
@@ -44,14 +44,14 @@ pub struct OutboxSettings {
 pub struct LaneSettings {
     /// Its name.
     pub lane: Lane,
-    /// Whether the reserve is there for it when others are refused.
+    /// Whether it may use the reserve when other lanes are refused.
     pub urgent: bool,
 }
 
-/// What a door hands over; the outbox gives it id, time and number.
+/// A door's input; the outbox gives it id, time and number.
 #[derive(Debug, Clone)]
 pub struct Submission {
-    /// Where it goes.
+    /// Its lane.
     pub lane: Lane,
     /// CloudEvents `type`.
     pub event_type: String,
@@ -71,7 +71,7 @@ pub struct Submission {
     pub body: Body,
 }
 
-/// It is on stable storage.
+/// The answer to a submission that is on stable storage.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Accepted {
     /// The id of the stored transaction (of the first, for a repetition).
@@ -80,7 +80,7 @@ pub struct Accepted {
     pub position: Position,
     /// When it was accepted first.
     pub time: UnixMillis,
-    /// It was there already: same source, key and bytes.
+    /// It was stored already: same source, key and bytes.
     pub repeated: bool,
     /// The same source and key were seen before with other bytes: accepted as new, and flagged.
     pub key_reused: bool,
@@ -89,7 +89,7 @@ pub struct Accepted {
 /// A transaction as it is read back, behind the barrier, with its numbers on the wire.
 #[derive(Debug, Clone)]
 pub struct Stored {
-    /// Where it lies.
+    /// Its position.
     pub position: Position,
     /// Its epoch on the wire (after any renumbering).
     pub epoch: Epoch,
@@ -119,13 +119,13 @@ pub struct LaneCounts {
     pub accepted: u64,
     /// Confirmed by the hub.
     pub confirmed: u64,
-    /// Not confirmed yet, and there.
+    /// Not confirmed yet, and readable.
     pub waiting: u64,
     /// Not confirmed and no longer readable.
     pub damaged: u64,
-    /// Payload bytes of what waits (an estimate is good enough after a restart).
+    /// Payload bytes of the waiting transactions (an estimate after a restart).
     pub waiting_bytes: u64,
-    /// Acceptance time of the oldest that waits.
+    /// Acceptance time of the oldest waiting transaction.
     pub oldest_time: Option<UnixMillis>,
 }
 
@@ -159,7 +159,7 @@ pub struct OutboxAlarm {
     pub detail: String,
 }
 
-/// What would be released, or was.
+/// A range that was released, or would be.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Released {
     /// First position.

@@ -1,22 +1,22 @@
-//! Voids: lost positions that a person wrote off, so that their lane can continue.
+//! Voids: lost positions that an operator has written off, so that their lane can continue.
 //!
 //! `lanes/{lane}/voids` keeps them for ever, with the chain values before and after. Such a position is read as a transaction
-//! of kind `void` ([`pgw_core::wire::void`]) that takes its place on the wire; in the numbers it stays `damaged`, confirmed or not.
+//! of kind `void` ([`pgw_core::wire::void`]) that takes its place on the wire; the counts keep it as `damaged`, confirmed or not.
 
 use pgw_core::chain::ChainValue;
 use pgw_core::transaction::{Epoch, Position, UnixMillis};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-/// Of this format.
+/// Version of this format.
 const VERSION: u32 = 1;
 
-/// All of a lane.
+/// All voids of a lane.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Voids {
     version: u32,
     ranges: Vec<VoidRange>,
-    /// Chain values at lost ends of epochs, as the tail checkpoint had them: the hub may have had what was lost.
+    /// Chain values at lost ends of epochs, as the tail checkpoint had them: the hub may have the lost records.
     ends: Vec<EpochEnd>,
 }
 

@@ -1,4 +1,4 @@
-// Builds CloudEvents with npm's `cloudevents` and its MQTT binding from what a broker carried; lines in and out as in
+// Builds CloudEvents with npm's `cloudevents` and its MQTT binding from a broker's messages; lines in and out as in
 // cloudevents_pypi.py.
 const { CloudEvent, MQTT } = require("cloudevents");
 const readline = require("node:readline");
@@ -6,7 +6,7 @@ const readline = require("node:readline");
 readline.createInterface({ input: process.stdin }).on("line", (line) => {
   const publish = JSON.parse(line);
   const headers = Object.fromEntries(publish.properties);
-  if (Object.keys(headers).length !== publish.properties.length) throw new Error("an attribute stands there twice");
+  if (Object.keys(headers).length !== publish.properties.length) throw new Error("an attribute occurs twice");
   const body = new Uint8Array(Buffer.from(publish.payload, "base64"));
   const message = { PUBLISH: { "Content Type": publish.content_type }, headers, body };
   if (!MQTT.isEvent(message)) throw new Error("no CloudEvent");

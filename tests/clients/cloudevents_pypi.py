@@ -1,4 +1,4 @@
-"""Builds CloudEvents with PyPI's `cloudevents` from what a broker carried: MQTT binding, binary mode.
+"""Builds CloudEvents with PyPI's `cloudevents` from a broker's messages: MQTT binding, binary mode.
 
 One publish a line on stdin: {"content_type", "properties": [[name, value]], "payload": base64}. One event a line on
 stdout, after it went through the package's own JSON format and back: attributes by name, and "data" in base64.
@@ -16,10 +16,10 @@ for line in sys.stdin:
     publish = json.loads(line)
     attributes = dict(publish["properties"])
     if len(attributes) != len(publish["properties"]):
-        sys.exit("an attribute stands there twice")
+        sys.exit("an attribute occurs twice")
     attributes["datacontenttype"] = publish["content_type"]
     attributes["time"] = isoparse(attributes["time"])
-    event = CloudEvent(attributes, base64.b64decode(publish["payload"]))  # it checks names, types and what must be there
+    event = CloudEvent(attributes, base64.b64decode(publish["payload"]))  # it checks names, types and required attributes
     structured = JSONFormat()
     event = structured.read(None, structured.write(event))
     found = dict(event.get_attributes())

@@ -1,4 +1,4 @@
-"""Tells schemathesis how HL7 v2 goes into a body: as text is, whatever the media type is called."""
+"""Tells schemathesis how to put HL7 v2 into a body: like text, whatever the media type."""
 
 import schemathesis
 

@@ -15,7 +15,7 @@ function send(number) {
     const msa = answer.getSegment('MSA');
     const sent = Buffer.from(message.toString()).toString('base64');
     console.log(JSON.stringify({ sent, id, code: msa.getComponent(1, 1), answered: msa.getComponent(2, 1) }));
-    // It is ready for the next only after this call has returned.
+    // It can take the next message only after this call has returned.
     setImmediate(send, number + 1);
   });
 }

@@ -1,4 +1,4 @@
-//! What each wrong input gets, on the real programs: a clear word, and nothing lost.
+//! What each wrong input gets, on the real programs: a clear error, and nothing lost.
 
 use std::collections::BTreeMap;
 use std::io::{Read as _, Write as _};
@@ -53,11 +53,11 @@ fn a_wrong_configuration_names_file_line_and_key_and_touches_nothing() {
         let line = 1 + good[..good.find(from).expect("there")].matches('\n').count();
         for words in [["run"], ["check"]] {
             let output = site.gateway_command(&words);
-            let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
-            assert_eq!(output.status.code(), Some(78), "{to}: {said}");
-            assert!(said.contains("gateway.toml"), "{to}: no file named: {said}");
-            assert!(said.contains(&format!("gateway.toml:{line}: ")), "{to}: not line {line}: {said}");
-            assert!(said.contains(key), "{to}: no key named: {said}");
+            let printed = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+            assert_eq!(output.status.code(), Some(78), "{to}: {printed}");
+            assert!(printed.contains("gateway.toml"), "{to}: no file named: {printed}");
+            assert!(printed.contains(&format!("gateway.toml:{line}: ")), "{to}: not line {line}: {printed}");
+            assert!(printed.contains(key), "{to}: no key named: {printed}");
         }
     }
     assert_eq!(content(&site.path("data")), before, "the store was touched");
@@ -88,9 +88,9 @@ fn another_outbox_key_is_refused_and_nothing_is_written() {
     std::fs::write(&key, &wrong).expect("written");
     let before = content(&site.path("data"));
     let output = site.gateway_command(&["run"]);
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert_eq!(output.status.code(), Some(78), "{said}");
-    assert!(said.contains("key"), "{said}");
+    let printed = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(78), "{printed}");
+    assert!(printed.contains("key"), "{printed}");
     assert_eq!(content(&site.path("data")), before, "something was written");
     std::fs::write(&key, &right).expect("written");
     site.start_gateway();
@@ -99,7 +99,7 @@ fn another_outbox_key_is_refused_and_nothing_is_written() {
 }
 
 #[test]
-fn a_link_that_cannot_be_made_is_named_by_its_phase_and_work_goes_on() {
+fn a_link_that_cannot_be_made_is_named_by_its_phase_and_work_continues() {
     let certificates = Certificates::new();
     let strangers = Certificates::new();
     let broker = Mosquitto::start(&certificates);
@@ -147,7 +147,7 @@ fn garbage_on_the_mllp_port_harms_nobody() {
         let _ = garbage.write_all(&bytes);
         drop(garbage);
     }
-    // A frame without a header is answered, negatively, and kept.
+    // A frame without a header gets a negative answer, and is kept.
     let mut stream = connect(site.door).expect("the door");
     let answer = exchange(&mut stream, b"this is not HL7").expect("an answer");
     assert!(!positive(&answer), "{}", String::from_utf8_lossy(&answer));
@@ -170,7 +170,7 @@ fn a_message_that_is_too_large_is_refused_by_name() {
     let text = String::from_utf8_lossy(&answer).into_owned();
     assert!(!positive(&answer), "{text}");
     assert!(text.to_lowercase().contains("large") || text.contains("limit"), "{text}");
-    assert!(positive(&exchange(&mut stream, &message(1, 2, 10)).expect("the connection goes on")));
+    assert!(positive(&exchange(&mut stream, &message(1, 2, 10)).expect("the connection stays open")));
     let mut nothing = [0; 1];
     stream.set_read_timeout(Some(Duration::from_millis(50))).expect("set");
     assert!(stream.read(&mut nothing).is_err(), "exactly one acknowledgment each");

@@ -1,8 +1,9 @@
-//! The doors, driven by programs that nobody here wrote: what they are told is safe stands in the hub's store byte for
+//! The doors, driven by independent client programs: what they are told is safe must be in the hub's store byte for
 //! byte, once and in order.
 //!
-//! `tests/all.sh` installs them, pinned, and says where by `PGW_CLIENTS` (and `PGW_CLIENTS_NODE=1` where node is there).
-//! In a run that it has started a client that is missing is a failure; in any other run each test says `NOT RUN`.
+//! `tests/all.sh` installs the clients, pinned, and passes their place in `PGW_CLIENTS` (and `PGW_CLIENTS_NODE=1` if
+//! node is there). If `tests/all.sh` started the run a missing client is a failure; in any other run each test prints
+//! `NOT RUN`.
 
 use std::fmt::Write as _;
 use std::io::Write as _;
@@ -25,29 +26,29 @@ use crate::http_kit::curl;
 
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// Where the clients are; `None`, loudly, where `tests/all.sh` has not installed them.
+/// The place of the clients; `None`, with a message, if `tests/all.sh` has not installed them.
 fn clients(name: &str, needs_node: bool) -> Option<PathBuf> {
     let place = std::env::var_os("PGW_CLIENTS").map(PathBuf::from);
     let node = std::env::var_os("PGW_CLIENTS_NODE").is_some();
     if place.is_none() || (needs_node && !node) {
-        // Past the capture of a test's output, which a test that passes would keep to itself.
+        // Bypasses the capture of a test's output, which is not shown for a test that passes.
         let _ = writeln!(std::io::stderr(), "NOT RUN: {name}: tests/all.sh installs what it needs");
         return None;
     }
     place
 }
 
-struct Road {
+struct Pipeline {
     site: Site,
     /// TLS, with certificates of the senders.
     guarded: SocketAddr,
-    /// HTTP, for everybody.
+    /// HTTP, for everyone.
     http: SocketAddr,
     certificates: Certificates,
     broker: Mosquitto,
 }
 
-impl Road {
+impl Pipeline {
     fn new() -> Self {
         let certificates = Certificates::new();
         let broker = Mosquitto::start(&certificates);
@@ -70,8 +71,8 @@ impl Road {
         Self { site, guarded, http, certificates, broker }
     }
 
-    /// All that was acknowledged is at the hub, byte for byte, once, in order.
-    fn judge(mut self, safe: Vec<Vec<u8>>) {
+    /// Everything acknowledged is at the hub, byte for byte, once, in order.
+    fn check(mut self, safe: Vec<Vec<u8>>) {
         assert!(!safe.is_empty(), "nothing was accepted: the run proves nothing");
         self.site.wait_for("confirmed_total", safe.len() as u64, PATIENCE);
         self.site.stop();
@@ -82,7 +83,7 @@ impl Road {
     }
 }
 
-/// An HTTP door for everybody, on a gateway that has no link.
+/// An HTTP door for everyone, on a gateway without a link.
 fn http_door(certificates: &Certificates, more: &str) -> (Site, String) {
     let mut site = Site::new(certificates, ports::reserve(), ports::reserve(), SiteOptions::default());
     let door = ports::reserve();
@@ -94,13 +95,13 @@ fn http_door(certificates: &Certificates, more: &str) -> (Site, String) {
 }
 
 fn succeeded(output: &Output) -> String {
-    let (said, complained) =
+    let (printed, complained) =
         (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    assert!(output.status.success(), "{}\n{said}\n{complained}", output.status);
-    said.into_owned()
+    assert!(output.status.success(), "{}\n{printed}\n{complained}", output.status);
+    printed.into_owned()
 }
 
-/// Runs a script of `tests/clients/`, and gives what it sent; each message was answered positively, by its own id.
+/// Runs a script of `tests/clients/`, and returns what it sent; each message got a positive answer with its own id.
 fn script(
     command: &mut Command,
     name: &str,
@@ -113,8 +114,8 @@ fn script(
     if let Some((ca, files)) = tls {
         command.arg(ca).arg(&files.certificate).arg(&files.key);
     }
-    let said = succeeded(&command.output().expect("the client is installed"));
-    let sent: Vec<Vec<u8>> = said
+    let printed = succeeded(&command.output().expect("the client is installed"));
+    let sent: Vec<Vec<u8>> = printed
         .lines()
         .map(|line| {
             let line: serde_json::Value =
@@ -124,7 +125,7 @@ fn script(
             base64::engine::general_purpose::STANDARD.decode(sent).expect("base64")
         })
         .collect();
-    assert_eq!(sent.len(), count, "{said}");
+    assert_eq!(sent.len(), count, "{printed}");
     sent
 }
 
@@ -141,46 +142,46 @@ fn node(clients: &Path) -> Command {
 #[test]
 fn mllp_send_of_pypi_hl7() {
     let Some(clients) = clients("mllp_send", false) else { return };
-    let road = Road::new();
+    let pipeline = Pipeline::new();
     let messages: Vec<Vec<u8>> = (0..40).map(|n| message(1, n, n * 50)).collect();
     let mut file = Vec::new();
     for message in &messages {
         file.extend_from_slice(&[&[0x0b], message.as_slice(), &[0x1c, 0x0d]].concat());
     }
-    let path = road.site.path("frames");
+    let path = pipeline.site.path("frames");
     std::fs::write(&path, file).unwrap();
     let output = Command::new(clients.join("python/bin/mllp_send"))
-        .args(["--port", &road.site.door.port().to_string(), "--file"])
+        .args(["--port", &pipeline.site.door.port().to_string(), "--file"])
         .arg(&path)
         .arg("127.0.0.1")
         .output()
         .expect("mllp_send is installed");
-    let said = succeeded(&output);
-    let answered: Vec<&str> = said.split("MSA|").skip(1).collect();
-    assert_eq!(answered.len(), messages.len(), "{said}");
+    let printed = succeeded(&output);
+    let answered: Vec<&str> = printed.split("MSA|").skip(1).collect();
+    assert_eq!(answered.len(), messages.len(), "{printed}");
     for (number, answer) in answered.iter().enumerate() {
         assert!(answer.starts_with(&format!("CA|1-{number}|")), "{answer}");
     }
-    // It takes the last line end away before it sends.
+    // The client removes the last line end before it sends.
     let sent = messages.into_iter().map(|m| m.strip_suffix(b"\r").expect("a line end").to_vec()).collect();
-    road.judge(sent);
+    pipeline.check(sent);
 }
 
 #[test]
 fn the_asyncio_client_of_pypi_hl7() {
     let Some(clients) = clients("asyncio client", false) else { return };
-    let road = Road::new();
-    let sent = script(&mut python(&clients), "asyncio_client.py", road.site.door.port(), 40, None);
+    let pipeline = Pipeline::new();
+    let sent = script(&mut python(&clients), "asyncio_client.py", pipeline.site.door.port(), 40, None);
     assert!(sent[0].contains(&0xfc), "not UTF-8, and unchanged");
-    road.judge(sent);
+    pipeline.check(sent);
 }
 
 #[test]
 fn the_asyncio_client_over_tls_with_a_certificate() {
     let Some(clients) = clients("asyncio client over TLS", false) else { return };
-    let road = Road::new();
-    let (ca, files) = (road.certificates.ca(), road.certificates.client("lab"));
-    let port = road.guarded.port();
+    let pipeline = Pipeline::new();
+    let (ca, files) = (pipeline.certificates.ca(), pipeline.certificates.client("lab"));
+    let port = pipeline.guarded.port();
     let sent = script(&mut python(&clients), "asyncio_client.py", port, 20, Some((&ca, &files)));
     let strangers = Certificates::new();
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/clients/asyncio_client.py");
@@ -188,32 +189,32 @@ fn the_asyncio_client_over_tls_with_a_certificate() {
     let mut refused = python(&clients);
     refused.arg(script).arg(port.to_string()).arg("1").arg(&ca).arg(&stranger.certificate).arg(&stranger.key);
     assert!(!refused.output().expect("python").status.success(), "a stranger's certificate got in");
-    road.judge(sent);
+    pipeline.check(sent);
 }
 
 #[test]
 fn simple_hl7_of_npm() {
     let Some(clients) = clients("simple-hl7", true) else { return };
-    let road = Road::new();
-    let sent = script(&mut node(&clients), "simple-hl7.cjs", road.site.door.port(), 40, None);
-    road.judge(sent);
+    let pipeline = Pipeline::new();
+    let sent = script(&mut node(&clients), "simple-hl7.cjs", pipeline.site.door.port(), 40, None);
+    pipeline.check(sent);
 }
 
 #[test]
 fn node_hl7_client_of_npm() {
     let Some(clients) = clients("node-hl7-client", true) else { return };
-    let road = Road::new();
-    let mut sent = script(&mut node(&clients), "node-hl7-client.cjs", road.site.door.port(), 40, None);
-    let (ca, files) = (road.certificates.ca(), road.certificates.client("lab"));
+    let pipeline = Pipeline::new();
+    let mut sent = script(&mut node(&clients), "node-hl7-client.cjs", pipeline.site.door.port(), 40, None);
+    let (ca, files) = (pipeline.certificates.ca(), pipeline.certificates.client("lab"));
     // Over TLS, by another door and so with other ids.
     sent.extend(script(
         &mut node(&clients),
         "node-hl7-client.cjs",
-        road.guarded.port(),
+        pipeline.guarded.port(),
         10,
         Some((&ca, &files)),
     ));
-    road.judge(sent);
+    pipeline.check(sent);
 }
 
 #[test]
@@ -235,8 +236,8 @@ fn curl_sends_hl7_over_http() {
     site.stop();
 }
 
-/// Requests that nobody here thought of, made up from the contract, right ones and wrong ones: each answer must be one that
-/// the contract allows, wrong ones must be refused, and the gateway must be none the worse.
+/// Requests generated from the contract, right and wrong ones: each answer must be one that the contract allows, wrong
+/// ones must be refused, and the gateway must not be harmed.
 #[test]
 fn schemathesis_finds_no_lie_in_the_contract() {
     let Some(clients) = clients("schemathesis", false) else { return };
@@ -254,15 +255,16 @@ fn schemathesis_finds_no_lie_in_the_contract() {
         .arg("run")
         .arg(root.join("docs/openapi.yaml"))
         .args(["--url", &door, "--no-color", "--continue-on-failure", "--warnings", "off"]);
-    // The run of every day is the same each time; the long one chooses, and says its seed.
+    // The daily run uses the same seed each time; the long one chooses a seed and prints it.
     command.args(match long {
         true => ["--max-examples=500", "--generation-database=none"],
         false => ["--max-examples=30", "--generation-deterministic"],
     });
-    let said = succeeded(&command.output().expect("schemathesis is installed"));
-    println!("{said}");
-    let cases = said.lines().find_map(|line| line.trim().split_once(" generated, ")?.0.parse::<u32>().ok());
-    assert!(cases.is_some_and(|cases| cases > 300), "hardly anything was tried:\n{said}");
+    let printed = succeeded(&command.output().expect("schemathesis is installed"));
+    println!("{printed}");
+    let cases =
+        printed.lines().find_map(|line| line.trim().split_once(" generated, ")?.0.parse::<u32>().ok());
+    assert!(cases.is_some_and(|cases| cases > 300), "hardly anything was tried:\n{printed}");
     let status = site.status().expect("the gateway answers");
     adds_up(&status);
     let number = |key: &str| status[key].as_u64().unwrap();
@@ -272,7 +274,7 @@ fn schemathesis_finds_no_lie_in_the_contract() {
     site.stop();
 }
 
-/// What a subscriber of the broker is given of `count` transactions, in the order in which it comes; a second copy of one is left
+/// What a subscriber of the broker gets of `count` transactions, in order of arrival; a second copy of one is left
 /// out. Subscribed when this returns.
 fn listen(plain_port: u16, count: usize) -> std::thread::JoinHandle<Vec<Value>> {
     let (subscribed, wait) = std::sync::mpsc::channel();
@@ -306,22 +308,23 @@ fn listen(plain_port: u16, count: usize) -> std::thread::JoinHandle<Vec<Value>> 
     thread
 }
 
-/// What a decoder of `tests/clients/` makes of the lines that it is given.
+/// The output of a decoder of `tests/clients/` for these lines.
 fn decoded(mut command: Command, script: &str, lines: &str) -> Vec<Value> {
     command.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/clients").join(script));
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().expect("the decoder is installed");
-    // One that gives up early says why.
+    // A decoder that gives up early prints the reason.
     let _ = child.stdin.take().unwrap().write_all(lines.as_bytes());
-    let said = succeeded(&child.wait_with_output().unwrap());
-    said.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect()
+    let printed = succeeded(&child.wait_with_output().unwrap());
+    printed.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect()
 }
 
-/// The packages that the CloudEvents project itself publishes read what the broker carries, and find in it what was sent.
+/// The packages that the CloudEvents project publishes must read the broker's messages, and find in them what was
+/// sent.
 #[test]
 fn cloudevents_of_pypi_and_npm_decode_what_the_broker_carries() {
     let Some(clients) = clients("cloudevents of PyPI", false) else { return };
-    let mut road = Road::new();
+    let mut pipeline = Pipeline::new();
     let latin =
         b"MSH|^~\\&|LAB|SURG||PGW|1||ADT^A08^ADT_A05|7|P|2.4|||AL|||8859/1\rPID|1||X||M\xfcller\r".to_vec();
     let all: Vec<u8> = (0..=255).cycle().take(70_000).collect();
@@ -334,7 +337,7 @@ fn cloudevents_of_pypi_and_npm_decode_what_the_broker_carries() {
         "X-Correlation-ID: 00000000-0000-4000-8000-000000000002",
     ];
     let edifact = b"UNB+UNOA:2+1+2+260101:1200+1'".to_vec();
-    // Body; what it is to be by source, type, media type, kind and correlation id.
+    // Body; expected source, type, media type, kind and correlation id.
     let expected = [
         (message(1, 1, 50), ["hl7v2:LAB1%7CTEST", "hl7v2.oru_r01", "application/hl7-v2+er7", "hl7v2", ""]),
         (
@@ -354,14 +357,14 @@ fn cloudevents_of_pypi_and_npm_decode_what_the_broker_carries() {
             ],
         ),
     ];
-    let listener = listen(road.broker.plain_port(), expected.len());
-    let mut stream = connect(road.site.door).expect("the door");
+    let listener = listen(pipeline.broker.plain_port(), expected.len());
+    let mut stream = connect(pipeline.site.door).expect("the door");
     for (body, _) in &expected[..2] {
         assert!(positive(&exchange(&mut stream, body).expect("an answer")));
     }
     let post = |path: &str, headers: &[&str], body: &[u8]| {
         let headers: Vec<String> = headers.iter().map(|header| (*header).to_owned()).collect();
-        let answer = curl(&format!("http://{}{path}", road.http), &headers, Some(body), &[]);
+        let answer = curl(&format!("http://{}{path}", pipeline.http), &headers, Some(body), &[]);
         assert_eq!(answer.status, 202, "{}", answer.text());
     };
     let edifact = ["Content-Type: application/edifact", "Ce-Type: uk.nhs.nhais", "X-Correlation-ID: a b-1"];
@@ -370,18 +373,18 @@ fn cloudevents_of_pypi_and_npm_decode_what_the_broker_carries() {
     let fhir = ["Content-Type: application/fhir+json", fhir_ids[0], fhir_ids[1]];
     post("/fhir/$process-message", &fhir, &expected[4].0);
     let carried = listener.join().expect("listened");
-    road.site.wait_for("confirmed_total", expected.len() as u64, PATIENCE);
-    // What the outbox itself says of them.
-    let list = road.site.gateway_command(&["outbox", "list", "--json", "--from", "1"]);
+    pipeline.site.wait_for("confirmed_total", expected.len() as u64, PATIENCE);
+    // The outbox's own record of them.
+    let list = pipeline.site.gateway_command(&["outbox", "list", "--json", "--from", "1"]);
     let kept: Vec<Value> =
         succeeded(&list).lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
     let lines: String = carried.iter().map(|line| format!("{line}\n")).collect();
-    let mut judges = vec![("PyPI", decoded(python(&clients), "cloudevents_pypi.py", &lines))];
+    let mut decoders = vec![("PyPI", decoded(python(&clients), "cloudevents_pypi.py", &lines))];
     if std::env::var_os("PGW_CLIENTS_NODE").is_some() {
-        judges.push(("npm", decoded(node(&clients), "cloudevents-npm.cjs", &lines)));
+        decoders.push(("npm", decoded(node(&clients), "cloudevents-npm.cjs", &lines)));
     }
-    for (judge, events) in judges {
-        assert_eq!((events.len(), kept.len()), (expected.len(), expected.len()), "{judge}");
+    for (decoder, events) in decoders {
+        assert_eq!((events.len(), kept.len()), (expected.len(), expected.len()), "{decoder}");
         for (number, ((event, kept), (body, words))) in events.iter().zip(&kept).zip(&expected).enumerate() {
             let [source, event_type, content_type, kind, correlation] = *words;
             let mut wanted = json!({
@@ -403,7 +406,7 @@ fn cloudevents_of_pypi_and_npm_decode_what_the_broker_carries() {
             if !correlation.is_empty() {
                 wanted["correlationid"] = correlation.into();
             }
-            assert_eq!(*event, wanted, "{judge}, transaction {}", number + 1);
+            assert_eq!(*event, wanted, "{decoder}, transaction {}", number + 1);
             assert!(event["round"].as_str().is_some_and(|round| round.parse::<u64>().is_ok()), "{event}");
             let clock = event["clock"].as_str().expect("a word");
             assert!(["synced", "holdover", "untrusted"].contains(&clock), "{clock}");
@@ -413,5 +416,5 @@ fn cloudevents_of_pypi_and_npm_decode_what_the_broker_carries() {
             );
         }
     }
-    road.site.stop();
+    pipeline.site.stop();
 }

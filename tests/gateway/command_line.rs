@@ -1,4 +1,4 @@
-//! `submit` and `quarantine` as a person in the surgery types them, against the real daemon and a real hub.
+//! `submit` and `quarantine` as an operator in the surgery types them, with the real daemon and a real hub.
 
 use std::io::Write as _;
 use std::process::{Command, Output, Stdio};
@@ -18,7 +18,7 @@ fn text(output: &Output) -> (Option<i32>, String, String) {
     (output.status.code(), lossy(&output.stdout), lossy(&output.stderr))
 }
 
-/// With one more key for the MLLP door, which is the table before `[uplink]`.
+/// Adds a key for the MLLP door, whose table is the one before `[uplink]`.
 fn with_door_key(site: &Site, key: &str) {
     let config = std::fs::read_to_string(site.gateway_config()).unwrap();
     std::fs::write(site.gateway_config(), config.replace("[uplink]", &format!("{key}\n[uplink]"))).unwrap();
@@ -111,13 +111,13 @@ fn what_the_door_refuses_is_listed_shown_released_and_discarded() {
     assert_eq!(site.status().expect("a status")["refused_in_quarantine"], 0);
     site.stop();
     let log = site.log("gateway");
-    for said in
+    for printed in
         ["Released an entry from quarantine", "Discarded an entry of the quarantine", "a test of the lab"]
     {
-        assert!(log.contains(said), "{said}: {log}");
+        assert!(log.contains(printed), "{printed}: {log}");
     }
     assert!(!log.contains("9434765919") && !log.contains("EX2"), "what is in them is not logged: {log}");
-    // A second start finds the decisions made.
+    // After a restart the decisions are still in effect.
     site.start_gateway();
     let (_, list, _) = text(&site.gateway_command(&["quarantine", "list", "--json"]));
     assert_eq!(list, "");

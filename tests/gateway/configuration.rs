@@ -1,4 +1,4 @@
-//! Configuration: the reference files are complete and true, and errors say file, line, key and what is allowed.
+//! Configuration: the reference files are complete and correct, and errors name file, line, key and what is allowed.
 
 use std::path::{Path, PathBuf};
 
@@ -8,7 +8,7 @@ use pgw_hub::config::HubConfig;
 const GATEWAY: &str = include_str!("../../config/gateway.toml");
 const HUB: &str = include_str!("../../config/hub.toml");
 
-/// What must be written; everything else has a default.
+/// The required keys; everything else has a default.
 const REQUIRED_GATEWAY: &str = r#"
 practice = "B86022"
 gateway = "gw1"
@@ -74,7 +74,7 @@ fn the_defaults_in_the_reference_files_are_the_defaults_in_the_code() {
     assert_eq!(format!("{written:#?}"), format!("{by_default:#?}"));
 }
 
-/// The keys that the code knows in a table, from the error about one that it does not know.
+/// The keys of a table that the code knows, from the error about an unknown one.
 fn keys(table: &str, load: &dyn Fn(&str) -> String) -> Vec<String> {
     let error = load(&format!("{table}\nno_such_key = 1\n"));
     let (_, list) = error.split_once("expected ").unwrap_or_else(|| panic!("{table}: {error}"));
@@ -84,7 +84,7 @@ fn keys(table: &str, load: &dyn Fn(&str) -> String) -> Vec<String> {
     known
 }
 
-/// The part of a reference file that belongs to a table's header; the top for none.
+/// The part of a reference file that belongs to a table's header; the beginning for none.
 fn section<'a>(text: &'a str, table: &str) -> Vec<&'a str> {
     let mut lines = text.lines().skip_while(|line| !table.is_empty() && !line.starts_with(table));
     if !table.is_empty() {
@@ -118,12 +118,12 @@ fn every_key_is_there_with_a_comment(text: &str, load: &dyn Fn(&str) -> String) 
 }
 
 #[test]
-fn every_key_that_the_code_knows_stands_in_its_reference_file_with_a_comment() {
+fn every_key_that_the_code_knows_is_in_its_reference_file_with_a_comment() {
     every_key_is_there_with_a_comment(GATEWAY, &|text| gateway(text).unwrap_err());
     every_key_is_there_with_a_comment(HUB, &|text| hub(text).unwrap_err());
 }
 
-/// Replaces one line of the reference file, and gives its number with the error.
+/// Replaces one line of the reference file; returns its number with the error.
 fn spoiled(old: &str, new: &str) -> (usize, String) {
     let number =
         GATEWAY.lines().position(|line| line.starts_with(old)).unwrap_or_else(|| panic!("{old}")) + 1;

@@ -1,5 +1,5 @@
-//! A surgery's whole input through the doors that fit it: it is at the hub byte for byte, and nothing of it is anywhere else
-//! in the clear.
+//! A surgery's whole input through the matching doors: it must be at the hub byte for byte, and nothing of it may be
+//! anywhere else in the clear.
 //!
 //! The samples are those of `tests/gateway/corpus_kit/`; with `PGW_DATA=DIRECTORY` everything below that directory:
 //!
@@ -21,7 +21,7 @@ use rumqttc::v5::{Client, Event, MqttOptions};
 
 use crate::corpus_kit::secrets::{Leak, Secrets};
 use crate::corpus_kit::{Doors, Named, Sender, Way, corpus};
-use crate::harness::road::Road;
+use crate::harness::pipeline::Pipeline;
 use crate::harness::senders::{connect, exchange, positive};
 use crate::harness::site::{Site, SiteOptions, adds_up};
 use crate::harness::{Fault, MosquittoOptions, eventually_blocking};
@@ -30,16 +30,16 @@ use crate::http_kit::{curl, raw};
 const PATIENCE: Duration = Duration::from_secs(300);
 const WAYS: [Way; 4] = [Way::Mllp, Way::Http, Way::Folder, Way::CommandLine];
 
-/// All senders at once, as in a surgery; those of one door one after the other. What each was told to be safe.
+/// All senders at once, as in a surgery; those of one door one after the other. Returns what each was told is safe.
 fn send_all(doors: &Doors, site: &Site, corpus: &[Sender]) -> Vec<(String, Vec<Vec<u8>>)> {
     std::thread::scope(|scope| {
         let threads: Vec<_> = WAYS
             .iter()
             .map(|way| {
                 scope.spawn(move || {
-                    let mut told = HashSet::new();
+                    let mut accepted = HashSet::new();
                     let mine = corpus.iter().filter(|sender| sender.way == *way);
-                    mine.map(|sender| (sender.name.clone(), doors.send(site, sender, &mut told)))
+                    mine.map(|sender| (sender.name.clone(), doors.send(site, sender, &mut accepted)))
                         .collect::<Vec<_>>()
                 })
             })
@@ -50,17 +50,17 @@ fn send_all(doors: &Doors, site: &Site, corpus: &[Sender]) -> Vec<(String, Vec<V
 
 #[test]
 fn every_sample_is_at_the_hub_byte_for_byte_once_and_in_the_order_of_its_sender() {
-    let mut road = Road::prepare(SiteOptions::default(), &MosquittoOptions::default());
-    let doors = Doors::open(&road.site);
-    road.site.start_hub();
-    road.site.start_gateway();
+    let mut pipeline = Pipeline::prepare(SiteOptions::default(), &MosquittoOptions::default());
+    let doors = Doors::open(&pipeline.site);
+    pipeline.site.start_hub();
+    pipeline.site.start_gateway();
     let corpus = corpus();
-    // The link is cut at a third of the way, and is back when everything is in.
+    // The link is cut after a third of the input, and restored when everything is in.
     let third = corpus.iter().map(|sender| sender.files.len() as u64).sum::<u64>() / 3;
     let safe = std::thread::scope(|scope| {
-        let sent = scope.spawn(|| send_all(&doors, &road.site, &corpus));
-        road.site.wait_for("accepted_total", third, PATIENCE);
-        road.cut_off();
+        let sent = scope.spawn(|| send_all(&doors, &pipeline.site, &corpus));
+        pipeline.site.wait_for("accepted_total", third, PATIENCE);
+        pipeline.cut_off();
         sent.join().expect("sent")
     });
     for (sender, safe) in &safe {
@@ -68,40 +68,40 @@ fn every_sample_is_at_the_hub_byte_for_byte_once_and_in_the_order_of_its_sender(
     }
     let sent: usize = corpus.iter().map(|sender| sender.files.len()).sum();
     let safe: Vec<Vec<Vec<u8>>> = safe.into_iter().map(|(_, safe)| safe).collect();
-    road.proxy.set(Fault::Pass);
+    pipeline.proxy.set(Fault::Pass);
     let accepted: usize = safe.iter().map(Vec::len).sum();
     eventually_blocking("everything to be confirmed", PATIENCE, || {
-        let status = road.site.status()?;
+        let status = pipeline.site.status()?;
         adds_up(&status);
         let number = |key: &str| status[key].as_u64().expect("a number");
-        // In one life of the gateway nothing is confirmed that was not forwarded, at whatever moment one looks.
+        // In one run of the gateway nothing is confirmed that was not forwarded, at any moment.
         assert!(number("forwarded_total") >= number("confirmed_total"), "{status}");
         assert!(number("in_flight") <= number("waiting"), "{status}");
         (number("waiting") == 0).then_some(())
     });
     println!("{sent} sent, {} of them the same again", sent - accepted);
-    let proof = road.prove(&safe);
+    let proof = pipeline.prove(&safe);
     assert_eq!((proof.accepted, proof.delivered), (accepted, accepted), "{proof:?}");
     assert_eq!((proof.lost, proof.repeated, proof.out_of_order), (0, 0, 0), "{proof:?}");
     assert!(proof.chain_ok, "{proof:?}");
 }
 
-/// Everything that the broker carries but the transactions themselves.
-struct Ear {
-    heard: Arc<Mutex<Vec<Named>>>,
+/// Everything that the broker carries except the transactions themselves.
+struct BrokerWatch {
+    messages: Arc<Mutex<Vec<Named>>>,
     over: Arc<AtomicBool>,
     thread: Option<std::thread::JoinHandle<()>>,
 }
 
-impl Ear {
+impl BrokerWatch {
     fn listen(plain_port: u16) -> Self {
-        let mut options = MqttOptions::new("ear", "127.0.0.1", plain_port);
+        let mut options = MqttOptions::new("watch", "127.0.0.1", plain_port);
         options.set_keep_alive(Duration::from_secs(30));
         options.set_max_packet_size(Some(64 << 20));
         let (client, mut connection) = Client::new(options, 16);
         client.subscribe("pgw/#", QoS::AtLeastOnce).expect("asked");
-        let (heard, over) = (Arc::new(Mutex::new(Vec::new())), Arc::new(AtomicBool::new(false)));
-        let (shared, ended) = (heard.clone(), over.clone());
+        let (messages, over) = (Arc::new(Mutex::new(Vec::new())), Arc::new(AtomicBool::new(false)));
+        let (shared, ended) = (messages.clone(), over.clone());
         let (subscribed, wait) = std::sync::mpsc::channel();
         let thread = std::thread::spawn(move || {
             while !ended.load(Ordering::Relaxed) {
@@ -118,28 +118,28 @@ impl Ear {
                         }
                     }
                     Ok(Ok(_)) | Err(_) => {}
-                    Ok(Err(error)) => panic!("the ear lost the broker: {error}"),
+                    Ok(Err(error)) => panic!("the watcher lost the broker: {error}"),
                 }
             }
             drop(client);
         });
         wait.recv_timeout(PATIENCE).expect("subscribed");
-        Self { heard, over, thread: Some(thread) }
+        Self { messages, over, thread: Some(thread) }
     }
 
-    fn heard(&self) -> Vec<Named> {
-        self.heard.lock().unwrap().clone()
+    fn messages(&self) -> Vec<Named> {
+        self.messages.lock().unwrap().clone()
     }
 }
 
-impl Drop for Ear {
+impl Drop for BrokerWatch {
     fn drop(&mut self) {
         self.over.store(true, Ordering::Relaxed);
         let _ = self.thread.take().map(std::thread::JoinHandle::join);
     }
 }
 
-/// Input of which each door wants nothing, made of samples; a person's number in every place where a sender can put one.
+/// Input that each door refuses, made from samples; a person's number in every place where a sender can put one.
 fn send_refused(doors: &Doors, site: &Site, corpus: &[Sender]) {
     let of =
         |way: Way| corpus.iter().filter(move |sender| sender.way == way).flat_map(|sender| &sender.files);
@@ -175,7 +175,7 @@ fn send_refused(doors: &Doors, site: &Site, corpus: &[Sender]) {
         true,
     );
     raw(doors.http, format!("{NAME} is no HTTP\r\n\r\n").as_bytes(), true);
-    // A file that is refused: empty, with a name that tells.
+    // A file that is refused: empty, with a name that reveals a patient.
     fs::write(doors.folder.join(format!("{NAME}_{NUMBER}.dat")), b"").expect("written");
     let big = site.path("in").join(format!("{NAME}.dat"));
     let file = fs::File::create(&big).expect("made");
@@ -190,11 +190,11 @@ fn send_refused(doors: &Doors, site: &Site, corpus: &[Sender]) {
     assert!(output.iter().all(|code| *code != Some(0)), "{output:?}");
 }
 
-/// A person of the samples that stand in the tree.
+/// A person of the samples in the repository.
 const NUMBER: &str = "9434765919";
 const NAME: &str = "Quetzalbrook";
 
-/// What people and monitors are shown.
+/// What is shown to people and monitors.
 fn shown(doors: &Doors, site: &Site) -> Vec<Named> {
     let mut shown = Vec::new();
     let list = site.gateway_command(&["quarantine", "list", "--json"]);
@@ -229,11 +229,11 @@ fn shown(doors: &Doors, site: &Site) -> Vec<Named> {
     shown
 }
 
-/// Nothing is in the clear in what is shown, said, logged or kept: the directory of the site is looked through but for what is meant
-/// to be in the clear (the folder's own files, what the test itself wrote, the hub's store).
-fn search(secrets: &Secrets, doors: &Doors, site: &Site, ear: &Ear, when: &str) {
+/// Nothing may be in the clear in what is shown, sent, logged or stored. The site's directory is searched except for
+/// what is meant to be in the clear (the folder's own files, what the test itself wrote, the hub's store).
+fn search(secrets: &Secrets, doors: &Doors, site: &Site, watch: &BrokerWatch, when: &str) {
     let mut leaks: Vec<Leak> = Vec::new();
-    for (place, text) in shown(doors, site).into_iter().chain(ear.heard()) {
+    for (place, text) in shown(doors, site).into_iter().chain(watch.messages()) {
         leaks.extend(secrets.in_text(&place, &text));
     }
     for program in ["gateway", "hub"] {
@@ -249,7 +249,7 @@ fn search(secrets: &Secrets, doors: &Doors, site: &Site, ear: &Ear, when: &str) 
         }
     }
     leaks.extend(secrets.in_files(&doors.folder.join("accepted")));
-    // Some of each place: a log repeats itself.
+    // Only some of each place, because a log repeats itself.
     let mut named: HashMap<&str, HashSet<&str>> = HashMap::new();
     for leak in &leaks {
         let values = named.entry(&leak.place).or_default();
@@ -260,7 +260,7 @@ fn search(secrets: &Secrets, doors: &Doors, site: &Site, ear: &Ear, when: &str) 
     assert!(leaks.is_empty(), "{when}: {} times something about a patient is in the clear", leaks.len());
 }
 
-/// Writes over the middle of each database: what sled and salvage say of it is looked at, too.
+/// Overwrites the middle of each database, so that the messages of sled and of the rebuild are searched as well.
 fn damage(directory: &Path) -> usize {
     let mut damaged = 0;
     for entry in fs::read_dir(directory).expect("listed") {
@@ -281,34 +281,34 @@ fn damage(directory: &Path) -> usize {
 #[test]
 fn nothing_about_a_patient_is_in_the_clear_outside_the_doors() {
     let options = SiteOptions { uplink: "[log]\nlevel = \"trace\"\n".into(), ..SiteOptions::default() };
-    let mut road = Road::prepare(options, &MosquittoOptions::default());
-    let doors = Doors::open(&road.site);
-    let mut hub = fs::read_to_string(road.site.hub_config()).unwrap();
+    let mut pipeline = Pipeline::prepare(options, &MosquittoOptions::default());
+    let doors = Doors::open(&pipeline.site);
+    let mut hub = fs::read_to_string(pipeline.site.hub_config()).unwrap();
     let _ = writeln!(hub, "[log]\nlevel = \"trace\"");
-    fs::write(road.site.hub_config(), hub).unwrap();
-    fs::create_dir(road.site.path("temporary")).expect("made");
-    road.site.gateway_environment = vec![("TMPDIR".into(), road.site.path("temporary").into())];
-    let ear = Ear::listen(road.broker.plain_port());
-    road.site.start_hub();
-    road.site.start_gateway();
+    fs::write(pipeline.site.hub_config(), hub).unwrap();
+    fs::create_dir(pipeline.site.path("temporary")).expect("made");
+    pipeline.site.gateway_environment = vec![("TMPDIR".into(), pipeline.site.path("temporary").into())];
+    let watch = BrokerWatch::listen(pipeline.broker.plain_port());
+    pipeline.site.start_hub();
+    pipeline.site.start_gateway();
     let mut corpus = corpus();
     let secrets = Secrets::of(&corpus).with([NUMBER, NAME]);
     assert!(secrets.count > 40, "{} values are no corpus", secrets.count);
 
-    // With the link, and without; what is refused; a kill in the middle.
+    // With and without the link; refused input; a kill in the middle.
     let rest = corpus.split_off(1);
-    send_all(&doors, &road.site, &corpus);
-    road.cut_off();
-    send_all(&doors, &road.site, &rest);
+    send_all(&doors, &pipeline.site, &corpus);
+    pipeline.cut_off();
+    send_all(&doors, &pipeline.site, &rest);
     corpus.extend(rest);
-    send_refused(&doors, &road.site, &corpus);
-    road.site.wait_for("refused_in_quarantine", 5, PATIENCE);
-    search(&secrets, &doors, &road.site, &ear, "while the link is down");
-    road.site.kill_gateway();
-    road.site.start_gateway();
+    send_refused(&doors, &pipeline.site, &corpus);
+    pipeline.site.wait_for("refused_in_quarantine", 5, PATIENCE);
+    search(&secrets, &doors, &pipeline.site, &watch, "while the link is down");
+    pipeline.site.kill_gateway();
+    pipeline.site.start_gateway();
 
-    // What a person does with the quarantine, and the replay.
-    let list = road.site.gateway_command(&["quarantine", "list", "--json"]);
+    // A person's decisions about the quarantine, and the replay.
+    let list = pipeline.site.gateway_command(&["quarantine", "list", "--json"]);
     let list = String::from_utf8_lossy(&list.stdout).into_owned();
     let ids: Vec<String> = list
         .lines()
@@ -316,37 +316,37 @@ fn nothing_about_a_patient_is_in_the_clear_outside_the_doors() {
         .map(|id| id.trim_matches('"').to_owned())
         .collect();
     assert!(ids.len() > 4, "{list}");
-    // Of the last one decides to throw it away; of the rest, what can be released is.
+    // The last entry is discarded; the others are released if possible.
     let (last, rest) = ids.split_last().expect("some");
     let released = rest.iter().filter(|id| {
         let words = ["quarantine", "release", id.as_str(), "--type", "x.released", "--lane", "clinical"];
-        road.site.gateway_command(&words).status.success()
+        pipeline.site.gateway_command(&words).status.success()
     });
     assert!(released.count() > 2, "{list}");
-    let discard = road.site.gateway_command(&["quarantine", "discard", last, "--reason", "a test"]);
+    let discard = pipeline.site.gateway_command(&["quarantine", "discard", last, "--reason", "a test"]);
     assert!(discard.status.success(), "{}", String::from_utf8_lossy(&discard.stderr));
-    road.proxy.set(Fault::Pass);
+    pipeline.proxy.set(Fault::Pass);
     eventually_blocking("the replay", PATIENCE, || {
-        let status = road.site.status()?;
+        let status = pipeline.site.status()?;
         adds_up(&status);
         (status["waiting"] == 0 && status["link_up"] == 1).then_some(())
     });
-    search(&secrets, &doors, &road.site, &ear, "after the replay");
+    search(&secrets, &doors, &pipeline.site, &watch, "after the replay");
 
-    // A disk that destroys: recovery, salvage, and whatever panics on the way.
-    road.site.stop();
-    assert!(damage(&road.site.path("data")) > 0, "nothing to damage");
-    road.site.start_hub();
-    road.site.start_gateway();
-    road.site.wait_for_link(true);
-    search(&secrets, &doors, &road.site, &ear, "after damage");
+    // A disk that destroys data: startup, rebuilding, and any panic on the way.
+    pipeline.site.stop();
+    assert!(damage(&pipeline.site.path("data")) > 0, "nothing to damage");
+    pipeline.site.start_hub();
+    pipeline.site.start_gateway();
+    pipeline.site.wait_for_link(true);
+    search(&secrets, &doors, &pipeline.site, &watch, "after damage");
 
-    // The search sees: what must be in the clear is found, and the programs did speak.
+    // The search itself works: it finds what must be in the clear, and there is output to search.
     assert!(!secrets.in_files(&doors.folder.join("rejected")).is_empty(), "the search is blind");
-    let (gateway, topics) = (road.site.log("gateway"), ear.heard());
+    let (gateway, topics) = (pipeline.site.log("gateway"), watch.messages());
     assert!(gateway.contains(" TRACE ") && gateway.contains(" DEBUG "), "not at TRACE");
     for kind in ["/status", "/health", "/info", "/event", "/receipt/", "/position/"] {
         assert!(topics.iter().any(|(topic, _)| topic.contains(kind)), "no {kind} was seen");
     }
-    road.site.stop();
+    pipeline.site.stop();
 }

@@ -1,4 +1,4 @@
-//! The daemon's life as systemd and a person see it: ready, watchdog, stopping, exit codes, `init` and `check`.
+//! The daemon's behaviour towards systemd and operators: ready, watchdog, stopping, exit codes, `init` and `check`.
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixDatagram;
@@ -33,7 +33,7 @@ impl Systemd {
         Self(socket)
     }
 
-    /// What comes until it contains `wanted`.
+    /// Reads messages until one contains `wanted`.
     fn until(&self, wanted: &str, limit: Duration) -> String {
         let (start, mut all) = (Instant::now(), String::new());
         let mut buffer = [0; 4096];
@@ -70,7 +70,7 @@ fn systemd_is_told_when_it_accepts_that_it_moves_and_that_it_stops() {
         .spawn()
         .expect("started");
     systemd.until("READY=1", Duration::from_secs(30));
-    // Ready means ready: the door answers, with the link down.
+    // Ready means that the door answers, even with the link down.
     let mut stream = connect(site.door).expect("the door");
     assert!(positive(&exchange(&mut stream, &message(1, 1, 10)).expect("an answer")));
     systemd.until("WATCHDOG=1", Duration::from_secs(10));
@@ -87,9 +87,9 @@ fn a_second_daemon_on_the_same_store_is_told_to_come_later() {
     let (mut site, _certificates) = site(SiteOptions::default());
     site.start_gateway();
     let output = site.gateway_command(&["run"]);
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert_eq!(output.status.code(), Some(75), "{said}");
-    assert!(said.contains("in use by another process"), "{said}");
+    let printed = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(75), "{printed}");
+    assert!(printed.contains("in use by another process"), "{printed}");
     assert!(site.status().is_some(), "the first one was disturbed");
     site.stop();
 }
@@ -99,9 +99,9 @@ fn a_door_that_is_taken_is_named() {
     let (site, _certificates) = site(SiteOptions::default());
     let _taken = std::net::TcpListener::bind(site.door).expect("the port");
     let output = site.gateway_command(&["run"]);
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert_eq!(output.status.code(), Some(69), "{said}");
-    assert!(said.contains(&site.door.to_string()), "{said}");
+    let printed = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(69), "{printed}");
+    assert!(printed.contains(&site.door.to_string()), "{printed}");
 }
 
 #[test]
@@ -125,9 +125,9 @@ fn a_key_that_others_may_read_or_that_is_gone_starts_nothing() {
     assert_eq!(mode, 0o600);
     std::fs::set_permissions(&key, std::fs::Permissions::from_mode(0o644)).expect("set");
     let output = site.gateway_command(&["run"]);
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert_eq!(output.status.code(), Some(78), "{said}");
-    assert!(said.contains("0644") && said.contains("outbox.key"), "{said}");
+    let printed = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(78), "{printed}");
+    assert!(printed.contains("0644") && printed.contains("outbox.key"), "{printed}");
     std::fs::remove_file(&key).expect("removed");
     assert_eq!(site.gateway_command(&["run"]).status.code(), Some(78));
     assert!(!site.path("data/outbox").exists(), "the store was touched");
@@ -150,7 +150,7 @@ fn a_credential_of_systemd_goes_before_the_file() {
         .output()
         .expect("run");
     let after = text(&output);
-    let line = |said: &str| said.lines().find(|line| line.contains("outbox key")).map(str::to_owned);
+    let line = |printed: &str| printed.lines().find(|line| line.contains("outbox key")).map(str::to_owned);
     assert!(after.contains("credentials/outbox-key"), "{after}");
     assert_ne!(line(&before), line(&after));
 }
@@ -161,9 +161,9 @@ fn init_replaces_no_key_and_says_what_to_escrow() {
     for (key, file) in [("outbox.key", true), ("signing.key", false)] {
         let before = std::fs::read(site.path(key)).expect("the key");
         let again = if file { site.gateway_command(&["init"]) } else { site.hub_command(&["init"]) };
-        let said = text(&again);
-        assert!(again.status.success() && said.contains("exists already, unchanged"), "{said}");
-        assert!(said.contains("Keep a copy"), "{said}");
+        let printed = text(&again);
+        assert!(again.status.success() && printed.contains("exists already, unchanged"), "{printed}");
+        assert!(printed.contains("Keep a copy"), "{printed}");
         assert_eq!(std::fs::read(site.path(key)).expect("the key"), before);
     }
 }
@@ -172,10 +172,10 @@ fn init_replaces_no_key_and_says_what_to_escrow() {
 fn check_says_what_is_wrong_and_what_to_do_one_line_each() {
     let (site, _certificates) = site(SiteOptions::default());
     let output = site.gateway_command(&["check"]);
-    let said = text(&output);
-    assert!(output.status.success(), "{said}");
+    let printed = text(&output);
+    assert!(output.status.success(), "{printed}");
     for what in ["configuration", "outbox key", "store", "certificate", "dates", "CA"] {
-        assert!(said.contains(&format!("OK    {what} ")), "{what}: {said}");
+        assert!(printed.contains(&format!("OK    {what} ")), "{what}: {printed}");
     }
     let output = site.hub_command(&["check"]);
     assert!(output.status.success() && text(&output).contains("OK    signing key"), "{}", text(&output));
@@ -197,10 +197,10 @@ fn check_says_that_an_open_door_is_open() {
         let door = format!("[[mllp]]\nlisten = \"0.0.0.0:2576\"\n{more}\n");
         std::fs::write(site.gateway_config(), format!("{text_before}{door}")).expect("written");
         let output = site.gateway_command(&["check"]);
-        let said = text(&output);
-        assert!(output.status.success(), "a note is no failure: {said}");
-        assert_eq!(said.contains("NOTE  mllp           0.0.0.0:2576: anyone"), noted, "{more}: {said}");
-        assert_eq!(said.contains("OK    mllp "), more.contains("key_file"), "{said}");
+        let printed = text(&output);
+        assert!(output.status.success(), "a note is no failure: {printed}");
+        assert_eq!(printed.contains("NOTE  mllp           0.0.0.0:2576: anyone"), noted, "{more}: {printed}");
+        assert_eq!(printed.contains("OK    mllp "), more.contains("key_file"), "{printed}");
     }
     let broken = tls.replace("certificate.pem", "none.pem");
     let door = format!("[[mllp]]\nlisten = \"127.0.0.1:2576\"\n{broken}\n");
@@ -227,10 +227,10 @@ fn check_finds_each_wrong_certificate() {
         let options = SiteOptions { certificate, ..SiteOptions::default() };
         let site = Site::new(&certificates, dead_port(), dead_port(), options);
         let output = site.gateway_command(&["check"]);
-        let said = text(&output);
-        assert_eq!(output.status.code(), Some(78), "{said}");
-        let fails = said.lines().filter(|line| line.starts_with("FAIL")).count();
-        assert!(said.contains(line) && fails == 1 && said.contains("-> "), "{line}: {said}");
+        let printed = text(&output);
+        assert_eq!(output.status.code(), Some(78), "{printed}");
+        let fails = printed.lines().filter(|line| line.starts_with("FAIL")).count();
+        assert!(printed.contains(line) && fails == 1 && printed.contains("-> "), "{line}: {printed}");
     }
 }
 

@@ -1,5 +1,5 @@
-//! What `deploy/` ships works: the units are as closed as they say, the broker's configuration and access rules let a
-//! gateway and a hub do their work.
+//! What `deploy/` ships works: the units are as restricted as they claim, and with the broker's configuration and
+//! access rules a gateway and a hub can work.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -30,7 +30,7 @@ fn the_shipped_access_rules_are_what_the_command_makes() {
     assert_eq!(String::from_utf8_lossy(&output.stdout), ACL);
 }
 
-/// The shipped limits and rules, without what is different on every machine.
+/// The shipped limits and rules, without the parts that differ on every machine.
 fn shipped() -> MosquittoOptions {
     let elsewhere = [
         "listener",
@@ -53,7 +53,7 @@ fn shipped() -> MosquittoOptions {
     for wanted in ["max_packet_size", "message_size_limit", "max_queued_bytes", "max_keepalive"] {
         assert!(extra.iter().any(|line| key(line) == wanted), "{wanted}");
     }
-    // What belongs to a listener cannot stand before it, and the harness makes the listeners.
+    // A listener's settings cannot come before it, and the harness makes the listeners.
     let (listener, extra): (Vec<&str>, Vec<&str>) = extra
         .into_iter()
         .partition(|line| ["tls_version", "use_username_as_clientid"].contains(&key(line).as_str()));
@@ -91,7 +91,7 @@ fn another_practices_certificate_delivers_nothing_in_this_ones_name() {
     site.start_gateway();
     let mut stream = connect(site.door).expect("the door");
     assert!(positive(&exchange(&mut stream, &message(1, 1, 100)).expect("an answer")));
-    // Its questions do not reach the hub, so that nothing is ever sent or confirmed: it says so, and keeps all.
+    // Its questions do not reach the hub, so nothing is ever sent or confirmed: it reports that, and keeps everything.
     harness::eventually_blocking("the gateway to say that nothing goes", Duration::from_secs(90), || {
         let status = site.status()?;
         (status["state_code"] != 0 && status["session"].as_u64()? >= 1).then_some(())
@@ -121,11 +121,12 @@ fn the_units_are_closed() {
             println!("NOT CHECKED: there is no systemd-analyze here");
             return;
         };
-        let said = String::from_utf8_lossy(&output.stdout).into_owned();
-        let score =
-            said.lines().find_map(|line| line.split("exposure level for").nth(1)?.split_whitespace().nth(1));
+        let printed = String::from_utf8_lossy(&output.stdout).into_owned();
+        let score = printed
+            .lines()
+            .find_map(|line| line.split("exposure level for").nth(1)?.split_whitespace().nth(1));
         let score: f64 =
-            score.and_then(|score| score.parse().ok()).unwrap_or_else(|| panic!("no score: {said}"));
+            score.and_then(|score| score.parse().ok()).unwrap_or_else(|| panic!("no score: {printed}"));
         assert!(score <= 1.2, "{unit}: {score}");
     }
 }

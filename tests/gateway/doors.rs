@@ -1,4 +1,4 @@
-//! All doors side by side, on the real daemon: what is true of each of them (`docs/ingest.md`, first table).
+//! All doors side by side, on the real daemon: what holds for each of them (`docs/ingest.md`, first table).
 
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -51,7 +51,7 @@ impl Doors {
             .expect("run")
     }
 
-    /// `None`: the connection was closed without a word.
+    /// `None`: the connection was closed without an answer.
     fn mllp(&self, message: &[u8]) -> Option<bool> {
         let mut stream = connect(self.site.door).expect("the door");
         exchange(&mut stream, message).ok().map(|answer| positive(&answer))
@@ -124,7 +124,7 @@ fn training_messages_are_counted_apart() {
 
 #[test]
 fn full_means_later_at_every_door() {
-    // The disk must keep more free than there is.
+    // Requires more free space on the disk than there is.
     let mut doors = doors("min_free_bytes = 1_000_000_000_000\n");
     doors.put("a", "by folder");
     eventually_blocking("the folder's word", PATIENCE, || {

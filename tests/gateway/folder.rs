@@ -1,6 +1,6 @@
 //! The folder door of the real daemon: files through faults, kills, full stores and slow writers.
 //!
-//! The oracle: every file is stored exactly once, in the order of the folder, and has one receipt; nothing of a name is
+//! The oracle: every file is stored exactly once, in the order of the folder, and has one slip; nothing of its name is
 //! anywhere but in the sealed store.
 
 use std::collections::BTreeMap;
@@ -19,10 +19,10 @@ use crate::harness::site::{Site, SiteOptions, adds_up};
 use crate::harness::{Certificates, Mosquitto, eventually_blocking};
 
 const PATIENCE: Duration = Duration::from_secs(120);
-/// A synthetic number, valid by its check digit; it must not come out of the folder but sealed.
+/// A synthetic number with a valid check digit; outside the folder it must appear only sealed.
 const PATIENT: &str = "MUSTER_ERIKA_9434765919";
 
-/// A site with folders: `in`, and what else is written there.
+/// A site with folders: `in`, and others as given.
 fn site(upstream: u16, certificates: &Certificates, outbox: &str, folder: &str) -> Site {
     let folders = format!("{outbox}\n[[folder]]\npath = \"in\"\nrescan_seconds = 0.5\n{folder}\n");
     let options = SiteOptions {
@@ -41,7 +41,7 @@ fn alone(outbox: &str, folder: &str) -> (Site, Certificates) {
     (site(harness::ports::reserve(), &certificates, outbox, folder), certificates)
 }
 
-/// Renames a file into place, as old as its number says: later numbers are younger.
+/// Renames a file into place, with an age given by its number: later numbers are younger.
 fn put(site: &Site, folder: &str, name: &str, content: &[u8], number: u64) {
     let draft = site.path("draft");
     fs::write(&draft, content).expect("written");
@@ -62,7 +62,7 @@ fn names(directory: &Path) -> Vec<String> {
     names
 }
 
-/// SHA-256 by position, of all receipts.
+/// SHA-256 by position, of all slips.
 fn receipts(site: &Site) -> BTreeMap<u64, (String, String)> {
     let mut found = BTreeMap::new();
     for name in names(&site.path("in/accepted")).iter().filter(|name| name.ends_with(".json")) {
@@ -80,7 +80,7 @@ fn wait_for_receipts(site: &Site, count: usize) -> BTreeMap<u64, (String, String
         let there = site.path("in/accepted").is_dir() && names(&site.path("in/accepted")).len() >= count;
         there.then_some(())
     });
-    // The files go after their receipts.
+    // The files are removed after their slips are written.
     eventually_blocking("the files to be put away", PATIENCE, || {
         let own = [".taken", "accepted", "rejected"];
         (names(&site.path("in")) == own && names(&site.path("in/.taken")).is_empty()).then_some(())
@@ -92,7 +92,7 @@ fn sha256(content: &[u8]) -> String {
     pgw_gateway::ingest::folder::rules::sha256(content)
 }
 
-/// Bytes that look like nothing, the same for the same number.
+/// Bytes without a known type, the same for the same number.
 fn content(number: u64, bytes: usize) -> Vec<u8> {
     let mut random = number.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let mut out = format!("UNB {number} ").into_bytes();
@@ -157,7 +157,8 @@ fn files_are_at_the_hub_byte_for_byte_in_order_and_their_names_are_nowhere() {
     for (_, id) in receipts.values() {
         assert!(holds(&hub, id), "the hub knows the receipt's transaction");
     }
-    // Everything but the folder itself: logs at the finest level, the store, the hub's store, the socket's answers.
+    // Everything but the folder itself: logs at the most detailed level, the store, the hub's store, the socket's
+    // answers.
     let mut seen = 0;
     for (path, content) in everything_below(site.path("in").parent().expect("the site")) {
         if !path.starts_with(site.path("in")) || path.starts_with(site.path("in/accepted")) {
@@ -184,11 +185,11 @@ fn kill_9_between_storing_and_moving_loses_and_repeats_nothing() {
     let (mut site, _certificates) = alone("", "settle_seconds = 0");
     site.start_gateway();
     let stop = Arc::new(AtomicBool::new(false));
-    let (told, folder, draft) = (Arc::clone(&stop), site.path("in"), site.path("draft"));
-    // A sender of its own pace, which knows nothing of the kills.
+    let (stopped, folder, draft) = (Arc::clone(&stop), site.path("in"), site.path("draft"));
+    // A sender with its own pace, independent of the kills.
     let sender = std::thread::spawn(move || {
         for number in 0..FILES {
-            if told.load(Ordering::Relaxed) {
+            if stopped.load(Ordering::Relaxed) {
                 return;
             }
             fs::write(&draft, content(number, 700)).expect("written");
@@ -220,7 +221,7 @@ fn kill_9_between_storing_and_moving_loses_and_repeats_nothing() {
     site.stop();
 }
 
-/// Files written elsewhere and renamed in, as fast as it goes.
+/// Files written elsewhere and renamed in, as fast as possible.
 fn ten_thousand(site: &Site, bytes: usize) {
     let elsewhere = site.path("elsewhere");
     fs::create_dir(&elsewhere).expect("made");
@@ -256,8 +257,8 @@ fn ten_thousand_files_at_once_are_taken_in_order() {
     site.stop();
 }
 
-/// What waits in a folder costs its name, and nothing of its content. (What is stored is in the outbox's memory for a
-/// while, whichever door it came by.)
+/// A waiting file costs memory for its name, and none for its content. (Stored content stays in the outbox's memory
+/// for a while, whichever door it came by.)
 #[test]
 fn ten_thousand_files_that_wait_cost_little_memory() {
     let (mut site, _certificates) = alone("min_free_bytes = 1_000_000_000_000\n", "settle_seconds = 0");
@@ -266,7 +267,7 @@ fn ten_thousand_files_that_wait_cost_little_memory() {
     ten_thousand(&site, 6000);
     let closed = || site.log("gateway").matches("Left a file in its folder").count();
     let mut most = before;
-    // Eight looks, each of which shows all of them.
+    // Eight scans, each of which shows all of them.
     eventually_blocking("eight looks", PATIENCE, || {
         most = most.max(rss(&site));
         (closed() >= 8).then_some(())
@@ -289,7 +290,7 @@ fn a_file_that_is_still_being_written_is_taken_whole() {
         written.extend_from_slice(&piece);
         std::thread::sleep(Duration::from_millis(120)); // a slow writer
     }
-    // The folder was looked at all the while.
+    // The folder was scanned all the time.
     assert_eq!(site.status().expect("a status")["accepted_total"], 0);
     drop(file);
     let receipts = wait_for_receipts(&site, 1);
@@ -335,7 +336,7 @@ fn a_full_store_leaves_every_file_where_it_is_and_takes_them_when_it_is_free() {
             safe.push(body);
         }
     };
-    // More than fits; the store measures itself once a second, and on a fast disk takes all of it before.
+    // More than fits; the store measures itself once a second, and on a fast disk accepts all of it before.
     put_more(0..FILES * 2 / 3);
     eventually_blocking("the store to be full", PATIENCE, || {
         (site.status()?["state"] == "refusing").then_some(())
@@ -348,7 +349,7 @@ fn a_full_store_leaves_every_file_where_it_is_and_takes_them_when_it_is_free() {
         (left + before == FILES && left > 0 && accepted() == before).then_some(before)
     });
     assert!((5..FILES).contains(&stored), "{stored}");
-    // Nobody waits at the door, nothing is in between, and the oldest were taken.
+    // The oldest were taken, without a gap.
     let left: Vec<String> =
         names(&site.path("in")).into_iter().filter(|name| name.ends_with(".edi")).collect();
     assert_eq!(left[0], format!("{stored:03}.edi"));
@@ -369,13 +370,13 @@ fn a_folder_that_is_not_there_degrades_the_state_and_nothing_else() {
         let output = site.gateway_command(&["check"]);
         (output.status.code(), String::from_utf8_lossy(&output.stdout).into_owned())
     };
-    let (code, said) = check(&site);
-    assert!(code == Some(0) && said.contains("OK    folder "), "{said}");
+    let (code, printed) = check(&site);
+    assert!(code == Some(0) && printed.contains("OK    folder "), "{printed}");
     fs::remove_dir(site.path("in")).expect("removed");
-    let (code, said) = check(&site);
+    let (code, printed) = check(&site);
     assert!(
-        code == Some(78) && said.contains("FAIL  folder ") && said.contains("-> create or mount it"),
-        "{said}"
+        code == Some(78) && printed.contains("FAIL  folder ") && printed.contains("-> create or mount it"),
+        "{printed}"
     );
     site.start_gateway();
     let reason = "1 of the folders cannot be used";
@@ -392,25 +393,25 @@ fn a_folder_that_is_not_there_degrades_the_state_and_nothing_else() {
     eventually_blocking("the state to be well", PATIENCE, || {
         (site.status()?["state"] == "buffering").then_some(())
     });
-    let said = [
+    let printed = [
         "The folder cannot be used; the folder door is closed",
         "folder.away",
         "The folder can be used again",
         "folder.back",
     ];
-    // The event is announced after the state has changed.
-    let log = eventually_blocking("all four to be said", PATIENCE, || {
+    // The event is published after the state has changed.
+    let log = eventually_blocking("all four to be logged", PATIENCE, || {
         let log = site.log("gateway");
-        said.iter().all(|text| log.contains(text)).then_some(log)
+        printed.iter().all(|text| log.contains(text)).then_some(log)
     });
-    for once in said {
+    for once in printed {
         assert_eq!(log.matches(once).count(), 1, "{once}");
     }
     site.stop();
 }
 
 #[test]
-fn what_is_refused_is_counted_and_its_reason_stands_beside_it() {
+fn what_is_refused_is_counted_and_its_reason_is_beside_it() {
     let (mut site, _certificates) =
         alone("", "settle_seconds = 0\nempty_seconds = 0\nfile_limit_bytes = 1000\nkeep_accepted = true");
     site.start_gateway();

@@ -1,7 +1,7 @@
-//! The HTTP door of the real daemon, driven with curl and, for what curl does not do wrong, with raw sockets.
+//! The HTTP door of the real daemon, driven with curl and, for errors that curl does not make, with raw sockets.
 //!
-//! `docs/openapi.yaml` is judged here: every method, path and status in it is given, every answer that is given is in
-//! it, and its paths are the routes in the code.
+//! `docs/openapi.yaml` is checked here: every method, path and status in it occurs, every answer that occurs is in it,
+//! and its paths are the routes in the code.
 
 use std::collections::BTreeSet;
 use std::io::{Read as _, Write as _};
@@ -36,14 +36,14 @@ fn ids(request: u32) -> [String; 2] {
 struct Row<'a> {
     what: &'a str,
     path: &'a str,
-    /// The path as the contract has it.
+    /// The path as in the contract.
     template: &'a str,
     headers: Vec<String>,
     body: Vec<u8>,
     status: u16,
-    /// What the answer must hold.
+    /// What the answer must contain.
     says: &'a str,
-    /// Whether the body is in quarantine then.
+    /// Whether the body must then be in quarantine.
     kept: bool,
 }
 
@@ -64,7 +64,7 @@ fn row<'a>(
     Row { what, path, template, headers, body: body.to_vec(), status, says, kept }
 }
 
-/// Every wrong (and right) input of the table in docs/ingest.md that needs no certificates and no trouble.
+/// Every wrong (and right) input of the table in docs/ingest.md that needs no certificates and no fault.
 fn rows() -> Vec<Row<'static>> {
     let [request, correlation] = ids(7);
     let both = [FHIR, request.as_str(), correlation.as_str()];
@@ -263,7 +263,7 @@ fn each_right_and_wrong_input_gets_what_the_contract_says() {
         }
     }
 
-    // What needs no body, and what nobody knows.
+    // Requests without a body, and unknown paths.
     for (path, template, status, says) in [
         ("/v1/transactions/nobody", "/v1/transactions/{name}", 400, "value"),
         (
@@ -321,7 +321,7 @@ fn each_right_and_wrong_input_gets_what_the_contract_says() {
     let status = doors.site.status().expect("a status");
     assert_eq!(status["refused_in_quarantine"], kept, "what strangers send is not kept: {status}");
 
-    // A body that does not come.
+    // A body that does not arrive.
     for (path, template) in [
         ("/v1/transactions", "/v1/transactions"),
         ("/v1/transactions/clinical", "/v1/transactions/{name}"),
@@ -403,12 +403,12 @@ fn certificates_and_tokens_let_in_who_has_one_and_name_the_sender() {
         let answer = curl(&url, &[], Some(b"x"), &["--cacert", &ca, "--cert", &cert, "--key", &key]);
         assert_eq!(answer.status, 0, "the handshake must fail: {}", answer.text());
     }
-    // HTTP at a TLS door, and garbage, harm nobody.
+    // HTTP at a TLS door, and junk, do no harm.
     assert_eq!(curl(&format!("http://{}/healthz", doors.guarded), &[], None, &[]).status, 0);
     raw(doors.guarded, &[0x16, 3, 1, 0xff, 0xff, 1, 2, 3], true);
     assert_eq!(curl(&url, &authorization, Some(b"more"), &["--cacert", &ca]).status, 202);
 
-    // A token that is taken away ends at SIGHUP, and another one begins; a bad file changes nothing.
+    // A removed token stops working at SIGHUP, and a new one starts; a bad file changes nothing.
     let fresh = "fresh-fresh-fresh-fresh-fresh";
     let renewed = [format!("Authorization: Bearer {fresh}")];
     doors.write_tokens(&format!("lab-1 {fresh}\n"));
@@ -443,11 +443,11 @@ fn a_door_to_the_world_without_a_guard_is_no_configuration() {
         let changed = format!("{head}[[http]]{}", tail.replacen(&from, &to, 1));
         std::fs::write(doors.site.gateway_config(), changed).unwrap();
         let output = doors.site.gateway_command(&["check"]);
-        let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
-        assert!(said.contains("gateway.toml"), "{said}");
+        let printed = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+        assert!(printed.contains("gateway.toml"), "{printed}");
         if !says.is_empty() {
-            assert_eq!(output.status.code(), Some(78), "{to}: {said}");
-            assert!(said.contains(says), "{to}: {said}");
+            assert_eq!(output.status.code(), Some(78), "{to}: {printed}");
+            assert!(printed.contains(says), "{to}: {printed}");
         }
     }
 }
@@ -458,14 +458,14 @@ fn slow_and_broken_clients_are_let_go_and_others_do_not_wait() {
     let mut doors = Doors::new(&certificates, TOKEN);
     doors.site.start_gateway();
     let open = doors.open;
-    // Headers that do not come, and no request at all: closed without an answer, after a second.
+    // Headers that do not arrive, and no request at all: closed without an answer, after a second.
     for begun in [&b"POST /hl7 HTTP/1.1\r\nHost: x\r\nX-"[..], b""] {
         let start = Instant::now();
         let answer = raw(open, begun, false);
         assert!(answer.is_empty() || answer.starts_with(b"HTTP/1.1 408"), "{answer:?}");
         assert!((0.5..20.0).contains(&start.elapsed().as_secs_f64()), "{:?}", start.elapsed());
     }
-    // One byte a moment, for ever: the time is for the whole body.
+    // One byte at a time, for ever: the time limit is for the whole body.
     let mut slow = TcpStream::connect(open).unwrap();
     slow.write_all(b"POST /hl7 HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n").unwrap();
     let start = Instant::now();
@@ -499,11 +499,11 @@ fn slow_and_broken_clients_are_let_go_and_others_do_not_wait() {
         assert_eq!(Answer::read(&raw(open, request.as_bytes(), false)).status, 431);
     }
     assert_eq!(doors.site.status().expect("a status")["accepted_total"], before, "nothing of it was stored");
-    // Two in one go are answered one after the other.
+    // Two requests in one write are answered one after the other.
     let one = "POST /v1/transactions HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n";
     let answers = raw(open, format!("{one}p1{one}p2").as_bytes(), true);
     assert_eq!(String::from_utf8_lossy(&answers).matches("HTTP/1.1 202").count(), 2);
-    // Chunked, and with a word before the body.
+    // Chunked, and with a `100 Continue` before the body.
     let chunked = ["Transfer-Encoding: chunked".to_owned()];
     assert_eq!(
         curl(&format!("http://{open}/v1/transactions"), &chunked, Some(&[9; 40_000]), &[]).status,
@@ -517,11 +517,11 @@ fn slow_and_broken_clients_are_let_go_and_others_do_not_wait() {
 }
 
 #[test]
-fn connections_beyond_the_limit_are_closed_and_the_door_goes_on() {
+fn connections_beyond_the_limit_are_closed_and_the_door_stays_open() {
     let certificates = Certificates::new();
     let mut doors = Doors::new(&certificates, TOKEN);
     doors.site.start_gateway();
-    // The door with fhir = "plain" takes two at once, for as long as a header may take.
+    // The door with fhir = "plain" accepts two at once, for as long as a header may take.
     let mut held: Vec<TcpStream> = (0..2).map(|_| TcpStream::connect(doors.plain).unwrap()).collect();
     for stream in &mut held {
         stream.write_all(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
@@ -531,11 +531,11 @@ fn connections_beyond_the_limit_are_closed_and_the_door_goes_on() {
     }
     assert_eq!(raw(doors.plain, b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n", true), b"");
     drop(held);
-    eventually_blocking("room again", PATIENCE, || {
+    eventually_blocking("space again", PATIENCE, || {
         let answer = raw(doors.plain, b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n", true);
         answer.starts_with(b"HTTP/1.1 200").then_some(())
     });
-    // There, ids are optional, the message's own identifier is its key, and a repetition is no error.
+    // At that door ids are optional, the message's own identifier is its key, and a repetition is no error.
     let url = format!("http://{}/fhir/$process-message", doors.plain);
     let send = |body: &[u8]| curl(&url, &[FHIR.to_owned()], Some(body), &[]);
     let (first, again) = (send(&bundle(5)), send(&bundle(5)));
@@ -563,7 +563,7 @@ fn kill_9_in_the_middle_loses_nothing_and_a_repetition_gets_the_first_answer() {
                         "POST /v1/transactions HTTP/1.1\r\nHost: x\r\nConnection: close\r\nIdempotency-Key: {sender}-{number}\r\nContent-Length: {}\r\n\r\n{body}",
                         body.len()
                     );
-                    // The same again until there is an answer, as a real sender does.
+                    // Repeats until there is an answer, as a real sender does.
                     let answer = attempt(open, request.as_bytes());
                     if answer.starts_with(b"HTTP/1.1 202") {
                         let answer = Answer::read(&answer);
@@ -591,10 +591,10 @@ fn kill_9_in_the_middle_loses_nothing_and_a_repetition_gets_the_first_answer() {
         }
     }
     let accepted = doors.site.status().expect("a status")["accepted_total"].as_u64().expect("a number");
-    let told = all.len() as u64;
-    // One of each sender may be stored and not told: it stops without asking again.
-    assert!((told..=told + 3).contains(&accepted), "{accepted} stored, {told} told");
-    // Known keys after the restart: the first answer again, and no other content.
+    let answered = all.len() as u64;
+    // One request of each sender may be stored without an answer: the sender stops without repeating it.
+    assert!((answered..=answered + 3).contains(&accepted), "{accepted} stored, {answered} answered");
+    // Known keys after the restart: the first answer again, and no other content is accepted.
     let url = format!("http://{open}/v1/transactions");
     let key = ["Idempotency-Key: 0-0".to_owned()];
     let again = curl(&url, &key, Some(b"body 0 0"), &[]);
@@ -606,10 +606,10 @@ fn kill_9_in_the_middle_loses_nothing_and_a_repetition_gets_the_first_answer() {
     assert!(doors.site.gateway_command(&["verify"]).status.code() != Some(65));
 }
 
-/// Whatever comes back; nothing while the gateway is not there.
+/// The answer, whatever it is; nothing while the gateway is not running.
 fn attempt(door: SocketAddr, request: &[u8]) -> Vec<u8> {
     let Ok(mut stream) = TcpStream::connect(door) else {
-        std::thread::sleep(Duration::from_millis(5)); // nobody is there: no need to try faster
+        std::thread::sleep(Duration::from_millis(5)); // nothing listens: no need to try faster
         return Vec::new();
     };
     let mut answer = Vec::new();

@@ -4,7 +4,7 @@
     missing_docs,
     clippy::unwrap_used,
     clippy::expect_used,
-    reason = "a test that cannot go on fails"
+    reason = "a test that cannot continue fails"
 )]
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -23,7 +23,7 @@ use crate::harness::{Certificates, ports};
 /// A site with three HTTP doors.
 pub struct Doors {
     pub site: Site,
-    /// On loopback, for everybody; the rules of BaRS.
+    /// On loopback, for everyone; the rules of BaRS.
     pub open: SocketAddr,
     /// TLS; a client certificate or a token.
     pub guarded: SocketAddr,
@@ -63,7 +63,7 @@ impl Doors {
         doors
     }
 
-    /// A store that refuses everything: the disk must keep more free than there is.
+    /// A store that refuses everything: it requires more free space on the disk than there is.
     pub fn full(certificates: &Certificates) -> Self {
         let options =
             SiteOptions { outbox: "min_free_bytes = 1_000_000_000_000\n".into(), ..SiteOptions::default() };
@@ -101,7 +101,7 @@ pub struct Answer {
 }
 
 impl Answer {
-    /// Reads what came; `100 Continue` is passed over.
+    /// Parses the bytes received; skips `100 Continue`.
     pub fn read(mut bytes: &[u8]) -> Self {
         loop {
             let Some(end) = bytes.windows(4).position(|w| w == b"\r\n\r\n") else { return Self::default() };
@@ -159,7 +159,7 @@ pub fn curl(url: &str, headers: &[String], body: Option<&[u8]>, more: &[&str]) -
     Answer::read(&child.wait_with_output().unwrap().stdout)
 }
 
-/// Sends bytes, ends its side if `end`, and gives all that comes until the other side closes.
+/// Sends bytes, ends its side if `end`, and returns everything that arrives until the other side closes.
 pub fn raw(door: SocketAddr, bytes: &[u8], end: bool) -> Vec<u8> {
     let mut stream = TcpStream::connect(door).expect("the door");
     stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
@@ -174,7 +174,7 @@ pub fn raw(door: SocketAddr, bytes: &[u8], end: bool) -> Vec<u8> {
             Ok(0) => return answer,
             Ok(n) => answer.extend_from_slice(&buffer[..n]),
             Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => panic!("it did not close"),
-            // Closed on bytes that nobody read.
+            // Closed with unread bytes.
             Err(_) => return answer,
         }
     }
@@ -231,7 +231,7 @@ impl Contract {
         self.answers.keys().cloned().collect()
     }
 
-    /// The answer is one of those that stand there, with one of its media types.
+    /// The answer is one of those in the contract, with one of its media types.
     pub fn check(&self, method: &str, path: &str, answer: &Answer) {
         let key = (method.to_owned(), path.to_owned(), answer.status);
         let types = self.answers.get(&key).unwrap_or_else(|| panic!("{key:?} is not in docs/openapi.yaml"));

@@ -1,4 +1,4 @@
-//! What the MLLP door promises of many connections, large frames and garbage, on the real daemon.
+//! The MLLP door's limits for many connections, large frames and junk, on the real daemon.
 
 use std::ffi::OsString;
 use std::io::{Read as _, Write as _};
@@ -16,7 +16,8 @@ fn site() -> (Site, Certificates) {
     (site, certificates)
 }
 
-/// As many files as the system lets us and, by inheritance, the daemon have: its unit allows more than this test needs.
+/// As many files as the system allows for this process and, by inheritance, the daemon: its unit allows more than this
+/// test needs.
 fn many_files() {
     use rustix::process::{Resource, getrlimit, setrlimit};
     let mut limit = getrlimit(Resource::Nofile);
@@ -34,7 +35,7 @@ fn a_thousand_connections_are_open_at_once_and_each_is_answered() {
         .map(|n| connect(site.door).unwrap_or_else(|error| panic!("connection {n}: {error}")))
         .collect();
     let before = memory::resident(site.gateway_pid());
-    // All ask, then all are answered: they are open and busy together.
+    // All send, then all are answered: they are open and busy at the same time.
     for (number, connection) in connections.iter_mut().enumerate() {
         let framed = [&[0x0b][..], &message(number, 1, 500), &[0x1c, 0x0d]].concat();
         connection.write_all(&framed).expect("taken");
@@ -52,14 +53,14 @@ fn a_thousand_connections_are_open_at_once_and_each_is_answered() {
     site.wait_for("accepted_total", 1000, Duration::from_secs(60));
     let held = memory::resident(site.gateway_pid()).saturating_sub(before);
     println!("1,000 busy connections took {} KiB", held / 1024);
-    // One more is turned away, and those that are there do not notice.
+    // One more is turned away, and the open ones are not affected.
     let mut late = connect(site.door).expect("taken by the kernel");
     assert_eq!(late.read(&mut [0; 10]).unwrap_or(0), 0, "the limit is 1,000");
     assert!(positive(&exchange(&mut connections[999], &message(999, 2, 10)).expect("an answer")));
     site.stop();
 }
 
-/// What the unit tells the allocator: without it memory that was given back stays with the process.
+/// The unit's allocator settings: without them the process keeps memory that was freed.
 fn environment() -> Vec<(OsString, OsString)> {
     let unit = include_str!("../../deploy/usr/lib/systemd/system/practice-gateway.service");
     let line = unit.lines().find_map(|line| line.strip_prefix("Environment=")).expect("a line");
@@ -75,7 +76,8 @@ fn a_frame_of_20_mb_costs_little_more_than_twice_its_size() {
     let pid = site.gateway_pid();
     let mut stream = connect(site.door).expect("the door");
     let mut least = f64::INFINITY;
-    // A segment takes two: the first begins it, and lets that of before go, so that the second is measured.
+    // A segment holds two: the first starts a segment and lets the one before be closed, so that the second is
+    // measured.
     for pair in (1..=6).map(large).collect::<Vec<_>>().chunks(2) {
         assert!(positive(&exchange(&mut stream, &pair[0]).expect("an answer")));
         let before = memory::resident(pid);
@@ -86,8 +88,8 @@ fn a_frame_of_20_mb_costs_little_more_than_twice_its_size() {
         println!("a frame of {} bytes cost {cost} bytes: {ratio:.2} of its size", pair[1].len());
         least = least.min(ratio);
     }
-    // The frame and the same sealed at one moment; then the sealed one and sled's copy of it. The least of three counts: what
-    // the uplink or health does at that moment is none of the frame's.
+    // The frame and its sealed form exist at the same moment; then the sealed form and sled's copy of it. The least of
+    // three measurements counts: what the uplink or health does at that moment does not belong to the frame.
     assert!(least <= 2.25, "{least:.2} of its size");
     site.stop();
 }

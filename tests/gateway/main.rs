@@ -1,8 +1,8 @@
-//! The gateway's program by itself, as its senders, its operators and systemd meet it: doors, command line, daemon,
-//! configuration, and what is shipped in `deploy/`.
+//! The gateway's program alone, from the point of view of its senders, its operators and systemd: doors, command line,
+//! daemon, configuration, and what is shipped in `deploy/`.
 //!
-//! Every test has a site of its own (directory, ports, certificates, processes). Nothing here changes this process: what a
-//! daemon needs in its environment is given to that daemon.
+//! Every test has its own site (directory, ports, certificates, processes). Nothing here changes this process: a
+//! daemon's environment is given to that daemon.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,

@@ -1,5 +1,5 @@
-//! A lane that stands at what is lost goes on once a person has released it: on the real programs, with a part of
-//! the store destroyed on the disk.
+//! A lane that is stalled by lost records continues once a person has written them off: on the real programs, with a
+//! part of the store destroyed on the disk.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -22,7 +22,7 @@ fn databases(directory: &Path, found: &mut Vec<PathBuf>) {
     found.sort();
 }
 
-fn said(output: &std::process::Output) -> String {
+fn printed(output: &std::process::Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
 }
 
@@ -43,7 +43,7 @@ fn what_the_disk_has_destroyed_stops_the_lane_until_it_is_released() {
     databases(&site.path("data"), &mut files);
     let mut bytes = std::fs::read(&files[1]).unwrap();
     let used = bytes.iter().rposition(|byte| *byte != 0).unwrap();
-    // Each record is in sled's log once or more: stretches that are long enough to take all copies of some.
+    // Each record is in sled's log once or more: the stretches are long enough to cover all copies of some.
     for part in [1, 3] {
         let from = used * part / 5;
         bytes[from..from + used / 5].fill(0);
@@ -61,7 +61,7 @@ fn what_the_disk_has_destroyed_stops_the_lane_until_it_is_released() {
 
     proxy.set(Fault::Pass);
     site.wait_for("confirmed_total", lost[0].0 - 1, PATIENCE);
-    eventually_blocking("the lane stands", PATIENCE, || (site.status()?["held"] == 1).then_some(()));
+    eventually_blocking("the lane to stall", PATIENCE, || (site.status()?["held"] == 1).then_some(()));
     assert_eq!(site.status().unwrap()["confirmed_total"], lost[0].0 - 1);
 
     for (from, through) in &lost {
@@ -79,11 +79,11 @@ fn what_the_disk_has_destroyed_stops_the_lane_until_it_is_released() {
             "the disk destroyed it",
         ];
         let plan = site.gateway_command(&words);
-        assert!(said(&plan).contains("would be released (add --yes)"), "{}", said(&plan));
+        assert!(printed(&plan).contains("would be released (add --yes)"), "{}", printed(&plan));
         let mut words = words.to_vec();
         words.push("--yes");
         let done = site.gateway_command(&words);
-        assert!(done.status.success(), "{}", said(&done));
+        assert!(done.status.success(), "{}", printed(&done));
     }
     let readable = site.gateway_command(&[
         "outbox",
@@ -96,7 +96,7 @@ fn what_the_disk_has_destroyed_stops_the_lane_until_it_is_released() {
         "x",
         "--yes",
     ]);
-    assert_eq!(readable.status.code(), Some(65), "what can be read is not released: {}", said(&readable));
+    assert_eq!(readable.status.code(), Some(65), "what can be read is not released: {}", printed(&readable));
 
     eventually_blocking("all the rest to be confirmed", PATIENCE, || {
         let status = site.status()?;
@@ -105,8 +105,8 @@ fn what_the_disk_has_destroyed_stops_the_lane_until_it_is_released() {
     });
     let status = site.status().unwrap();
     assert_eq!((&status["damaged"], &status["confirmed_total"]), (&damaged.into(), &(600 - damaged).into()));
-    eventually_blocking("nothing stands", PATIENCE, || (site.status()?["held"] == 0).then_some(()));
-    // After a restart it is the same, and new work passes.
+    eventually_blocking("no lane to be stalled", PATIENCE, || (site.status()?["held"] == 0).then_some(()));
+    // After a restart the result is the same, and new transactions pass.
     site.kill_gateway();
     site.start_gateway();
     assert_eq!(site.status().unwrap()["damaged"], damaged);
@@ -117,10 +117,10 @@ fn what_the_disk_has_destroyed_stops_the_lane_until_it_is_released() {
     });
     site.stop();
     let verified = site.hub_command(&["verify"]);
-    assert!(verified.status.success(), "{}", said(&verified));
+    assert!(verified.status.success(), "{}", printed(&verified));
     for (from, through) in &lost {
         let line = format!("void: sequences {from} to {through} of epoch");
-        assert!(said(&verified).contains(&line), "{line}: {}", said(&verified));
+        assert!(printed(&verified).contains(&line), "{line}: {}", printed(&verified));
     }
-    assert!(said(&verified).contains("the disk destroyed it"));
+    assert!(printed(&verified).contains("the disk destroyed it"));
 }

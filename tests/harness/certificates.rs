@@ -1,4 +1,4 @@
-//! A fleet CA made afresh for each test.
+//! A new fleet CA for each test.
 
 use std::path::PathBuf;
 
@@ -16,7 +16,7 @@ pub struct CertificateFiles {
     pub key: PathBuf,
 }
 
-/// A CA, and what it signs. The files go when it is dropped.
+/// A CA and the files that it signs. Dropping it deletes the files.
 pub struct Certificates {
     directory: TempDir,
     issuer: CertifiedIssuer<'static, KeyPair>,
@@ -33,7 +33,7 @@ impl Certificates {
     pub fn new() -> Self {
         let directory = TempDir::with_prefix("pgw-certificates-").unwrap();
         let mut params = CertificateParams::new(Vec::<String>::new()).unwrap();
-        // Two CAs of one name would make "unknown CA" look like a broken signature.
+        // Two CAs of the same name would make "unknown CA" look like a broken signature.
         let name = format!("Test fleet CA {}", directory.path().display());
         params.distinguished_name.push(DnType::CommonName, name);
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -58,7 +58,7 @@ impl Certificates {
         self.signed("broker", names, ExtendedKeyUsagePurpose::ServerAuth, None)
     }
 
-    /// For a broker on `localhost`, run out yesterday.
+    /// For a broker on `localhost`, expired yesterday.
     pub fn expired_server(&self) -> CertificateFiles {
         let yesterday = OffsetDateTime::now_utc() - time::Duration::days(1);
         self.signed(
@@ -74,13 +74,13 @@ impl Certificates {
         self.signed(common_name, &[], ExtendedKeyUsagePurpose::ClientAuth, None)
     }
 
-    /// The same, run out yesterday.
+    /// The same, expired yesterday.
     pub fn expired_client(&self, common_name: &str) -> CertificateFiles {
         let yesterday = OffsetDateTime::now_utc() - time::Duration::days(1);
         self.signed(common_name, &[], ExtendedKeyUsagePurpose::ClientAuth, Some(yesterday))
     }
 
-    /// Signs one; `not_after` is far away unless given. Every call makes new files.
+    /// Signs one; `not_after` is far in the future unless given. Every call makes new files.
     pub fn signed(
         &self,
         common_name: &str,

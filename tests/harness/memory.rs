@@ -1,4 +1,4 @@
-//! What a process holds, as the kernel counts it.
+//! A process's memory, according to the kernel.
 
 use std::path::Path;
 
@@ -14,12 +14,12 @@ pub(crate) fn resident(pid: u32) -> u64 {
     status(pid, "VmRSS")
 }
 
-/// The most that was resident since the start or the last [`forget_peak`], bytes.
+/// The peak of resident memory since the start or the last [`forget_peak`], bytes.
 pub(crate) fn peak(pid: u32) -> u64 {
     status(pid, "VmHWM")
 }
 
-/// Begins to count the peak anew.
+/// Resets the peak.
 pub(crate) fn forget_peak(pid: u32) {
     std::fs::write(Path::new("/proc").join(pid.to_string()).join("clear_refs"), "5").expect("written");
 }

@@ -1,22 +1,22 @@
-//! What the end-to-end tests stand on: fresh certificates, a real Mosquitto and a proxy that breaks links.
+//! The basis of the end-to-end tests: new certificates, a real Mosquitto and a proxy that breaks links.
 //!
-//! Everything listens on loopback, on ports that the system picked, below directories that clean up after themselves.
+//! Everything listens on loopback, on ports that the system picked, below directories that are deleted afterwards.
 #![allow(unreachable_pub, missing_docs, reason = "a kit says what it offers")]
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::print_stdout,
     clippy::print_stderr,
-    reason = "a test that cannot go on fails"
+    reason = "a test that cannot continue fails"
 )]
 
 mod certificates;
 mod mosquitto;
+pub mod pipeline;
 pub mod ports;
 #[path = "../../examples/outage/proof.rs"]
 pub mod proof;
 mod proxy;
-pub mod road;
 pub mod senders;
 pub mod shim;
 pub mod site;
@@ -28,7 +28,7 @@ pub use proxy::{Direction, Fault, FaultProxy};
 
 use std::time::{Duration, Instant};
 
-/// Waits on a level, not on a moment: looks until `probe` gives something, and fails the test by name after `limit`.
+/// Waits for a condition: polls until `probe` returns something, and fails the test by name after `limit`.
 pub async fn eventually<T>(what: &str, limit: Duration, mut probe: impl FnMut() -> Option<T>) -> T {
     let start = Instant::now();
     loop {

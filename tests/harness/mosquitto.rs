@@ -10,18 +10,18 @@ use tempfile::TempDir;
 
 use super::{CertificateFiles, Certificates, eventually_blocking, ports};
 
-/// What may differ from test to test.
+/// What may differ between tests.
 #[derive(Debug, Clone, Default)]
 pub struct MosquittoOptions {
-    /// Contents of an ACL file; none: everybody may everything.
+    /// Contents of an ACL file; none: everyone may do everything.
     pub acl: Option<String>,
     /// Further lines of the configuration, for example `max_inflight_messages 20`.
     pub extra: String,
     /// Further lines for the listener with TLS: before a listener they would open one on the default port.
     pub listener: String,
-    /// Another certificate than one for `localhost`.
+    /// A certificate other than one for `localhost`.
     pub server: Option<CertificateFiles>,
-    /// Another CA to judge clients by than the fleet's.
+    /// A CA other than the fleet's for checking clients.
     pub client_ca: Option<PathBuf>,
 }
 
@@ -34,7 +34,7 @@ pub struct Mosquitto {
 }
 
 impl Mosquitto {
-    /// Starts one that takes any client of the fleet CA and keeps nothing on disk.
+    /// Starts one that accepts any client of the fleet CA and stores nothing on disk.
     pub fn start(certificates: &Certificates) -> Self {
         Self::start_with(certificates, &MosquittoOptions::default())
     }
@@ -44,7 +44,7 @@ impl Mosquitto {
         let mut directory = TempDir::with_prefix("pgw-mosquitto-").unwrap();
         let server = options.server.clone().unwrap_or_else(|| certificates.server());
         let ca = options.client_ca.clone().unwrap_or_else(|| certificates.ca());
-        // A stranger can take a port between our look and Mosquitto's bind: then once more.
+        // A stranger can take a port between our check and Mosquitto's bind: then try again.
         for _ in 0..5 {
             let (port, plain_port) = (ports::reserve(), ports::reserve());
             let mut conf = format!(
@@ -104,7 +104,7 @@ impl Mosquitto {
         })
     }
 
-    /// Whether it serves: a port that is bound may belong to a broker that is about to give up over another one.
+    /// Whether it serves: a port may be bound by a broker that is about to give up because of another port.
     fn answers(&self) -> bool {
         use std::io::{Read as _, Write as _};
         let Ok(mut stream) = TcpStream::connect(("127.0.0.1", self.plain_port)) else { return false };
@@ -125,12 +125,12 @@ impl Mosquitto {
         self.port
     }
 
-    /// A second listener without TLS, for observers of the test itself.
+    /// A second listener without TLS, for the test's own observers.
     pub fn plain_port(&self) -> u16 {
         self.plain_port
     }
 
-    /// SIGKILL: what it held in memory is gone.
+    /// SIGKILL: everything in its memory is lost.
     pub fn kill(&mut self) {
         if let Some(mut child) = self.child.take() {
             let _ = child.kill();
@@ -144,19 +144,19 @@ impl Mosquitto {
         assert!(self.try_launch(), "Mosquitto does not start again: {}", self.log());
     }
 
-    /// Other rules from now on; it starts again.
+    /// Changes the rules and restarts it.
     pub fn set_acl(&mut self, rules: &str) {
         std::fs::write(self.directory.path().join("acl"), rules).unwrap();
         self.restart();
     }
 
-    /// Judges clients by another CA from now on; it starts again.
+    /// Changes the CA for checking clients and restarts it.
     pub fn set_client_ca(&mut self, ca: &std::path::Path) {
         self.change(|line| line.starts_with("cafile "), &format!("cafile {}", ca.display()));
         self.restart();
     }
 
-    /// A setting of the whole broker, in place of one of the same name; it starts again.
+    /// Changes a setting of the whole broker and restarts it.
     pub fn set(&mut self, name: &str, value: &str) {
         self.change(|line| line.starts_with(&format!("{name} ")), &format!("{name} {value}"));
         self.restart();
@@ -166,7 +166,7 @@ impl Mosquitto {
         let path = self.directory.path().join("mosquitto.conf");
         let conf = std::fs::read_to_string(&path).unwrap();
         let mut lines: Vec<&str> = conf.lines().filter(|line| !which(line)).collect();
-        // What belongs to a listener stands after it; the rest before.
+        // A listener's settings come after it; the rest before.
         let place = lines.iter().position(|line| line.starts_with("listener ")).unwrap();
         lines.insert(place + usize::from(to.starts_with("cafile ")), to);
         std::fs::write(path, lines.join("\n") + "\n").unwrap();

@@ -1,8 +1,9 @@
-//! Ports for programs that cannot be told "port 0, and say which".
+//! Ports for programs that cannot be told "port 0, and report which".
 //!
-//! A port that the system picks and that is given back can be taken again before the program binds it: by another test, by
-//! an outgoing connection, even by a connection to itself (a client that tries a dead port of the ephemeral range for long
-//! enough meets itself). So these lie below that range, and nobody else among our processes gets one that is in use here.
+//! A port that the system picks and that is released can be taken again before the program binds it: by another test,
+//! by an outgoing connection, even by a connection to itself (a client that tries a dead port of the ephemeral range
+//! for long enough connects to itself). So these ports lie below that range, and no other of our processes gets one
+//! that is in use here.
 
 use std::net::TcpListener;
 use std::os::linux::net::SocketAddrExt as _;
@@ -12,7 +13,7 @@ use std::sync::atomic::{AtomicU16, Ordering};
 const FIRST: u16 = 12_000;
 const PORTS: u16 = 18_000;
 
-/// A port of 127.0.0.1 that is this process's own until it ends.
+/// A port of 127.0.0.1 that belongs to this process until it ends.
 ///
 /// # Panics
 ///

@@ -1,4 +1,4 @@
-//! A TCP proxy that breaks links in the ways in which links break.
+//! A TCP proxy that breaks links in the ways in which real links break.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -11,27 +11,27 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
-/// What the link does from now on, connections that stand included.
+/// How the link behaves from now on, for open connections as well.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Fault {
-    /// Carries everything.
+    /// Forwards everything.
     Pass,
-    /// Half-open: nothing is carried or read any more, nothing is closed; what was written before `Pass` comes late.
+    /// Half-open: nothing is forwarded or read any more, nothing is closed; what was written before `Pass` comes late.
     Stall,
-    /// Reads and throws away in this direction: the other end sees nothing wrong but silence.
+    /// Reads and drops in this direction: the other end sees only silence.
     Swallow(Direction),
     /// At most this many bytes a second in each direction.
     Throttle(u64),
-    /// Every byte comes this much later, in each direction; the rate stays.
+    /// Every byte is delayed by this much, in each direction; the rate stays.
     Delay(Duration),
-    /// One chunk in so many comes so late, and what is behind it with it.
+    /// One chunk in this many is delayed this much, and with it what follows.
     Hiccups {
-        /// One in so many.
+        /// One in this many.
         one_in: u64,
-        /// So late.
+        /// The delay.
         late: Duration,
     },
-    /// New connections are accepted and reset at once; standing ones go on.
+    /// New connections are accepted and reset at once; open ones continue.
     Refuse,
 }
 
@@ -52,7 +52,7 @@ struct State {
     cuts: u64,
 }
 
-/// The proxy: it has a thread and a runtime of its own, so that a busy test cannot slow it down. Ends when dropped.
+/// The proxy has its own thread and runtime, so that a busy test cannot slow it down. Ends when dropped.
 pub struct FaultProxy {
     port: u16,
     state: watch::Sender<State>,
@@ -97,12 +97,12 @@ impl FaultProxy {
         self.port
     }
 
-    /// From now on.
+    /// Sets the fault from now on.
     pub fn set(&self, fault: Fault) {
         self.state.send_modify(|state| state.fault = fault);
     }
 
-    /// Resets every connection that stands (RST); new ones meet the fault that is set.
+    /// Resets every open connection (RST); new ones get the fault that is set.
     pub fn cut(&self) {
         self.state.send_modify(|state| state.cuts += 1);
     }
@@ -166,7 +166,7 @@ async fn carry(client: TcpStream, mut state: watch::Receiver<State>, counters: A
 /// The connection was reset, or is to be.
 struct Reset;
 
-/// The writing half: dropped without [`Writer::close`] it leaves with an RST and not with a FIN.
+/// The writing half: dropped without [`Writer::close`] it ends with an RST and not with a FIN.
 struct Writer(Option<OwnedWriteHalf>);
 
 impl Writer {
@@ -186,7 +186,7 @@ impl Drop for Writer {
     }
 }
 
-/// One direction: a reader that stamps what it reads, and a writer that lets it through when its time has come.
+/// One direction: a reader that timestamps what it reads, and a writer that forwards it when its time has come.
 async fn pump(
     from: OwnedReadHalf,
     to: OwnedWriteHalf,

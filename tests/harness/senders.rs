@@ -1,4 +1,4 @@
-//! Senders that behave like a surgery's systems: one message at a time, the same again until it is acknowledged.
+//! Senders that behave like a surgery's systems: one message at a time, repeated until it is acknowledged.
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
@@ -47,7 +47,7 @@ pub fn positive(answer: &[u8]) -> bool {
     [&b"MSA|AA|"[..], b"MSA|CA|"].iter().any(|code| answer.windows(7).any(|w| w == *code))
 }
 
-/// Senders at work until they are told to stop or have sent `limit` each.
+/// Senders that work until they are stopped or have sent `limit` each.
 pub struct Senders {
     stop: Arc<AtomicBool>,
     threads: Vec<JoinHandle<Vec<Vec<u8>>>>,
@@ -66,8 +66,8 @@ impl Senders {
         Self { stop, threads }
     }
 
-    /// Tells them to stop and gives what each was told is safe, in order. What is not acknowledged is sent again first,
-    /// as a real sender would, unless the gateway stays away.
+    /// Stops them and returns what each was told is safe, in order. A message without an acknowledgment is repeated
+    /// first, as a real sender would, unless the gateway stays away.
     pub fn stop(self) -> Vec<Vec<Vec<u8>>> {
         self.stop.store(true, Ordering::Relaxed);
         self.join()
@@ -100,7 +100,7 @@ fn work(door: SocketAddr, sender: usize, limit: usize, stop: &AtomicBool) -> Vec
                 }
             }
             tries += 1;
-            std::thread::sleep(Duration::from_millis(20)); // a sender's own pause between tries
+            std::thread::sleep(Duration::from_millis(20)); // a sender's pause between attempts
         }
         safe.push(message);
     }

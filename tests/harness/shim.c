@@ -1,5 +1,5 @@
-/* Faults of a disk, a resolver and a clock for one process, by LD_PRELOAD. What it does is in a shared page that the test writes:
-   PGW_SHIM names the file; only regular files below PGW_SHIM_UNDER meet disk faults. Raw system calls pass it by. */
+/* Faults of a disk, a resolver and a clock for one process, by LD_PRELOAD. A shared page that the test writes selects the faults:
+   PGW_SHIM names the file; only regular files below PGW_SHIM_UNDER get disk faults. It does not see raw system calls. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>

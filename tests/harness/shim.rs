@@ -1,4 +1,4 @@
-//! A process of ours below `shim.c`: its disk, its resolver and its clock fail when a test says so.
+//! A process of ours under `shim.c`: its disk, its resolver and its clock fail when a test says so.
 
 use std::ffi::OsString;
 use std::os::unix::fs::FileExt as _;
@@ -18,7 +18,7 @@ pub enum Failing {
     Space = 4,
     /// Every write, open for writing and change of a directory: EROFS.
     Remounted = 8,
-    /// A name is looked up for as long as this lasts.
+    /// Looking up a name takes as long as this lasts.
     Resolver = 16,
 }
 
@@ -30,7 +30,7 @@ pub struct Shim {
 }
 
 impl Shim {
-    /// For a process whose files lie below `under`; the shim's own page lies beside them.
+    /// For a process whose files are below `under`; the shim's own page is next to them.
     pub fn new(under: &Path, page: PathBuf) -> Self {
         let file = std::fs::File::options()
             .read(true)
@@ -43,7 +43,7 @@ impl Shim {
         Self { page: file, path: page, under: under.to_owned() }
     }
 
-    /// What the process has to be started with.
+    /// The environment for starting the process.
     pub fn environment(&self) -> Vec<(OsString, OsString)> {
         [
             ("LD_PRELOAD", library().as_os_str()),
@@ -71,7 +71,7 @@ impl Shim {
         u32::from_ne_bytes(bytes)
     }
 
-    /// The wall clock stands this far off; the monotonic clock stays as it is.
+    /// Shifts the wall clock by this much; the monotonic clock stays as it is.
     pub fn shift_clock(&self, seconds: i64) {
         self.page.write_all_at(&seconds.to_ne_bytes(), 8).expect("written");
     }

@@ -1,4 +1,4 @@
-//! A surgery and a centre: the two real programs with their configuration, to be killed and started again.
+//! A surgery and a centre: the two real programs with their configuration, which tests kill and restart.
 
 use std::ffi::OsString;
 use std::fmt::Write as _;
@@ -22,13 +22,13 @@ pub struct Site {
     pub door: SocketAddr,
     gateway: Option<Child>,
     hub: Option<Child>,
-    /// What the gateway is started with besides.
+    /// Additional environment for the gateway.
     pub gateway_environment: Vec<(OsString, OsString)>,
-    /// What the hub is started with besides.
+    /// Additional environment for the hub.
     pub hub_environment: Vec<(OsString, OsString)>,
 }
 
-/// What may differ from test to test.
+/// What may differ between tests.
 #[derive(Default)]
 pub struct SiteOptions {
     /// More lines for gateway.toml, placed before its first table.
@@ -39,9 +39,9 @@ pub struct SiteOptions {
     pub uplink: String,
     /// Another client certificate for the gateway.
     pub certificate: Option<CertificateFiles>,
-    /// Below this directory and not the system's temporary one.
+    /// A directory other than the system's temporary one.
     pub base: Option<PathBuf>,
-    /// Another data directory for the gateway, which alone lies there.
+    /// Another data directory for the gateway; nothing else is in it.
     pub data: Option<PathBuf>,
 }
 
@@ -162,7 +162,7 @@ impl Site {
         eventually_blocking("the gateway to answer", Duration::from_secs(30), || self.status());
     }
 
-    /// Starts the gateway and waits for nothing.
+    /// Starts the gateway without waiting.
     pub fn spawn_gateway(&mut self) {
         assert!(self.gateway.is_none(), "the gateway runs already");
         self.gateway =
@@ -208,14 +208,14 @@ impl Site {
         kill(self.hub.take());
     }
 
-    /// SIGTERM to both, the gateway first; asserts that both end well.
+    /// SIGTERM to both, the gateway first; asserts that both exit with 0.
     pub fn stop(&mut self) {
         self.stop_gateway();
         let hub = self.hub.take();
         self.end("hub", hub);
     }
 
-    /// SIGTERM to the gateway; asserts that it ends well.
+    /// SIGTERM to the gateway; asserts that it exits with 0.
     pub fn stop_gateway(&mut self) {
         let gateway = self.gateway.take();
         self.end("gateway", gateway);
@@ -229,7 +229,7 @@ impl Site {
         assert!(status.success(), "the {name} ended with {status}\n{}", self.log(name));
     }
 
-    /// How the gateway ended, if it has.
+    /// The gateway's exit status, if it has ended.
     pub fn gateway_ended(&mut self) -> Option<std::process::ExitStatus> {
         let ended = self.gateway.as_mut()?.try_wait().expect("waited");
         if ended.is_some() {
@@ -238,7 +238,7 @@ impl Site {
         ended
     }
 
-    /// How the hub ended, if it has.
+    /// The hub's exit status, if it has ended.
     pub fn hub_ended(&mut self) -> Option<std::process::ExitStatus> {
         let ended = self.hub.as_mut()?.try_wait().expect("waited");
         if ended.is_some() {
@@ -280,7 +280,7 @@ impl Site {
         output.status.success().then(|| serde_json::from_slice(&output.stdout).ok()).flatten()
     }
 
-    /// Waits until a number in the status is at least `wanted`; asserts on the way that health adds up.
+    /// Waits until a number in the status is at least `wanted`; asserts meanwhile that health adds up.
     pub fn wait_for(&self, key: &str, wanted: u64, limit: Duration) {
         let what = format!("{key} >= {wanted}; the gateway's log ends:\n{}", tail(&self.log("gateway")));
         eventually_blocking(&what, limit, || {

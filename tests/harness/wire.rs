@@ -1,5 +1,5 @@
-//! What the broker carries, seen by clients of their own: that repetitions went over the wire and were stored once, that every
-//! health message adds up, and which events came.
+//! What the broker carries, observed by separate clients: which repetitions were sent but stored once, whether every
+//! health message adds up, and which events were published.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -80,13 +80,13 @@ impl Wire {
         Self { seen, _subscriber: subscriber }
     }
 
-    /// Bodies that went over the wire more than once.
+    /// Bodies that were sent more than once.
     pub fn repeated(&self) -> usize {
         self.seen.lock().expect("no panic").values().filter(|times| **times > 1).count()
     }
 }
 
-/// A subscriber to every health message and event: the books must balance in each of them.
+/// A subscriber to every health message and event: the numbers must add up in each of them.
 pub struct Books {
     kept: Arc<Mutex<Kept>>,
     _subscriber: Subscriber,
@@ -95,7 +95,7 @@ pub struct Books {
 #[derive(Default)]
 struct Kept {
     health: usize,
-    /// What does not add up, and what is no health message.
+    /// Messages that do not add up, or are not health messages.
     wrong: Vec<String>,
     events: Vec<Value>,
 }
@@ -124,7 +124,7 @@ impl Books {
         Self { kept, _subscriber: subscriber }
     }
 
-    /// How many health messages came, every one of which adds up.
+    /// The number of health messages; asserts that all of them add up.
     pub fn balance(&self) -> usize {
         let kept = self.kept.lock().expect("no panic");
         assert!(
@@ -137,7 +137,7 @@ impl Books {
         kept.health
     }
 
-    /// The details of the events with this code, in the order in which they came.
+    /// The details of the events with this code, in order of arrival.
     pub fn events(&self, code: &str) -> Vec<String> {
         let kept = self.kept.lock().expect("no panic");
         let of_code = kept.events.iter().filter(|event| event["code"] == code);

@@ -1,4 +1,4 @@
-//! A gateway's side of a lane, as far as the hub's tests need one: numbered, chained transactions.
+//! A gateway's side of a lane, as far as the hub's tests need it: numbered, chained transactions.
 #![allow(unreachable_pub, reason = "a kit says what it offers")]
 
 use pgw_core::chain::ChainValue;

@@ -1,21 +1,21 @@
 //! Every order of events within small bounds, over the real delivery machines and the hub's real committer.
 //!
 //! The simulation meets many long histories by chance; this meets all short ones. A world has one or two boxes, which
-//! share the broker's queue, the hub, its store and its crashes, with one or two lanes each, which share a connection. In
-//! every state that can be reached:
-//! - the hub's store holds, of what each lane accepted, a beginning without gap, repetition or exchange;
+//! share the broker's queue, the hub, its store and its crashes, with one or two lanes each, which share a connection.
+//! In every reachable state:
+//! - the hub's store holds a prefix of what each lane accepted, without gap, repetition or exchange;
 //! - a receipt says what is on the hub's disk, no more and no less;
-//! - a mark never passes what was on the hub's disk, nor, where it was never restored, what is; what a person released
-//!   as a void is the only exception;
-//! - no number of an epoch stands for two contents;
+//! - a watermark never passes what was on the hub's disk, nor, if the hub was never restored, what is; the only
+//!   exception is what a person wrote off as a void;
+//! - no number of an epoch is used for two contents;
 //! - nothing is pruned that is not in the hub's backup, and nothing larger than the broker's limit is sent;
-//! - a lane that is held stops no other, and holds back nothing before the held one;
+//! - a held lane stops no other, and delays nothing before the held record;
 //! - if the faults stopped here, everything would be confirmed.
 //!
-//! The last is how liveness is proven. stateright's `eventually` says nothing about paths that end in a cycle, and a lane
-//! that asks for ever is a cycle. So every reachable state is continued by itself, without faults, by one fair schedule, and
-//! must be at rest after a bounded number of steps. This shows that no reachable state is a trap. It does not show that
-//! every other fair schedule comes to rest: the simulation draws those.
+//! The last is how liveness is proven. stateright's `eventually` says nothing about paths that end in a cycle, and a
+//! lane that asks for ever is a cycle. So every reachable state is continued separately, without faults, by one fair
+//! schedule, and must come to rest after a bounded number of steps. This shows that no reachable state is a trap. It
+//! does not show that every other fair schedule comes to rest: the simulation draws those.
 //!
 //! `PGW_LONG`: larger bounds (`tests/all.sh --long`). `docs/architecture.md` has the counts.
 
@@ -29,23 +29,23 @@ use pgw_core::transaction::{LaneName, Position, TransactionId};
 use stateright::{Checker, Model, Property};
 
 use crate::world::broker::{Down, Up};
-use crate::world::center::{self, Entry, Line, backed_up, index_of, marks};
+use crate::world::center::{self, Entry, Line, backed_up, index_of, watermarks};
 use crate::world::surgery::Disk;
 use crate::world::{id, lane};
 
-/// Ids from here on are of records that are larger than the broker's limit.
+/// Ids from here on belong to records that are larger than the broker's limit.
 const LARGE: u64 = 1_000;
-/// What no box has accepted.
+/// An id that no box has accepted.
 const STRANGE: u64 = 999;
 /// The broker's limit, and the size of a large record.
 const LIMIT: (u64, u64) = (50, 100);
 
-/// How often each kind of trouble may come in one history.
+/// How often each kind of fault may come in one history.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 struct Budget {
     /// One number for each lane of each box.
     accepts: Vec<Vec<u8>>,
-    /// Of the first box's first lane, how many are too large for the broker.
+    /// How many records of the first box's first lane are too large for the broker.
     large: u8,
     cuts: u8,
     box_crashes: u8,
@@ -59,27 +59,27 @@ struct Budget {
     ticks: u8,
     /// Records that the disk of the first box destroys.
     destroyed: u8,
-    /// Transactions that somebody exchanges on their way.
+    /// Transactions that are exchanged on their way.
     altered: u8,
-    /// Groups that the hub's store does not store, or not all of it.
+    /// Groups that the hub's store does not store, or not completely.
     failed_appends: u8,
-    /// Questions for an id that it cannot answer.
+    /// Id look-ups that the store cannot answer.
     unsure: u8,
-    /// New connections of the hub, which goes on.
+    /// New connections of the hub, which keeps running.
     reconnects: u8,
-    /// Transactions with which a group is full; 0: there is no limit.
+    /// Transactions that make a group full; 0: no limit.
     group: usize,
 }
 
-/// One lane of one box, and what the hub has to say of it.
+/// One lane of one box, and what the hub wants to publish for it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Stream {
     machine: Delivery,
     disk: Disk,
-    mark: Position,
-    hole: bool,
+    watermark: Position,
+    missing: bool,
     retained: Option<Receipt>,
-    /// What the hub has to say, and how often it has said something since its start.
+    /// What the hub wants to publish, and how often it has published since its start.
     waiting: Option<Statement>,
     counter: u8,
     accepted: u8,
@@ -106,12 +106,12 @@ struct World {
     up: VecDeque<(usize, Up)>,
     limited: bool,
     hub: Committer<Line>,
-    /// The hub's store: one, and all of it crashes and is restored together.
+    /// The hub's store: all of it crashes and is restored together.
     disk: HubDisk,
     backup: usize,
-    /// A receipt said something else than what was on the hub's disk.
+    /// A receipt differed from what was on the hub's disk.
     lied: bool,
-    /// Ids that were on its disk at some time, and those that a person released as lost.
+    /// Ids that were on its disk at some time, and those that a person wrote off as lost.
     ever: BTreeSet<TransactionId>,
     released: BTreeSet<TransactionId>,
     restored: bool,
@@ -127,8 +127,8 @@ struct HubDisk {
 }
 
 impl Lookup for HubDisk {
-    fn marks_of(&self, lane: &LaneName) -> Vec<Through> {
-        marks(&self.entries, index_of(lane))
+    fn watermarks_of(&self, lane: &LaneName) -> Vec<Through> {
+        watermarks(&self.entries, index_of(lane))
     }
 
     fn has_id(&mut self, _: &LaneName, id: TransactionId) -> Option<bool> {
@@ -140,41 +140,41 @@ impl Lookup for HubDisk {
 enum Step {
     Accept(usize),
     AcceptLarge,
-    /// The broker's limit is raised; whoever is connected learns it at the next connection.
+    /// The broker's limit is raised; a connected box learns it at its next connection.
     RaiseLimit,
     Connect(usize),
     Cut(usize),
-    /// Power cut of a box; its marks come back as they were synced last.
+    /// Power cut of a box; its watermarks go back to the last synced ones.
     BoxCrash(usize),
-    MarkSynced(usize),
+    WatermarkSynced(usize),
     TakeImage,
     RestoreImage,
-    /// The disk destroys the first record of the first lane that is not confirmed.
+    /// The disk destroys the first unconfirmed record of the first lane.
     Destroy,
-    /// A person releases where a lane stands.
+    /// A person writes off the record that stalls a lane.
     Release(usize),
-    /// The broker hands the hub its next message.
+    /// The broker passes its next message to the hub.
     HubTakes,
-    /// ... and will hand it over once more.
+    /// ... and will deliver it once more.
     HubTakesAndAgain,
     /// ... or has dropped it after its PUBACK.
     BrokerDrops,
-    /// ... or it is not what the box sent.
+    /// ... or the message is not what the box sent.
     Altered,
-    /// ... and the store cannot say whether it has the id.
+    /// ... and the store cannot tell whether it has the id.
     HubTakesUnsure,
-    /// What it has taken is stored, and what is due is answered.
+    /// The hub's group is stored, and answers that are due are sent.
     HubStores,
-    /// It is not stored, but for the lanes with these bits.
+    /// It is not stored, except the lanes with these bits.
     AppendFails(u8),
-    /// The next message makes the group full, which is not stored, or is and fails all the same.
+    /// The next message makes the group full; the append fails, with or without storing it.
     TakenAppendFails {
         kept: bool,
     },
     HubSendsReceipt(usize),
     HubConnects,
     HubBacksUp,
-    /// It starts again at once; `kept`: what it had taken had reached the disk.
+    /// It restarts at once; `kept`: its group had reached the disk.
     HubCrash {
         kept: bool,
     },
@@ -210,8 +210,8 @@ impl World {
                 world.streams.push(Stream {
                     machine: Delivery::new(limits(), disk.numbering.clone(), (0, disk.chains[0]), 0),
                     disk,
-                    mark: 0,
-                    hole: false,
+                    watermark: 0,
+                    missing: false,
                     retained: None,
                     waiting: None,
                     counter: 0,
@@ -295,14 +295,14 @@ impl World {
                 });
                 self.boxes[surgery].published.push_back((index, position));
                 self.up.push_back((index, Up::Transaction { epoch, sequence, round, id, chain, void }));
-                // The broker takes what reaches it at once; a message under way and one in its queue are alike.
+                // The broker takes what reaches it at once; a message in flight and one in its queue are equivalent.
                 self.boxes[surgery].down.push_back((index, Down::PubAck(Ok(()))));
             }
             Action::Confirm { position, backed_up_through, .. } => {
-                stream.mark = position;
+                stream.watermark = position;
                 let through = backed_up_through.unwrap_or(0).min(position);
                 if through > stream.disk.pruned {
-                    stream.disk.mark = position;
+                    stream.disk.watermark = position;
                     stream.disk.pruned = through;
                 }
             }
@@ -317,14 +317,14 @@ impl World {
                 stream.machine.handle(Input::Renumbered(numbering), self.now, more);
             }
             Action::Reconnect(_) => self.cut(surgery),
-            Action::Alarm(Alarm::Hole(position)) => {
-                stream.hole |= !stream.disk.lost.contains_key(&position);
+            Action::Alarm(Alarm::Missing(position)) => {
+                stream.missing |= !stream.disk.lost.contains_key(&position);
             }
             Action::Alarm(_) => {}
         }
     }
 
-    /// What the broker has of the old connection stays on its way to the hub.
+    /// The broker's messages of the old connection are still delivered to the hub.
     fn offline(&mut self, surgery: usize) {
         let surgery = &mut self.boxes[surgery];
         surgery.connected = false;
@@ -343,10 +343,11 @@ impl World {
         self.offline(surgery);
         for index in self.boxes[surgery].lanes.clone() {
             let stream = &mut self.streams[index];
-            stream.mark = stream.disk.mark;
-            let chain = stream.disk.chains[stream.mark as usize];
+            stream.watermark = stream.disk.watermark;
+            let chain = stream.disk.chains[stream.watermark as usize];
             let numbering = stream.disk.numbering.clone();
-            stream.machine = Delivery::new(limits(), numbering, (stream.mark, chain), stream.disk.tail());
+            stream.machine =
+                Delivery::new(limits(), numbering, (stream.watermark, chain), stream.disk.tail());
         }
     }
 
@@ -366,14 +367,14 @@ impl World {
         }
     }
 
-    /// As `tests/model/world/surgery.rs`, for a range of one: what comes after may need new numbers.
+    /// As `tests/model/world/surgery.rs`, for a range of one: later records may need new numbers.
     fn release(&mut self, index: usize) {
         let stream = &mut self.streams[index];
-        let Some(hole) = stream.machine.counts().hole else { return };
-        self.released.insert(stream.disk.records[hole as usize - 1]);
-        if stream.disk.release(hole) {
+        let Some(missing) = stream.machine.counts().missing else { return };
+        self.released.insert(stream.disk.records[missing as usize - 1]);
+        if stream.disk.release(missing) {
             self.epochs += 1;
-            let after = stream.mark;
+            let after = stream.watermark;
             stream.disk.renumber(u64::from(self.epochs), after);
             let numbering = stream.disk.numbering.clone();
             self.give(index, Input::Renumbered(numbering));
@@ -381,9 +382,9 @@ impl World {
         self.give(index, Input::ReleaseHeld);
     }
 
-    fn stands_at_what_is_lost(&self, index: usize) -> bool {
+    fn is_stalled_by_a_lost_record(&self, index: usize) -> bool {
         let stream = &self.streams[index];
-        stream.machine.counts().hole.is_some_and(|hole| stream.disk.lost.get(&hole) == Some(&false))
+        stream.machine.counts().missing.is_some_and(|missing| stream.disk.lost.get(&missing) == Some(&false))
     }
 
     // ---- the hub
@@ -402,7 +403,7 @@ impl World {
         Some(())
     }
 
-    /// The store thread's turn. `fails`: the next append does, but for the lanes with these bits.
+    /// The store thread's turn. `fails`: the next append fails, except for the lanes with these bits.
     fn tell_hub(&mut self, input: committer::Input<Line>, mut fails: Option<u8>) {
         let mut next = Some(input);
         while let Some(input) = next.take() {
@@ -420,7 +421,7 @@ impl World {
                     }
                     committer::Action::Receipt(lane, statement) => {
                         let index = index_of(&lane);
-                        self.lied |= statement.epochs != marks(&self.disk.entries, index);
+                        self.lied |= statement.epochs != watermarks(&self.disk.entries, index);
                         let stream = &mut self.streams[index];
                         stream.waiting = Some(statement.instead_of(stream.waiting.take()));
                     }
@@ -470,7 +471,7 @@ impl World {
         self.tell_hub(committer::Input::BackedUp(backed_up(&self.disk.entries)), None);
     }
 
-    /// What is on the hub's disk, and what it has taken.
+    /// What is on the hub's disk, and its current group.
     fn taken(&self) -> impl Iterator<Item = Entry> {
         self.disk.entries.iter().copied().chain(self.hub.group().iter().map(Entry::from))
     }
@@ -491,15 +492,15 @@ impl World {
         }
     }
 
-    // ---- what is promised
+    // ---- invariants
 
-    /// The hub's store, as far as a box still has it, is a beginning of each lane's records; nothing is there twice.
+    /// The hub's store, as far as a box still has it, is a prefix of each lane's records; nothing is in it twice.
     fn is_in_order_and_once(&self) -> bool {
         (0..self.streams.len()).all(|index| {
             let ours = self.taken().filter(|entry| entry.of == index && entry.stored);
             let stored: Vec<_> = ours.map(|entry| entry.id).collect();
             let once = stored.iter().enumerate().all(|(place, id)| !stored[..place].contains(id));
-            // What was released may have reached the hub before it was lost; it has no place that could be wrong.
+            // A written-off record may have reached the hub before it was lost; its position cannot be wrong.
             let counts = |id: &&TransactionId| !self.released.contains(*id);
             let ours = &self.streams[index].disk.records;
             let kept: Vec<_> = stored.iter().filter(counts).filter(|id| ours.contains(id)).collect();
@@ -507,9 +508,9 @@ impl World {
         })
     }
 
-    fn mark_is_true(&self) -> bool {
+    fn watermark_is_true(&self) -> bool {
         self.streams.iter().all(|stream| {
-            let mut marked = (1..).zip(stream.disk.records.iter().take(stream.mark as usize));
+            let mut marked = (1..).zip(stream.disk.records.iter().take(stream.watermark as usize));
             marked.all(|(position, id)| {
                 let on_disk = || self.disk.entries.iter().any(|entry| !entry.void && entry.id == *id);
                 // A void excuses the box that has lost the record, not one that came back with it.
@@ -519,7 +520,7 @@ impl World {
         })
     }
 
-    /// A number of an epoch stands for one content, at the hub and on the way to it.
+    /// A number of an epoch is used for one content, at the hub and on the way to it.
     fn numbers_are_used_once(&self) -> bool {
         let named = |entry: &Entry| (entry.of, entry.epoch, entry.sequence);
         let taken: Vec<_> = self.taken().collect();
@@ -538,7 +539,7 @@ impl World {
         self.streams.iter().all(|stream| {
             let mut pruned = stream.disk.records.iter().take(stream.disk.pruned as usize);
             let backup = &self.disk.entries[..self.backup];
-            !stream.hole && pruned.all(|id| backup.iter().any(|entry| entry.id == *id))
+            !stream.missing && pruned.all(|id| backup.iter().any(|entry| entry.id == *id))
         })
     }
 
@@ -547,7 +548,7 @@ impl World {
         !self.limited || !self.up.iter().any(|(_, packet)| large(packet))
     }
 
-    /// Where a lane must come to without anybody's help: its tail, or the last before one that is too large.
+    /// What a lane must reach without help: its tail, or the last record before one that is too large.
     fn must_reach(&self, index: usize) -> Position {
         let disk = &self.streams[index].disk;
         let held = disk.records.iter().position(|of| self.limited && *of >= id(LARGE));
@@ -555,9 +556,9 @@ impl World {
     }
 
     /// One step of a fair schedule without faults; `None`: nothing more will happen.
-    fn goes_on(&mut self) -> Option<()> {
+    fn next_step(&mut self) -> Option<()> {
         let apart = self.boxes.iter().position(|surgery| !surgery.connected);
-        let lost = (0..self.streams.len()).find(|index| self.stands_at_what_is_lost(*index));
+        let lost = (0..self.streams.len()).find(|index| self.is_stalled_by_a_lost_record(*index));
         if let Some(surgery) = apart {
             self.connect(surgery);
         } else if let Some(packet) = self.up.pop_front() {
@@ -587,19 +588,19 @@ impl World {
         idle && self.hub.group().is_empty() && (0..self.streams.len()).all(reached)
     }
 
-    /// Without another fault, and with all the time that is wanted, everything is confirmed: first, where something is held,
-    /// all that it does not stop; then, once the limit is raised, that too.
+    /// Without another fault, and with unlimited time, everything is confirmed: first, if a record is held, all that
+    /// it does not stop; then, once the limit is raised, that record too.
     fn comes_to_rest(&self) -> bool {
         let mut world = self.clone();
         for _ in 0..800 {
             if !world.is_at_rest() {
-                if world.goes_on().is_none() {
+                if world.next_step().is_none() {
                     return false;
                 }
             } else if world.limited {
                 world.raise_limit();
             } else {
-                return world.is_in_order_and_once() && world.mark_is_true();
+                return world.is_in_order_and_once() && world.watermark_is_true();
             }
         }
         false
@@ -652,10 +653,13 @@ impl Model for Small {
         for index in 0..world.streams.len() {
             let stream = &world.streams[index];
             may(world.may_accept(index), Step::Accept(index));
-            may(left.box_crashes > 0 && stream.disk.mark != stream.mark, Step::MarkSynced(index));
+            may(
+                left.box_crashes > 0 && stream.disk.watermark != stream.watermark,
+                Step::WatermarkSynced(index),
+            );
             may(stream.waiting.is_some(), Step::HubSendsReceipt(index));
             may(left.ticks > 0 && stream.machine.deadline().is_some(), Step::Tick(index));
-            may(world.stands_at_what_is_lost(index), Step::Release(index));
+            may(world.is_stalled_by_a_lost_record(index), Step::Release(index));
         }
         may(left.large > 0 && world.limited && world.may_accept(0), Step::AcceptLarge);
         may(world.limited && world.streams[0].machine.counts().held.is_some(), Step::RaiseLimit);
@@ -670,7 +674,7 @@ impl Model for Small {
         let first = &world.streams[0];
         may(left.images > 0 && world.boxes[0].image.is_none() && first.disk.tail() > 0, Step::TakeImage);
         may(left.images > 0 && world.boxes[0].image.is_some(), Step::RestoreImage);
-        may(left.destroyed > 0 && first.mark < first.disk.tail(), Step::Destroy);
+        may(left.destroyed > 0 && first.watermark < first.disk.tail(), Step::Destroy);
         may(!world.up.is_empty(), Step::HubTakes);
         may(!world.up.is_empty() && left.repetitions > 0, Step::HubTakesAndAgain);
         may(!world.up.is_empty() && left.losses > 0, Step::BrokerDrops);
@@ -680,7 +684,7 @@ impl Model for Small {
         let (group, stored) = (world.hub.group(), world.disk.entries.len());
         may(world.hub.has_work(), Step::HubStores);
         let lanes = group.iter().map(Entry::from).fold(0, |lanes, entry| lanes | 1 << entry.of);
-        // Groups of one are stored as soon as it is taken.
+        // Groups of one are stored at once.
         may(
             transaction && left.failed_appends > 0 && left.group == 1,
             Step::TakenAppendFails { kept: false },
@@ -714,9 +718,9 @@ impl Model for Small {
                 world.left.box_crashes -= 1;
                 world.restart(surgery);
             }
-            Step::MarkSynced(index) => {
+            Step::WatermarkSynced(index) => {
                 let stream = &mut world.streams[index];
-                stream.disk.mark = stream.mark;
+                stream.disk.watermark = stream.watermark;
             }
             Step::TakeImage => {
                 let lanes = world.boxes[0].lanes.clone();
@@ -733,7 +737,7 @@ impl Model for Small {
             Step::Destroy => {
                 world.left.destroyed -= 1;
                 let stream = &mut world.streams[0];
-                stream.disk.destroy(stream.mark + 1);
+                stream.disk.destroy(stream.watermark + 1);
             }
             Step::Release(index) => world.release(index),
             Step::HubTakes => {
@@ -812,14 +816,14 @@ impl Model for Small {
                 world.taken().all(|entry| entry.id != id(STRANGE))
             }),
             Property::always("a receipt says what is stored", |_, world: &World| !world.lied),
-            Property::always("the mark is true", |_, world: &World| world.mark_is_true()),
+            Property::always("the watermark is true", |_, world: &World| world.watermark_is_true()),
             Property::always("a number is used once", |_, world: &World| world.numbers_are_used_once()),
             Property::always("pruned is backed up", |_, world: &World| world.pruned_is_backed_up()),
             Property::always("only what fits is sent", |_, world: &World| world.only_what_fits_is_sent()),
             Property::always("comes to rest", |_, world: &World| world.comes_to_rest()),
             Property::sometimes("all confirmed", |_, world: &World| {
                 let all = world.left.accepts.iter().flatten().all(|left| *left == 0);
-                all && world.streams.iter().all(|stream| stream.mark == u64::from(stream.accepted))
+                all && world.streams.iter().all(|stream| stream.watermark == u64::from(stream.accepted))
             }),
             Property::sometimes("what it is about was met", |model: &Self, world: &World| {
                 (model.must_be_met)(world)
@@ -855,7 +859,7 @@ fn known_in_a_new_epoch(world: &World) -> bool {
 }
 
 fn all_marked(world: &World) -> bool {
-    world.streams.iter().all(|stream| stream.accepted > 0 && stream.mark == u64::from(stream.accepted))
+    world.streams.iter().all(|stream| stream.accepted > 0 && stream.watermark == u64::from(stream.accepted))
 }
 
 #[test]
@@ -956,7 +960,7 @@ fn what_is_held_stops_its_lane_alone() {
     explore("one too large, loss", budget, |world| world.streams[0].machine.counts().held.is_some());
     let budget = Budget { accepts: vec![vec![2, 1]], large: 1, losses: long(), ..Budget::default() };
     explore("two lanes: one too large", budget, |world| {
-        world.streams[0].machine.counts().held.is_some() && world.streams[1].mark == 1
+        world.streams[0].machine.counts().held.is_some() && world.streams[1].watermark == 1
     });
 }
 
@@ -969,11 +973,10 @@ fn what_is_lost_is_released() {
     explore("a record destroyed under way, released; hub crash", budget, met);
 }
 
-/// A known limit, and the day on which it goes this test says so: a void keeps the chain value of the record that it stands
-/// for, so that a box which comes back with the record hears its own value from the hub, and confirms what the hub has only
-/// a void of.
+/// A known limit; once it is removed this test will fail: a void keeps the chain value of its record, so a box that
+/// comes back with the record gets its own value from the hub, and confirms a record of which the hub has only a void.
 #[test]
-#[should_panic(expected = "the mark is true")]
+#[should_panic(expected = "the watermark is true")]
 fn what_was_released_comes_back_with_an_image() {
     let budget = Budget { destroyed: 1, images: 1, ..one_lane(2) };
     explore("a record destroyed, released; image that still has it", budget, |world| {

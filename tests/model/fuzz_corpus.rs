@@ -1,5 +1,5 @@
-//! What the fuzz targets begin with and have found, and small changes of it, on any compiler: nothing panics, nothing holds
-//! more than it may (`fuzz/checks.rs`).
+//! The fuzz targets' corpus, with small changes, on any compiler: nothing panics, nothing uses more memory than
+//! allowed (`fuzz/checks.rs`).
 
 #[allow(unreachable_pub, reason = "the fuzz targets use them, too")]
 #[path = "../../fuzz/checks.rs"]
@@ -10,7 +10,7 @@ use std::path::Path;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 
-/// Changes of each kept input.
+/// Changes of each input.
 const CHANGES: u32 = 200;
 
 fn corpus(target: &str) -> Vec<(String, Vec<u8>)> {

@@ -1,4 +1,4 @@
-//! The embedded store: what was synced is there after a crash, whole and in order, and nothing else counts.
+//! The embedded store: what was synced is there after a crash, complete and in order, and nothing else counts.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
@@ -15,7 +15,7 @@ use crate::hub_kit::{Sender, lane, lane_of};
 
 const NEVER: u64 = u64::MAX;
 
-fn mark(sender: &Sender) -> Through {
+fn watermark(sender: &Sender) -> Through {
     Through { epoch: sender.epoch, through: sender.sequence, chain: sender.chain }
 }
 
@@ -34,14 +34,14 @@ fn walked(directory: &Path, lane: &LaneName) -> Vec<u64> {
             let read = line::read(text.strip_suffix(b"\n").expect("every line ends"));
             walk.step(read.as_ref(), None).unwrap();
             if let Some(Line::Record(record)) = read {
-                sequences.push(record.mark.through);
+                sequences.push(record.watermark.through);
             }
         }
     }
     sequences
 }
 
-/// Where there is a memory file system: thousands of stores are opened, and what is asked is not the disk's speed.
+/// In a memory file system if there is one: thousands of stores are opened, and the disk's speed does not matter.
 fn in_memory() -> tempfile::TempDir {
     let memory = Path::new("/dev/shm");
     if memory.is_dir() { tempfile::tempdir_in(memory).unwrap() } else { tempfile::tempdir().unwrap() }
@@ -101,13 +101,13 @@ fn marks_of_every_epoch_are_read_from_the_tail() {
     store.append(&mixed).unwrap();
     store.append(&second.take(5)).unwrap();
     let expected = vec![
-        (other.lane.clone(), vec![mark(&other)]),
-        (first.lane.clone(), vec![mark(&first), mark(&second)]),
+        (other.lane.clone(), vec![watermark(&other)]),
+        (first.lane.clone(), vec![watermark(&first), watermark(&second)]),
     ];
-    assert_eq!(store.marks(), expected);
+    assert_eq!(store.watermarks(), expected);
     drop(store);
     let store = NdjsonStore::open(directory.path(), NEVER).unwrap();
-    assert_eq!(store.marks(), expected);
+    assert_eq!(store.watermarks(), expected);
     assert_eq!(walked(directory.path(), &first.lane), [1, 2, 3, 1, 4, 2, 3, 4, 5, 6]);
 }
 
@@ -117,7 +117,7 @@ fn a_tail_torn_at_any_byte_is_cut_after_the_last_whole_transaction() {
     let mut sender = Sender::new(&lane("clinical"), 1);
     let mut store = NdjsonStore::open(whole.path(), NEVER).unwrap();
     store.append(&sender.take(2)).unwrap();
-    let synced = mark(&sender);
+    let synced = watermark(&sender);
     let path = path_of(whole.path(), &sender.lane);
     let before = usize::try_from(fs::metadata(&path).unwrap().len()).unwrap();
     let group = sender.clone().take(3);
@@ -138,8 +138,8 @@ fn a_tail_torn_at_any_byte_is_cut_after_the_last_whole_transaction() {
             let envelope = &group[lines - 2].envelope;
             Through { epoch: envelope.epoch, through: envelope.sequence, chain: envelope.chain }
         };
-        assert_eq!(store.marks(), [(sender.lane.clone(), vec![expected])], "cut at {length}");
-        // What is torn is kept aside, to the byte.
+        assert_eq!(store.watermarks(), [(sender.lane.clone(), vec![expected])], "cut at {length}");
+        // The torn end is copied aside, to the byte.
         let good = fs::metadata(&copy).unwrap().len();
         let torn: Vec<_> = fs::read_dir(copy.parent().unwrap())
             .unwrap()
@@ -159,12 +159,12 @@ fn a_tail_torn_at_any_byte_is_cut_after_the_last_whole_transaction() {
 }
 
 #[test]
-fn a_hole_inside_the_last_group_is_found_although_its_last_line_is_whole() {
+fn a_gap_inside_the_last_group_is_found_although_its_last_line_is_whole() {
     let whole = tempfile::tempdir().unwrap();
     let mut sender = Sender::new(&lane("clinical"), 1);
     let mut store = NdjsonStore::open(whole.path(), NEVER).unwrap();
     store.append(&sender.take(2)).unwrap();
-    let synced = mark(&sender);
+    let synced = watermark(&sender);
     let path = path_of(whole.path(), &sender.lane);
     let before = usize::try_from(fs::metadata(&path).unwrap().len()).unwrap();
     store.append(&sender.take(3)).unwrap();
@@ -172,31 +172,31 @@ fn a_hole_inside_the_last_group_is_found_although_its_last_line_is_whole() {
     let bytes = fs::read(&path).unwrap();
     let third = before + bytes[before..].iter().position(|byte| *byte == b'\n').unwrap() + 1;
     // The group's first line, or its first transaction: in both cases nothing of it counts.
-    for hole in [before..before + 30, third..third + 30, third + 400..third + 401] {
+    for zeroed in [before..before + 30, third..third + 30, third + 400..third + 401] {
         let mut damaged = bytes.clone();
-        damaged[hole.clone()].fill(0);
+        damaged[zeroed.clone()].fill(0);
         fs::write(&path, &damaged).unwrap();
         let store = NdjsonStore::open(whole.path(), NEVER).unwrap();
-        assert_eq!(store.marks_of(&sender.lane), [synced], "hole at {hole:?}");
+        assert_eq!(store.watermarks_of(&sender.lane), [synced], "zeroed at {zeroed:?}");
     }
 }
 
 #[test]
 fn the_last_group_is_found_across_the_seams_of_what_is_read_at_once() {
-    // The last group's size runs over two block sizes around each seam.
+    // The last group's size varies over two block sizes around each seam.
     for size in (0..60).chain(32_700..32_800).step_by(3) {
         let directory = tempfile::tempdir().unwrap();
         let mut sender = Sender::new(&lane("clinical"), 1);
         let mut store = NdjsonStore::open(directory.path(), NEVER).unwrap();
         store.append(&sender.take(1)).unwrap();
         let line = 1_000;
-        // Base64 of three bytes is four: the end moves in steps of four, the beginning of the group with it.
+        // Base64 of three bytes is four: the end moves in steps of four, and so does the beginning of the group.
         store.append(&[sender.next(9, &vec![b'x'; (65_536 - line) / 4 * 3 + size % 60 * 24])]).unwrap();
         let trailing = sender.next(10, &vec![b'y'; size * 3 / 2 + 1]);
         store.append(&[trailing]).unwrap();
         drop(store);
         let store = NdjsonStore::open(directory.path(), NEVER).unwrap();
-        assert_eq!(store.marks_of(&sender.lane), [mark(&sender)], "{size}");
+        assert_eq!(store.watermarks_of(&sender.lane), [watermark(&sender)], "{size}");
     }
 }
 
@@ -217,7 +217,7 @@ fn rotated_files_keep_order_and_marks_also_when_the_new_file_is_not_there_yet() 
     fs::rename(&current, current.with_extension(format!("{last:06}.ndjson"))).unwrap();
     for _ in 0..2 {
         let store = NdjsonStore::open(directory.path(), 1_000).unwrap();
-        assert_eq!(store.marks_of(&sender.lane), [mark(&sender)]);
+        assert_eq!(store.watermarks_of(&sender.lane), [watermark(&sender)]);
     }
     let mut store = NdjsonStore::open(directory.path(), 1_000).unwrap();
     store.append(&sender.take(1)).unwrap();
@@ -235,8 +235,8 @@ fn a_lane_without_room_does_not_advance_and_the_others_do() {
     let group: Vec<_> = full.take(1).into_iter().chain(good.take(1)).collect();
     let error = store.append(&group).unwrap_err();
     assert!(error.is_full(), "{error:?}");
-    assert_eq!(store.marks_of(&full.lane), []);
-    assert_eq!(store.marks_of(&good.lane), [mark(&good)]);
+    assert_eq!(store.watermarks_of(&full.lane), []);
+    assert_eq!(store.watermarks_of(&good.lane), [watermark(&good)]);
 }
 
 #[test]
@@ -248,9 +248,9 @@ fn what_does_not_follow_the_mark_is_not_stored() {
     for wrong in [&all[1..2], &[all[0].clone(), all[2].clone()], &all[..1]] {
         let group: Vec<_> = wrong.iter().cloned().chain(good.take(1)).collect();
         assert!(matches!(store.append(&group), Err(StoreError::NotNext { .. })));
-        assert_eq!(store.marks_of(&good.lane), [mark(&good)], "the other lane goes on");
+        assert_eq!(store.watermarks_of(&good.lane), [watermark(&good)], "the other lane continues");
     }
-    assert_eq!(store.marks_of(&bad.lane)[0].through, 1, "and what was right of it is there");
+    assert_eq!(store.watermarks_of(&bad.lane)[0].through, 1, "and what was right of it is there");
     assert_eq!(walked(directory.path(), &bad.lane), [1]);
 }
 

@@ -1,4 +1,4 @@
-//! The store thread without a broker: no receipt says more than what the store has on stable storage, ever.
+//! The store thread without a broker: a receipt never covers more than what the store has on stable storage.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
@@ -21,7 +21,7 @@ use tokio::sync::Semaphore;
 
 use crate::hub_kit::{Sender, lane};
 
-/// What a store can do wrong, switched from outside.
+/// The faults of a store, set by the test.
 #[derive(Default)]
 struct Faults {
     full: AtomicBool,
@@ -42,11 +42,11 @@ fn full() -> StoreError {
 }
 
 impl Store for Unreliable {
-    fn marks(&self) -> Vec<(LaneName, Vec<Through>)> {
-        self.inner.marks()
+    fn watermarks(&self) -> Vec<(LaneName, Vec<Through>)> {
+        self.inner.watermarks()
     }
-    fn marks_of(&self, lane: &LaneName) -> Vec<Through> {
-        self.inner.marks_of(lane)
+    fn watermarks_of(&self, lane: &LaneName) -> Vec<Through> {
+        self.inner.watermarks_of(lane)
     }
     fn append(&mut self, group: &[Entry]) -> Result<(), StoreError> {
         if self.faults.full.load(Ordering::SeqCst) {
@@ -56,8 +56,8 @@ impl Store for Unreliable {
         self.faults.groups.lock().unwrap().push(group.len());
         self.inner.append(group)
     }
-    fn mend(&mut self, copies: &[Entry]) -> Result<(), StoreError> {
-        self.inner.mend(copies)
+    fn keep_copies(&mut self, copies: &[Entry]) -> Result<(), StoreError> {
+        self.inner.keep_copies(copies)
     }
     fn has_id(&mut self, lane: &LaneName, id: uuid::Uuid) -> Result<bool, StoreError> {
         if self.faults.ids_unreadable.load(Ordering::SeqCst) {
@@ -83,7 +83,7 @@ struct Running {
     answers: Answers,
     arrivals: Option<mpsc::Sender<Arrival>>,
     thread: Option<JoinHandle<()>>,
-    room: Arc<Semaphore>,
+    capacity: Arc<Semaphore>,
 }
 
 impl Running {
@@ -105,12 +105,12 @@ impl Running {
         );
         let (arrivals, inbox) = mpsc::channel();
         let thread = std::thread::spawn(move || hub.run(inbox));
-        let room = Arc::new(Semaphore::new(1_000));
-        Self { directory, faults, answers, arrivals: Some(arrivals), thread: Some(thread), room }
+        let capacity = Arc::new(Semaphore::new(1_000));
+        Self { directory, faults, answers, arrivals: Some(arrivals), thread: Some(thread), capacity }
     }
 
     fn publish(&self, publish: Publish) {
-        let permit = self.room.clone().try_acquire_owned().unwrap();
+        let permit = self.capacity.clone().try_acquire_owned().unwrap();
         self.arrivals.as_ref().unwrap().send(Arrival::Publishes(vec![publish], permit)).ok().unwrap();
     }
 
@@ -120,7 +120,7 @@ impl Running {
 
     /// All of them with one read, as a stream arrives.
     fn send_together(&self, entries: &[Entry]) {
-        let permit = self.room.clone().try_acquire_owned().unwrap();
+        let permit = self.capacity.clone().try_acquire_owned().unwrap();
         let publishes = entries.iter().map(wire).collect();
         self.arrivals.as_ref().unwrap().send(Arrival::Publishes(publishes, permit)).ok().unwrap();
     }
@@ -151,15 +151,15 @@ impl Running {
         }
     }
 
-    /// The answer to a question that is asked now: everything that was sent before it has been dealt with then.
+    /// The answer to a question asked now: everything sent before it has then been handled.
     fn through(&self, sender: &Sender, nonce: &str) -> (u64, Vec<Answer>) {
         self.ask(sender, nonce);
         let mut before = Vec::new();
         loop {
             match self.answer() {
-                Answer::Receipt { marks, nonce: Some(answered), .. } if answered == nonce => {
-                    let mark = marks.iter().find(|mark| mark.epoch == sender.epoch);
-                    return (mark.map_or(0, |mark| mark.through), before);
+                Answer::Receipt { watermarks, nonce: Some(answered), .. } if answered == nonce => {
+                    let watermark = watermarks.iter().find(|watermark| watermark.epoch == sender.epoch);
+                    return (watermark.map_or(0, |watermark| watermark.through), before);
                 }
                 other => before.push(other),
             }
@@ -205,7 +205,7 @@ fn a_full_disk_gives_no_receipt_and_gets_well_by_itself() {
     let (through, before) = running.through(&sender, "b");
     assert_eq!((through, before), (5, vec![]), "nothing but the answer, and that at the old mark");
     running.faults.full.store(false, Ordering::SeqCst);
-    // The gateway sends again from time to time; it is taken when the store is tried again.
+    // The gateway sends again from time to time; it is accepted when the store is tried again.
     let start = Instant::now();
     let mut nonce = 0;
     loop {
@@ -245,9 +245,9 @@ fn a_receipt_comes_after_the_barrier_and_one_for_a_group() {
     all.iter().for_each(|entry| running.send(entry));
     let mut seen = Vec::new();
     while seen.last() != Some(&150) {
-        if let Answer::Receipt { marks, nonce: None, .. } = running.answer() {
+        if let Answer::Receipt { watermarks, nonce: None, .. } = running.answer() {
             assert!(start.elapsed() >= Duration::from_millis(200), "before the barrier");
-            seen.push(marks[0].through);
+            seen.push(watermarks[0].through);
         }
     }
     running.finish();
@@ -305,9 +305,10 @@ fn nothing_is_taken_before_the_gateway_has_asked() {
     let mut sender = Sender::new(&lane("clinical"), 1);
     let all = sender.take(3);
     running.send(&all[0]);
-    let unasked = Answer::Receipt { lane: sender.lane.clone(), marks: vec![], backed_up: None, nonce: None };
+    let unasked =
+        Answer::Receipt { lane: sender.lane.clone(), watermarks: vec![], backed_up: None, nonce: None };
     assert_eq!(running.answer(), unasked, "so that the gateway sees that there is another hub");
-    // What stands before the question in the same group is not taken, what stands behind it is.
+    // A message before the question in the same group is not taken; one after it is.
     running.faults.slow.store(100, Ordering::SeqCst);
     running.send(&all[0]);
     running.ask(&sender, "a");

@@ -1,4 +1,4 @@
-//! `practice-hub verify` names exactly the sequence at which something was done to the store; `list` shows the fleet.
+//! `practice-hub verify` names exactly the sequence at which the store was changed; `list` shows the fleet.
 
 use std::fs;
 use std::path::Path;
@@ -17,7 +17,7 @@ use pgw_hub::verify::{LaneReport, all};
 
 use crate::hub_kit::{Sender, lane, lane_of};
 
-/// Nine transactions in three groups and files; the lines of transactions are given to `change`, then written back.
+/// Nine transactions in three groups and files; `change` gets the lines of transactions, which are then written back.
 fn after(change: impl FnOnce(&mut Vec<String>)) -> (LaneReport, Sender) {
     let directory = tempfile::tempdir().unwrap();
     let mut sender = Sender::new(&lane("clinical"), 1);
@@ -45,7 +45,7 @@ fn line_of(lines: &[String], sequence: u64) -> usize {
 fn an_untouched_lane_is_whole() {
     let (report, sender) = after(|_| {});
     assert_eq!((report.transactions, faults(&report)), (9, vec![]));
-    assert_eq!((report.marks[0].through, report.marks[0].chain), (9, sender.chain));
+    assert_eq!((report.watermarks[0].through, report.watermarks[0].chain), (9, sender.chain));
 }
 
 #[test]
@@ -64,14 +64,14 @@ fn a_missing_tail_of_a_group_is_named_too() {
         let at = line_of(lines, 6);
         lines.remove(at);
     });
-    let marks = Fault::Marks { epoch: sender.epoch, after: 5 };
-    assert_eq!(faults(&report), [marks, Fault::Missing { epoch: sender.epoch, from: 6, to: 6 }]);
+    let watermarks = Fault::Watermarks { epoch: sender.epoch, after: 5 };
+    assert_eq!(faults(&report), [watermarks, Fault::Missing { epoch: sender.epoch, from: 6, to: 6 }]);
 }
 
 #[test]
 fn an_altered_one_is_named_and_no_other() {
     let altered = |report: &LaneReport, sequence| {
-        assert_eq!(faults(report), [Fault::Altered { epoch: report.marks[0].epoch, sequence }]);
+        assert_eq!(faults(report), [Fault::Altered { epoch: report.watermarks[0].epoch, sequence }]);
     };
     let body = |n: u64| base64::engine::general_purpose::STANDARD.encode(format!("body \u{e9} {n}"));
     for what in ["body", "time", "type", "id"] {
@@ -88,7 +88,7 @@ fn an_altered_one_is_named_and_no_other() {
         });
         altered(&report, 4);
     }
-    // The chain value itself: the ones after it still follow from the true one.
+    // The chain value itself: later ones still follow from the true one.
     let (report, _) = after(|lines| {
         let at = line_of(lines, 4);
         let start = lines[at].find(r#""chain":""#).unwrap() + 9;
@@ -160,7 +160,7 @@ fn a_number_given_again_is_checked_against_the_stored_transaction() {
 
     let path = files_of(directory.path(), &old.lane).unwrap().remove(0);
     let text = fs::read_to_string(&path).unwrap();
-    // The stored transaction is altered: both of its numbers say so.
+    // The stored transaction is altered: both of its numbers are reported.
     fs::write(
         &path,
         text.replacen("22:12:10.123Z\",\"datacontenttype", "22:12:10.124Z\",\"datacontenttype", 5),
@@ -168,7 +168,7 @@ fn a_number_given_again_is_checked_against_the_stored_transaction() {
     .unwrap();
     let found = faults(&all(directory.path()).unwrap().remove(0));
     assert!(found.contains(&Fault::Altered { epoch: new.epoch, sequence: 1 }), "{found:?}");
-    // It is not there at all.
+    // It is missing.
     let without: String = text
         .lines()
         .filter(|line| !line.contains(r#""sequence":"4""#))
@@ -197,7 +197,7 @@ fn the_report_says_whether_all_is_well() {
             .text
             .ends_with("1 lanes, 3 transactions: whole\n")
     );
-    assert!(!report::verify(directory.path(), Some("B8602")).unwrap().ok, "nothing was looked at");
+    assert!(!report::verify(directory.path(), Some("B8602")).unwrap().ok, "nothing was checked");
     damage(&files_of(directory.path(), &sender.lane).unwrap()[0]);
     let bad = report::verify(directory.path(), None).unwrap();
     assert!(!bad.ok);
@@ -226,10 +226,10 @@ fn the_fleet_is_listed_from_the_store_and_from_what_gateways_said() {
     let (practice, gateway) = (sender.lane.practice.clone(), sender.lane.gateway.clone());
     let online = to_json(&Status::new("online", 7, "connected", "2026-11-22T22:12:10.123Z".into()));
     let late_will = to_json(&Status::new("offline", 6, "connection lost", "2026-11-22T22:12:09.123Z".into()));
-    assert!(fleet.heard(&practice, &gateway, &Kind::Status, &online, true));
-    assert!(fleet.heard(&practice, &gateway, &Kind::Status, &late_will, false));
+    assert!(fleet.record(&practice, &gateway, &Kind::Status, &online, true));
+    assert!(fleet.record(&practice, &gateway, &Kind::Status, &late_will, false));
     let health = br#"{"schema":1,"state":"buffering","state_code":1,"waiting":12}"#;
-    assert!(fleet.heard(&practice, &gateway, &Kind::Health, health, false));
+    assert!(fleet.record(&practice, &gateway, &Kind::Health, health, false));
     fleet.save(true);
     let list = report::list(directory.path(), unix_millis_now()).unwrap();
     let row = list.text.lines().nth(1).unwrap().split_whitespace().collect::<Vec<_>>().join(" ");

@@ -1,5 +1,5 @@
-//! What can be judged inside one process: the models of delivery and of the outbox, the hub's store and its thread, the
-//! wire vectors and the kept fuzz inputs.
+//! Tests within one process: the models of delivery and of the outbox, the hub's store and its thread, the wire
+//! vectors and the fuzz corpus.
 //!
 //! **No test here starts a process.** These tests close a store and open it again at once; a child that another test is
 //! starting at that moment still holds a copy of the store's lock until it executes its program. `tests/tidy/main.rs` checks it.
@@ -15,9 +15,9 @@
 mod hub_kit;
 mod world;
 
-mod carried;
 mod exhaustive;
 mod fuzz_corpus;
+mod hand_carry;
 
 mod hub_store;
 mod hub_store_thread;

@@ -1,5 +1,5 @@
 //! The real outbox against a model that is a list: whatever is submitted, confirmed, renumbered, closed, crashed and
-//! opened again, in whatever order, what is read and counted is what the model says.
+//! reopened, in any order, reads and counts match the model.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -25,9 +25,9 @@ enum Step {
     NewEpoch { lane: usize, part: u8 },
     /// Close and open.
     Reopen,
-    /// Go on with a copy of the files as they lie there, some of them gone.
+    /// Continue with a copy of the files at that moment, some of them deleted.
     Crash { lost: Vec<&'static str> },
-    /// Let the keeper do its work.
+    /// Let maintenance do its work.
     Rest,
 }
 
@@ -57,10 +57,10 @@ struct ModelLane {
     lane: Lane,
     records: Vec<Record>,
     numbering: Numbering,
-    mark: Position,
-    /// Every mark that was ever set: a crash may bring an older one back.
-    marks: BTreeSet<Position>,
-    /// The furthest that was ever confirmed, whatever became of the marks since.
+    watermark: Position,
+    /// Every watermark that was ever set: a crash may restore an older one.
+    watermarks: BTreeSet<Position>,
+    /// The furthest position that was ever confirmed, whatever happened to the watermarks since.
     ever: Position,
 }
 
@@ -108,7 +108,14 @@ impl World {
         let lanes = LANES.map(|name| {
             let lane = Lane::new(name).unwrap();
             let numbering = outbox.numbering(&lane).unwrap();
-            ModelLane { lane, records: Vec::new(), numbering, mark: 0, marks: BTreeSet::from([0]), ever: 0 }
+            ModelLane {
+                lane,
+                records: Vec::new(),
+                numbering,
+                watermark: 0,
+                watermarks: BTreeSet::from([0]),
+                ever: 0,
+            }
         });
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         Self { directory, retention, outbox: Some(outbox), runtime, lanes: lanes.into() }
@@ -121,15 +128,15 @@ impl World {
     fn open(&mut self) {
         let outbox =
             Outbox::open(settings(self.directory.path(), self.retention), OutboxKey::new([7; 32])).unwrap();
-        for notable in outbox.alarms() {
-            assert!(!["store.shortfall", "salvaged", "tail.trimmed"].contains(&notable.code), "{notable:?}");
+        for alarm in outbox.alarms() {
+            assert!(!["store.shortfall", "salvaged", "tail.trimmed"].contains(&alarm.code), "{alarm:?}");
         }
         for model in &mut self.lanes {
-            let mark = outbox.watermark(&model.lane).unwrap().position;
-            assert!(model.marks.contains(&mark), "a mark that was never set: {mark}");
-            model.mark = mark;
+            let watermark = outbox.watermark(&model.lane).unwrap().position;
+            assert!(model.watermarks.contains(&watermark), "a watermark that was never set: {watermark}");
+            model.watermark = watermark;
             if model.tail() == 0 {
-                // Nothing bears the epoch yet that may be lost with its file.
+                // No record uses the epoch yet that may be lost with its file.
                 model.numbering = outbox.numbering(&model.lane).unwrap();
             }
         }
@@ -174,7 +181,8 @@ impl World {
                 .await
         });
         let mut answered: Vec<_> = messages.into_iter().zip(answers).collect();
-        // What the store must compare with an old record first may be overtaken by what was submitted with it; nothing else is.
+        // A submission that the store must first compare with an old record may be overtaken by others submitted with
+        // it; no other may.
         let strange = |key: &str, body: &[u8]| {
             !model.records.iter().any(|record| record.key == key || record.body == body)
         };
@@ -188,7 +196,7 @@ impl World {
         for ((key, body), answer) in answered {
             let known = (1u64..).zip(&model.records).find(|(_, r)| r.key == key && r.body == body);
             if answer.repeated {
-                // What was pruned may be known or not; what is known must be the first one or its successor.
+                // A pruned transaction may be known or not; if known, it must be the first one or its successor.
                 let (_, record) = (1u64..).zip(&model.records).find(|(p, _)| *p == answer.position).unwrap();
                 assert_eq!((&record.key, &record.body), (&key, &body));
                 assert!(
@@ -212,7 +220,7 @@ impl World {
     fn run(&mut self, step: Step) {
         match step {
             Step::Submit { lane, messages } => {
-                // Key 0 is none; the same key with another body is another message.
+                // Key 0 means no key; the same key with another body is another message.
                 let name = |key: u8| {
                     if key == 0 { String::new() } else { format!("K{key}-{}", self.lanes[lane].tail() / 40) }
                 };
@@ -231,12 +239,12 @@ impl World {
                 let position = self.lanes[lane].part(part);
                 let Some(chain) = self.outbox().chain_at(&self.lanes[lane].lane, position) else { return };
                 self.outbox().confirm(&self.lanes[lane].lane, Watermark { position, chain }, None);
-                self.lanes[lane].mark = position;
-                self.lanes[lane].marks.insert(position);
+                self.lanes[lane].watermark = position;
+                self.lanes[lane].watermarks.insert(position);
                 self.lanes[lane].ever = self.lanes[lane].ever.max(position);
             }
             Step::NewEpoch { lane, part } => {
-                // As delivery does it: after something that the hub has.
+                // As delivery does it: after a position that the hub has.
                 let model = &self.lanes[lane];
                 let retained = self.outbox().first_retained(&model.lane).unwrap();
                 let after = model.part(part).max(model.numbering.current().base).max(retained - 1);
@@ -263,7 +271,7 @@ impl World {
                         }
                     }
                     if name == "marks" {
-                        self.lanes.iter_mut().for_each(|model| model.marks = BTreeSet::from([0]));
+                        self.lanes.iter_mut().for_each(|model| model.watermarks = BTreeSet::from([0]));
                     }
                 }
                 self.open();
@@ -276,13 +284,13 @@ impl World {
         let outbox = self.outbox();
         for model in &self.lanes {
             let lane = &model.lane;
-            // Pruning goes on meanwhile, so these are read first.
+            // Pruning continues meanwhile, so these are read first.
             let retained_before = outbox.first_retained(lane).unwrap();
             let counts = outbox.snapshot().lanes.into_iter().find(|(l, _)| l == lane).unwrap().1;
             assert_eq!(counts.accepted, model.tail());
             assert_eq!(counts.accepted, counts.confirmed + counts.waiting + counts.damaged);
-            assert_eq!(counts.confirmed, model.mark);
-            let pruned = |retained: Position| (retained - 1).saturating_sub(model.mark);
+            assert_eq!(counts.confirmed, model.watermark);
+            let pruned = |retained: Position| (retained - 1).saturating_sub(model.watermark);
             assert!(
                 (pruned(retained_before)..=pruned(outbox.first_retained(lane).unwrap()))
                     .contains(&counts.damaged)
@@ -290,7 +298,7 @@ impl World {
             assert!(retained_before - 1 <= model.ever, "pruned what was never confirmed");
             assert_eq!(outbox.numbering(lane).unwrap(), model.numbering);
 
-            // Epochs that a walk from their base can still compute.
+            // Epochs whose chain can still be computed from their base.
             let mut chain = ChainValue([0; 32]);
             let mut read = Vec::new();
             let mut from = retained_before;
@@ -306,7 +314,7 @@ impl World {
                         from = outbox.first_retained(lane).unwrap();
                         read.clear();
                     }
-                    Err(trouble) => panic!("{trouble}"),
+                    Err(error) => panic!("{error}"),
                 }
             }
             assert_eq!(from, model.tail() + 1);
@@ -331,7 +339,7 @@ fn copy(from: &Path, to: &Path) {
     std::fs::create_dir_all(to).unwrap();
     for entry in std::fs::read_dir(from).unwrap() {
         let entry = entry.unwrap();
-        // The keeper and the maker go on: what vanishes under the copy is what they removed.
+        // Maintenance and the segment worker continue: files that vanish during the copy are those that they removed.
         if entry.file_type().unwrap().is_dir() {
             if entry.path().is_dir() {
                 copy(&entry.path(), &to.join(entry.file_name()));

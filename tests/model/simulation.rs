@@ -1,8 +1,7 @@
 //! More than 100,000 outages, crashes and restores over the real delivery machine and the hub's real committer.
 //!
-//! Everything that happens follows from one seed, which is printed; `PGW_SEED` repeats a run. What each episode
-//! must come to, whatever happened in it:
-//! - a mark is only ever recorded over transactions that every hub had on stable storage at some time;
+//! Everything follows from one seed, which is printed; `PGW_SEED` repeats a run. What must hold for each episode:
+//! - a watermark is only ever recorded over transactions that every hub had on stable storage at some time;
 //! - nothing is pruned that the hubs' backups do not hold;
 //! - when the faults stop, everything that the box still has is confirmed, and every hub's store holds it exactly
 //!   once, in the order of acceptance, and nothing that was never accepted.
@@ -21,7 +20,7 @@ use crate::world::{Random, Seen, id};
 const OUTAGES: u64 = 110_000;
 const TURNS: u64 = 2_000;
 
-/// Every one of these must have been met, or the run proves less than it says.
+/// A run must meet every one of these, or it proves less than it claims.
 const MUST_BE_SEEN: [&str; 46] = [
     "bundle exported",
     "carried in, known",
@@ -29,7 +28,7 @@ const MUST_BE_SEEN: [&str; 46] = [
     "hub set back with its memory",
     "receipt by file",
     "receipt by file confirms, without a link",
-    "a lane stands at what is lost",
+    "a lane is stalled by a lost record",
     "a record is destroyed",
     "a receipt takes the place of one that waits",
     "append failed",
@@ -42,7 +41,7 @@ const MUST_BE_SEEN: [&str; 46] = [
     "box crash",
     "box restored from an image",
     "broker restart",
-    "confirmed mark lost at a crash",
+    "confirmed watermark lost at a crash",
     "connection cut",
     "connection half-open",
     "connection thrown away: refused",
@@ -82,22 +81,22 @@ struct World {
     centers: Vec<Center>,
     start_hub_at: Vec<Millis>,
     images: Vec<Disk>,
-    /// On their way by hand, to this hub.
+    /// Being carried by hand to this hub.
     bundles: Vec<(usize, Bundle)>,
     receipts: Vec<Receipt>,
     hub_restored: bool,
     /// The disk destroys records.
     destroys: bool,
-    /// What a person has ever released.
+    /// What a person has ever written off.
     released: HashSet<TransactionId>,
     accepted: HashSet<TransactionId>,
-    /// One in so many turns brings a fault; 0: none.
+    /// One in this many turns brings a fault; 0: none.
     faults: u64,
     outages: u64,
     fresh: u64,
-    /// The broker ends the connection over this one, so many times.
+    /// The broker ends the connection because of this message, this many times.
     poison: Option<(TransactionId, u64)>,
-    /// Tell every step.
+    /// Print every step.
     log: bool,
 }
 
@@ -144,8 +143,8 @@ impl World {
         for center in &mut world.centers {
             center.up = false;
         }
-        // Not where boxes prune: a fork over what was destroyed may want pruned records again, which a person then releases
-        // as a range, and the model releases one position at a time.
+        // Not if boxes prune: a fork over destroyed records may need pruned records again, which a person then writes
+        // off as a range, and the model writes off one position at a time.
         world.destroys = !world.surgery.prunes && world.random.percent(50);
         world
     }
@@ -181,7 +180,7 @@ impl World {
             }
         }
         if self.random.percent(10) {
-            self.surgery.sync_mark();
+            self.surgery.sync_watermark();
         }
         self.person();
         self.carry();
@@ -192,7 +191,12 @@ impl World {
             let (s, c) = (&self.surgery, &self.surgery.machine.counts());
             let numbers: Vec<_> =
                 s.disk.numbering.epochs().iter().map(|r| (r.epoch.0.as_u128(), r.base)).collect();
-            format!("tail {} mark {} pruned {} {numbers:?} {c:?}", s.disk.tail(), s.mark, s.disk.pruned)
+            format!(
+                "tail {} watermark {} pruned {} {numbers:?} {c:?}",
+                s.disk.tail(),
+                s.watermark,
+                s.disk.pruned
+            )
         });
         self.now += self.random.below(60);
         if self.surgery.machine.deadline().is_some_and(|at| self.now >= at) {
@@ -226,7 +230,7 @@ impl World {
         }
     }
 
-    /// The gateway's connection is gone.
+    /// The gateway's connection is lost.
     fn cut(&mut self) {
         self.surgery.disconnect(self.now, &mut self.seen);
         self.broker.down.clear();
@@ -310,7 +314,7 @@ impl World {
             }
             let Some(packet) = self.broker.down.pop_front() else { break };
             self.log(|| format!("down {packet:?}"));
-            let before = self.surgery.mark;
+            let before = self.surgery.watermark;
             match packet {
                 Down::PubAck(outcome) => self.surgery.receive_puback(outcome, self.now, &mut self.seen),
                 Down::Receipt(receipt) => self.surgery.receive(receipt, self.now, &mut self.seen),
@@ -319,7 +323,7 @@ impl World {
                     self.surgery.give(input, self.now, &mut self.seen);
                 }
             }
-            if self.surgery.mark > before {
+            if self.surgery.watermark > before {
                 self.backoff.progress(self.now);
             }
         }
@@ -345,7 +349,7 @@ impl World {
                 "broker restart"
             }
             48..58 => {
-                // Its session is over: what was queued for it is lost.
+                // Its session is over: its queued messages are lost.
                 self.broker.hubs[hub].connected = false;
                 self.broker.hubs[hub].queue.clear();
                 "hub connection cut"
@@ -355,7 +359,7 @@ impl World {
                 self.hub_down(hub)
             }
             74..82 => {
-                // Where boxes prune early, the hub has its last backup; else any.
+                // If boxes prune early, the hub restores its last backup; otherwise any.
                 let backups = &self.centers[hub].backups;
                 let least = if self.surgery.prunes { backups.len().saturating_sub(1) } else { 0 };
                 let choice = least as u64 + self.random.below((backups.len() - least).max(1) as u64);
@@ -386,11 +390,11 @@ impl World {
                 "hub set back with its memory"
             }
             86..94 => {
-                if self.surgery.disk.mark < self.surgery.mark {
-                    self.seen.note("confirmed mark lost at a crash");
+                if self.surgery.disk.watermark < self.surgery.watermark {
+                    self.seen.note("confirmed watermark lost at a crash");
                 }
                 if !self.surgery.prunes && self.random.percent(10) {
-                    (self.surgery.disk.mark, self.surgery.disk.anchor) = (0, None);
+                    (self.surgery.disk.watermark, self.surgery.disk.anchor) = (0, None);
                 }
                 self.box_down();
                 "box crash"
@@ -405,8 +409,8 @@ impl World {
                 }
                 let index = self.random.below(self.images.len() as u64) as usize;
                 self.surgery.disk = self.images[index].clone();
-                // Once a hub was restored, a life that was abandoned must not come back: what its mark says was
-                // confirmed may have been overwritten by the life between, and nothing on the wire shows that.
+                // Once a hub was restored, an abandoned history must not come back: transactions that its watermark
+                // covers may have been overwritten by the history in between, and nothing on the wire shows that.
                 if self.hub_restored {
                     self.images.truncate(index + 1);
                 }
@@ -422,28 +426,28 @@ impl World {
         self.log(|| what.into());
     }
 
-    /// The disk destroys one record that waits, now and then; a person releases where the lane stands.
+    /// The disk destroys a waiting record now and then; a person writes off the record that stalls the lane.
     fn person(&mut self) {
         if self.faults > 0 && self.destroys && self.random.below(300) == 0 {
             let disk = &mut self.surgery.disk;
-            let position = self.surgery.mark + 1 + self.random.below(8);
-            // One at a time: ranges are the outbox's own matter, and have its tests.
+            let position = self.surgery.watermark + 1 + self.random.below(8);
+            // One at a time: the outbox handles ranges, and has its own tests.
             let near = (position - 1..=position + 1).any(|at| disk.lost.contains_key(&at));
             if position > disk.pruned && position <= disk.tail() && !near {
                 disk.destroy(position);
                 self.seen.note("a record is destroyed");
             }
         }
-        let Some(hole) = self.surgery.machine.counts().hole else { return };
-        if hole <= self.surgery.mark || self.surgery.disk.lost.get(&hole) != Some(&false) {
+        let Some(missing) = self.surgery.machine.counts().missing else { return };
+        if missing <= self.surgery.watermark || self.surgery.disk.lost.get(&missing) != Some(&false) {
             return;
         }
         if self.faults == 0 || self.random.percent(10) {
             self.seen.note("released by a person");
-            self.released.insert(self.surgery.disk.records[hole as usize - 1]);
-            if self.surgery.disk.release(hole) {
+            self.released.insert(self.surgery.disk.records[missing as usize - 1]);
+            if self.surgery.disk.release(missing) {
                 self.seen.note("released into a new epoch");
-                let (new_epoch, after) = (self.fresh(), self.surgery.mark);
+                let (new_epoch, after) = (self.fresh(), self.surgery.watermark);
                 self.surgery.disk.renumber(new_epoch, after);
                 let numbering = self.surgery.disk.numbering.clone();
                 self.surgery.give(Input::Renumbered(numbering), self.now, &mut self.seen);
@@ -452,7 +456,8 @@ impl World {
         }
     }
 
-    /// Bundles and receipts are carried by hand, at any moment, in any order, more than once, and with the link up or down.
+    /// Bundles and receipts are carried by hand, at any moment, in any order, more than once, and with the link up or
+    /// down.
     fn carry(&mut self) {
         if self.random.percent(1) {
             let most = 1 + self.random.below(40);
@@ -469,7 +474,7 @@ impl World {
             if self.random.percent(80) {
                 self.bundles.swap_remove(index);
             }
-            // Once a hub was restored, a life that was abandoned must not come back: not by an image, nor in a bundle.
+            // Once a hub was restored, an abandoned history must not come back: neither by an image nor in a bundle.
             let ours = |packet: &Up| matches!(packet, Up::Transaction { id, .. } if self.surgery.disk.records.contains(id));
             if self.hub_restored && !bundle.packets.iter().all(ours) {
                 self.seen.note("bundle of an abandoned life left behind");
@@ -490,12 +495,12 @@ impl World {
                 self.receipts.swap_remove(index);
             }
             self.seen.note("receipt by file");
-            let before = self.surgery.mark;
-            self.surgery.give(Input::Carried(receipt), self.now, &mut self.seen);
+            let before = self.surgery.watermark;
+            self.surgery.give(Input::Imported(receipt), self.now, &mut self.seen);
             let task = self.fresh();
             if !self.surgery.connected {
                 self.surgery.work(task, self.now, &mut self.seen);
-                if self.surgery.mark > before {
+                if self.surgery.watermark > before {
                     self.seen.note("receipt by file confirms, without a link");
                 }
             }
@@ -541,8 +546,8 @@ impl World {
         }
     }
 
-    /// The faults stop: everything must come to rest at the hubs.
-    fn settle(&mut self) {
+    /// The faults stop: everything must reach the hubs.
+    fn finish(&mut self) {
         self.faults = 0;
         self.broker.stuck = false;
         let mut connections = 0;
@@ -552,11 +557,11 @@ impl World {
                 || !self.broker.down.is_empty()
                 || !self.surgery.tasks.is_empty()
                 || self.broker.hubs.iter().any(|hub| !hub.queue.is_empty());
-            // A hub that was restored a moment ago has not said so before it is connected and heard.
+            // A hub that was restored a moment ago has not reported it before it is connected and heard.
             let heard = self.surgery.connected && self.broker.hubs.iter().all(|hub| hub.connected);
             let quiet = self.centers.iter().all(|center| center.up && center.is_quiet());
             if quiet && heard && !busy && self.surgery.machine.confirmed() == self.surgery.disk.tail() {
-                // A hub that was restored to a store without this lane knows nobody whom it could tell: a gateway that has
+                // A hub that was restored to a store without this lane knows no gateway to tell: a gateway that has
                 // nothing to send finds out at its next connection.
                 if connections > 0 {
                     break;
@@ -581,8 +586,8 @@ impl World {
             assert!(stored.iter().all(|id| self.accepted.contains(id)), "something was never accepted");
             let mut before = None;
             for (index, id) in ours.iter().enumerate() {
-                // What was lost may have reached a hub before it was, and may be back on a box that was restored from an
-                // image: a person has released it all the same, and the hubs list it as void.
+                // A lost record may have reached a hub before it was lost, and may be back on a box that was restored
+                // from an image: a person has written it off all the same, and the hubs list it as void.
                 let lost = self.surgery.disk.lost.contains_key(&(index as u64 + 1));
                 if lost || self.released.contains(id) {
                     continue;
@@ -608,7 +613,7 @@ fn episode(seed: u64, log: bool) -> World {
     for _ in 0..TURNS {
         world.turn();
     }
-    world.settle();
+    world.finish();
     world.verdict();
     world
 }

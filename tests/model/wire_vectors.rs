@@ -1,4 +1,4 @@
-//! The test vectors of `docs/wire-format.md` are what the code computes: the document is the contract.
+//! The test vectors of `docs/wire-format.md` are checked against the code: the document is the contract.
 
 use pgw_core::chain::{ChainValue, Link};
 use pgw_core::transaction::{Epoch, Lane};

@@ -1,10 +1,11 @@
-//! A gateway whose disk is full of confirmed transactions keeps them until the hub has a backup of them, and then works again.
+//! A gateway whose disk is full of confirmed transactions keeps them until the hub has a backup of them, and then
+//! accepts again.
 
 use crate::harness::eventually_blocking;
-use crate::harness::road::{PATIENCE, Road};
+use crate::harness::pipeline::{PATIENCE, Pipeline};
 use crate::harness::site::{Site, SiteOptions};
 
-/// Submits a file of its own, 60 kB that do not compress. The exit code.
+/// Submits a new file, 60 kB that do not compress. Returns the exit code.
 fn submit(site: &Site, number: u64) -> Option<i32> {
     let mut state = number + 1;
     let body: Vec<u8> = std::iter::repeat_with(|| {
@@ -22,60 +23,60 @@ fn submit(site: &Site, number: u64) -> Option<i32> {
 #[test]
 fn what_is_confirmed_is_let_go_of_early_only_when_the_hub_has_a_backup_of_it() {
     let outbox = "segment_records = 1000\nsegment_bytes = 1_048_576\nlimit_bytes = 16_777_216\n".to_owned();
-    let mut road = Road::start(SiteOptions { outbox, ..SiteOptions::default() });
+    let mut pipeline = Pipeline::start(SiteOptions { outbox, ..SiteOptions::default() });
     let mut number = 0;
     let full = |number: &mut u64| {
-        while submit(&road.site, *number) == Some(0) {
+        while submit(&pipeline.site, *number) == Some(0) {
             *number += 1;
             assert!(*number < 1_000, "16 MiB hold no 1,000 bodies of 60 kB");
         }
-        assert_eq!(submit(&road.site, *number), Some(75), "full means: try later");
+        assert_eq!(submit(&pipeline.site, *number), Some(75), "full means: try later");
     };
     full(&mut number);
     assert!(number > 20, "{number}");
-    road.site.wait_for("confirmed_total", number, PATIENCE);
-    // All of it is at the hub, and it waits for its retention all the same: the hub could be restored from a backup.
+    pipeline.site.wait_for("confirmed_total", number, PATIENCE);
+    // All of it is at the hub, but still within its retention: the hub could be restored from a backup.
     let still_full = |number| {
-        // The store is tidied every second, and the hub answers at once when it hears of a backup.
-        let uptime = || road.site.status()?["uptime_seconds"].as_f64();
+        // The store is pruned every second, and the hub sends a receipt as soon as a backup is reported.
+        let uptime = || pipeline.site.status()?["uptime_seconds"].as_f64();
         let from = uptime().unwrap();
         eventually_blocking("some time to pass", PATIENCE, || (uptime()? >= from + 8.0).then_some(()));
-        assert_eq!(submit(&road.site, number), Some(75), "{}", road.site.log("gateway"));
+        assert_eq!(submit(&pipeline.site, number), Some(75), "{}", pipeline.site.log("gateway"));
     };
     still_full(number);
     let backup = |words: &[&str]| {
         let mut all = vec!["backup"];
         all.extend(words);
-        road.site.hub_command(&all).status.code()
+        pipeline.site.hub_command(&all).status.code()
     };
     assert_eq!(backup(&["done"]), Some(65), "none was begun");
-    let begin = road.site.hub_command(&["backup", "begin"]);
+    let begin = pipeline.site.hub_command(&["backup", "begin"]);
     assert_eq!(
         (begin.status.code(), begin.stdout.starts_with(b"recorded how far 1 lanes are")),
         (Some(0), true)
     );
-    // A backup that is not complete is none.
+    // An incomplete backup does not count.
     still_full(number);
     assert_eq!(backup(&["done"]), Some(0));
     eventually_blocking("the gateway to take more", PATIENCE, || {
-        (submit(&road.site, number) == Some(0)).then_some(())
+        (submit(&pipeline.site, number) == Some(0)).then_some(())
     });
     number += 1;
-    assert!(road.site.log("gateway").contains("pruned.early"), "and says so");
-    road.site.wait_for("confirmed_total", number, PATIENCE);
+    assert!(pipeline.site.log("gateway").contains("pruned.early"), "and says so");
+    pipeline.site.wait_for("confirmed_total", number, PATIENCE);
     // What came after the backup is not in it, and is kept.
     full(&mut number);
-    road.site.wait_for("confirmed_total", number, PATIENCE);
+    pipeline.site.wait_for("confirmed_total", number, PATIENCE);
     still_full(number);
-    let verified = road.site.hub_command(&["verify"]);
+    let verified = pipeline.site.hub_command(&["verify"]);
     assert!(verified.status.success());
     let text = String::from_utf8_lossy(&verified.stdout).into_owned();
     assert!(text.contains(&format!("whole, {number} transactions")), "{text}");
-    road.site.stop();
+    pipeline.site.stop();
     // Without a hub the commands do it themselves.
-    let backup = |word| road.site.hub_command(&["backup", word]).status.code();
+    let backup = |word| pipeline.site.hub_command(&["backup", word]).status.code();
     assert_eq!(backup("done"), Some(65), "none was begun");
     assert_eq!((backup("begin"), backup("done")), (Some(0), Some(0)));
-    let word = std::fs::read_to_string(road.site.store().join("backup.json")).unwrap();
+    let word = std::fs::read_to_string(pipeline.site.store().join("backup.json")).unwrap();
     assert!(word.contains(&format!("\"through\":{number}")), "{word}");
 }

@@ -1,5 +1,6 @@
-//! The fault matrix: one row a fault, each against the real gateway, a real Mosquitto over mutual TLS and the real hub,
-//! judged by the oracle of `harness::road`, with every health message at the broker looked at. A row runs alone by its name; random moments follow `PGW_SEED`, which is printed.
+//! The fault matrix: one row for each fault, against the real gateway, a real Mosquitto over mutual TLS and the real
+//! hub, with the oracle of `harness::pipeline`, which also checks every health message at the broker. A row can run
+//! alone by its name; random moments follow `PGW_SEED`, which is printed.
 //!
 //! Power cuts are in `tests/powercut`. Rows that need root and a loop device are ignored here and run by `tests/all.sh --long`.
 
@@ -11,7 +12,7 @@ use std::time::Duration;
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::harness;
-use crate::harness::road::{PATIENCE, Random, Road, copy_directory};
+use crate::harness::pipeline::{PATIENCE, Pipeline, Random, copy_directory};
 use crate::harness::senders::{Senders, connect, exchange, message, positive};
 use crate::harness::shim::{Failing, Shim};
 use crate::harness::site::{SiteOptions, adds_up};
@@ -29,14 +30,14 @@ fn small_segments() -> SiteOptions {
     }
 }
 
-/// A road whose gateway runs below the shim.
-fn shimmed() -> (Road, Shim) {
-    let mut road = Road::prepare(small_segments(), &MosquittoOptions::default());
-    let shim = Shim::new(&road.site.path("data"), road.site.path("gateway.shim"));
-    road.site.gateway_environment = shim.environment();
-    road.site.start_hub();
-    road.site.start_gateway();
-    (road, shim)
+/// A pipeline whose gateway runs under the shim.
+fn shimmed() -> (Pipeline, Shim) {
+    let mut pipeline = Pipeline::prepare(small_segments(), &MosquittoOptions::default());
+    let shim = Shim::new(&pipeline.site.path("data"), pipeline.site.path("gateway.shim"));
+    pipeline.site.gateway_environment = shim.environment();
+    pipeline.site.start_hub();
+    pipeline.site.start_gateway();
+    (pipeline, shim)
 }
 
 fn signal(pid: u32, signal: Signal) {
@@ -44,20 +45,20 @@ fn signal(pid: u32, signal: Signal) {
 }
 
 /// Keeps the hub running as systemd would, until `enough`.
-fn restart_hub_until(road: &mut Road, what: &str, mut enough: impl FnMut(&Road) -> bool) {
+fn restart_hub_until(pipeline: &mut Pipeline, what: &str, mut enough: impl FnMut(&Pipeline) -> bool) {
     let start = std::time::Instant::now();
-    while !enough(road) {
+    while !enough(pipeline) {
         assert!(start.elapsed() < PATIENCE, "not within {PATIENCE:?}: {what}");
-        if road.site.hub_ended().is_some() {
-            road.site.start_hub();
+        if pipeline.site.hub_ended().is_some() {
+            pipeline.site.start_hub();
         }
         std::thread::sleep(Duration::from_millis(50)); // systemd's pause
     }
 }
 
-fn restart_gateway_if_ended(road: &mut Road) {
-    if road.site.gateway_ended().is_some() {
-        road.site.spawn_gateway();
+fn restart_gateway_if_ended(pipeline: &mut Pipeline) {
+    if pipeline.site.gateway_ended().is_some() {
+        pipeline.site.spawn_gateway();
     }
 }
 
@@ -65,73 +66,74 @@ fn restart_gateway_if_ended(road: &mut Road) {
 
 #[test]
 fn stopped_and_continued() {
-    let road = Road::start(SiteOptions { uplink: "stall_seconds = 1.0\n".into(), ..small_segments() });
-    let safe = road.backlog(300);
-    road.proxy.set(Fault::Throttle(400_000));
+    let pipeline =
+        Pipeline::start(SiteOptions { uplink: "stall_seconds = 1.0\n".into(), ..small_segments() });
+    let safe = pipeline.backlog(300);
+    pipeline.proxy.set(Fault::Throttle(400_000));
     for (round, pid) in
-        [road.site.gateway_pid(), road.site.hub_pid(), road.broker.pid()].into_iter().enumerate()
+        [pipeline.site.gateway_pid(), pipeline.site.hub_pid(), pipeline.broker.pid()].into_iter().enumerate()
     {
-        road.site.wait_for("confirmed_total", 100 + 200 * round as u64, PATIENCE);
+        pipeline.site.wait_for("confirmed_total", 100 + 200 * round as u64, PATIENCE);
         signal(pid, Signal::STOP);
         std::thread::sleep(Duration::from_secs(2)); // the fault is this time
         signal(pid, Signal::CONT);
     }
-    road.proxy.set(Fault::Pass);
-    road.judge(&safe);
+    pipeline.proxy.set(Fault::Pass);
+    pipeline.check(&safe);
 }
 
 #[test]
 fn hub_killed_between_store_and_receipt() {
-    let mut road = Road::start(SiteOptions::default());
-    let wire = Wire::watch(road.broker.plain_port());
+    let mut pipeline = Pipeline::start(SiteOptions::default());
+    let wire = Wire::watch(pipeline.broker.plain_port());
     let mut random = Random::seeded();
     let kills = if long() { 100 } else { 8 };
-    let safe = road.backlog(150 * kills.min(20));
-    road.proxy.set(Fault::Throttle(1_000_000));
-    let file = road.site.store().join("B86022/gw1/clinical.ndjson");
+    let safe = pipeline.backlog(150 * kills.min(20));
+    pipeline.proxy.set(Fault::Throttle(1_000_000));
+    let file = pipeline.site.store().join("B86022/gw1/clinical.ndjson");
     let stored = || std::fs::metadata(&file).map_or(0, |file| file.len());
     for _ in 0..kills {
-        // Each kill falls into the stream: on a busy machine a hub may take a second to come to work.
+        // Each kill comes during the stream: on a busy machine a hub may take a second to start working.
         let before = stored();
         let more = eventually_blocking("the hub to store something", PATIENCE, || {
-            (stored() > before).then_some(true).or((road.site.status()?["waiting"] == 0).then_some(false))
+            (stored() > before).then_some(true).or((pipeline.site.status()?["waiting"] == 0).then_some(false))
         });
         if !more {
             break;
         }
         std::thread::sleep(Duration::from_millis(random.below(30))); // the random moment
-        road.site.kill_hub();
-        road.site.start_hub();
+        pipeline.site.kill_hub();
+        pipeline.site.start_hub();
     }
-    road.proxy.set(Fault::Pass);
-    road.site.wait_for("confirmed_total", safe.iter().map(Vec::len).sum::<usize>() as u64, PATIENCE);
+    pipeline.proxy.set(Fault::Pass);
+    pipeline.site.wait_for("confirmed_total", safe.iter().map(Vec::len).sum::<usize>() as u64, PATIENCE);
     assert!(
         wire.repeated() > 0,
         "nothing went over the wire twice: no kill fell between the store and the receipt"
     );
-    road.judge(&safe);
+    pipeline.check(&safe);
 }
 
 #[test]
 fn two_hubs_by_mistake() {
-    let mut road = Road::start(SiteOptions::default());
-    let mut safe = road.more_from(4, 0..50);
-    road.site.wait_for("confirmed_total", 200, PATIENCE);
-    // The same name, certificate and key, and a store of its own that is empty.
-    let text = std::fs::read_to_string(road.site.hub_config()).expect("hub.toml");
-    let other = road.site.path("other.toml");
+    let mut pipeline = Pipeline::start(SiteOptions::default());
+    let mut safe = pipeline.more_from(4, 0..50);
+    pipeline.site.wait_for("confirmed_total", 200, PATIENCE);
+    // The same name, certificate and key, and its own empty store.
+    let text = std::fs::read_to_string(pipeline.site.hub_config()).expect("hub.toml");
+    let other = pipeline.site.path("other.toml");
     let mut theirs = text;
-    for (ours, name) in [(road.site.store(), "other"), (road.site.path("hub.sock"), "other.sock")] {
-        let (ours, other) = (format!("{ours:?}"), format!("{:?}", road.site.path(name)));
+    for (ours, name) in [(pipeline.site.store(), "other"), (pipeline.site.path("hub.sock"), "other.sock")] {
+        let (ours, other) = (format!("{ours:?}"), format!("{:?}", pipeline.site.path(name)));
         assert!(theirs.contains(&ours), "{theirs}");
         theirs = theirs.replacen(&ours, &other, 1);
     }
     std::fs::write(&other, theirs).expect("written");
-    std::fs::create_dir(road.site.path("other")).expect("made");
-    let log = std::fs::File::create(road.site.path("other.log")).expect("a log");
-    // The first does not answer for a while; that is when somebody starts another.
-    signal(road.site.hub_pid(), Signal::STOP);
-    let mut twin = Running(
+    std::fs::create_dir(pipeline.site.path("other")).expect("made");
+    let log = std::fs::File::create(pipeline.site.path("other.log")).expect("a log");
+    // The first does not answer for a while; then an operator starts another.
+    signal(pipeline.site.hub_pid(), Signal::STOP);
+    let mut second = Running(
         Command::new(env!("CARGO_BIN_EXE_practice-hub"))
             .args(["run", "--config"])
             .arg(&other)
@@ -140,30 +142,30 @@ fn two_hubs_by_mistake() {
             .spawn()
             .expect("started"),
     );
-    let senders = Senders::start(road.site.door, 2, 100);
-    for (sender, mut more) in safe.iter_mut().zip(road.more_from(4, 50..150)) {
+    let senders = Senders::start(pipeline.site.door, 2, 100);
+    for (sender, mut more) in safe.iter_mut().zip(pipeline.more_from(4, 50..150)) {
         sender.append(&mut more);
     }
     eventually_blocking("the second hub to have taken its part", PATIENCE, || {
-        assert!(twin.0.try_wait().expect("waited").is_none(), "the second hub has ended");
-        ndjson_below(&road.site.path("other")).then_some(())
+        assert!(second.0.try_wait().expect("waited").is_none(), "the second hub has ended");
+        ndjson_below(&pipeline.site.path("other")).then_some(())
     });
-    signal(road.site.hub_pid(), Signal::CONT);
+    signal(pipeline.site.hub_pid(), Signal::CONT);
     let others = senders.join();
-    drop(twin);
-    // One of the two ended the other's connections again and again; systemd keeps the first running.
-    restart_hub_until(&mut road, "the first hub to have all", |road| {
-        road.site.status().is_some_and(|status| {
+    drop(second);
+    // They ended each other's connections again and again; systemd keeps the first one running.
+    restart_hub_until(&mut pipeline, "the first hub to have all", |pipeline| {
+        pipeline.site.status().is_some_and(|status| {
             adds_up(&status);
             status["waiting"] == 0
         })
     });
-    // Senders 0 and 1 sent the same bytes twice: as many as the oracle asks for are one each.
+    // Senders 0 and 1 sent the same bytes twice: the oracle counts each pair as one.
     for (sender, mut all) in others.into_iter().enumerate() {
         all.retain(|body| !safe[sender].contains(body));
         safe.push(all);
     }
-    road.judge(&safe);
+    pipeline.check(&safe);
 }
 
 struct Running(Child);
@@ -183,37 +185,37 @@ fn ndjson_below(directory: &Path) -> bool {
 
 #[test]
 fn box_restored_from_an_older_image() {
-    let mut road = Road::start(SiteOptions::default());
-    let mut safe = road.more_from(2, 0..50);
-    road.site.wait_for("confirmed_total", 100, PATIENCE);
-    road.site.kill_gateway();
-    let image = road.site.path("image");
-    copy_directory(&road.site.path("data"), &image);
-    road.site.start_gateway();
-    // This life is lost with the box; its hub has it.
-    let lost_life = road.more_from(2, 50..90);
-    road.site.wait_for("confirmed_total", 180, PATIENCE);
-    road.site.kill_gateway();
-    std::fs::remove_dir_all(road.site.path("data")).expect("removed");
-    std::fs::rename(&image, road.site.path("data")).expect("restored");
-    road.site.start_gateway();
-    let after = road.more_from(2, 90..150);
+    let mut pipeline = Pipeline::start(SiteOptions::default());
+    let mut safe = pipeline.more_from(2, 0..50);
+    pipeline.site.wait_for("confirmed_total", 100, PATIENCE);
+    pipeline.site.kill_gateway();
+    let image = pipeline.site.path("image");
+    copy_directory(&pipeline.site.path("data"), &image);
+    pipeline.site.start_gateway();
+    // The box's history since then is lost; its hub has it.
+    let lost_life = pipeline.more_from(2, 50..90);
+    pipeline.site.wait_for("confirmed_total", 180, PATIENCE);
+    pipeline.site.kill_gateway();
+    std::fs::remove_dir_all(pipeline.site.path("data")).expect("removed");
+    std::fs::rename(&image, pipeline.site.path("data")).expect("restored");
+    pipeline.site.start_gateway();
+    let after = pipeline.more_from(2, 90..150);
     for ((sender, mut middle), mut end) in safe.iter_mut().zip(lost_life).zip(after) {
         sender.append(&mut middle);
         sender.append(&mut end);
     }
     let accepted_here = 100 + 120;
-    road.site.wait_for("confirmed_total", accepted_here, PATIENCE);
-    let status = road.site.status().expect("a status");
+    pipeline.site.wait_for("confirmed_total", accepted_here, PATIENCE);
+    let status = pipeline.site.status().expect("a status");
     assert_eq!(status["accepted_total"], accepted_here, "{status}");
-    let mut stream = connect(road.site.door).expect("the door");
+    let mut stream = connect(pipeline.site.door).expect("the door");
     assert!(positive(&exchange(&mut stream, &message(99, 1, 10)).expect("an answer")));
     safe.push(vec![message(99, 1, 10)]);
-    road.site.wait_for("confirmed_total", accepted_here + 1, PATIENCE);
-    road.site.stop();
-    let verified = road.site.hub_command(&["verify"]);
+    pipeline.site.wait_for("confirmed_total", accepted_here + 1, PATIENCE);
+    pipeline.site.stop();
+    let verified = pipeline.site.hub_command(&["verify"]);
     assert!(verified.status.success(), "{}", String::from_utf8_lossy(&verified.stdout));
-    let proof = harness::proof::Proof::of(&road.site.store(), &safe).expect("the hub's files");
+    let proof = harness::proof::Proof::of(&pipeline.site.store(), &safe).expect("the hub's files");
     assert_eq!(
         (proof.lost, proof.repeated, proof.out_of_order, proof.chain_ok),
         (0, 0, 0, true),
@@ -223,43 +225,43 @@ fn box_restored_from_an_older_image() {
 
 // ---- the gateway's disk ----------------------------------------------------------------------------------------------
 
-/// Senders at work; the fault comes, is met, and goes; the daemon may end and is started again as systemd would.
+/// Senders at work; the fault comes, is met, and goes; the daemon may end and is restarted as systemd would.
 fn disk_row(failing: Failing, may_end: bool) {
-    let (mut road, shim) = shimmed();
-    let senders = Senders::start(road.site.door, 4, usize::MAX);
+    let (mut pipeline, shim) = shimmed();
+    let senders = Senders::start(pipeline.site.door, 4, usize::MAX);
     for round in 0..3 {
-        road.site.wait_for("confirmed_total", 200 * (round + 1), PATIENCE);
+        pipeline.site.wait_for("confirmed_total", 200 * (round + 1), PATIENCE);
         let before = shim.met();
         shim.fail(failing);
         eventually_blocking("the fault to be met", PATIENCE, || {
-            restart_gateway_if_ended(&mut road);
+            restart_gateway_if_ended(&mut pipeline);
             (shim.met() > before + 3).then_some(())
         });
         std::thread::sleep(Duration::from_millis(700)); // the fault lasts
         if !may_end {
             eventually_blocking("the gateway to refuse", PATIENCE, || {
                 assert!(
-                    road.site.gateway_ended().is_none(),
+                    pipeline.site.gateway_ended().is_none(),
                     "the gateway ended\n{}",
-                    road.site.log("gateway")
+                    pipeline.site.log("gateway")
                 );
-                let status = road.site.status().expect("a status while the disk fails");
+                let status = pipeline.site.status().expect("a status while the disk fails");
                 adds_up(&status);
                 (status["state"] == "refusing").then_some(())
             });
         }
         shim.heal();
         let after = eventually_blocking("the gateway to answer", PATIENCE, || {
-            restart_gateway_if_ended(&mut road);
-            road.site.status()
+            restart_gateway_if_ended(&mut pipeline);
+            pipeline.site.status()
         });
         let accepted = after["accepted_total"].as_u64().expect("a number");
-        road.site.wait_for("accepted_total", accepted + 100, PATIENCE);
+        pipeline.site.wait_for("accepted_total", accepted + 100, PATIENCE);
     }
     let safe = senders.stop();
-    let status = road.site.status().expect("a status");
+    let status = pipeline.site.status().expect("a status");
     assert_eq!(status["damaged"], 0, "{status}");
-    road.judge(&safe);
+    pipeline.check(&safe);
 }
 
 #[test]
@@ -282,7 +284,7 @@ fn remounted_read_only() {
     disk_row(Failing::Remounted, true);
 }
 
-/// A small ext4 of its own on a loop device.
+/// A small ext4 file system on a loop device.
 struct SmallDisk {
     image: tempfile::TempDir,
     mounted: tempfile::TempDir,
@@ -325,7 +327,7 @@ impl SmallDisk {
 
 impl Drop for SmallDisk {
     fn drop(&mut self) {
-        // Whoever still has a file open there is killed by now; the kernel may take a moment to know it.
+        // Any process that still has a file open there has been killed; the kernel may take a moment.
         for _ in 0..100 {
             if self.unmount() {
                 return;
@@ -352,54 +354,60 @@ fn on(disk: &SmallDisk) -> SiteOptions {
 #[ignore = "needs root and a loop device: tests/all.sh --long"]
 fn a_small_disk_full_to_the_last_byte_and_free_again_without_a_restart() {
     let disk = SmallDisk::new(160);
-    let mut road = Road::prepare(on(&disk), &MosquittoOptions::default());
-    road.site.start_gateway();
-    let senders = Senders::start(road.site.door, 4, usize::MAX);
+    let mut pipeline = Pipeline::prepare(on(&disk), &MosquittoOptions::default());
+    pipeline.site.start_gateway();
+    let senders = Senders::start(pipeline.site.door, 4, usize::MAX);
     for round in 0..3 {
-        let accepted = road.site.status().expect("a status")["accepted_total"].as_u64().expect("a number");
-        road.site.wait_for("accepted_total", accepted + 100, PATIENCE);
+        let accepted =
+            pipeline.site.status().expect("a status")["accepted_total"].as_u64().expect("a number");
+        pipeline.site.wait_for("accepted_total", accepted + 100, PATIENCE);
         let filler = disk.mounted.path().join("filler");
         let file = std::fs::File::create(&filler).expect("a file");
-        // Somebody else fills the disk, to the last byte in the second round and beyond the outbox's own limit in the others.
+        // Another program fills the disk, to the last byte in the second round and beyond the outbox's own limit in
+        // the others.
         let mut at = 0;
         while file.write_all_at(&[7; 65_536], at).is_ok() && (round == 1 || at < 140 << 20) {
             at += 65_536;
         }
         eventually_blocking("the gateway to refuse", PATIENCE, || {
-            assert!(road.site.gateway_ended().is_none(), "the gateway ended\n{}", road.site.log("gateway"));
-            let status = road.site.status()?;
+            assert!(
+                pipeline.site.gateway_ended().is_none(),
+                "the gateway ended\n{}",
+                pipeline.site.log("gateway")
+            );
+            let status = pipeline.site.status()?;
             adds_up(&status);
             (status["state"] == "refusing").then_some(())
         });
         std::fs::remove_file(&filler).expect("removed");
     }
-    let accepted = road.site.status().expect("a status")["accepted_total"].as_u64().expect("a number");
-    road.site.wait_for("accepted_total", accepted + 100, PATIENCE);
+    let accepted = pipeline.site.status().expect("a status")["accepted_total"].as_u64().expect("a number");
+    pipeline.site.wait_for("accepted_total", accepted + 100, PATIENCE);
     let safe = senders.stop();
-    road.site.start_hub();
-    road.judge(&safe);
+    pipeline.site.start_hub();
+    pipeline.check(&safe);
 }
 
 #[test]
 #[ignore = "needs root and a loop device: tests/all.sh --long"]
 fn a_disk_that_the_kernel_remounts_read_only() {
     let disk = SmallDisk::new(160);
-    let mut road = Road::prepare(on(&disk), &MosquittoOptions::default());
-    road.site.start_gateway();
-    let senders = Senders::start(road.site.door, 4, usize::MAX);
-    road.site.wait_for("accepted_total", 300, PATIENCE);
+    let mut pipeline = Pipeline::prepare(on(&disk), &MosquittoOptions::default());
+    pipeline.site.start_gateway();
+    let senders = Senders::start(pipeline.site.door, 4, usize::MAX);
+    pipeline.site.wait_for("accepted_total", 300, PATIENCE);
     std::fs::write(format!("/sys/fs/ext4/{}/trigger_fs_error", disk.device()), "1")
         .expect("a file system error");
     eventually_blocking("the gateway to refuse, or to end", PATIENCE, || {
-        if road.site.gateway_ended().is_some() {
+        if pipeline.site.gateway_ended().is_some() {
             return Some(());
         }
-        let status = road.site.status()?;
+        let status = pipeline.site.status()?;
         adds_up(&status);
         (status["state"] == "refusing").then_some(())
     });
     // A person repairs the file system and starts the box again.
-    road.site.kill_gateway();
+    pipeline.site.kill_gateway();
     assert!(disk.unmount(), "nobody has a file open there");
     let checked = Command::new("e2fsck").args(["-f", "-y"]).arg(disk.path()).output().expect("e2fsck");
     assert!(
@@ -408,10 +416,10 @@ fn a_disk_that_the_kernel_remounts_read_only() {
         String::from_utf8_lossy(&checked.stdout)
     );
     disk.mount();
-    road.site.start_gateway();
+    pipeline.site.start_gateway();
     let safe = senders.stop();
-    road.site.start_hub();
-    road.judge(&safe);
+    pipeline.site.start_hub();
+    pipeline.check(&safe);
 }
 
 fn files_below(directory: &Path) -> Vec<PathBuf> {
@@ -428,7 +436,7 @@ fn files_below(directory: &Path) -> Vec<PathBuf> {
     found
 }
 
-/// What is done to one file of a stopped gateway's store.
+/// The damage to one file of a stopped gateway's store.
 #[derive(Debug, Clone, Copy)]
 enum Damage {
     BitFlip,
@@ -461,24 +469,25 @@ impl Damage {
     }
 }
 
-/// Every file of the store, one at a time: whatever is done to it, the gateway starts (or says what is wrong, where without that
-/// file nothing can be known), loses no more than it reports, and the rest arrives once and in order.
+/// Every file of the store, one at a time: whatever the damage, the gateway starts (or names what is wrong, if it
+/// cannot work without that file), loses no more than it reports, and the rest arrives once and in order.
 fn damage_row(damage: Damage) {
     let mut random = Random::seeded();
-    let mut road = Road::start(small_segments());
-    let mut safe = road.backlog(50);
-    // Half of it is sealed with an earlier key: what is salvaged, or made again, is so with both.
-    let rotated = road.site.gateway_command(&["key", "rotate"]);
+    let mut pipeline = Pipeline::start(small_segments());
+    let mut safe = pipeline.backlog(50);
+    // Half of it is sealed with an earlier key: rebuilt and recreated data must work with both.
+    let rotated = pipeline.site.gateway_command(&["key", "rotate"]);
     assert!(rotated.status.success(), "{}", String::from_utf8_lossy(&rotated.stderr));
-    road.site.stop_gateway();
-    road.site.start_gateway();
-    for (sender, mut more) in safe.iter_mut().zip(road.more_from(4, 50..100)) {
+    pipeline.site.stop_gateway();
+    pipeline.site.start_gateway();
+    for (sender, mut more) in safe.iter_mut().zip(pipeline.more_from(4, 50..100)) {
         sender.append(&mut more);
     }
-    // A clean stop: the sidecar follows the barrier by a moment, and what is younger nothing on this disk can miss.
-    road.site.stop_gateway();
-    let whole = road.site.path("whole");
-    copy_directory(&road.site.path("data"), &whole);
+    // A clean stop: the tail checkpoint follows the barrier by a moment, and nothing on this disk could show that a
+    // newer record is missing.
+    pipeline.site.stop_gateway();
+    let whole = pipeline.site.path("whole");
+    copy_directory(&pipeline.site.path("data"), &whole);
     let files: Vec<PathBuf> = files_below(&whole)
         .into_iter()
         .map(|path| path.strip_prefix(&whole).expect("below").to_owned())
@@ -487,31 +496,31 @@ fn damage_row(damage: Damage) {
     assert!(files.len() > 12, "a store of a few segments: {files:?}");
     for file in &files {
         let case = format!("{damage:?} of {}", file.display());
-        let data = road.site.path("data");
+        let data = pipeline.site.path("data");
         std::fs::remove_dir_all(&data).expect("removed");
         copy_directory(&whole, &data);
         damage.inflict(&data.join(file), &mut random);
-        road.site.spawn_gateway();
+        pipeline.site.spawn_gateway();
         let status = eventually_blocking(&format!("{case}: an answer or an end"), PATIENCE, || {
-            if let Some(ended) = road.site.gateway_ended() {
-                // A sentence that names it, and a status that systemd or a person can act on.
+            if let Some(ended) = pipeline.site.gateway_ended() {
+                // An error that names the file, and an exit code that systemd or a person can act on.
                 assert!(ended.code().is_some_and(|code| [74, 77, 78].contains(&code)), "{case}: {ended}");
                 return Some(None);
             }
-            road.site.status().map(Some)
+            pipeline.site.status().map(Some)
         });
         let Some(status) = status else {
             println!("{case}: does not start");
-            // With the file put back all is there: nothing was made worse.
+            // With the file put back everything is there: nothing was made worse.
             std::fs::copy(whole.join(file), data.join(file)).expect("put back");
-            road.site.start_gateway();
-            let status = road.site.status().expect("a status");
+            pipeline.site.start_gateway();
+            let status = pipeline.site.status().expect("a status");
             assert_eq!(
                 (&status["accepted_total"], &status["damaged"]),
                 (&400.into(), &0.into()),
                 "{case}: {status}"
             );
-            road.site.kill_gateway();
+            pipeline.site.kill_gateway();
             continue;
         };
         adds_up(&status);
@@ -521,14 +530,14 @@ fn damage_row(damage: Damage) {
             println!("{case}: {} damaged", number("damaged"));
         }
         assert!(number("damaged") <= 100, "{case}: more than a segment: {status}");
-        road.site.kill_gateway();
+        pipeline.site.kill_gateway();
     }
-    // The last word: the whole store again, to the end of the road.
-    std::fs::remove_dir_all(road.site.path("data")).expect("removed");
-    std::fs::rename(&whole, road.site.path("data")).expect("restored");
-    road.site.start_gateway();
-    road.proxy.set(Fault::Pass);
-    road.judge(&safe);
+    // Finally the whole store again, to the end of the pipeline.
+    std::fs::remove_dir_all(pipeline.site.path("data")).expect("removed");
+    std::fs::rename(&whole, pipeline.site.path("data")).expect("restored");
+    pipeline.site.start_gateway();
+    pipeline.proxy.set(Fault::Pass);
+    pipeline.check(&safe);
 }
 
 #[test]
@@ -555,127 +564,127 @@ fn each_file_deleted() {
 
 #[test]
 fn hub_disk_full() {
-    let mut road = Road::prepare(SiteOptions::default(), &MosquittoOptions::default());
-    let shim = Shim::new(&road.site.store(), road.site.path("hub.shim"));
-    road.site.hub_environment = shim.environment();
-    road.site.start_hub();
-    road.site.start_gateway();
-    let mut safe = road.more_from(4, 0..50);
-    road.site.wait_for("confirmed_total", 200, PATIENCE);
+    let mut pipeline = Pipeline::prepare(SiteOptions::default(), &MosquittoOptions::default());
+    let shim = Shim::new(&pipeline.site.store(), pipeline.site.path("hub.shim"));
+    pipeline.site.hub_environment = shim.environment();
+    pipeline.site.start_hub();
+    pipeline.site.start_gateway();
+    let mut safe = pipeline.more_from(4, 0..50);
+    pipeline.site.wait_for("confirmed_total", 200, PATIENCE);
     shim.fail(Failing::Space);
-    for (sender, mut more) in safe.iter_mut().zip(road.more_from(4, 50..100)) {
+    for (sender, mut more) in safe.iter_mut().zip(pipeline.more_from(4, 50..100)) {
         sender.append(&mut more);
     }
-    restart_hub_until(&mut road, "the full disk to be met", |_| shim.met() > 0);
-    let status = road.site.status().expect("a status");
+    restart_hub_until(&mut pipeline, "the full disk to be met", |_| shim.met() > 0);
+    let status = pipeline.site.status().expect("a status");
     assert_eq!(status["confirmed_total"], 200, "a receipt for what the hub could not store: {status}");
     shim.heal();
-    restart_hub_until(&mut road, "all to be confirmed", |road| {
-        road.site.status().is_some_and(|status| status["waiting"] == 0)
+    restart_hub_until(&mut pipeline, "all to be confirmed", |pipeline| {
+        pipeline.site.status().is_some_and(|status| status["waiting"] == 0)
     });
-    road.judge(&safe);
+    pipeline.check(&safe);
 }
 
 // ---- the broker ------------------------------------------------------------------------------------------------------
 
 #[test]
 fn broker_answers_puback_with_a_failure_code() {
-    // Everything is allowed but transactions: Mosquitto answers their publishes with 0x87.
+    // Everything is allowed except transactions: Mosquitto answers their publishes with 0x87.
     let hub = "user hub1\ntopic readwrite #\n";
-    // Nobody by name is who reads the books.
+    // The test's own observer has no user name.
     let acl = format!("topic read #\nuser B86022.gw1\ntopic deny pgw/v1/+/+/txn/#\ntopic readwrite #\n{hub}");
     let options = MosquittoOptions { acl: Some(acl), ..MosquittoOptions::default() };
-    let mut road = Road::prepare(SiteOptions::default(), &options);
-    road.site.start_hub();
-    road.site.start_gateway();
-    let safe = road.more_from(4, 0..50);
-    eventually_blocking("the refusal to be told", PATIENCE, || {
-        let log = road.site.log("gateway");
+    let mut pipeline = Pipeline::prepare(SiteOptions::default(), &options);
+    pipeline.site.start_hub();
+    pipeline.site.start_gateway();
+    let safe = pipeline.more_from(4, 0..50);
+    eventually_blocking("the refusal to be reported", PATIENCE, || {
+        let log = pipeline.site.log("gateway");
         (log.contains("0x87") || log.contains("135") || log.contains("Not authorized")).then_some(())
     });
-    assert_eq!(road.site.status().expect("a status")["confirmed_total"], 0);
-    road.broker.set_acl(&format!("topic read #\nuser B86022.gw1\ntopic readwrite #\n{hub}"));
-    road.judge(&safe);
+    assert_eq!(pipeline.site.status().expect("a status")["confirmed_total"], 0);
+    pipeline.broker.set_acl(&format!("topic read #\nuser B86022.gw1\ntopic readwrite #\n{hub}"));
+    pipeline.check(&safe);
 }
 
 #[test]
 fn broker_refuses_the_connection() {
     let strangers = Certificates::new();
     let options = MosquittoOptions { client_ca: Some(strangers.ca()), ..MosquittoOptions::default() };
-    let mut road = Road::prepare(SiteOptions::default(), &options);
-    road.site.start_hub();
-    road.site.start_gateway();
-    let safe = road.more_from(4, 0..50);
-    eventually_blocking("the refusal to be told", PATIENCE, || {
-        road.site.log("gateway").contains("phase=\"tls\"").then_some(())
+    let mut pipeline = Pipeline::prepare(SiteOptions::default(), &options);
+    pipeline.site.start_hub();
+    pipeline.site.start_gateway();
+    let safe = pipeline.more_from(4, 0..50);
+    eventually_blocking("the refusal to be reported", PATIENCE, || {
+        pipeline.site.log("gateway").contains("phase=\"tls\"").then_some(())
     });
-    road.broker.set_client_ca(&road.certificates.ca());
-    road.judge(&safe);
+    pipeline.broker.set_client_ca(&pipeline.certificates.ca());
+    pipeline.check(&safe);
 }
 
 #[test]
 fn broker_shrinks_its_limits() {
-    let mut road = Road::start(SiteOptions::default());
-    let mut safe = road.backlog(100);
+    let mut pipeline = Pipeline::start(SiteOptions::default());
+    let mut safe = pipeline.backlog(100);
     let large = message(50, 1, 5_000);
-    let mut stream = connect(road.site.door).expect("the door");
+    let mut stream = connect(pipeline.site.door).expect("the door");
     assert!(positive(&exchange(&mut stream, &large).expect("an answer")));
     safe.push(vec![large]);
-    // Receive Maximum 3, and less bytes a packet than the last: it stays, held by name.
-    road.broker.set("max_inflight_messages", "3");
-    road.broker.set("max_packet_size", "3000");
-    road.proxy.set(Fault::Pass);
+    // Receive Maximum 3, and a packet limit below the last message's size: it is held, and the status names it.
+    pipeline.broker.set("max_inflight_messages", "3");
+    pipeline.broker.set("max_packet_size", "3000");
+    pipeline.proxy.set(Fault::Pass);
     eventually_blocking("what is too large to be held", PATIENCE, || {
-        let status = road.site.status()?;
+        let status = pipeline.site.status()?;
         adds_up(&status);
         (status["held"] == 1).then_some(())
     });
-    let status = road.site.status().expect("a status");
+    let status = pipeline.site.status().expect("a status");
     assert_eq!((&status["confirmed_total"], &status["waiting"]), (&400.into(), &1.into()), "{status}");
-    road.broker.set("max_packet_size", "25165824");
-    road.judge(&safe);
+    pipeline.broker.set("max_packet_size", "25165824");
+    pipeline.check(&safe);
 }
 
 #[test]
 fn broker_killed_again_and_again() {
-    let mut road = Road::start(SiteOptions::default());
+    let mut pipeline = Pipeline::start(SiteOptions::default());
     let mut random = Random::seeded();
-    let safe = road.backlog(400);
-    road.proxy.set(Fault::Throttle(1_000_000));
+    let safe = pipeline.backlog(400);
+    pipeline.proxy.set(Fault::Throttle(1_000_000));
     for _ in 0..if long() { 60 } else { 6 } {
         std::thread::sleep(Duration::from_millis(random.below(400))); // the random moment
-        road.broker.restart();
+        pipeline.broker.restart();
     }
-    road.proxy.set(Fault::Pass);
-    road.judge(&safe);
+    pipeline.proxy.set(Fault::Pass);
+    pipeline.check(&safe);
 }
 
 // ---- the link --------------------------------------------------------------------------------------------------------
 
 #[test]
 fn one_percent_of_bytes_comes_seconds_late() {
-    let road = Road::start(SiteOptions::default());
-    let safe = road.backlog(250);
-    road.proxy.set(Fault::Hiccups { one_in: 100, late: Duration::from_secs(2) });
-    road.judge(&safe);
+    let pipeline = Pipeline::start(SiteOptions::default());
+    let safe = pipeline.backlog(250);
+    pipeline.proxy.set(Fault::Hiccups { one_in: 100, late: Duration::from_secs(2) });
+    pipeline.check(&safe);
 }
 
 #[test]
 fn a_name_that_is_looked_up_for_ever() {
-    let (road, shim) = shimmed();
-    let mut safe = road.backlog(50);
+    let (pipeline, shim) = shimmed();
+    let mut safe = pipeline.backlog(50);
     shim.fail(Failing::Resolver);
-    // Refused until it looks the name up: an attempt that was on its way already had it.
+    // Refused until it looks the name up: an attempt in progress already had the address.
     eventually_blocking("the name to be looked up", PATIENCE, || (shim.met() > 0).then_some(()));
-    road.proxy.set(Fault::Pass);
-    // It goes on accepting, and answers those who ask.
-    for (sender, mut more) in safe.iter_mut().zip(road.more_from(4, 50..100)) {
+    pipeline.proxy.set(Fault::Pass);
+    // It keeps accepting, and answers requests.
+    for (sender, mut more) in safe.iter_mut().zip(pipeline.more_from(4, 50..100)) {
         sender.append(&mut more);
     }
-    let status = road.site.status().expect("a status");
+    let status = pipeline.site.status().expect("a status");
     assert_eq!((&status["link_up"], &status["confirmed_total"]), (&0.into(), &0.into()), "{status}");
     shim.heal();
-    road.judge(&safe);
+    pipeline.check(&safe);
 }
 
 #[test]
@@ -684,55 +693,55 @@ fn certificate_expired_and_renewed_while_running() {
     let expired = certificates.expired_client("B86022.gw1");
     let broker = harness::Mosquitto::start(&certificates);
     let options = SiteOptions { certificate: Some(expired.clone()), ..SiteOptions::default() };
-    let mut road = Road::between(certificates, broker, options);
-    road.site.start_hub();
-    road.site.start_gateway();
-    let safe = road.more_from(4, 0..50);
-    eventually_blocking("the expiry to be told", PATIENCE, || {
-        road.site.log("gateway").to_lowercase().contains("expired").then_some(())
+    let mut pipeline = Pipeline::between(certificates, broker, options);
+    pipeline.site.start_hub();
+    pipeline.site.start_gateway();
+    let safe = pipeline.more_from(4, 0..50);
+    eventually_blocking("the expiry to be reported", PATIENCE, || {
+        pipeline.site.log("gateway").to_lowercase().contains("expired").then_some(())
     });
-    let renewed = road.certificates.client("B86022.gw1");
+    let renewed = pipeline.certificates.client("B86022.gw1");
     std::fs::copy(&renewed.certificate, &expired.certificate).expect("renewed");
     std::fs::copy(&renewed.key, &expired.key).expect("renewed");
-    signal(road.site.gateway_pid(), Signal::HUP);
-    road.judge(&safe);
+    signal(pipeline.site.gateway_pid(), Signal::HUP);
+    pipeline.check(&safe);
 }
 
 // ---- the clock -------------------------------------------------------------------------------------------------------
 
 const DAY: i64 = 86_400;
 
-/// The wall clock jumps, and back; nothing that waits is pruned, forgotten or stopped for good by it.
+/// The wall clock jumps, and back; no waiting transaction is pruned, forgotten or blocked by it.
 fn clock_row(shift: i64, delivers_meanwhile: bool) {
-    let (road, shim) = shimmed();
-    let mut safe = road.backlog(60);
+    let (pipeline, shim) = shimmed();
+    let mut safe = pipeline.backlog(60);
     shim.shift_clock(shift);
-    for (sender, mut more) in safe.iter_mut().zip(road.more_from(4, 60..90)) {
+    for (sender, mut more) in safe.iter_mut().zip(pipeline.more_from(4, 60..90)) {
         sender.append(&mut more);
     }
-    road.proxy.set(Fault::Pass);
+    pipeline.proxy.set(Fault::Pass);
     if delivers_meanwhile {
-        road.site.wait_for("confirmed_total", 360, PATIENCE);
+        pipeline.site.wait_for("confirmed_total", 360, PATIENCE);
     } else {
         eventually_blocking("the certificates' dates to be named", PATIENCE, || {
-            road.site.log("gateway").contains("phase=\"tls\"").then_some(())
+            pipeline.site.log("gateway").contains("phase=\"tls\"").then_some(())
         });
-        let status = road.site.status().expect("a status");
+        let status = pipeline.site.status().expect("a status");
         adds_up(&status);
         assert_eq!((&status["waiting"], &status["damaged"]), (&360.into(), &0.into()), "{status}");
         shim.shift_clock(0);
     }
-    for (sender, mut more) in safe.iter_mut().zip(road.more_from(4, 90..110)) {
+    for (sender, mut more) in safe.iter_mut().zip(pipeline.more_from(4, 90..110)) {
         sender.append(&mut more);
     }
-    road.judge(&safe);
+    pipeline.check(&safe);
 }
 
 #[test]
 fn clock_set_to_1970() {
     let now =
         std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("after 1970").as_secs();
-    // It still connects: certificates are judged by the last time that the hub and the box agreed on.
+    // It still connects: certificates are checked by the last time that the hub and the box agreed on.
     clock_row(-now.cast_signed(), true);
 }
 

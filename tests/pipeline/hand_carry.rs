@@ -1,5 +1,5 @@
-//! Hand-carry: the age format against its own test kit and against Debian's `age`, and bundles from a real gateway to a
-//! real hub and back, in either order of link and file.
+//! Hand-carry: the age format against its own test kit and against Debian's `age`, and bundles from a real gateway to
+//! a real hub and back, with link and file in either order.
 
 use std::fmt::Write as _;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
@@ -68,9 +68,9 @@ fn the_age_test_kit_says_the_same() {
             Err(AgeError::Chunk(_) | AgeError::Cut(_)) => "payload failure",
             Err(other) => panic!("{name}: {other}"),
         };
-        // Where its salt should be the file ends: a header that is all there is.
+        // The file ends where its salt should be: only a header.
         assert_eq!(found, expect, "{name}: {result:?}");
-        // Of a bad file the kit says how much is good; ours may give out less.
+        // For a bad file the kit says how much is good; our reader may return less.
         if expect == "success" {
             let digest = ring::digest::digest(&ring::digest::SHA256, &plain);
             let digits = digest.as_ref().iter().fold(String::new(), |mut text, byte| {
@@ -83,7 +83,7 @@ fn the_age_test_kit_says_the_same() {
     assert!(seen > 15, "the vectors were not found");
 }
 
-/// Debian's `age`; a machine without it cannot say whether other tools open what we make.
+/// Debian's `age`; without it this machine cannot test that other tools open our files.
 fn age(words: &[&str]) -> Output {
     match Command::new("age").args(words).output() {
         Ok(output) => output,
@@ -99,9 +99,9 @@ fn debians_age_opens_ours_and_we_open_its() {
     std::fs::write(path("key"), identity.to_file_text().as_bytes()).unwrap();
     for size in [0, 1, 65_536, 200_000] {
         let plain: Vec<u8> = (0..size).map(|at: usize| u8::try_from(at % 253).unwrap()).collect();
-        let mut sealing = Encryptor::new(Vec::new(), &[identity.recipient()]).unwrap();
-        sealing.write_all(&plain).unwrap();
-        std::fs::write(path("ours.age"), sealing.finish().unwrap()).unwrap();
+        let mut encryptor = Encryptor::new(Vec::new(), &[identity.recipient()]).unwrap();
+        encryptor.write_all(&plain).unwrap();
+        std::fs::write(path("ours.age"), encryptor.finish().unwrap()).unwrap();
         let opened = age(&["-d", "-i", &path("key"), &path("ours.age")]);
         assert!(opened.status.success(), "{}", String::from_utf8_lossy(&opened.stderr));
         assert!(opened.stdout == plain, "age read something else of {size} bytes");
@@ -167,7 +167,7 @@ impl Carry {
         assert!(left.is_empty(), "copies were left: {left:?}");
     }
 
-    /// Whoever may open the socket may command, and whoever breaks off leaves nothing.
+    /// Anyone who can open the socket may give commands, and an aborted command leaves nothing behind.
     fn only_the_socket_is_needed(&self, bundle: &str, transactions: u64) {
         let socket = self.site.path("hub.sock");
         assert_eq!(std::fs::metadata(&socket).unwrap().permissions().mode() & 0o777, 0o660);
@@ -198,9 +198,9 @@ impl Carry {
             .collect();
         std::fs::write(self.site.hub_config(), elsewhere).unwrap();
         let to = self.file("again");
-        let said = self.hub(&["import", bundle, "--receipts-to", &to]);
+        let printed = self.hub(&["import", bundle, "--receipts-to", &to]);
         std::fs::write(self.site.hub_config(), config).unwrap();
-        assert!(said.contains(&format!("0 new, {transactions} already stored")), "{said}");
+        assert!(printed.contains(&format!("0 new, {transactions} already stored")), "{printed}");
         assert_eq!(std::fs::read_to_string(&to).unwrap().lines().count(), 1);
         self.nothing_is_left();
     }
@@ -234,7 +234,7 @@ fn refused(output: &Output, with: &str) {
     assert!(text.contains(with), "{with:?} is not said: {text}");
 }
 
-/// What the hub keeps beside the practices' folders.
+/// The hub's files besides the practices' folders.
 fn is_the_stores(name: &std::ffi::OsStr) -> bool {
     let name = name.to_str().unwrap();
     let name = name.strip_suffix(".new").unwrap_or(name);
@@ -248,7 +248,7 @@ fn while_the_link_is_down_a_bundle_and_receipts_by_file_do_all() {
     carry.site.wait_for("confirmed_total", 200, PATIENCE);
     carry.cut();
     let safe = Senders::start(carry.site.door, 3, 250).join();
-    // The first two senders' first messages are repetitions: only what is new waits.
+    // The first two senders' first messages are repetitions: only new ones wait.
     let waiting = 750 - before.iter().map(Vec::len).sum::<usize>() as u64;
     carry.site.wait_for("waiting", waiting, PATIENCE);
 
@@ -256,38 +256,47 @@ fn while_the_link_is_down_a_bundle_and_receipts_by_file_do_all() {
     assert_eq!(std::fs::metadata(&bundle).unwrap().permissions().mode() & 0o777, 0o600);
     let text = String::from_utf8_lossy(&std::fs::read(&bundle).unwrap()).into_owned();
     assert!(text.starts_with("age-encryption.org/v1\n") && !text.contains("MSH"), "it is not sealed");
-    // Nothing is replaced, and nothing is left behind.
+    // Nothing is replaced or left behind.
     assert_eq!(carry.site.gateway_command(&["export", "--to", &bundle]).status.code(), Some(74));
     let opened = age(&["-d", "-i", &carry.file("carry.key"), &bundle]);
     assert!(opened.status.success() && opened.stdout.starts_with(b"{\"pgw\":\"bundle\""));
-    let said = carry.hub(&["verify", "--bundle", &bundle]);
-    assert!(said.contains(&format!("clinical: ok: {waiting} transactions, from sequence 201 ")), "{said}");
+    let printed = carry.hub(&["verify", "--bundle", &bundle]);
+    assert!(
+        printed.contains(&format!("clinical: ok: {waiting} transactions, from sequence 201 ")),
+        "{printed}"
+    );
 
-    // The hub is running: it takes the file itself. Twice: nothing is stored twice.
+    // The hub is running: it takes the file itself. Importing it twice stores nothing twice.
     let receipts = carry.file("receipts");
-    let said = carry.hub(&["import", &bundle, "--receipts-to", &receipts]);
-    assert!(said.contains(&format!("{waiting} transactions: {waiting} new, 0 already stored")), "{said}");
-    let said = carry.hub(&["import", &bundle]);
-    assert!(said.contains(&format!("{waiting} transactions: 0 new, {waiting} already stored")), "{said}");
+    let printed = carry.hub(&["import", &bundle, "--receipts-to", &receipts]);
+    assert!(
+        printed.contains(&format!("{waiting} transactions: {waiting} new, 0 already stored")),
+        "{printed}"
+    );
+    let printed = carry.hub(&["import", &bundle]);
+    assert!(
+        printed.contains(&format!("{waiting} transactions: 0 new, {waiting} already stored")),
+        "{printed}"
+    );
     carry.nothing_is_left();
 
     carry.only_the_socket_is_needed(&bundle, waiting);
 
-    // Still no link: the receipts come by file.
+    // Still no link: the receipts arrive as a file.
     assert_eq!(carry.waiting(), waiting);
     let forged = std::fs::read_to_string(&receipts).unwrap().replace("hub1/clinical", "hub1/clinica1");
     std::fs::write(carry.file("forged"), forged).unwrap();
     refused(&carry.site.gateway_command(&["receipts", &carry.file("forged")]), "a receipt was rejected");
     assert_eq!(carry.waiting(), waiting, "a forged receipt confirms nothing");
-    let said = carry.gateway(&["receipts", &receipts]);
-    assert!(said.contains(&format!("confirmed through position {}", 200 + waiting)), "{said}");
+    let printed = carry.gateway(&["receipts", &receipts]);
+    assert!(printed.contains(&format!("confirmed through position {}", 200 + waiting)), "{printed}");
     assert_eq!(carry.waiting(), 0);
     assert!(
         carry.gateway(&["export", "--to", &carry.file("none.age")]).contains("no transactions are waiting")
     );
     assert!(!Path::new(&carry.file("none.age")).exists());
 
-    // The link comes back: nothing goes twice, and new work passes.
+    // The link is back: nothing is sent twice, and new transactions pass.
     carry.proxy.set(Fault::Pass);
     carry.site.wait_for_link(true);
     let more = Senders::start(carry.site.door, 4, 260).join();
@@ -308,14 +317,14 @@ fn the_link_may_come_back_before_during_and_after_the_import() {
     // A slow link is back while both files are imported, the newer one first.
     carry.proxy.set(Fault::Throttle(300_000));
     carry.site.wait_for_link(true);
-    let said = carry.hub(&["import", &late, &early]);
-    assert_eq!(said.matches(": imported").count(), 2, "{said}");
+    let printed = carry.hub(&["import", &late, &early]);
+    assert_eq!(printed.matches(": imported").count(), 2, "{printed}");
     carry.proxy.set(Fault::Pass);
     eventually_blocking("the hub's own receipt", PATIENCE, || (carry.waiting() == 0).then_some(()));
-    // And once more, without a hub, when all of it is there.
+    // And once more, without a hub, when everything is there.
     carry.site.kill_hub();
-    let said = carry.hub(&["import", &early]);
-    assert!(said.contains("0 new, 400 already stored"), "{said}");
+    let printed = carry.hub(&["import", &early]);
+    assert!(printed.contains("0 new, 400 already stored"), "{printed}");
     carry.site.start_hub();
     let more = Senders::start(carry.site.door, 5, 420).join();
     carry.prove(&more);
@@ -330,8 +339,8 @@ fn without_daemon_and_without_hub_the_files_do_the_same() {
     carry.site.kill_hub();
     let bundle = carry.export("one.age");
     let receipts = carry.file("receipts");
-    let said = carry.hub(&["import", &bundle, "--receipts-to", &receipts]);
-    assert!(said.contains("450 new"), "{said}");
+    let printed = carry.hub(&["import", &bundle, "--receipts-to", &receipts]);
+    assert!(printed.contains("450 new"), "{printed}");
     assert_eq!(carry.site.gateway_command(&["receipts", &receipts]).status.code(), Some(69), "no daemon");
     carry.site.start_gateway();
     carry.gateway(&["receipts", &receipts]);
@@ -352,8 +361,8 @@ fn a_bundle_that_is_cut_altered_anothers_or_after_a_gap_is_refused() {
     carry.gateway(&["export", "--to", &after, "--from", "41"]);
     carry.site.kill_hub();
     refused(&carry.site.hub_command(&["import", &after]), "sequence 1 of epoch");
-    let said = String::from_utf8_lossy(&carry.site.hub_command(&["import", &after]).stderr).into_owned();
-    assert!(said.contains("practice-gateway export --lane clinical --from 1)"), "{said}");
+    let printed = String::from_utf8_lossy(&carry.site.hub_command(&["import", &after]).stderr).into_owned();
+    assert!(printed.contains("practice-gateway export --lane clinical --from 1)"), "{printed}");
 
     let bytes = std::fs::read(&whole).unwrap();
     let bad = carry.file("bad.age");
@@ -361,7 +370,7 @@ fn a_bundle_that_is_cut_altered_anothers_or_after_a_gap_is_refused() {
         ("cut", bytes[..bytes.len() - 5_000].to_vec()),
         ("altered", {
             let mut bytes = bytes.clone();
-            // Late in the file: what comes before it would be stored if it were not read to its end first.
+            // Late in the file: what comes before it would be stored if the file were not read to its end first.
             let middle = bytes.len() - 3_000;
             bytes[middle] ^= 1;
             bytes
@@ -372,7 +381,7 @@ fn a_bundle_that_is_cut_altered_anothers_or_after_a_gap_is_refused() {
         refused(&carry.site.hub_command(&["verify", "--bundle", &bad]), "after sequence");
         println!("{what}");
     }
-    // Whole, but for somebody else.
+    // Complete, but for another hub.
     let other = Identity::generate().unwrap();
     let config = std::fs::read_to_string(carry.site.gateway_config()).unwrap();
     let line = config.lines().find(|line| line.starts_with("recipient")).unwrap();
@@ -384,7 +393,7 @@ fn a_bundle_that_is_cut_altered_anothers_or_after_a_gap_is_refused() {
     .unwrap();
     let theirs = carry.export("theirs.age");
     refused(&carry.site.hub_command(&["import", &theirs]), "not encrypted for this hub's key");
-    // Nothing of all that was stored.
-    let said = carry.hub(&["import", &whole]);
-    assert!(said.contains("1500 new, 0 already stored"), "{said}");
+    // Nothing of this was stored.
+    let printed = carry.hub(&["import", &whole]);
+    assert!(printed.contains("1500 new, 0 already stored"), "{printed}");
 }

@@ -1,4 +1,4 @@
-//! The harness itself: a fault that does not happen would make every test on it worthless.
+//! The harness itself: a fault that does not take effect would make every test with it worthless.
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};

@@ -115,7 +115,7 @@ fn stored(directory: &Path, lane: &LaneName) -> Vec<(u64, String)> {
         .collect()
 }
 
-/// A publisher that is no gateway: it sends what it is told, and collects what comes back.
+/// A publisher that is not a gateway: it sends what the test wants, and collects the answers.
 struct Peer {
     client: AsyncClient,
     inbox: Arc<Mutex<VecDeque<Publish>>>,
@@ -154,7 +154,7 @@ impl Peer {
         self.send_as(&entry.lane, entry).await;
     }
 
-    /// On the topic of another lane than the envelope's.
+    /// On a topic for another lane than the envelope's.
     async fn send_as(&self, lane: &LaneName, entry: &Entry) {
         let properties = PublishProperties {
             content_type: Some(entry.envelope.content_type.clone()),
@@ -166,7 +166,7 @@ impl Peer {
         self.client.publish_with_properties(topic, QoS::AtLeastOnce, false, body, properties).await.unwrap();
     }
 
-    /// As a gateway does at each connect, and at each new incarnation of the hub: nothing is taken before.
+    /// As a gateway does at each connect, and at each new incarnation of the hub: nothing is accepted before.
     async fn greet(&self, sender: &Sender) {
         let nonce = uuid::Uuid::new_v4().simple().to_string();
         self.ask(sender, &nonce).await;
@@ -195,7 +195,7 @@ impl Peer {
         self.raw(&topic, &to_json(&position)).await;
     }
 
-    /// Waits for something on a topic below `pgw/v1/` that `wanted` takes; what comes before it is thrown away.
+    /// Waits for a message below `pgw/v1/` for which `wanted` holds; drops those before it.
     async fn wait<T>(&self, what: &str, wanted: impl Fn(&str, &Publish) -> Option<T>) -> T {
         eventually(what, LIMIT, || {
             while let Some(publish) = self.inbox.lock().unwrap().pop_front() {
@@ -239,7 +239,7 @@ async fn repeats_gaps_and_wrong_chains_leave_a_store_that_is_whole_and_in_order(
     let mut sender = Sender::new(&lane("clinical"), 1);
     let all = sender.take(60);
 
-    // Nothing is taken before the gateway has asked; the receipt shows it the hub's incarnation.
+    // Nothing is accepted before the gateway has asked; the receipt contains the hub's incarnation.
     peer.send(&all[0]).await;
     peer.wait("a receipt of nothing", |on, publish| {
         let receipt: Receipt = on.contains("/receipt/").then(|| from_json(&publish.payload).unwrap())?;
@@ -283,7 +283,7 @@ async fn repeats_gaps_and_wrong_chains_leave_a_store_that_is_whole_and_in_order(
     peer.send(&later).await;
     peer.wait("a notice of the next round, and no second one of the first", gaps(2)).await;
 
-    // A wrong chain value, and an envelope that disagrees with its topic: refused; the lane and others go on.
+    // A wrong chain value, and an envelope that disagrees with its topic: refused; the lane and others continue.
     let mut forged = all[20].clone();
     forged.body = Some(b"forged"[..].into());
     peer.send(&forged).await;
@@ -305,7 +305,7 @@ async fn repeats_gaps_and_wrong_chains_leave_a_store_that_is_whole_and_in_order(
     assert_eq!(fleet.stored(&lane("other")), []);
     hub.stop().await;
     let store = NdjsonStore::open(&fleet.settings.directory, 1 << 30).unwrap();
-    assert_eq!(store.marks().len(), 2);
+    assert_eq!(store.watermarks().len(), 2);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -377,7 +377,7 @@ async fn a_position_is_answered_with_its_nonce_and_goes_back_after_a_restore() {
     assert_ne!(before.incarnation, after.incarnation, "each start is a new incarnation");
     hub.stop().await;
 
-    // The older copy comes back: the answer goes back with it, and what is sent again is taken.
+    // The older copy is restored: the answer goes back with it, and what is sent again is accepted.
     fs::remove_dir_all(&fleet.settings.directory).unwrap();
     copy(&backup, &fleet.settings.directory);
     let mut hub = RunningHub::start(&fleet.settings);
@@ -425,8 +425,9 @@ async fn after_a_fork_each_id_is_stored_once() {
     assert_eq!(ids.iter().collect::<std::collections::HashSet<_>>().len(), 12);
     hub.stop().await;
     let store = NdjsonStore::open(&fleet.settings.directory, 1 << 30).unwrap();
-    let marks: Vec<_> = store.marks_of(&old.lane).iter().map(|mark| mark.through).collect();
-    assert_eq!(marks, [10, 5]);
+    let watermarks: Vec<_> =
+        store.watermarks_of(&old.lane).iter().map(|watermark| watermark.through).collect();
+    assert_eq!(watermarks, [10, 5]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -452,8 +453,8 @@ async fn a_broker_that_forgets_everything_gets_all_receipts_and_the_status_again
     fleet.broker.restart();
     hub.live().await;
     let peer = Peer::connect(&fleet, "peer2").await;
-    // Retained again at the new broker: either order.
-    // An answer that was lost with the connection comes again: every receipt carries the last nonce.
+    // Retained again at the new broker, in either order.
+    // An answer that was lost with the connection is sent again: every receipt carries the last nonce.
     let mut missing = vec!["receipt/hub1/clinical", "receipt/hub1/urgent", "status"];
     let mut session = 0;
     while !missing.is_empty() {
@@ -462,7 +463,8 @@ async fn a_broker_that_forgets_everything_gets_all_receipts_and_the_status_again
         missing.retain(|tail| !topic.ends_with(tail));
         session = found.unwrap_or(session);
     }
-    // Tries that fail while the broker is away count too: the number stands in the will, on the disk before it is used.
+    // Attempts that fail while the broker is away count too: the number is in the will, and on the disk before it is
+    // used.
     let kept = std::fs::read_to_string(fleet.settings.directory.join("session")).unwrap();
     assert_eq!(session.to_string(), kept.trim(), "the number of this connection");
     assert!(session >= 2, "one more at each try");

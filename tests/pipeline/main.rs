@@ -1,7 +1,7 @@
 //! From a sender to the hub's store and back, on the real programs and a real Mosquitto, while everything on the way fails.
 //!
-//! Every test has a site, a broker and a proxy of its own; a fault is given to one process (`harness/shim.rs`) or to one
-//! link, never to this process.
+//! Every test has its own site, broker and proxy; a fault is given to one process (`harness/shim.rs`) or to one link,
+//! never to this process.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -18,11 +18,11 @@ mod uplink_kit;
 
 mod another_box;
 mod backup;
+mod end_to_end;
 mod fault_matrix;
 mod hand_carry;
 mod harness_self;
 mod hub;
 mod repair;
 mod resend;
-mod road;
 mod uplink;

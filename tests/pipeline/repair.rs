@@ -1,12 +1,12 @@
-//! `practice-gateway repair` on the real programs: what the disk has destroyed beyond the daemon's own salvage comes back
-//! from a copy, the lane goes on by itself, and the hub has all of it once and in order.
+//! `practice-gateway repair` on the real programs: records that the daemon cannot rebuild from the damaged disk are
+//! recovered from a copy, the lane continues by itself, and the hub has all of it once and in order.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
-use crate::harness::road::{PATIENCE, Random, Road, copy_directory};
+use crate::harness::pipeline::{PATIENCE, Pipeline, Random, copy_directory};
 use crate::harness::site::{SiteOptions, adds_up};
 use crate::harness::{Fault, eventually_blocking};
 
@@ -32,7 +32,7 @@ fn databases(directory: &Path) -> Vec<PathBuf> {
     files.filter(|p| p.ends_with("db") && p.to_string_lossy().contains("/segments/clinical/")).collect()
 }
 
-/// Zeroes two stretches of the second segment: long enough to take all copies of some of its records.
+/// Zeroes two stretches of the second segment: long enough to cover all copies of some of its records.
 fn destroy(data: &Path) {
     let files = databases(data);
     let mut bytes = std::fs::read(&files[1]).unwrap();
@@ -44,46 +44,48 @@ fn destroy(data: &Path) {
     std::fs::write(&files[1], bytes).unwrap();
 }
 
-fn said(output: &Output) -> String {
+fn printed(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
 }
 
 fn json(output: &Output) -> serde_json::Value {
-    serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{}", said(output)))
+    serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{}", printed(output)))
 }
 
 #[test]
-fn what_the_disk_has_destroyed_comes_back_from_a_copy_and_the_lane_goes_on_by_itself() {
+fn what_the_disk_has_destroyed_comes_back_from_a_copy_and_the_lane_continues_by_itself() {
     let options = SiteOptions { outbox: "segment_records = 200\n".into(), ..SiteOptions::default() };
-    let mut road = Road::start(options);
-    let safe = road.backlog(150);
-    road.site.stop_gateway();
-    let (data, copy) = (road.site.path("data"), road.site.path("old-disk"));
+    let mut pipeline = Pipeline::start(options);
+    let safe = pipeline.backlog(150);
+    pipeline.site.stop_gateway();
+    let (data, copy) = (pipeline.site.path("data"), pipeline.site.path("old-disk"));
     copy_directory(&data, &copy);
     destroy(&data);
 
-    // The daemon salvages what it can, and stands before the rest.
-    road.site.start_gateway();
-    let verified = road.site.gateway_command(&["verify", "--json"]);
-    assert_eq!(verified.status.code(), Some(65), "{}", said(&verified));
+    // The daemon rebuilds what it can; the lane is stalled before the rest.
+    pipeline.site.start_gateway();
+    let verified = pipeline.site.gateway_command(&["verify", "--json"]);
+    assert_eq!(verified.status.code(), Some(65), "{}", printed(&verified));
     let missing = json(&verified)["missing"].as_u64().unwrap();
     let ranges: Vec<(u64, u64)> = serde_json::from_value(json(&verified)["missing_ranges"].clone()).unwrap();
     assert!(missing > 0, "nothing was destroyed: the run proves nothing");
     println!("missing: {ranges:?}");
-    road.proxy.set(Fault::Pass);
-    road.site.wait_for("confirmed_total", ranges[0].0 - 1, PATIENCE);
-    eventually_blocking("the lane stands", PATIENCE, || (road.site.status()?["held"] == 1).then_some(()));
-    let status = road.site.status().unwrap();
+    pipeline.proxy.set(Fault::Pass);
+    pipeline.site.wait_for("confirmed_total", ranges[0].0 - 1, PATIENCE);
+    eventually_blocking("the lane to stall", PATIENCE, || {
+        (pipeline.site.status()?["held"] == 1).then_some(())
+    });
+    let status = pipeline.site.status().unwrap();
     adds_up(&status);
     assert_eq!(status["damaged"], missing);
-    let running = road.site.gateway_command(&["repair"]);
-    assert_eq!(running.status.code(), Some(75), "{}", said(&running));
-    assert!(said(&running).contains("systemctl stop practice-gateway"), "{}", said(&running));
-    road.site.stop_gateway();
+    let running = pipeline.site.gateway_command(&["repair"]);
+    assert_eq!(running.status.code(), Some(75), "{}", printed(&running));
+    assert!(printed(&running).contains("systemctl stop practice-gateway"), "{}", printed(&running));
+    pipeline.site.stop_gateway();
 
-    // The dry run says what there is and what there is not, and writes nothing.
+    // The dry run reports what can and what cannot be recovered, and writes nothing.
     let before = image(&data);
-    let alone = road.site.gateway_command(&["repair", "--json"]);
+    let alone = pipeline.site.gateway_command(&["repair", "--json"]);
     assert_eq!(alone.status.code(), Some(65));
     let lane = &json(&alone)["lanes"][0];
     let lost: Vec<(u64, u64)> = lane["lost"]
@@ -96,28 +98,28 @@ fn what_the_disk_has_destroyed_comes_back_from_a_copy_and_the_lane_goes_on_by_it
     assert_eq!(lane["lost"][0]["before"]["position"], ranges[0].0 - 1);
     assert!(lane["lost"][0]["after"]["source"].as_str().unwrap().starts_with("urn:"), "{lane}");
     let from = copy.display().to_string();
-    let plan = road.site.gateway_command(&["repair", "--from", &from]);
+    let plan = pipeline.site.gateway_command(&["repair", "--from", &from]);
     assert_eq!(plan.status.code(), Some(65));
     for words in ["would be recovered", "Nothing was changed. Add --yes to do it."] {
-        assert!(said(&plan).contains(words), "{}", said(&plan));
+        assert!(printed(&plan).contains(words), "{}", printed(&plan));
     }
-    // The image of a disk: the same bytes at other places, in one file.
-    let disk = road.site.path("disk.img");
+    // The image of a disk: the same bytes at other offsets, in one file.
+    let disk = pipeline.site.path("disk.img");
     let mut bytes = vec![0x5a; 4096 * 3];
     databases(&copy).iter().rev().for_each(|file| bytes.extend(std::fs::read(file).unwrap()));
     std::fs::write(&disk, bytes).unwrap();
-    let plan = road.site.gateway_command(&["repair", "--json", "--from", &disk.display().to_string()]);
+    let plan = pipeline.site.gateway_command(&["repair", "--json", "--from", &disk.display().to_string()]);
     let lane = &json(&plan)["lanes"][0];
     assert_eq!((&lane["missing"], &lane["lost"]), (&missing.into(), &serde_json::json!([])), "{lane}");
     assert!(image(&data) == before, "a dry run has written");
 
-    // Killed at random moments it can be run again.
+    // Killed at random moments, it can be run again.
     let mut random = Random::seeded();
     let mut kills = 0;
     let done = loop {
         let mut repair = Command::new(GATEWAY)
             .args(["repair", "--yes", "--from", &from, "--config"])
-            .arg(road.site.gateway_config())
+            .arg(pipeline.site.gateway_config())
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -133,19 +135,19 @@ fn what_the_disk_has_destroyed_comes_back_from_a_copy_and_the_lane_goes_on_by_it
         }
         kills += 1;
     };
-    println!("killed {kills} times; then: {}", said(&done));
-    assert_eq!(done.status.code(), Some(0), "{}", said(&done));
-    let again = road.site.gateway_command(&["repair"]);
-    assert_eq!(again.status.code(), Some(0), "nothing is left to be done: {}", said(&again));
+    println!("killed {kills} times; then: {}", printed(&done));
+    assert_eq!(done.status.code(), Some(0), "{}", printed(&done));
+    let again = pipeline.site.gateway_command(&["repair"]);
+    assert_eq!(again.status.code(), Some(0), "nothing is left to be done: {}", printed(&again));
 
-    road.site.start_gateway();
+    pipeline.site.start_gateway();
     eventually_blocking("all to be confirmed", PATIENCE, || {
-        let status = road.site.status()?;
+        let status = pipeline.site.status()?;
         adds_up(&status);
         (status["waiting"] == 0).then_some(())
     });
-    assert_eq!(road.site.status().unwrap()["damaged"], 0);
-    let verified = road.site.gateway_command(&["verify"]);
-    assert!(verified.status.success(), "{}", said(&verified));
-    road.judge(&safe);
+    assert_eq!(pipeline.site.status().unwrap()["damaged"], 0);
+    let verified = pipeline.site.gateway_command(&["verify"]);
+    assert!(verified.status.success(), "{}", printed(&verified));
+    pipeline.check(&safe);
 }

@@ -1,5 +1,5 @@
-//! Confirmed transactions go again, on a person's word and on a hub's command: with the same ids, stored once; and what the
-//! hub's files have lost or altered is whole again.
+//! Confirmed transactions are sent again, on a person's order and on a hub's command: with the same ids, stored once;
+//! and what the hub's files have lost or altered is recovered.
 
 use std::path::Path;
 use std::process::Output;
@@ -16,25 +16,25 @@ use rumqttc::v5::{Client, Event, MqttOptions};
 
 use crate::harness;
 use crate::harness::eventually_blocking;
-use crate::harness::road::{PATIENCE, Road};
+use crate::harness::pipeline::{PATIENCE, Pipeline};
 use crate::harness::site::{Site, SiteOptions};
 use crate::harness::wire::Wire;
 
-fn said(output: &Output) -> String {
+fn printed(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
 }
 
-fn confirmed(road: &Road, senders: usize, each: usize) -> Vec<Vec<Vec<u8>>> {
-    let safe = road.more_from(senders, 0..each);
-    road.site.wait_for("confirmed_total", (senders * each) as u64, PATIENCE);
+fn confirmed(pipeline: &Pipeline, senders: usize, each: usize) -> Vec<Vec<Vec<u8>>> {
+    let safe = pipeline.more_from(senders, 0..each);
+    pipeline.site.wait_for("confirmed_total", (senders * each) as u64, PATIENCE);
     safe
 }
 
 #[test]
 fn a_person_has_confirmed_transactions_sent_again_and_the_hub_stores_none_twice() {
-    let mut road = Road::start(SiteOptions::default());
-    let wire = Wire::watch(road.broker.plain_port());
-    let safe = confirmed(&road, 1, 30);
+    let mut pipeline = Pipeline::start(SiteOptions::default());
+    let wire = Wire::watch(pipeline.broker.plain_port());
+    let safe = confirmed(&pipeline, 1, 30);
     let again = |site: &Site, range: [&str; 2]| {
         site.gateway_command(&[
             "outbox",
@@ -47,26 +47,26 @@ fn a_person_has_confirmed_transactions_sent_again_and_the_hub_stores_none_twice(
             range[1],
         ])
     };
-    let done = again(&road.site, ["3", "12"]);
-    assert!(done.status.success(), "{}", said(&done));
-    assert!(said(&done).contains("clinical: 10 transactions sent again"), "{}", said(&done));
+    let done = again(&pipeline.site, ["3", "12"]);
+    assert!(done.status.success(), "{}", printed(&done));
+    assert!(printed(&done).contains("clinical: 10 transactions sent again"), "{}", printed(&done));
     eventually_blocking("ten bodies to be seen twice", PATIENCE, || (wire.repeated() == 10).then_some(()));
-    let refused = again(&road.site, ["25", "31"]);
+    let refused = again(&pipeline.site, ["25", "31"]);
     assert_eq!(refused.status.code(), Some(65));
-    assert!(said(&refused).contains("confirmed through 30 only"), "{}", said(&refused));
-    assert_eq!(again(&road.site, ["12", "3"]).status.code(), Some(65));
+    assert!(printed(&refused).contains("confirmed through 30 only"), "{}", printed(&refused));
+    assert_eq!(again(&pipeline.site, ["12", "3"]).status.code(), Some(65));
 
-    road.cut_off();
-    let refused = again(&road.site, ["3", "12"]);
-    assert!(said(&refused).contains("the link is down"), "{}", said(&refused));
-    road.proxy.set(harness::Fault::Pass);
-    // A store that has forgotten them takes none out of order either: it asks for all, and gets all.
-    road.site.kill_hub();
-    std::fs::remove_dir_all(road.site.store().join("B86022")).unwrap();
-    road.site.start_hub();
-    road.site.wait_for_link(true);
-    let _ = again(&road.site, ["3", "12"]);
-    road.judge(&safe);
+    pipeline.cut_off();
+    let refused = again(&pipeline.site, ["3", "12"]);
+    assert!(printed(&refused).contains("the link is down"), "{}", printed(&refused));
+    pipeline.proxy.set(harness::Fault::Pass);
+    // A store that has lost them accepts none out of order: it asks for all, and gets all.
+    pipeline.site.kill_hub();
+    std::fs::remove_dir_all(pipeline.site.store().join("B86022")).unwrap();
+    pipeline.site.start_hub();
+    pipeline.site.wait_for_link(true);
+    let _ = again(&pipeline.site, ["3", "12"]);
+    pipeline.check(&safe);
 }
 
 /// The lane's file with its transactions' lines changed by `change`.
@@ -85,14 +85,14 @@ fn damage(file: &Path, change: impl Fn(u64, &str) -> Option<String>) {
 }
 
 #[test]
-fn what_the_hubs_files_have_lost_or_altered_is_mended_by_what_the_gateway_sends_again() {
-    let mut road = Road::start(SiteOptions::default());
-    let safe = confirmed(&road, 1, 40);
-    // The last group is looked at when the hub starts, and comes again by itself if it is not whole: these are older.
-    road.more_from(1, 40..45);
-    road.site.wait_for("confirmed_total", 45, PATIENCE);
-    let file = road.site.store().join("B86022/gw1/clinical.ndjson");
-    road.site.kill_hub();
+fn what_the_hubs_files_have_lost_or_altered_is_recovered_from_what_the_gateway_sends_again() {
+    let mut pipeline = Pipeline::start(SiteOptions::default());
+    let safe = confirmed(&pipeline, 1, 40);
+    // The hub checks the last group at its start, and a damaged one is sent again anyway: these are older.
+    pipeline.more_from(1, 40..45);
+    pipeline.site.wait_for("confirmed_total", 45, PATIENCE);
+    let file = pipeline.site.store().join("B86022/gw1/clinical.ndjson");
+    pipeline.site.kill_hub();
     damage(&file, |sequence, line| match sequence {
         7 => Some(line.replace("\"data_base64\":\"", "\"data_base64\":\"AAAA")),
         11 | 12 => None,
@@ -101,14 +101,14 @@ fn what_the_hubs_files_have_lost_or_altered_is_mended_by_what_the_gateway_sends_
         _ => Some(line.to_owned()),
     });
     let damaged = std::fs::read(&file).unwrap();
-    let not_running = road.site.hub_command(&["resend", "B86022/gw1/clinical", "--from", "7"]);
-    assert_eq!(not_running.status.code(), Some(69), "{}", said(&not_running));
-    assert!(said(&not_running).contains("the hub is not running"), "{}", said(&not_running));
-    road.site.start_hub();
+    let not_running = pipeline.site.hub_command(&["resend", "B86022/gw1/clinical", "--from", "7"]);
+    assert_eq!(not_running.status.code(), Some(69), "{}", printed(&not_running));
+    assert!(printed(&not_running).contains("the hub is not running"), "{}", printed(&not_running));
+    pipeline.site.start_hub();
 
-    let verified = road.site.hub_command(&["verify"]);
-    assert_eq!(verified.status.code(), Some(65), "{}", said(&verified));
-    let proposed: Vec<String> = said(&verified)
+    let verified = pipeline.site.hub_command(&["verify"]);
+    assert_eq!(verified.status.code(), Some(65), "{}", printed(&verified));
+    let proposed: Vec<String> = printed(&verified)
         .lines()
         .filter_map(|line| Some(line.split_once("what to do: practice-hub ")?.1.to_owned()))
         .collect();
@@ -117,55 +117,56 @@ fn what_the_hubs_files_have_lost_or_altered_is_mended_by_what_the_gateway_sends_
         ranges,
         ["7 --through 7", "11 --through 12", "20 --through 20", "30 --through 30"],
         "{}",
-        said(&verified)
+        printed(&verified)
     );
 
     for command in &proposed {
         let words: Vec<&str> = command.split(' ').collect();
         // The hub has only just been started.
         let asked = eventually_blocking("the hub to run and to know the gateway as online", PATIENCE, || {
-            let asked = road.site.hub_command(&words);
-            // The gateway may be asked before it has asked this hub where it is: then nothing of its is taken.
+            let asked = pipeline.site.hub_command(&words);
+            // The gateway may get the command before it has asked this hub for its position: then the hub accepts
+            // nothing from it.
             let early = ["not online", "not running", "run this command again"]
                 .iter()
-                .any(|word| said(&asked).contains(word));
+                .any(|word| printed(&asked).contains(word));
             (!early).then_some(asked)
         });
-        assert!(asked.status.success(), "{command}: {}", said(&asked));
+        assert!(asked.status.success(), "{command}: {}", printed(&asked));
     }
-    let verified = road.site.hub_command(&["verify"]);
-    assert!(verified.status.success(), "{}", said(&verified));
-    assert!(said(&verified).contains("mended: sequences 11 to 12 of epoch"), "{}", said(&verified));
-    assert!(said(&verified).contains("whole, 45 transactions"), "{}", said(&verified));
+    let verified = pipeline.site.hub_command(&["verify"]);
+    assert!(verified.status.success(), "{}", printed(&verified));
+    assert!(printed(&verified).contains("recovered: sequences 11 to 12 of epoch"), "{}", printed(&verified));
+    assert!(printed(&verified).contains("whole, 45 transactions"), "{}", printed(&verified));
     assert_eq!(std::fs::read(&file).unwrap(), damaged, "what is stored stays as it is");
 
-    let unknown = road.site.hub_command(&["resend", "B86022/gw1/clinical", "--from", "46"]);
+    let unknown = pipeline.site.hub_command(&["resend", "B86022/gw1/clinical", "--from", "46"]);
     assert_eq!(unknown.status.code(), Some(65));
-    assert!(said(&unknown).contains("a range from 1 to 45"), "{}", said(&unknown));
-    // A copy that is no true one mends nothing.
-    let copies = road.site.store().join("B86022/gw1/clinical.again.ndjson");
+    assert!(printed(&unknown).contains("a range from 1 to 45"), "{}", printed(&unknown));
+    // A copy with a wrong chain value recovers nothing.
+    let copies = pipeline.site.store().join("B86022/gw1/clinical.again.ndjson");
     damage(&copies, |sequence, line| match sequence {
         12 => Some(line.replace("\"data_base64\":\"", "\"data_base64\":\"AAAA")),
         _ => Some(line.to_owned()),
     });
-    let verified = road.site.hub_command(&["verify"]);
+    let verified = pipeline.site.hub_command(&["verify"]);
     assert_eq!(verified.status.code(), Some(65));
-    assert!(said(&verified).contains("sequences 12 to 12 of epoch"), "{}", said(&verified));
+    assert!(printed(&verified).contains("sequences 12 to 12 of epoch"), "{}", printed(&verified));
     assert_eq!(safe[0].len(), 40);
 }
 
-/// A client that speaks as the hub and hears the results.
-struct Voice {
+/// A client that sends commands as the hub and receives the results.
+struct CommandSender {
     client: Client,
     results: mpsc::Receiver<CommandResult>,
 }
 
-impl Voice {
+impl CommandSender {
     fn new(port: u16) -> Self {
-        let mut options = MqttOptions::new("voice", "127.0.0.1", port);
+        let mut options = MqttOptions::new("commander", "127.0.0.1", port);
         options.set_keep_alive(Duration::from_secs(30));
         let (client, mut connection) = Client::new(options, 16);
-        let (told, results) = mpsc::channel();
+        let (sender, results) = mpsc::channel();
         let (ready, is_ready) = mpsc::channel();
         let subscriber = client.clone();
         std::thread::spawn(move || {
@@ -176,7 +177,7 @@ impl Voice {
                     }
                     Ok(Event::Incoming(Packet::SubAck(_))) => ready.send(()).unwrap(),
                     Ok(Event::Incoming(Packet::Publish(publish))) => {
-                        let _ = told.send(from_json(&publish.payload).unwrap());
+                        let _ = sender.send(from_json(&publish.payload).unwrap());
                     }
                     Ok(_) => {}
                     Err(_) => return,
@@ -187,7 +188,7 @@ impl Voice {
         Self { client, results }
     }
 
-    fn say(&self, key: &SigningKey, command: &Command) {
+    fn send(&self, key: &SigningKey, command: &Command) {
         let topic = "pgw/v1/B86022/gw1/cmd";
         let payload = to_json(command);
         let properties = PublishProperties {
@@ -197,20 +198,20 @@ impl Voice {
         self.client.publish_with_properties(topic, QoS::AtLeastOnce, false, payload, properties).unwrap();
     }
 
-    fn hear(&self) -> CommandResult {
+    fn result(&self) -> CommandResult {
         self.results.recv_timeout(PATIENCE).unwrap()
     }
 }
 
 #[test]
 fn a_command_that_is_forged_old_expired_or_unknown_is_not_obeyed_and_a_good_one_once() {
-    let road = Road::start(SiteOptions::default());
-    let wire = Wire::watch(road.broker.plain_port());
-    confirmed(&road, 1, 10);
-    let status = road.site.status().unwrap();
-    let key = SigningKey::from_pkcs8(&std::fs::read(road.site.path("signing.key")).unwrap()).unwrap();
+    let pipeline = Pipeline::start(SiteOptions::default());
+    let wire = Wire::watch(pipeline.broker.plain_port());
+    confirmed(&pipeline, 1, 10);
+    let status = pipeline.site.status().unwrap();
+    let key = SigningKey::from_pkcs8(&std::fs::read(pipeline.site.path("signing.key")).unwrap()).unwrap();
     let forged = SigningKey::from_pkcs8(&SigningKey::generate().unwrap()).unwrap();
-    let list = road.site.gateway_command(&["outbox", "show", "--json", "4"]);
+    let list = pipeline.site.gateway_command(&["outbox", "show", "--json", "4"]);
     let shown: serde_json::Value = serde_json::from_slice(&list.stdout).unwrap();
     let epoch = serde_json::from_value(shown["epoch"].clone()).unwrap();
     let at = |millis| rfc3339(millis);
@@ -223,33 +224,33 @@ fn a_command_that_is_forged_old_expired_or_unknown_is_not_obeyed_and_a_good_one_
         expires: at(unix_millis_now() + 600_000),
         order,
     };
-    let voice = Voice::new(road.broker.plain_port());
+    let sender = CommandSender::new(pipeline.broker.plain_port());
 
-    voice.say(&forged, &command("forged", order(2, 3)));
-    voice.say(&key, &Command { hub: Hub::new("hub2").unwrap(), ..command("foreign", order(2, 3)) });
+    sender.send(&forged, &command("forged", order(2, 3)));
+    sender.send(&key, &Command { hub: Hub::new("hub2").unwrap(), ..command("foreign", order(2, 3)) });
     let good = command("old", order(2, 3));
-    voice.say(&key, &Command { session: good.session + 1, ..good.clone() });
-    let result = voice.hear();
+    sender.send(&key, &Command { session: good.session + 1, ..good.clone() });
+    let result = sender.result();
     assert_eq!((result.id.as_str(), result.done), ("old", 0), "the forged ones get no answer: {result:?}");
     assert!(result.detail.contains("it is for session"), "{result:?}");
-    voice.say(&key, &Command { expires: at(unix_millis_now() - 1_000), id: "late".into(), ..good });
-    let result = voice.hear();
+    sender.send(&key, &Command { expires: at(unix_millis_now() - 1_000), id: "late".into(), ..good });
+    let result = sender.result();
     assert!(result.done == 0 && result.detail.contains("expired"), "{result:?}");
-    voice.say(&key, &command("unknown", order(2, 30)));
-    let result = voice.hear();
+    sender.send(&key, &command("unknown", order(2, 30)));
+    let result = sender.result();
     assert!(result.done == 0 && result.detail.contains("confirmed through 10 only"), "{result:?}");
-    voice.say(&key, &command("reboot", Order::Unknown));
-    let result = voice.hear();
+    sender.send(&key, &command("reboot", Order::Unknown));
+    let result = sender.result();
     assert!(result.done == 0 && result.detail.contains("does not know the command"), "{result:?}");
     assert_eq!(wire.repeated(), 0, "nothing of it was obeyed");
 
     let good = command("good", order(2, 3));
-    voice.say(&key, &good);
-    voice.say(&key, &good);
-    let result = voice.hear();
+    sender.send(&key, &good);
+    sender.send(&key, &good);
+    let result = sender.result();
     assert_eq!((result.id.as_str(), result.done, result.count), ("good", 1, 2), "{result:?}");
-    voice.say(&key, &command("next", order(5, 5)));
-    let result = voice.hear();
+    sender.send(&key, &command("next", order(5, 5)));
+    let result = sender.result();
     assert_eq!((result.id.as_str(), result.count), ("next", 1), "the good one was obeyed once: {result:?}");
     eventually_blocking("three bodies to be seen twice", PATIENCE, || (wire.repeated() == 3).then_some(()));
 }

@@ -1,4 +1,4 @@
-//! The uplink against a real Mosquitto over mutual TLS, with a scripted hub at the other end.
+//! The uplink against a real Mosquitto over mutual TLS, with a scripted hub on the other side.
 
 use std::time::{Duration, Instant};
 
@@ -45,8 +45,10 @@ async fn nothing_is_lost_or_reordered_over_cuts_in_the_middle() {
     gateway.connect_to(proxy.port());
     for part in 1..=6 {
         let enough = part * 500;
-        eventually("some of it is confirmed", SOON, || (gateway.mark("clinical") >= enough).then_some(()))
-            .await;
+        eventually("some of it is confirmed", SOON, || {
+            (gateway.watermark("clinical") >= enough).then_some(())
+        })
+        .await;
         proxy.cut();
     }
     gateway.confirmed("clinical", 4_000).await;
@@ -63,7 +65,7 @@ async fn a_broker_that_dies_costs_nothing_but_time() {
     let mut gateway = Gateway::new(&certificates, hub.public_key());
     gateway.submit("clinical", 1..=3_000).await;
     gateway.connect_to(broker.port());
-    eventually("a third is confirmed", SOON, || (gateway.mark("clinical") >= 1_000).then_some(())).await;
+    eventually("a third is confirmed", SOON, || (gateway.watermark("clinical") >= 1_000).then_some(())).await;
     broker.restart();
     gateway.confirmed("clinical", 3_000).await;
     assert_eq!(hub.stored("clinical"), (1..=3_000).map(body).collect::<Vec<_>>());
@@ -84,7 +86,7 @@ async fn a_swallowed_puback_stalls_no_longer_than_the_patience() {
     let start = Instant::now();
     gateway.submit("clinical", 6..=10).await;
     eventually("the silent connection is left", SOON, || (proxy.accepted() > before).then_some(())).await;
-    // The stall timeout of 5 s leaves it; the keep-alive of 20 s would come far later.
+    // The stall timeout of 5 s ends it; the keep-alive of 20 s would come far later.
     assert!(start.elapsed() < Duration::from_secs(15), "{:?}", start.elapsed());
     proxy.set(Fault::Pass);
     proxy.cut();
@@ -102,7 +104,7 @@ async fn the_first_transaction_waits_for_no_timer_when_the_link_is_back() {
     gateway.connect_to(broker.port());
     let live = eventually("the link is up", SOON, || gateway.link().up.then(Instant::now)).await;
     eventually("the first has arrived", SOON, || (!hub.stored("clinical").is_empty()).then_some(())).await;
-    // The shortest timer that could hide here is the receipt timeout of 2 s; benches/road.rs has the figure.
+    // The shortest timer that could be involved is the receipt timeout of 2 s; benches/pipeline.rs has the figure.
     assert!(live.elapsed() < Duration::from_millis(1_500), "{:?}", live.elapsed());
 }
 
@@ -135,7 +137,7 @@ async fn a_record_too_large_for_the_broker_is_held_and_named() {
     gateway.connect_to(broker.port());
     gateway.confirmed("clinical", 2).await;
     eventually("it is held", SOON, || (gateway.link().held == 1).then_some(())).await;
-    assert!(gateway.link().up, "the connection stands: the record was never sent");
+    assert!(gateway.link().up, "the connection is still up: the record was never sent");
     assert_eq!(hub.stored("clinical").len(), 2);
     eventually("an event names it", SOON, || {
         hub.events().iter().any(|event| event.code == "held").then_some(())
@@ -149,7 +151,7 @@ async fn forged_receipts_confirm_nothing() {
     let broker = Mosquitto::start(&certificates);
     let hub = HubKit::start(broker.plain_port()).await;
     let stranger = HubKit::start(broker.plain_port()).await;
-    // The hub is silent; another, with a key of its own, answers under its name.
+    // The hub is silent; another one, with its own key, answers under its name.
     hub.silence();
     let mut gateway = Gateway::new(&certificates, hub.public_key());
     gateway.submit("clinical", 1..=5).await;
@@ -157,7 +159,7 @@ async fn forged_receipts_confirm_nothing() {
     eventually("the stranger has answered", SOON, || (stranger.answers() >= 1).then_some(())).await;
     eventually("the link is up", SOON, || gateway.link().up.then_some(())).await;
     tokio::time::sleep(Duration::from_millis(500)).await;
-    assert_eq!(gateway.mark("clinical"), 0);
+    assert_eq!(gateway.watermark("clinical"), 0);
     assert!(stranger.stored("clinical").is_empty(), "nothing is sent before the true hub has answered");
 }
 
@@ -262,7 +264,7 @@ async fn every_failure_names_its_phase_and_its_reason() {
                 gateway.settings.phase_timeout = Duration::from_secs(1);
             }
             "not authorised" => {
-                // The plain listener of this broker wants a name, and without TLS we have none.
+                // This broker's plain listener requires a name, and without TLS we have none.
                 gateway.settings.tls = None;
                 port = broker.plain_port();
             }
@@ -313,7 +315,7 @@ async fn new_certificates_are_tried_before_they_replace_the_old() {
     gateway.confirmed("clinical", 1).await;
     let first = gateway.link().session;
 
-    // One that the broker does not take: the old ones serve on.
+    // One that the broker does not accept: the old one stays in use.
     gateway.replace_certificate(&stranger.client("B86022.gw1"));
     gateway.reload();
     eventually("the new ones were tried, the old ones are back", SOON, || {

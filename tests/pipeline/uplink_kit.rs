@@ -1,6 +1,6 @@
 //! A gateway without doors and a scripted hub, for the uplink's tests.
 #![allow(unreachable_pub, missing_docs, reason = "a kit says what it offers")]
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on fails")]
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot continue fails")]
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -190,14 +190,14 @@ impl Gateway {
         self.link.as_ref().unwrap().borrow().clone()
     }
 
-    pub fn mark(&self, lane: &str) -> u64 {
-        self.outbox.watermark(&Lane::new(lane).unwrap()).map_or(0, |mark| mark.position)
+    pub fn watermark(&self, lane: &str) -> u64 {
+        self.outbox.watermark(&Lane::new(lane).unwrap()).map_or(0, |watermark| watermark.position)
     }
 
     pub async fn confirmed(&self, lane: &str, through: u64) {
         let what = format!("{lane} is confirmed through {through}");
-        eventually(&what, Duration::from_secs(30), || (self.mark(lane) >= through).then_some(())).await;
-        assert_eq!(self.mark(lane), through);
+        eventually(&what, Duration::from_secs(30), || (self.watermark(lane) >= through).then_some(())).await;
+        assert_eq!(self.watermark(lane), through);
     }
 
     pub fn reload(&self) {
@@ -226,7 +226,7 @@ impl Drop for Gateway {
     }
 }
 
-/// Removed whole, though the outbox's threads may still be ending in it.
+/// Removed completely, though the outbox's threads may still be ending in it.
 struct Directory(Option<TempDir>);
 
 impl Directory {
@@ -247,7 +247,7 @@ impl Drop for Directory {
     }
 }
 
-/// A hub by the rules of the wire: it expects, checks the chain, stores in memory, and answers, signed.
+/// A hub that follows the wire format: it expects, checks the chain, stores in memory, and answers, signed.
 pub struct HubKit {
     state: Arc<Mutex<State>>,
     key: Arc<SigningKey>,
@@ -278,7 +278,7 @@ impl HubKit {
         SigningKey::from_pkcs8(&SigningKey::generate().unwrap()).unwrap().public()
     }
 
-    /// On the broker's plain port; it comes back by itself.
+    /// On the broker's plain port; it reconnects by itself.
     pub async fn start(port: u16) -> Self {
         let key = Arc::new(SigningKey::from_pkcs8(&SigningKey::generate().unwrap()).unwrap());
         let state = Arc::new(Mutex::new(State { incarnation: 1, ..State::default() }));
@@ -305,7 +305,7 @@ impl HubKit {
         self.key.public()
     }
 
-    /// From now on it answers nothing and stores nothing.
+    /// From now on it neither answers nor stores.
     pub fn silence(&self) {
         self.silent.store(true, Ordering::SeqCst);
     }

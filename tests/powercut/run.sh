@@ -1,6 +1,6 @@
 #!/bin/sh
 # Does the outbox keep its promises over a power cut? One command: builds, records it at work on a recorded disk, cuts the
-# power CUTS times in each of six modes, then a second generation: GENERATIONS recovered images go on and
+# power CUTS times in each of six modes, then a second generation: GENERATIONS recovered images continue and
 # are cut again, their recovery included. Root, /dev/fuse and loop devices are needed.
 #   tests/powercut/run.sh [CUTS] [GENERATIONS] [RUNS-FOLDER]
 # With DAEMON=yes it is the real daemon, fed over its control socket and MLLP, instead of the library.
@@ -18,7 +18,7 @@ if [ -z "${POWERCUT:-}" ]; then
 fi
 if [ -z "${PROGRAMS:-}" ]; then
     (cd "$project" && cargo build --quiet --bin practice-gateway --example powercut-$what)
-    PROGRAMS=$(mktemp -d) # a build while this runs must not change the judge
+    PROGRAMS=$(mktemp -d) # a build while this runs must not change the checker
     trap 'rm -r "$PROGRAMS"' EXIT
     built=${CARGO_TARGET_DIR:-$project/target}/debug
     cp "$built/practice-gateway" "$built/examples/powercut-$what" "$PROGRAMS/"
@@ -28,7 +28,7 @@ run="$PROGRAMS/powercut-$what run" check="$PROGRAMS/powercut-$what check"
 
 mkdir -p "$runs"
 bad=0 total=0
-judge() { # run folder, mode, cuts, label
+check_images() { # run folder, mode, cuts, label
     "$POWERCUT" check --run "$1" --mode "$2" --cuts "$3" --checker "$check {dir} {acked-file}" \
         >"$1/out-$2.txt" 2>&1 || { bad=$((bad + 1)); grep -v '^TOTAL' "$1/out-$2.txt" | tail -n 8; }
     total=$((total + $3))
@@ -37,7 +37,7 @@ judge() { # run folder, mode, cuts, label
 
 "$POWERCUT" record --out "$runs/first" --workload "$run {dir} {acks} $seconds 1"
 for mode in none prefix subset torn4k torn512 plp; do
-    judge "$runs/first" $mode "$cuts" "first generation,"
+    check_images "$runs/first" $mode "$cuts" "first generation,"
 done
 
 n=0
@@ -49,7 +49,7 @@ while [ "$n" -lt "$generations" ]; do
         --events "$second/start.txt" >/dev/null
     if "$POWERCUT" record --out "$second" --base "$second/start.img" --prior "$second/start.txt" \
         --workload "$run {dir} {acks} 2 $((n + 2))" >"$second/record.txt" 2>&1; then
-        judge "$second" $mode $((cuts / 5 + 1)) "second generation $n,"
+        check_images "$second" $mode $((cuts / 5 + 1)) "second generation $n,"
     else
         echo "second generation $n: RESTART FAILED: $(tail -n 3 "$second/record.txt" | tr '\n' ' ')"
         bad=$((bad + 1))

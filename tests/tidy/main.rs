@@ -1,4 +1,4 @@
-//! Style as a test: what a reviewer would otherwise have to say every time.
+//! Style as a test: what a reviewer would otherwise have to point out every time.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -7,11 +7,11 @@
     reason = "a test stops at the first thing that goes wrong, and prints"
 )]
 
-mod house;
+mod structure;
 
 use std::path::{Path, PathBuf};
 
-use house::IMPORTS;
+use structure::IMPORTS;
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -50,9 +50,9 @@ fn product() -> Vec<(String, String)> {
 
 #[test]
 fn files_are_short() {
-    /// A little more is better than a cut in the wrong place.
+    /// A little longer is better than a split in the wrong place.
     const LINES: usize = 450;
-    /// Debts: longer than that today, with the length that they must not grow beyond.
+    /// Debts: longer than that today, with the length that they must not exceed.
     const DEBTS: &[(&str, usize)] = &[];
     let mut long = Vec::new();
     for (name, code) in product() {
@@ -121,7 +121,7 @@ fn pure_files_have_no_io_no_clock_and_no_chance() {
             let found = lines.iter().any(|line| line.contains(forbidden));
             assert!(!found, "src/{name} is pure and must not use {forbidden}");
         }
-        // The one look at the wall clock stands beside the word for it.
+        // The only read of the wall clock is next to its type.
         let clock = lines.iter().any(|line| line.contains("SystemTime::now"));
         assert!(!clock || name == "core/transaction.rs", "src/{name} is pure and must not look at the clock");
     }
@@ -197,7 +197,7 @@ fn every_dependency_says_why_it_is_there() {
     for line in listed {
         assert!(line.contains("# "), "no reason: {line}");
     }
-    // Everybody else takes a dependency from that list, where its reason stands.
+    // All others take a dependency from that list, which has the reason.
     let mut others = vec![String::from("Cargo.toml"), String::from("examples/Cargo.toml")];
     others.extend(IMPORTS.map(|(name, _)| format!("src/{name}/Cargo.toml")));
     for path in others {
@@ -214,7 +214,7 @@ fn named_tests(document: &str) -> Vec<(String, String)> {
     let parts: Vec<&str> = document.split('`').collect();
     let mut named = Vec::new();
     let mut file: Option<&str> = None;
-    // Odd parts stand between backticks.
+    // The odd parts are between backticks.
     for (index, part) in parts.iter().enumerate() {
         let quoted = index % 2 == 1;
         let is_file =
@@ -224,7 +224,7 @@ fn named_tests(document: &str) -> Vec<(String, String)> {
             && part.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_');
         match file {
             _ if is_file => file = Some(part),
-            // Only what stands right behind its file, with a space between.
+            // Only a name directly after its file, separated by a space.
             Some(of) if is_test && parts[index - 1] == " " => named.push((of.to_owned(), (*part).to_owned())),
             _ if !quoted && *part != " " => file = None,
             _ => {}
@@ -260,7 +260,7 @@ fn the_tests_that_documents_name_are_there() {
     }
 }
 
-/// Every row of the tables in `docs/ingest.md` says which test holds it.
+/// Every row of the tables in `docs/ingest.md` names its test.
 #[test]
 fn every_row_of_the_doors_names_its_test() {
     let text = std::fs::read_to_string(root().join("docs/ingest.md")).expect("the document");
@@ -350,7 +350,7 @@ fn the_first_screen_of_the_readme_says_what_it_is_and_is_not() {
 /// Every event code that the product can raise has its row in the runbook's index.
 #[test]
 fn the_runbook_explains_every_event_code() {
-    // What event codes with a dot begin with; others have names of one word.
+    // The prefixes of event codes with a dot; other codes have one word.
     let about = [
         "cert",
         "clock",
@@ -370,7 +370,7 @@ fn the_runbook_explains_every_event_code() {
     let words = ["damaged", "diverged", "held", "hole", "refused", "released", "salvaged", "twin", "void"]
         .map(str::to_owned);
     let mut codes: Vec<String> = words.into();
-    // The names of configuration keys look alike.
+    // The names of configuration keys look the same.
     for (_, code) in product().iter().filter(|(name, _)| !name.contains("config")) {
         for literal in code.split('"') {
             let is_code = literal.split_once('.').is_some_and(|(subject, what)| {
@@ -401,8 +401,8 @@ fn the_runbook_explains_every_event_code() {
     }
 }
 
-/// A child that starts holds a copy of every lock of this process until it runs its own code, and the outbox's tests close a
-/// store and open it again at once.
+/// A starting child process holds a copy of every lock of this process until it runs its own code, and the outbox's
+/// tests close a store and reopen it at once.
 #[test]
 fn no_test_of_the_outbox_starts_a_process() {
     for path in sources(&root().join("src/outbox")) {
@@ -425,7 +425,7 @@ fn test_programs() -> Vec<(&'static str, Vec<(PathBuf, String)>)> {
         .into()
 }
 
-/// The compiler says nothing about a file that no `mod` names: its tests would not run, and nobody would see it.
+/// The compiler does not report a file that no `mod` names: its tests would not run, and nobody would notice.
 #[test]
 fn every_test_file_belongs_to_its_program() {
     for (program, files) in test_programs() {
@@ -454,7 +454,7 @@ fn every_test_file_belongs_to_its_program() {
     }
 }
 
-/// Tests of one program are threads of one process: see the heads of `tests/*/main.rs`.
+/// Tests of one program are threads of one process: see the comments at the top of `tests/*/main.rs`.
 #[test]
 fn tests_leave_their_own_process_alone() {
     for (program, files) in test_programs() {
@@ -488,7 +488,7 @@ fn printed_lines() -> Vec<(String, String)> {
     lines
 }
 
-/// They puzzle who reads them first at three in the morning; beside each stands what an engineer says.
+/// They puzzle a reader at three in the morning; next to each is what an engineer says.
 #[test]
 fn what_is_printed_is_plain_english() {
     const NOT_BUT: [(&str, &str); 17] = [

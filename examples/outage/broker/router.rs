@@ -1,10 +1,11 @@
-//! What the broker decides: who is connected, who subscribes to what, and which messages wait for whom. No IO.
+//! The broker's decisions: who is connected, who subscribes to what, and which messages wait for whom. No IO.
 //!
-//! Nothing is dropped to make room, and nobody can block anybody for ever:
-//! - A QoS 1 publish is *held* while a subscriber's queue is full, and its PUBACK with it. MQTT 5 lets a client have
-//!   [`RECEIVE_MAXIMUM`] publishes without a PUBACK, so what is held is bounded and the publisher stops by itself.
-//! - Every connection is always read. Were reading stopped instead, the PUBACKs behind a held publish could not arrive, and
-//!   two clients that publish to each other could wait for each other for ever.
+//! Nothing is dropped for lack of space, and no client can block another for ever:
+//! - A QoS 1 publish is *held* while a subscriber's queue is full, and so is its PUBACK. MQTT 5 lets a client have
+//!   [`RECEIVE_MAXIMUM`] publishes without a PUBACK, so the number of held publishes is bounded and the publisher
+//!   stops by itself.
+//! - Every connection is always read. If reading stopped instead, the PUBACKs behind a held publish could not arrive,
+//!   and two clients that publish to each other could wait for each other for ever.
 //! - QoS 0 has no PUBACK to withhold: a subscriber whose queue is full does not get such a message.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -23,13 +24,13 @@ pub(super) const RECEIVE_MAXIMUM: u16 = 100;
 const QUEUE: usize = 1000;
 /// Replies that a client may leave unread before it is disconnected.
 const REPLIES: usize = 1000;
-/// Messages are handed to a connection in portions of about this size.
+/// Messages are passed to a connection in portions of about this size.
 const PORTION_BYTES: usize = 64 * 1024;
 
 /// A connection's number. A client that connects again gets a new one.
 pub(super) type SessionId = u64;
 
-/// What a client said when it connected.
+/// A client's options when it connected.
 pub(super) struct Client {
     pub(super) name: String,
     pub(super) will: Option<Publish>,
@@ -53,7 +54,7 @@ struct Session {
     client: Client,
     signals: Arc<Signals>,
     filters: BTreeMap<String, Filter>,
-    /// What it has published and somebody has no room for, oldest first; without PUBACK so far.
+    /// Its publishes that some subscriber's queue has no space for, oldest first; without PUBACK so far.
     held: VecDeque<Publish>,
     /// PUBACK, SUBACK and the like for it.
     replies: VecDeque<Packet>,
@@ -78,7 +79,7 @@ impl Session {
     fn push(&mut self, message: &Publish, granted: QoS, retain: bool) {
         let qos = lower(message.qos, granted);
         let message = Publish { dup: false, qos, retain, pkid: 0, ..message.clone() };
-        // MQTT 5 §3.1.2.11.4: what is too large for a client is not sent to it. 2 bytes: the packet identifier.
+        // MQTT 5 §3.1.2.11.4: a packet too large for a client is not sent to it. 2 bytes: the packet identifier.
         if message.size() + 2 <= self.client.maximum_packet {
             self.queue.push_back(message);
             self.signals.work.notify_one();
@@ -90,7 +91,7 @@ impl Session {
         self.signals.work.notify_one();
     }
 
-    /// The next message, numbered, unless the client must acknowledge others first.
+    /// The next message with its packet identifier, unless the client must first acknowledge others.
     fn next(&mut self) -> Option<Publish> {
         let at_least_once = self.queue.front()?.qos == QoS::AtLeastOnce;
         if at_least_once && self.in_flight.len() >= usize::from(self.client.receive_maximum) {
@@ -150,7 +151,7 @@ impl Router {
         if let (true, Some(will)) = (with_will, &session.client.will) {
             self.route(None, will);
         }
-        self.pass_on(); // nobody has to wait for this one any more
+        self.pass_on(); // nothing has to wait for this one any more
     }
 
     /// A client publishes. `Err`: why it must be disconnected.
@@ -232,12 +233,12 @@ impl Router {
             packets.push(Packet::Publish(message));
         }
         if bytes > 0 {
-            self.pass_on(); // there is room in its queue again
+            self.pass_on(); // there is space in its queue again
         }
         packets
     }
 
-    /// Passes on whatever is held and now has room: one of each publisher in turn, so that none goes without.
+    /// Passes on held publishes that now have space: one of each publisher in turn, so that none is left out.
     fn pass_on(&mut self) {
         let holders = self.sessions.iter().filter(|(_, session)| !session.held.is_empty());
         let mut holders: Vec<SessionId> = holders.map(|(id, _)| *id).collect();
@@ -246,7 +247,7 @@ impl Router {
         }
     }
 
-    /// Passes on the oldest held publish of a client and acknowledges it, if every subscriber has room for it.
+    /// Passes on the oldest held publish of a client and acknowledges it, if every subscriber has space for it.
     fn pass_on_one(&mut self, id: SessionId) -> bool {
         let Some(message) = self.sessions.get(&id).and_then(|session| session.held.front()) else {
             return false;
@@ -269,7 +270,8 @@ impl Router {
         true
     }
 
-    /// Puts a message into the queue of each subscriber, and keeps it if it is to be retained; how many subscribe to it.
+    /// Puts a message into the queue of each subscriber, and stores it if it is retained; returns the number of
+    /// subscribers.
     fn route(&mut self, from: Option<SessionId>, message: &Publish) -> usize {
         let topic = topic(message);
         if message.retain && message.payload.is_empty() {
@@ -290,7 +292,7 @@ impl Router {
     }
 }
 
-/// Whether we can pass a publish or a will on. Its properties go to the subscribers as they are.
+/// Whether this broker can pass on a publish or a will. Its properties are passed on unchanged.
 pub(super) fn check(message: &mut Publish) -> Result<(), Reason> {
     if message.qos == QoS::ExactlyOnce {
         return Err(Reason::QoSNotSupported);
@@ -377,7 +379,7 @@ mod tests {
             messages.map(|m| String::from_utf8(m.payload.to_vec()).unwrap()).collect()
         }
 
-        /// Takes and acknowledges until nothing more comes.
+        /// Takes and acknowledges until nothing more arrives.
         fn drain(&mut self, id: SessionId) -> Vec<String> {
             let mut all = Vec::new();
             loop {
@@ -448,7 +450,7 @@ mod tests {
         assert_eq!((&got[0].payload[..], got[0].retain), (&b"new"[..], true));
         assert_eq!(got[0].properties, Some(properties));
 
-        // A subscriber that is there already gets it as a new message, with the flag only if it wants it as published.
+        // An existing subscriber gets it as a new message, with the flag only if it asked for it as published.
         router.subscribe(late, Filter { preserve_retain: true, ..filter("s/3") });
         router.publish(publisher, retained("s/1", "live")).unwrap();
         router.publish(publisher, retained("s/3", "live")).unwrap();
@@ -514,7 +516,7 @@ mod tests {
             "each has its own identifier"
         );
         assert!(router.messages(subscriber).is_empty());
-        router.acknowledged(subscriber, 9999); // not its own: makes no room
+        router.acknowledged(subscriber, 9999); // not its own: frees no space
         assert!(router.messages(subscriber).is_empty());
         router.acknowledged(subscriber, first[3].pkid);
         assert_eq!(router.bodies(subscriber), ["10"]);
@@ -535,7 +537,7 @@ mod tests {
         assert_eq!(most, Err(Reason::ReceiveMaximumExceeded));
         router.publish(publisher, Publish { qos: QoS::AtMostOnce, ..message("a", "best effort") }).unwrap();
 
-        // Another publisher to another subscriber does not wait for them.
+        // Another publisher to another subscriber is not delayed by them.
         let other = router.join("other", &[]);
         router.publish(other, message("b", "x")).unwrap();
         assert_eq!((router.pubacks(other), router.bodies(free)), (1, vec!["x".to_owned()]));
@@ -581,8 +583,8 @@ mod tests {
         let (second, _) = router.connect(with_will());
         assert_ne!(first, second);
         assert_eq!(router.drain(watcher), ["offline"], "taken over");
-        let told = std::pin::pin!(signals.evicted.notified()).enable();
-        assert!(told, "the old connection is told");
+        let evicted = std::pin::pin!(signals.evicted.notified()).enable();
+        assert!(evicted, "the old connection is evicted");
 
         router.end(first, true);
         assert!(router.drain(watcher).is_empty(), "it ended with the takeover, only once");

@@ -1,36 +1,36 @@
-//! What was carried to the hub by hand: judged by the same lanes and stored with the same groups as what the broker brings.
+//! Transactions that came by hand-carry. The same lanes classify them, and the same groups store them, as those from the
+//! broker.
 //!
-//! Nobody can ask for the position across a gap that only a person crosses. What the question protects from (the first
-//! number of a later epoch taken before the end of an earlier one) is in the bundle instead: it names how far each older
-//! epoch must be here.
+//! Without a link a gateway cannot ask for the position. The question protects from taking the first number of a later
+//! epoch before the end of an earlier one. The bundle does so instead: it names how far each older epoch must be stored.
 
 use super::lane::Verdict;
 use super::{Committer, Lookup, Numbered, Record};
 use crate::delivery::{Millis, Through};
 use crate::transaction::{Epoch, LaneName, Position, Sequence};
 
-/// What became of a part of a bundle.
+/// The outcome of importing a part of a bundle.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Tally {
-    /// New.
+    /// New ones.
     pub stored: u64,
     /// Here already under another number: only their new number was stored.
     pub renumbered: u64,
     /// Here already.
     pub repeated: u64,
-    /// The lane's ends now, epochs oldest first.
-    pub marks: Vec<Through>,
+    /// How far the lane is stored now, epochs oldest first.
+    pub watermarks: Vec<Through>,
 }
 
-/// Why a part was not taken. What came before in it is stored.
+/// Why a part was not taken. The transactions before it in the bundle are stored.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NotTaken {
-    /// The hub lacks what comes before.
+    /// The hub lacks earlier transactions.
     #[error(
         "{lane}: sequence {sequence} of epoch {epoch} is missing here: it precedes this bundle; import a bundle that begins there first"
     )]
     Missing {
-        /// Whose.
+        /// The lane.
         lane: LaneName,
         /// Its epoch.
         epoch: Epoch,
@@ -44,26 +44,26 @@ pub enum NotTaken {
         "{lane}: sequence {sequence} of epoch {epoch} does not follow from the stored transactions: another history"
     )]
     Diverged {
-        /// Whose.
+        /// The lane.
         lane: LaneName,
         /// Its epoch.
         epoch: Epoch,
-        /// Itself.
+        /// The one that does not follow.
         sequence: Sequence,
     },
     /// The store has failed, or fails still.
     #[error("{0}: the store has failed, nothing more is taken now")]
-    Trouble(LaneName),
+    StoreFailed(LaneName),
     /// The gateway has more lanes than any gateway has.
     #[error("{0}: the gateway has too many lanes")]
     TooManyLanes(LaneName),
 }
 
 impl<R: Record> Committer<R> {
-    /// Takes a part of one lane of a bundle, in order, and where it ended early, if it did; `older` says through which
-    /// sequence older epochs must be here. The group must have been flushed before. What was taken is staged: the tally
-    /// counts, and has marks, only when another [`super::Input::Flush`] has stored it. A receipt is due for the lane then,
-    /// so that a link that is up hears of it.
+    /// Takes a part of one lane of a bundle, in order, and returns why it ended early, if it did. `older` says through which
+    /// sequence older epochs must be stored. The caller has flushed the group before. The records are only staged: the tally
+    /// counts, and has watermarks, when another [`super::Input::Flush`] has stored them. Then a receipt is due for the lane, so
+    /// that a gateway with a link learns of it.
     ///
     /// # Errors
     /// [`NotTaken`]: nothing of it is taken.
@@ -75,8 +75,8 @@ impl<R: Record> Committer<R> {
         now: Millis,
         store: &mut impl Lookup,
     ) -> Result<(Tally, Option<NotTaken>), NotTaken> {
-        if self.is_appending() || self.is_left_alone(now) {
-            return Err(NotTaken::Trouble(lane.clone()));
+        if self.is_appending() || self.is_pausing(now) {
+            return Err(NotTaken::StoreFailed(lane.clone()));
         }
         for (epoch, through) in older {
             let here = self.lane(lane).map_or(0, |state| state.through(epoch));
@@ -90,7 +90,7 @@ impl<R: Record> Committer<R> {
         let mut tally = Tally::default();
         for record in records {
             let Numbered { epoch, sequence, .. } = record.numbered();
-            match self.judge(&record, true, store) {
+            match self.classify(&record, true, store) {
                 Verdict::Store => {
                     tally.stored += 1;
                     self.stage(record);
@@ -106,8 +106,8 @@ impl<R: Record> Committer<R> {
                     return Ok((tally, Some(diverged)));
                 }
                 Verdict::Unsure => {
-                    self.has_trouble(now, 1);
-                    return Ok((tally, Some(NotTaken::Trouble(lane.clone()))));
+                    self.note_failure(now, 1);
+                    return Ok((tally, Some(NotTaken::StoreFailed(lane.clone()))));
                 }
             }
         }

@@ -1,4 +1,4 @@
-//! What one lane expects next.
+//! The state of one lane: which number it expects next.
 
 use std::collections::VecDeque;
 
@@ -10,23 +10,23 @@ use crate::transaction::{Epoch, Sequence, TransactionId};
 /// Chain values of the last stored and staged numbers that are kept to check repetitions.
 const REMEMBERED: usize = 64;
 
-/// What is to be done with a transaction.
+/// What the committer does with a transaction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Verdict {
     /// Store it.
     Store,
-    /// It is stored already, under an older epoch: store that this number names it (the mark must survive a restart), not
-    /// the transaction itself.
+    /// It is stored already, under an older epoch: store only that this number names it (the number must survive a
+    /// restart), not the transaction itself.
     Known,
     /// A repetition.
     Repeat,
-    /// Not the next one, which is this: ignore it.
+    /// It comes too early, this number is next: ignore it.
     Ahead(Sequence),
     /// The gateway has not asked for the position since this hub started: ignore it.
     Unasked,
-    /// Its chain value is not the one that it must have here: ignore it.
+    /// Its chain value does not follow from the stored ones: ignore it.
     Diverged,
-    /// The store cannot say whether it is stored already. The lane is as it was before.
+    /// The store cannot say whether it is stored already. The lane is unchanged.
     Unsure,
 }
 
@@ -37,14 +37,14 @@ pub(super) struct LaneState {
     /// The nonce of the last position question since the hub started.
     asked: Option<String>,
     /// The last gap notice.
-    said: Option<Missed>,
+    last_notice: Option<Missed>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Progress {
     /// On stable storage.
     stored: Through,
-    /// With what waits in the group.
+    /// Including the transactions in the group.
     staged: Through,
     /// Chain values of the numbers through `staged.through`, newest last.
     recent: VecDeque<ChainValue>,
@@ -71,14 +71,14 @@ impl Progress {
 }
 
 impl LaneState {
-    /// A lane as the store has it, its epochs in the order of their first transactions. What its gateway was told since the
-    /// hub started still stands.
-    pub(super) fn begin_again(&mut self, marks: Vec<Through>) {
-        self.epochs = marks.into_iter().map(Progress::new).collect();
-        self.said = None;
+    /// A lane as the store has it, its epochs in the order of their first transactions. Its gateway's last question
+    /// stays: it was asked since the hub started.
+    pub(super) fn begin_again(&mut self, watermarks: Vec<Through>) {
+        self.epochs = watermarks.into_iter().map(Progress::new).collect();
+        self.last_notice = None;
     }
 
-    /// The gateway asks where the hub is.
+    /// The gateway asks how far the hub has stored.
     pub(super) fn ask(&mut self, nonce: String) {
         self.asked = Some(nonce);
     }
@@ -90,19 +90,19 @@ impl LaneState {
 
     /// A transaction came from the broker.
     ///
-    /// `known` says whether an id is stored or staged. It is asked only where the lane has another epoch, for only there can
+    /// `known` says whether an id is stored or staged. It is called only where the lane has another epoch: only there can
     /// an id come under a second number.
     pub(super) fn arrive(
         &mut self,
         record: &impl Record,
         known: impl FnOnce(TransactionId) -> Option<bool>,
     ) -> Verdict {
-        if self.asked.is_none() { Verdict::Unasked } else { self.judge(record, known) }
+        if self.asked.is_none() { Verdict::Unasked } else { self.classify(record, known) }
     }
 
-    /// A transaction came from the broker, or by hand. In that case nobody has asked, perhaps for weeks: the caller has made
-    /// sure that the epochs before it are here, which is what the question is for.
-    pub(super) fn judge(
+    /// A transaction came from the broker, or by hand. By hand, no gateway may have asked for weeks: instead the caller has
+    /// checked that the epochs before it are here, which is what the question is for.
+    pub(super) fn classify(
         &mut self,
         record: &impl Record,
         known: impl FnOnce(TransactionId) -> Option<bool>,
@@ -144,11 +144,11 @@ impl LaneState {
         verdict
     }
 
-    /// The notice about a transaction that is not the next one, unless it was sent for this number and round.
+    /// The gap notice for a transaction that came too early, unless it was sent for this number and round already.
     pub(super) fn missed(&mut self, numbered: &Numbered, expected: Sequence) -> Option<Missed> {
         let missed = Missed { epoch: numbered.epoch, expected, round: numbered.round };
-        let new = self.said != Some(missed);
-        self.said = Some(missed);
+        let new = self.last_notice != Some(missed);
+        self.last_notice = Some(missed);
         new.then_some(missed)
     }
 
@@ -159,12 +159,12 @@ impl LaneState {
         }
     }
 
-    /// What is on stable storage.
-    pub(super) fn marks(&self) -> Vec<Through> {
+    /// How far each epoch is on stable storage.
+    pub(super) fn watermarks(&self) -> Vec<Through> {
         self.epochs.iter().map(|progress| progress.stored).filter(|stored| stored.through > 0).collect()
     }
 
-    /// What is on stable storage of an epoch.
+    /// How far an epoch is on stable storage.
     pub(super) fn through(&self, epoch: Epoch) -> Sequence {
         let of = self.epochs.iter().find(|progress| progress.stored.epoch == epoch);
         of.map_or(0, |progress| progress.stored.through)

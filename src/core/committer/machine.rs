@@ -7,8 +7,8 @@ use super::{Action, BackedUp, GroupLimits, Input, Lookup, MOST_LANES, Record, Re
 use crate::delivery::{Millis, Through};
 use crate::transaction::{LaneName, TransactionId};
 
-/// How long before a store that has failed is tried again, and at most.
-const TRIAL: (Millis, Millis) = (500, 30_000);
+/// The pause before a failed store is tried again: the first, and the longest.
+const RETRY_PAUSE: (Millis, Millis) = (500, 30_000);
 
 /// All lanes of all gateways of one hub.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -18,32 +18,32 @@ pub struct Committer<R> {
     backed_up: BackedUp,
     group: Vec<R>,
     group_bytes: usize,
-    /// The driver stores the group; it has not said yet what became of it.
+    /// The driver is storing the group, and has not reported the outcome yet.
     appending: bool,
     /// Lanes that get a receipt when the group is stored, with the nonce of the question that it answers.
     due: BTreeMap<LaneName, Option<String>>,
-    trouble: Option<Trouble>,
+    failure: Option<StoreFailure>,
 }
 
-/// The store has failed: it is left alone for a while, and what comes meanwhile is not taken. The gateways keep everything.
+/// The store has failed: the committer pauses and takes nothing meanwhile. The gateways keep everything.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-struct Trouble {
-    next_trial: Millis,
+struct StoreFailure {
+    retry_at: Millis,
     pause: Millis,
     dropped: u64,
 }
 
 impl<R: Record> Committer<R> {
-    /// Begins from the store's marks, each lane's epochs oldest first, and from what is said of backups.
+    /// Begins from the store's watermarks, each lane's epochs oldest first, and from the backups that are known.
     #[must_use]
     pub fn new(
         limits: GroupLimits,
-        marks: impl IntoIterator<Item = (LaneName, Vec<Through>)>,
+        watermarks: impl IntoIterator<Item = (LaneName, Vec<Through>)>,
         backed_up: BackedUp,
     ) -> Self {
         let mut lanes: BTreeMap<_, LaneState> = BTreeMap::new();
-        for (name, marks) in marks {
-            lanes.entry(name).or_default().begin_again(marks);
+        for (name, watermarks) in watermarks {
+            lanes.entry(name).or_default().begin_again(watermarks);
         }
         Self {
             limits,
@@ -53,11 +53,11 @@ impl<R: Record> Committer<R> {
             group_bytes: 0,
             appending: false,
             due: BTreeMap::new(),
-            trouble: None,
+            failure: None,
         }
     }
 
-    /// Something has happened. `now` is of a monotonic clock that the caller chose.
+    /// Takes an event and appends what is to be done. `now` is of a monotonic clock that the caller chose.
     pub fn handle(
         &mut self,
         input: Input<R>,
@@ -92,14 +92,14 @@ impl<R: Record> Committer<R> {
             Input::Flush if self.appending => {}
             Input::Flush if self.group.is_empty() => self.answer(actions),
             Input::Flush => self.append(actions),
-            // Without a group under way there is nothing that either could speak of.
+            // No group is under way that either could report on.
             Input::Stored | Input::StoreFailed if !self.appending => {}
             Input::Stored => self.stored(actions),
             Input::StoreFailed => self.store_failed(now, store, actions),
         }
     }
 
-    /// What is to be put on stable storage: in order, each lane's chain checked.
+    /// The records to put on stable storage: in order, each lane's chain checked.
     #[must_use]
     pub fn group(&self) -> &[R] {
         &self.group
@@ -117,15 +117,15 @@ impl<R: Record> Committer<R> {
         !self.group.is_empty() || !self.due.is_empty()
     }
 
-    /// What is on stable storage of a lane, epochs oldest first.
+    /// How far a lane is on stable storage, epochs oldest first.
     #[must_use]
-    pub fn marks_of(&self, lane: &LaneName) -> Vec<Through> {
-        self.lanes.get(lane).map(LaneState::marks).unwrap_or_default()
+    pub fn watermarks_of(&self, lane: &LaneName) -> Vec<Through> {
+        self.lanes.get(lane).map(LaneState::watermarks).unwrap_or_default()
     }
 
-    /// The store has failed, and is left alone still.
-    pub(super) fn is_left_alone(&self, now: Millis) -> bool {
-        self.trouble.as_ref().is_some_and(|trouble| now < trouble.next_trial)
+    /// The store has failed, and is not tried again yet.
+    pub(super) fn is_pausing(&self, now: Millis) -> bool {
+        self.failure.as_ref().is_some_and(|failure| now < failure.retry_at)
     }
 
     /// A group is being stored: nothing may join it any more.
@@ -138,13 +138,13 @@ impl<R: Record> Committer<R> {
     }
 
     fn transaction(&mut self, record: R, now: Millis, store: &mut impl Lookup, actions: &mut Vec<Action<R>>) {
-        if let Some(trouble) = &mut self.trouble
-            && now < trouble.next_trial
+        if let Some(failure) = &mut self.failure
+            && now < failure.retry_at
         {
-            trouble.dropped += 1;
+            failure.dropped += 1;
             return;
         }
-        // No driver gives one while it stores a group. It would count as stored with that group, so it counts as lost.
+        // No driver does this. The transaction would count as stored with the group under way, so it is dropped.
         if self.appending {
             return;
         }
@@ -152,14 +152,14 @@ impl<R: Record> Committer<R> {
             actions.push(Action::Refuse(record.lane().clone(), Refusal::TooManyLanes));
             return;
         }
-        match self.judge(&record, false, store) {
+        match self.classify(&record, false, store) {
             Verdict::Store => self.stage(record),
             Verdict::Known => self.stage_number(record),
             Verdict::Repeat => {
                 self.receipt_due(record.lane());
                 actions.push(Action::Repeated(record));
             }
-            // So that the gateway notices that there is another hub.
+            // The receipt shows the gateway that the hub has restarted.
             Verdict::Unasked => self.receipt_due(record.lane()),
             Verdict::Ahead(expected) => {
                 let state = self.lanes.get_mut(record.lane());
@@ -171,7 +171,7 @@ impl<R: Record> Committer<R> {
                 self.receipt_due(record.lane());
                 actions.push(Action::Refuse(record.lane().clone(), Refusal::Chain));
             }
-            Verdict::Unsure => self.has_trouble(now, 1),
+            Verdict::Unsure => self.note_failure(now, 1),
         }
     }
 
@@ -181,18 +181,18 @@ impl<R: Record> Committer<R> {
             return true;
         }
         let same = |other: &&LaneName| other.practice == name.practice && other.gateway == name.gateway;
-        // The lanes of a gateway stand together.
+        // The map keeps a gateway's lanes next to each other.
         let before = self.lanes.range(..name).rev().map(|(other, _)| other).take_while(same).count();
-        let behind = self.lanes.range(name..).map(|(other, _)| other).take_while(same).count();
-        if before + behind >= MOST_LANES {
+        let after = self.lanes.range(name..).map(|(other, _)| other).take_while(same).count();
+        if before + after >= MOST_LANES {
             return false;
         }
-        self.lanes.entry(name.clone()).or_default().begin_again(store.marks_of(name));
+        self.lanes.entry(name.clone()).or_default().begin_again(store.watermarks_of(name));
         true
     }
 
-    /// Asks the lane, by one of its two ways.
-    pub(super) fn judge(&mut self, record: &R, by_hand: bool, store: &mut impl Lookup) -> Verdict {
+    /// Asks the lane what to do with a record from the broker, or by hand.
+    pub(super) fn classify(&mut self, record: &R, by_hand: bool, store: &mut impl Lookup) -> Verdict {
         let name = record.lane();
         let Some(state) = self.lanes.get_mut(name) else { return Verdict::Unasked };
         let group = &self.group;
@@ -200,7 +200,7 @@ impl<R: Record> Committer<R> {
             let here = |staged: &R| staged.lane() == name && !staged.is_void() && staged.numbered().id == id;
             if group.iter().any(here) { Some(true) } else { store.has_id(name, id) }
         };
-        if by_hand { state.judge(record, known) } else { state.arrive(record, known) }
+        if by_hand { state.classify(record, known) } else { state.arrive(record, known) }
     }
 
     pub(super) fn stage(&mut self, record: R) {
@@ -220,8 +220,7 @@ impl<R: Record> Committer<R> {
         }
     }
 
-    /// Every lane gets a receipt. An answer may have been lost with the connection before, so the last nonce goes with it
-    /// again.
+    /// Every lane gets a receipt. The last answer may have been lost with the connection, so its nonce goes out again.
     fn all_due(&mut self) {
         for (name, state) in &self.lanes {
             let question = self.due.entry(name.clone()).or_default();
@@ -246,22 +245,22 @@ impl<R: Record> Committer<R> {
             }
         }
         self.end_group();
-        if let Some(trouble) = self.trouble.take() {
-            actions.push(Action::Recovered { dropped: trouble.dropped });
+        if let Some(failure) = self.failure.take() {
+            actions.push(Action::Recovered { dropped: failure.dropped });
         }
         self.answer(actions);
     }
 
-    /// Nothing of the group counts but what the store's marks say.
+    /// Of the group, only what the store's watermarks cover counts.
     fn store_failed(&mut self, now: Millis, store: &impl Lookup, actions: &mut Vec<Action<R>>) {
-        self.has_trouble(now, self.group.len() as u64);
+        self.note_failure(now, self.group.len() as u64);
         for lane in self.due.keys() {
             if let Some(state) = self.lanes.get_mut(lane) {
-                state.begin_again(store.marks_of(lane));
+                state.begin_again(store.watermarks_of(lane));
             }
         }
         self.end_group();
-        // No receipt, except to those who ask where the hub is.
+        // No receipt, except for an open position question.
         self.due.retain(|_, question| question.is_some());
         self.answer(actions);
     }
@@ -272,20 +271,21 @@ impl<R: Record> Committer<R> {
         self.group_bytes = 0;
     }
 
-    pub(super) fn has_trouble(&mut self, now: Millis, lost: u64) {
-        let pause = self.trouble.as_ref().map_or(TRIAL.0, |trouble| (trouble.pause * 2).min(TRIAL.1));
-        let dropped = self.trouble.as_ref().map_or(0, |trouble| trouble.dropped) + lost;
-        self.trouble = Some(Trouble { next_trial: now + pause, pause, dropped });
+    pub(super) fn note_failure(&mut self, now: Millis, lost: u64) {
+        let (first, longest) = RETRY_PAUSE;
+        let pause = self.failure.as_ref().map_or(first, |failure| (failure.pause * 2).min(longest));
+        let dropped = self.failure.as_ref().map_or(0, |failure| failure.dropped) + lost;
+        self.failure = Some(StoreFailure { retry_at: now + pause, pause, dropped });
     }
 
-    /// An epoch that is not in a receipt is not known here; none at all: nothing of the lane is stored.
+    /// A receipt without an epoch says that the hub does not know it; without any, that nothing of the lane is stored.
     fn answer(&mut self, actions: &mut Vec<Action<R>>) {
         for (lane, nonce) in std::mem::take(&mut self.due) {
-            let epochs = self.marks_of(&lane);
-            let word = epochs.last().zip(self.backed_up.get(&lane));
-            let backed_up_through = word
+            let epochs = self.watermarks_of(&lane);
+            let backup = epochs.last().zip(self.backed_up.get(&lane));
+            let backed_up_through = backup
                 .filter(|(newest, (epoch, _))| newest.epoch == *epoch)
-                // More than is here cannot be in it: the store was restored from an older copy, whose word is younger.
+                // A backup cannot have more than the store has, unless the store was restored from an older copy.
                 .map(|(newest, (_, through))| newest.through.min(*through));
             actions.push(Action::Receipt(lane, Statement { epochs, backed_up_through, nonce }));
         }

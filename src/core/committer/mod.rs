@@ -2,26 +2,26 @@
 //!
 //! The hub keeps, for each epoch of a lane, how far it has stored, and the chain value there. The next number is checked
 //! against the chain and joins the group that is stored next; a lower one is answered by the receipt again; a higher one is
-//! ignored, with one gap notice for each expected number and round. [`Committer`] is told what happened ([`Input`]) and says
-//! what is to be done ([`Action`]). It has no clock, no randomness, no files and no threads, so that the simulation and the
+//! ignored, with one gap notice for each expected number and round. A driver gives [`Committer`] each event ([`Input`]) and
+//! carries out its [`Action`]s. It has no clock, no randomness, no files and no threads, so that the simulation and the
 //! exhaustive model drive exactly what the hub's store thread runs.
 //!
 //! The rules that everything else follows from:
-//! - a receipt says what the store has on stable storage, never more: what was taken is *staged* until [`Input::Stored`];
-//! - after [`Input::StoreFailed`] every lane of the group begins again from the store's own marks;
-//! - nothing is taken before the gateway has asked for the position since the hub started. What was under way to an earlier
-//!   incarnation may belong to an epoch of which a restored hub does not know where it begins: its first number would look
-//!   right, and overtake the end of the epoch before it;
-//! - a transaction whose id is stored under an older epoch is not stored again, only its number; a void is nobody's second
-//!   number: it holds its own place, in each epoch.
+//! - a receipt says what the store has on stable storage, never more: a taken transaction is *staged* until [`Input::Stored`];
+//! - after [`Input::StoreFailed`] every lane of the group begins again from the store's own watermarks;
+//! - the hub takes nothing before the gateway has asked for the position since the hub started. A transaction that was under
+//!   way to an earlier incarnation may belong to an epoch whose beginning a restored hub does not know: its first number
+//!   would look right, and overtake the end of the epoch before it;
+//! - a transaction whose id is stored under an older epoch is not stored again, only its number; a void is never a second
+//!   number of a transaction: it holds its own place, in each epoch.
 //!
 //! A driver's turn, for every event: `handle(input, now, &mut store, &mut actions)`, and carry out the actions in their order.
 //! After [`Action::Append`] the next input is [`Input::Stored`] or [`Input::StoreFailed`]. When nothing more has arrived,
-//! [`Input::Flush`]: what was taken is stored, and what is due is answered.
+//! [`Input::Flush`] stores what was taken and answers what is due.
 //!
 //! - `lane`: what one lane expects next
 //! - `machine`: [`Committer`], the group and the receipts that are due
-//! - `import`: what was carried to the hub by hand
+//! - `import`: transactions that came to the hub by hand-carry
 
 mod import;
 mod lane;
@@ -36,22 +36,22 @@ use crate::transaction::{Epoch, LaneName, Sequence, TransactionId};
 pub use import::{NotTaken, Tally};
 pub use machine::Committer;
 
-/// Most lanes of one gateway: a limit against a gateway gone mad, far above any configuration.
+/// Most lanes of one gateway: a limit against a gateway that misbehaves, far above any configuration.
 pub const MOST_LANES: usize = 64;
 
 /// A transaction that has arrived. The hub's has its envelope and body, the models' has neither.
 pub trait Record {
-    /// Whose.
+    /// The lane that sent it.
     fn lane(&self) -> &LaneName;
-    /// What its envelope says.
+    /// Its names in the envelope.
     fn numbered(&self) -> Numbered;
-    /// It stands for transactions that are lost for good.
+    /// It takes the place of transactions that are lost for good.
     fn is_void(&self) -> bool;
     /// The chain value that it must have after `before`.
     fn chain_after(&self, before: ChainValue) -> ChainValue;
     /// Size of its payload.
     fn bytes(&self) -> usize;
-    /// Its id is stored already: only its number is to be stored.
+    /// Drops all but the number: its id is stored already.
     fn keep_only_number(&mut self);
 }
 
@@ -70,12 +70,12 @@ pub struct Numbered {
     pub chain: ChainValue,
 }
 
-/// What the committer asks its store.
+/// The committer's questions to its store.
 pub trait Lookup {
-    /// What is on stable storage of a lane, epochs oldest first; empty: nothing.
-    fn marks_of(&self, lane: &LaneName) -> Vec<Through>;
+    /// How far a lane is on stable storage, epochs oldest first; empty: nothing.
+    fn watermarks_of(&self, lane: &LaneName) -> Vec<Through>;
 
-    /// Whether the transaction with this id is stored in this lane, in whatever epoch; `None`: the store cannot say now.
+    /// Whether the transaction with this id is stored in this lane, in any epoch; `None`: the store cannot say now.
     fn has_id(&mut self, lane: &LaneName, id: TransactionId) -> Option<bool>;
 }
 
@@ -84,19 +84,19 @@ pub trait Lookup {
 pub struct GroupLimits {
     /// Most transactions.
     pub transactions: usize,
-    /// Most payload bytes; a single larger one goes alone.
+    /// Most payload bytes; a larger transaction is a group by itself.
     pub bytes: usize,
 }
 
-/// Of each lane, through which sequence of which epoch there is a backup.
+/// For each lane, the epoch and sequence through which there is a backup.
 pub type BackedUp = BTreeMap<LaneName, (Epoch, Sequence)>;
 
-/// What happens to the hub.
+/// An event for the committer.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Input<R> {
     /// A transaction has arrived.
     Transaction(R),
-    /// A gateway asks where the hub is; from now on its transactions are taken.
+    /// A gateway asks how far the hub has stored; from now on its transactions are taken.
     Position {
         /// Which lane it asks for.
         lane: LaneName,
@@ -107,35 +107,35 @@ pub enum Input<R> {
     Connected,
     /// There is a newer backup.
     BackedUp(BackedUp),
-    /// Nothing more has arrived, or what has may not wait.
+    /// Nothing more has arrived, or the group may not wait longer.
     Flush,
     /// The group is on stable storage.
     Stored,
-    /// It is not; some of its lanes may be, as [`Lookup::marks_of`] says.
+    /// The group is not; some of its lanes may be, as [`Lookup::watermarks_of`] says.
     StoreFailed,
 }
 
-/// What the driver has to do.
+/// A task for the driver.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Action<R> {
     /// Put [`Committer::group`] on stable storage, then give [`Input::Stored`] or [`Input::StoreFailed`].
     Append,
     /// Publish a lane's receipt.
     Receipt(LaneName, Statement),
-    /// Tell the gateway what is missing.
+    /// Publish a gap notice: what the lane's gateway must send again.
     Gap(LaneName, Missed),
-    /// Count what a gateway sent and the hub does not take.
+    /// Count a transaction that the hub does not take.
     Refuse(LaneName, Refusal),
-    /// It is stored already. Nothing needs to be done, unless somebody wants it again.
+    /// The transaction is stored already. Nothing needs to be done, unless a resend asked for it.
     Repeated(R),
-    /// The store works again; so many transactions were not taken meanwhile. The gateways have them.
+    /// The store works again. The gateways still have the transactions that were not taken meanwhile.
     Recovered {
-        /// So many.
+        /// How many.
         dropped: u64,
     },
 }
 
-/// What a receipt says; the driver adds hub, incarnation, counter, time and signature.
+/// The content of a receipt; the driver adds hub, incarnation, counter, time and signature.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct Statement {
     /// Every epoch of the lane that has something on stable storage, in the order of their first transactions.
@@ -147,7 +147,7 @@ pub struct Statement {
 }
 
 impl Statement {
-    /// Takes the place of one that was not published yet, whose question it answers too.
+    /// Replaces a statement that was not published yet, and answers its question too.
     #[must_use]
     pub fn instead_of(mut self, before: Option<Self>) -> Self {
         self.nonce = self.nonce.or(before.and_then(|before| before.nonce));
@@ -171,7 +171,7 @@ pub struct Missed {
 pub enum Refusal {
     /// The gateway has [`MOST_LANES`] already.
     TooManyLanes,
-    /// Its chain value is not the one that it must have here. The receipt is due, so that the gateway can compare.
+    /// Its chain value does not follow from the stored ones. The receipt is due, so that the gateway can compare.
     Chain,
 }
 

@@ -1,5 +1,5 @@
-//! The committer by itself. A model record and a model store stand around it; the simulation and the exhaustive model drive
-//! whole worlds.
+//! The committer by itself, with a model record and a model store. The simulation and the exhaustive model drive whole
+//! worlds.
 
 use std::collections::BTreeSet;
 
@@ -61,7 +61,7 @@ impl Record for Line {
     }
 }
 
-/// What is on its stable storage.
+/// The content of its stable storage.
 #[derive(Default)]
 struct Store {
     lines: Vec<Line>,
@@ -69,18 +69,18 @@ struct Store {
 }
 
 impl Lookup for Store {
-    fn marks_of(&self, lane: &LaneName) -> Vec<Through> {
-        let mut marks: Vec<Through> = Vec::new();
+    fn watermarks_of(&self, lane: &LaneName) -> Vec<Through> {
+        let mut watermarks: Vec<Through> = Vec::new();
         for Line { numbered: Numbered { epoch, sequence, chain, .. }, .. } in
             self.lines.iter().filter(|line| line.lane == *lane)
         {
-            let mark = Through { epoch: *epoch, through: *sequence, chain: *chain };
-            match marks.iter_mut().find(|known| known.epoch == *epoch) {
-                Some(known) => *known = mark,
-                None => marks.push(mark),
+            let watermark = Through { epoch: *epoch, through: *sequence, chain: *chain };
+            match watermarks.iter_mut().find(|known| known.epoch == *epoch) {
+                Some(known) => *known = watermark,
+                None => watermarks.push(watermark),
             }
         }
-        marks
+        watermarks
     }
 
     fn has_id(&mut self, lane: &LaneName, id: TransactionId) -> Option<bool> {
@@ -104,11 +104,12 @@ impl Hub {
 
     fn with(store: Store, limits: GroupLimits) -> Self {
         let lanes: BTreeSet<_> = store.lines.iter().map(|line| line.lane.clone()).collect();
-        let marks: Vec<_> = lanes.into_iter().map(|lane| (lane.clone(), store.marks_of(&lane))).collect();
-        Self { committer: Committer::new(limits, marks, BackedUp::new()), store, now: 0 }
+        let watermarks: Vec<_> =
+            lanes.into_iter().map(|lane| (lane.clone(), store.watermarks_of(&lane))).collect();
+        Self { committer: Committer::new(limits, watermarks, BackedUp::new()), store, now: 0 }
     }
 
-    /// A new one whose gateway has asked.
+    /// A new hub whose gateway has asked for the position.
     fn asked() -> Self {
         let mut hub = Self::new();
         hub.ask(&lane(), "q");
@@ -126,7 +127,7 @@ impl Hub {
         self.give(Input::Position { lane: lane.clone(), nonce: nonce.to_owned() })
     }
 
-    /// The store has a part of the group, and says whether that is all.
+    /// Stores a part of the group, and reports whether that was all.
     fn append(&mut self, part: usize, outcome: Input<Line>) -> Actions {
         self.store.lines.extend(self.committer.group()[..part].iter().cloned());
         self.give(outcome)
@@ -216,7 +217,7 @@ fn nothing_is_taken_before_the_gateway_has_asked() {
     assert_eq!(shows, statement(vec![], None), "it shows the gateway the new incarnation");
     hub.ask(&lane(), "q");
     sender.stages(&mut hub, [1]);
-    // A new start forgets the question, not what is stored.
+    // A restart forgets the question, not the stored transactions.
     hub.finish();
     let mut hub = Hub::with(hub.store, hub.committer.limits());
     assert_eq!(sender.send(&mut hub, 2, 0), []);
@@ -230,7 +231,7 @@ fn a_receipt_speaks_of_what_is_stored_only_and_comes_once() {
     sender.stages(&mut hub, [1, 2]);
     assert_eq!(hub.ask(&lane(), "early"), [], "no answer before the group is stored");
     assert_eq!(hub.give(Input::Flush), [Action::Append]);
-    assert_eq!(hub.committer.marks_of(&lane()), []);
+    assert_eq!(hub.committer.watermarks_of(&lane()), []);
     let answer = Hub::only_receipt(hub.append(2, Input::Stored));
     assert_eq!(answer, statement(vec![sender.through(2)], Some("early")));
     assert_eq!(hub.finish(), [], "once");
@@ -245,14 +246,14 @@ fn while_a_group_is_being_stored_nothing_joins_it_and_nobody_is_answered() {
     assert_eq!(hub.give(Input::Stored), [], "no group is under way");
     sender.stages(&mut hub, [1]);
     assert_eq!(hub.give(Input::Stored), [], "nor now");
-    assert_eq!(hub.committer.marks_of(&lane()), []);
+    assert_eq!(hub.committer.watermarks_of(&lane()), []);
     assert_eq!(hub.give(Input::Flush), [Action::Append]);
     assert_eq!(sender.send(&mut hub, 2, 0), []);
     assert_eq!(hub.ask(&lane(), "meanwhile"), []);
     assert_eq!(hub.give(Input::Flush), []);
     assert_eq!(hub.committer.group().len(), 1);
     let part = hub.committer.import(&lane(), [], [sender.line(2, 0)], 0, &mut hub.store);
-    assert_eq!(part, Err(NotTaken::Trouble(lane())));
+    assert_eq!(part, Err(NotTaken::StoreFailed(lane())));
     let answer = Hub::only_receipt(hub.append(1, Input::Stored));
     assert_eq!(answer, statement(vec![sender.through(1)], Some("meanwhile")));
     sender.stages(&mut hub, [2]);
@@ -272,7 +273,7 @@ fn a_repetition_is_not_stored_and_makes_one_receipt_due() {
     let strange = Sender::new(EPOCH, 1, 90);
     assert_eq!(strange.send(&mut hub, 79, 1), [Action::Refuse(lane(), Refusal::Chain)]);
     Hub::only_receipt(hub.finish()); // so that the gateway can compare
-    // Also of what waits in the group.
+    // The same for transactions that wait in the group.
     sender.stages(&mut hub, [81]);
     assert_eq!(sender.send(&mut hub, 81, 1), repeated(81));
     assert_eq!(hub.committer.group().len(), 1);
@@ -298,7 +299,7 @@ fn another_chain_is_not_stored() {
     hub.finish();
     let forked = Sender::new(EPOCH, 50, 9);
     assert_eq!(forked.send(&mut hub, 2, 0), [Action::Refuse(lane(), Refusal::Chain)]);
-    assert_eq!(hub.committer.marks_of(&lane()), [sender.through(1)]);
+    assert_eq!(hub.committer.watermarks_of(&lane()), [sender.through(1)]);
     sender.stages(&mut hub, [2]);
 }
 
@@ -334,7 +335,7 @@ fn a_void_is_nobodys_second_number() {
     let new = Sender::new(OTHER, 0, 9);
     assert_eq!(hub.give(Input::Transaction(new.void(1))), []);
     assert!(!hub.committer.group()[0].only_number, "the void is stored, though its id is");
-    // Nor is what comes with the id of a void in the same group.
+    // Nor is a transaction that has the id of a void in the same group.
     let third = Sender::new(Epoch(Uuid::from_u128(3)), 2, 9);
     assert_eq!(hub.give(Input::Transaction(third.void(1))), []);
     let fourth = Sender::new(Epoch(Uuid::from_u128(4)), 2, 9);
@@ -369,17 +370,17 @@ fn after_a_failed_append_every_lane_begins_again_from_its_marks() {
     b.stages(&mut hub, 1..=2);
     hub.ask(&b.lane, "where");
     assert_eq!(hub.give(Input::Flush), [Action::Append]);
-    // The store has got the first lane's; no receipt says so, but to those who ask.
+    // The store has the first lane's part; only an answer to a question says so.
     let actions = hub.append(2, Input::StoreFailed);
     assert_eq!(actions, [Action::Receipt(b.lane.clone(), statement(vec![], Some("where")))]);
     assert_eq!(hub.finish(), []);
-    assert_eq!(hub.committer.marks_of(&lane()), [a.through(2)]);
-    assert_eq!(hub.committer.marks_of(&b.lane), []);
-    // It is left alone for a while: nothing is taken, nothing is said.
+    assert_eq!(hub.committer.watermarks_of(&lane()), [a.through(2)]);
+    assert_eq!(hub.committer.watermarks_of(&b.lane), []);
+    // During the pause the hub takes nothing and answers nothing.
     hub.now = 499;
     assert_eq!(b.send(&mut hub, 1, 0), []);
     let part = hub.committer.import(&b.lane, [], [b.line(1, 0)], hub.now, &mut hub.store);
-    assert_eq!(part, Err(NotTaken::Trouble(b.lane.clone())));
+    assert_eq!(part, Err(NotTaken::StoreFailed(b.lane.clone())));
     assert!(!hub.committer.has_work());
     hub.now = 500;
     b.stages(&mut hub, [1]);
@@ -413,9 +414,9 @@ fn when_the_store_cannot_say_what_it_has_the_lane_stays_as_it_was() {
     assert_eq!(new.send(&mut hub, 2, 0), [], "the store is left alone");
     let actions = hub.finish();
     assert_eq!(actions[0], Action::Recovered { dropped: 2 }, "what was staged before is stored all the same");
-    assert_eq!(hub.committer.marks_of(&lane()), [old.through(3)]);
+    assert_eq!(hub.committer.watermarks_of(&lane()), [old.through(3)]);
     let part = hub.committer.import(&lane(), [], [new.line(1, 0)], hub.now, &mut hub.store);
-    assert_eq!(part, Ok((Tally::default(), Some(NotTaken::Trouble(lane())))));
+    assert_eq!(part, Ok((Tally::default(), Some(NotTaken::StoreFailed(lane())))));
     hub.store.cannot_say = false;
     hub.now = 500;
     new.stages(&mut hub, [1, 2]);
@@ -514,7 +515,7 @@ fn what_is_carried_by_hand_needs_no_question_but_the_epochs_before_it() {
         part
     };
     let missing = |epoch, sequence| NotTaken::Missing { lane: lane(), epoch, sequence, position: None };
-    let tally = |stored, renumbered, repeated| Tally { stored, renumbered, repeated, marks: vec![] };
+    let tally = |stored, renumbered, repeated| Tally { stored, renumbered, repeated, watermarks: vec![] };
     let lines =
         |of: &Sender, range: std::ops::RangeInclusive<u64>| range.map(|n| of.line(n, 0)).collect::<Vec<_>>();
     assert_eq!(import(&mut hub, &[(EPOCH, 4)], lines(&new, 1..=2)), Err(missing(EPOCH, 1)));
@@ -522,14 +523,14 @@ fn what_is_carried_by_hand_needs_no_question_but_the_epochs_before_it() {
     assert_eq!(import(&mut hub, &[], lines(&old, 1..=2)), Ok((tally(2, 0, 0), None)));
     assert_eq!(import(&mut hub, &[(EPOCH, 4)], lines(&new, 1..=2)), Err(missing(EPOCH, 3)));
     assert_eq!(import(&mut hub, &[], lines(&old, 1..=4)), Ok((tally(2, 0, 2), None)));
-    // What is staged is not here yet.
+    // Staged transactions do not count yet.
     let part = hub.committer.import(&lane(), [], lines(&old, 5..=5), 0, &mut hub.store);
     assert_eq!(part, Ok((tally(1, 0, 0), None)));
     let part = hub.committer.import(&lane(), [(EPOCH, 5)], lines(&new, 1..=1), 0, &mut hub.store);
     assert_eq!(part, Err(missing(EPOCH, 5)));
     hub.finish();
     assert_eq!(import(&mut hub, &[(EPOCH, 5)], lines(&new, 1..=3)), Ok((tally(1, 2, 0), None)));
-    assert_eq!(hub.committer.marks_of(&lane()), [old.through(5), new.through(3)]);
+    assert_eq!(hub.committer.watermarks_of(&lane()), [old.through(5), new.through(3)]);
     let strange = Sender::new(OTHER, 60, 9).line(4, 0);
     let diverged = NotTaken::Diverged { lane: lane(), epoch: OTHER, sequence: 4 };
     assert_eq!(import(&mut hub, &[], vec![strange]), Ok((tally(0, 0, 0), Some(diverged))));

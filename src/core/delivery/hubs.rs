@@ -1,4 +1,4 @@
-//! What is known of each configured hub, and what its receipts claim.
+//! The state of each configured hub, and what its receipts claim.
 
 use std::collections::VecDeque;
 
@@ -9,20 +9,20 @@ use crate::transaction::{Position, Sequence};
 /// A receipt in the lane's own positions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Claim {
-    /// Everything through here is at the hub, it says.
+    /// The hub says that it has everything through here.
     pub(super) position: Position,
     /// The hub's chain value there; `None` where it has none to give (nothing of an epoch, or more of an
     /// abandoned epoch than was ours).
     pub(super) chain: Option<ChainValue>,
-    /// As it stood in the receipt.
+    /// As the receipt has it.
     pub(super) through: Sequence,
     /// It answers the position question of this connection.
     pub(super) answered: bool,
 }
 
 impl Claim {
-    /// Walks the epochs, oldest first: one that is not complete at the hub is where it stands, whatever it has of
-    /// later ones, for gaps in older epochs are closed first.
+    /// Walks the epochs, oldest first. The first that is not complete at the hub is the hub's position, whatever it has
+    /// of later ones: gaps in older epochs are closed first.
     pub(super) fn new(numbering: &Numbering, epochs: &[Through], answered: bool) -> Self {
         let mut claim = Claim { position: 0, chain: None, through: 0, answered };
         let ours = numbering.epochs();
@@ -65,17 +65,17 @@ pub(super) struct HubView {
     /// Learnt from answers only: a retained receipt may be of any age.
     pub(super) incarnation: Option<u64>,
     pub(super) counter: u64,
-    /// It has answered on this connection, in the incarnation that it still has, and the answer fits our chain.
-    pub(super) settled: bool,
+    /// It has answered on this connection, in its present incarnation, and the answer fits our chain.
+    pub(super) answered: bool,
     /// Verified through here.
     pub(super) at: Position,
     /// Our chain value there; `None` only until it is looked up.
     pub(super) chain: Option<ChainValue>,
     pub(super) backed_up: Option<Position>,
-    /// Claims whose chain value is being looked up (the first), or waits for that (the newest).
+    /// The first is the claim whose chain value is being looked up; the newest waits for that.
     pub(super) claims: VecDeque<Claim>,
-    /// What a receipt that came by file claims, while its chain value is being looked up.
-    pub(super) carried: Option<Claim>,
+    /// The claim of an imported receipt, while its chain value is being looked up.
+    pub(super) imported: Option<Claim>,
 }
 
 impl HubView {
@@ -83,18 +83,18 @@ impl HubView {
         Self {
             incarnation: None,
             counter: 0,
-            settled: false,
+            answered: false,
             at,
             chain,
             backed_up: None,
             claims: VecDeque::new(),
-            carried: None,
+            imported: None,
         }
     }
 
-    /// It has to answer before anything that it says counts again.
-    pub(super) fn unsettle(&mut self) {
-        self.settled = false;
+    /// The hub must answer before anything that it says counts again.
+    pub(super) fn reset_answer(&mut self) {
+        self.answered = false;
         self.claims.clear();
     }
 }

@@ -11,11 +11,13 @@ use crate::transaction::Position;
 
 /// An unanswered position question is repeated after this, then after twice that, and so on.
 const ASK_AGAIN: Millis = 2_000;
+/// At least so long after a question the next one follows that a sign of life of the hub hastens.
+const ASK_SOON: Millis = 250;
 /// A head that ended so many connections by itself is held.
 const ENDINGS: u32 = 3;
 /// A new epoch that could not be made durable is tried again after this.
 const FORK_AGAIN: Millis = 2_000;
-/// PUBACK reason "no matching subscribers": the hub is away, the connection is not at fault.
+/// PUBACK reason "no matching subscribers": the hub is not connected; the connection is not at fault.
 const NO_SUBSCRIBERS: u8 = 0x10;
 
 /// A lane's delivery. `Clone`, `Eq` and `Hash`, so that a model checker can drive it.
@@ -33,14 +35,14 @@ pub struct Delivery {
     /// Raised at each rewind, so that a gap notice about an earlier pass causes no second one.
     round: Option<u64>,
     link: Option<Link>,
-    /// The record at this position stands in the way; the last alarm was about it.
+    /// The record that stalls the lane; the last alarm was about it.
     held: Option<Held>,
-    hole: Option<Position>,
-    /// A head that a connection may have died of, and how many died of it alone: it goes alone.
+    missing: Option<Position>,
+    /// A head that may have ended a connection, and how many it ended when it was sent alone: it is sent alone.
     suspect: Option<(Position, u32)>,
-    /// A new epoch is being made: positions after this.
+    /// A new epoch is being written: positions after this.
     forking: Option<Position>,
-    /// It could not be made durable, and is tried again then.
+    /// When to try it again, after it could not be written.
     fork_again: Option<Millis>,
     /// Receipt timeouts and stalls on the present head: each doubles the next.
     misses: u32,
@@ -78,7 +80,7 @@ struct Held {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Why {
     TooLarge,
-    /// And since when: a link that flaps must not stop a lane until somebody gets up.
+    /// And since when: an unstable link must not stop a lane until an operator is at work.
     Endings(Millis),
 }
 
@@ -95,20 +97,26 @@ pub struct Counts {
     pub window: u32,
     /// The record that is held and stops the lane.
     pub held: Option<Position>,
-    /// The record that cannot be had and stops the lane.
-    pub hole: Option<Position>,
+    /// The record that can no longer be read and stops the lane.
+    pub missing: Option<Position>,
     /// Every hub has answered on this connection.
-    pub settled: bool,
-    /// A new epoch is being made.
+    pub hubs_answered: bool,
+    /// A new epoch is being written.
     pub forking: bool,
 }
 
 impl Delivery {
-    /// A lane as the outbox knows it: numbering, confirmed mark with its chain value, and the last durable position.
+    /// A lane as the outbox knows it: numbering, watermark with its chain value, and the last durable position.
     #[must_use]
-    pub fn new(limits: Limits, numbering: Numbering, mark: (Position, ChainValue), tail: Position) -> Self {
-        // A tail that lost records lies below the mark: what is left of it was confirmed.
-        let (confirmed, chain) = if mark.0 > tail { (tail, None) } else { (mark.0, Some(mark.1)) };
+    pub fn new(
+        limits: Limits,
+        numbering: Numbering,
+        watermark: (Position, ChainValue),
+        tail: Position,
+    ) -> Self {
+        // A tail that lost records lies below the watermark: all that is left was confirmed.
+        let (confirmed, chain) =
+            if watermark.0 > tail { (tail, None) } else { (watermark.0, Some(watermark.1)) };
         let hubs = if limits.confirm_on_puback { 0 } else { limits.hubs };
         Self {
             window: Window::new(&limits, confirmed),
@@ -122,7 +130,7 @@ impl Delivery {
             round: None,
             link: None,
             held: None,
-            hole: None,
+            missing: None,
             suspect: None,
             forking: None,
             fork_again: None,
@@ -131,7 +139,7 @@ impl Delivery {
         }
     }
 
-    /// Takes what happened and appends what is to be done. `now` never goes back.
+    /// Takes an event and appends the tasks for the driver. `now` never goes back.
     pub fn handle(&mut self, input: Input, now: Millis, out: &mut Vec<Action>) {
         match input {
             Input::Connected { nonce, receive_maximum, maximum_bytes } => {
@@ -141,14 +149,14 @@ impl Delivery {
             Input::Committed(tail) => self.tail = self.tail.max(tail),
             Input::Offer { position, bytes, chain } => self.offer(position, bytes, chain, now, out),
             Input::Missing(position) => {
-                if self.wanted() == Some(position) && self.hole != Some(position) {
-                    self.hole = Some(position);
-                    out.push(Action::Alarm(Alarm::Hole(position)));
+                if self.wanted() == Some(position) && self.missing != Some(position) {
+                    self.missing = Some(position);
+                    out.push(Action::Alarm(Alarm::Missing(position)));
                 }
             }
             Input::PubAck { position, outcome } => self.pub_ack(position, outcome, now, out),
             Input::Receipt(receipt) => self.receipt(&receipt, now, out),
-            Input::Carried(receipt) => self.carried(&receipt, now, out),
+            Input::Imported(receipt) => self.imported(&receipt, now, out),
             Input::Gap { epoch, expected, round } => self.gap(epoch, expected, round, now, out),
             Input::ChainAt { position, chain } => self.chain_at(position, chain, now, out),
             Input::Renumbered(numbering) => self.renumbered(numbering, now, out),
@@ -157,7 +165,7 @@ impl Delivery {
             }
             Input::ReleaseHeld => {
                 self.suspect = None;
-                self.hole = None;
+                self.missing = None;
                 self.release(out);
             }
             Input::Tick => self.tick(now, out),
@@ -168,20 +176,20 @@ impl Delivery {
     #[must_use]
     pub fn wanted(&self) -> Option<Position> {
         let next = self.window.next();
-        let stands = self.held.is_some_and(|held| held.position == next) || self.hole == Some(next);
+        let stalled = self.held.is_some_and(|held| held.position == next) || self.missing == Some(next);
         let (records, _) = self.room();
-        // A hub cannot know where an epoch ends: the first of the next one, arriving while the last of this one is
-        // lost, would look right. So the older one is confirmed before the younger begins.
+        // A hub cannot know where an epoch ends: if the last record of this one is lost, the first of the next one
+        // would look right. So the older epoch is confirmed before the newer begins.
         let begins_epoch = self.numbering.at(next).base == next - 1;
-        let stands = stands || (begins_epoch && self.window.in_flight() > 0);
-        (records > 0 && !stands && next <= self.tail).then_some(next)
+        let stalled = stalled || (begins_epoch && self.window.in_flight() > 0);
+        (records > 0 && !stalled && next <= self.tail).then_some(next)
     }
 
-    /// How many records, and how many of their bytes, could go now: what is worth reading ahead from
-    /// [`Self::next`]. A single record may go even if it is larger.
+    /// How many records, and how many of their bytes, could be sent now: as many are worth reading ahead from
+    /// [`Self::next`]. A single record may be sent even if it is larger.
     #[must_use]
     pub fn room(&self) -> (u32, u64) {
-        let Some(link) = self.link.as_ref().filter(|_| self.settled() && self.forking.is_none()) else {
+        let Some(link) = self.link.as_ref().filter(|_| self.hubs_answered() && self.forking.is_none()) else {
             return (0, 0);
         };
         let in_flight = self.window.in_flight();
@@ -197,7 +205,7 @@ impl Delivery {
         self.window.next()
     }
 
-    /// The round in which the next record would go now; `None`: there was no connection yet.
+    /// The round in which the next record would be sent now; `None`: there was no connection yet.
     #[must_use]
     pub fn round(&self) -> Option<u64> {
         self.round
@@ -207,8 +215,8 @@ impl Delivery {
     #[must_use]
     pub fn deadline(&self) -> Option<Millis> {
         let link = self.link.as_ref()?;
-        let ask =
-            (!self.settled() && self.forking.is_none()).then(|| link.asked.saturating_add(link.ask_again));
+        let ask = (!self.hubs_answered() && self.forking.is_none())
+            .then(|| link.asked.saturating_add(link.ask_again));
         let others = [self.stalled_at(link), self.overdue_at(link), self.try_held_at(), self.fork_again];
         others.into_iter().chain([ask]).flatten().min()
     }
@@ -240,20 +248,20 @@ impl Delivery {
             unacknowledged: self.link.as_ref().map_or(0, |link| link.unacked),
             window: self.window.size(),
             held: self.held.map(|held| held.position),
-            hole: self.hole,
-            settled: self.link.is_some() && self.settled(),
+            missing: self.missing,
+            hubs_answered: self.link.is_some() && self.hubs_answered(),
             forking: self.forking.is_some(),
         }
     }
 
-    /// The position through which a receipt confirms this lane, by what it says.
+    /// The position through which a receipt claims to confirm this lane.
     #[must_use]
-    pub fn spoken_of(&self, receipt: &Receipt) -> Position {
+    pub fn claimed_by(&self, receipt: &Receipt) -> Position {
         Claim::new(&self.numbering, &receipt.epochs, false).position
     }
 
-    fn settled(&self) -> bool {
-        self.hubs.iter().all(|hub| hub.settled)
+    fn hubs_answered(&self) -> bool {
+        self.hubs.iter().all(|hub| hub.answered)
     }
 
     // ---- the connection
@@ -285,9 +293,9 @@ impl Delivery {
         // 48 random bits for a process's first round: notices about an earlier process's rounds mean nothing.
         let first = u64::from_be_bytes([0, 0, nonce[0], nonce[1], nonce[2], nonce[3], nonce[4], nonce[5]]);
         self.round = Some(self.round.map_or(first, |round| round.wrapping_add(1)));
-        self.hole = None;
+        self.missing = None;
         for hub in &mut self.hubs {
-            hub.carried = None;
+            hub.imported = None;
         }
         if let Some(held) = self.held
             && held.why == Why::TooLarge
@@ -304,7 +312,7 @@ impl Delivery {
         let Some(link) = self.link.take() else { return };
         let head = self.confirmed + 1;
         if self.window.in_flight() > 0 && link.taken < head {
-            // It died with the head under way. Alone the next time: then we know whose fault it is.
+            // It ended with the head under way. The head is sent alone next time, to learn whether it is at fault.
             let alone = self.window.in_flight() == 1 && link.unacked == 1;
             let before = self.suspect.filter(|(position, _)| *position == head).map_or(0, |(_, ends)| ends);
             let ends = before + u32::from(alone);
@@ -315,11 +323,11 @@ impl Delivery {
             }
         }
         self.window.rewind();
-        // Whether it is still a fork is for the answers of the next connection to say.
+        // The answers on the next connection will show whether it is still a fork.
         self.forking = None;
         self.fork_again = None;
         for hub in &mut self.hubs {
-            hub.unsettle();
+            hub.reset_answer();
         }
     }
 
@@ -334,7 +342,7 @@ impl Delivery {
         }
     }
 
-    /// Asks every hub where it is; nothing is sent until those that must have answered.
+    /// Asks every hub how far it has stored; nothing is sent until those that must answer have.
     fn ask(&mut self, now: Millis, out: &mut Vec<Action>) {
         let Some(link) = &mut self.link else { return };
         if self.hubs.is_empty() || self.forking.is_some() {
@@ -348,7 +356,7 @@ impl Delivery {
 
     fn doubt(&mut self, hub: usize, now: Millis, out: &mut Vec<Action>) {
         if let Some(hub) = self.hubs.get_mut(hub) {
-            hub.unsettle();
+            hub.reset_answer();
         }
         if let Some(link) = &mut self.link {
             link.ask_again = ASK_AGAIN;

@@ -1,15 +1,15 @@
 //! Delivery: which transaction goes out when, and what a receipt means. Sans-IO.
 //!
-//! Go-back-N over MQTT (`docs/wire-format.md`, "Delivery protocol"): both ends are durable, so that the broker
-//! needs to remember nothing. [`Delivery`] is one lane's machine: it is told what happened ([`Input`]) and says
-//! what is to be done ([`Action`]). It has no clock, no randomness and no sockets, so that the simulation and
+//! Go-back-N over MQTT (`docs/wire-format.md`, "Delivery protocol"): both ends are durable, so the broker
+//! needs to remember nothing. [`Delivery`] is one lane's machine: a driver gives it each event ([`Input`]) and
+//! carries out its [`Action`]s. It has no clock, no randomness and no sockets, so that the simulation and
 //! the exhaustive model drive exactly the code that runs in the surgery.
 //!
 //! The rules that everything else follows from:
-//! - nothing is sent before every configured hub has *answered* this connection's position question, for only
+//! - nothing is sent before every configured hub has *answered* this connection's position question: only
 //!   an answer shows that a hub was restored or that the lane has forked;
-//! - the confirmed mark goes forward only to a position whose chain value equals ours, and back, or into a new
-//!   epoch, only on an answer; a retained or late receipt of an unanswered hub does nothing but hurry a question;
+//! - the watermark moves forward only to a position whose chain value equals ours, and back, or into a new
+//!   epoch, only on an answer; a retained or late receipt of a hub that has not answered only hurries a question;
 //! - a PUBACK is flow control, never delivery (unless the site has no hub: [`Limits::confirm_on_puback`]).
 //!
 //! A driver's turn, for every event:
@@ -39,11 +39,11 @@ pub type Nonce = [u8; 16];
 pub struct Limits {
     /// Most transactions beyond the last receipt.
     pub window: u32,
-    /// Most payload bytes beyond the last receipt; a single larger one goes alone.
+    /// Most payload bytes beyond the last receipt; a larger transaction is sent alone.
     pub window_bytes: u64,
-    /// No receipt for this long with something in flight: rewind (doubles at each on the same head).
+    /// No receipt for this long with something in flight: rewind (doubles each time on the same head).
     pub receipt_timeout: Millis,
-    /// No progress at all for this long at least: the connection is thrown away (section 7: max(this, 4 x bytes/rate)).
+    /// No progress at all for this long at least: the connection is dropped (section 7: max(this, 4 x bytes/rate)).
     pub stall_timeout: Millis,
     /// How many hubs must have confirmed (each configured hub, by index).
     pub hubs: usize,
@@ -60,7 +60,7 @@ pub struct Receipt {
     pub incarnation: u64,
     /// Rises within an incarnation.
     pub counter: u64,
-    /// What the hub has of each epoch it knows of this lane.
+    /// How far the hub has each epoch of this lane that it knows.
     pub epochs: Vec<Through>,
     /// Through which sequence of the newest epoch the hub has a backup.
     pub backed_up_through: Option<Sequence>,
@@ -79,7 +79,7 @@ pub struct Through {
     pub chain: ChainValue,
 }
 
-/// What happens to a lane's machine.
+/// An event for a lane's machine.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Input {
     /// A new connection is live: subscriptions are acknowledged. Limits are the broker's.
@@ -91,12 +91,12 @@ pub enum Input {
         /// CONNACK Maximum Packet Size, less what the envelope needs.
         maximum_bytes: Option<u64>,
     },
-    /// The connection is gone; nothing that was handed to it counts. Needless, but harmless, after
+    /// The connection has ended; nothing that was handed to it counts. Not needed, but harmless, after
     /// [`Action::Reconnect`].
     Disconnected,
     /// The outbox is committed through this position.
     Committed(Position),
-    /// The record at [`Delivery::wanted`] is at hand.
+    /// The record at [`Delivery::wanted`] was read.
     Offer {
         /// Its position.
         position: Position,
@@ -105,25 +105,25 @@ pub enum Input {
         /// Its chain value on the wire.
         chain: ChainValue,
     },
-    /// The record at this position is not to be had (damaged or pruned).
+    /// The record at this position can no longer be read (damaged or pruned).
     Missing(Position),
     /// The broker took the oldest unacknowledged publish of this connection, or refused it with a reason code.
     PubAck {
-        /// Which.
+        /// The record's position.
         position: Position,
         /// `Err`: reason code of a refusal.
         outcome: Result<(), u8>,
     },
     /// A verified receipt.
     Receipt(Receipt),
-    /// A verified receipt that came by file. Without a link it moves the mark forward if its chain value is ours; on a
-    /// link it is worth no more than any receipt that answers no question.
-    Carried(Receipt),
-    /// The hub missed something.
+    /// A verified receipt that came by file. Without a link it moves the watermark forward if its chain value is ours; on
+    /// a link it is worth no more than any receipt that answers no question.
+    Imported(Receipt),
+    /// A gap notice: the hub lacks a transaction.
     Gap {
-        /// Epoch it speaks of.
+        /// The epoch of the gap.
         epoch: Epoch,
-        /// What it expects.
+        /// The sequence that it expects.
         expected: Sequence,
         /// Round of the transaction that showed it.
         round: u64,
@@ -132,33 +132,33 @@ pub enum Input {
     ChainAt {
         /// Position asked for.
         position: Position,
-        /// Its chain value on the wire, if it can be had.
+        /// Its chain value on the wire, if it can be read.
         chain: Option<ChainValue>,
     },
     /// The answer to [`Action::NewEpoch`], once durable.
     Renumbered(Numbering),
-    /// The other answer: it could not be made durable. It is asked for again later, if it is still wanted then.
+    /// The other answer: the driver could not write it. The machine asks again later, if it still wants it then.
     NotRenumbered,
-    /// A person wants the held record tried again, or has released what was lost: it is a void now.
+    /// An operator wants the held record tried again, or has written off the missing record: it is a void now.
     ReleaseHeld,
     /// Time has passed.
     Tick,
 }
 
-/// What the driver has to do.
+/// A task for the driver.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Action {
     /// Publish a position with this nonce; the numbers are [`Delivery::confirmed`] and [`Delivery::tail`].
     AskPosition(Nonce),
     /// Publish the offered record.
     Send {
-        /// Which.
+        /// Its position.
         position: Position,
         /// The `round` to write into the envelope.
         round: u64,
     },
-    /// Record the confirmed mark; it goes back only on an answered position. Repeated, unchanged, when the hubs
-    /// have answered on a new connection: pruning may rely on a mark that was confirmed on this connection only.
+    /// Record the watermark; it goes back only on an answered position. Repeated, unchanged, when the hubs
+    /// have answered on a new connection: pruning may rely only on a watermark that was confirmed on this connection.
     Confirm {
         /// Through here.
         position: Position,
@@ -169,19 +169,19 @@ pub enum Action {
     },
     /// Read the chain value at a position and answer with [`Input::ChainAt`].
     LookUpChain(Position),
-    /// Throw the connection away and make a new one.
+    /// Drop the connection and make a new one.
     Reconnect(Reason),
     /// Make positions after this a new epoch, durably, and answer with [`Input::Renumbered`], or with
-    /// [`Input::NotRenumbered`]; until then the lane stands.
+    /// [`Input::NotRenumbered`]; until then the lane is stalled.
     NewEpoch {
         /// The last position provably at the hub.
         after: Position,
     },
-    /// A person should know.
+    /// Tell the operator.
     Alarm(Alarm),
 }
 
-/// Why a connection is thrown away.
+/// Why a connection is dropped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Reason {
     /// No PUBACK and no receipt for too long.
@@ -190,32 +190,32 @@ pub enum Reason {
     Refused(u8),
 }
 
-/// What a person should know.
+/// What an operator should know.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Alarm {
-    /// Too large for the broker, or it ended three connections by itself: its lane stands.
+    /// Too large for the broker, or it ended three connections by itself: its lane is stalled.
     Held(Position),
-    /// It goes on.
+    /// The held record is tried again.
     Released(Position),
     /// The hub is ahead or a chain value differs.
     Diverged {
-        /// What the hub said.
+        /// The sequence that the hub named.
         through: Sequence,
-        /// Where.
+        /// The position that it names here.
         position: Position,
     },
-    /// The hub went back (restored): this many go again.
+    /// The hub was restored to an older state: these are sent again.
     HubRestored {
         /// From here.
         from: Position,
         /// To here.
         to: Position,
     },
-    /// A hole that nothing can fill: a person must release a void.
-    Hole(Position),
-    /// The broker refused this record with this PUBACK reason code; it is kept and goes again.
+    /// A missing record that no copy can supply: an operator must write it off as a void.
+    Missing(Position),
+    /// The broker refused this record with this PUBACK reason code; it is kept and sent again.
     Refused {
-        /// Which.
+        /// Its position.
         position: Position,
         /// MQTT 5 reason code.
         reason: u8,

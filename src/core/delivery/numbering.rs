@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::transaction::{Epoch, Position, Sequence};
 
-/// From here on, another epoch.
+/// The beginning of an epoch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Renumbering {
     /// The epoch of the positions after `base`.

@@ -1,4 +1,4 @@
-//! The machine's rules, one by one. What they add up to is for `tests/model/simulation.rs` and `tests/model/exhaustive.rs`.
+//! The machine's rules, one by one. `tests/model/simulation.rs` and `tests/model/exhaustive.rs` test them together.
 
 use uuid::Uuid;
 
@@ -40,8 +40,8 @@ struct Bench {
 }
 
 impl Bench {
-    fn new(limits: Limits, mark: Position, tail: Position) -> Self {
-        let machine = Delivery::new(limits, Numbering::new(epoch(0)), (mark, chain(0, mark)), tail);
+    fn new(limits: Limits, watermark: Position, tail: Position) -> Self {
+        let machine = Delivery::new(limits, Numbering::new(epoch(0)), (watermark, chain(0, watermark)), tail);
         Self { machine, now: 0, bytes: 100, nonce: [0; 16], counter: 0, incarnation: 1, connections: 0 }
     }
 
@@ -153,7 +153,9 @@ fn an_unanswered_question_is_asked_again_ever_more_seldom_and_a_sign_of_life_hur
         waits.push((bench.now - before) / 1_000);
     }
     assert_eq!(waits, [2, 4, 8, 16, 32, 60, 60]);
-    assert_eq!(bench.receipt(0), [], "one second after a question its answer may be under way");
+    let last = bench.now;
+    assert_eq!(bench.receipt(0), [], "its answer may be under way");
+    assert_eq!(bench.machine.deadline(), Some(last + 250), "but the hub may have connected after it");
     bench.now += 10_000;
     assert_eq!(asked(&bench.receipt(0)), 1);
     assert_eq!(bench.machine.deadline(), Some(bench.now + 2_000));
@@ -408,7 +410,7 @@ fn a_hub_that_is_ahead_or_has_another_chain_is_a_fork() {
             actions = bench.give(Input::ChainAt { position: 8, chain: Some(ours) });
         }
         let diverged = Action::Alarm(Alarm::Diverged { through, position: through });
-        assert_eq!(actions, [diverged, Action::NewEpoch { after: 5 }], "and no mark moved");
+        assert_eq!(actions, [diverged, Action::NewEpoch { after: 5 }], "and no watermark moved");
         assert_eq!(bench.tick_or_none(), None, "it waits for the new epoch");
         let numbering = bench.machine.numbering().renumbered(epoch(1), 5);
         assert_eq!(asked(&bench.give(Input::Renumbered(numbering))), 1);
@@ -485,8 +487,8 @@ fn a_hole_stops_the_lane_and_says_so_once() {
     bench.machine.handle(Input::Committed(2), 0, &mut out);
     bench.machine.handle(Input::Missing(1), 0, &mut out);
     bench.machine.handle(Input::Missing(1), 0, &mut out);
-    assert_eq!(out, [Action::Alarm(Alarm::Hole(1))]);
-    assert_eq!((bench.machine.wanted(), bench.machine.counts().hole), (None, Some(1)));
+    assert_eq!(out, [Action::Alarm(Alarm::Missing(1))]);
+    assert_eq!((bench.machine.wanted(), bench.machine.counts().missing), (None, Some(1)));
 }
 
 #[test]
@@ -531,7 +533,7 @@ fn a_new_epoch_that_could_not_be_made_is_wanted_again_only_while_it_is_a_fork() 
     assert_eq!(bench.give(Input::Tick), [Action::NewEpoch { after: 5 }]);
     assert_eq!(bench.machine.deadline(), None, "once");
     bench.give(Input::NotRenumbered);
-    // On the next connection the hub says something else: it was restored, and there is nothing to part from.
+    // On the next connection the hub says something else: it was restored, and there is no fork.
     bench.connect();
     assert_eq!(sent(&bench.answer(5)), [6, 7, 8, 9]);
     bench.give(Input::NotRenumbered);
@@ -539,7 +541,7 @@ fn a_new_epoch_that_could_not_be_made_is_wanted_again_only_while_it_is_a_fork() 
     assert!(!bench.give(Input::Tick).iter().any(|action| matches!(action, Action::NewEpoch { .. })));
 }
 
-/// A virtual machine that was set back has its old memory: the same incarnation, a lower counter.
+/// A virtual machine that was restored has its old memory: the same incarnation, a lower counter.
 #[test]
 fn a_hub_that_was_set_back_with_its_memory_is_believed_when_it_answers() {
     for idle in [true, false] {
@@ -552,7 +554,7 @@ fn a_hub_that_was_set_back_with_its_memory_is_believed_when_it_answers() {
         bench.counter = 1;
         bench.now += HOUR;
         let actions = if idle {
-            // It says where it is when it is back at its broker.
+            // It announces its position when it is connected to its broker again.
             bench.receipt(2)
         } else {
             bench.give(Input::Gap { epoch: epoch(0), expected: 3, round: bench.machine.round().unwrap() })
@@ -578,5 +580,5 @@ fn an_answer_of_an_earlier_question_that_comes_late_is_still_ignored() {
     bench.receipt(3);
     bench.counter = 0;
     let old = bench.receipt_of(0, 1, Some(late));
-    assert_eq!(bench.give(old), [], "settled, and not asked again so soon");
+    assert_eq!(bench.give(old), [], "answered, and not asked again so soon");
 }

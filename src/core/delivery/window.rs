@@ -1,4 +1,4 @@
-//! What is under way: the records beyond the confirmed mark, and how many more may follow.
+//! The records under way, beyond the watermark, and how many more may follow.
 
 use std::collections::VecDeque;
 
@@ -12,20 +12,20 @@ const UNMEASURED_BYTES: u64 = 64 * 1024;
 const LEAST_BYTES: u64 = 16 * 1024;
 /// A measurement of the rate is taken over at least this long, pauses not counted,
 const MEASURE: Millis = 100;
-/// or over so many bytes: a link that takes them sooner is fast.
+/// or over this many bytes: a link that takes them sooner is fast.
 const MEASURE_BYTES: u64 = 1024 * 1024;
-/// A link may have about this long of its own rate under way.
+/// A link may have what it carries in this time under way.
 const FILL: Millis = 1_000;
 
-/// What is remembered of a record that was sent: enough to check a receipt without reading it again.
+/// The facts of a sent record that a receipt is checked with, without reading it again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct Sent {
     bytes: u64,
     chain: ChainValue,
 }
 
-/// The go-back-N window. A rewind keeps what is known of the records, so that a receipt for them, which may
-/// come before they have gone again, needs no read from disk.
+/// The go-back-N window. A rewind keeps what is known of the records: a receipt for them may come before they
+/// are sent again, and then needs no read from disk.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct Window {
     /// Records after `confirmed`, in order; at least through `next - 1`.
@@ -46,9 +46,9 @@ pub(super) struct Window {
 /// Bytes that the broker takes in a second, measured while it was kept busy.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 struct Rate {
-    /// When the measurement began, moved on by every pause.
+    /// When the measurement began; every pause moves it later.
     since: Millis,
-    /// When a pause may have begun: the broker took something last.
+    /// When the broker last took something: a pause may have begun then.
     last: Millis,
     taken: u64,
     bytes_per_second: Option<u64>,
@@ -87,12 +87,12 @@ impl Window {
         self.size
     }
 
-    /// How many more bytes may go now.
+    /// How many more bytes may be sent now.
     pub(super) fn free_bytes(&self) -> u64 {
         self.byte_limit().saturating_sub(self.bytes)
     }
 
-    /// Whether a record of this size may go now. A single one always may, however large.
+    /// Whether a record of this size may be sent now. A single one always may, however large.
     pub(super) fn fits(&self, bytes: u64) -> bool {
         self.in_flight() == 0 || bytes <= self.free_bytes()
     }
@@ -109,12 +109,12 @@ impl Window {
         usize::try_from(position.checked_sub(self.confirmed)?.checked_sub(1)?).ok()
     }
 
-    /// Chain value of a record after the confirmed mark, if it was sent since the mark was there.
+    /// Chain value of a record after the watermark, if it was sent since the watermark was there.
     pub(super) fn chain(&self, position: Position) -> Option<ChainValue> {
         self.known.get(self.index(position)?).map(|sent| sent.chain)
     }
 
-    /// The record at `next` goes out.
+    /// The record at `next` was sent.
     pub(super) fn push(&mut self, bytes: u64, chain: ChainValue) {
         let sent = Sent { bytes, chain };
         match self.index(self.next).and_then(|i| self.known.get_mut(i)) {
@@ -125,7 +125,7 @@ impl Window {
         self.next += 1;
     }
 
-    /// The mark moves forward to `position`, which may be beyond what was sent.
+    /// The watermark moves forward to `position`, which may be beyond the last sent record.
     pub(super) fn confirm(&mut self, position: Position) {
         while self.confirmed < position {
             self.confirmed += 1;
@@ -146,28 +146,28 @@ impl Window {
         self.clean = self.clean.min(self.size);
     }
 
-    /// Everything after the mark goes again.
+    /// Everything after the watermark will be sent again.
     pub(super) fn rewind(&mut self) {
         self.next = self.confirmed.saturating_add(1);
         self.bytes = 0;
         self.clean = 0;
     }
 
-    /// The mark is somewhere else, or the numbers are: what was known is not true any more.
+    /// The watermark or the numbering has changed: what was known no longer holds.
     pub(super) fn reset(&mut self, confirmed: Position) {
         self.known.clear();
         self.confirmed = confirmed;
         self.rewind();
     }
 
-    /// Messages were lost on the way: less at a time.
+    /// Messages were lost on the way: send fewer at a time.
     pub(super) fn halve(&mut self) {
         self.size = (self.size / 2).max(1);
         self.clean = 0;
     }
 
     /// Traffic begins on a quiet link: the pause before it does not count. On a fast link every burst ends in one, and
-    /// a measurement that began anew each time would never be done.
+    /// a measurement that restarted each time would never finish.
     pub(super) fn busy(&mut self, now: Millis) {
         self.rate.since = self.rate.since.saturating_add(now.saturating_sub(self.rate.last));
         self.rate.last = now;
@@ -188,7 +188,7 @@ impl Window {
         }
     }
 
-    /// How long the broker may take for what is under way, from the measured rate; `None`: not measured.
+    /// How long the broker may take for the bytes under way, from the measured rate; `None`: not measured.
     pub(super) fn patience(&self) -> Option<Millis> {
         let rate = self.rate.bytes_per_second?;
         Some(self.bytes.saturating_mul(4_000) / rate)
@@ -213,7 +213,7 @@ mod tests {
     const CHAIN: ChainValue = ChainValue([7; 32]);
 
     #[test]
-    fn bytes_are_those_between_mark_and_next() {
+    fn bytes_are_those_between_watermark_and_next() {
         let mut window = Window::new(&limits(8, 1_000), 10);
         for bytes in [100, 200, 300] {
             window.push(bytes, CHAIN);
@@ -284,7 +284,7 @@ mod tests {
             window.confirm(burst * 40 + 40);
             now += 50;
         }
-        // 30 MB a second while it was busy: what it carries in a second may be under way, up to the configured limit.
+        // 30 MB a second while it was busy: a second's worth may be under way, up to the configured limit.
         assert_eq!(window.free_bytes(), 10_000_000);
     }
 

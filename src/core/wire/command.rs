@@ -1,4 +1,4 @@
-//! `cmd` and `cmd/result` (design section 7): what a hub orders of a gateway, and what has become of it.
+//! `cmd` and `cmd/result` (design section 7): a hub's orders to a gateway, and their results.
 //!
 //! A command is signed like everything that a hub says ([`super::signature`]), names the gateway's present session and
 //! expires: it can be neither forged with a broker account nor sent again later. Each gets one result.
@@ -14,24 +14,24 @@ pub struct Command {
     pub schema: u32,
     /// UUIDv7: the result names it, and the same id is not obeyed twice.
     pub id: String,
-    /// Who orders.
+    /// The hub that gives the order.
     pub hub: Hub,
     /// The gateway's session, as in its `status`: a command to an older connection is refused.
     pub session: u64,
     /// RFC 3339: refused from then on.
     pub expires: String,
-    /// What.
+    /// The order itself.
     #[serde(flatten)]
     pub order: Order,
 }
 
-/// What is ordered: `command` names it. This is the allow list; anything else is refused.
+/// An order: `command` names it. This is the allow list; anything else is refused.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "command", rename_all = "snake_case")]
 pub enum Order {
     /// Confirmed transactions again, in order, with the same ids and numbers.
     Resend {
-        /// Of which lane.
+        /// The lane.
         lane: Lane,
         /// The epoch of the numbers.
         epoch: Epoch,
@@ -40,7 +40,7 @@ pub enum Order {
         /// The last.
         through: Sequence,
     },
-    /// One that this version does not know.
+    /// An order that this version does not know.
     #[serde(other)]
     Unknown,
 }

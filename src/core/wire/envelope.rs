@@ -100,7 +100,7 @@ impl Envelope {
     /// Reads the user properties and the Content Type of a publish.
     ///
     /// # Errors
-    /// [`WireError`] names the property; unknown properties are passed over, as CloudEvents asks.
+    /// [`WireError`] names the property; unknown properties are ignored, as CloudEvents asks.
     pub fn from_properties(
         content_type: Option<String>,
         properties: Vec<(String, String)>,
@@ -147,7 +147,7 @@ impl Envelope {
     }
 }
 
-/// The user properties that an envelope has; others are passed over.
+/// The user properties of an envelope; others are ignored.
 #[derive(Default)]
 struct Seen {
     specversion: Option<String>,
@@ -167,7 +167,7 @@ struct Seen {
 }
 
 impl Seen {
-    /// Of a name that comes twice the last value counts.
+    /// If a name comes twice, the last value counts.
     fn of(properties: Vec<(String, String)>) -> Self {
         let mut seen = Self::default();
         for (name, value) in properties {

@@ -6,7 +6,7 @@
 //! - [`signature`]: Ed25519 over topic and payload
 //! - [`presence`]: status with will, info, events
 //! - [`command`]: a hub's orders to a gateway, and their results
-//! - [`void`]: the mark for what is lost and was released by a person
+//! - [`void`]: the entry in the place of lost records that an operator has written off
 
 pub mod command;
 pub mod envelope;
@@ -19,16 +19,16 @@ pub mod void;
 /// Version of every JSON payload: its first key, `schema`.
 pub const SCHEMA: u32 = 1;
 
-/// What is wrong with something that came in. It is ignored, counted and logged at a limited rate, never obeyed.
+/// What is wrong with an incoming message. It is ignored, counted and logged at a limited rate, never obeyed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum WireError {
-    /// A property or key that must be there is not.
+    /// A required property or key is missing.
     #[error("{0} is missing")]
     Missing(&'static str),
-    /// A property or key has a value that does not fit.
+    /// A property or key has an invalid value.
     #[error("{0} is malformed")]
     Malformed(&'static str),
-    /// The payload is not the JSON that it should be.
+    /// The payload is not the expected JSON.
     #[error("the payload is not the expected JSON: {0}")]
     Json(String),
     /// A payload of a newer version.
@@ -37,7 +37,7 @@ pub enum WireError {
     /// The signature is missing or is not this hub's.
     #[error("the signature is missing or is not that of the configured hub")]
     Signature,
-    /// No topic of ours.
+    /// Not one of our topics.
     #[error("unknown topic")]
     Topic,
 }
@@ -58,7 +58,7 @@ pub fn from_json<'a, T: serde::Deserialize<'a>>(payload: &'a [u8]) -> Result<T, 
     serde_json::from_slice(payload).map_err(|e| WireError::Json(e.to_string()))
 }
 
-/// Writes a JSON payload. Our payload types cannot fail to be written; an empty payload would say so.
+/// Writes a JSON payload. Our payload types cannot fail to serialise; an empty payload would show it.
 #[must_use]
 pub fn to_json<T: serde::Serialize>(payload: &T) -> Vec<u8> {
     serde_json::to_vec(payload).unwrap_or_default()

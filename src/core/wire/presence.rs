@@ -1,4 +1,4 @@
-//! Who is there: `status` with its will, `info`, and `event` (design section 7).
+//! Presence: `status` with its will, `info`, and `event` (design section 7).
 
 use serde::{Deserialize, Serialize};
 
@@ -19,7 +19,7 @@ pub struct Status {
     pub reason: String,
     /// RFC 3339; in the will the time of the connect.
     pub time: String,
-    /// Of the program.
+    /// Version of the program.
     pub version: String,
 }
 
@@ -49,7 +49,7 @@ impl Status {
 pub struct Info {
     /// 1.
     pub schema: u32,
-    /// Of the program.
+    /// Version of the program.
     pub version: String,
     /// Names of the lanes, separated by a space: flat.
     pub lanes: String,
@@ -61,13 +61,13 @@ pub struct Info {
     pub confirm: String,
     /// RFC 3339 end of the client certificate; empty when it cannot be read.
     pub certificate_expires: String,
-    /// Id of the outbox key: names it without giving it away.
+    /// Id of the outbox key: names it and reveals nothing of it.
     pub key_id: String,
     /// RFC 3339.
     pub time: String,
 }
 
-/// `event`: something happened that a person may want to know.
+/// `event`: something that an operator may want to know.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Event {
     /// 1.

@@ -11,13 +11,13 @@ use crate::wire::SCHEMA;
 pub struct Receipt {
     /// 1.
     pub schema: u32,
-    /// Who says so.
+    /// The hub that says so.
     pub hub: Hub,
     /// Random at each start of the hub.
     pub incarnation: u64,
     /// Rises within an incarnation; one that goes back is stale.
     pub counter: u64,
-    /// What is stored of each epoch that the hub knows of this lane, oldest first.
+    /// How far each epoch of this lane that the hub knows is stored, oldest first.
     pub epochs: Vec<Stored>,
     /// Through which sequence of the newest epoch a backup has it; `null`: not known.
     pub backed_up_through: Option<Sequence>,
@@ -38,12 +38,12 @@ pub struct Stored {
     pub chain: ChainValue,
 }
 
-/// `gap/{hub}/{lane}`: the hub missed something.
+/// `gap/{hub}/{lane}`: the hub lacks a transaction.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Gap {
     /// 1.
     pub schema: u32,
-    /// Epoch it speaks of.
+    /// The epoch of the gap.
     pub epoch: Epoch,
     /// The sequence that it expects.
     pub expected: Sequence,
@@ -51,7 +51,7 @@ pub struct Gap {
     pub round: u64,
 }
 
-/// `position/{lane}`: the gateway asks the hub where it is.
+/// `position/{lane}`: the gateway asks the hub how far it has stored.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Position {
     /// 1.

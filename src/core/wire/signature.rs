@@ -1,4 +1,4 @@
-//! Signatures of what a hub says: Ed25519 (RFC 8032) over topic and payload, so that neither can be moved.
+//! Signatures of a hub's messages: Ed25519 (RFC 8032) over topic and payload, so that neither can be moved.
 //!
 //! Signed are the bytes `pgw-v1` 00 `topic` 00 `payload`; the signature travels as the user property
 //! `signature` in standard base64 with padding. A broker account alone can then neither confirm nor command.
@@ -33,7 +33,7 @@ impl SigningKey {
         Ed25519KeyPair::from_pkcs8(document).map(Self).map_err(|_| WireError::Malformed("signing key"))
     }
 
-    /// Makes a new key: its PKCS#8 document.
+    /// Makes a new key and returns its PKCS#8 document.
     ///
     /// # Errors
     /// [`WireError::Malformed`] when the system provides no random bytes.

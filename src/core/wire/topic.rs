@@ -49,7 +49,7 @@ impl Root {
         format!("{}{name}", self.0)
     }
 
-    /// What a gateway subscribes to, apart from [`NOTICE`] and [`HUB_STATUS_FILTER`].
+    /// A gateway's subscriptions, apart from [`NOTICE`] and [`HUB_STATUS_FILTER`].
     #[must_use]
     pub fn gateway_filters(&self) -> Vec<String> {
         ["receipt/+/+", "gap/+/+", "cmd", "notice", "probe/reply"]
@@ -65,7 +65,7 @@ pub fn hub_status(hub: &Hub) -> String {
     format!("pgw/v1/hub/{hub}/status")
 }
 
-/// What a hub subscribes to: the fleet's transactions, positions, status, health, info, events, probes and the results of
+/// A hub's subscriptions: the fleet's transactions, positions, status, health, info, events, probes and the results of
 /// commands.
 pub const HUB_FILTERS: [&str; 8] = [
     "pgw/v1/+/+/txn/+",
@@ -78,7 +78,7 @@ pub const HUB_FILTERS: [&str; 8] = [
     "pgw/v1/+/+/cmd/result",
 ];
 
-/// A topic taken apart.
+/// A parsed topic.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Topic {
     /// Below a gateway's root.
@@ -87,7 +87,7 @@ pub enum Topic {
         practice: Practice,
         /// Gateway.
         gateway: Gateway,
-        /// Which.
+        /// What it is for.
         kind: Kind,
     },
     /// `pgw/v1/hub/{hub}/status`.
@@ -96,7 +96,7 @@ pub enum Topic {
     Notice,
 }
 
-/// What stands below a gateway's root.
+/// The topics below a gateway's root.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Kind {
     /// `txn/{lane}`.
@@ -128,7 +128,7 @@ pub enum Kind {
 }
 
 impl Topic {
-    /// Takes a topic apart.
+    /// Parses a topic.
     ///
     /// # Errors
     /// [`WireError::Topic`] for anything that is not ours.

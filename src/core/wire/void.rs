@@ -1,8 +1,8 @@
-//! A void: the mark for a transaction that is lost for good and was released by a person, so that its lane can go on.
+//! A void: the entry for a transaction that is lost for good. An operator has written it off, so that its lane continues.
 //!
 //! On the wire each number of the released range is a transaction of kind `void`, whose payload is a [`Void`]. It holds the
-//! number's place: nothing else may ever have it. The chain passes over the range: the value stays what it was before it,
-//! up to the last number, which brings the value that the next transaction follows from.
+//! number's place: no other transaction may ever have it. The chain passes over the range: the value stays what it was
+//! before, up to the last number, which brings the value that the next transaction follows from.
 
 use serde::{Deserialize, Serialize};
 
@@ -29,9 +29,9 @@ pub struct Void {
     pub from: Sequence,
     /// Its last number.
     pub through: Sequence,
-    /// Chain value before this number: what the last transaction before the range left.
+    /// Chain value before this number: that of the last transaction before the range.
     pub previous: ChainValue,
-    /// What the person said; no patient data.
+    /// The operator's reason; no patient data.
     pub reason: String,
     /// When it was released, RFC 3339.
     pub time: String,
@@ -44,7 +44,7 @@ impl Void {
         Self { schema: SCHEMA, from: range.0, through: range.1, previous, reason, time }
     }
 
-    /// The void in an envelope of its kind; `None`: it is an ordinary transaction, or does not fit its form.
+    /// The void in an envelope of its kind; `None`: it is an ordinary transaction, or malformed.
     #[must_use]
     pub fn of(envelope: &Envelope, body: &[u8]) -> Option<Self> {
         if !is_void(envelope) {
@@ -71,10 +71,10 @@ pub fn chain_after(before: ChainValue, envelope: &Envelope, body: &[u8]) -> Chai
     }
     match Void::of(envelope, body) {
         Some(void) if void.previous == before => {
-            // Only the last number of the range brings another value.
+            // Only the last number of the range changes the value.
             if envelope.sequence == void.through { envelope.chain } else { before }
         }
-        // Not a void that follows here: a value that its envelope cannot have.
+        // Not a void that follows here: return a value that its envelope cannot have.
         _ => ChainValue(envelope.chain.0.map(|byte| !byte)),
     }
 }
@@ -122,7 +122,7 @@ mod tests {
             assert_eq!(chain_after(before, &envelope, &body) == envelope.chain, good, "{sequence} {chain}");
         }
         let last = envelope(6, 9, KIND);
-        assert_ne!(chain_after(ChainValue([2; 32]), &last, &body), last.chain, "it stands elsewhere");
+        assert_ne!(chain_after(ChainValue([2; 32]), &last, &body), last.chain, "another value before it");
         assert_ne!(chain_after(before, &last, b"{}"), last.chain, "no void at all");
         let plain = envelope(6, 9, "opaque");
         assert_ne!(chain_after(before, &plain, &body), plain.chain, "an ordinary one must be in the chain");

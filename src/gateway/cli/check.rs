@@ -1,4 +1,4 @@
-//! `check`: one line for each thing that must be right, and what to do where it is not.
+//! `check`: one line for each check, with what to do if it fails.
 
 use std::io::Write;
 use std::sync::Arc;
@@ -18,7 +18,7 @@ use crate::control::client::Client;
 use crate::ingest::mllp::context::MllpDoorConfig;
 use crate::keys;
 
-/// `practice-gateway check`: ends with 78 if anything fails.
+/// `practice-gateway check`: exits with 78 if any check fails.
 pub fn run(config: &GatewayConfig, out: &mut dyn Write) -> Exit {
     let mut report = Checks::new(out);
     let clock = TrustedClock::open(&config.uplink.state_directory);
@@ -62,7 +62,7 @@ pub fn run(config: &GatewayConfig, out: &mut dyn Write) -> Exit {
     report.exit
 }
 
-/// Most surgeries' systems speak MLLP without TLS: that is allowed, and said.
+/// Most surgeries' systems speak MLLP without TLS: that is allowed, and reported.
 fn mllp(door: &MllpDoorConfig, clock: &Arc<TrustedClock>, report: &mut Checks<'_>) {
     let address = door.listen;
     let guarded = door.tls.as_ref().is_some_and(|files| files.client_ca.is_some());
@@ -94,7 +94,7 @@ fn store(config: &GatewayConfig, report: &mut Checks<'_>) {
     report.ok("outbox key", &format!("{}, id {}", place.display(), keys.present().id()));
     let uses = Outbox::key_uses_of(&config.outbox).ok().flatten().unwrap_or_default();
     for id in keys.ids().into_iter().skip(1) {
-        report.note("earlier key", &key::said(&id, &uses));
+        report.note("earlier key", &key::describe(&id, &uses));
     }
     for (directory, facts) in set_aside::beside(&config.outbox) {
         report.note("set aside", &set_aside::alarm(&directory, &facts).detail);

@@ -16,10 +16,10 @@ use pgw_outbox::offline::moving;
 
 use crate::cli::key::not_looked_at;
 use crate::config::GatewayConfig;
-use crate::control::client::failed;
-use crate::control::client::{Client, ClientError};
+use crate::control::client::{Client, failed};
 use crate::control::{Reply, Request, export_in_pieces};
 use crate::keys;
+use pgw_host::control::ClientError;
 
 /// Write waiting transactions to one file that only the hub can read. The outbox does not change: the hub confirms each once, by
 /// link or by file.
@@ -49,7 +49,7 @@ pub struct Receipts {
     pub file: PathBuf,
 }
 
-/// The file while it is written: under a name of its own until it is complete.
+/// The file while it is written, under a temporary name until it is complete.
 struct PartialFile<'a> {
     file: File,
     making: PathBuf,
@@ -68,15 +68,15 @@ impl<'a> PartialFile<'a> {
         Ok(Self { file, making, to })
     }
 
-    /// On stable storage, then under its name.
+    /// Puts the file on stable storage, then gives it its name.
     fn finish(self) -> io::Result<()> {
         self.file.sync_all()?;
-        // Nothing that came there meanwhile is replaced.
+        // A file that appeared there meanwhile is not replaced.
         match std::fs::hard_link(&self.making, self.to) {
-            // This syncs the directory, and so the new name, too.
+            // This syncs the directory, and with it the new name.
             Ok(()) => pgw_durable::remove(&self.making),
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Err(error),
-            // A stick with FAT knows no links.
+            // FAT, as on a USB stick, has no hard links.
             Err(_) => pgw_durable::rename(&self.making, self.to),
         }
     }
@@ -97,12 +97,12 @@ pub fn export(config: &GatewayConfig, command: &Export, out: &mut dyn Write, err
         Err(error) => return cannot(err, &error),
     };
     let mut shown = Shown { watched: io::stderr().is_terminal(), percent: None };
-    let (mut total, mut stopped, mut lines, mut trouble) = (0, false, Vec::new(), None);
+    let (mut total, mut stopped, mut lines, mut write_error) = (0, false, Vec::new(), None);
     let mut each = |reply: Reply, err: &mut dyn Write| match reply {
         Reply::Progress { lane, position, tail } => shown.show(err, &lane, position, tail),
-        Reply::Piece { base64 } if trouble.is_none() => {
+        Reply::Piece { base64 } if write_error.is_none() => {
             let bytes = BASE64.decode(base64).map_err(io::Error::other);
-            trouble = bytes.and_then(|bytes| making.file.write_all(&bytes)).err();
+            write_error = bytes.and_then(|bytes| making.file.write_all(&bytes)).err();
         }
         Reply::Exported { lane, count, first, last, stopped_before } => {
             total += count;
@@ -136,7 +136,7 @@ pub fn export(config: &GatewayConfig, command: &Export, out: &mut dyn Write, err
         making.give_up();
         return exit;
     }
-    if let Some(error) = trouble {
+    if let Some(error) = write_error {
         making.give_up();
         return cannot(err, &error);
     }
@@ -154,7 +154,7 @@ pub fn export(config: &GatewayConfig, command: &Export, out: &mut dyn Write, err
     if stopped { Exit::Refused } else { Exit::Done }
 }
 
-/// The store itself: its lock says whether a daemon has it.
+/// Opens the store; its lock shows whether a daemon has it open.
 fn from_stopped(
     config: &GatewayConfig,
     command: &Export,
@@ -226,7 +226,7 @@ pub fn receipts(socket: &Path, command: &Receipts, out: &mut dyn Write, err: &mu
     worst
 }
 
-/// Progress, where a person looks on.
+/// Progress, on a terminal.
 struct Shown {
     watched: bool,
     percent: Option<u64>,

@@ -1,4 +1,4 @@
-//! `init`: makes the outbox key and the directories, replaces nothing, and says what a person must do next.
+//! `init`: creates the outbox key and the directories, replaces nothing, and prints what to do next.
 
 use std::io::Write;
 

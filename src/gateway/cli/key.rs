@@ -1,4 +1,4 @@
-//! `practice-gateway key`: the outbox keys, which of them is still needed, a new one, and an old one's end.
+//! `practice-gateway key`: lists the outbox keys and which are still needed, adds a new one, removes an old one.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -99,7 +99,7 @@ fn rotate(
     Exit::Done
 }
 
-/// `uses`: `None` where there is no store.
+/// `uses`: `None` if there is no store.
 fn remove(
     config: &GatewayConfig,
     file: &Path,
@@ -148,7 +148,7 @@ fn remove(
 
 fn list(keys: &Keyring, uses: &[KeyUse], out: &mut dyn Write) -> Exit {
     for id in keys.ids() {
-        let _ = writeln!(out, "{}", said(&id, uses));
+        let _ = writeln!(out, "{}", describe(&id, uses));
     }
     let missing =
         uses.iter().filter(|used| !keys.has(&used.id) && (used.present || !used.needed_by.is_empty()));
@@ -160,8 +160,8 @@ fn list(keys: &Keyring, uses: &[KeyUse], out: &mut dyn Write) -> Exit {
     exit
 }
 
-/// One line of a key that is there.
-pub(crate) fn said(id: &str, uses: &[KeyUse]) -> String {
+/// One line for a key.
+pub(crate) fn describe(id: &str, uses: &[KeyUse]) -> String {
     match uses.iter().find(|used| used.id == id) {
         Some(used) => format!("{id}: {}", needs(used)),
         None => format!("{id}: nothing is sealed with it yet"),

@@ -1,11 +1,11 @@
 //! The command line of `practice-gateway`.
 //!
-//! - [`submit`], [`status`], [`outbox`], [`quarantine`], [`verify`] and [`export`] ask the running daemon over its control socket
-//!   ([`crate::control`])
+//! - [`submit`], [`status`], [`outbox`], [`quarantine`], [`verify`] and [`export`] ask the running daemon over its
+//!   control socket ([`crate::control`])
 //! - [`check`] and [`init`] need no daemon
-//! - [`repair`], [`key`] and [`moving`] (another box, a lost key) work on the store and its key file themselves
+//! - [`repair`], [`key`] and [`moving`] (another box, a lost key) work directly on the store and its key file
 //!
-//! Each command writes to the writers that it is given, so that tests can read what a person would.
+//! Each command writes to the writers that it is given, so that tests can read its output.
 
 pub mod check;
 pub mod export;
@@ -27,7 +27,6 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use pgw_host::args::parse;
 use pgw_host::exit::{Exit, complain};
-use pgw_host::logs;
 
 use crate::config::GatewayConfig;
 use crate::daemon;
@@ -74,7 +73,7 @@ enum Command {
     Receipts(export::Receipts),
 }
 
-/// The program; the first of `args` is its name.
+/// The program's entry point; the first of `args` is its name.
 pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     run(args, &mut std::io::stdout(), &mut std::io::stderr()).into()
 }
@@ -93,16 +92,7 @@ fn run(args: impl IntoIterator<Item = OsString>, out: &mut dyn Write, err: &mut 
     };
     let socket = config.control.socket.clone();
     match command {
-        Command::Run => {
-            logs::start(&config.log);
-            match daemon::run(config) {
-                Ok(()) => Exit::Done,
-                Err(fatal) => {
-                    complain(err, &fatal);
-                    fatal.exit
-                }
-            }
-        }
+        Command::Run => pgw_host::daemon::run(&config.log.clone(), || daemon::run(config), err),
         Command::Check => check::run(&config, out),
         Command::Init => init::run(&config, out, err),
         Command::Status(command) => status::run(&socket, &command, out, err),

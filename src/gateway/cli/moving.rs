@@ -1,5 +1,5 @@
-//! `practice-gateway outbox retire`, `adopt` and `set-aside`: another box, a lost key. They work on a store that no daemon has
-//! open; its lock says so.
+//! `practice-gateway outbox retire`, `adopt` and `set-aside`: another box, a lost key. They take the store's lock, so
+//! no daemon may have it open.
 
 use std::collections::BTreeMap;
 use std::io::{self, Write};
@@ -10,7 +10,7 @@ use pgw_core::transaction::Lane;
 use pgw_host::exit::{Exit, complain};
 use pgw_host::secret::KeyError;
 use pgw_outbox::offline::moving;
-use pgw_outbox::offline::moving::{LaneStand, MoveError};
+use pgw_outbox::offline::moving::{LaneTotals, MoveError};
 use pgw_outbox::offline::set_aside;
 use pgw_outbox::offline::set_aside::{SetAsideError, Unreadable};
 use pgw_outbox::{Keyring, Outbox};
@@ -66,9 +66,9 @@ fn not_moved(error: &MoveError, err: &mut dyn Write) -> Exit {
     }
 }
 
-fn write_lanes(out: &mut dyn Write, lanes: &BTreeMap<Lane, LaneStand>) {
-    for (lane, stand) in lanes {
-        let LaneStand { accepted, confirmed, waiting, damaged, chain } = stand;
+fn write_lanes(out: &mut dyn Write, lanes: &BTreeMap<Lane, LaneTotals>) {
+    for (lane, totals) in lanes {
+        let LaneTotals { accepted, confirmed, waiting, damaged, chain } = totals;
         let chain = chain.map_or("-".to_owned(), |chain| chain.to_string());
         let _ = writeln!(
             out,
@@ -144,9 +144,9 @@ pub fn adopt(config: &GatewayConfig, out: &mut dyn Write, err: &mut dyn Write) -
     let mut wrong = Vec::new();
     for lane in manifest.lanes.keys() {
         match verify(&outbox, lane, |_, _| ControlFlow::Continue(())) {
-            // What the old box knew of as damaged is no fault of the copy.
+            // Damage that the old box knew of is not the copy's fault.
             Ok(Some(verdict)) => {
-                let known = manifest.lanes.get(lane).map_or(0, |stand| stand.damaged);
+                let known = manifest.lanes.get(lane).map_or(0, |totals| totals.damaged);
                 if verdict.wrong > 0 || verdict.missing > known {
                     wrong.push(format!(
                         "lane {lane}: {} records are altered and {} missing",
@@ -158,13 +158,18 @@ pub fn adopt(config: &GatewayConfig, out: &mut dyn Write, err: &mut dyn Write) -
             Err(error) => wrong.push(format!("lane {lane}: {error}")),
         }
     }
-    let found = moving::stands(&outbox);
-    for (lane, stand) in &manifest.lanes {
+    let found = moving::lane_totals(&outbox);
+    for (lane, totals) in &manifest.lanes {
         match found.get(lane) {
-            Some(here) if here == stand => {}
+            Some(here) if here == totals => {}
             Some(here) => wrong.push(format!(
                 "lane {lane}: accepted {}, confirmed {}, waiting {} here, and {}, {}, {} on the old box",
-                here.accepted, here.confirmed, here.waiting, stand.accepted, stand.confirmed, stand.waiting
+                here.accepted,
+                here.confirmed,
+                here.waiting,
+                totals.accepted,
+                totals.confirmed,
+                totals.waiting
             )),
             None => wrong.push(format!("the configuration of this box has no lane {lane}")),
         }
@@ -200,7 +205,7 @@ pub fn set_aside(
     let file = &config.outbox_key_file;
     let keys = match keys::outbox_keys(file) {
         Ok(keys) => Some(keys),
-        // Not there, or no key any more: lost.
+        // Missing, or not a key any more: lost.
         Err(KeyError::Unreadable { source, .. }) if source.kind() == io::ErrorKind::NotFound => None,
         Err(KeyError::Form { .. }) => None,
         Err(error) => {
@@ -256,7 +261,8 @@ pub fn set_aside(
     }
 }
 
-/// The id of the key for the new store: one that is there and opened nothing, or a new one. A file that is no key is kept.
+/// The id of the key for the new store: an existing key that has opened nothing, or a new one. A file that is not a
+/// key is kept.
 fn new_key(config: &GatewayConfig, keys: Option<Keyring>) -> Result<String, KeyError> {
     let file = &config.outbox_key_file;
     if let Some(keys) = keys {

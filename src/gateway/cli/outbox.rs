@@ -8,8 +8,7 @@ use pgw_core::transaction::{Lane, Position};
 use pgw_host::exit::Exit;
 
 use crate::cli::moving;
-use crate::control::client::Client;
-use crate::control::client::failed;
+use crate::control::client::{Client, failed};
 use crate::control::{Reply, Request, TransactionRef};
 use crate::listing::{ListedTransaction, TransactionState};
 

@@ -1,4 +1,5 @@
-//! `practice-gateway quarantine list`, `show`, `release` and `discard`: what was refused, and what a person does with it.
+//! `practice-gateway quarantine list`, `show`, `release` and `discard`: refused input, and a person's decision about
+//! it.
 
 use std::io::{self, Write};
 use std::path::Path;
@@ -7,8 +8,7 @@ use clap::{Args, Subcommand};
 use pgw_core::transaction::Lane;
 use pgw_host::exit::Exit;
 
-use crate::control::client::Client;
-use crate::control::client::failed;
+use crate::control::client::{self, Client, failed};
 use crate::control::{Quarantined, Reply, Request};
 
 /// Refused input that waits for a person's decision.
@@ -90,7 +90,7 @@ pub fn run(socket: &Path, command: &Quarantine, out: &mut dyn Write, err: &mut d
             entries(&mut client, &Request::QuarantineList {}, write, out, err)
         }
         Quarantine::Show(Show { id, bytes: true, .. }) => {
-            match client.bytes(&Request::QuarantineBytes { id: *id }, out) {
+            match client::bytes(&mut client, &Request::QuarantineBytes { id: *id }, out) {
                 Ok(()) => Exit::Done,
                 Err(error) => failed(err, &error),
             }
@@ -159,7 +159,7 @@ fn write_json(out: &mut dyn Write, entry: &Quarantined) -> io::Result<()> {
     out.write_all(b"\n")
 }
 
-/// A dash for what is not there.
+/// A dash for a missing value.
 fn dash(text: &str) -> &str {
     if text.is_empty() { "-" } else { text }
 }

@@ -99,7 +99,7 @@ fn refused(err: &mut dyn Write, error: &RepairError) -> Exit {
     }
 }
 
-/// Whether nothing is left to be done in a lane.
+/// Whether a lane needs nothing more.
 fn is_well(report: &RepairReport, lane: &LaneReport, command: &Repair) -> bool {
     let unproven = if command.unproven { 0 } else { lane.unproven_count() };
     let open = if report.done { 0 } else { lane.saved_count() + lane.unproven_count() };

@@ -1,4 +1,4 @@
-//! `practice-gateway status`: one page, for a person who wants to know whether all is well.
+//! `practice-gateway status`: one page that shows whether all is well.
 
 use std::fmt::Write as _;
 use std::io::Write;
@@ -8,8 +8,7 @@ use clap::Args;
 use pgw_host::exit::Exit;
 use serde_json::Value;
 
-use crate::control::client::Client;
-use crate::control::client::failed;
+use crate::control::client::{Client, failed};
 use crate::control::{Reply, Request};
 
 /// Show one page: the link and its phase, the backlog and its age, space, quarantine, each lane.
@@ -34,13 +33,13 @@ pub fn run(socket: &Path, command: &Status, out: &mut dyn Write, err: &mut dyn W
         return failed(err, &error);
     }
     let text = if command.json { format!("{document}\n") } else { page(&document) };
-    // A reader that has gone is no fault.
+    // A reader that has gone is not an error.
     let _ = out.write_all(text.as_bytes());
     Exit::Done
 }
 
 /// The page: health's fields (design section 9), and `lanes`: `lane, accepted, confirmed, waiting, held, damaged,
-/// waiting_bytes, oldest_age_seconds`. What is not there is shown as a dash.
+/// waiting_bytes, oldest_age_seconds`. A missing value is shown as a dash.
 #[must_use]
 pub fn page(status: &Value) -> String {
     let mut page = String::new();
@@ -114,7 +113,7 @@ fn summary(status: &Value) -> Vec<(&'static str, String)> {
     ]
 }
 
-/// A line for each outbox key. One alone needs none.
+/// A line for each outbox key, if there are several.
 fn keys(status: &Value) -> Vec<(&'static str, String)> {
     let line = |key: &Value| {
         let by: Vec<&str> =

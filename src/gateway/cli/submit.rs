@@ -1,4 +1,4 @@
-//! `practice-gateway submit`: exits 0 only once all files are on stable storage, or confirmed where that is asked for.
+//! `practice-gateway submit`: exits 0 only once all files are on stable storage, or confirmed if requested.
 
 use std::fs::File;
 use std::io::{self, IsTerminal as _, Read as _, Write};
@@ -11,15 +11,15 @@ use pgw_host::exit::{Exit, complain};
 use pgw_host::progress::Progress;
 use serde_json::json;
 
-use crate::control::client::failed;
-use crate::control::client::{Client, ClientError};
+use crate::control::client::{self, Client, failed};
 use crate::control::{Reply, Request};
 use crate::ingest::slip::AcceptanceSlip;
+use pgw_host::control::ClientError;
 
-/// No outbox takes more; a stream that never ends must not fill the memory.
+/// No outbox accepts more; an endless stream must not fill the memory.
 const MOST_BYTES: u64 = 256 << 20;
 /// How often the watermark is checked; it is in memory.
-const LOOK: Duration = Duration::from_millis(100);
+const POLL: Duration = Duration::from_millis(100);
 
 /// Submit files in the given order. Exit 0: all are on stable storage. 65: some were refused, the others are stored. 69: no
 /// daemon. 74: a file cannot be read; no later file was tried. 75: try later; no later file was tried.
@@ -51,7 +51,7 @@ pub struct Submit {
     pub files: Vec<PathBuf>,
 }
 
-/// The files so far: what was stored, what was refused.
+/// The result so far: which files were stored and which were refused.
 struct Submission<'a> {
     out: &'a mut dyn Write,
     err: &'a mut dyn Write,
@@ -172,7 +172,7 @@ fn each(client: &mut Client, submit: &Submit, report: &mut Submission<'_>) -> Ex
             key: submit.key.clone(),
             body_bytes: body.len() as u64,
         };
-        match client.submit(&request, &body) {
+        match client::submit(client, &request, &body) {
             Ok(Reply::Accepted(slip)) => report.accepted(&name, &slip),
             Ok(Reply::Refused { temporary: true, reason }) => {
                 report.not_accepted(&name, "later", &reason);
@@ -220,7 +220,7 @@ fn confirmed_within(
         if left.is_zero() {
             return Ok(false);
         }
-        std::thread::sleep(LOOK.min(left));
+        std::thread::sleep(POLL.min(left));
     }
 }
 
@@ -312,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unreadable_file_stops_the_rest_and_the_same_again_goes_on() {
+    fn an_unreadable_file_stops_the_rest_and_the_same_again_continues() {
         let daemon = Daemon::start(Store::empty(), serde_json::Value::Null);
         let directory = tempfile::tempdir().unwrap();
         let [one, none, two] = ["one", "none", "two"].map(|name| directory.path().join(name));

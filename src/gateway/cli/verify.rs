@@ -7,8 +7,7 @@ use clap::Args;
 use pgw_core::transaction::{Lane, Position};
 use pgw_host::exit::Exit;
 
-use crate::control::client::Client;
-use crate::control::client::failed;
+use crate::control::client::{Client, failed};
 use crate::control::verify::LaneVerification;
 use crate::control::{Reply, Request};
 

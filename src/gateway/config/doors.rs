@@ -113,7 +113,7 @@ pub(super) fn http(
     })
 }
 
-/// Certificate and key, both or none.
+/// Certificate and key, both or neither.
 fn pair(
     source: &Source,
     door: &str,
@@ -144,7 +144,7 @@ fn routes(
     raw.into_iter().map(route).collect()
 }
 
-/// The lane that a door names, or the first.
+/// The lane that a door names, or the first lane.
 pub(super) fn lane(
     source: &Source,
     key: &str,

@@ -81,7 +81,7 @@ fn is_name(text: &str) -> bool {
         && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
 }
 
-/// A name in the folder itself: no path, and none of those that the door leaves alone or has for itself.
+/// A name in the folder itself: not a path, and not one that the door ignores or uses itself.
 fn subfolder(
     source: &Source,
     key: &str,

@@ -33,7 +33,7 @@ pub struct GatewayConfig {
     pub gateway: Gateway,
     /// Everything the gateway writes is below it.
     pub data_directory: PathBuf,
-    /// The outbox key where systemd hands over no credential `outbox-key`.
+    /// The outbox key file, used if systemd supplies no credential `outbox-key`.
     pub outbox_key_file: PathBuf,
     /// The control socket.
     pub control: ControlConfig,
@@ -43,20 +43,20 @@ pub struct GatewayConfig {
     pub http: Vec<HttpDoorConfig>,
     /// The folder doors.
     pub folders: Vec<FolderDoorConfig>,
-    /// Most bytes of unfinished input, all doors together.
+    /// Most bytes of unfinished input, for all doors together.
     pub ingest_memory_bytes: u64,
     /// The store.
     pub outbox: outbox::OutboxSettings,
-    /// The way to the centre. Its `info` has no key id yet: the key is not read here.
+    /// The uplink. Its `info` has no key id yet: the key is not read here.
     pub uplink: uplink::UplinkSettings,
-    /// How often health is said, besides every change of state.
+    /// How often health is published, besides every change of state.
     pub health_interval: Duration,
     /// Logs.
     pub log: Log,
 }
 
 impl GatewayConfig {
-    /// Reads and checks the file. No other file than this one and `public_key_file` is touched.
+    /// Reads and checks the file. Opens no other file than this one and `public_key_file`.
     ///
     /// # Errors
     /// [`ConfigError`], the first one found.
@@ -64,7 +64,7 @@ impl GatewayConfig {
         Self::checked(&Source::read(file)?, file)
     }
 
-    /// The same of text that is not in `file`.
+    /// The same for text that is not in `file`.
     ///
     /// # Errors
     /// [`ConfigError`], the first one found.
@@ -232,8 +232,8 @@ fn outbox_settings(
         )?,
         segment_bytes,
         retention: source.duration("outbox.retention_days", raw.retention_days, 35.0, 0.0..=3650.0, day)?,
-        // The ballast is as large as four segments' payload, the segments in use and made ahead take as much again with what
-        // sled needs; a store that is full with nothing but these would be full for ever.
+        // The ballast is as large as four segments' payload. The segments in use and made ahead take as much again,
+        // with what sled needs. A store that these alone fill would stay full for ever.
         limit_bytes: source.number(
             "outbox.limit_bytes",
             raw.limit_bytes,
@@ -243,7 +243,7 @@ fn outbox_settings(
         min_free_bytes: source.number("outbox.min_free_bytes", raw.min_free_bytes, 64 * MIB, 0..=TIB)?,
         min_free_percent: source.number("outbox.min_free_percent", raw.min_free_percent, 10, 0..=90)?,
         max_body_bytes,
-        // A queue that cannot take the largest body would refuse it for ever.
+        // A queue that cannot hold the largest body would refuse it for ever.
         queue_bytes: source.number(
             "outbox.queue_bytes",
             raw.queue_bytes,

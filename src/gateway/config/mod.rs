@@ -1,6 +1,8 @@
-//! Configuration: a file becomes settings with nothing optional left, or an error that names file, line and key.
+//! Configuration: turns a file into settings with nothing optional left, or into an error that names file, line and
+//! key.
 //!
-//! [`GatewayConfig`] is what everything else reads. Every key, its default and its meaning stand in `config/gateway.toml`.
+//! [`GatewayConfig`] is what everything else reads. `config/gateway.toml` lists every key with its default and
+//! meaning.
 
 mod doors;
 mod folder;

@@ -1,6 +1,6 @@
-//! The files as they are written: every key optional here, so that the checks can name what is missing.
+//! The files as written: every key is optional here, so that the checks can name what is missing.
 //!
-//! `config/gateway.toml` says what each key means; a test holds the two together.
+//! `config/gateway.toml` says what each key means; a test keeps the two in step.
 
 use std::path::PathBuf;
 

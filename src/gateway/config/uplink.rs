@@ -15,7 +15,7 @@ use pgw_link::tls::TlsFiles;
 use crate::config::raw::{RawHubKey, RawUplink};
 use crate::uplink::PinnedHub;
 
-/// What confirms a transaction.
+/// Which message confirms a transaction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Confirm {
     /// The hub's signed receipt.
@@ -24,7 +24,7 @@ pub(super) enum Confirm {
     Puback,
 }
 
-/// What `[uplink]` says; the rest of the uplink's settings stands elsewhere in the file.
+/// `[uplink]`, checked; other settings of the uplink come from elsewhere in the file.
 pub(super) struct Link {
     pub(super) upstreams: Vec<Upstream>,
     pub(super) tls: TlsFiles,
@@ -92,7 +92,7 @@ pub(super) fn uplink(source: &Source, raw: RawUplink, hubs: usize) -> Result<Lin
     })
 }
 
-/// Whom bundles are encrypted to: the hubs that have a recipient.
+/// The recipients of bundles: the hubs that have an age recipient.
 pub(super) fn recipients(source: &Source, raw: &[RawHubKey]) -> Result<Vec<Recipient>, ConfigError> {
     let texts = raw.iter().filter_map(|entry| entry.recipient.as_ref());
     let wrong =

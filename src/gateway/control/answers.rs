@@ -1,4 +1,4 @@
-//! The answers of many lines: they read the disk, and run on a thread of their own.
+//! Answers of many lines: they read the disk and run on their own thread.
 
 use std::ops::ControlFlow;
 
@@ -10,8 +10,8 @@ use crate::control::{LIST_LIMIT, Reply, TransactionRef, verify};
 use crate::listing;
 use crate::listing::ListedTransaction;
 
-/// Where an answer's lines go; it may end the answer.
-pub(super) type Say<'a> = &'a mut dyn FnMut(Reply) -> ControlFlow<()>;
+/// Takes the lines of an answer; it may end the answer.
+pub(super) type SendReply<'a> = &'a mut dyn FnMut(Reply) -> ControlFlow<()>;
 
 pub(super) fn chosen(outbox: &Outbox, lane: Option<&Lane>) -> Result<Vec<Lane>, RequestError> {
     let lanes = listing::lanes(outbox);
@@ -28,14 +28,14 @@ pub(super) fn list(
     lane: Option<&Lane>,
     from: Option<Position>,
     limit: u32,
-    say: Say<'_>,
+    send: SendReply<'_>,
 ) -> Result<(), RequestError> {
     for lane in chosen(outbox, lane)? {
         let confirmed = listing::confirmed(outbox, &lane);
         let from = from.unwrap_or(confirmed + 1);
         let last = listing::tail(outbox, &lane)
             .min(from.saturating_add(u64::from(limit.min(LIST_LIMIT))).saturating_sub(1));
-        if entries(outbox, &lane, from, last, &mut |entry| say(Reply::Entry(entry)))?.is_break() {
+        if entries(outbox, &lane, from, last, &mut |entry| send(Reply::Entry(entry)))?.is_break() {
             return Ok(());
         }
     }
@@ -47,7 +47,7 @@ pub(super) fn show(
     outbox: &Outbox,
     lane: Option<&Lane>,
     which: TransactionRef,
-    say: Say<'_>,
+    send: SendReply<'_>,
 ) -> Result<(), RequestError> {
     let mut found = false;
     for lane in chosen(outbox, lane)? {
@@ -64,8 +64,8 @@ pub(super) fn show(
                 return ControlFlow::Continue(());
             }
             found = true;
-            let heard = say(Reply::Entry(entry));
-            if matches!(which, TransactionRef::Id(_)) { ControlFlow::Break(()) } else { heard }
+            let sent = send(Reply::Entry(entry));
+            if matches!(which, TransactionRef::Id(_)) { ControlFlow::Break(()) } else { sent }
         })?;
         if over.is_break() {
             break;
@@ -98,14 +98,18 @@ fn entries(
 }
 
 /// Checks the chains.
-pub(super) fn verify_lanes(outbox: &Outbox, lane: Option<&Lane>, say: Say<'_>) -> Result<(), RequestError> {
+pub(super) fn verify_lanes(
+    outbox: &Outbox,
+    lane: Option<&Lane>,
+    send: SendReply<'_>,
+) -> Result<(), RequestError> {
     for lane in chosen(outbox, lane)? {
         let walked = verify::verify(outbox, &lane, |position, tail| {
-            say(Reply::Progress { lane: lane.clone(), position, tail })
+            send(Reply::Progress { lane: lane.clone(), position, tail })
         });
         match walked? {
             Some(found) => {
-                if say(Reply::Verified(found)).is_break() {
+                if send(Reply::Verified(found)).is_break() {
                     return Ok(());
                 }
             }

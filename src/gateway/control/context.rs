@@ -1,4 +1,4 @@
-//! What the clients of the control socket share, and its configuration.
+//! What the clients of the control socket share, and the socket's configuration.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -39,7 +39,7 @@ pub(super) struct ControlContext {
     pub(super) orders: Option<Orders>,
 }
 
-/// Why a request is not answered. The client gets the sentence; what to do next, a person decides.
+/// Why a request fails. The client gets the sentence; a person decides what to do next.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum RequestError {
     /// No such lane.
@@ -51,25 +51,25 @@ pub(crate) enum RequestError {
     /// No such entry.
     #[error("there is no entry {0} in quarantine")]
     NoEntry(u64),
-    /// Nothing says what an entry is.
+    /// Neither the entry nor the request says what kind of message it is.
     #[error("it has no MSH to take the type from: use --type")]
     NoType,
-    /// What it is said to be cannot be.
+    /// The kind or media type in the request is not valid.
     #[error("the type or the content type is malformed")]
     MalformedType,
-    /// Nobody could open a bundle.
+    /// No hub is configured that could decrypt a bundle.
     #[error("no [[hub]] in the configuration has a recipient: `practice-hub init` prints it")]
     NoRecipient,
     /// The store cannot be read now.
     #[error(transparent)]
     Read(#[from] ReadError),
-    /// The outbox refuses.
+    /// The outbox refuses it.
     #[error(transparent)]
     Refused(#[from] Refusal),
-    /// No bundle came of it.
+    /// The bundle could not be made.
     #[error(transparent)]
     Export(#[from] crate::export::ExportError),
-    /// The thread that does it has panicked.
+    /// The thread that worked on it has panicked.
     #[error("{0}: a bug in this program, see its log")]
     Panicked(&'static str),
 }

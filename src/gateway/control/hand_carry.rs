@@ -1,4 +1,4 @@
-//! Hand-carry through the control socket: a bundle goes out in pieces.
+//! Hand-carry through the control socket: a bundle is sent in pieces.
 
 use std::io::{self, Write};
 
@@ -9,15 +9,15 @@ use pgw_bundle::seal::Encryptor;
 use pgw_core::transaction::{Lane, Position};
 use pgw_outbox::Outbox;
 
-use crate::control::answers::{Say, chosen};
+use crate::control::answers::{SendReply, chosen};
 use crate::control::context::{ControlConfig, RequestError};
 use crate::control::{PIECE_BYTES, Reply};
 use crate::export;
 use crate::export::ExportError;
 
-/// Cuts what is written to it into pieces for the client.
+/// Cuts the bytes written to it into pieces for the client.
 struct Pieces<'a, 'b> {
-    say: &'a std::cell::RefCell<Say<'b>>,
+    send: &'a std::cell::RefCell<SendReply<'b>>,
     held: Vec<u8>,
 }
 
@@ -28,7 +28,7 @@ impl Pieces<'_, '_> {
         }
         let base64 = BASE64.encode(&self.held);
         self.held.clear();
-        match (self.say.borrow_mut())(Reply::Piece { base64 }) {
+        match (self.send.borrow_mut())(Reply::Piece { base64 }) {
             std::ops::ControlFlow::Continue(()) => Ok(()),
             std::ops::ControlFlow::Break(()) => Err(io::ErrorKind::BrokenPipe.into()),
         }
@@ -50,25 +50,25 @@ impl Write for Pieces<'_, '_> {
     }
 }
 
-/// Writes the bundle in pieces, then what it holds. Blocking; the store may also be one that no daemon has open.
+/// Writes the bundle in pieces, then what it holds. Blocking. Also used for a store that no daemon has open.
 pub(crate) fn export(
     outbox: &Outbox,
     config: &ControlConfig,
     lane: Option<&Lane>,
     from: Option<Position>,
-    say: Say<'_>,
+    send: SendReply<'_>,
 ) -> Result<(), RequestError> {
     if config.recipients.is_empty() {
         return Err(RequestError::NoRecipient);
     }
     let lanes = chosen(outbox, lane)?;
-    let say = std::cell::RefCell::new(say);
+    let send = std::cell::RefCell::new(send);
     let write = || -> Result<_, ExportError> {
-        let pieces = Pieces { say: &say, held: Vec::with_capacity(PIECE_BYTES) };
-        let sealing = Encryptor::new(pieces, &config.recipients).map_err(io::Error::other)?;
-        let mut writer = Writer::new(sealing, export::owner(&config.practice, &config.gateway))?;
+        let pieces = Pieces { send: &send, held: Vec::with_capacity(PIECE_BYTES) };
+        let encryptor = Encryptor::new(pieces, &config.recipients).map_err(io::Error::other)?;
+        let mut writer = Writer::new(encryptor, export::owner(&config.practice, &config.gateway))?;
         let exported = export::export(outbox, &lanes, from, &mut writer, &mut |lane, position, tail| {
-            (say.borrow_mut())(Reply::Progress { lane: lane.clone(), position, tail })
+            (send.borrow_mut())(Reply::Progress { lane: lane.clone(), position, tail })
         })?;
         writer.finish()?.finish()?.send()?;
         Ok(exported)
@@ -83,7 +83,7 @@ pub(crate) fn export(
             last,
             stopped_before: lane.stopped_before,
         };
-        if (say.borrow_mut())(reply).is_break() {
+        if (send.borrow_mut())(reply).is_break() {
             return Ok(());
         }
     }

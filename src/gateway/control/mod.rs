@@ -1,13 +1,13 @@
 //! The control socket: how the command line asks the process that has the outbox open.
 //!
-//! It is a door, for `submit` takes transactions in, and more: it reads the outbox and gives orders to the uplink.
-//! Therefore it stands above [`crate::ingest`], [`crate::export`] and [`crate::uplink`], and none of them knows it.
+//! It is a door, because `submit` takes transactions in, and more: it reads the outbox and gives orders to the uplink.
+//! Therefore it uses [`crate::ingest`], [`crate::export`] and [`crate::uplink`], and none of them knows it.
 //!
-//! One connection carries any number of requests, one after the other. A request is a line of JSON ([`Request`]); the
-//! answer is one or more lines ([`Reply`]), the last of which says so ([`Reply::is_last`]). Only a submission's body
-//! follows as plain bytes, after [`Reply::Send`], and the bytes of a quarantine entry after [`Reply::Bytes`]. Whoever may
-//! open the socket (mode 0660) may submit, see headers and decide about the quarantine; bodies leave through it for root
-//! and the daemon's own user alone, and else only as a bundle that is encrypted to the configured hubs.
+//! [`pgw_host::control`] defines how requests and answers are sent; this module defines what they mean ([`Request`],
+//! [`Reply`]). A submission's body follows [`Reply::Send`], and the bytes of a quarantine entry follow
+//! [`Reply::Bytes`]. Anyone who can open the socket (mode 0660) may submit, see headers and decide about the
+//! quarantine. Only root and the daemon's own user get bodies through it; others get them only as a bundle encrypted
+//! to the configured hubs.
 
 mod answers;
 pub mod client;
@@ -27,6 +27,7 @@ pub(crate) use hand_carry::export as export_in_pieces;
 use pgw_bundle::receipts;
 use pgw_core::chain::ChainValue;
 use pgw_core::transaction::{Lane, Position, TransactionId, rfc3339};
+use pgw_host::control::ClientError;
 use pgw_outbox::{QuarantineEntry, Refusal};
 use serde::{Deserialize, Serialize};
 
@@ -34,22 +35,19 @@ use crate::ingest::origin::Origin;
 use crate::ingest::slip::AcceptanceSlip;
 use crate::listing::ListedTransaction;
 
-/// Longest line in either direction, its end included.
-pub const LINE_BYTES: usize = 64 * 1024;
-
 /// Most bytes of a bundle in one [`Reply::Piece`].
 pub const PIECE_BYTES: usize = 32 * 1024;
 
 /// Most entries that one [`Request::List`] gives.
 pub const LIST_LIMIT: u32 = 10_000;
 
-/// What a client may ask.
+/// A client's request.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "command", rename_all = "snake_case", deny_unknown_fields)]
 pub enum Request {
     /// Take one transaction; answered by [`Reply::Send`], then `body_bytes` bytes follow.
     Submit {
-        /// Where it goes.
+        /// The lane.
         lane: Lane,
         /// CloudEvents `type`.
         event_type: String,
@@ -62,7 +60,7 @@ pub enum Request {
     },
     /// The daemon's status document.
     Status {},
-    /// Headers of what is kept, oldest first.
+    /// Headers of the transactions in the outbox, oldest first.
     List {
         /// Only this lane; otherwise all.
         lane: Option<Lane>,
@@ -88,7 +86,7 @@ pub enum Request {
         /// The lane.
         lane: Lane,
     },
-    /// What is in quarantine, oldest first.
+    /// The entries in quarantine, oldest first.
     QuarantineList {},
     /// One entry of the quarantine.
     QuarantineShow {
@@ -100,11 +98,11 @@ pub enum Request {
         /// The entry's number.
         id: u64,
     },
-    /// Submits an entry as its door would have, and removes it when it is on stable storage.
+    /// Submits an entry as its door would have, and removes it once it is on stable storage.
     QuarantineRelease {
         /// The entry's number.
         id: u64,
-        /// Where it goes; otherwise to the first lane.
+        /// The lane; otherwise the first.
         lane: Option<Lane>,
         /// CloudEvents `type`; otherwise from its MSH.
         event_type: Option<String>,
@@ -115,7 +113,7 @@ pub enum Request {
     QuarantineDiscard {
         /// The entry's number.
         id: u64,
-        /// The reason; goes to the log and to the centre.
+        /// The reason; it goes to the log and to the centre.
         reason: String,
     },
     /// Waiting transactions, as a bundle encrypted to the configured hubs; answered by [`Reply::Piece`]s.
@@ -125,7 +123,7 @@ pub enum Request {
         /// From this position; otherwise the oldest waiting one.
         from: Option<Position>,
     },
-    /// A hub's receipt that came by file.
+    /// A hub's receipt that came in a file.
     Receipt(receipts::SignedReceipt),
     /// Writes off lost records for good, so that their lane continues.
     Void {
@@ -137,7 +135,7 @@ pub enum Request {
         through: Position,
         /// The person's reason.
         reason: String,
-        /// Whether to do it; otherwise only to say what would be done.
+        /// Whether to do it; otherwise only report what would be done.
         act: bool,
     },
     /// Retries the held transaction that stalls a lane.
@@ -157,11 +155,11 @@ pub enum Request {
     },
 }
 
-/// How one transaction is named.
+/// How a request names a transaction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum TransactionRef {
-    /// By its id; all that is kept is searched.
+    /// By its id; the whole outbox is searched.
     Id(TransactionId),
     /// By its position.
     Position(Position),
@@ -179,17 +177,17 @@ impl std::str::FromStr for TransactionRef {
     }
 }
 
-/// What the daemon says.
+/// A line of the daemon's answer.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "reply", rename_all = "snake_case")]
 pub enum Reply {
-    /// The body may follow.
+    /// The client may send the body.
     Send {},
     /// It is on stable storage.
     Accepted(AcceptanceSlip),
     /// It is not stored.
     Refused {
-        /// Whether the same may be accepted later.
+        /// Whether the same transaction may be accepted later.
         temporary: bool,
         /// One sentence.
         reason: String,
@@ -199,32 +197,32 @@ pub enum Reply {
         /// The document.
         status: serde_json::Value,
     },
-    /// One of many headers.
+    /// One header.
     Entry(ListedTransaction),
-    /// How far a long answer has come.
+    /// Progress of a long answer.
     Progress {
         /// In this lane.
         lane: Lane,
         /// At this position ...
         position: Position,
-        /// ... of so many.
+        /// ... of this many.
         tail: Position,
     },
-    /// A lane has been checked.
+    /// The result for a lane.
     Verified(verify::LaneVerification),
     /// How far a lane is confirmed.
     Mark {
-        /// Everything up to here is.
+        /// Every position up to here is confirmed.
         confirmed: Position,
     },
-    /// One of the quarantine's entries.
+    /// One quarantine entry.
     Quarantined(Quarantined),
-    /// So many plain bytes follow.
+    /// This many plain bytes follow.
     Bytes {
         /// How many.
         body_bytes: u64,
     },
-    /// This user may not have it.
+    /// This user may not do that.
     NotPermitted {
         /// One sentence.
         reason: String,
@@ -244,14 +242,14 @@ pub enum Reply {
         first: Position,
         /// The last.
         last: Position,
-        /// The missing record before which it had to stop.
+        /// The missing record at which it had to stop.
         stopped_before: Option<Position>,
     },
-    /// A receipt that came by file was verified.
+    /// A receipt that came in a file was verified.
     Heard {
-        /// Its lane.
+        /// The receipt's lane.
         lane: Lane,
-        /// Confirmed through this position now.
+        /// The lane is now confirmed through this position.
         confirmed: Position,
     },
     /// Lost records are written off, or would be.
@@ -267,30 +265,32 @@ pub enum Reply {
         /// Chain value at the last.
         chain: ChainValue,
     },
-    /// Confirmed transactions went out again.
+    /// Confirmed transactions were sent again.
     Resent {
         /// The lane.
         lane: Lane,
-        /// So many, all taken by the broker.
+        /// How many; the broker has taken all of them.
         count: u64,
         /// Positions of the range that are no longer in the outbox.
         missing: u64,
-        /// The broker had nobody to give some of them to.
+        /// The broker had no subscriber for some of them.
         unheard: bool,
     },
-    /// That was all.
+    /// The end of the answer.
     End {},
-    /// The request cannot be answered; the connection may be closed.
+    /// The request failed; the connection may be closed.
     Failed {
         /// One sentence.
         reason: String,
     },
 }
 
-impl Reply {
-    /// Whether nothing more follows for this request.
-    #[must_use]
-    pub fn is_last(&self) -> bool {
+impl pgw_host::control::Reply for Reply {
+    fn failed(reason: String) -> Self {
+        Self::Failed { reason }
+    }
+
+    fn is_last(&self) -> bool {
         !matches!(
             self,
             Reply::Send {}
@@ -301,6 +301,14 @@ impl Reply {
                 | Reply::Piece { .. }
                 | Reply::Exported { .. }
         )
+    }
+
+    fn checked(self) -> Result<Self, ClientError> {
+        match self {
+            Self::Failed { reason } => Err(ClientError::Failed(reason)),
+            Self::NotPermitted { reason } => Err(ClientError::NotPermitted(reason)),
+            other => Ok(other),
+        }
     }
 }
 
@@ -313,21 +321,21 @@ impl From<Refusal> for Reply {
 /// An entry of the quarantine, without its bytes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Quarantined {
-    /// Names it.
+    /// The entry's number.
     pub id: u64,
     /// When it came, RFC 3339; empty when damaged.
     pub time: String,
     /// `mllp`, `http`, `folder`; `store` for the outbox's own records; empty when damaged.
     pub door: String,
-    /// The peer's address, where the door has peers.
+    /// The peer's address, if the door has peers.
     pub address: Option<std::net::IpAddr>,
     /// CloudEvents `source`, or the lane of the outbox's own record; empty when damaged.
     pub source: String,
     /// Why it is here; empty when damaged.
     pub reason: String,
-    /// How many bytes are kept.
+    /// How many bytes are stored.
     pub bytes: u64,
-    /// The file is not what was written.
+    /// The file does not hold what was written.
     pub damaged: bool,
 }
 

@@ -1,4 +1,4 @@
-//! Orders of a person to the uplink: a receipt that came by file, lost records to write off, a held head to retry,
+//! A person's orders to the uplink: a receipt from a file, lost records to write off, a held record to retry,
 //! confirmed transactions to send again.
 
 use std::sync::Arc;
@@ -14,12 +14,12 @@ use crate::control::context::ControlContext;
 use crate::listing;
 use crate::uplink::{Orders, ResendProgress, Resent};
 
-/// How long a receipt may take until the watermark has moved.
+/// How long to wait for a receipt to move the watermark.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// How often that is checked.
-const LOOK: Duration = Duration::from_millis(50);
+const POLL: Duration = Duration::from_millis(50);
 
-/// Hands a receipt to the uplink, and waits until it has done what it can.
+/// Passes a receipt to the uplink and waits until the uplink has done what it can.
 pub(super) async fn receipt(
     outbox: &Outbox,
     orders: Option<&Orders>,
@@ -28,22 +28,22 @@ pub(super) async fn receipt(
     let failed = |reason: String| Reply::Failed { reason };
     let Some(orders) = orders else { return failed("there is no uplink".to_owned()) };
     let (lane, position) = match orders.receipt(line).await {
-        Ok(heard) => heard,
+        Ok(hubs) => hubs,
         Err(error) => return failed(error.to_string()),
     };
     let confirmed = || listing::confirmed(outbox, &lane);
     let wait = async {
         while confirmed() < position {
-            tokio::time::sleep(LOOK).await;
+            tokio::time::sleep(POLL).await;
         }
     };
-    // One that confirms nothing new, or is not to be believed yet, is no error.
+    // A receipt that confirms nothing new, or cannot be trusted yet, is no error.
     let _ = tokio::time::timeout(PATIENCE, wait).await;
     let confirmed = confirmed();
     Reply::Heard { lane, confirmed }
 }
 
-/// Writes off lost records, and has the lane tried again.
+/// Writes off lost records and retries the lane.
 pub(super) async fn void(
     context: Arc<ControlContext>,
     lane: Lane,
@@ -74,7 +74,7 @@ pub(super) async fn retry_head(orders: Option<&Orders>, lane: Lane) -> Reply {
     done.map_or_else(|reason| Reply::Failed { reason }, |()| Reply::End {})
 }
 
-/// Sends confirmed transactions again; what becomes of it can be watched.
+/// Sends confirmed transactions again; the caller can watch the progress.
 pub(super) async fn resend(
     orders: Option<&Orders>,
     lane: &Lane,
@@ -86,7 +86,7 @@ pub(super) async fn resend(
     }
 }
 
-/// How far a resend has come; `gone`: the uplink has ended and will not say more.
+/// How far a resend has come; `gone`: the uplink has ended and reports no more.
 pub(super) fn resent(progress: ResendProgress, gone: bool, lane: Lane, last: Position) -> Reply {
     let ResendProgress { arrived, ended } = progress;
     match ended {

@@ -1,8 +1,8 @@
-//! What a person decides about the quarantine: look, release, discard.
+//! A person's decisions about the quarantine: show, release, discard.
 //!
-//! A release is a submission like any other, with the key that its door would have given it, and removes the entry
-//! only after the durable answer. A crash between the two leaves both; the release that is repeated then is a
-//! repetition of what is stored, and stores nothing twice.
+//! A release is a submission like any other, with the key that its door would have given it; the entry is removed only
+//! after the durable answer. A crash between the two leaves both. Repeating the release then repeats a stored
+//! transaction, and stores nothing twice.
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
 use crate::control::Reply;
-use crate::control::answers::Say;
+use crate::control::answers::SendReply;
 use crate::control::context::{BUDGET_WAIT, ControlContext, RequestError};
 use crate::ingest::mllp::codec::HEAD_BYTES;
 use crate::ingest::mllp::envelope;
@@ -25,10 +25,10 @@ use crate::ingest::slip::AcceptanceSlip;
 use crate::ingest::{Share, count, media};
 use crate::listing;
 
-/// Longest reason that is noted.
+/// Longest reason that is recorded.
 const REASON_BYTES: usize = 200;
 
-/// What the person who releases an entry says of it.
+/// What the person who releases an entry says about it.
 pub(super) struct Wanted {
     pub(super) lane: Option<Lane>,
     pub(super) event_type: Option<String>,
@@ -46,9 +46,9 @@ impl From<RequestError> for Reply {
 }
 
 /// All entries.
-pub(super) fn list(outbox: &Outbox, say: Say<'_>) -> Result<(), RequestError> {
+pub(super) fn list(outbox: &Outbox, send: SendReply<'_>) -> Result<(), RequestError> {
     for entry in outbox.quarantined()? {
-        if say(Reply::Quarantined(entry.into())) == ControlFlow::Break(()) {
+        if send(Reply::Quarantined(entry.into())) == ControlFlow::Break(()) {
             break;
         }
     }
@@ -56,13 +56,14 @@ pub(super) fn list(outbox: &Outbox, say: Say<'_>) -> Result<(), RequestError> {
 }
 
 /// One entry.
-pub(super) fn show(outbox: &Outbox, id: u64, say: Say<'_>) -> Result<(), RequestError> {
+pub(super) fn show(outbox: &Outbox, id: u64, send: SendReply<'_>) -> Result<(), RequestError> {
     let entry = outbox.quarantined_entry(id)?.ok_or(RequestError::NoEntry(id))?;
-    let _ = say(Reply::Quarantined(entry.into()));
+    let _ = send(Reply::Quarantined(entry.into()));
     Ok(())
 }
 
-/// The bytes of one entry, for root and the daemon's user: they are a patient's. They stay within `share`.
+/// The bytes of one entry, for root and the daemon's user only, because they hold patient data. They stay within
+/// `share`.
 pub(super) async fn bytes(
     context: &Arc<ControlContext>,
     id: u64,
@@ -140,7 +141,7 @@ pub(super) async fn release(context: &Arc<ControlContext>, id: u64, wanted: Want
     Reply::Accepted(slip)
 }
 
-/// Removes an entry for good; who and why go to the log and to the centre.
+/// Removes an entry for good; the user and the reason go to the log and to the centre.
 pub(super) async fn discard(context: &Arc<ControlContext>, id: u64, reason: String, user: u32) -> Reply {
     let reason = reason.trim().to_owned();
     if reason.is_empty() || reason.len() > REASON_BYTES || reason.chars().any(char::is_control) {
@@ -200,7 +201,7 @@ fn compose(
     if source.is_empty() {
         source = format!("urn:pgw:{}:{}:quarantine", context.config.practice, context.config.gateway);
     }
-    // The key of its door, so that it is one transaction with what its sender may have sent again meanwhile.
+    // The key that its door would use: if its sender has sent it again meanwhile, both are one transaction.
     let key = msh.as_ref().map(envelope::key).unwrap_or_default();
     Ok(Submission {
         lane,

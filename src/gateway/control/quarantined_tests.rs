@@ -96,10 +96,7 @@ fn entries_are_listed_and_shown_and_never_what_is_in_them() {
 fn bytes_are_for_root_and_the_daemon_alone() {
     assert!(may_see(0, 990) && may_see(990, 990));
     assert!(!may_see(1000, 990) && !may_see(990, 991));
-    assert_eq!(
-        Exit::from(&crate::control::client::ClientError::NotPermitted(String::new())),
-        Exit::NotPermitted
-    );
+    assert_eq!(Exit::from(&pgw_host::control::ClientError::NotPermitted(String::new())), Exit::NotPermitted);
 }
 
 #[test]
@@ -115,12 +112,12 @@ fn a_release_is_a_submission_and_removes_its_entry() {
     let outside = (one.event_type.as_str(), one.kind.as_str(), one.source.as_str(), one.key.as_str());
     assert_eq!(outside, ("hl7v2.oru_r01", "hl7v2", SOURCE, "77"));
     assert!(daemon.ids().is_empty());
-    let notables = daemon.outbox.alarms();
-    let said = notables.iter().find(|n| n.code == "quarantine.released").unwrap();
-    assert!(said.detail.contains("entry 1 (sender not allowed, 57 bytes)"), "{}", said.detail);
+    let alarms = daemon.outbox.alarms();
+    let alarm = alarms.iter().find(|n| n.code == "quarantine.released").unwrap();
+    assert!(alarm.detail.contains("entry 1 (sender not allowed, 57 bytes)"), "{}", alarm.detail);
     assert_eq!(daemon.release(id).0, Exit::Refused, "it is gone");
 
-    // What has no header needs a person who says what it is.
+    // An entry without a header needs a person who says what it is.
     let id = daemon.keep("no MSH", &mllp("urn:x"), b"PID|1");
     let (exit, _, err) = daemon.release(id);
     assert!(exit == Exit::Refused && err.contains("--type"), "{err}");
@@ -139,12 +136,12 @@ fn a_release_is_a_submission_and_removes_its_entry() {
 fn a_crash_between_the_answer_and_the_removal_stores_nothing_twice() {
     let daemon = Daemon::start();
     let id = daemon.keep("sender not allowed", &mllp(SOURCE), MESSAGE);
-    // A later one, so that the number of the first is not noted as gone.
+    // A later one, so that the first one's number is not recorded as removed.
     let later = daemon.keep("no MSH", &mllp(SOURCE), b"PID|1");
     let file = daemon.entry_file(id);
     let entry = std::fs::read(&file).unwrap();
     assert_eq!(daemon.release(id).0, Exit::Done);
-    // As after a crash: it is stored, and the entry was not removed.
+    // As after a crash: it is stored, and the entry is still there.
     std::fs::write(&file, &entry).unwrap();
     assert_eq!((daemon.stored(&lane()).len(), daemon.ids()), (1, vec![id, later]), "both are there");
     let (exit, out, _) = daemon.release(id);
@@ -153,10 +150,10 @@ fn a_crash_between_the_answer_and_the_removal_stores_nothing_twice() {
 }
 
 #[test]
-fn an_entry_that_cannot_be_removed_is_told_and_stored_once() {
+fn an_entry_that_cannot_be_removed_is_reported_and_stored_once() {
     let daemon = Daemon::start();
     let id = daemon.keep("sender not allowed", &mllp(SOURCE), MESSAGE);
-    // What is removed with the newest entry cannot be: it is a directory, and not empty.
+    // The record of the last removed entry cannot be replaced: it is a non-empty directory.
     let gone = daemon.entry_file(id).with_extension("gone");
     std::fs::create_dir_all(gone.join("x")).unwrap();
     let (exit, _, err) = daemon.release(id);
@@ -233,7 +230,7 @@ fn what_is_no_whole_input_is_not_released() {
 }
 
 #[test]
-fn a_discard_needs_a_reason_and_is_told() {
+fn a_discard_needs_a_reason_and_is_reported() {
     let daemon = Daemon::start();
     let id = daemon.keep("no MSH", &mllp(SOURCE), MESSAGE);
     let discard = |reason: &str| daemon.run(&Quarantine::Discard(Discard { id, reason: reason.into() }));
@@ -243,9 +240,9 @@ fn a_discard_needs_a_reason_and_is_told() {
     assert_eq!(daemon.ids(), [id]);
     assert_eq!(discard("a test of the lab's").0, Exit::Done);
     assert_eq!((daemon.ids(), daemon.stored(&lane()).len()), (vec![], 0));
-    let notables = daemon.outbox.alarms();
-    let said = notables.iter().find(|n| n.code == "quarantine.discarded").unwrap();
-    assert!(said.detail.contains("entry 1 (no MSH, 57 bytes): a test of the lab's"), "{}", said.detail);
+    let alarms = daemon.outbox.alarms();
+    let alarm = alarms.iter().find(|n| n.code == "quarantine.discarded").unwrap();
+    assert!(alarm.detail.contains("entry 1 (no MSH, 57 bytes): a test of the lab's"), "{}", alarm.detail);
     assert_eq!(discard("again").0, Exit::Refused);
 }
 

@@ -6,12 +6,13 @@ use std::time::{Duration, Instant};
 
 use pgw_bundle::keys::{Identity, Recipient};
 use pgw_core::transaction::{Body, Gateway, Lane, Position, Practice};
+use pgw_host::control::Control;
 use pgw_outbox::{self as outbox, LaneSettings, Outbox, OutboxKey, Stored, Submission, Watermark};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use crate::control::ControlConfig;
-use crate::control::server::ControlSocket;
+use crate::control::server::Commands;
 use crate::ingest::{Budget, StatusSource};
 use crate::listing;
 
@@ -63,7 +64,7 @@ impl Store {
         Self::of(|_| ())
     }
 
-    /// The disk must keep more free than there is.
+    /// Requires more free space on the disk than there is.
     pub(crate) fn full() -> Self {
         Self::of(|settings| settings.min_free_bytes = u64::MAX / 2)
     }
@@ -75,8 +76,8 @@ impl Store {
         store
     }
 
-    /// The same, of which the records of these positions are lost: each segment has `segment_records`, and those of the
-    /// positions are gone from the disk.
+    /// The same with the records of these positions lost: each segment has `segment_records`, and the segments with
+    /// these positions are deleted.
     pub(crate) fn with_lost(count: u64, segment_records: u64, lost: &[Position]) -> Self {
         let store = Self::of(|settings| settings.segment_records = segment_records);
         // One by one: a group lies in one segment.
@@ -91,8 +92,8 @@ impl Store {
             .collect();
         segments.sort();
         for position in lost {
-            let ordinal = usize::try_from((position - 1) / segment_records).unwrap();
-            let _ = std::fs::remove_dir_all(&segments[ordinal]);
+            let index = usize::try_from((position - 1) / segment_records).unwrap();
+            let _ = std::fs::remove_dir_all(&segments[index]);
         }
         let mut settings = settings(directory.path());
         settings.segment_records = segment_records;
@@ -141,7 +142,7 @@ impl Store {
         listing::tail(&self.outbox, &lane())
     }
 
-    /// As a hub's receipt does.
+    /// Confirms as a hub's receipt does.
     pub(crate) fn confirm(&self, position: Position) {
         let chain = self.record(position).chain;
         self.outbox.confirm(&lane(), Watermark { position, chain }, None);
@@ -169,7 +170,7 @@ pub(crate) fn config(socket: PathBuf, max_body_bytes: u64, recipients: Vec<Recip
     }
 }
 
-/// A daemon's control socket, on a runtime of its own.
+/// A daemon's control socket, on its own runtime.
 pub(crate) struct Daemon {
     pub(crate) store: Store,
     pub(crate) socket: PathBuf,
@@ -191,12 +192,12 @@ impl Daemon {
         let (stop, stopped) = watch::channel(false);
         let config = config(socket.clone(), max_body_bytes, vec![hub_identity().recipient()]);
         let guard = runtime.enter();
-        let control = ControlSocket::listen(config).unwrap();
+        let control = Control::listen(&socket).unwrap();
         drop(guard);
         let status: StatusSource = Arc::new(move || status.clone());
         let budget = Budget::new(1 << 20);
-        let serving = control.serve(store.outbox.clone(), status, Arc::default(), budget, stopped);
-        let task = Some(runtime.spawn(serving));
+        let commands = Commands::new(config, store.outbox.clone(), status, Arc::default(), budget, None);
+        let task = Some(runtime.spawn(control.serve(Arc::new(commands), stopped)));
         Self { store, socket, runtime, stop, task }
     }
 

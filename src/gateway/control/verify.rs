@@ -13,20 +13,20 @@ use crate::listing;
 /// Most ranges of each kind that are listed.
 const LISTED: usize = 100;
 
-/// What the check found in a lane. `ok` says whether a person has to do something.
+/// The result for a lane. `ok` says whether a person has to do something.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LaneVerification {
     /// The lane.
     pub lane: Lane,
-    /// Nothing is wrong and nothing unconfirmed is missing.
+    /// Nothing is wrong, and no unconfirmed record is missing.
     pub ok: bool,
     /// Checked from this position ...
     pub from: Position,
     /// ... through this one.
     pub through: Position,
-    /// Records whose chain value follows from their predecessor and themselves.
+    /// Records whose chain value follows from their predecessor and their content.
     pub verified: u64,
-    /// Records that do not; they are there, and altered.
+    /// Records whose chain value does not: they were altered.
     pub wrong: u64,
     /// Records that can no longer be read.
     pub missing: u64,
@@ -34,13 +34,13 @@ pub struct LaneVerification {
     pub wrong_ranges: Vec<(Position, Position)>,
     /// The first ranges of missing records.
     pub missing_ranges: Vec<(Position, Position)>,
-    /// Whether the chain value that the hub confirmed is the one here; `None` where that record is pruned.
+    /// Whether the chain value that the hub confirmed is the one here; `None` if that record is pruned.
     pub agrees_with_hub: Option<bool>,
     /// The last chain value.
     pub chain: Option<ChainValue>,
 }
 
-/// Checks `lane`; `progress` hears the position after each batch and may end the check, which then gives `None`.
+/// Checks `lane`; `progress` gets the position after each batch and may end the check, which then returns `None`.
 ///
 /// # Errors
 /// [`ReadError::Trouble`]: the store cannot be read now.
@@ -68,16 +68,16 @@ pub fn verify(
     Ok(Some(walk.end()))
 }
 
-/// The check itself, without the store: each position once, in order.
+/// The check without the store: takes each position once, in order.
 struct ChainWalk {
     found: LaneVerification,
-    mark: Option<Watermark>,
-    /// Epoch and chain value of the record before, if that is known.
+    watermark: Option<Watermark>,
+    /// Epoch and chain value of the record before, if known.
     before: Option<(Epoch, ChainValue)>,
 }
 
 impl ChainWalk {
-    fn new(lane: Lane, (from, through): (Position, Position), mark: Option<Watermark>) -> Self {
+    fn new(lane: Lane, (from, through): (Position, Position), watermark: Option<Watermark>) -> Self {
         let found = LaneVerification {
             lane,
             ok: true,
@@ -91,7 +91,7 @@ impl ChainWalk {
             agrees_with_hub: None,
             chain: None,
         };
-        Self { found, mark, before: None }
+        Self { found, watermark, before: None }
     }
 
     fn record(&mut self, stored: &Stored) {
@@ -102,16 +102,16 @@ impl ChainWalk {
             found.wrong += 1;
             extend(&mut found.wrong_ranges, stored.position);
         }
-        if let Some(mark) = self.mark.filter(|mark| mark.position == stored.position) {
-            found.agrees_with_hub = Some(mark.chain == stored.chain);
+        if let Some(watermark) = self.watermark.filter(|watermark| watermark.position == stored.position) {
+            found.agrees_with_hub = Some(watermark.chain == stored.chain);
         }
         found.chain = Some(stored.chain);
         self.before = Some((stored.epoch, stored.chain));
     }
 
     fn missing(&mut self, position: Position) {
-        // Destroyed, or pruned while we walked: only what nobody else has is a loss.
-        if self.mark.is_none_or(|mark| position > mark.position) {
+        // Destroyed, or pruned during this walk: it is a loss only if the hub does not have it.
+        if self.watermark.is_none_or(|watermark| position > watermark.position) {
             self.found.missing += 1;
             extend(&mut self.found.missing_ranges, position);
         }
@@ -125,7 +125,7 @@ impl ChainWalk {
     }
 }
 
-/// Whether the record's chain value follows from its own content and, where that is known, from its predecessor.
+/// Whether the record's chain value follows from its own content and, if known, from its predecessor.
 fn follows(lane: &Lane, before: Option<(Epoch, ChainValue)>, stored: &Stored) -> bool {
     let previous_fits = match before {
         _ if stored.sequence == 1 => stored.previous == ChainValue::first(stored.epoch, lane.as_str()),
@@ -133,7 +133,7 @@ fn follows(lane: &Lane, before: Option<(Epoch, ChainValue)>, stored: &Stored) ->
         None => true,
     };
     if stored.transaction.kind == void::KIND {
-        // It stands for what is lost: there is no content to check.
+        // It replaces a lost record, so there is no content to check.
         return previous_fits;
     }
     let chain = stored.previous.next_for(stored.epoch, lane, stored.sequence, &stored.transaction);
@@ -155,7 +155,7 @@ mod tests {
     use crate::control::store_for_tests;
     use pgw_core::transaction::Body;
 
-    /// The records of a small store, and what is altered or missing in them.
+    /// The records of a small store, some of them altered or missing.
     struct Lines(Vec<Option<Stored>>);
 
     impl Lines {
@@ -169,12 +169,12 @@ mod tests {
             change(self.0[position - 1].as_mut().unwrap());
         }
 
-        fn mark(&self, position: u64) -> Watermark {
+        fn watermark(&self, position: u64) -> Watermark {
             Watermark { position, chain: self.0[position as usize - 1].as_ref().unwrap().chain }
         }
 
-        fn walk(&self, mark: Option<Watermark>) -> LaneVerification {
-            let mut walk = ChainWalk::new(store_for_tests::lane(), (1, self.0.len() as u64), mark);
+        fn walk(&self, watermark: Option<Watermark>) -> LaneVerification {
+            let mut walk = ChainWalk::new(store_for_tests::lane(), (1, self.0.len() as u64), watermark);
             for (position, stored) in (1..).zip(&self.0) {
                 match stored {
                     Some(stored) => walk.record(stored),
@@ -222,11 +222,11 @@ mod tests {
         assert_eq!(lines.walk(None).wrong_ranges, [(9, 10)], "and its successor does not follow it");
 
         let mut lines = Lines::with(20);
-        let mark = lines.mark(5);
+        let watermark = lines.watermark(5);
         for position in [3, 8, 9] {
             lines.0[position - 1] = None;
         }
-        let found = lines.walk(Some(mark));
+        let found = lines.walk(Some(watermark));
         assert!(!found.ok);
         assert_eq!(found.missing_ranges, [(8, 9)], "what is confirmed is not missing");
     }

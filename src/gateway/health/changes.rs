@@ -1,5 +1,5 @@
-//! What has changed since the last look, as events: each is raised once, when it begins and when it is over.
-//! What the uplink's machines alarm about (held, diverged ...) is raised by the uplink, which knows the place.
+//! What has changed since the last observation, as events: each is raised once when it begins and once when it ends.
+//! The uplink raises what its delivery machines report (held, diverged ...), because it knows the lane and position.
 
 use std::time::{Duration, Instant};
 
@@ -13,10 +13,10 @@ pub(super) const CERTIFICATE_ALARM_DAYS: i64 = 7;
 /// ... and within so many a warning.
 const CERTIFICATE_WARNING_DAYS: i64 = 30;
 
-/// The wall clock may drift this far from the monotonic one between two observed.
+/// The wall clock may drift this far from the monotonic one between two observations.
 const STEP: Duration = Duration::from_secs(2);
 
-/// What was seen at the last look.
+/// The facts of the last observation.
 #[derive(Debug, Default)]
 pub(super) struct Changes {
     link_up: Option<bool>,
@@ -44,22 +44,22 @@ pub(super) fn store_low(outbox: &Snapshot) -> bool {
     outbox.limit_bytes > 0 && outbox.store_bytes > outbox.limit_bytes / 5 * 4
 }
 
-/// Whole days until the client certificate ends; negative when it has.
+/// Whole days until the client certificate ends; negative once it has.
 pub(super) fn certificate_days(observed: &Observation<'_>) -> Option<i64> {
     let seconds = seconds_until(observed.link.certificate_expires?, observed.time);
     Some(seconds.div_euclid(86_400))
 }
 
-/// An event for something that the outbox noted.
-pub(super) fn from_notable(notable: &OutboxAlarm) -> Raised {
-    let level = match notable.code {
+/// An event for an alarm of the outbox.
+pub(super) fn from_outbox_alarm(alarm: &OutboxAlarm) -> Raised {
+    let level = match alarm.code {
         "damaged" | "salvaged" | "store.trouble" | "store.shortfall" | "store.set_aside" => Level::Alarm,
         "store.works" | "store.room" | "index.rebuilt" | "quarantine.released" | "quarantine.discarded" => {
             Level::Info
         }
         _ => Level::Warning,
     };
-    Raised { level, code: notable.code, phase: "", detail: notable.detail.clone() }
+    Raised { level, code: alarm.code, phase: "", detail: alarm.detail.clone() }
 }
 
 impl Changes {
@@ -107,7 +107,7 @@ impl Changes {
 
     fn link(&mut self, observed: &Observation<'_>, counts: &LaneCounts, raised: &mut Vec<Raised>) {
         let link = observed.link;
-        // Before the first attempt has ended there is nothing to say.
+        // Before the first attempt has ended there is nothing to report.
         if self.link_up == Some(link.up) || (self.link_up.is_none() && !link.up && link.failure.is_empty()) {
             self.outage = link.down_since.or(self.outage);
             return;

@@ -1,8 +1,9 @@
-//! Whether the wall clock can be believed.
+//! Whether the wall clock can be trusted.
 //!
-//! The kernel's own word needs `adjtimex`, which no crate offers without unsafe code of ours. systemd-timesyncd
-//! touches a file at each answer of its server, in a directory that is empty after a boot: that is read. Where
-//! something else keeps the clock it is called untrusted, which costs nothing: the clock is shown, never obeyed.
+//! The kernel's own answer needs `adjtimex`, which no crate offers without unsafe code of ours. systemd-timesyncd
+//! touches a file at each answer of its server, in a directory that is empty after a boot: we read that. If another
+//! program sets the clock it counts as untrusted, which costs nothing: the clock is shown, but no decision depends on
+//! it.
 
 use std::path::Path;
 use std::time::{Duration, SystemTime};
@@ -11,16 +12,16 @@ use pgw_core::transaction::Clock;
 
 const SYNCHRONISED: &str = "/run/systemd/timesync/synchronized";
 
-/// timesyncd asks at least every 2,048 s; three missed answers and the clock runs by itself.
+/// timesyncd asks at least every 2,048 s; after three missed answers the clock runs unchecked.
 const BELIEVED_FOR: Duration = Duration::from_secs(3 * 2048);
 
-/// The clock now.
+/// The state of the clock now.
 #[must_use]
 pub fn trust() -> Clock {
-    judge(Path::new(SYNCHRONISED), SystemTime::now())
+    assess(Path::new(SYNCHRONISED), SystemTime::now())
 }
 
-fn judge(file: &Path, now: SystemTime) -> Clock {
+fn assess(file: &Path, now: SystemTime) -> Clock {
     let Ok(answered) = std::fs::metadata(file).and_then(|facts| facts.modified()) else {
         return Clock::Untrusted;
     };
@@ -39,9 +40,9 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("synchronized");
         let now = SystemTime::now();
-        assert_eq!(judge(&file, now), Clock::Untrusted);
+        assert_eq!(assess(&file, now), Clock::Untrusted);
         std::fs::write(&file, "").unwrap();
-        assert_eq!(judge(&file, now), Clock::Synced);
-        assert_eq!(judge(&file, now + BELIEVED_FOR + Duration::from_secs(60)), Clock::Holdover);
+        assert_eq!(assess(&file, now), Clock::Synced);
+        assert_eq!(assess(&file, now + BELIEVED_FOR + Duration::from_secs(60)), Clock::Holdover);
     }
 }

@@ -1,13 +1,14 @@
-//! Health: looks on and tells the truth (design section 9).
+//! Health: observes everything else and reports it truthfully (design section 9).
 //!
-//! - [`observation`]: all that health reads, at one moment, and the words for its findings
-//! - [`state`]: what state the gateway is in, `changes`: what has changed; sans-IO
-//! - [`watcher`]: the task that looks on
-//! - [`clock`]: whether the wall clock can be believed
+//! - [`observation`]: all that health reads, at one moment, and the terms for what it finds
+//! - [`state`]: the gateway's state, `changes`: what has changed; sans-IO
+//! - [`watcher`]: the task that observes
+//! - [`clock`]: whether the wall clock can be trusted
 //!
-//! The uplink publishes a [`crate::uplink::LinkSnapshot`] and takes [`crate::uplink::Reports`], which it publishes in turn.
+//! The uplink publishes a [`crate::uplink::LinkSnapshot`] for health, and receives [`crate::uplink::Reports`], which
+//! it publishes to the hub.
 //!
-//! Invariant: accepted = confirmed + waiting + damaged in every payload; where it is not so, the payload says so.
+//! Invariant: accepted = confirmed + waiting + damaged in every payload; if not, the payload says so.
 
 mod changes;
 pub mod clock;

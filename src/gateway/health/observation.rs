@@ -1,4 +1,4 @@
-//! What health observed at, all at one moment, and the words for what it finds.
+//! What health has observed, all at one moment, and the terms for what it finds.
 
 use std::time::Instant;
 
@@ -10,18 +10,18 @@ use crate::uplink::LinkSnapshot;
 /// The state in one word.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum GatewayState {
-    /// What comes in goes out and is confirmed.
+    /// Transactions are accepted and confirmed.
     Ok,
-    /// Accepting, and keeping it: the link is down or nothing is confirmed.
+    /// Accepting and storing, but the link is down or nothing is confirmed.
     Buffering,
-    /// Accepting, and a person should look.
+    /// Accepting, but a person should check.
     Degraded,
-    /// New work is refused.
+    /// New transactions are refused.
     Refusing,
 }
 
 impl GatewayState {
-    /// The word on the wire.
+    /// The word used on the wire.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -46,13 +46,13 @@ pub struct Observation<'a> {
     pub outbox: &'a Snapshot,
     /// The link.
     pub link: &'a LinkSnapshot,
-    /// Refused at the doors for what it was, since start.
+    /// Refused at the doors because of its content, since start.
     pub refused_total: u64,
     /// Folders that cannot be used now.
     pub folders_away: u64,
-    /// How far the wall clock can be believed.
+    /// How far the wall clock can be trusted.
     pub clock: Clock,
-    /// Resident memory; 0 where it cannot be read.
+    /// Resident memory; 0 if it cannot be read.
     pub rss_bytes: u64,
     /// Monotonic now.
     pub now: Instant,
@@ -60,19 +60,19 @@ pub struct Observation<'a> {
     pub time: UnixMillis,
 }
 
-/// How much a person should care.
+/// The importance of an event for people.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Level {
-    /// Good to know.
+    /// For information.
     Info,
-    /// Look at it today.
+    /// Check it today.
     Warning,
     /// A person must act.
     Alarm,
 }
 
 impl Level {
-    /// The word on the wire.
+    /// The word used on the wire.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -86,17 +86,17 @@ impl Level {
 /// An event without id and time.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Raised {
-    /// How much it matters.
+    /// Its importance.
     pub level: Level,
     /// `link.down`, `store.low` ...
     pub code: &'static str,
-    /// Link phase where one is meant, else empty.
+    /// The link phase if there is one, otherwise empty.
     pub phase: &'static str,
     /// One sentence, no patient data.
     pub detail: String,
 }
 
-/// All lanes together.
+/// The sums over all lanes.
 pub(super) fn sum(outbox: &Snapshot) -> LaneCounts {
     outbox.lanes.iter().fold(LaneCounts::default(), |mut sum, (_, lane)| {
         sum.accepted += lane.accepted;
@@ -117,7 +117,7 @@ pub(super) fn adds_up(counts: &LaneCounts) -> bool {
     counts.accepted == counts.confirmed + counts.waiting + counts.damaged
 }
 
-/// Negative when it is over.
+/// Negative when it has ended.
 pub(super) fn seconds_until(end: UnixMillis, now: UnixMillis) -> i64 {
     let distance = i64::try_from(end.abs_diff(now) / 1000).unwrap_or(i64::MAX);
     if end >= now { distance } else { -distance }

@@ -1,4 +1,4 @@
-//! The `health` payload, version 1: flat JSON, every key always there, `null` where nothing is known, at most 1 KiB.
+//! The `health` payload, version 1: flat JSON with every key always present, `null` for unknown, at most 1 KiB.
 
 use serde::Serialize;
 
@@ -7,10 +7,11 @@ use crate::health::observation::GatewayState;
 /// Most bytes of a payload.
 pub const MAX_BYTES: usize = 1024;
 
-/// Longest reason, bytes, when there is room for it.
+/// Longest reason, bytes, when there is space for it.
 const REASON_BYTES: usize = 120;
 
-/// The keys in the order in which they are sent; yes and no are 1 and 0, as Telegraf skips booleans. No patient, user, file or sender-host name is among them.
+/// The keys in the order in which they are sent; yes and no are 1 and 0, because Telegraf skips booleans. None of them
+/// holds the name of a patient, user, file or sending host.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub(super) struct Payload {
     pub(super) schema: u32,
@@ -60,16 +61,17 @@ impl Payload {
         self.state_reason = shortened(reason, REASON_BYTES);
     }
 
-    /// As JSON; the reason gives way where the numbers are long.
+    /// As JSON; the reason is shortened if the numbers are long.
     pub(super) fn to_json(&self) -> Vec<u8> {
         let json = pgw_core::wire::to_json(self);
         if json.len() <= MAX_BYTES {
             return json;
         }
         let mut shorter = self.clone();
-        // Characters that JSON escapes take more than their own length, so that all of it goes if half is not enough.
-        for room in [REASON_BYTES / 2, 0] {
-            shorter.state_reason = shortened(shorter.state_reason, room);
+        // Escaped characters take more than their own length, so the whole reason goes if half of it is still too
+        // long.
+        for bytes in [REASON_BYTES / 2, 0] {
+            shorter.state_reason = shortened(shorter.state_reason, bytes);
             let json = pgw_core::wire::to_json(&shorter);
             if json.len() <= MAX_BYTES {
                 return json;

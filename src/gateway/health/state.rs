@@ -1,4 +1,4 @@
-//! What state the gateway is in, what it says of itself, and what has changed. Sans-IO: no clock, no task.
+//! The gateway's state, its health payload, and what has changed. Sans-IO: no clock, no task.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -11,35 +11,35 @@ use crate::health::changes;
 use crate::health::observation::{GatewayState, Observation, Raised, adds_up, seconds_until, sum};
 use crate::health::payload::Payload;
 
-/// Nothing confirmed for this long, with something waiting on a live link, is not "ok".
+/// If transactions wait on a live link and none was confirmed for this long, the state is not "ok".
 const CONFIRM_OVERDUE: Duration = Duration::from_secs(60);
 
-/// How many were confirmed when that number last changed, or nothing was waiting.
+/// The number of confirmed transactions when it last changed, or when nothing was waiting.
 type Progress = Arc<Mutex<Option<(u64, Instant)>>>;
 
-/// Says what is, whoever asks; clones share what they have seen.
+/// Assesses an observation for any caller; clones share what they have seen.
 #[derive(Debug, Clone)]
 pub struct Evaluator {
     practice: Practice,
     gateway: Gateway,
     started: Instant,
-    /// Accepted in total at the start: the rest was accepted since.
+    /// Accepted in total at the start; the rest was accepted since.
     accepted_before: u64,
     progress: Progress,
 }
 
-/// What is, at one moment.
+/// The assessment of one moment.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Assessment {
     /// The state.
     pub state: GatewayState,
-    /// Why, in a few words; empty when ok.
+    /// The reason in a few words; empty when ok.
     pub reason: String,
     /// The `health` payload.
     pub payload: Vec<u8>,
 }
 
-/// Remembers what must be remembered from one look to the next.
+/// Keeps what one observation must know about the ones before.
 #[derive(Debug)]
 pub struct HealthState {
     evaluator: Evaluator,
@@ -47,25 +47,25 @@ pub struct HealthState {
     changes: changes::Changes,
 }
 
-/// What came out of a look.
+/// The result of an observation.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Update {
-    /// What is.
+    /// The assessment.
     pub assessment: Assessment,
-    /// Whether the state is another than at the last look: the payload goes out at once.
+    /// Whether the state has changed since the last observation: the payload is then published at once.
     pub changed: bool,
-    /// What people should know of.
+    /// The events to publish.
     pub raised: Vec<Raised>,
 }
 
 impl HealthState {
-    /// Nothing seen yet.
+    /// No observation yet.
     #[must_use]
     pub fn new(evaluator: Evaluator) -> Self {
         Self { evaluator, state: None, changes: changes::Changes::default() }
     }
 
-    /// One look at everything.
+    /// Takes an observation.
     pub fn handle(&mut self, observed: &Observation<'_>) -> Update {
         let assessment = self.evaluator.assess(observed);
         let changed = self.state.replace(assessment.state) != Some(assessment.state);
@@ -74,7 +74,7 @@ impl HealthState {
 }
 
 impl Evaluator {
-    /// `outbox` as it is at the start.
+    /// `outbox` at the start.
     #[must_use]
     pub fn new(practice: Practice, gateway: Gateway, outbox: &Snapshot, now: Instant) -> Self {
         Self {
@@ -86,7 +86,7 @@ impl Evaluator {
         }
     }
 
-    /// What is.
+    /// The assessment of an observation.
     #[must_use]
     pub fn assess(&self, observed: &Observation<'_>) -> Assessment {
         let counts = sum(observed.outbox);
@@ -136,14 +136,14 @@ impl Evaluator {
             let failure = if link.failure.is_empty() { "connecting" } else { &link.failure };
             return (GatewayState::Buffering, format!("link down at {}: {failure}", link.phase.as_str()));
         }
-        // An open socket, and even an answer, is no proof: only what is confirmed is.
+        // An open socket, or even an answer, is no proof: only confirmed transactions are.
         if idle > CONFIRM_OVERDUE {
             return (GatewayState::Buffering, format!("nothing confirmed for {} s", idle.as_secs()));
         }
         (GatewayState::Ok, String::new())
     }
 
-    /// For how long the link is up, something waits, and nothing was confirmed.
+    /// For how long the link has been up with something waiting and nothing confirmed.
     fn idle(&self, observed: &Observation<'_>, counts: &LaneCounts) -> Duration {
         let now = observed.now;
         let mut progress = self.progress.lock().unwrap_or_else(PoisonError::into_inner);
@@ -186,7 +186,7 @@ impl Evaluator {
             oldest_age_seconds: counts
                 .oldest_time
                 .map_or(0, |oldest| observed.time.saturating_sub(oldest) / 1000),
-            // The outbox was read a moment before the link: what has come or gone between the two is no part of waiting.
+            // The outbox was read a moment before the link: what arrived or left in between is not part of waiting.
             in_flight: link.in_flight.min(counts.waiting),
             held: link.held,
             damaged: counts.damaged,
@@ -233,21 +233,21 @@ fn drain_eta(waiting: u64, rate: f64) -> Option<u64> {
     }
 }
 
-/// Days until the store or the disk is full if nothing is confirmed and input continues as since the start. Not known
-/// in the first ten minutes, nor while nothing comes in.
+/// Days until the store or the disk is full if nothing is confirmed and input continues as since the start. Unknown in
+/// the first ten minutes, and while nothing arrives.
 fn space_days(outbox: &Snapshot, counts: &LaneCounts, accepted: u64, uptime: u64) -> Option<u64> {
     const TEN_MINUTES: u64 = 600;
-    /// What a clinical transaction takes on average where no waiting one tells it.
+    /// The average size of a clinical transaction, used when no waiting one shows it.
     const USUAL_BYTES: u64 = 25_000;
     if uptime < TEN_MINUTES || accepted == 0 {
         return None;
     }
     let each =
         counts.waiting_bytes.checked_div(counts.waiting).filter(|bytes| *bytes > 0).unwrap_or(USUAL_BYTES);
-    let room = outbox.limit_bytes.saturating_sub(outbox.store_bytes).min(outbox.disk_free_bytes);
+    let space = outbox.limit_bytes.saturating_sub(outbox.store_bytes).min(outbox.disk_free_bytes);
     // The store takes about twice the payload.
     let a_day = u128::from(accepted) * u128::from(each) * 2 * 86_400 / u128::from(uptime);
-    u64::try_from(u128::from(room) / a_day.max(1)).ok()
+    u64::try_from(u128::from(space) / a_day.max(1)).ok()
 }
 
 #[cfg(test)]
@@ -312,10 +312,10 @@ mod tests {
         fn after(&mut self, seconds: u64) -> Update {
             self.now += Duration::from_secs(seconds);
             self.time += seconds * 1000;
-            self.look()
+            self.observe()
         }
 
-        fn look(&mut self) -> Update {
+        fn observe(&mut self) -> Update {
             self.state.handle(&Observation {
                 outbox: &self.outbox,
                 link: &self.link,
@@ -348,17 +348,17 @@ mod tests {
     fn each_state_has_its_causes_and_the_worst_wins() {
         let mut scene = Scene::new();
         assert_eq!(
-            (scene.look().assessment.state, scene.look().assessment.reason.as_str()),
+            (scene.observe().assessment.state, scene.observe().assessment.reason.as_str()),
             (GatewayState::Ok, "")
         );
         scene.link_down();
-        let update = scene.look();
+        let update = scene.observe();
         assert_eq!(update.assessment.state, GatewayState::Buffering);
         assert_eq!(update.assessment.reason, "link down at tls: certificate has expired");
         scene.link.held = 1;
-        assert_eq!(scene.look().assessment.state, GatewayState::Degraded);
+        assert_eq!(scene.observe().assessment.state, GatewayState::Degraded);
         scene.outbox.refusing = Some(String::from("the disk is full"));
-        let update = scene.look();
+        let update = scene.observe();
         assert_eq!(
             (update.assessment.state, update.assessment.reason.as_str()),
             (GatewayState::Refusing, "the disk is full")
@@ -384,7 +384,7 @@ mod tests {
         for (change, reason) in changes {
             let mut scene = Scene::new();
             change(&mut scene);
-            let update = scene.look();
+            let update = scene.observe();
             assert_eq!(
                 (update.assessment.state, update.assessment.reason.as_str()),
                 (GatewayState::Degraded, reason)
@@ -396,10 +396,10 @@ mod tests {
     fn an_open_socket_is_no_proof_of_life() {
         let mut scene = Scene::new();
         (scene.counts().accepted, scene.counts().waiting) = (11, 1);
-        assert_eq!(scene.look().assessment.state, GatewayState::Ok);
+        assert_eq!(scene.observe().assessment.state, GatewayState::Ok);
         scene.link.last_receipt = Some(scene.now);
         assert_eq!(scene.after(60).assessment.state, GatewayState::Ok);
-        // Receipts that confirm nothing more are no proof either.
+        // Receipts that confirm nothing new are no proof either.
         scene.link.last_receipt = Some(scene.now);
         let update = scene.after(1);
         assert_eq!(
@@ -407,14 +407,14 @@ mod tests {
             (GatewayState::Buffering, "nothing confirmed for 61 s")
         );
         (scene.counts().accepted, scene.counts().confirmed) = (12, 11);
-        assert_eq!(scene.look().assessment.state, GatewayState::Ok);
+        assert_eq!(scene.observe().assessment.state, GatewayState::Ok);
         assert_eq!(scene.after(61).assessment.state, GatewayState::Buffering);
-        // With nothing waiting there is nothing to confirm, for however long.
+        // With nothing waiting there is nothing to confirm, however long it lasts.
         (scene.counts().confirmed, scene.counts().waiting) = (12, 0);
         assert_eq!(scene.after(3600).assessment.state, GatewayState::Ok);
         (scene.counts().accepted, scene.counts().waiting) = (13, 1);
         assert_eq!(scene.after(10).assessment.state, GatewayState::Ok);
-        // An outage is told as one; after it the hub has its minute again.
+        // An outage is reported as an outage; after it the hub has its minute again.
         scene.link_down();
         assert!(scene.after(600).assessment.reason.starts_with("link down"));
         scene.link.up = true;
@@ -433,7 +433,7 @@ mod tests {
             oldest_time: Some(scene.time - 5_000),
         };
         scene.outbox.lanes.push((Lane::new("urgent").unwrap(), urgent));
-        let payload = json(&scene.look());
+        let payload = json(&scene.observe());
         let number = |key: &str| payload[key].as_u64().unwrap();
         assert_eq!(number("accepted_total"), 17);
         assert_eq!(
@@ -492,24 +492,24 @@ mod tests {
     #[test]
     fn a_state_is_news_once() {
         let mut scene = Scene::new();
-        assert!(scene.look().changed);
-        assert!(!scene.look().changed);
+        assert!(scene.observe().changed);
+        assert!(!scene.observe().changed);
         scene.link_down();
-        assert!(scene.look().changed);
+        assert!(scene.observe().changed);
         assert!(!scene.after(5).changed);
     }
 
     #[test]
     fn a_change_is_raised_once_when_it_begins_and_once_when_it_ends() {
         let mut scene = Scene::new();
-        assert_eq!(codes(&scene.look()), ["link.up"]);
+        assert_eq!(codes(&scene.observe()), ["link.up"]);
         scene.link_down();
-        let update = scene.look();
+        let update = scene.observe();
         assert_eq!(codes(&update), ["link.down"]);
         assert_eq!((update.raised[0].phase, update.raised[0].level), ("tls", Level::Warning));
         assert_eq!(codes(&scene.after(90)), [""; 0]);
         (scene.link.up, scene.link.phase, scene.link.down_since) = (true, Phase::Live, None);
-        let update = scene.look();
+        let update = scene.observe();
         assert_eq!(
             (codes(&update), update.raised[0].detail.as_str()),
             (vec!["link.up"], "after 90 s, 0 waiting")
@@ -517,26 +517,26 @@ mod tests {
 
         scene.outbox.refusing = Some(String::from("the disk is full"));
         scene.outbox.store_bytes = 900_000;
-        assert_eq!(codes(&scene.look()), ["store.refusing", "store.filling"]);
-        assert_eq!(codes(&scene.look()), [""; 0]);
+        assert_eq!(codes(&scene.observe()), ["store.refusing", "store.filling"]);
+        assert_eq!(codes(&scene.observe()), [""; 0]);
         scene.outbox.refusing = None;
         scene.outbox.store_bytes = 1;
-        assert_eq!(codes(&scene.look()), ["store.accepting", "store.eased"]);
+        assert_eq!(codes(&scene.observe()), ["store.accepting", "store.eased"]);
     }
 
     #[test]
     fn nothing_is_raised_before_the_first_attempt_has_ended() {
         let mut scene = Scene::new();
         scene.link = LinkSnapshot::starting(scene.now);
-        assert_eq!(codes(&scene.look()), [""; 0]);
+        assert_eq!(codes(&scene.observe()), [""; 0]);
         scene.link.failure = String::from("connection refused");
-        assert_eq!(codes(&scene.look()), ["link.down"]);
+        assert_eq!(codes(&scene.observe()), ["link.down"]);
     }
 
     #[test]
     fn a_certificate_warns_then_alarms_then_has_expired() {
         let mut scene = Scene::new();
-        let _ = scene.look();
+        let _ = scene.observe();
         for (days, level, code) in [
             (29, Level::Warning, "cert.expiring"),
             (6, Level::Alarm, "cert.expiring"),
@@ -544,16 +544,16 @@ mod tests {
             (300, Level::Info, "cert.renewed"),
         ] {
             scene.link.certificate_expires = Some(scene.time.checked_add_signed(days * 86_400_000).unwrap());
-            let update = scene.look();
+            let update = scene.observe();
             assert_eq!((codes(&update), update.raised[0].level), (vec![code], level), "{days}");
-            assert_eq!(codes(&scene.look()), [""; 0]);
+            assert_eq!(codes(&scene.observe()), [""; 0]);
         }
     }
 
     #[test]
     fn a_clock_that_is_set_is_noticed_and_moves_no_age() {
         let mut scene = Scene::new();
-        let _ = scene.look();
+        let _ = scene.observe();
         scene.time -= 3_600_000;
         let update = scene.after(10);
         assert_eq!(
@@ -563,7 +563,7 @@ mod tests {
         assert_eq!(json(&update)["last_receipt_age_seconds"], 10);
         assert_eq!(codes(&scene.after(10)), [""; 0]);
         scene.clock = Clock::Holdover;
-        assert_eq!(codes(&scene.look()), ["clock.trust"]);
+        assert_eq!(codes(&scene.observe()), ["clock.trust"]);
     }
 
     #[test]
@@ -571,7 +571,7 @@ mod tests {
         let mut scene = Scene::new();
         scene.link = LinkSnapshot::starting(scene.start);
         (scene.counts().accepted, scene.counts().waiting) = (11, 1);
-        let payload = json(&scene.look());
+        let payload = json(&scene.observe());
         for key in [
             "last_receipt_age_seconds",
             "probe_rtt_seconds",
@@ -586,7 +586,7 @@ mod tests {
     #[test]
     fn the_days_of_space_follow_from_the_work_since_the_start() {
         let mut scene = Scene::new();
-        let _ = scene.look();
+        let _ = scene.observe();
         // 1,000 of 100 bytes in 1,000 s: 200 bytes of disk a second, 999,000 left: 4,995 s.
         *scene.counts() = LaneCounts {
             accepted: 1_010,
@@ -598,8 +598,8 @@ mod tests {
         assert_eq!(json(&scene.after(1_000))["space_days"], 0);
         scene.outbox.limit_bytes = 20 * 86_400 * 200 + 1_000;
         scene.outbox.disk_free_bytes = u64::MAX;
-        assert_eq!(json(&scene.look())["space_days"], 20);
+        assert_eq!(json(&scene.observe())["space_days"], 20);
         scene.outbox.disk_free_bytes = 10 * 86_400 * 200;
-        assert_eq!(json(&scene.look())["space_days"], 10);
+        assert_eq!(json(&scene.observe())["space_days"], 10);
     }
 }

@@ -1,4 +1,4 @@
-//! The task that observed on: every second, and whenever the link changes.
+//! The task that observes: every second, and whenever the link changes.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -18,16 +18,16 @@ use crate::health::{changes, clock};
 use crate::ingest::Counters;
 use crate::uplink::{LinkSnapshot, Reports};
 
-/// Events that wait for the link; more are in the log only.
+/// Events that wait for the link; further ones are in the log only.
 const EVENTS: usize = 256;
 
 /// The longest time between two observations.
-const LOOK: Duration = Duration::from_secs(1);
+const POLL: Duration = Duration::from_secs(1);
 
-/// How often, at most: the link tells of every receipt.
+/// Shortest time between two observations: the link reports every receipt.
 const BREATH: Duration = Duration::from_millis(100);
 
-/// Takes an observation of everything that health is made of; can be asked at any time.
+/// Observes everything that health is made of; can be asked at any time.
 #[derive(Clone)]
 pub struct Sampler {
     evaluator: Evaluator,
@@ -37,7 +37,7 @@ pub struct Sampler {
 }
 
 impl Sampler {
-    /// Opened at the start of the daemon, right after the store.
+    /// Created at the start of the daemon, right after the store.
     #[must_use]
     pub fn new(
         practice: Practice,
@@ -50,7 +50,7 @@ impl Sampler {
         Self { evaluator, outbox, link, doors }
     }
 
-    fn look<R>(&self, with: impl FnOnce(&Observation<'_>) -> R) -> R {
+    fn with_observation<R>(&self, with: impl FnOnce(&Observation<'_>) -> R) -> R {
         let (outbox, link, doors) = (self.outbox.snapshot(), self.link.borrow().clone(), self.doors.counts());
         with(&Observation {
             outbox: &outbox,
@@ -64,10 +64,10 @@ impl Sampler {
         })
     }
 
-    /// The status document for the box itself: health's fields, and `lanes`, as of now.
+    /// The current status document for the box itself: health's fields, and `lanes`.
     #[must_use]
     pub fn status(&self) -> Value {
-        self.look(|observed| {
+        self.with_observation(|observed| {
             let payload = self.evaluator.assess(observed).payload;
             let mut status: Value = serde_json::from_slice(&payload).unwrap_or_default();
             let one = observed.outbox.lanes.len() == 1;
@@ -102,7 +102,7 @@ pub struct Publisher {
     events: mpsc::Sender<Event>,
 }
 
-/// The watcher's end, what the uplink publishes of it, and the state with its reason for the box itself.
+/// The watcher's end, the uplink's end, and the state with its reason for the box itself.
 #[must_use]
 pub fn channels() -> (Publisher, Reports, watch::Receiver<(GatewayState, String)>) {
     let (published, health) = watch::channel(Vec::new());
@@ -111,7 +111,7 @@ pub fn channels() -> (Publisher, Reports, watch::Receiver<(GatewayState, String)
     (Publisher { published, state, events }, Reports { health, events: received }, seen)
 }
 
-/// Observation on until `stop` is true or its sender is gone. The payload goes out every `interval` and at each change.
+/// Observes until `stop` is true or its sender is gone. Publishes the payload every `interval` and at each change.
 pub async fn run(
     mut sampler: Sampler,
     interval: Duration,
@@ -119,9 +119,9 @@ pub async fn run(
     mut stop: watch::Receiver<bool>,
 ) {
     let mut state = HealthState::new(sampler.evaluator.clone());
-    let mut tick = tokio::time::interval(LOOK.min(interval));
+    let mut tick = tokio::time::interval(POLL.min(interval));
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut said: Option<Instant> = None;
+    let mut published: Option<Instant> = None;
     let (mut link_is_there, mut last) = (true, Instant::now());
     loop {
         tokio::select! {
@@ -131,7 +131,7 @@ pub async fn run(
         }
         last = Instant::now();
         sampler.outbox.set_clock(clock::trust());
-        let update = sampler.look(|observed| state.handle(observed));
+        let update = sampler.with_observation(|observed| state.handle(observed));
         let assessment = update.assessment;
         if update.changed {
             tracing::info!(
@@ -141,12 +141,12 @@ pub async fn run(
             );
         }
         for raised in
-            update.raised.into_iter().chain(sampler.outbox.alarms().iter().map(changes::from_notable))
+            update.raised.into_iter().chain(sampler.outbox.alarms().iter().map(changes::from_outbox_alarm))
         {
             tell(&publisher.events, &raised);
         }
-        if update.changed || said.is_none_or(|said| said.elapsed() >= interval) {
-            said = Some(Instant::now());
+        if update.changed || published.is_none_or(|published| published.elapsed() >= interval) {
+            published = Some(Instant::now());
             publisher.published.send_replace(assessment.payload);
         }
         publisher.state.send_if_modified(|state| {
@@ -158,10 +158,10 @@ pub async fn run(
     }
 }
 
-/// The link has something new, and the last look is long enough ago. False: the uplink has ended.
+/// Returns when the link has changed and the last observation is long enough ago. False: the uplink has ended.
 async fn changed(link: &mut watch::Receiver<LinkSnapshot>, last: Instant) -> bool {
     let there = link.changed().await.is_ok();
-    // If this is cancelled here the news counts as seen, and it is: something else has made the watcher look.
+    // If this is cancelled here the change counts as seen, and it is: something else has started an observation.
     tokio::time::sleep_until((last + BREATH).into()).await;
     there
 }
@@ -182,11 +182,11 @@ fn tell(events: &mpsc::Sender<Event>, raised: &Raised) {
         phase: (*phase).to_owned(),
         detail: detail.clone(),
     };
-    // Full while the link is down for long: it is in the log, and health carries what still holds.
+    // Full while the link is down for long: the event is in the log, and health shows what is still true.
     let _ = events.try_send(event);
 }
 
-/// Resident memory of this process; 0 where it cannot be read.
+/// Resident memory of this process; 0 if it cannot be read.
 fn rss_bytes() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));

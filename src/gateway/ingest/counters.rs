@@ -1,4 +1,4 @@
-//! What the doors have seen: counted by them, read by health and by the HTTP door's metrics.
+//! What the doors have counted; health and the HTTP door's metrics read it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -7,7 +7,7 @@ use pgw_outbox::{Accepted, Refusal};
 
 macro_rules! counters {
     ($($(#[$doc:meta])* $name:ident,)+) => {
-        /// What the doors have seen since the daemon started; shared by all of them and read by health.
+        /// What the doors have counted since the daemon started; shared by all of them and read by health.
         #[derive(Debug, Default)]
         pub struct Counters {
             $($(#[$doc])* pub $name: AtomicU64,)+
@@ -20,7 +20,7 @@ macro_rules! counters {
         }
 
         impl Counters {
-            /// The numbers now.
+            /// The counts now.
             #[must_use]
             pub fn counts(&self) -> Counts {
                 Counts { $($name: self.$name.load(Ordering::Relaxed),)+ }
@@ -30,41 +30,41 @@ macro_rules! counters {
 }
 
 counters! {
-    /// Messages that came in whole, whatever became of them.
+    /// Messages that arrived complete, whatever happened to them.
     received,
-    /// Messages that are behind the barrier and were answered so, repetitions included.
+    /// Messages that are behind the barrier and were acknowledged, repetitions included.
     accepted,
-    /// Messages refused for what they are.
+    /// Messages refused because of their content.
     refused,
-    /// Messages that could not be stored then; their senders have them still.
+    /// Messages that could not be stored at the time; their senders still have them.
     unavailable,
-    /// Of the accepted: repetitions that were stored before.
+    /// Of the accepted: repetitions of a stored transaction.
     repeated,
-    /// Of the accepted: the key was seen before with other content.
+    /// Of the accepted: a known key with other content.
     key_reused,
     /// Of the accepted: marked by their sender as training or debugging (MSH-11 `T` or `D`).
     not_production,
-    /// Refused messages that the quarantine had no room for.
+    /// Refused messages for which the quarantine had no space.
     quarantine_failed,
     /// Refused messages that were not kept because their sender's address had filled its share of the quarantine.
     quarantine_passed_over,
-    /// Times that a connection was read more slowly because of the garbage that it brought.
+    /// How often a connection was read more slowly because of the junk that it sent.
     slowed_down,
     /// Connections open now.
     connections,
-    /// Connections ever taken.
+    /// Connections accepted since the start.
     connections_total,
     /// Connections turned away: too many, not allowed, or nothing can be stored now.
     connections_refused,
-    /// Connections closed because a frame was not ended in time or its acknowledgment not taken.
+    /// Connections closed because a frame was not finished, or its acknowledgment not read, in time.
     timeouts,
     /// Frames that ended with their connection, or were begun again: never acknowledged.
     unfinished,
-    /// Bytes between frames that belonged to none.
+    /// Bytes between frames that belonged to no frame.
     noise_bytes,
-    /// Folders that cannot be looked into, or in which files cannot be moved, now.
+    /// Folders that cannot be listed, or in which files cannot be moved, now.
     folders_away,
-    /// What stays in folders now because it is no file or cannot be read.
+    /// Entries that stay in folders now because they are not regular files or cannot be read.
     files_left,
 }
 
@@ -85,7 +85,7 @@ impl Counters {
         count(if refusal.is_temporary() { &self.unavailable } else { &self.refused });
     }
 
-    /// One more connection, until what this returns is dropped.
+    /// Counts a connection as open until the returned value is dropped.
     pub(crate) fn connection(self: &Arc<Self>) -> OpenConnection {
         count(&self.connections);
         count(&self.connections_total);

@@ -1,14 +1,14 @@
-//! Where an HL7 v2 message begins: the one rule for every door. Pure.
+//! Where an HL7 v2 message begins: the same rule for every door. Pure.
 //!
-//! Before the name of the first segment real senders leave a byte order mark, line ends, spaces, or the start byte of
-//! MLLP. All of them are passed over for reading, in any order; the bytes that are stored stay as they came.
+//! Real senders put a byte order mark, line ends, spaces, or the start byte of MLLP before the name of the first
+//! segment. All of them are skipped when reading, in any order; the stored bytes stay as they came.
 
 /// Start byte of an MLLP frame: VT.
 const FRAME_START: u8 = 0x0b;
 /// The byte order mark of UTF-8.
 const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
-/// What begins here.
+/// What a body begins with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Beginning {
     /// One message: MSH, at this offset.
@@ -20,7 +20,7 @@ pub enum Beginning {
 }
 
 impl Beginning {
-    /// Looks at the first bytes; a segment's name counts only with a delimiter behind it.
+    /// Checks the first bytes; a segment's name counts only if a delimiter follows it.
     #[must_use]
     pub fn of(bytes: &[u8]) -> Self {
         let mut rest = bytes;
@@ -44,7 +44,7 @@ impl Beginning {
     }
 }
 
-/// Whether a byte can be one of those that are passed over before a message.
+/// Whether a byte may be skipped before a message.
 #[must_use]
 pub fn may_precede(byte: u8) -> bool {
     matches!(byte, b'\r' | b'\n' | b' ' | FRAME_START) || BYTE_ORDER_MARK.contains(&byte)
@@ -81,7 +81,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_offset_is_where_the_name_stands(bytes in proptest::collection::vec(any::<u8>(), 0..40)) {
+        fn the_offset_is_where_the_name_begins(bytes in proptest::collection::vec(any::<u8>(), 0..40)) {
             for given in [bytes.clone(), [&bytes[..], b"MSH|"].concat()] {
                 if let Beginning::Message(at) = Beginning::of(&given) {
                     prop_assert!(given[at..].starts_with(b"MSH"));

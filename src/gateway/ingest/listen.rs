@@ -13,7 +13,7 @@ const BACKLOG: u32 = 1024;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct AddressRange(IpNet);
 
-/// Text that is no [`AddressRange`].
+/// Text that is not an [`AddressRange`].
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("an address range is an IP address, with a prefix length for a network: \"10.1.0.0/16\"")]
 pub struct NotAnAddressRange;
@@ -35,12 +35,12 @@ impl AddressRange {
     }
 }
 
-/// Whether a peer may connect; an empty list admits everybody who can reach the address.
+/// Whether a peer may connect; an empty list admits everyone who can reach the address.
 pub(crate) fn is_allowed(ranges: &[AddressRange], peer: IpAddr) -> bool {
     ranges.is_empty() || ranges.iter().any(|range| range.contains(peer))
 }
 
-/// Also on an address that the box does not have yet: after a power cut it may be up before its network is.
+/// Also on an address that the box does not have yet: after a power cut it may start before its network is up.
 pub(crate) fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
     let (socket, freed) = if address.is_ipv4() {
         let socket = TcpSocket::new_v4()?;
@@ -59,7 +59,7 @@ pub(crate) fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
     socket.listen(BACKLOG)
 }
 
-/// One acknowledgment is one segment, at once; a peer that is gone is found out in minutes, not never.
+/// Sends each acknowledgment as one segment, at once; a dead peer is noticed in minutes.
 pub(crate) fn prepare(stream: &TcpStream) {
     use rustix::net::sockopt;
     let prepared = stream.set_nodelay(true).and_then(|()| {
@@ -80,7 +80,7 @@ mod tests {
 
     #[tokio::test]
     async fn an_address_that_is_not_there_yet_is_no_obstacle() {
-        // Of the range for documentation: nobody has it.
+        // From the range for documentation: nobody has it.
         for address in ["192.0.2.1:0", "[2001:db8::1]:0"] {
             let bound = bind(address.parse().unwrap());
             assert!(bound.is_ok(), "{address}: {bound:?}");

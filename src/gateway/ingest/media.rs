@@ -1,11 +1,11 @@
-//! Media types: the one table of what follows from them, for every door. Pure.
+//! Media types and what follows from them: one table for all doors. Pure.
 //!
-//! | media type | CloudEvents `kind` | `type` where the sender gives none |
+//! | media type | CloudEvents `kind` | `type` if the sender gives none |
 //! |---|---|---|
 //! | `application/hl7-v2*`, `x-application/hl7-v2*` | `hl7v2` | from the message's header |
-//! | `application/fhir+*` | `fhir` | of the door |
-//! | `application/edifact` | `edifact` | `edifact.interchange` from a folder, else of the door |
-//! | any other | `opaque` | of the door |
+//! | `application/fhir+*` | `fhir` | the door's |
+//! | `application/edifact` | `edifact` | `edifact.interchange` from a folder, otherwise the door's |
+//! | any other | `opaque` | the door's |
 
 /// CloudEvents `kind` of HL7 v2.
 pub const HL7_KIND: &str = "hl7v2";
@@ -13,20 +13,20 @@ pub const HL7_KIND: &str = "hl7v2";
 pub const FHIR_KIND: &str = "fhir";
 /// CloudEvents `kind` of EDIFACT.
 pub const EDIFACT_KIND: &str = "edifact";
-/// CloudEvents `kind` of what the gateway does not know.
+/// CloudEvents `kind` of unknown types.
 pub const OPAQUE_KIND: &str = "opaque";
 
 /// HL7 v2 in its usual encoding; the charset may follow as a parameter.
 pub const ER7: &str = "application/hl7-v2+er7";
 /// FHIR in JSON.
 pub const FHIR_JSON: &str = "application/fhir+json";
-/// What is not known.
+/// Unknown content.
 pub const OCTETS: &str = "application/octet-stream";
 
-/// Longest media type and longest CloudEvents `type` that is taken.
+/// Longest media type and longest CloudEvents `type` that is accepted.
 pub const NAME_BYTES: usize = 256;
 
-/// A media type, whether anything may follow it, and its kind; the first that fits decides.
+/// A media type, whether a suffix may follow it, and its kind; the first match decides.
 const TABLE: [(&str, bool, &str); 4] = [
     ("application/hl7-v2", true, HL7_KIND),
     ("x-application/hl7-v2", true, HL7_KIND),
@@ -34,10 +34,10 @@ const TABLE: [(&str, bool, &str); 4] = [
     ("application/edifact", false, EDIFACT_KIND),
 ];
 
-/// What the HL7 route of the HTTP door takes; without a media type it is HL7 v2, too.
+/// What the HL7 route of the HTTP door accepts; a body without a media type counts as HL7 v2.
 const HL7_ROUTE: [&str; 5] = ["", "application/hl7-v2", ER7, "x-application/hl7-v2+er7", "text/plain"];
 
-/// What the FHIR route of the HTTP door takes.
+/// What the FHIR route of the HTTP door accepts.
 const FHIR_ROUTE: [&str; 2] = [FHIR_JSON, "application/json"];
 
 /// Whether a text is one media type, with or without parameters.
@@ -59,7 +59,7 @@ pub fn is_event_type(text: &str) -> bool {
         && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-:/".contains(&b))
 }
 
-/// The media type alone, in lower case: no parameters.
+/// The media type alone, in lower case, without parameters.
 #[must_use]
 pub fn essence(content_type: &str) -> String {
     content_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase()
@@ -75,13 +75,13 @@ pub fn kind(content_type: &str) -> &'static str {
     TABLE.iter().find(fits).map_or(OPAQUE_KIND, |(_, _, kind)| kind)
 }
 
-/// Whether the HL7 route takes it.
+/// Whether the HL7 route accepts it.
 #[must_use]
 pub fn is_hl7_route(content_type: &str) -> bool {
     HL7_ROUTE.contains(&essence(content_type).as_str())
 }
 
-/// Whether the FHIR route takes it.
+/// Whether the FHIR route accepts it.
 #[must_use]
 pub fn is_fhir_route(content_type: &str) -> bool {
     FHIR_ROUTE.contains(&essence(content_type).as_str())

@@ -1,8 +1,8 @@
-//! The doors: how transactions come in, and the one `submit()` behind them all (design section 8).
+//! The doors: how transactions come in, and the one `submit()` behind all of them (design section 8).
 //!
-//! A door reads what its protocol needs, hands a [`Submission`] to an [`Acceptor`] and answers its sender only after
-//! that has returned: what is acknowledged is behind the outbox's barrier. Doors hold no state that matters; every
-//! buffer of theirs is bounded.
+//! A door reads what its protocol needs, passes a [`Submission`] to an [`Acceptor`] and answers its sender only after
+//! that has returned: an acknowledged transaction is behind the outbox's barrier. Doors hold no state that matters,
+//! and all their buffers are bounded.
 //!
 //! - [`mllp`]: HL7 v2 over TCP
 //! - [`http`]: any bytes, FHIR messages and HL7 v2 over HTTP/1.1
@@ -14,7 +14,7 @@
 //! - [`slip`]: the acceptance slip, a sender's proof
 //! - [`media`]: media types and what follows from them; [`hl7`]: where an HL7 v2 message begins
 //! - [`origin`]: where refused input came from
-//! - [`counters`]: what the doors have seen; [`listen`]: sockets and the addresses that may connect
+//! - [`counters`]: what the doors have counted; [`listen`]: sockets and the addresses that may connect
 
 pub mod counters;
 pub mod folder;
@@ -36,24 +36,24 @@ use std::sync::Arc;
 use pgw_outbox::{Accepted, Outbox, Refusal, Submission};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// Gives the daemon's status document: the fields of health, and `lanes`.
+/// Returns the daemon's status document: the fields of health, and `lanes`.
 pub type StatusSource = Arc<dyn Fn() -> serde_json::Value + Send + Sync>;
 
-/// What stands behind the MLLP and the folder door: the outbox.
+/// What the MLLP and the folder door submit to: the outbox.
 ///
-/// Tests have others: they hold an answer back, refuse at a chosen message, or repeat an answer after a crash at a
-/// chosen step, which no real store does on request.
+/// Tests use other implementations: they hold an answer back, refuse at a chosen message, or repeat an answer after a
+/// crash at a chosen step, which no real store does on request.
 pub trait Acceptor: Clone + Send + Sync + 'static {
     /// Returns when the transaction is on stable storage.
     ///
     /// # Errors
-    /// [`Refusal`]: nothing was promised.
+    /// [`Refusal`]: it may not be stored.
     fn submit(&self, submission: Submission) -> impl Future<Output = Result<Accepted, Refusal>> + Send;
 
-    /// Keeps refused input with its reason, and returns its number; `source` is a line of [`origin`]. Blocking.
+    /// Quarantines refused input with its reason, and returns its number; `source` is a line of [`origin`]. Blocking.
     ///
     /// # Errors
-    /// [`Refusal`] when there is no room for it.
+    /// [`Refusal`] when there is no space for it.
     fn quarantine(&self, reason: &'static str, source: &str, bytes: &[u8]) -> Result<u64, Refusal>;
 }
 
@@ -67,7 +67,7 @@ impl Acceptor for Outbox {
     }
 }
 
-/// The memory that all doors together may fill with messages under way.
+/// The memory that all doors together may use for messages being received.
 #[derive(Debug, Clone)]
 pub struct Budget {
     free: Arc<Semaphore>,
@@ -83,7 +83,7 @@ impl Budget {
         Self { free: Arc::new(Semaphore::new(total_kib as usize)), total_kib }
     }
 
-    /// Nothing taken yet.
+    /// An empty share.
     #[must_use]
     pub fn share(&self) -> Share {
         Share { budget: self.clone(), held: None }
@@ -96,7 +96,7 @@ impl Budget {
     }
 }
 
-/// What one connection has taken of the [`Budget`]; given back when dropped.
+/// What one connection has taken from the [`Budget`]; given back when dropped.
 #[derive(Debug)]
 pub struct Share {
     budget: Budget,
@@ -104,14 +104,15 @@ pub struct Share {
 }
 
 impl Share {
-    /// Waits until this share has at least `bytes` (or the whole budget, if that is less); asks in turn with others.
+    /// Waits until this share has at least `bytes` (or the whole budget, if that is less); requests are served in
+    /// turn.
     pub async fn grow_to(&mut self, bytes: usize) {
         let have = self.kib();
         let wanted = u32::try_from(bytes.div_ceil(1024)).unwrap_or(u32::MAX).min(self.budget.total_kib);
         if wanted <= have {
             return;
         }
-        // The semaphore is never closed; if it were, going on without a permit is the harmless answer.
+        // The semaphore is never closed; if it were, continuing without a permit would do no harm.
         if let Ok(more) = Arc::clone(&self.budget.free).acquire_many_owned(wanted - have).await {
             match &mut self.held {
                 Some(held) => held.merge(more),
@@ -150,7 +151,7 @@ mod tests {
         assert_eq!(budget.free_bytes(), 4 * 1024);
         assert!(one.covers(6 * 1024) && !one.covers(6 * 1024 + 1));
         let mut waiting = Box::pin(two.grow_to(5 * 1024));
-        assert!(futures_poll(waiting.as_mut()).is_none(), "there is no room yet");
+        assert!(futures_poll(waiting.as_mut()).is_none(), "there is no space yet");
         one.release();
         waiting.await;
         assert_eq!(budget.free_bytes(), 5 * 1024);

@@ -1,15 +1,15 @@
 //! Where refused input came from, as one line in the sealed head of its quarantine entry. Pure.
 //!
-//! `{door} {address or -} {source}`. A line of another form is a source alone: the door follows from it then.
+//! `{door} {address or -} {source}`. A line of another form is only a source, from which the door follows.
 
 use core::net::IpAddr;
 
-/// Door, peer and sender of something that was refused.
+/// Door, peer and sender of refused input.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Origin {
-    /// `mllp`, `http`, `folder`; `store` for records that the outbox itself has put aside.
+    /// `mllp`, `http`, `folder`; `store` for records that the outbox itself has set aside.
     pub door: String,
-    /// The peer's address, where the door has peers.
+    /// The peer's address, if the door has peers.
     pub address: Option<IpAddr>,
     /// CloudEvents `source`; for the store's own records the lane.
     pub source: String,

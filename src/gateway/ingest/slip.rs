@@ -1,7 +1,7 @@
-//! The acceptance slip: what a sender gets as proof that its transaction is on stable storage.
+//! The acceptance slip: a sender's proof that its transaction is on stable storage.
 //!
-//! The HTTP door and the control socket send it as JSON; the folder door writes a document from it. MLLP has HL7's own
-//! acknowledgment instead.
+//! The HTTP door and the control socket send it as JSON; the folder door writes a document from it. MLLP uses HL7's
+//! own acknowledgment instead.
 
 use pgw_core::transaction::{Lane, Position, TransactionId, rfc3339};
 use pgw_outbox::Accepted;
@@ -9,20 +9,20 @@ use serde::{Deserialize, Serialize};
 
 /// What is known of an accepted transaction.
 ///
-/// `id` and `time` are missing for a repetition of what was delivered, confirmed and deleted since.
+/// `id` and `time` are missing for a repetition of a transaction that has since been delivered, confirmed and deleted.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AcceptanceSlip {
     /// The transaction's id.
     pub id: Option<TransactionId>,
-    /// The lane that it is in.
+    /// Its lane.
     pub lane: Lane,
     /// Its position there.
     pub position: Position,
     /// When it was accepted first, RFC 3339.
     pub time: Option<String>,
-    /// It had been accepted before.
+    /// Whether it had been accepted before.
     pub repeated: bool,
-    /// Its key was used before with other content.
+    /// Whether its key was used before with other content.
     pub key_reused: bool,
 }
 
@@ -36,7 +36,7 @@ impl AcceptanceSlip {
         Self { id, lane, position, time, repeated, key_reused }
     }
 
-    /// The id as text; all zeros where it is not known any more.
+    /// The id as text; all zeros if it is no longer known.
     #[must_use]
     pub fn id_text(&self) -> String {
         self.id.unwrap_or(TransactionId(uuid::Uuid::nil())).to_string()

@@ -9,29 +9,30 @@ use pgw_core::wire::topic::Root;
 use pgw_core::wire::{SCHEMA, to_json};
 use uuid::Uuid;
 
-/// Events kept while the link is down; beyond it the oldest go. They are for people: the outbox holds the work.
+/// Events kept while the link is down; after that the oldest are dropped. They are for people: the transactions are in
+/// the outbox.
 const EVENTS: usize = 256;
 
 /// One message, ready.
 #[derive(Debug)]
 pub(super) struct Message {
-    /// Its name in flight and in the log.
+    /// Its name for in-flight tracking and in the log.
     pub(super) name: &'static str,
     pub(super) topic: String,
     pub(super) retain: bool,
     pub(super) payload: Bytes,
 }
 
-/// Name of an event in flight: its PUBACK takes it off the list.
+/// In-flight name of an event: its PUBACK removes it from the list.
 pub(super) const EVENT: &str = "event";
 
-/// What is to be said.
+/// The messages to be sent.
 pub(super) struct Announcements {
     root: Root,
-    /// For this connection only.
+    /// Only for this connection.
     queue: VecDeque<Message>,
     events: VecDeque<Event>,
-    /// How many of `events`, from the front, this connection has been handed.
+    /// How many of `events`, from the front, were handed to this connection.
     events_sent: usize,
 }
 
@@ -40,15 +41,15 @@ impl Announcements {
         Self { root, queue: VecDeque::new(), events: VecDeque::new(), events_sent: 0 }
     }
 
-    /// A new connection: what an older one was handed may not have arrived.
+    /// A new connection: what was handed to an older one may not have arrived.
     pub(super) fn reset(&mut self) {
         self.queue.clear();
         self.events_sent = 0;
     }
 
-    /// Something retained, or a question: said once, before any event.
+    /// A retained message, or a question: sent once, before any event.
     pub(super) fn enqueue(&mut self, name: &'static str, topic: String, retain: bool, payload: Vec<u8>) {
-        // Only the newest state counts: an older one that has not gone yet is replaced.
+        // Only the newest state counts: it replaces an older one that has not been sent.
         if retain {
             self.queue.retain(|message| message.topic != topic);
         }
@@ -70,7 +71,7 @@ impl Announcements {
         self.events.push_back(event);
     }
 
-    /// An event of the uplink's own.
+    /// An event of the uplink itself.
     pub(super) fn event(&mut self, level: &str, code: &str, phase: &str, detail: String) {
         self.push_event(Event {
             schema: SCHEMA,

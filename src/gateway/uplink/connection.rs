@@ -1,6 +1,6 @@
 //! A live connection: its session in a task of its own, its events in batches.
 //!
-//! Nothing here outlives an error: the next connection has a new session and a new stream.
+//! Nothing here is used again after an error: the next connection has a new session and a new stream.
 
 use std::time::Duration;
 
@@ -16,22 +16,22 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout, timeout_at};
 
-/// Batches of events that may wait for the driver; beyond it the socket is not read.
+/// Batches of events that may wait for the driver; beyond that the socket is not read.
 const BATCHES: usize = 16;
 
 /// A live connection. Dropping it ends its task and its socket at once.
 pub(super) struct Connection {
     queue: mpsc::Sender<Vec<Outgoing>>,
-    /// Handed over, and on the way with the next [`Connection::send`].
+    /// Handed over; sent with the next [`Connection::send`].
     bundle: Vec<Outgoing>,
     events: mpsc::Receiver<Vec<SessionEvent>>,
     session: Task<SessionError>,
     pub(super) allowed: Allowed,
-    /// Came before the SUBACK.
+    /// Messages that came before the SUBACK.
     early: Vec<SessionEvent>,
 }
 
-/// A task that ends with its owner.
+/// A task that is aborted when its owner is dropped.
 struct Task<T>(JoinHandle<T>);
 
 impl<T> Drop for Task<T> {
@@ -41,7 +41,7 @@ impl<T> Drop for Task<T> {
 }
 
 impl Connection {
-    /// Puts a session that is subscribed to work.
+    /// Starts a task for a subscribed session.
     pub(super) fn start(connected: Connected) -> Self {
         let Connected { session, queue, handed, allowed, early } = connected;
         let (sender, events) = mpsc::channel(BATCHES);
@@ -57,29 +57,29 @@ impl Connection {
         self.events.recv().await
     }
 
-    /// More events that are there already.
+    /// More events, if some are there already.
     pub(super) fn more_events(&mut self) -> Option<Vec<SessionEvent>> {
         self.events.try_recv().ok()
     }
 
-    /// Gives a batch back: it comes first the next time.
+    /// Returns a batch: it comes first the next time.
     pub(super) fn put_back(&mut self, batch: Vec<SessionEvent>) {
         self.early = batch;
     }
 
-    /// Hands over a publish (QoS 1). It goes with the next [`Connection::send`].
+    /// Hands over a publish (QoS 1). It is sent with the next [`Connection::send`].
     pub(super) fn publish(&mut self, topic: &str, retain: bool, payload: Bytes) {
         let mut publish = Publish::new(topic, QoS::AtLeastOnce, payload, None);
         publish.retain = retain;
         self.bundle.push(Outgoing::Publish(publish));
     }
 
-    /// The same for one that is written already.
+    /// The same for an encoded publish.
     pub(super) fn frame(&mut self, frame: Frame) {
         self.bundle.push(Outgoing::Frame(frame));
     }
 
-    /// Sends what was handed over, together. False: the session has ended, and knows why.
+    /// Sends together what was handed over. False: the session has ended and knows the reason.
     pub(super) fn send(&mut self) -> bool {
         self.bundle.is_empty() || self.queue.try_send(std::mem::take(&mut self.bundle)).is_ok()
     }
@@ -92,7 +92,7 @@ impl Connection {
         }
     }
 
-    /// A clean end: DISCONNECT, so that the broker keeps the will to itself.
+    /// A clean end: DISCONNECT, so that the broker does not publish the will.
     pub(super) async fn close(mut self, limit: Duration) {
         self.bundle.push(Outgoing::Disconnect);
         if !self.send() {
@@ -104,7 +104,7 @@ impl Connection {
     }
 }
 
-/// Drives a session until it fails; what has happened goes out in batches.
+/// Drives a session until it fails; passes its events on in batches.
 async fn run(
     mut session: Session<Box<dyn transport::Stream>>,
     mut queue: mpsc::Receiver<Vec<Outgoing>>,

@@ -1,6 +1,6 @@
-//! The driver: a live connection's events go to the lanes' machines, and what the machines want is done.
+//! The driver passes a live connection's events to the lanes' machines and carries out the machines' actions.
 //!
-//! One task, one owner, no locks: it picks an event, applies it, refills the window, and waits for the next.
+//! One task, one owner, no locks: it takes an event, applies it, refills the window, and waits for the next.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -35,22 +35,22 @@ mod alarms;
 mod obey;
 mod resend;
 
-/// Announcements must be acknowledged within this while nothing else is under way.
+/// Announcements must be acknowledged within this time while nothing else is in flight.
 const ANNOUNCEMENT_PATIENCE: Duration = Duration::from_secs(15);
-/// Numbers for health are renewed this often.
-const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// Health's numbers are updated this often.
+const POLL_EVERY: Duration = Duration::from_millis(500);
 /// Ticks are at least this far apart.
 const TICK_EVERY: Duration = Duration::from_millis(5);
 /// Batches of events that are applied before the window is refilled.
 const MOST_BATCHES: usize = 4;
 
-/// Everything that outlives a connection.
+/// Everything that is kept from one connection to the next.
 pub(super) struct Driver {
     pub(super) outbox: Outbox,
     pub(super) root: Root,
     pub(super) lanes: Vec<LaneWork>,
     pub(super) answers: mpsc::UnboundedReceiver<(usize, Answer)>,
-    /// Rung when any lane's tail grows.
+    /// Notified when any lane's tail grows.
     pub(super) tails: Arc<Notify>,
     pub(super) verifier: Verifier,
     pub(super) orders: Ordered,
@@ -66,10 +66,10 @@ pub(super) struct Driver {
     pub(super) resends: Resends,
 }
 
-/// Why a live connection is left.
+/// Why the driver leaves a live connection.
 pub(super) enum Left {
     Lost(Failure),
-    /// `asked` is done: the connection stands.
+    /// `asked` is done: the connection is still up.
     Asked(Connection),
 }
 
@@ -78,7 +78,7 @@ impl Driver {
         u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
-    /// Drives a connection until it is lost or `asked` is done. The machines know of its end when this returns.
+    /// Drives a connection until it is lost or `asked` is done. The machines know that it has ended when this returns.
     pub(super) async fn live(
         &mut self,
         connection: Connection,
@@ -140,7 +140,7 @@ impl Driver {
         }
     }
 
-    /// One turn: what the machines want is done, and the window is filled, urgent lanes first.
+    /// One turn: carries out the machines' actions and fills the window, urgent lanes first.
     fn turn(&mut self, live: &mut Live) {
         let now = self.now();
         for index in 0..self.lanes.len() {
@@ -155,7 +155,7 @@ impl Driver {
             live.connection.publish(&message.topic, message.retain, message.payload);
         }
         for index in 0..self.lanes.len() {
-            // An offer that is not sent has no room: the machine is asked again when something has changed.
+            // An offer that is not sent means a full window: the machine is asked again when something has changed.
             while live.leave.is_none()
                 && !live.broken
                 && live.may_send()
@@ -173,8 +173,8 @@ impl Driver {
         self.link.publish_numbers();
     }
 
-    /// Does what a lane's machine wants. True: it sent something. Without a connection only what concerns the
-    /// outbox and people is done.
+    /// Carries out the actions of a lane's machine. True: it sent something. Without a connection only actions that
+    /// concern the outbox and people are carried out.
     pub(super) fn act(&mut self, index: usize, mut live: Option<&mut Live>) -> bool {
         let mut sent = false;
         while !self.lanes[index].actions.is_empty() {
@@ -192,10 +192,10 @@ impl Driver {
                         self.announcements.enqueue("position", lane.position_topic.clone(), false, question);
                     }
                     Action::Confirm { position, chain, backed_up_through } => {
-                        let (lane, mark) = (&self.lanes[index].lane, Watermark { position, chain });
+                        let (lane, watermark) = (&self.lanes[index].lane, Watermark { position, chain });
                         match live {
-                            Some(_) => self.outbox.confirm(lane, mark, backed_up_through),
-                            None => self.outbox.confirm_by_file(lane, mark),
+                            Some(_) => self.outbox.confirm(lane, watermark, backed_up_through),
+                            None => self.outbox.confirm_by_file(lane, watermark),
                         }
                         self.lanes[index].confirmed(chain);
                         let now = self.now();
@@ -223,7 +223,7 @@ impl Driver {
     fn send(&mut self, index: usize, position: u64, round: u64, live: &mut Live) {
         let lane = &mut self.lanes[index];
         let Some(ready) = lane.take(position) else {
-            // It was offered a moment ago, from the same place.
+            // It was offered a moment ago, from the same position.
             live.lose("the record to be sent is not at hand");
             return;
         };
@@ -237,7 +237,7 @@ impl Driver {
     }
 
     fn events(&mut self, live: &mut Live, events: Vec<SessionEvent>) {
-        live.heard = Instant::now();
+        live.last_received = Instant::now();
         let now = self.now();
         let mut events = Some(events);
         for _ in 0..MOST_BATCHES {
@@ -269,7 +269,7 @@ impl Driver {
                         if name == EVENT {
                             announcements.event_arrived();
                         }
-                        // Nobody need be listening; everything else is the broker's ACL.
+                        // Having no subscriber is fine; any other error is the broker's ACL.
                         if let Err(code) = outcome
                             && code != 0x10
                         {
@@ -346,18 +346,18 @@ impl Driver {
                 lane.handle(Input::Tick, now);
             }
         }
-        if live.look <= Instant::now() {
-            live.look = Instant::now() + LOOK_EVERY;
+        if live.next_poll <= Instant::now() {
+            live.next_poll = Instant::now() + POLL_EVERY;
             self.measure();
             if let Some(probe) = self.probe.due() {
                 let topic = self.root.plain("probe");
                 self.announcements.enqueue("probe", topic, false, to_json(&probe));
             }
         }
-        if live.heard.elapsed() > self.keep_alive.mul_f32(2.5) {
+        if live.last_received.elapsed() > self.keep_alive.mul_f32(2.5) {
             live.lose("the broker fell silent");
         }
-        // The machines watch over their own.
+        // The machines watch their own deadlines.
         let machines = live.in_flight.transactions() > self.resends.under_way();
         let patience = ANNOUNCEMENT_PATIENCE + self.resends.patience();
         if live.in_flight.outstanding() > 0 && !machines && live.settled.elapsed() > patience {
@@ -374,10 +374,10 @@ impl Driver {
         self.link.measure(confirmed);
         let held = self.lanes.iter().filter(|lane| {
             let counts = lane.machine.counts();
-            counts.held.or(counts.hole).is_some()
+            counts.held.or(counts.missing).is_some()
         });
         self.link.now.held = held.count() as u64;
-        if self.lanes.iter().all(|lane| lane.machine.counts().settled) {
+        if self.lanes.iter().all(|lane| lane.machine.counts().hubs_answered) {
             self.link.now.diverged.clear();
         }
     }
@@ -385,7 +385,7 @@ impl Driver {
     fn due(&self, live: &Live) -> Instant {
         let lanes = self.lanes.iter().filter_map(LaneWork::deadline).min();
         let at = lanes.map(|at| self.started + Duration::from_millis(at));
-        // A deadline that its tick does not move must not spin.
-        at.map_or(live.look, |at| at.max(live.ticked + TICK_EVERY).min(live.look))
+        // A deadline that is not changed by its tick must not cause a busy loop.
+        at.map_or(live.next_poll, |at| at.max(live.ticked + TICK_EVERY).min(live.next_poll))
     }
 }

@@ -1,4 +1,5 @@
-//! Which PUBACK is whose: rumqttc tells packet identifiers only, so the order tells the rest (design section 6).
+//! Matches PUBACKs to publishes: rumqttc reports packet identifiers only, so the order identifies the publish (design
+//! section 6).
 
 use std::collections::VecDeque;
 
@@ -14,9 +15,9 @@ pub(super) enum Ticket {
         /// Its position.
         position: Position,
     },
-    /// A confirmed transaction that was wanted again: its position.
+    /// A confirmed transaction that was requested again: its position.
     Resend(Position),
-    /// Status, health, info, an event, a position question: named for the log.
+    /// Status, health, info, an event, a position question: with a name for the log.
     Control(&'static str),
 }
 
@@ -26,7 +27,7 @@ impl Ticket {
     }
 }
 
-/// The publishes of one connection, oldest first. It dies with its connection.
+/// The publishes of one connection, oldest first. Dropped with its connection.
 #[derive(Debug, Default)]
 pub(super) struct InFlight {
     /// Handed to rumqttc, not written yet.
@@ -35,7 +36,7 @@ pub(super) struct InFlight {
     transactions: usize,
 }
 
-/// Written under a packet identifier; the outcome is there only if it came out of order.
+/// Written with a packet identifier; the outcome is set only if it arrived out of order.
 #[derive(Debug)]
 struct Written {
     packet: u16,
@@ -43,7 +44,7 @@ struct Written {
     outcome: Option<Result<(), u8>>,
 }
 
-/// The broker acknowledged what was never sent, or wrote what was never handed over.
+/// The broker acknowledged what was never sent, or rumqttc wrote what was never handed over.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct OutOfStep;
 
@@ -54,21 +55,21 @@ impl InFlight {
         self.handed.push_back(ticket);
     }
 
-    /// rumqttc has written the oldest that was handed over, under this packet identifier.
+    /// rumqttc has written the oldest publish that was handed over, with this packet identifier.
     pub(super) fn written(&mut self, packet: u16) -> Result<(), OutOfStep> {
         let ticket = self.handed.pop_front().ok_or(OutOfStep)?;
         self.written.push_back(Written { packet, ticket, outcome: None });
         Ok(())
     }
 
-    /// A PUBACK came. Gives out what is now settled, as a contiguous prefix, in the order of sending.
+    /// A PUBACK arrived. Returns the contiguous prefix of publishes that now have an outcome, in the order of sending.
     pub(super) fn acknowledged(
         &mut self,
         packet: u16,
         outcome: Result<(), u8>,
         mut settled: impl FnMut(Ticket, Result<(), u8>),
     ) -> Result<(), OutOfStep> {
-        // In order nearly always, so the first look finds it.
+        // Almost always in order, so the first comparison finds it.
         let entry = self
             .written
             .iter_mut()

@@ -1,4 +1,4 @@
-//! One lane: its delivery machine, what was read ahead for it, and its thread at the outbox.
+//! One lane: its delivery machine, its read-ahead, and its thread for the outbox.
 
 use std::collections::VecDeque;
 
@@ -12,19 +12,19 @@ use tokio::sync::watch;
 
 use super::reader::{Answer, Reader, Ready};
 
-/// Records and bytes in one read, at most: about 1.5 MiB and 512 records are then held for a lane.
+/// Most records and bytes in one read: a lane then holds about 1.5 MiB and 512 records.
 const READ_RECORDS: usize = 256;
 const READ_BYTES: usize = 512 * 1024;
-/// A store in trouble, or a record that is not to be seen yet, is asked again after this.
+/// A failing store, or a record that is not visible yet, is read again after this time.
 const RETRY_AFTER: Millis = 500;
 
-/// A lane at work.
+/// A running lane.
 pub(super) struct LaneWork {
     pub(super) lane: Lane,
     /// `position/{lane}`.
     pub(super) position_topic: String,
     pub(super) machine: Delivery,
-    /// What the machine wants done, in order; drained by the driver.
+    /// The machine's actions, in order; drained by the driver.
     pub(super) actions: Vec<Action>,
     tail: watch::Receiver<Position>,
     reader: Reader,
@@ -34,20 +34,20 @@ pub(super) struct LaneWork {
     /// The position after the last that was read.
     read_through: Position,
     reading: bool,
-    /// Raised when what was read ahead is thrown away: a late answer is then an old one.
+    /// Incremented when the read-ahead is dropped: an answer with an older number is ignored.
     generation: u64,
     gone: Option<Position>,
     retry_at: Option<Millis>,
     /// Chain value at the machine's confirmed position, as last confirmed.
-    mark_chain: ChainValue,
+    watermark_chain: ChainValue,
 }
 
-/// The outbox does not know a configured lane.
+/// The outbox has no such lane, although it is configured.
 #[derive(Debug)]
 pub(super) struct UnknownLane;
 
 impl LaneWork {
-    /// Takes the lane up where the outbox stands.
+    /// Starts the lane from the outbox's state.
     pub(super) fn new(
         lane: Lane,
         position_topic: String,
@@ -58,9 +58,10 @@ impl LaneWork {
         let tail = outbox.tail(&lane).ok_or(UnknownLane)?;
         let numbering = outbox.numbering(&lane).ok_or(UnknownLane)?;
         let first = ChainValue::first(numbering.at(1).epoch, lane.as_str());
-        let mark = outbox.watermark(&lane).map_or((0, first), |mark| (mark.position, mark.chain));
+        let watermark =
+            outbox.watermark(&lane).map_or((0, first), |watermark| (watermark.position, watermark.chain));
         let now = *tail.borrow();
-        let machine = Delivery::new(limits, numbering, mark, now);
+        let machine = Delivery::new(limits, numbering, watermark, now);
         Ok(Self {
             lane,
             position_topic,
@@ -75,21 +76,21 @@ impl LaneWork {
             generation: 0,
             gone: None,
             retry_at: None,
-            mark_chain: mark.1,
+            watermark_chain: watermark.1,
         })
     }
 
-    /// A receiver of its own for whoever wakes the driver.
+    /// Another receiver, for the task that wakes the driver.
     pub(super) fn tail(&self) -> watch::Receiver<Position> {
         self.tail.clone()
     }
 
-    /// Tells the machine.
+    /// Passes an input to the machine.
     pub(super) fn handle(&mut self, input: Input, now: Millis) {
         self.machine.handle(input, now, &mut self.actions);
     }
 
-    /// A person has done something about what stalls the lane: its head is tried again.
+    /// A person has changed what stalls the lane: its head is retried.
     pub(super) fn retry_head(&mut self, numbering: Option<Numbering>, now: Millis) {
         self.gone = None;
         self.forget();
@@ -99,7 +100,7 @@ impl LaneWork {
         self.handle(Input::ReleaseHeld, now);
     }
 
-    /// Tells the machine what the outbox has committed since.
+    /// Tells the machine how far the outbox has committed.
     pub(super) fn look_at_tail(&mut self, now: Millis) {
         let tail = *self.tail.borrow_and_update();
         if tail != self.machine.tail() {
@@ -107,7 +108,8 @@ impl LaneWork {
         }
     }
 
-    /// Offers the machine its next record if that is at hand. True: it was offered (whether it goes is the machine's word).
+    /// Offers the machine its next record if that is available. True: it was offered (the machine decides whether to
+    /// send it).
     pub(super) fn offer(&mut self, now: Millis) -> bool {
         let Some(wanted) = self.machine.wanted() else { return false };
         if self.gone == Some(wanted) {
@@ -120,7 +122,7 @@ impl LaneWork {
         }
         let Some(front) = self.ahead.front() else { return false };
         if front.position != wanted {
-            // It went back: what was read ahead is of no use now.
+            // It went back: the read-ahead is of no use now.
             self.forget();
             return false;
         }
@@ -165,7 +167,7 @@ impl LaneWork {
             None => next,
         };
         let full = self.ahead.len() >= READ_RECORDS || self.ahead_bytes >= READ_BYTES as u64;
-        let missing = self.gone.is_some() || self.machine.counts().hole == Some(next);
+        let missing = self.gone.is_some() || self.machine.counts().missing == Some(next);
         if self.reading || full || self.retry_at.is_some() || missing || from > self.machine.tail() {
             return;
         }
@@ -183,7 +185,7 @@ impl LaneWork {
                     self.records(from, records, now);
                 }
             }
-            // Not for the machine: the driver has taken it.
+            // Not for the machine: the driver has handled it.
             Answer::Resend { .. } => {}
             Answer::ChainAt { position, chain } => self.handle(Input::ChainAt { position, chain }, now),
             Answer::Renumbered(Ok(numbering)) => {
@@ -223,14 +225,14 @@ impl LaneWork {
         }
     }
 
-    /// When something is due, at the latest.
+    /// The latest time at which something is due.
     pub(super) fn deadline(&self) -> Option<Millis> {
         [self.machine.deadline(), self.retry_at].into_iter().flatten().min()
     }
 
     /// Records what the hub confirmed.
     pub(super) fn confirmed(&mut self, chain: ChainValue) {
-        self.mark_chain = chain;
+        self.watermark_chain = chain;
     }
 
     pub(super) fn read_for_resend(&self, from: Position, limits: (usize, usize)) {
@@ -258,7 +260,7 @@ impl LaneWork {
         let chain = if confirmed == 0 {
             ChainValue::first(current.epoch, self.lane.as_str())
         } else {
-            self.mark_chain
+            self.watermark_chain
         };
         receipt::Position {
             schema: SCHEMA,

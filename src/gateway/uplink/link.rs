@@ -1,4 +1,4 @@
-//! What the uplink tells health, kept up to date and published at a bounded rate.
+//! The link's state for health, kept up to date and published at a bounded rate.
 
 use std::time::{Duration, Instant};
 
@@ -8,16 +8,16 @@ use tokio::sync::watch;
 
 use super::snapshot::LinkSnapshot;
 
-/// Whoever waits for news is woken for numbers at most this often, for changes of state at once.
+/// Numbers wake a waiting reader at most this often; changes of state at once.
 const EVERY: Duration = Duration::from_millis(250);
 /// The rate is smoothed over about this time, seconds.
 const SMOOTH_SECONDS: f64 = 5.0;
 
-/// The snapshot under work.
+/// The snapshot being built.
 pub(super) struct LinkReport {
     sender: watch::Sender<LinkSnapshot>,
     pub(super) now: LinkSnapshot,
-    /// The upstream of the attempt under way.
+    /// The upstream of the current attempt.
     trying: String,
     published: Instant,
     measured: Instant,
@@ -43,10 +43,10 @@ impl LinkReport {
         self.sender.send_replace(self.now.clone());
     }
 
-    /// The numbers can be read now; whoever waits for them is woken if the last time is long enough ago.
+    /// Makes the numbers readable now; wakes a waiting reader if the last time is long enough ago.
     ///
-    /// Health reads the outbox and this side by side: a number from before the last receipt would show fewer forwarded
-    /// than confirmed, and for as long as nothing more happens.
+    /// Health reads this together with the outbox: a number from before the last receipt would show fewer forwarded
+    /// than confirmed transactions, until the next event.
     pub(super) fn publish_numbers(&mut self) {
         if self.published.elapsed() >= EVERY {
             return self.publish();
@@ -62,17 +62,17 @@ impl LinkReport {
         });
     }
 
-    /// An attempt has come this far. What failed the last one stands, upstream, phase and sentence together, until
-    /// this one has come further: a repeated attempt must not show a reason under another's phase every second.
+    /// An attempt has reached this phase. The last failure stays, with its upstream, phase and sentence, until this
+    /// attempt has got further: otherwise a repeated attempt would show a reason under another's phase every second.
     pub(super) fn phase(&mut self, phase: Phase, upstream: &str) {
         if self.trying != upstream {
             self.trying = upstream.to_owned();
         }
-        let stands = !self.now.failure.is_empty() && self.now.phase != Phase::Live;
-        if stands && (self.trying != self.now.upstream || phase <= self.now.phase) {
+        let failed = !self.now.failure.is_empty() && self.now.phase != Phase::Live;
+        if failed && (self.trying != self.now.upstream || phase <= self.now.phase) {
             return;
         }
-        if stands {
+        if failed {
             self.now.failure.clear();
         }
         self.now.phase = phase;
@@ -107,7 +107,7 @@ impl LinkReport {
         if seconds < 0.5 {
             return;
         }
-        // A restored hub takes the sum back: that is no rate.
+        // A restored hub lowers the sum: that is not a rate.
         let moved = confirmed.saturating_sub(self.measured_confirmed) as f64 / seconds;
         let weight = 1.0 - (-seconds / SMOOTH_SECONDS).exp();
         let rate = &mut self.now.forward_rate_per_second;
@@ -119,7 +119,7 @@ impl LinkReport {
         self.measured_confirmed = confirmed;
     }
 
-    /// The first sum: what was confirmed before this process is no rate of it.
+    /// The first sum: transactions confirmed before this process started are not part of its rate.
     pub(super) fn begin(&mut self, confirmed: u64) {
         self.measured_confirmed = confirmed;
     }
@@ -153,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failure_stands_with_its_phase_until_an_attempt_comes_further() {
+    fn a_failure_stays_with_its_phase_until_an_attempt_comes_further() {
         let mut report = LinkReport::new(watch::channel(LinkSnapshot::starting(Instant::now())).0);
         report.phase(Phase::Tls, "a:1");
         report.down(&Failure::new(Phase::Tls, "expired"));

@@ -1,4 +1,4 @@
-//! What belongs to one live connection, and dies with it.
+//! The state of one live connection, dropped with it.
 
 use pgw_link::failure::Failure;
 use pgw_link::phase::Phase;
@@ -7,22 +7,22 @@ use tokio::time::Instant;
 use super::connection::Connection;
 use super::in_flight::{InFlight, Ticket};
 
-/// Publishes of the broker's Receive Maximum that are left to announcements, if it is large enough.
+/// Publishes of the broker's Receive Maximum that are reserved for announcements, if it is large enough.
 const ANNOUNCEMENT_SHARE: usize = 8;
 
-/// What belongs to one connection.
+/// The state of one connection.
 pub(super) struct Live {
     pub(super) connection: Connection,
     pub(super) in_flight: InFlight,
-    pub(super) heard: Instant,
-    /// Last settled publish, or the first that was handed over with none before it.
+    pub(super) last_received: Instant,
+    /// When the last publish got its outcome, or the first of a series was handed over.
     pub(super) settled: Instant,
-    /// When the numbers for health are due.
-    pub(super) look: Instant,
-    /// The machines were told the time at most 5 ms ago.
+    /// When health's numbers are next due.
+    pub(super) next_poll: Instant,
+    /// The machines were given the time at most 5 ms ago.
     pub(super) ticked: Instant,
     pub(super) leave: Option<Failure>,
-    /// The session has ended, and knows why.
+    /// The session has ended and knows the reason.
     pub(super) broken: bool,
 }
 
@@ -33,9 +33,9 @@ impl Live {
         Self {
             connection,
             in_flight,
-            heard: now,
+            last_received: now,
             settled: now,
-            look: now,
+            next_poll: now,
             ticked: now,
             leave: None,
             broken: false,

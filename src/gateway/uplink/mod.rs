@@ -1,17 +1,19 @@
-//! The uplink: one connection at a time, thrown away on any error (design section 6).
+//! The uplink: one connection at a time, dropped on any error (design section 6).
 //!
 //! In the order in which a connection passes them:
 //! - [`mod@run`]: connection after connection, upstream after upstream, with full-jitter delays between them
-//! - `renewal`: certificates, tried before they replace the old, judged by a time that never goes back
-//! - `connection`: what [`pgw_link::connect`] has made, in a task of its own; every failure names its [`pgw_link::phase::Phase`]
-//! - `driver`, `live`: events to the machines of [`pgw_core::delivery`], their actions to the wire; `lane` and `reader` bring
-//!   the records, `in_flight` tells whose a PUBACK is, `verifier` whose a message
-//! - [`mod@orders`]: what a person orders: a receipt by file, another try of a held head
-//! - `resend`: confirmed transactions once more, for a hub's command or a person's order
-//! - `announcements`, `probe`, `refusal`: what the gateway says of itself, upstream and to people; `link`, `snapshot`: to health
+//! - `renewal`: new certificates, tried before they replace the old ones, checked by a time that never goes back
+//! - `connection`: a connection of [`pgw_link::connect`], in a task of its own; every failure names its
+//!   [`pgw_link::phase::Phase`]
+//! - `driver`, `live`: pass events to the machines of [`pgw_core::delivery`] and carry out their actions; `lane` and
+//!   `reader` fetch the records, `in_flight` matches PUBACKs to publishes, `verifier` checks what comes in
+//! - [`mod@orders`]: a person's orders: a receipt from a file, a retry of a held record
+//! - `resend`: confirmed transactions sent again, for a hub's command or a person's order
+//! - `announcements`, `probe`, `refusal`: the gateway's own messages, to the hub and to people; `link`, `snapshot`: to
+//!   health
 //!
-//! Nothing that was handed to the session counts as progress: only the contiguous prefix of PUBACKs (flow) and
-//! verified receipts (delivery) reach the machines.
+//! Handing a packet to the session is not progress: only the contiguous prefix of PUBACKs (flow) and verified receipts
+//! (delivery) reach the machines.
 
 mod announcements;
 mod connection;
@@ -40,7 +42,7 @@ pub use verifier::Rejected;
 
 use pgw_core::transaction::Lane;
 
-/// What no other connection can put right: the gateway must be restarted, or configured otherwise.
+/// What no other connection can fix: the gateway must be restarted, or its configuration changed.
 #[derive(Debug, thiserror::Error)]
 pub enum UplinkError {
     /// The configuration names a lane that the outbox does not have.

@@ -1,4 +1,4 @@
-//! Orders of a person: they reach the driver beside the connection's own events, link or no link.
+//! A person's orders: they reach the driver beside the connection's own events, with or without a link.
 
 use pgw_bundle::receipts::SignedReceipt;
 use pgw_core::transaction::{Lane, Position};
@@ -7,38 +7,38 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::resend::ResendProgress;
 use super::verifier::Rejected;
 
-/// Orders that wait for the driver; more are refused.
+/// Orders that wait for the driver; further ones are refused.
 const MOST: usize = 64;
 
 /// One order.
 #[derive(Debug)]
 pub(super) enum Order {
-    /// A receipt that came by file: its lane and the position that it speaks of.
+    /// A receipt from a file: the answer is its lane and the position that it confirms.
     Receipt(SignedReceipt, oneshot::Sender<Result<(Lane, Position), OrderError>>),
-    /// What stalled the lane may have gone: a void was made, or a person wants the held head tried again.
+    /// What stalled the lane may have gone: a void was made, or a person wants to retry the held record.
     RetryHead(Lane, oneshot::Sender<Result<(), OrderError>>),
-    /// Confirmed transactions once more: the first and the last position.
+    /// Confirmed transactions to send again: the first and the last position.
     Resend(Lane, (Position, Position), watch::Sender<ResendProgress>),
 }
 
 /// Why an order was not carried out.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum OrderError {
-    /// The gateway stops, or the uplink has failed: the order can be given again once it runs.
+    /// The gateway is stopping, or the uplink has failed: the order can be given again once it runs.
     #[error("the uplink has ended")]
     Ended,
     /// No such lane is configured.
     #[error("there is no lane {0}")]
     UnknownLane(Lane),
-    /// A verified message, and not a receipt.
+    /// A verified message, but not a receipt.
     #[error("not a receipt")]
     NotAReceipt,
-    /// What came by file is not for this gateway, or not of a configured hub.
+    /// The file's content is not for this gateway, or not of a configured hub.
     #[error(transparent)]
     Rejected(#[from] Rejected),
 }
 
-/// The handle for those who order.
+/// The sending end, for those who order.
 #[derive(Debug, Clone)]
 pub struct Orders(mpsc::Sender<Order>);
 
@@ -54,7 +54,7 @@ pub fn orders() -> (Orders, Ordered) {
 }
 
 impl Orders {
-    /// Hands over a receipt that came by file.
+    /// Passes on a receipt from a file.
     ///
     /// # Errors
     /// It is not of a configured hub, or not for this gateway, or the gateway stops.
@@ -62,7 +62,7 @@ impl Orders {
         self.ask(|answer| Order::Receipt(receipt, answer)).await
     }
 
-    /// Has the held transaction at the lane's head tried again.
+    /// Retries the held transaction at the lane's head.
     ///
     /// # Errors
     /// There is no such lane, or the gateway stops.
@@ -70,7 +70,7 @@ impl Orders {
         self.ask(|answer| Order::RetryHead(lane, answer)).await
     }
 
-    /// Has confirmed transactions sent again; what becomes of it can be watched.
+    /// Sends confirmed transactions again; the caller can watch the progress.
     ///
     /// # Errors
     /// The gateway stops.
@@ -79,10 +79,10 @@ impl Orders {
         lane: Lane,
         range: (Position, Position),
     ) -> Result<watch::Receiver<ResendProgress>, OrderError> {
-        let (told, tells) = watch::channel(ResendProgress::default());
-        let order = Order::Resend(lane, range, told);
+        let (progress, watcher) = watch::channel(ResendProgress::default());
+        let order = Order::Resend(lane, range, progress);
         self.0.send(order).await.map_err(|_| OrderError::Ended)?;
-        Ok(tells)
+        Ok(watcher)
     }
 
     async fn ask<T>(

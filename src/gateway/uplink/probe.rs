@@ -1,4 +1,4 @@
-//! Probes: a small message to the hub and back, now and then, while the link is live.
+//! Probes: a small message to the hub and back, from time to time, while the link is live.
 
 use std::time::{Duration, Instant};
 
@@ -10,14 +10,14 @@ use uuid::Uuid;
 /// Between two probes.
 const EVERY: Duration = Duration::from_secs(60);
 
-/// The probe under way, if there is one.
+/// The outstanding probe, if there is one.
 #[derive(Debug, Default)]
 pub(super) struct Prober {
     under_way: Option<(String, Instant)>,
 }
 
 impl Prober {
-    /// The next probe, if it is time for one. An older one without a reply is given up: its age shows in health.
+    /// The next probe, if one is due. An older one without a reply is given up: its age shows in health.
     pub(super) fn due(&mut self) -> Option<Probe> {
         if self.under_way.as_ref().is_some_and(|(_, sent)| sent.elapsed() < EVERY) {
             return None;
@@ -27,7 +27,7 @@ impl Prober {
         Some(Probe { schema: SCHEMA, id, time: rfc3339(unix_millis_now()) })
     }
 
-    /// A reply has come: its round trip, if it is the newest probe's, and the first reply to it.
+    /// A reply has arrived: its round trip, if it is the first reply to the newest probe.
     pub(super) fn returned(&mut self, id: &str) -> Option<Duration> {
         let (newest, sent) = self.under_way.as_mut()?;
         if newest != id {

@@ -1,4 +1,4 @@
-//! A lane's own thread for everything about the outbox that may block: reading ahead, chain values, a new epoch.
+//! A lane's own thread for all outbox calls that may block: reading ahead, chain values, a new epoch.
 
 use std::sync::mpsc as blocking;
 use std::thread;
@@ -14,21 +14,21 @@ use rumqttc::v5::mqttbytes::QoS;
 use rumqttc::v5::mqttbytes::v5::{Packet, Publish, PublishProperties};
 use tokio::sync::mpsc;
 
-/// How the property begins that holds the round: identifier, length and name (MQTT 5 §2.2.2.2). No value can hold
-/// this, for MQTT text has no NUL.
+/// How the property begins that holds the round: identifier, length and name (MQTT 5 §2.2.2.2). No value can contain
+/// this, because MQTT text has no NUL.
 const ROUND: &[u8] = b"\x26\x00\x05round";
 /// Digits of the longest round.
 const ROUND_DIGITS: usize = 20;
 /// Two lengths in the packet may each take a byte more for a longer round.
 const LENGTHS_GROW: usize = 2;
 
-/// A record made ready for the wire.
+/// A record encoded for the wire.
 #[derive(Debug)]
 pub(super) struct Ready {
     pub(super) position: Position,
     /// Chain value on the wire.
     pub(super) chain: ChainValue,
-    /// Bytes of the whole MQTT packet in the longest round: what the broker limits, and what a slow link carries.
+    /// Bytes of the whole MQTT packet with the longest round: used for the broker's limit and for a slow link.
     pub(super) bytes: u64,
     /// The packet, with the round in which it was read.
     frame: Frame,
@@ -36,7 +36,7 @@ pub(super) struct Ready {
 }
 
 impl Ready {
-    /// Written here, on the lane's thread: properties are many small strings. `None`: larger than MQTT knows.
+    /// Encoded here, on the lane's thread: properties are many small strings. `None`: larger than MQTT allows.
     fn new(lane: &Lane, topic: &Bytes, round: u64, stored: Stored) -> Option<Self> {
         let transaction = &stored.transaction;
         let payload = transaction.body.to_bytes();
@@ -58,12 +58,12 @@ impl Ready {
         Some(Self { position: stored.position, chain: stored.chain, bytes: longest as u64, frame, round })
     }
 
-    /// The packet in this round. `None`: it cannot be written in it.
+    /// The packet with this round. `None`: it cannot be encoded with it.
     pub(super) fn into_frame(mut self, round: u64) -> Option<Frame> {
         if round == self.round || self.rewrite_round(round) {
             return Some(self.frame);
         }
-        // A round of another length: everything behind it moves.
+        // A round of another length: everything after it moves.
         let Packet::Publish(mut publish) = Packet::read(self.frame.bytes_mut(), None).ok()? else {
             return None;
         };
@@ -73,7 +73,7 @@ impl Ready {
         Frame::new(&mut publish).ok()
     }
 
-    /// In its place, if it is as long as the one before.
+    /// Replaces the round in place if it has the same length.
     fn rewrite_round(&mut self, round: u64) -> bool {
         let text = round.to_string();
         let bytes = self.frame.bytes_mut();
@@ -94,9 +94,9 @@ fn digits(number: u64) -> usize {
     number.checked_ilog10().map_or(1, |log| log as usize + 1)
 }
 
-/// What the thread is asked.
+/// A question to the thread.
 enum Question {
-    /// `round`: the present one; most of what is read will go in it.
+    /// `round`: the current one; most records read will be sent in it.
     Records {
         generation: u64,
         from: Position,
@@ -104,7 +104,7 @@ enum Question {
         most_bytes: usize,
         round: u64,
     },
-    /// Confirmed ones, for whoever wants them again.
+    /// Confirmed records, to be sent again.
     Resend {
         from: Position,
         most: usize,
@@ -116,7 +116,7 @@ enum Question {
     },
 }
 
-/// What it answers, and for which lane.
+/// An answer, with its lane.
 #[derive(Debug)]
 pub(super) enum Answer {
     Records { generation: u64, from: Position, records: Result<Vec<Ready>, ReadError> },
@@ -125,13 +125,14 @@ pub(super) enum Answer {
     Renumbered(Result<Numbering, Refusal>),
 }
 
-/// The handle on the thread; the thread ends when it is dropped.
+/// The handle to the thread; the thread ends when it is dropped.
 pub(super) struct Reader {
     questions: blocking::Sender<Question>,
 }
 
 impl Reader {
-    /// Starts the thread. Answers carry the lane's index. They are few: the driver has one read under way at a time.
+    /// Starts the thread. Answers carry the lane's index. There are few: the driver has one read outstanding at a
+    /// time.
     pub(super) fn start(
         outbox: Outbox,
         lane: Lane,
@@ -143,7 +144,7 @@ impl Reader {
         let (questions, asked) = blocking::channel();
         let topic = Bytes::from(topic);
         thread::Builder::new().name(format!("read-{lane}")).spawn(move || {
-            let _told = TellsOfPanic { lane: lane.clone(), told: panicked };
+            let _notice = PanicNotice { lane: lane.clone(), lanes: panicked };
             while let Ok(question) = asked.recv() {
                 let answer = answer(&outbox, &lane, &topic, question);
                 if answers.send((index, answer)).is_err() {
@@ -180,23 +181,23 @@ impl Reader {
     }
 }
 
-/// A lane whose thread is gone would stall in silence: the process ends instead, and starts again.
-struct TellsOfPanic {
+/// A lane whose thread has gone would stall silently: the process ends instead, and is restarted.
+struct PanicNotice {
     lane: Lane,
-    told: mpsc::UnboundedSender<Lane>,
+    lanes: mpsc::UnboundedSender<Lane>,
 }
 
-impl Drop for TellsOfPanic {
+impl Drop for PanicNotice {
     fn drop(&mut self) {
         if thread::panicking() {
-            let _ = self.told.send(self.lane.clone());
+            let _ = self.lanes.send(self.lane.clone());
         }
     }
 }
 
 fn answer(outbox: &Outbox, lane: &Lane, topic: &Bytes, question: Question) -> Answer {
     let read = |from, most, most_bytes, round| {
-        // One that MQTT cannot carry ends the row: doors take nothing so large.
+        // A record that MQTT cannot carry ends the batch: no door accepts one so large.
         let ready = |stored| Ready::new(lane, topic, round, stored);
         let records = outbox.read(lane, from, most, most_bytes);
         records.map(|records| records.into_iter().map_while(ready).collect())
@@ -243,32 +244,33 @@ mod tests {
     }
 
     #[test]
-    fn a_panic_is_told_and_a_clean_end_is_not() {
-        let (told, mut hears) = mpsc::unbounded_channel();
+    fn a_panic_is_reported_and_a_clean_end_is_not() {
+        let (lanes, mut panicked) = mpsc::unbounded_channel();
         for panics in [false, true] {
-            let told = TellsOfPanic { lane: Lane::new("clinical").unwrap(), told: told.clone() };
+            let notice = PanicNotice { lane: Lane::new("clinical").unwrap(), lanes: lanes.clone() };
             let ended = thread::spawn(move || {
-                let _told = told;
+                let _notice = notice;
                 assert!(!panics, "planted");
             });
             assert_eq!(ended.join().is_err(), panics);
-            assert_eq!(hears.try_recv().is_ok(), panics);
+            assert_eq!(panicked.try_recv().is_ok(), panics);
         }
     }
 
     #[test]
     fn a_packet_carries_the_round_in_which_it_goes_and_fits_its_announced_size() {
         let lane = Lane::new("clinical").unwrap();
-        // The same round, one of the same length, longer and shorter ones; bodies around the steps of the lengths.
+        // The same round, one of the same length, a longer and a shorter one; bodies around the points where lengths
+        // grow.
         for (read, sent) in [(7, 7), (123, 456), (9, 10), (0, u64::MAX), (u64::MAX, 1)] {
             for body in [0, 90, 15_900, 16_300, 5_000] {
                 let ready = Ready::new(&lane, &Bytes::from_static(b"topic"), read, stored(body)).unwrap();
-                let said = ready.bytes;
+                let announced = ready.bytes;
                 assert_eq!(ready.position, 9);
                 let mut frame = ready.into_frame(sent).unwrap();
-                assert!(frame.size() as u64 <= said, "{} > {said}", frame.size());
+                assert!(frame.size() as u64 <= announced, "{} > {announced}", frame.size());
                 if sent == u64::MAX {
-                    assert!(said - frame.size() as u64 <= LENGTHS_GROW as u64);
+                    assert!(announced - frame.size() as u64 <= LENGTHS_GROW as u64);
                 }
                 let Ok(Packet::Publish(publish)) = Packet::read(frame.bytes_mut(), None) else {
                     panic!("no publish");

@@ -1,14 +1,14 @@
-//! What was refused, in words: by the broker its reason codes, by the verifier what came.
+//! Refusals in words: the broker's reason codes, and what the verifier rejects.
 
 use std::fmt::Display;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// Warnings about what is ignored are logged at most this often.
+/// Warnings about ignored messages are logged at most this often.
 const WARN_EVERY: Duration = Duration::from_secs(30);
 
-/// What came and was ignored: counted, and logged at a limited rate.
+/// Ignored messages: counted, and logged at a limited rate.
 #[derive(Default)]
 pub(super) struct Ignored {
     total: u64,

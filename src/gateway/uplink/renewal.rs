@@ -1,5 +1,5 @@
-//! Certificates are read again on SIGHUP and when their files change, and the new ones must first carry a
-//! connection before they replace the old (design section 10).
+//! Certificates are reread on SIGHUP and when their files change. New ones replace the old only after a connection
+//! with them has worked (design section 10).
 
 use std::sync::Arc;
 
@@ -13,14 +13,14 @@ use pgw_link::watched::{FILES_INTERVAL, Stamp};
 use tokio::sync::watch;
 use tokio_rustls::rustls::ClientConfig;
 
-/// The certificates in use, and those that would like to be.
+/// The certificates in use, and new ones to be tried.
 pub(super) struct Renewal {
     files: Option<TlsFiles>,
     clock: Arc<TrustedClock>,
     reload: watch::Receiver<u64>,
     current: Option<Loaded>,
     candidate: Option<Loaded>,
-    /// The state of the files when they were last read.
+    /// The stamp of the files when they were last read.
     seen: Option<Stamp>,
 }
 
@@ -38,8 +38,8 @@ impl Renewal {
         Self { files, clock, reload, current: None, candidate: None, seen: None }
     }
 
-    /// What the next connection uses; `None`: no TLS at all. Files that cannot be used fail the attempt only
-    /// while there is nothing older.
+    /// The certificates for the next connection; `None`: no TLS. Unusable files fail the attempt only if there are no
+    /// older ones.
     pub(super) async fn config(&mut self) -> Result<Option<Arc<ClientConfig>>, Failure> {
         let Some(files) = self.files.clone() else { return Ok(None) };
         let read = self.refresh(&files).await;
@@ -50,12 +50,12 @@ impl Renewal {
         }
     }
 
-    /// Reads the files if they have changed, or if the daemon was told to.
+    /// Reads the files if they have changed, or if the daemon got SIGHUP.
     async fn refresh(&mut self, files: &TlsFiles) -> Result<(), TlsError> {
-        let told = self.reload.has_changed().unwrap_or(false);
+        let reload = self.reload.has_changed().unwrap_or(false);
         self.reload.mark_unchanged();
         let (paths, clock) = (files.clone(), self.clock.clone());
-        let seen = self.seen.clone().filter(|_| !told && self.current.is_some());
+        let seen = self.seen.clone().filter(|_| !reload && self.current.is_some());
         let read = tokio::task::spawn_blocking(move || {
             let stamp = paths.stamp();
             if seen.as_ref() == Some(&stamp) {
@@ -67,7 +67,7 @@ impl Renewal {
             });
             Some((stamp, loaded))
         });
-        // A panic while reading is a matter for the next time.
+        // A panic while reading is retried the next time.
         let Ok(Some((stamp, loaded))) = read.await else { return Ok(()) };
         self.seen = Some(stamp);
         match loaded {
@@ -87,7 +87,7 @@ impl Renewal {
         }
     }
 
-    /// An attempt has failed. True: the new certificates were at fault, and the old ones serve at once.
+    /// An attempt has failed. True: the new certificates were at fault, and the old ones are used at once.
     pub(super) fn failed(&mut self, failure: &Failure) -> bool {
         if !matches!(failure.phase, Phase::Tls | Phase::Mqtt | Phase::Subscribe) {
             return false;
@@ -106,7 +106,7 @@ impl Renewal {
         false
     }
 
-    /// The connection is live. Gives the end of the certificate in use.
+    /// The connection is live. Returns the end of the certificate in use.
     pub(super) fn succeeded(&mut self) -> Option<UnixMillis> {
         if let Some(loaded) = self.candidate.take() {
             if self.current.is_some() {
@@ -117,15 +117,15 @@ impl Renewal {
         self.current.as_ref().map(|loaded| loaded.not_after)
     }
 
-    /// Returns when new certificates have been read and want to be tried.
+    /// Returns when new certificates have been read and should be tried.
     pub(super) async fn wanted(&mut self) {
         let Some(files) = self.files.clone() else { return std::future::pending().await };
         loop {
-            let told = tokio::select! {
+            let reload = tokio::select! {
                 changed = self.reload.changed() => changed.is_ok(),
                 () = tokio::time::sleep(FILES_INTERVAL) => false,
             };
-            if told {
+            if reload {
                 self.seen = None;
             }
             let _ = self.refresh(&files).await;
@@ -133,7 +133,7 @@ impl Renewal {
                 return;
             }
             if self.reload.has_changed().is_err() {
-                // Nobody can tell any more: look at the files only.
+                // The sender is gone: only the files can change now.
                 tokio::time::sleep(FILES_INTERVAL).await;
             }
         }

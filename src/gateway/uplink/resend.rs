@@ -1,7 +1,8 @@
-//! Confirmed transactions that a hub or a person wants once more, with the same ids and numbers.
+//! Confirmed transactions that a hub or a person requests again, sent with the same ids and numbers.
 //!
-//! They go beside the machines, and never instead of them: only confirmed transactions are sent this way, waiting ones have their own; the
-//! machines do not hear of it, and lanes come first whenever they have something to send. A hub stores none of them twice.
+//! They are sent beside the machines and never replace their work: only confirmed transactions are sent this way, the
+//! machines send the waiting ones and do not know of these, and lanes come first whenever they have something to send.
+//! A hub stores none of them twice.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -14,36 +15,36 @@ use tokio::sync::watch;
 use super::reader::Ready;
 use super::refusal::refusal;
 
-/// The slowest link that is not taken for a dead one, bytes a second.
+/// The slowest link that does not count as dead, bytes a second.
 const SLOWEST: u64 = 2 * 1024;
 
-/// How far a range is.
+/// The progress of a range.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ResendProgress {
     /// The last position that the broker has taken.
     pub arrived: Position,
-    /// How it ended, or why it could not be done.
+    /// The result, or why it failed.
     pub ended: Option<Result<Resent, String>>,
 }
 
-/// What went out again.
+/// The result of a resend.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Resent {
     /// Transactions that the broker has taken.
     pub count: u64,
     /// Positions that can no longer be read.
     pub missing: u64,
-    /// Nobody was there to hear it.
+    /// The broker had no subscriber for some of them.
     pub unheard: bool,
 }
 
-/// Who wants a range again.
+/// Who requested a range.
 pub(super) enum Requester {
     Person(watch::Sender<ResendProgress>),
     Hub(String),
 }
 
-/// A range of a lane, on its way.
+/// A range of a lane that is being sent.
 pub(super) struct Resend {
     pub(super) lane: usize,
     pub(super) next: Position,
@@ -57,20 +58,20 @@ pub(super) struct Resend {
     requester: Requester,
 }
 
-/// All ranges; the first is at work.
+/// All ranges; the first is being sent.
 #[derive(Default)]
 pub(super) struct Resends {
     pub(super) ranges: VecDeque<Resend>,
     /// Ids of commands that were obeyed or refused.
     pub(super) obeyed: VecDeque<String>,
-    /// Under way still of a range that has ended early.
+    /// Still in flight, of a range that has ended early.
     left_over: usize,
-    /// For the hubs, not said yet.
+    /// Results for the hubs, not sent yet.
     pub(super) results: Vec<CommandResult>,
 }
 
 impl Resends {
-    /// Nothing that the lost connection was handed counts.
+    /// What was handed to the lost connection does not count.
     pub(super) fn disconnected(&mut self) {
         self.left_over = 0;
         if let Some(range) = self.ranges.front_mut() {
@@ -86,13 +87,13 @@ impl Resends {
         self.left_over + self.ranges.front().map_or(0, |range| range.under_way.len())
     }
 
-    /// How long the broker may take over what is under way, at least.
+    /// How long the broker may take for what is in flight, at least.
     pub(super) fn patience(&self) -> Duration {
         let bytes: u64 = self.ranges.front().map_or(0, |range| range.under_way.iter().sum());
         Duration::from_secs(bytes / SLOWEST)
     }
 
-    /// What was asked of the lane's thread.
+    /// The question to the lane's thread.
     pub(super) fn read(&mut self, lane: usize, from: Position, records: Result<Vec<Ready>, ReadError>) {
         let Some(range) = self.ranges.front_mut().filter(|range| range.lane == lane && range.next == from)
         else {
@@ -119,23 +120,23 @@ impl Resends {
         }
     }
 
-    /// The broker has answered.
+    /// The broker has acknowledged one.
     pub(super) fn acknowledged(&mut self, position: Position, outcome: Result<(), u8>) {
         if self.left_over > 0 {
-            // They went out first, so they are settled first.
+            // They were sent first, so they are acknowledged first.
             self.left_over -= 1;
             return;
         }
         let Some(range) = self.ranges.front_mut() else { return };
         range.under_way.pop_front();
         match outcome {
-            // "No matching subscribers" (MQTT 5 §3.4.2.1): taken, and heard by nobody.
+            // "No matching subscribers" (MQTT 5 §3.4.2.1): the broker has taken it, but nobody received it.
             Ok(()) | Err(0x10) => {
                 range.arrived = position;
                 range.done.count += 1;
                 range.done.unheard |= outcome.is_err();
-                if let Requester::Person(told) = &range.requester {
-                    told.send_modify(|progress| progress.arrived = position);
+                if let Requester::Person(watcher) = &range.requester {
+                    watcher.send_modify(|progress| progress.arrived = position);
                 }
             }
             Err(code) => {
@@ -145,7 +146,7 @@ impl Resends {
         }
     }
 
-    /// Takes a range in. `from` and `through` are confirmed positions of a configured lane.
+    /// Accepts a range. `from` and `through` are confirmed positions of a configured lane.
     pub(super) fn begin(&mut self, lane: usize, (from, through): (Position, Position), requester: Requester) {
         self.ranges.push_back(Resend {
             lane,
@@ -170,7 +171,7 @@ impl Resends {
 
     pub(super) fn tell(&mut self, requester: Requester, outcome: Result<Resent, String>) {
         match requester {
-            Requester::Person(told) => told.send_modify(|progress| progress.ended = Some(outcome)),
+            Requester::Person(watcher) => watcher.send_modify(|progress| progress.ended = Some(outcome)),
             Requester::Hub(id) => self.results.push(result(id, outcome)),
         }
     }

@@ -42,13 +42,12 @@ use super::verifier::Verifier;
 
 /// A clean end may take this long.
 const FAREWELL: Duration = Duration::from_secs(2);
-/// That another box is at work is said at most this often: two of them end each other's connections for days.
+/// The alarm about another box is raised at most this often: two boxes end each other's connections for days.
 const DUPLICATE_EVERY: Duration = Duration::from_secs(60);
 
-/// Runs the uplink until `shutdown` says true. Links may fail as they like: only what no connection can mend is
-/// an error.
+/// Runs the uplink until `shutdown` says true. A failing link is not an error; only what no connection can fix is.
 ///
-/// `reload` is raised at SIGHUP: the certificate files are read again (they are checked now and then anyway).
+/// `reload` changes at SIGHUP: the certificate files are reread (they are also checked regularly).
 ///
 /// # Errors
 /// [`UplinkError`]: a lane that the outbox does not know, no threads, no randomness.
@@ -100,7 +99,7 @@ pub async fn run(
     let mut uplink = Uplink {
         renewal: Renewal::new(settings.tls.clone(), clock, reload),
         known: vec![Vec::new(); settings.upstreams.len()],
-        said: vec![String::new(); settings.upstreams.len()],
+        logged: vec![String::new(); settings.upstreams.len()],
         duplicate_said: None,
         counter: SessionCounter::new(&settings.state_directory),
         settings,
@@ -133,7 +132,7 @@ fn lanes(
     settings.lanes.iter().enumerate().map(make).collect()
 }
 
-/// One task a lane, which wakes the driver when its tail grows.
+/// One task per lane, which wakes the driver when its tail grows.
 fn bells(lanes: &[LaneWork], tails: &Arc<Notify>) -> JoinSet<()> {
     let mut bells = JoinSet::new();
     for lane in lanes {
@@ -153,14 +152,14 @@ struct Uplink {
     renewal: Renewal,
     /// Addresses of each upstream, from its last successful look-up.
     known: Vec<Vec<SocketAddr>>,
-    /// The one to be tried next.
+    /// The upstream to try next.
     upstream: usize,
-    /// What was last logged of each upstream.
-    said: Vec<String>,
+    /// What was last logged about each upstream.
+    logged: Vec<String>,
     /// When the alarm about another box was last raised.
     duplicate_said: Option<Instant>,
     counter: SessionCounter,
-    /// The present session.
+    /// The current session.
     session: u64,
 }
 
@@ -203,7 +202,7 @@ impl Uplink {
                 }
                 Left::Lost(failure) => {
                     self.note_down(&failure);
-                    // The first one in the list is the one that the site prefers.
+                    // The first one in the list is the site's preferred one.
                     self.upstream = 0;
                 }
             }
@@ -215,7 +214,7 @@ impl Uplink {
     async fn open(&mut self, shutdown: &mut watch::Receiver<bool>) -> Option<Result<Connection, Failure>> {
         let upstream = &self.settings.upstreams[self.upstream];
         let name = upstream.to_string();
-        let (phases, told) = mpsc::unbounded_channel();
+        let (phases, reached) = mpsc::unbounded_channel();
         let session = self.session;
         let (settings, renewal, known) = (&self.settings, &mut self.renewal, &mut self.known[self.upstream]);
         let attempt = async {
@@ -238,7 +237,7 @@ impl Uplink {
                 options,
                 filters,
                 phase_timeout: settings.phase_timeout,
-                // Bundles are bounded by what may be outstanding, so that handing over never waits.
+                // Bundles are limited by what may be in flight, so that handing over never waits.
                 queue: usize::from(settings.inflight) + 64,
             };
             let connected = connect(plan, |phase| {
@@ -246,15 +245,15 @@ impl Uplink {
             });
             connected.await.map(Connection::start)
         };
-        meanwhile(&mut self.driver, told, &name, attempt, shutdown).await
+        meanwhile(&mut self.driver, reached, &name, attempt, shutdown).await
     }
 
-    /// The connection is live: who we are comes first.
+    /// The connection is live: the gateway identifies itself first.
     fn begin(&mut self) {
         let session = self.session;
         tracing::info!(upstream = %self.settings.upstreams[self.upstream], session, "The link is up");
         self.driver.backoff.connected();
-        self.said.iter_mut().for_each(String::clear);
+        self.logged.iter_mut().for_each(String::clear);
         let mut info = self.settings.info.clone();
         if let Some(expires) = self.renewal.succeeded() {
             self.driver.link.now.certificate_expires = Some(expires);
@@ -267,11 +266,11 @@ impl Uplink {
         self.driver.announcements.enqueue("info", topic, true, to_json(&info));
     }
 
-    /// Down is said once, and again only when the reason changes: attempts repeat for weeks.
+    /// A lost link is logged once, and again only when the reason changes: attempts repeat for weeks.
     fn note_down(&mut self, failure: &Failure) {
-        let (link, said) = (&mut self.driver.link, &mut self.said[self.upstream]);
-        if *said != failure.sentence {
-            said.clone_from(&failure.sentence);
+        let (link, logged) = (&mut self.driver.link, &mut self.logged[self.upstream]);
+        if *logged != failure.sentence {
+            logged.clone_from(&failure.sentence);
             let upstream = &self.settings.upstreams[self.upstream];
             let (phase, reason) = (failure.phase.as_str(), failure.sentence.as_str());
             tracing::warn!(phase, reason, %upstream, "The link is down");
@@ -303,7 +302,7 @@ impl Uplink {
     }
 }
 
-/// Waits for something while there is no connection; events are taken and bounded meanwhile. `None`: stop.
+/// Waits for something while there is no connection; events are taken and kept within bounds meanwhile. `None`: stop.
 async fn meanwhile<T>(
     driver: &mut Driver,
     mut phases: mpsc::UnboundedReceiver<Phase>,
@@ -325,7 +324,7 @@ async fn meanwhile<T>(
     }
 }
 
-/// The daemon says so, or is gone.
+/// Returns when the daemon says stop, or is gone.
 fn stopping(shutdown: &watch::Receiver<bool>) -> bool {
     *shutdown.borrow() || shutdown.has_changed().is_err()
 }

@@ -24,21 +24,21 @@ pub struct UplinkSettings {
     pub upstreams: Vec<Upstream>,
     /// PEM files; `None`: MQTT without TLS, for a broker on the same machine in tests only.
     pub tls: Option<TlsFiles>,
-    /// Where the session counter and the last trusted time are kept (two small files).
+    /// The directory for the session counter and the last trusted time (two small files).
     pub state_directory: PathBuf,
-    /// The hubs whose receipts are obeyed, with their pinned keys; the index is the machine's.
+    /// The hubs whose receipts count, with their pinned keys; the machines use the index.
     pub hubs: Vec<PinnedHub>,
     /// MQTT keep-alive (20-30 s; at least 5).
     pub keep_alive: Duration,
-    /// For each of name look-up, socket, handshake, CONNACK and SUBACK.
+    /// Deadline for each of name look-up, socket, handshake, CONNACK and SUBACK.
     pub phase_timeout: Duration,
     /// Most unacknowledged publishes on one connection, if the broker allows as many.
     pub inflight: u16,
-    /// Largest packet that is taken from the broker, bytes.
+    /// Largest packet that is accepted from the broker, bytes.
     pub max_incoming_packet_bytes: u32,
     /// Limits of every lane's machine.
     pub delivery: delivery::Limits,
-    /// When to try again: full jitter from the first attempt on.
+    /// When to retry: full jitter from the first attempt on.
     pub reconnect: BackoffLimits,
     /// `info`, published at each connect; the uplink fills in the time and the certificate's end.
     pub info: Info,

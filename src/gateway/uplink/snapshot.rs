@@ -1,4 +1,4 @@
-//! What the uplink and health tell each other: how the link is, and what is to be published upstream.
+//! What the uplink and health exchange: the state of the link, and what is to be published.
 
 use std::time::{Duration, Instant};
 
@@ -7,14 +7,14 @@ use pgw_core::wire::presence::Event;
 use pgw_link::phase::Phase;
 use tokio::sync::{mpsc, watch};
 
-/// The link as the uplink sees it. The sender replaces it whole; nobody waits for anybody.
+/// The link as the uplink sees it. The sender replaces it whole; neither side waits.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LinkSnapshot {
-    /// Live, and traffic has come back on this connection within its deadline: not just an open socket.
+    /// Live, and data has come back on this connection within its deadline: not just an open socket.
     pub up: bool,
-    /// Where the connection is, or where the last attempt failed.
+    /// The current phase, or the phase in which the last attempt failed.
     pub phase: Phase,
-    /// Why the last attempt failed, chain of causes included, no secrets; empty when up.
+    /// Why the last attempt failed, including the chain of causes, without secrets; empty when up.
     pub failure: String,
     /// `host:port` in use or last tried; empty before the first attempt.
     pub upstream: String,
@@ -24,17 +24,17 @@ pub struct LinkSnapshot {
     pub down_since: Option<Instant>,
     /// When the last verified receipt came, whatever its connection.
     pub last_receipt: Option<Instant>,
-    /// Round trip of the last probe through the whole path, and when it came back.
+    /// Round trip of the last probe through the whole pipeline, and when it came back.
     pub probe: Option<(Duration, Instant)>,
     /// Published and not confirmed yet, all lanes.
     pub in_flight: u64,
     /// Accepted but not sendable now, all lanes.
     pub held: u64,
-    /// A hub is ahead of us or a chain value differs: one sentence; empty when all agree.
+    /// A hub is ahead of this gateway, or a chain value differs: one sentence; empty if all agree.
     pub diverged: String,
-    /// Publishes handed to the wire since start, repetitions included.
+    /// Publishes sent since start, repetitions included.
     pub forwarded_total: u64,
-    /// Confirmed a second, smoothed over some seconds; 0 when nothing moves.
+    /// Confirmed per second, smoothed over some seconds; 0 when nothing is being confirmed.
     pub forward_rate_per_second: f64,
     /// End of the client certificate in use, if it could be read.
     pub certificate_expires: Option<UnixMillis>,
@@ -63,7 +63,7 @@ impl LinkSnapshot {
     }
 }
 
-/// What health has to say upstream: taken and published by the uplink.
+/// What health wants published; the uplink publishes it.
 pub struct Reports {
     /// The newest `health` payload (JSON, at most 1 KiB): publish it at each connect and each change, retained.
     /// Empty before the first.

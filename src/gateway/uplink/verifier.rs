@@ -1,4 +1,4 @@
-//! What comes from the broker: receipts and gaps become the machine's words once they are found to be a hub's own.
+//! Incoming messages: receipts and gap notices are passed to the machines once they are verified as a hub's own.
 
 use pgw_core::delivery;
 use pgw_core::transaction::{Epoch, Gateway, Hub, Lane, Practice, Sequence};
@@ -26,15 +26,15 @@ pub(super) struct Verifier {
 pub(super) enum Inbound {
     /// A verified receipt for a lane (by index), and the hub's time in it, seconds since the epoch.
     Receipt { lane: usize, receipt: delivery::Receipt, seconds: u64 },
-    /// The hub missed something. Not signed: it can only hurry, never confirm.
+    /// The hub missed something. Not signed: it can only trigger an earlier resend, never confirm.
     Gap { lane: usize, epoch: Epoch, expected: Sequence, round: u64 },
-    /// A configured hub is there (or not).
+    /// A configured hub is online (or not).
     HubStatus { hub: Hub, online: bool },
     /// A configured hub's reply to the probe of this id.
     ProbeReply(String),
-    /// A configured hub's command. Whether it is of this session and has not expired is not looked at here.
+    /// A configured hub's command. Its session and its expiry are not checked here.
     Command(Command),
-    /// A notice from central IT, another hub's status: nothing for delivery.
+    /// A notice from central IT, another hub's status: not relevant to delivery.
     Other,
 }
 
@@ -81,7 +81,7 @@ impl Verifier {
                 Ok(Inbound::Gap { lane, epoch: gap.epoch, expected: gap.expected, round: gap.round })
             }
             Kind::ProbeReply => {
-                // The topic names no hub: any of those that we know may have answered.
+                // The topic names no hub: any configured one may have answered.
                 let signature = signature_of(publish);
                 let known = |hub: &PinnedHub| hub.key.verify(text, &publish.payload, signature).is_ok();
                 if !self.hubs.iter().any(known) {
@@ -90,7 +90,7 @@ impl Verifier {
                 Ok(Inbound::ProbeReply(wire::from_json::<Probe>(&publish.payload)?.id))
             }
             Kind::Command => {
-                // Whose it says it is decides whose key must have signed it.
+                // The hub that it names decides whose key must have signed it.
                 let command: Command = wire::from_json(&publish.payload)?;
                 let hub = self.hub(&command.hub)?;
                 self.hubs[hub].key.verify(text, &publish.payload, signature_of(publish))?;
@@ -158,7 +158,7 @@ fn signature_of(publish: &Publish) -> Option<&str> {
         .find_map(|(name, value)| (name == signature::PROPERTY).then_some(value.as_str()))
 }
 
-/// Seconds since the epoch; 0 for a time that cannot be read: it can then prove nothing.
+/// Seconds since the epoch; 0 for a time that cannot be read: it then proves nothing.
 pub(super) fn seconds(text: &str) -> u64 {
     time::OffsetDateTime::parse(text, &time::format_description::well_known::Rfc3339)
         .ok()
@@ -220,7 +220,7 @@ mod tests {
     const TOPIC: &str = "pgw/v1/B86022/gw1/receipt/hub1/clinical";
 
     #[test]
-    fn a_hubs_own_receipt_is_heard() {
+    fn a_hubs_own_receipt_is_verified() {
         let key = key();
         let Ok(Inbound::Receipt { lane, receipt, seconds }) =
             verifier(&key).verify(&signed(&key, TOPIC, &receipt("hub1")))
@@ -239,26 +239,26 @@ mod tests {
         let verifier = verifier(&key);
         let good = receipt("hub1");
         let payload = wire::to_json(&good);
-        let hear = |publish: Publish| verifier.verify(&publish).unwrap_err();
+        let rejection = |publish: Publish| verifier.verify(&publish).unwrap_err();
 
-        assert_eq!(hear(publish(TOPIC, payload.clone(), None)), Rejected::Wire(WireError::Signature));
-        assert_eq!(hear(signed(&other, TOPIC, &good)), Rejected::Wire(WireError::Signature));
+        assert_eq!(rejection(publish(TOPIC, payload.clone(), None)), Rejected::Wire(WireError::Signature));
+        assert_eq!(rejection(signed(&other, TOPIC, &good)), Rejected::Wire(WireError::Signature));
         let moved = publish(
             "pgw/v1/B86022/gw1/receipt/hub1/urgent",
             payload.clone(),
             Some(key.sign(TOPIC, &payload)),
         );
-        assert_eq!(hear(moved), Rejected::Wire(WireError::Signature));
-        assert_eq!(hear(signed(&key, TOPIC, &receipt("hub2"))), Rejected::OtherHub);
+        assert_eq!(rejection(moved), Rejected::Wire(WireError::Signature));
+        assert_eq!(rejection(signed(&key, TOPIC, &receipt("hub2"))), Rejected::OtherHub);
         let topic = "pgw/v1/B86022/gw1/receipt/hub2/clinical";
-        assert_eq!(hear(signed(&key, topic, &receipt("hub2"))), Rejected::UnknownHub);
+        assert_eq!(rejection(signed(&key, topic, &receipt("hub2"))), Rejected::UnknownHub);
         let topic = "pgw/v1/B86022/gw2/receipt/hub1/clinical";
-        assert_eq!(hear(signed(&key, topic, &good)), Rejected::OtherGateway);
+        assert_eq!(rejection(signed(&key, topic, &good)), Rejected::OtherGateway);
         let topic = "pgw/v1/B86022/gw1/receipt/hub1/unknown";
-        assert_eq!(hear(signed(&key, topic, &good)), Rejected::UnknownLane);
+        assert_eq!(rejection(signed(&key, topic, &good)), Rejected::UnknownLane);
         let mut newer = good.clone();
         newer.schema = 2;
-        assert_eq!(hear(signed(&key, TOPIC, &newer)), Rejected::Wire(WireError::Schema(2)));
+        assert_eq!(rejection(signed(&key, TOPIC, &newer)), Rejected::Wire(WireError::Schema(2)));
     }
 
     #[test]
@@ -266,13 +266,13 @@ mod tests {
         let key = key();
         let verifier = verifier(&key);
         let gap = wire::to_json(&receipt::Gap::new(Epoch(Uuid::nil()), 3, 4));
-        let heard = verifier.verify(&publish("pgw/v1/B86022/gw1/gap/hub1/urgent", gap.clone(), None));
-        assert_eq!(heard, Ok(Inbound::Gap { lane: 0, epoch: Epoch(Uuid::nil()), expected: 3, round: 4 }));
+        let inbound = verifier.verify(&publish("pgw/v1/B86022/gw1/gap/hub1/urgent", gap.clone(), None));
+        assert_eq!(inbound, Ok(Inbound::Gap { lane: 0, epoch: Epoch(Uuid::nil()), expected: 3, round: 4 }));
         let foreign = verifier.verify(&publish("pgw/v1/B86022/gw1/gap/hub2/urgent", gap, None));
         assert_eq!(foreign, Err(Rejected::UnknownHub));
         let status = wire::to_json(&Status::new("offline", 1, "x", String::new()));
-        let heard = verifier.verify(&publish("pgw/v1/hub/hub1/status", status.clone(), None));
-        assert_eq!(heard, Ok(Inbound::HubStatus { hub: Hub::new("hub1").unwrap(), online: false }));
+        let inbound = verifier.verify(&publish("pgw/v1/hub/hub1/status", status.clone(), None));
+        assert_eq!(inbound, Ok(Inbound::HubStatus { hub: Hub::new("hub1").unwrap(), online: false }));
         assert_eq!(verifier.verify(&publish("pgw/v1/hub/hub2/status", status, None)), Ok(Inbound::Other));
     }
 }

@@ -1,4 +1,4 @@
-//! The command line's side of a control socket. Blocking: a command does one thing.
+//! The command line's side of a control socket. Blocking, because a command does only one thing.
 
 use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
 use std::marker::PhantomData;
@@ -11,10 +11,10 @@ use serde::Serialize;
 use super::{LINE_BYTES, Reply};
 use crate::exit::Exit;
 
-/// How long a line of an answer may take. What is not answered by then may be done all the same.
+/// How long the client waits for a line of an answer. After that, the daemon may still have done what was asked.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// Why the daemon could not be asked.
+/// Why the daemon's answer could not be had.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
     /// No daemon answers there, or this user may not open the socket.
@@ -22,20 +22,20 @@ pub enum ClientError {
     Unreachable {
         /// Its socket.
         socket: PathBuf,
-        /// What the system said.
+        /// The system's error.
         #[source]
         source: io::Error,
     },
-    /// The connection ended within the answer.
+    /// The connection ended in the middle of the answer.
     #[error("the daemon closed the connection")]
     Broken(#[source] io::Error),
-    /// The bytes of the answer could not be written where they belong.
+    /// The bytes of the answer could not be written to their destination.
     #[error("cannot write the daemon's answer")]
     Write(#[source] io::Error),
-    /// The answer has another form: the daemon is of another version.
+    /// The answer has an unknown form: the daemon is of another version.
     #[error("the daemon's answer was not understood")]
     NotUnderstood(#[source] serde_json::Error),
-    /// The daemon could not do it.
+    /// The daemon failed to do it.
     #[error("{0}")]
     Failed(String),
     /// The daemon does not do this for this user.
@@ -85,7 +85,7 @@ impl<Q: Serialize, R: Reply> Client<Q, R> {
         Ok(Self { stream: BufReader::new(stream), speaks: PhantomData })
     }
 
-    /// Asks, and hands each line of the answer to `each`.
+    /// Sends a request and passes each line of the answer to `each`.
     ///
     /// # Errors
     /// [`ClientError`].
@@ -94,7 +94,7 @@ impl<Q: Serialize, R: Reply> Client<Q, R> {
         self.replies(each)
     }
 
-    /// Sends a request; its answer is still to be read.
+    /// Sends a request; the caller still has to read its answer.
     ///
     /// # Errors
     /// [`ClientError::Broken`].
@@ -112,7 +112,7 @@ impl<Q: Serialize, R: Reply> Client<Q, R> {
         self.stream.get_mut().write_all(bytes).map_err(ClientError::Broken)
     }
 
-    /// Hands the lines of the answer to `each`, through the last one.
+    /// Passes the lines of the answer to `each`, up to and including the last.
     ///
     /// # Errors
     /// [`ClientError`].
@@ -141,10 +141,10 @@ impl<Q: Serialize, R: Reply> Client<Q, R> {
         serde_json::from_slice::<R>(&line).map_err(ClientError::NotUnderstood)?.checked()
     }
 
-    /// Copies so many bytes of the answer to `out`.
+    /// Copies this many bytes of the answer to `out`.
     ///
     /// # Errors
-    /// [`ClientError::Broken`]; [`ClientError::Write`] where `out` takes no more.
+    /// [`ClientError::Broken`]; [`ClientError::Write`] if writing to `out` fails.
     pub fn bytes(&mut self, mut left: u64, out: &mut dyn io::Write) -> Result<(), ClientError> {
         while left > 0 {
             let read = self.stream.fill_buf().map_err(ClientError::Broken)?;

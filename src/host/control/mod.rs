@@ -1,10 +1,12 @@
-//! A daemon's control socket: its commands talk to it there. Whoever may open the socket (mode 0660) may command.
+//! A daemon's control socket, over which its commands talk to it. Anyone who can open the socket (mode 0660) may give
+//! commands.
 //!
-//! A request is one line of JSON; its answer is one line or several, and the last one says that it is the last. Bytes may
-//! follow a line, as many as it says. A request that cannot be read is answered and ends the connection. What the lines mean
-//! is the daemon's own: it brings a type for its requests, one for its replies ([`Reply`]) and a [`Handler`].
+//! A request is one line of JSON. Its answer is one line or several; the last one says that it is the last. A line may
+//! announce a number of bytes that follow it. A request that cannot be read gets an error and ends the connection.
+//! Each daemon defines the meaning of the lines: it brings a type for its requests, one for its replies ([`Reply`])
+//! and a [`Handler`].
 //!
-//! - [`server`]: makes the socket, and answers; [`client`]: asks, blocking
+//! - [`server`]: creates the socket and answers; [`client`]: sends requests, blocking
 
 pub mod client;
 pub mod server;
@@ -15,18 +17,18 @@ use serde::de::DeserializeOwned;
 pub use client::{Client, ClientError};
 pub use server::{Control, Conversation, Handler, ListenError};
 
-/// Longest line, with its end.
+/// Longest line, with its line end.
 pub const LINE_BYTES: usize = 64 * 1024;
 
 /// A line of an answer.
 pub trait Reply: Serialize + DeserializeOwned + Send + Sync + 'static {
-    /// The daemon could not do it, in one sentence; the last line of its answer.
+    /// The reply for a request that failed, with the reason in one sentence; the last line of its answer.
     fn failed(reason: String) -> Self;
 
-    /// No further line belongs to the same answer.
+    /// Whether this is the last line of its answer.
     fn is_last(&self) -> bool;
 
-    /// Itself, or the error that it stands for.
+    /// The reply itself, or the error that it represents.
     ///
     /// # Errors
     /// [`ClientError::Failed`] or [`ClientError::NotPermitted`].

@@ -12,33 +12,30 @@ use serde::de::DeserializeOwned;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{mpsc, watch};
-use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use super::{LINE_BYTES, Reply};
+use crate::accept::{Accept, Listener, stop_requested};
 
-/// Most clients at once.
+/// Most clients at once; further ones wait in the kernel's queue.
 const MAX_CLIENTS: usize = 16;
-/// How long a client may take over a request or its bytes, and over taking an answer.
+/// How long a client may take to send a request or its bytes, and to read an answer.
 pub const PATIENCE: Duration = Duration::from_secs(60);
-/// A long answer has a line this often, so that its client knows that the daemon is at it.
+/// A long answer has a line at least this often, so that the client knows that the daemon is still working.
 pub const PROGRESS: Duration = Duration::from_secs(5);
-/// Pause after a failed `accept`.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// How long clients have to end after a stop.
-const STOP_DEADLINE: Duration = Duration::from_secs(5);
 
-/// Takes a line of an answer; `Break`: the client has gone.
-pub type Say<'a, R> = &'a mut dyn FnMut(R) -> ControlFlow<()>;
+/// Takes a line of an answer; `Break` means that the client has gone.
+pub type SendReply<'a, R> = &'a mut dyn FnMut(R) -> ControlFlow<()>;
 
 /// What a daemon does for its commands.
 pub trait Handler: Send + Sync + 'static {
-    /// What it is asked.
+    /// The type of its requests.
     type Request: DeserializeOwned + Send;
-    /// What it answers.
+    /// The type of its replies.
     type Reply: Reply;
 
-    /// Does it, and says all lines of the answer through the last. An error ends the connection.
+    /// Carries out a request and sends all lines of the answer, up to and including the last. An error ends the
+    /// connection.
     fn answer(
         &self,
         request: Self::Request,
@@ -46,10 +43,10 @@ pub trait Handler: Send + Sync + 'static {
     ) -> impl Future<Output = io::Result<()>> + Send;
 }
 
-/// The socket cannot be made.
+/// The socket cannot be created.
 #[derive(Debug, thiserror::Error)]
 pub enum ListenError {
-    /// A daemon answers there.
+    /// A daemon already answers there.
     #[error("another process listens on {0}")]
     InUse(PathBuf),
     /// The system refuses it.
@@ -57,62 +54,68 @@ pub enum ListenError {
     Io {
         /// The socket.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         #[source]
         source: io::Error,
     },
 }
 
-/// A control socket that listens; [`Control::serve`] opens it.
+/// A control socket that listens; [`Control::serve`] starts to answer.
 #[derive(Debug)]
 pub struct Control {
+    listener: Socket,
+}
+
+/// Removes the socket's file when it is dropped.
+#[derive(Debug)]
+struct Socket {
     listener: UnixListener,
-    socket: PathBuf,
+    path: PathBuf,
+}
+
+impl Listener for Socket {
+    type Stream = UnixStream;
+    type Peer = ();
+
+    async fn accept(&self) -> io::Result<(UnixStream, ())> {
+        Listener::accept(&self.listener).await
+    }
+}
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        if let Err(error) = std::fs::remove_file(&self.path) {
+            tracing::debug!(%error, "Could not remove the control socket");
+        }
+    }
 }
 
 impl Control {
-    /// Makes the socket, in place of one that a dead process left.
+    /// Creates the socket, replacing one that a dead process left behind.
     ///
     /// # Errors
     /// [`ListenError`].
     pub fn listen(socket: &Path) -> Result<Self, ListenError> {
-        if std::os::unix::net::UnixStream::connect(socket).is_ok() {
-            return Err(ListenError::InUse(socket.to_owned()));
+        let path = socket.to_owned();
+        if std::os::unix::net::UnixStream::connect(&path).is_ok() {
+            return Err(ListenError::InUse(path));
         }
-        let listener = bind(socket).map_err(|source| ListenError::Io { path: socket.to_owned(), source })?;
-        Ok(Self { listener, socket: socket.to_owned() })
+        match bind(&path) {
+            Ok(listener) => Ok(Self { listener: Socket { listener, path } }),
+            Err(source) => Err(ListenError::Io { path, source }),
+        }
     }
 
     /// Answers clients until `stop` becomes true (or its sender is gone), and removes the socket.
-    pub async fn serve<H: Handler>(self, handler: Arc<H>, mut stop: watch::Receiver<bool>) {
-        let mut clients = JoinSet::new();
-        loop {
-            let accepted = tokio::select! {
-                _ = stop.wait_for(|stop| *stop) => break,
-                Some(_) = clients.join_next(), if !clients.is_empty() => continue,
-                accepted = self.listener.accept(), if clients.len() < MAX_CLIENTS => accepted,
-            };
-            match accepted {
-                Ok((stream, _)) => {
-                    clients.spawn(serve_client(stream, Arc::clone(&handler), stop.clone()));
-                }
-                Err(error) => {
-                    tracing::warn!(%error, "Could not take a control connection");
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
-                }
-            }
-        }
-        if let Err(error) = std::fs::remove_file(&self.socket) {
-            tracing::debug!(%error, "Could not remove the control socket");
-        }
-        let all_ended = async { while clients.join_next().await.is_some() {} };
-        if timeout(STOP_DEADLINE, all_ended).await.is_err() {
-            tracing::warn!(clients = clients.len(), "Cut control connections that did not end in time");
-        }
+    pub async fn serve<H: Handler>(self, handler: Arc<H>, stop: watch::Receiver<bool>) {
+        let client = |stream, ()| serve_client(stream, Arc::clone(&handler), stop.clone());
+        let accept = Accept { name: "control", listener: self.listener, most_clients: MAX_CLIENTS };
+        accept.serve(|(), _| Ok(()), client, stop.clone()).await;
     }
 }
 
-/// Under a name of its own first: nobody can connect before the mode is right, and a left-over is replaced at once.
+/// First under another name: nobody can connect before the mode is right, and the rename replaces a left-over socket
+/// atomically.
 fn bind(path: &Path) -> io::Result<UnixListener> {
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(format!(".{}", std::process::id()));
@@ -123,7 +126,7 @@ fn bind(path: &Path) -> io::Result<UnixListener> {
     }
     let listener = UnixListener::bind(&making)?;
     std::fs::set_permissions(&making, std::fs::Permissions::from_mode(0o660))?;
-    // A socket does not outlive its daemon: it need not be on stable storage.
+    // A socket does not outlive its daemon, so it need not be on stable storage.
     std::fs::rename(&making, path)?;
     Ok(listener)
 }
@@ -132,7 +135,7 @@ async fn serve_client<H: Handler>(stream: UnixStream, handler: Arc<H>, mut stop:
     let mut client = Conversation { stream: BufReader::new(stream) };
     loop {
         let request = tokio::select! {
-            _ = stop.wait_for(|stop| *stop) => return,
+            () = stop_requested(&mut stop) => return,
             request = client.request::<H>() => request,
         };
         let answered = match request {
@@ -154,7 +157,7 @@ pub struct Conversation {
 }
 
 impl Conversation {
-    /// The next request; `None` at the end of the connection, or after a line that is none.
+    /// The next request; `None` at the end of the connection, or after a line that is not a request.
     async fn request<H: Handler>(&mut self) -> io::Result<Option<H::Request>> {
         let mut line = Vec::new();
         let mut limited = (&mut self.stream).take(LINE_BYTES as u64);
@@ -168,15 +171,15 @@ impl Conversation {
             Err(_) if line.len() == LINE_BYTES => format!("a request has at most {LINE_BYTES} bytes"),
             Err(error) => format!("not a request: {error}"),
         };
-        self.say(&H::Reply::failed(wrong)).await?;
+        self.send_line(&H::Reply::failed(wrong)).await?;
         Ok(None)
     }
 
-    /// Says a line of the answer.
+    /// Sends a line of the answer.
     ///
     /// # Errors
-    /// The client has gone, or does not take it.
-    pub async fn say(&mut self, reply: &impl Serialize) -> io::Result<()> {
+    /// The client has gone, or does not read it.
+    pub async fn send_line(&mut self, reply: &impl Serialize) -> io::Result<()> {
         let mut line = serde_json::to_vec(reply)?;
         line.push(b'\n');
         self.send(&line).await
@@ -185,12 +188,12 @@ impl Conversation {
     /// Sends bytes that belong to the answer.
     ///
     /// # Errors
-    /// The client has gone, or does not take them.
+    /// The client has gone, or does not read them.
     pub async fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
         timeout(PATIENCE, self.stream.get_mut().write_all(bytes)).await?
     }
 
-    /// Reads bytes that belong to the request, all of them.
+    /// Reads bytes that belong to the request; fills the whole buffer.
     ///
     /// # Errors
     /// The client has gone, or does not send them.
@@ -199,22 +202,22 @@ impl Conversation {
         Ok(())
     }
 
-    /// The user who asks: the kernel's word, not the client's.
+    /// The client's user id, as reported by the kernel and not by the client.
     ///
     /// # Errors
-    /// Those of the system.
+    /// The system's error.
     pub fn user(&self) -> io::Result<u32> {
         Ok(self.stream.get_ref().peer_cred()?.uid())
     }
 
-    /// An answer of many lines, made by a thread of its own because it blocks. `make` gives the last line, or why there is
-    /// none. A client that has gone ends it at its next line.
+    /// Sends an answer of many lines. `make` blocks, so it runs on its own thread; it returns the last line, or the
+    /// reason for a failure. If the client has gone, the answer ends at its next line.
     ///
     /// # Errors
-    /// The client has gone, or does not take them.
+    /// The client has gone, or does not read them.
     pub async fn stream_of<R: Reply>(
         &mut self,
-        make: impl FnOnce(Say<'_, R>) -> Result<R, String> + Send + 'static,
+        make: impl FnOnce(SendReply<'_, R>) -> Result<R, String> + Send + 'static,
     ) -> io::Result<()> {
         let (lines, mut replies) = mpsc::channel(64);
         let work = tokio::task::spawn_blocking(move || {
@@ -224,13 +227,13 @@ impl Conversation {
             })
         });
         while let Some(reply) = replies.recv().await {
-            self.say(&reply).await?;
+            self.send_line(&reply).await?;
         }
         let last = match work.await {
             Ok(Ok(last)) => last,
             Ok(Err(reason)) => R::failed(reason),
             Err(_) => R::failed("the answer could not be made".to_owned()),
         };
-        self.say(&last).await
+        self.send_line(&last).await
     }
 }

@@ -1,4 +1,4 @@
-//! Both sides of a control socket, over a daemon that counts and adds.
+//! Both sides of a control socket, with a daemon that counts and adds.
 
 use std::io;
 use std::os::unix::fs::PermissionsExt as _;
@@ -16,7 +16,7 @@ use crate::exit::Exit;
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(tag = "command", rename_all = "snake_case", deny_unknown_fields)]
 enum Request {
-    /// So many lines.
+    /// This many lines.
     Count {
         through: u64,
     },
@@ -24,7 +24,7 @@ enum Request {
     Add {
         bytes: usize,
     },
-    /// So many bytes.
+    /// This many bytes.
     Bytes {
         bytes: u64,
     },
@@ -70,12 +70,12 @@ impl Handler for Counter {
         match request {
             Request::Count { through } => {
                 client
-                    .stream_of(move |say| {
+                    .stream_of(move |send| {
                         for number in 1..=through {
                             if number > 1_000 {
                                 return Err("it cannot count so far".to_owned());
                             }
-                            if say(Answer::Number { number }).is_break() {
+                            if send(Answer::Number { number }).is_break() {
                                 break;
                             }
                         }
@@ -87,14 +87,14 @@ impl Handler for Counter {
                 let mut numbers = vec![0; bytes];
                 client.read_exact(&mut numbers).await?;
                 let sum = numbers.iter().map(|number| u64::from(*number)).sum();
-                client.say(&Answer::Sum { sum, user: client.user()? }).await
+                client.send_line(&Answer::Sum { sum, user: client.user()? }).await
             }
             Request::Bytes { bytes } => {
-                client.say(&Answer::Bytes {}).await?;
+                client.send_line(&Answer::Bytes {}).await?;
                 client.send(&vec![7; usize::try_from(bytes).unwrap_or(0)]).await
             }
             Request::Forbidden {} => {
-                client.say(&Answer::NotPermitted { reason: "not for you".to_owned() }).await
+                client.send_line(&Answer::NotPermitted { reason: "not for you".to_owned() }).await
             }
         }
     }
@@ -177,7 +177,10 @@ fn the_socket_is_private_replaced_when_stale_and_never_taken_from_another() {
     assert!(matches!(Control::listen(&daemon.socket), Err(ListenError::InUse(_))));
     let stale = daemon.socket.with_file_name("stale.sock");
     drop(std::os::unix::net::UnixListener::bind(&stale).unwrap());
-    drop(Control::listen(&stale).unwrap());
+    let again = Control::listen(&stale).unwrap();
+    assert!(stale.exists());
+    drop(again);
+    assert!(!stale.exists(), "and it is gone with its owner");
     drop(guard);
     daemon.stop();
 }
@@ -193,7 +196,7 @@ fn nonsense_is_answered_and_ended() {
         stream.write_all(nonsense).unwrap();
         stream.shutdown(std::net::Shutdown::Write).unwrap();
         let mut answer = Vec::new();
-        // A close with bytes unread may come as a reset after the answer.
+        // Closing with unread bytes may reach the client as a reset after the answer.
         let _ = stream.read_to_end(&mut answer);
         assert!(answer.starts_with(b"{\"reply\":\"failed\""), "{}", String::from_utf8_lossy(&answer));
     }

@@ -1,8 +1,8 @@
 //! `practice-hub acl`: the broker's access rules, in Mosquitto's form.
 //!
 //! Mosquitto can put a user's name into a topic (`pattern ... %u`), but the name is a certificate's common name,
-//! `{practice}.{gateway}`, and topics have `{practice}/{gateway}`: no pattern turns the dot into a slash. So each gateway
-//! gets lines of its own, made from a list.
+//! `{practice}.{gateway}`, and topics have `{practice}/{gateway}`: no pattern turns the dot into a slash. So the rules
+//! for each gateway are generated from a list.
 
 use std::fmt::Write as _;
 use std::io::Write;
@@ -49,7 +49,7 @@ pub fn run(own: &Hub, command: &Acl, out: &mut dyn Write, err: &mut dyn Write) -
     Exit::Done
 }
 
-/// The list, each gateway once; or the first line that is none.
+/// The list, each gateway once; or the first line that is wrong.
 fn gateways(text: &str) -> Result<Vec<(Practice, Gateway)>, (usize, String)> {
     let mut list = Vec::new();
     for (index, line) in text.lines().enumerate() {
@@ -73,7 +73,7 @@ fn gateways(text: &str) -> Result<Vec<(Practice, Gateway)>, (usize, String)> {
     Ok(list)
 }
 
-/// The file. Who has no line may nothing: Mosquitto refuses what no rule allows.
+/// The rules file. A client without a rule may do nothing: Mosquitto refuses what no rule allows.
 fn rules(hubs: &[Hub], gateways: &[(Practice, Gateway)]) -> String {
     let mut text = String::from("# Made by `practice-hub acl`. What no line allows is refused.\n");
     // Writing to a String cannot fail.

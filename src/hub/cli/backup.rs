@@ -1,4 +1,4 @@
-//! `practice-hub backup`: tells the hub what there is a backup of.
+//! `practice-hub backup`: tells the hub about a backup of its store.
 
 use std::io::Write;
 
@@ -22,7 +22,7 @@ pub enum Backup {
     Done,
 }
 
-/// Why neither the running hub nor we have done it.
+/// Why neither the running hub nor this command has done it.
 enum Failed {
     Hub(ClientError),
     Store(StoreError),
@@ -77,7 +77,7 @@ fn by_hub(settings: &HubSettings, command: Backup) -> Result<Option<Reply>, Clie
     Ok(answer)
 }
 
-/// What the running hub does, in a store whose hub is not running.
+/// Does what the running hub would do, in a store whose hub is not running.
 fn in_store(settings: &HubSettings, command: Backup) -> Result<Option<Reply>, StoreError> {
     let _lock = StoreLock::take(&settings.directory)?;
     Ok(Some(match command {

@@ -1,4 +1,4 @@
-//! `check`: one line for each thing that must be right, and what to do where it is not.
+//! `check`: one line for each check, with what to do if it fails.
 
 use std::io::Write;
 
@@ -12,7 +12,7 @@ use pgw_link::tls::TlsFiles;
 
 use crate::config::HubConfig;
 
-/// `practice-hub check`: ends with 78 if anything fails.
+/// `practice-hub check`: exits with 78 if any check fails.
 pub fn run(config: &HubConfig, out: &mut dyn Write) -> Exit {
     let mut report = Checks::new(out);
     let settings = &config.settings;

@@ -19,7 +19,7 @@ use crate::control::{Client, PIECE_BYTES, Reply, Request};
 use crate::fleet::Fleet;
 use crate::import::{self, BundleFile, ImportError, ImportedLane};
 use crate::keys;
-use crate::link::Speaker;
+use crate::link::AnswerSigner;
 use crate::store::ndjson::NdjsonStore;
 use crate::store::{StoreError, replacement};
 use crate::store_thread::{GroupLimits, StoreThread};
@@ -37,18 +37,18 @@ pub struct Import {
 
 /// Who stores the bundles.
 enum Destination {
-    /// We do: no hub is running, and its store is ours as long as we live.
+    /// This command: no hub is running, and the command locks the store until it ends.
     Store(Box<StoreThread>, Identity),
     /// The running hub.
     Hub(Client),
 }
 
-/// What became of a file.
+/// The result for a file.
 #[derive(Default)]
 struct Imported {
     lanes: Vec<ImportedLane>,
     receipts: Vec<receipts::SignedReceipt>,
-    /// Why it is not imported, or not all of it.
+    /// Why it was not imported, or not completely.
     failed: Option<(String, Exit)>,
 }
 
@@ -77,7 +77,7 @@ pub fn import(config: &HubConfig, command: &Import, out: &mut dyn Write, err: &m
         if let Some((reason, failed)) = imported.failed {
             let word = if failed == Exit::Refused { "refused" } else { "not imported" };
             let _ = writeln!(err, "{}: {word}: {reason}", file.display());
-            // The files are in order: what follows would only show a gap.
+            // The files are in order: after a failure the next ones would only show a gap.
             exit = failed;
             break;
         }
@@ -144,10 +144,10 @@ fn into_store(
     imported
 }
 
-/// As the running hub signs them.
+/// Signs them as the running hub does.
 fn sign(settings: &HubSettings, lanes: &[ImportedLane]) -> io::Result<Vec<receipts::SignedReceipt>> {
     let key = pgw_host::secret::signing_key(&settings.signing_key_file).map_err(io::Error::other)?;
-    import::receipts(&mut Speaker::begin(settings.hub.clone(), key)?, lanes).map_err(io::Error::other)
+    import::receipts(&mut AnswerSigner::begin(settings.hub.clone(), key)?, lanes).map_err(io::Error::other)
 }
 
 fn by_hub(file: &Path, hub: &mut Client, signed: bool, err: &mut dyn Write) -> Imported {
@@ -177,7 +177,7 @@ fn chained(error: &ClientError) -> String {
     pgw_core::text::chain(error)
 }
 
-/// Why a file did not reach the hub, or its answer not us.
+/// Why a file did not reach the hub, or its answer did not reach this command.
 enum SendError {
     File(io::Error),
     Hub(ClientError),
@@ -189,7 +189,7 @@ impl From<ClientError> for SendError {
     }
 }
 
-/// The hub's user need not be able to read the file: its bytes go over the socket.
+/// The hub's user may have no right to read the file, so its bytes go over the socket.
 fn send(
     hub: &mut Client,
     mut open: File,
@@ -236,7 +236,7 @@ fn write_lanes(out: &mut dyn Write, file: &Path, imported: &Imported) {
     }
 }
 
-/// The last file's word about a lane is the newest.
+/// For each lane, the last file's receipt is the newest.
 fn write_receipts(lines: &[receipts::SignedReceipt], to: &Path) -> io::Result<()> {
     let mut file = BufWriter::new(replacement(to)?);
     for (index, line) in lines.iter().enumerate() {

@@ -1,4 +1,4 @@
-//! `init`: makes the hub's keys and its directory, replaces nothing, and says what a person must do next.
+//! `init`: creates the hub's keys and its directory, replaces nothing, and prints what to do next.
 
 use std::io::Write;
 

@@ -1,9 +1,9 @@
 //! The command line: `practice-hub`.
 //!
 //! - [`check`], [`init`]: before the first start; [`acl`]: the broker's access rules
-//! - [`import`], [`resend`]: what the store lacks; [`backup`]: what there is a backup of
+//! - [`import`], [`resend`]: add what the store lacks; [`backup`]: record a backup
 //!
-//! Each command writes to the writers that it is given, so that tests can read what a person would.
+//! Each command writes to the writers that it is given, so that tests can read its output.
 
 pub mod acl;
 pub mod backup;
@@ -21,7 +21,6 @@ use clap::{Args, Parser, Subcommand};
 use pgw_core::transaction::unix_millis_now;
 use pgw_host::args::parse;
 use pgw_host::exit::{Exit, complain};
-use pgw_host::logs;
 
 use crate::config::HubConfig;
 use crate::daemon;
@@ -72,7 +71,7 @@ struct Verify {
     bundle: Option<PathBuf>,
 }
 
-/// The program: `words` begin with its name.
+/// The program's entry point: `words` begin with its name.
 pub fn main(words: impl IntoIterator<Item = OsString>) -> ExitCode {
     run(words, &mut std::io::stdout(), &mut std::io::stderr()).into()
 }
@@ -90,21 +89,13 @@ fn run(words: impl IntoIterator<Item = OsString>, out: &mut dyn Write, err: &mut
         }
     };
     match command {
-        Command::Run => {
-            logs::start(&config.log);
-            match daemon::run(config) {
-                Ok(()) => Exit::Done,
-                Err(fatal) => {
-                    complain(err, &fatal);
-                    fatal.exit
-                }
-            }
-        }
+        Command::Run => pgw_host::daemon::run(&config.log.clone(), || daemon::run(config), err),
         Command::Check => check::run(&config, out),
         Command::Init => init::run(&config, out, err),
         Command::List => {
             let list = report::list(&config.settings.directory, unix_millis_now());
-            // A gateway that is away is what the table is for, not a failure of the command.
+            // The table is for finding gateways that are offline, so an offline gateway is not a failure of the
+            // command.
             print(list.map(|list| PrintedReport { ok: true, ..list }), out, err)
         }
         Command::Import(command) => import::import(&config, &command, out, err),
@@ -118,7 +109,7 @@ fn run(words: impl IntoIterator<Item = OsString>, out: &mut dyn Write, err: &mut
     }
 }
 
-/// A process has the store, but not the control socket: a hub that is starting or stopping, or another command.
+/// A process has locked the store but has no control socket: a hub that is starting or stopping, or another command.
 fn not_answering(socket: &Path, err: &mut dyn Write) -> Exit {
     let socket = socket.display();
     let _ = writeln!(

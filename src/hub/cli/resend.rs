@@ -1,4 +1,4 @@
-//! `practice-hub resend`: has a gateway send again what is stored here already.
+//! `practice-hub resend`: asks a gateway to send transactions again that were stored before.
 
 use std::io::Write;
 use std::path::Path;

@@ -1,4 +1,4 @@
-//! The hub's control socket: the commands talk to the running hub there. Whoever may open it may command.
+//! The hub's control socket, over which commands talk to the running hub. Anyone who can open it may give commands.
 //!
 //! | request | answer |
 //! |---|---|
@@ -35,7 +35,7 @@ pub enum Request {
     Import {
         /// Size of the bundle's file.
         bytes: u64,
-        /// The signed receipts of its lanes are wanted too.
+        /// Also sign the receipts of its lanes.
         receipts: bool,
     },
     /// Ask a gateway to send stored transactions again.
@@ -44,9 +44,9 @@ pub enum Request {
         practice: Practice,
         /// Its gateway.
         gateway: Gateway,
-        /// Name of the lane.
+        /// The lane's name.
         lane: Lane,
-        /// Epoch of the sequences; without it the lane's last one.
+        /// Epoch of the sequences; the lane's last one if left out.
         epoch: Option<Epoch>,
         /// The first sequence.
         from: Sequence,
@@ -63,20 +63,20 @@ pub enum Request {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "reply", rename_all = "snake_case")]
 pub enum Reply {
-    /// Send the bytes.
+    /// Send the bytes of the bundle.
     Send {},
-    /// It is at it.
+    /// How far the work has come.
     Progress {
-        /// So many are read, stored or kept.
+        /// This many transactions are read, stored or kept.
         transactions: u64,
     },
-    /// What became of a lane of the bundle, as far as it came.
+    /// The result for a lane of the bundle, as far as it was imported.
     Lane(ImportedLane),
     /// The receipt of a lane of the bundle.
     Receipt(receipts::SignedReceipt),
     /// All of the bundle is stored.
     Imported {},
-    /// The bundle is not stored, or not all of it.
+    /// The bundle is not stored, or not completely.
     NotImported {
         /// Why, in one sentence.
         reason: String,
@@ -85,31 +85,31 @@ pub enum Reply {
     },
     /// The gateway has sent them again.
     Resent {
-        /// So many went out, says the gateway.
+        /// How many were sent, according to the gateway.
         sent: u64,
-        /// So many are kept here.
+        /// How many are kept here.
         kept: u64,
-        /// What else the gateway says.
+        /// The gateway's remark.
         detail: String,
     },
-    /// It has not, or not all.
+    /// The gateway has not sent them, or not all.
     NotResent {
         /// Why, in one sentence.
         reason: String,
-        /// So many had arrived before and are kept.
+        /// How many had arrived before and are kept.
         kept: u64,
     },
-    /// It is recorded.
+    /// The beginning of the backup is recorded.
     BackupBegun {
-        /// How many lanes there are.
+        /// The number of lanes.
         lanes: u64,
     },
-    /// Receipts say so from now on.
+    /// Receipts report the backup from now on.
     BackupDone {
-        /// False: none had begun, and nothing has changed.
+        /// False: no backup had been begun, and nothing has changed.
         begun: bool,
     },
-    /// The hub could not do it.
+    /// The hub failed to do it.
     Failed {
         /// Why, in one sentence.
         reason: String,

@@ -9,7 +9,7 @@ use std::sync::mpsc::{Sender, sync_channel};
 use std::time::{Duration, Instant};
 
 use pgw_core::text::chain;
-use pgw_host::control::server::{PROGRESS, Say};
+use pgw_host::control::server::{PROGRESS, SendReply};
 use pgw_host::control::{Conversation, Handler};
 use pgw_host::secret;
 use tokio::sync::{Mutex, watch};
@@ -22,16 +22,16 @@ use crate::backup;
 use crate::import::{self, BundleFile, ImportError, ImportedLane};
 use crate::imported::{Part, Tally};
 use crate::keys;
-use crate::link::Speaker;
+use crate::link::AnswerSigner;
 use crate::resend::{ResendProgress, ResendRequest};
 use crate::store::{LaneName, StoreError};
 use crate::store_thread::Arrival;
 
-/// Lines about the progress of an import are at least so far apart.
+/// Shortest time between two lines about an import's progress.
 const BETWEEN: Duration = Duration::from_secs(1);
-/// What an import leaves free of the store's disk, bytes: filled, it would stop every surgery's transactions.
+/// How much of the store's disk an import leaves free, bytes: a full disk would stop every surgery's transactions.
 const RESERVE_BYTES: u64 = 1 << 30;
-/// Whoever asked may ask again.
+/// The answer while the hub stops; the client may ask again.
 const HUB_STOPS: &str = "the hub is stopping: run this command again when it runs";
 
 /// The hub's side of its control socket.
@@ -40,7 +40,7 @@ pub struct Commands {
     settings: HubSettings,
     arrivals: Sender<Arrival>,
     stop: watch::Receiver<bool>,
-    /// One import at a time: each takes room on the store's disk.
+    /// One import at a time: each takes space on the store's disk.
     importing: Arc<Mutex<()>>,
 }
 
@@ -66,19 +66,21 @@ impl Handler for Commands {
             Request::BackupBegin {} => {
                 let directory = self.settings.directory.clone();
                 let begun = spawn_blocking(move || backup::begin(&directory)).await;
-                client.say(&store_reply(begun, |lanes| Reply::BackupBegun { lanes: lanes as u64 })).await
+                client
+                    .send_line(&store_reply(begun, |lanes| Reply::BackupBegun { lanes: lanes as u64 }))
+                    .await
             }
             Request::BackupDone {} => {
                 let (directory, arrivals) = (self.settings.directory.clone(), self.arrivals.clone());
                 let done = spawn_blocking(move || {
                     let begun = backup::done(&directory)?;
                     if begun {
-                        // If the hub is stopping, it reads the file when it starts again.
+                        // If the hub is stopping, it reads the file at its next start.
                         let _ = arrivals.send(Arrival::BackedUp);
                     }
                     Ok(begun)
                 });
-                client.say(&store_reply(done.await, |begun| Reply::BackupDone { begun })).await
+                client.send_line(&store_reply(done.await, |begun| Reply::BackupDone { begun })).await
             }
         }
     }
@@ -101,42 +103,42 @@ impl Commands {
         let _only_one = self.importing.lock().await;
         let spool = match spawn_blocking(move || spool(&directory, bytes)).await {
             Ok(Ok(spool)) => spool,
-            Ok(Err(error)) => return client.say(&Reply::Failed { reason: cannot_keep(&error) }).await,
+            Ok(Err(error)) => return client.send_line(&Reply::Failed { reason: cannot_keep(&error) }).await,
             Err(error) => return Err(io::Error::other(error)),
         };
-        client.say(&Reply::Send {}).await?;
+        client.send_line(&Reply::Send {}).await?;
         let spool = match receive(client, bytes, spool).await? {
             Ok(spool) => spool,
-            Err(error) => return client.say(&Reply::Failed { reason: cannot_keep(&error) }).await,
+            Err(error) => return client.send_line(&Reply::Failed { reason: cannot_keep(&error) }).await,
         };
         tracing::info!(bytes, user = client.user()?, "A command imports a bundle");
         let import = Import { commands: self.clone(), receipts };
         let file = BundleFile::of(spool, "the bundle".into());
-        client.stream_of(move |say| import.run(&file, say)).await
+        client.stream_of(move |send| import.run(&file, send)).await
     }
 
-    /// Says how far it has come every few seconds, so that the client knows that somebody is there.
+    /// Reports progress every few seconds, so that the client knows that the hub is still working.
     async fn resend(&self, request: ResendRequest, client: &mut Conversation) -> io::Result<()> {
-        let (progress, mut told) = watch::channel(ResendProgress::default());
+        let (progress, mut watcher) = watch::channel(ResendProgress::default());
         if self.arrivals.send(Arrival::Resend(request, progress)).is_err() {
-            return client.say(&Reply::NotResent { reason: HUB_STOPS.to_owned(), kept: 0 }).await;
+            return client.send_line(&Reply::NotResent { reason: HUB_STOPS.to_owned(), kept: 0 }).await;
         }
         let mut stop = self.stop.clone();
         loop {
             let gone = tokio::select! {
-                waited = timeout(PROGRESS, told.wait_for(|progress| progress.ended.is_some())) => {
+                waited = timeout(PROGRESS, watcher.wait_for(|progress| progress.ended.is_some())) => {
                     waited.is_ok_and(|ended| ended.is_err())
                 }
                 _ = stop.wait_for(|stop| *stop) => true,
             };
-            let ResendProgress { kept, ended } = told.borrow().clone();
+            let ResendProgress { kept, ended } = watcher.borrow().clone();
             let reply = match ended {
                 Some(Ok(resent)) => Reply::Resent { sent: resent.sent, kept, detail: resent.detail },
                 Some(Err(error)) => Reply::NotResent { reason: error.to_string(), kept },
                 None if gone => Reply::NotResent { reason: HUB_STOPS.to_owned(), kept },
                 None => Reply::Progress { transactions: kept },
             };
-            client.say(&reply).await?;
+            client.send_line(&reply).await?;
             if pgw_host::control::Reply::is_last(&reply) {
                 return Ok(());
             }
@@ -148,15 +150,15 @@ fn cannot_keep(error: &io::Error) -> String {
     format!("the hub cannot keep the file while it reads it: {error}")
 }
 
-/// A file below the store that has no name and so vanishes with the import, however it ends. Bundles are encrypted, and are
-/// read twice. Refused where it and what it holds would not leave [`RESERVE_BYTES`].
+/// A file in the store's directory without a name, so that it vanishes when the import ends, however it ends. Bundles
+/// are encrypted, and are read twice. Refused if the file and what it holds would not leave [`RESERVE_BYTES`] free.
 fn spool(directory: &Path, bytes: u64) -> io::Result<File> {
     let facts = rustix::fs::statvfs(directory)?;
     let free = facts.f_bavail.saturating_mul(facts.f_frsize);
     if bytes.saturating_mul(2) > free.saturating_sub(RESERVE_BYTES) {
         let problem = format!(
             "it has {bytes} bytes and takes about as many again when it is stored, and {} has {free} free, of which \
-             {RESERVE_BYTES} are kept for what the gateways send: make room, or carry it in parts (`export --from`)",
+             {RESERVE_BYTES} are kept for what the gateways send: free some space, or carry it in parts (`export --from`)",
             directory.display()
         );
         return Err(io::Error::new(io::ErrorKind::StorageFull, problem));
@@ -167,7 +169,7 @@ fn spool(directory: &Path, bytes: u64) -> io::Result<File> {
     Ok(file)
 }
 
-/// Takes the bundle's bytes. What cannot be kept is read all the same, so that the client hears why.
+/// Takes the bundle's bytes. If they cannot be kept it reads them all the same, so that the client gets the reason.
 async fn receive(client: &mut Conversation, bytes: u64, spool: File) -> io::Result<io::Result<File>> {
     let mut spool = Ok(spool);
     let mut at = 0;
@@ -184,23 +186,23 @@ async fn receive(client: &mut Conversation, bytes: u64, spool: File) -> io::Resu
     Ok(spool)
 }
 
-/// One import, on a thread of its own.
+/// Runs one import, on its own thread.
 struct Import {
     commands: Commands,
     receipts: bool,
 }
 
 impl Import {
-    fn run(&self, file: &BundleFile, say: Say<'_, Reply>) -> Result<Reply, String> {
+    fn run(&self, file: &BundleFile, send: SendReply<'_, Reply>) -> Result<Reply, String> {
         let settings = &self.commands.settings;
         let identity = keys::carry_key(&settings.carry_key_file).map_err(|error| chain(&error))?;
         let mut lanes = Vec::new();
         // A client that has gone does not end the import: what it sent is stored.
-        let mut said = Instant::now();
+        let mut reported = Instant::now();
         let mut progress = |transactions| {
-            if said.elapsed() >= BETWEEN {
-                said = Instant::now();
-                let _ = say(Reply::Progress { transactions });
+            if reported.elapsed() >= BETWEEN {
+                reported = Instant::now();
+                let _ = send(Reply::Progress { transactions });
             }
         };
         let imported = import::check(file, &identity, &mut progress).and_then(|_| {
@@ -227,10 +229,10 @@ impl Import {
             }
         };
         for line in self.signed(&lanes)? {
-            let _ = say(Reply::Receipt(line));
+            let _ = send(Reply::Receipt(line));
         }
         for lane in lanes {
-            let _ = say(Reply::Lane(lane));
+            let _ = send(Reply::Lane(lane));
         }
         Ok(last)
     }
@@ -252,8 +254,8 @@ impl Import {
         }
         let settings = &self.commands.settings;
         let key = secret::signing_key(&settings.signing_key_file).map_err(|error| chain(&error))?;
-        let mut speaker = Speaker::begin(settings.hub.clone(), key).map_err(|error| error.to_string())?;
-        import::receipts(&mut speaker, lanes).map_err(|error| error.to_string())
+        let mut signer = AnswerSigner::begin(settings.hub.clone(), key).map_err(|error| error.to_string())?;
+        import::receipts(&mut signer, lanes).map_err(|error| error.to_string())
     }
 }
 
@@ -267,7 +269,7 @@ mod tests {
         for bytes in [u64::MAX, u64::MAX / 2, 1 << 60] {
             let error = spool(directory.path(), bytes).unwrap_err();
             assert_eq!(error.kind(), io::ErrorKind::StorageFull);
-            assert!(error.to_string().contains("make room"), "{error}");
+            assert!(error.to_string().contains("free some space"), "{error}");
         }
         let file = spool(directory.path(), 7).unwrap();
         file.write_all_at(b"bundle!", 0).unwrap();

@@ -19,7 +19,7 @@ pub(super) fn rotated_path(path: &Path, ordinal: u32) -> PathBuf {
     path.with_extension(format!("{ordinal:06}.ndjson"))
 }
 
-/// The highest ordinal among a lane's files that were renamed aside; 0: none.
+/// The highest number among a lane's rotated files; 0: none.
 pub(super) fn last_rotated(directory: &Path, lane: &Lane) -> Result<u32, StoreError> {
     let mut last = 0;
     for entry in fs::read_dir(directory).map_err(failed("list", directory))? {
@@ -33,22 +33,22 @@ pub(super) fn last_rotated(directory: &Path, lane: &Lane) -> Result<u32, StoreEr
     Ok(last)
 }
 
-/// The marks of all lanes without opening the store: reads only, beside a running hub.
+/// The watermarks of all lanes without opening the store: only reads, beside a running hub.
 ///
 /// # Errors
 /// [`StoreError`] when a file cannot be read.
 pub fn peek(directory: &Path) -> Result<Vec<(LaneName, Vec<Through>)>, StoreError> {
     let mut found = Vec::new();
     for name in lanes_in(directory)? {
-        let mut marks = None;
+        let mut watermarks = None;
         for path in files_of(directory, &name)?.into_iter().rev().filter(|path| path.exists()) {
             let file = File::open(&path).map_err(failed("open", &path))?;
-            marks = tail::read(&file, &name).map_err(failed("read", &path))?.marks;
-            if marks.is_some() {
+            watermarks = tail::read(&file, &name).map_err(failed("read", &path))?.watermarks;
+            if watermarks.is_some() {
                 break;
             }
         }
-        found.push((name, marks.unwrap_or_default()));
+        found.push((name, watermarks.unwrap_or_default()));
     }
     Ok(found)
 }
@@ -102,14 +102,14 @@ pub fn files_of(directory: &Path, lane: &LaneName) -> Result<Vec<PathBuf>, Store
     Ok(paths)
 }
 
-/// Where copies of a lane's transactions stand that its gateway has sent again.
+/// The file for copies of a lane's transactions that its gateway has sent again.
 #[must_use]
 pub fn again_path(directory: &Path, lane: &LaneName) -> PathBuf {
     let parent = directory.join(lane.practice.as_str()).join(lane.gateway.as_str());
     parent.join(format!("{}.again.ndjson", lane.lane))
 }
 
-/// Makes a directory, mode 0700, durably.
+/// Creates a directory, mode 0700, durably.
 pub(super) fn create_directory(path: &Path) -> Result<(), StoreError> {
     pgw_durable::create_directory(path, 0o700).map_err(failed("create", path))
 }
@@ -118,7 +118,8 @@ fn sync_directory(path: &Path) -> Result<(), StoreError> {
     pgw_durable::sync_directory(path).map_err(failed("sync", path))
 }
 
-/// Opens a file for reading and writing; a new one is on stable storage with its name before anything is in it.
+/// Opens a file for reading and writing; a new one is on stable storage with its name before anything is written to
+/// it.
 pub(super) fn open_synced(path: &Path) -> Result<File, StoreError> {
     let mut options = OpenOptions::new();
     options.read(true).write(true).mode(0o600);
@@ -133,7 +134,7 @@ pub(super) fn open_synced(path: &Path) -> Result<File, StoreError> {
     }
 }
 
-/// Keeps what is torn beside the file, then cuts it off.
+/// Copies the torn end to a file of its own, then cuts it off.
 pub(super) fn set_aside(file: &File, path: &Path, tail: &Tail) -> Result<(), StoreError> {
     if tail.good >= tail.length {
         return Ok(());

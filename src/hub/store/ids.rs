@@ -1,13 +1,13 @@
-//! The id index of a lane, `{lane}.ids`: where each stored transaction lies, by its id. It is asked only after a
-//! fork, and made when it is asked for the first time.
+//! The id index of a lane, `{lane}.ids`: where each stored transaction lies, by its id. It is used only after a fork,
+//! and created when it is first needed.
 //!
-//! A hash table in a file (open addressing, linear probing), so that memory does not grow with the lane. It is
-//! derived from the lane's files and may be deleted at any time while the hub is stopped. It is never believed:
+//! A hash table in a file (open addressing, linear probing), so that memory does not grow with the lane. It is derived
+//! from the lane's files and may be deleted at any time while the hub is stopped. It is never trusted:
 //!
-//! - a hit counts only if the transaction is in the lane file where the index says (after a torn tail or a
-//!   restored backup it may not);
-//! - a miss counts only because everything up to the last barrier is in it: the header says how far the synced table
-//!   reaches, and what lies beyond is read from the lane's files again.
+//! - a hit counts only if the transaction is in the lane file where the index says (after a torn tail or a restored
+//!   backup it may not be);
+//! - a miss counts only because the table holds everything up to the last barrier: the header says how far the synced
+//!   table reaches, and what lies beyond is read from the lane's files again.
 //!
 //! Format: a page of 4,096 bytes with the header (magic `PGWIDS01`, capacity u64, ordinal u32, offset u64, CRC32C of
 //! these; little-endian), then `capacity` slots of 32 bytes: id, ordinal u32, 1u32 where taken, offset u64.
@@ -23,14 +23,14 @@ const MAGIC: &[u8; 8] = b"PGWIDS01";
 const PAGE: u64 = 4_096;
 const SLOT: u64 = 32;
 const SLOTS_A_PAGE: u64 = PAGE / SLOT;
-/// Of a new index.
+/// Capacity of a new index.
 const FIRST_CAPACITY: u64 = 64 * 1024;
-/// The header is brought up to date after so many insertions.
+/// The header is updated after this many insertions.
 const CHECKPOINT: u64 = 16 * 1024;
 /// How the line of a transaction begins; its id follows.
 const LINE_START: &[u8] = br#"{"specversion":"1.0","id":""#;
 
-/// A place in a lane's files: the ordinal of the file (in the order of the transactions, from 1) and the offset.
+/// A position in a lane's files: the file's ordinal (in the order of the transactions, from 1) and the offset.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct FileOffset {
     pub(super) ordinal: u32,
@@ -43,13 +43,13 @@ pub(super) struct Ids {
     table: File,
     capacity: u64,
     count: u64,
-    /// Everything before this is in the table.
+    /// The table holds everything before this.
     covered: FileOffset,
     since_checkpoint: u64,
 }
 
 impl Ids {
-    /// Opens the index, or makes a new one, and brings it up to `end`. `file` gives the path of an ordinal.
+    /// Opens the index, or creates one, and extends it to `end`. `file` gives the path of an ordinal.
     pub(super) fn open(path: PathBuf, file: &dyn Fn(u32) -> PathBuf, end: FileOffset) -> io::Result<Self> {
         let mut ids = match Self::existing(&path, file, end)? {
             Some(ids) => ids,
@@ -136,7 +136,7 @@ impl Ids {
         Ok(())
     }
 
-    /// The transaction is behind the barrier at this place.
+    /// The transaction is behind the barrier at this position.
     pub(super) fn insert(&mut self, id: Uuid, place: FileOffset) -> io::Result<()> {
         if self.count * 8 >= self.capacity * 5 {
             self.grow()?;
@@ -148,13 +148,13 @@ impl Ids {
         Ok(())
     }
 
-    /// Everything before this place is in the table now.
+    /// The table now holds everything before this position.
     pub(super) fn cover(&mut self, place: FileOffset) -> io::Result<()> {
         self.covered = place;
         if self.since_checkpoint >= CHECKPOINT { self.checkpoint() } else { Ok(()) }
     }
 
-    /// Syncs the table, and only then says in the header how far it reaches.
+    /// Syncs the table, and only then records in the header how far it reaches.
     fn checkpoint(&mut self) -> io::Result<()> {
         self.table.sync_data()?;
         let mut header = [0; 32];
@@ -170,7 +170,7 @@ impl Ids {
         Ok(())
     }
 
-    /// A table of twice the size takes the place of this one.
+    /// Replaces this table by one of twice the size.
     fn grow(&mut self) -> io::Result<()> {
         let mut larger = Self::create(self.path.with_extension("ids-new"), self.capacity * 2, self.covered)?;
         let mut page = [0; PAGE as usize];
@@ -189,7 +189,7 @@ impl Ids {
         Ok(())
     }
 
-    /// `false`: this very entry was there.
+    /// `false`: this very entry was already there.
     fn put(&mut self, id: Uuid, place: FileOffset) -> io::Result<bool> {
         let mut taken = false;
         let free = self.probe(id, |_, found| {
@@ -208,12 +208,12 @@ impl Ids {
         Ok(true)
     }
 
-    /// Whether the transaction is stored, looked up in the lane's files.
+    /// Whether the transaction is stored; checked in the lane's files.
     pub(super) fn contains(&self, id: Uuid, file: &dyn Fn(u32) -> PathBuf) -> io::Result<bool> {
         let mut failure = None;
         let mut stored = false;
         self.probe(id, |_, place| {
-            match stands(&file(place.ordinal), place.offset, id) {
+            match is_at(&file(place.ordinal), place.offset, id) {
                 Ok(there) => stored = there,
                 Err(error) => failure = Some(error),
             }
@@ -222,7 +222,8 @@ impl Ids {
         failure.map_or(Ok(stored), Err)
     }
 
-    /// Shows the entries of `id` until `enough` says so; gives the slot where it stopped, or the first free one.
+    /// Passes the entries of `id` to `enough` until it returns true; returns the slot where it stopped, or the first
+    /// free one.
     fn probe(&self, id: Uuid, mut enough: impl FnMut(u64, FileOffset) -> bool) -> io::Result<u64> {
         let mut page = [0; PAGE as usize];
         let mut loaded = None;
@@ -253,7 +254,7 @@ fn read_slot(slot: &[u8]) -> (Uuid, FileOffset) {
     (id, FileOffset { ordinal, offset: u64::from_le_bytes(std::array::from_fn(|i| slot[24 + i])) })
 }
 
-/// Spreads ids whose low bits are random (UUIDv7) and also such as are counted.
+/// Spreads ids whose low bits are random (UUIDv7), and also ids that are counted.
 fn hash(id: Uuid) -> u64 {
     let (high, low) = id.as_u64_pair();
     let mixed = (low ^ high.rotate_left(32)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
@@ -265,7 +266,7 @@ fn id_of(line: &[u8]) -> Option<Uuid> {
     Uuid::try_parse_ascii(text).ok()
 }
 
-fn stands(path: &Path, offset: u64, id: Uuid) -> io::Result<bool> {
+fn is_at(path: &Path, offset: u64, id: Uuid) -> io::Result<bool> {
     let mut start = [0; LINE_START.len() + 36];
     let file = match File::open(path) {
         Ok(file) => file,
@@ -342,15 +343,15 @@ mod tests {
         assert!(lane.has(&ids, 9));
         assert!(!lane.has(&ids, 10));
         drop(ids);
-        // A header that reaches less far than the files: read on from there.
+        // A header that covers less than the files: reading starts from there.
         let mut ids = lane.open(second);
         assert!(lane.has(&ids, 19));
-        // Entries of lines that are gone again do not count: a torn tail, or a restored copy.
+        // Entries of lines that have gone do not count: a torn tail, or a restored copy.
         ids.insert(Uuid::from_u128(77), FileOffset { ordinal: 1, offset: second.offset }).unwrap();
         ids.insert(Uuid::from_u128(78), FileOffset { ordinal: 9, offset: 0 }).unwrap();
         assert!(!lane.has(&ids, 77));
         assert!(!lane.has(&ids, 78));
-        // The same id at its true place, later.
+        // The same id at its true position, later.
         lane.write(1, 78..79);
         let place = FileOffset { ordinal: 1, offset: second.offset + 16 };
         ids.insert(Uuid::from_u128(78), place).unwrap();

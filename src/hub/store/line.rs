@@ -1,11 +1,12 @@
 //! The lines of a lane file. `docs/on-disk-format.md` is the contract.
 //!
 //! - a transaction: one CloudEvents 1.0 JSON object, its body in `data_base64`, recognised by `specversion`
-//! - `{"pgw":"group",...}`: a group begins; all marks of the lane before it, so that a file is self-contained from here
-//! - `{"pgw":"advance",...}`: a transaction whose id is stored already was numbered again after a fork
-//! - `{"pgw":"void",...}`: a transaction that is lost and was released by a person: its number, the chain values before and after
+//! - `{"pgw":"group",...}`: a group begins; it holds all watermarks of the lane before it, so that a file is
+//!   self-contained from here
+//! - `{"pgw":"advance",...}`: a transaction whose id is already stored was numbered again after a fork
+//! - `{"pgw":"void",...}`: a lost transaction that a person wrote off: its number, the chain values before and after
 //!
-//! A program that follows the transactions takes the lines with `specversion` and passes over those with `pgw`.
+//! A program that follows the transactions reads the lines with `specversion` and skips those with `pgw`.
 
 use std::borrow::Cow;
 
@@ -20,25 +21,25 @@ use uuid::Uuid;
 
 use super::{LaneName, Through};
 
-/// How each group begins; no other line does, and a newline cannot stand inside a line.
+/// How each group begins; no other line begins so, and a line cannot contain a newline.
 pub const GROUP_START: &[u8] = br#"{"pgw":"group","#;
 
 /// Writes the line with which a group begins.
-pub fn write_group(out: &mut Vec<u8>, time: &str, marks: &[Through]) {
+pub fn write_group(out: &mut Vec<u8>, time: &str, watermarks: &[Through]) {
     out.extend_from_slice(GROUP_START);
     out.extend_from_slice(br#""time":""#);
     out.extend_from_slice(time.as_bytes());
     out.extend_from_slice(br#"","epochs":["#);
-    for (index, mark) in marks.iter().enumerate() {
+    for (index, watermark) in watermarks.iter().enumerate() {
         if index > 0 {
             out.push(b',');
         }
         out.extend_from_slice(br#"{"epoch":""#);
-        write_uuid(out, mark.epoch.0);
+        write_uuid(out, watermark.epoch.0);
         out.extend_from_slice(br#"","through":""#);
-        write_number(out, mark.through);
+        write_number(out, watermark.through);
         out.extend_from_slice(br#"","chain":""#);
-        write_hex(out, mark.chain);
+        write_hex(out, watermark.chain);
         out.extend_from_slice(br#""}"#);
     }
     out.extend_from_slice(b"]}\n");
@@ -79,13 +80,13 @@ pub fn write_record(out: &mut Vec<u8>, lane: &LaneName, envelope: &Envelope, bod
     out.extend_from_slice(br#","data_base64":""#);
     let start = out.len();
     out.resize(start + body.len().div_ceil(3) * 4, 0);
-    // The space is exact, so this cannot fail; a line cut short would be found by its chain value.
+    // The reserved space is exact, so this cannot fail; the chain value would reveal a line cut short.
     let written = BASE64.encode_slice(body, &mut out[start..]).unwrap_or_default();
     out.truncate(start + written);
     out.extend_from_slice(b"\"}\n");
 }
 
-/// Writes that a transaction is stored already under another number.
+/// Records that a transaction is already stored under another number.
 pub fn write_advance(out: &mut Vec<u8>, envelope: &Envelope) {
     out.extend_from_slice(br#"{"pgw":"advance","id":""#);
     write_uuid(out, envelope.id);
@@ -94,7 +95,7 @@ pub fn write_advance(out: &mut Vec<u8>, envelope: &Envelope) {
     out.extend_from_slice(b"}\n");
 }
 
-/// Writes that a transaction is lost for good and was released by a person.
+/// Records that a transaction is lost for good and was written off by a person.
 pub fn write_void(out: &mut Vec<u8>, envelope: &Envelope, void: &Void) {
     out.extend_from_slice(br#"{"pgw":"void","id":""#);
     write_uuid(out, envelope.id);
@@ -171,42 +172,42 @@ fn write_text(out: &mut Vec<u8>, text: &str) {
     out.push(b'"');
 }
 
-/// A line, read back.
+/// A line that was read.
 #[derive(Debug)]
 pub enum Line<'a> {
-    /// A group begins; the marks before it.
+    /// A group begins; the watermarks before it.
     Group(Vec<Through>),
     /// A transaction.
     Record(Box<Record<'a>>),
-    /// A transaction that is stored already was numbered again.
+    /// A transaction that is already stored was numbered again.
     Advance {
         /// Its number and chain value.
-        mark: Through,
+        watermark: Through,
         /// Its id.
         id: Uuid,
     },
-    /// A transaction that is lost, and was released by a person.
+    /// A lost transaction that was written off by a person.
     Void {
         /// Its number, and the chain value after it.
-        mark: Through,
+        watermark: Through,
         /// The chain value before it.
         previous: ChainValue,
-        /// What the person said.
+        /// The person's reason.
         reason: Cow<'a, str>,
     },
-    /// A kind of a later version: its mark counts.
+    /// A kind of a later version: its watermark counts.
     Other(Option<Through>),
 }
 
 impl Line<'_> {
-    /// The number that the line holds, with its chain value; a group holds none.
+    /// The number in the line, with its chain value; a group has none.
     #[must_use]
-    pub fn mark(&self) -> Option<Through> {
+    pub fn watermark(&self) -> Option<Through> {
         match self {
             Line::Group(_) => None,
-            Line::Record(record) => Some(record.mark),
-            Line::Advance { mark, .. } | Line::Void { mark, .. } => Some(*mark),
-            Line::Other(mark) => *mark,
+            Line::Record(record) => Some(record.watermark),
+            Line::Advance { watermark, .. } | Line::Void { watermark, .. } => Some(*watermark),
+            Line::Other(watermark) => *watermark,
         }
     }
 }
@@ -215,7 +216,7 @@ impl Line<'_> {
 #[derive(Debug)]
 pub struct Record<'a> {
     /// Its number and chain value.
-    pub mark: Through,
+    pub watermark: Through,
     /// Its id.
     pub id: Uuid,
     /// CloudEvents `type`.
@@ -224,20 +225,20 @@ pub struct Record<'a> {
     pub content_type: Cow<'a, str>,
     /// RFC 3339.
     pub time: Cow<'a, str>,
-    /// Practice, gateway and lane that it says it belongs to.
+    /// The practice, gateway and lane that it names.
     pub owner: [Cow<'a, str>; 3],
     /// The body.
     pub body: Vec<u8>,
 }
 
 impl Record<'_> {
-    /// The chain value that follows from `previous`, as numbered by `mark`.
+    /// The chain value that follows from `previous`, as numbered by `watermark`.
     #[must_use]
-    pub fn chain_after(&self, previous: ChainValue, lane: &str, mark: &Through) -> ChainValue {
+    pub fn chain_after(&self, previous: ChainValue, lane: &str, watermark: &Through) -> ChainValue {
         previous.next(&Link {
-            epoch: mark.epoch,
+            epoch: watermark.epoch,
             lane,
-            sequence: mark.through,
+            sequence: watermark.through,
             id: self.id,
             event_type: &self.event_type,
             content_type: &self.content_type,
@@ -248,7 +249,7 @@ impl Record<'_> {
 }
 
 #[derive(Deserialize)]
-struct RawMark {
+struct RawWatermark {
     epoch: Epoch,
     through: String,
     chain: ChainValue,
@@ -285,14 +286,14 @@ struct Raw<'a> {
     #[serde(borrow, default)]
     reason: Cow<'a, str>,
     #[serde(default)]
-    epochs: Vec<RawMark>,
+    epochs: Vec<RawWatermark>,
 }
 
-/// Reads one line, without its newline. `None`: it is none of ours.
+/// Reads one line, without its newline. `None`: it is not a line of this format.
 #[must_use]
 pub fn read(line: &[u8]) -> Option<Line<'_>> {
     let raw: Raw<'_> = serde_json::from_slice(line).ok()?;
-    let mark = || {
+    let watermark = || {
         Some(Through {
             epoch: raw.epoch?,
             through: raw.sequence.parse::<Sequence>().ok()?,
@@ -301,7 +302,7 @@ pub fn read(line: &[u8]) -> Option<Line<'_>> {
     };
     match raw.pgw.as_ref() {
         "" if raw.specversion == "1.0" => Some(Line::Record(Box::new(Record {
-            mark: mark()?,
+            watermark: watermark()?,
             id: raw.id?,
             body: BASE64.decode(raw.data_base64.as_bytes()).ok()?,
             event_type: raw.event_type,
@@ -311,16 +312,20 @@ pub fn read(line: &[u8]) -> Option<Line<'_>> {
         }))),
         "" => None,
         "group" => {
-            let marks = raw.epochs.iter().map(|mark| {
-                Some(Through { epoch: mark.epoch, through: mark.through.parse().ok()?, chain: mark.chain })
+            let watermarks = raw.epochs.iter().map(|watermark| {
+                Some(Through {
+                    epoch: watermark.epoch,
+                    through: watermark.through.parse().ok()?,
+                    chain: watermark.chain,
+                })
             });
-            Some(Line::Group(marks.collect::<Option<_>>()?))
+            Some(Line::Group(watermarks.collect::<Option<_>>()?))
         }
-        "advance" => Some(Line::Advance { mark: mark()?, id: raw.id? }),
+        "advance" => Some(Line::Advance { watermark: watermark()?, id: raw.id? }),
         "void" => {
             let previous = raw.previous.parse().ok()?;
-            Some(Line::Void { mark: mark()?, previous, reason: raw.reason })
+            Some(Line::Void { watermark: watermark()?, previous, reason: raw.reason })
         }
-        _ => Some(Line::Other(mark())),
+        _ => Some(Line::Other(watermark())),
     }
 }

@@ -1,8 +1,10 @@
-//! The seam between the hub and its stable storage: small, and blocking, for it is called from a thread of its own.
+//! The interface between the hub and its stable storage: small, and blocking, because it is called from its own
+//! thread.
 //!
-//! [`ndjson`] is the embedded store. Another one has to keep three promises: `Ok` from [`Store::append`] means
-//! that every entry is on stable storage and its mark with it; after `Err` every lane is either as before or
-//! advanced, and [`Store::marks`] says which; and the marks after a restart are those of the stored transactions.
+//! [`ndjson`] is the embedded store. Any other one has to keep three promises. `Ok` from [`Store::append`] means that
+//! every entry is on stable storage together with its watermark. After `Err` every lane is either as before or
+//! advanced, and [`Store::watermarks`] says which. After a restart the watermarks are those of the stored
+//! transactions.
 
 mod files;
 mod ids;
@@ -23,34 +25,34 @@ use pgw_core::wire::void;
 use pgw_durable::Replacement;
 use uuid::Uuid;
 
-/// Where an epoch of a lane ends: it is stored through `through`, whose chain value is `chain`.
+/// The end of an epoch in a lane: it is stored through `through`, whose chain value is `chain`.
 pub use pgw_core::delivery::Through;
 pub use pgw_core::transaction::LaneName;
 
-/// New content for a file below the store, or beside somebody's file, mode 0600. It belongs to whom its directory belongs:
-/// what root puts into the store the hub must be able to read.
+/// New content for a file in the store, or beside another file, mode 0600. The file gets the owner of its directory:
+/// the hub must be able to read what root puts into the store.
 ///
 /// # Errors
-/// What the system said.
+/// The system's error.
 pub fn replacement(path: &Path) -> std::io::Result<Replacement> {
     let new = Replacement::begin(path, pgw_durable::PRIVATE)?;
     if let (Some(Ok(above)), own) = (path.parent().map(std::fs::metadata), new.file().metadata()?)
         && above.uid() != own.uid()
     {
-        // Only root can; elsewhere (a stick that knows no owners) it is no harm.
+        // Only root can; elsewhere (a USB stick without file owners) a failure does no harm.
         let _ = std::os::unix::fs::fchown(new.file(), Some(above.uid()), Some(above.gid()));
     }
     Ok(new)
 }
 
-/// One step of a lane, as the committer has judged it: in order, chain checked.
+/// One step of a lane, as checked by the committer: in order, chain verified.
 #[derive(Debug, Clone)]
 pub struct Entry {
     /// The lane that it belongs to.
     pub lane: LaneName,
-    /// As it came.
+    /// The envelope, as received.
     pub envelope: Envelope,
-    /// The body to store; `None`: its id is stored already, only the mark advances.
+    /// The body to store; `None`: its id is already stored, and only the watermark advances.
     pub body: Option<Bytes>,
 }
 
@@ -81,21 +83,21 @@ impl Record for Entry {
     }
 }
 
-/// Why the store did not do it. Nothing of what was asked counts then; everything is worth another try.
+/// Why the store did not do it. Nothing of the request counts then; each error is worth a retry.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    /// The file system said no.
+    /// The file system returned an error.
     #[error("cannot {action} {path}")]
     Io {
-        /// What was tried.
+        /// What the store tried to do.
         action: &'static str,
-        /// On what.
+        /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         #[source]
         source: std::io::Error,
     },
-    /// An entry that does not follow its lane's mark: the caller has lost count and must begin again from the marks.
+    /// An entry that does not follow its lane's watermark: the caller has to start again from the watermarks.
     #[error("sequence {sequence} of epoch {epoch} of {lane} is not the next one")]
     NotNext {
         /// The lane.
@@ -105,13 +107,13 @@ pub enum StoreError {
         /// The entry's sequence.
         sequence: Sequence,
     },
-    /// Another process has the store.
+    /// Another process has locked the store.
     #[error("the store in {0} is in use by another process")]
     InUse(PathBuf),
 }
 
 impl StoreError {
-    /// Whether there is no room: a person must make some.
+    /// Whether the disk is full: a person must free space.
     #[must_use]
     pub fn is_full(&self) -> bool {
         use std::io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
@@ -122,29 +124,30 @@ impl StoreError {
 
 /// Stable storage for the fleet's lanes.
 pub trait Store: Send {
-    /// The marks of every lane that is known, epochs oldest first; only what is on stable storage. No disk.
-    fn marks(&self) -> Vec<(LaneName, Vec<Through>)>;
+    /// The watermarks of every known lane, epochs oldest first; only what is on stable storage. Does not read the
+    /// disk.
+    fn watermarks(&self) -> Vec<(LaneName, Vec<Through>)>;
 
-    /// The marks of one lane, epochs oldest first; empty: not known. No disk.
-    fn marks_of(&self, lane: &LaneName) -> Vec<Through>;
+    /// The watermarks of one lane, epochs oldest first; empty: unknown. Does not read the disk.
+    fn watermarks_of(&self, lane: &LaneName) -> Vec<Through>;
 
-    /// Stores a group and advances the marks, each lane in one atomic step; on stable storage when it returns.
+    /// Stores a group and advances the watermarks, each lane in one atomic step; on stable storage when it returns.
     ///
     /// # Errors
-    /// [`StoreError`]: some lanes may have advanced, [`Store::marks`] says which.
+    /// [`StoreError`]: some lanes may have advanced, [`Store::watermarks`] says which.
     fn append(&mut self, group: &[Entry]) -> Result<(), StoreError>;
 
-    /// Keeps copies of transactions that were stored before and wanted again, beside their lane, for what its files have
-    /// lost or altered; marks stay as they are. On stable storage when it returns. [`super::verify`] judges them.
+    /// Keeps copies of stored transactions that were sent again, beside their lane, for what its files have lost or
+    /// altered; watermarks stay as they are. On stable storage when it returns. [`super::verify`] checks them.
     ///
     /// # Errors
-    /// [`StoreError`]: some may be kept.
-    fn mend(&mut self, copies: &[Entry]) -> Result<(), StoreError>;
+    /// [`StoreError`]: some copies may be kept.
+    fn keep_copies(&mut self, copies: &[Entry]) -> Result<(), StoreError>;
 
-    /// Whether the transaction with this id is stored in this lane, in whatever epoch.
+    /// Whether the transaction with this id is stored in this lane, in any epoch.
     ///
     /// # Errors
-    /// [`StoreError`]: not known now.
+    /// [`StoreError`]: this cannot be decided now.
     fn has_id(&mut self, lane: &LaneName, id: Uuid) -> Result<bool, StoreError>;
 }
 

@@ -1,17 +1,17 @@
 //! The embedded store: one append-only NDJSON file per lane, `{directory}/{practice}/{gateway}/{lane}.ndjson`.
 //!
 //! - A group is one buffer, one write and one `fdatasync` per lane file; a new file's directories are synced.
-//! - The tail is the mark: at the start only the last group of each file is read ([`super::tail`]). What is torn
+//! - The tail gives the watermark: at the start only the last group of each file is read ([`super::tail`]). A torn end
 //!   is copied to `{lane}.torn-{time}` and cut off.
 //! - A file that has reached `rotate_bytes` is renamed to `{lane}.{ordinal}.ndjson`, six digits, in the order of
 //!   the transactions. Programs that follow a lane read those first, then `{lane}.ndjson`.
-//! - After a failed write or sync nothing of that group counts: the file is cut back to its last good barrier
-//!   before anything else is written to it.
+//! - After a failed write or sync nothing of that group counts: the file is cut back to its last good barrier before
+//!   anything else is written to it.
 //!
-//! Copies that a gateway sent again because the lane's files had lost or altered something stand in
-//! `{lane}.again.ndjson`: whoever reads the lane takes them for what is not whole there.
+//! `{lane}.again.ndjson` holds copies that a gateway sent again because the lane's files had lost or altered
+//! something: readers of the lane use them in place of what is damaged.
 //!
-//! After a fork the ids that are stored are looked up in an index beside the file ([`super::ids`]).
+//! After a fork, stored ids are looked up in an index beside the file ([`super::ids`]).
 //!
 //! Files have mode 0600 and directories 0700: this is the centre's clinical data.
 
@@ -34,7 +34,7 @@ use super::{Entry, LaneName, Store, StoreError, Through};
 
 pub use super::files::{again_path, files_of, lanes_in, peek};
 
-/// Buffers above this are given back after a group.
+/// Buffers above this are freed after a group.
 const KEEP_BUFFER: usize = 1024 * 1024;
 
 /// How often, and how far apart, the lock is tried before the store counts as in use.
@@ -55,24 +55,24 @@ struct LaneFile {
     file: File,
     /// The last good barrier.
     length: u64,
-    marks: Vec<Through>,
-    /// How many files were renamed aside.
+    watermarks: Vec<Through>,
+    /// Number of rotated files.
     rotated: u32,
-    /// What lies beyond `length` has still to be kept aside.
+    /// What lies beyond `length` still has to be copied aside.
     torn: bool,
-    /// Renamed aside, and the new file is not there yet.
+    /// The file was renamed, and the new one does not exist yet.
     renamed: bool,
     /// A write or sync failed: cut back to `length` first.
     broken: bool,
     pending: Vec<u8>,
-    pending_marks: Vec<Through>,
-    /// Ids of the transactions in `pending`, and their offsets in it; only where there is an index.
+    pending_watermarks: Vec<Through>,
+    /// Ids of the transactions in `pending`, and their offsets in it; only if there is an index.
     pending_ids: Vec<(Uuid, u64)>,
     ids: Option<Ids>,
 }
 
 impl NdjsonStore {
-    /// Opens or creates the store and reads from each file's tail where its lane ends.
+    /// Opens or creates the store, and reads from each file's tail where its lane ends.
     ///
     /// # Errors
     /// [`StoreError`].
@@ -87,19 +87,19 @@ impl NdjsonStore {
     }
 }
 
-/// Held by the one process that may change the store.
+/// Held by the only process that may change the store.
 #[derive(Debug)]
 pub struct StoreLock {
     _file: File,
 }
 
 impl StoreLock {
-    /// Takes it; makes the store's directory if it is not there.
+    /// Takes the lock; creates the store's directory if necessary.
     ///
     /// # Errors
     /// [`StoreError::InUse`]: a hub is running.
     pub fn take(directory: &Path) -> Result<Self, StoreError> {
-        // A command has it for a moment only.
+        // A command holds it only for a moment.
         for _ in 0..TRIES {
             if let Some(file) = lock(directory)? {
                 return Ok(Self { _file: file });
@@ -110,7 +110,7 @@ impl StoreLock {
     }
 }
 
-/// The store's lock; `None`: another process has it.
+/// The store's lock; `None`: another process holds it.
 fn lock(directory: &Path) -> Result<Option<File>, StoreError> {
     create_directory(directory)?;
     let path = directory.join("lock");
@@ -129,15 +129,15 @@ fn lock(directory: &Path) -> Result<Option<File>, StoreError> {
 }
 
 impl Store for NdjsonStore {
-    fn marks(&self) -> Vec<(LaneName, Vec<Through>)> {
-        let mut marks: Vec<_> =
-            self.lanes.values().map(|lane| (lane.name.clone(), lane.marks.clone())).collect();
-        marks.sort_by(|a, b| a.0.cmp(&b.0));
-        marks
+    fn watermarks(&self) -> Vec<(LaneName, Vec<Through>)> {
+        let mut watermarks: Vec<_> =
+            self.lanes.values().map(|lane| (lane.name.clone(), lane.watermarks.clone())).collect();
+        watermarks.sort_by(|a, b| a.0.cmp(&b.0));
+        watermarks
     }
 
-    fn marks_of(&self, lane: &LaneName) -> Vec<Through> {
-        self.lanes.get(lane).map(|lane| lane.marks.clone()).unwrap_or_default()
+    fn watermarks_of(&self, lane: &LaneName) -> Vec<Through> {
+        self.lanes.get(lane).map(|lane| lane.watermarks.clone()).unwrap_or_default()
     }
 
     fn append(&mut self, group: &[Entry]) -> Result<(), StoreError> {
@@ -159,8 +159,8 @@ impl Store for NdjsonStore {
             if let Some(lane) = self.lanes.get_mut(&entry.lane) {
                 if lane.pending.is_empty() {
                     touched.push(entry.lane.clone());
-                    line::write_group(&mut lane.pending, &time, &lane.marks);
-                    lane.pending_marks.clone_from(&lane.marks);
+                    line::write_group(&mut lane.pending, &time, &lane.watermarks);
+                    lane.pending_watermarks.clone_from(&lane.watermarks);
                 }
                 outcome = outcome.and(lane.stage(entry));
             }
@@ -173,7 +173,7 @@ impl Store for NdjsonStore {
         outcome
     }
 
-    fn mend(&mut self, copies: &[Entry]) -> Result<(), StoreError> {
+    fn keep_copies(&mut self, copies: &[Entry]) -> Result<(), StoreError> {
         let mut lines: HashMap<&LaneName, Vec<u8>> = HashMap::new();
         for Entry { lane, envelope, body } in copies {
             if let Some(body) = body {
@@ -188,7 +188,7 @@ impl Store for NdjsonStore {
             let path = again_path(&self.directory, lane);
             let file = open_synced(&path)?;
             let length = file.metadata().map_err(failed("read", &path))?.len();
-            // A line that a crash has cut short ends here, and is none.
+            // A line that a crash has cut short ends here and is not a valid line.
             let mut last = [b'\n'];
             if length > 0 {
                 file.read_exact_at(&mut last, length - 1).map_err(failed("read", &path))?;
@@ -218,7 +218,7 @@ impl LaneFile {
         let file = open_synced(&path)?;
         let rotated = last_rotated(&parent, &name.lane)?;
         let tail = tail::read(&file, &name).map_err(failed("read", &path))?;
-        // On a full disk the torn end cannot be kept yet; the lane can be asked about all the same.
+        // On a full disk the torn end cannot be copied yet; the lane can still be queried.
         let torn = match set_aside(&file, &path, &tail) {
             Ok(()) => false,
             Err(error) if error.is_full() => {
@@ -227,12 +227,12 @@ impl LaneFile {
             }
             Err(error) => return Err(error),
         };
-        let marks = match tail.marks {
-            Some(marks) => marks,
+        let watermarks = match tail.watermarks {
+            Some(watermarks) => watermarks,
             None if rotated > 0 => {
                 let path = rotated_path(&path, rotated);
                 let file = File::open(&path).map_err(failed("open", &path))?;
-                tail::read(&file, &name).map_err(failed("read", &path))?.marks.unwrap_or_default()
+                tail::read(&file, &name).map_err(failed("read", &path))?.watermarks.unwrap_or_default()
             }
             None => Vec::new(),
         };
@@ -241,13 +241,13 @@ impl LaneFile {
             path,
             file,
             length: tail.good,
-            marks,
+            watermarks,
             rotated,
             torn,
             renamed: false,
             broken: false,
             pending: Vec::new(),
-            pending_marks: Vec::new(),
+            pending_watermarks: Vec::new(),
             pending_ids: Vec::new(),
             ids: None,
         })
@@ -255,19 +255,19 @@ impl LaneFile {
 
     fn stage(&mut self, entry: &Entry) -> Result<(), StoreError> {
         let envelope = &entry.envelope;
-        let mark = Through { epoch: envelope.epoch, through: envelope.sequence, chain: envelope.chain };
-        let before = self.pending_marks.iter_mut().rev().find(|known| known.epoch == mark.epoch);
-        // The committer has judged it; this is the last place where a hole in a lane can be stopped.
-        if before.as_ref().map_or(0, |known| known.through) + 1 != mark.through {
+        let watermark = Through { epoch: envelope.epoch, through: envelope.sequence, chain: envelope.chain };
+        let before = self.pending_watermarks.iter_mut().rev().find(|known| known.epoch == watermark.epoch);
+        // The committer has checked it; this is the last place where a gap in a lane can be prevented.
+        if before.as_ref().map_or(0, |known| known.through) + 1 != watermark.through {
             return Err(StoreError::NotNext {
                 lane: entry.lane.clone(),
-                epoch: mark.epoch,
-                sequence: mark.through,
+                epoch: watermark.epoch,
+                sequence: watermark.through,
             });
         }
         match before {
-            Some(known) => *known = mark,
-            None => self.pending_marks.push(mark),
+            Some(known) => *known = watermark,
+            None => self.pending_watermarks.push(watermark),
         }
         if self.ids.is_some() && entry.body.is_some() {
             self.pending_ids.push((envelope.id, self.pending.len() as u64));
@@ -295,7 +295,7 @@ impl LaneFile {
 
     fn write(&mut self, rotate_bytes: u64) -> Result<(), StoreError> {
         if self.torn {
-            let tail = Tail { good: self.length, length: self.file_length()?, marks: None };
+            let tail = Tail { good: self.length, length: self.file_length()?, watermarks: None };
             set_aside(&self.file, &self.path, &tail)?;
             self.torn = false;
         }
@@ -308,13 +308,13 @@ impl LaneFile {
         self.broken = true;
         let written = self.file.write_all_at(&self.pending, self.length).map_err(failed("write", &self.path));
         if let Err(error) = written.and_then(|()| self.file.sync_data().map_err(failed("sync", &self.path))) {
-            // At once if it can be: what was written takes room on a full disk, and would look torn after a crash.
+            // At once if possible: what was written takes space on a full disk, and would look torn after a crash.
             let _ = self.cut_back();
             return Err(error);
         }
         self.broken = false;
         self.length += self.pending.len() as u64;
-        std::mem::swap(&mut self.marks, &mut self.pending_marks);
+        std::mem::swap(&mut self.watermarks, &mut self.pending_watermarks);
         self.index();
         Ok(())
     }
@@ -335,7 +335,7 @@ impl LaneFile {
         if !self.renamed {
             let aside = rotated_path(&self.path, self.rotated + 1);
             let renamed = pgw_durable::rename(&self.path, &aside);
-            // It may be renamed and only the directory not synced: the sync for the new file below makes up for it.
+            // It may be renamed with only the directory not synced: the sync for the new file below covers that.
             if renamed.is_ok() || matches!(self.path.try_exists(), Ok(false)) {
                 self.rotated += 1;
                 self.renamed = true;
@@ -366,8 +366,8 @@ impl LaneFile {
         FileOffset { ordinal: self.rotated + 1, offset }
     }
 
-    /// Brings the id index up to the new barrier. If it fails, the index is opened again when it is needed, and
-    /// reads from the lane's files what it lacks.
+    /// Extends the id index to the new barrier. If that fails, the index is reopened when it is needed, and reads from
+    /// the lane's files what it lacks.
     fn index(&mut self) {
         let start = self.length - self.pending.len() as u64;
         let end = self.place(self.length);

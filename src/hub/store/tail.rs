@@ -1,9 +1,9 @@
-//! The end of a lane file after a restart: the last group is read and checked, what is torn is found.
+//! The end of a lane file after a restart: the last group is read and checked, and a torn end is found.
 //!
-//! A group that was never synced can be torn anywhere, not only at its last line: a power cut may keep its later
-//! pages and lose its earlier ones. Each group begins with a line of its own that holds the marks before it, so the
-//! last group is checked whole, chain and all, and nothing before it has to be read. A later group is written only
-//! after the earlier one was synced.
+//! A group that was never synced can be torn anywhere, not only at its last line: a power cut may keep its later pages
+//! and lose its earlier ones. Each group begins with a line that holds the watermarks before it, so the last group can
+//! be checked as a whole, with its chain, without reading anything before it. A later group is written only after the
+//! earlier one was synced.
 
 use std::fs::File;
 use std::io;
@@ -15,15 +15,15 @@ use super::{LaneName, Through};
 
 const BLOCK: u64 = 64 * 1024;
 
-/// What the end of a file says.
+/// The state of a file's end.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Tail {
-    /// Everything before this offset is good; what follows is torn.
+    /// Everything before this offset is good; everything after it is torn.
     pub(super) good: u64,
     /// Length of the file.
     pub(super) length: u64,
-    /// The marks at `good`; `None`: the file has no whole group.
-    pub(super) marks: Option<Vec<Through>>,
+    /// The watermarks at `good`; `None`: the file has no whole group.
+    pub(super) watermarks: Option<Vec<Through>>,
 }
 
 /// Reads the end of the file.
@@ -31,23 +31,23 @@ pub(super) fn read(file: &File, lane: &LaneName) -> io::Result<Tail> {
     let length = file.metadata()?.len();
     let mut before = length;
     while let Some(start) = last_group(file, before)? {
-        if let Some((good, marks)) = check_group(file, lane, start, length)? {
-            return Ok(Tail { good, length, marks: Some(marks) });
+        if let Some((good, watermarks)) = check_group(file, lane, start, length)? {
+            return Ok(Tail { good, length, watermarks: Some(watermarks) });
         }
         before = start;
     }
-    Ok(Tail { good: 0, length, marks: None })
+    Ok(Tail { good: 0, length, watermarks: None })
 }
 
-/// Where the last group begins that begins before `before`.
+/// The start of the last group that begins before `before`.
 fn last_group(file: &File, before: u64) -> io::Result<Option<u64>> {
     let mut end = before;
     let mut buffer = Vec::new();
     while end > 0 {
         let start = end.saturating_sub(BLOCK);
-        // A group may begin at the seam of two blocks: read on beyond the end by what its beginning needs.
+        // A group may begin at the seam of two blocks: read on past the end by the length of its beginning.
         let stop = (end + GROUP_START.len() as u64 - 1).min(before);
-        // One byte before tells whether a line begins at `start`.
+        // The byte before shows whether a line begins at `start`.
         let from = start.saturating_sub(1);
         buffer.resize(usize::try_from(stop - from).unwrap_or_default(), 0);
         file.read_exact_at(&mut buffer, from)?;
@@ -65,7 +65,7 @@ fn last_group(file: &File, before: u64) -> io::Result<Option<u64>> {
     Ok(None)
 }
 
-/// Checks the lines of the group that begins at `start`; `None`: not even its first line is whole.
+/// Checks the lines of the group that begins at `start`; `None`: not even its first line is complete.
 fn check_group(
     file: &File,
     lane: &LaneName,
@@ -89,5 +89,5 @@ fn check_group(
         begun = true;
         good += text.len() as u64;
     }
-    Ok(begun.then(|| (start + good, walk.marks().to_vec())))
+    Ok(begun.then(|| (start + good, walk.watermarks().to_vec())))
 }

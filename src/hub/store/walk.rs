@@ -1,4 +1,4 @@
-//! Walks the lines of a lane and says where they do not follow from each other; pure.
+//! Walks the lines of a lane and reports where they do not follow from each other; pure.
 
 use pgw_core::chain::ChainValue;
 use pgw_core::transaction::{Epoch, Sequence};
@@ -6,10 +6,10 @@ use pgw_core::transaction::{Epoch, Sequence};
 use super::line::{Line, Record};
 use super::{LaneName, Through};
 
-/// Something that does not follow.
+/// A line that does not follow.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Fault {
-    /// A line that is none of ours.
+    /// A line that is not of this format.
     #[error("a line cannot be read (after sequence {after} of epoch {epoch})")]
     Unreadable {
         /// Epoch of the last good line; nil: none yet.
@@ -24,10 +24,10 @@ pub enum Fault {
         epoch: Epoch,
         /// Its sequence.
         sequence: Sequence,
-        /// Whose it says it is.
+        /// The lane that it names.
         owner: String,
     },
-    /// Sequences are not there.
+    /// Sequences are missing.
     #[error("sequences {from} to {to} of epoch {epoch} are missing")]
     Missing {
         /// Their epoch.
@@ -37,7 +37,7 @@ pub enum Fault {
         /// The last.
         to: Sequence,
     },
-    /// A sequence that was there already, or comes after a later one.
+    /// A sequence that was already there, or comes after a later one.
     #[error("sequence {sequence} of epoch {epoch} is repeated or out of order: it comes after {after}")]
     Repeated {
         /// The epoch.
@@ -47,7 +47,7 @@ pub enum Fault {
         /// The sequence before it.
         after: Sequence,
     },
-    /// The chain value does not follow from the content and the one before.
+    /// The chain value does not follow from the content and the value before.
     #[error("sequence {sequence} of epoch {epoch} is altered: its chain value does not follow")]
     Altered {
         /// The epoch.
@@ -55,19 +55,21 @@ pub enum Fault {
         /// The sequence.
         sequence: Sequence,
     },
-    /// A number names an id whose transaction is not stored.
+    /// A number refers to an id whose transaction is not stored.
     #[error("sequence {sequence} of epoch {epoch} names transaction {id}, which is not stored")]
     Lost {
         /// The epoch.
         epoch: Epoch,
         /// The sequence.
         sequence: Sequence,
-        /// What it names.
+        /// The id.
         id: uuid::Uuid,
     },
-    /// A group begins with other marks than those of the lines before it.
-    #[error("the marks of the group after sequence {after} of epoch {epoch} do not fit the lines before it")]
-    Marks {
+    /// A group begins with other watermarks than those of the lines before it.
+    #[error(
+        "the watermarks of the group after sequence {after} of epoch {epoch} do not fit the lines before it"
+    )]
+    Watermarks {
         /// Epoch of the last good line; nil: none yet.
         epoch: Epoch,
         /// Its sequence.
@@ -76,7 +78,7 @@ pub enum Fault {
 }
 
 impl Fault {
-    /// The numbers whose transactions would mend it, at most so many.
+    /// The numbers whose transactions would repair it, at most this many.
     #[must_use]
     pub fn numbers(&self, most: u64) -> Vec<(Epoch, Sequence)> {
         match *self {
@@ -92,35 +94,35 @@ impl Fault {
     }
 }
 
-/// How far a walk has come.
+/// The state of a walk.
 #[derive(Debug, Clone)]
 pub struct Walk {
     lane: LaneName,
-    marks: Vec<Through>,
-    /// The chain value that the last record should have had, where it had another.
+    watermarks: Vec<Through>,
+    /// The chain value that the last record should have had, if it had another.
     computed: Option<(Epoch, ChainValue)>,
     last: (Epoch, Sequence),
     begun: bool,
 }
 
 impl Walk {
-    /// Begins before the first line, or before any line with which a group begins.
+    /// Starts before the first line, or before any line that begins a group.
     #[must_use]
     pub fn new(lane: LaneName) -> Self {
         let last = (Epoch(uuid::Uuid::nil()), 0);
-        Self { lane, marks: Vec::new(), computed: None, last, begun: false }
+        Self { lane, watermarks: Vec::new(), computed: None, last, begun: false }
     }
 
-    /// What the lines so far have brought.
+    /// The watermarks after the lines so far.
     #[must_use]
-    pub fn marks(&self) -> &[Through] {
-        &self.marks
+    pub fn watermarks(&self) -> &[Through] {
+        &self.watermarks
     }
 
-    /// The mark of an epoch; before its first transaction if it is new.
+    /// The watermark of an epoch; before its first transaction if it is new.
     #[must_use]
-    pub fn mark_of(&self, epoch: Epoch) -> Through {
-        let known = self.marks.iter().find(|mark| mark.epoch == epoch).copied();
+    pub fn watermark_of(&self, epoch: Epoch) -> Through {
+        let known = self.watermarks.iter().find(|watermark| watermark.epoch == epoch).copied();
         known.unwrap_or_else(|| Through {
             epoch,
             through: 0,
@@ -128,8 +130,8 @@ impl Walk {
         })
     }
 
-    /// Takes the next line; `None` is one that could not be read. `known` is the record that an advance repeats,
-    /// where it is at hand. After a fault the walk continues from what the line says of itself.
+    /// Takes the next line; `None` is a line that could not be read. `known` is the record that an advance repeats, if
+    /// available. After a fault the walk continues from what the line says about itself.
     ///
     /// # Errors
     /// The first [`Fault`] of this line.
@@ -140,14 +142,14 @@ impl Walk {
             return Err(Fault::Unreadable { epoch, after });
         };
         match line {
-            Line::Group(marks) => {
-                let fits = !self.begun || *marks == self.marks;
+            Line::Group(watermarks) => {
+                let fits = !self.begun || *watermarks == self.watermarks;
                 self.begun = true;
                 if !fits {
-                    // What the lines said is kept: a gap is then named by sequence at the next transaction.
-                    return Err(Fault::Marks { epoch, after });
+                    // What the lines said is kept: the next transaction then shows a gap by its sequence.
+                    return Err(Fault::Watermarks { epoch, after });
                 }
-                self.marks.clone_from(marks);
+                self.watermarks.clone_from(watermarks);
                 Ok(())
             }
             Line::Record(record) => {
@@ -155,63 +157,65 @@ impl Walk {
                 if record.owner != mine {
                     let owner = record.owner.join("/");
                     return Err(Fault::Foreign {
-                        epoch: record.mark.epoch,
-                        sequence: record.mark.through,
+                        epoch: record.watermark.epoch,
+                        sequence: record.watermark.through,
                         owner,
                     });
                 }
-                self.advance(record.mark, Some(record))
+                self.advance(record.watermark, Some(record))
             }
-            Line::Advance { mark, .. } => self.advance(*mark, known),
-            Line::Void { mark, previous, .. } => {
-                let before = self.mark_of(mark.epoch);
-                self.advance(*mark, None)?;
-                // The value before it may itself have been the altered thing.
+            Line::Advance { watermark, .. } => self.advance(*watermark, known),
+            Line::Void { watermark, previous, .. } => {
+                let before = self.watermark_of(watermark.epoch);
+                self.advance(*watermark, None)?;
+                // The value before it may itself have been altered.
                 if before.chain == *previous {
                     Ok(())
                 } else {
-                    Err(Fault::Altered { epoch: mark.epoch, sequence: mark.through })
+                    Err(Fault::Altered { epoch: watermark.epoch, sequence: watermark.through })
                 }
             }
-            Line::Other(Some(mark)) => {
-                self.set(*mark, None);
+            Line::Other(Some(watermark)) => {
+                self.set(*watermark, None);
                 Ok(())
             }
             Line::Other(None) => Ok(()),
         }
     }
 
-    fn advance(&mut self, mark: Through, content: Option<&Record<'_>>) -> Result<(), Fault> {
+    fn advance(&mut self, watermark: Through, content: Option<&Record<'_>>) -> Result<(), Fault> {
         self.begun = true;
-        let before = self.mark_of(mark.epoch);
-        let (epoch, sequence) = (mark.epoch, mark.through);
+        let before = self.watermark_of(watermark.epoch);
+        let (epoch, sequence) = (watermark.epoch, watermark.through);
         if sequence <= before.through {
             return Err(Fault::Repeated { epoch, sequence, after: before.through });
         }
         if sequence > before.through + 1 {
-            self.set(mark, None);
+            self.set(watermark, None);
             return Err(Fault::Missing { epoch, from: before.through + 1, to: sequence - 1 });
         }
         let Some(content) = content else {
-            self.set(mark, None);
+            self.set(watermark, None);
             return Ok(());
         };
         let lane = self.lane.lane.clone();
-        let computed = content.chain_after(before.chain, lane.as_str(), &mark);
-        // The value of the transaction before may itself have been the altered thing.
+        let computed = content.chain_after(before.chain, lane.as_str(), &watermark);
+        // The value of the transaction before may itself have been altered.
         let other = self.computed.filter(|(of, _)| *of == epoch);
-        let follows = computed == mark.chain
-            || other.is_some_and(|(_, value)| content.chain_after(value, lane.as_str(), &mark) == mark.chain);
-        self.set(mark, (!follows).then_some((epoch, computed)));
+        let follows = computed == watermark.chain
+            || other.is_some_and(|(_, value)| {
+                content.chain_after(value, lane.as_str(), &watermark) == watermark.chain
+            });
+        self.set(watermark, (!follows).then_some((epoch, computed)));
         if follows { Ok(()) } else { Err(Fault::Altered { epoch, sequence }) }
     }
 
-    fn set(&mut self, mark: Through, computed: Option<(Epoch, ChainValue)>) {
-        match self.marks.iter_mut().find(|known| known.epoch == mark.epoch) {
-            Some(known) => *known = mark,
-            None => self.marks.push(mark),
+    fn set(&mut self, watermark: Through, computed: Option<(Epoch, ChainValue)>) {
+        match self.watermarks.iter_mut().find(|known| known.epoch == watermark.epoch) {
+            Some(known) => *known = watermark,
+            None => self.watermarks.push(watermark),
         }
-        self.last = (mark.epoch, mark.through);
+        self.last = (watermark.epoch, watermark.through);
         self.computed = computed;
     }
 }

@@ -6,10 +6,10 @@ use chacha20poly1305::aead::{Aead as _, KeyInit as _, Payload};
 use chacha20poly1305::{XChaCha20Poly1305, XNonce};
 use ring::hmac;
 
-/// What a seal adds to what is sealed.
+/// Bytes that a seal adds.
 pub(crate) const TAG_BYTES: usize = 16;
 
-/// Seals with one key, and opens what this and earlier ones have sealed.
+/// Seals with one key, and opens seals of this and earlier ones.
 pub(crate) struct EntrySeal {
     present: XChaCha20Poly1305,
     earlier: Vec<XChaCha20Poly1305>,
@@ -21,7 +21,7 @@ impl EntrySeal {
         Ok(Self { present: cipher(key)?, earlier: Vec::new() })
     }
 
-    /// Opens what an earlier key has sealed, too.
+    /// Also opens seals of an earlier key.
     pub(crate) fn also_opening(&mut self, key: &[u8; 32]) -> io::Result<()> {
         self.earlier.push(cipher(key)?);
         Ok(())

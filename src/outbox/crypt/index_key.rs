@@ -1,5 +1,5 @@
-//! The key of the duplicate index. Its fingerprints must stay what they are when the outbox key is rotated, or a repetition of what was
-//! accepted before would be stored twice; so from the first rotation on it lies in the store, sealed with the present key.
+//! The key of the duplicate index. Its fingerprints must survive a rotation of the outbox key, or repetitions of older
+//! transactions would be stored twice. So from the first rotation on the key is in the store, sealed with the present one.
 //!
 //! Before that it is derived from the store's only key, and there is no file. `index/key` is 85 bytes:
 //!
@@ -33,7 +33,7 @@ const NONCE_BYTES: usize = 24;
 const PURPOSE: &str = "index";
 const WRAPPING: &str = "index key";
 
-/// The index's key; `first` is the id of the key that the store was begun with. Sealed with the present key when this returns.
+/// The index's key; `first` is the id of the key that the store was created with. Sealed with the present key when this returns.
 pub(crate) fn index_key(index: &Path, keys: &Keyring, first: &str) -> io::Result<Zeroizing<[u8; 32]>> {
     files::create_directory(index)?;
     let path = index.join("key");
@@ -53,7 +53,8 @@ pub(crate) fn index_key(index: &Path, keys: &Keyring, first: &str) -> io::Result
     {
         return Ok(key.clone());
     }
-    // Not there: this is the first start with another key. Damaged, or its key gone: what fits no index has it made again.
+    // Missing: this is the first start with another key. Damaged, or its key lost: the derived key fits no index, so the
+    // index is rebuilt.
     let key = opened
         .map(|(_, key)| key)
         .unwrap_or_else(|| keys.iter().find(|key| key.id() == first).unwrap_or(present).derived(PURPOSE));

@@ -1,4 +1,4 @@
-//! The outbox keys: the present one seals, earlier ones only open what they have sealed.
+//! The outbox keys: the present one seals, earlier ones only open their own seals.
 
 use zeroize::Zeroizing;
 
@@ -18,13 +18,13 @@ impl OutboxKey {
         Self { bytes: Zeroizing::new(bytes), id }
     }
 
-    /// Its id: names it without giving it away.
+    /// Its id: names it and reveals nothing of it.
     #[must_use]
     pub fn id(&self) -> String {
         pgw_core::text::hex(&self.id)
     }
 
-    /// As it stands in what it has sealed.
+    /// The id as its sealed records have it.
     pub(crate) fn id_bytes(&self) -> [u8; 8] {
         self.id
     }
@@ -34,7 +34,7 @@ impl OutboxKey {
         &self.bytes
     }
 
-    /// A key for another purpose that says nothing of this one.
+    /// A key for another purpose that reveals nothing of this one.
     pub(crate) fn derived(&self, purpose: &str) -> Zeroizing<[u8; 32]> {
         let key = ring::hmac::Key::new(ring::hmac::HMAC_SHA256, &*self.bytes);
         let mut derived = Zeroizing::new([0; 32]);
@@ -57,7 +57,7 @@ pub struct Keyring {
 }
 
 impl Keyring {
-    /// The present key seals, each of them opens. One that is there twice counts once.
+    /// The present key seals, each of them opens. A duplicate counts once.
     #[must_use]
     pub fn new(present: OutboxKey, earlier: Vec<OutboxKey>) -> Self {
         let mut keys = Self { present, earlier: Vec::new() };
@@ -69,7 +69,7 @@ impl Keyring {
         keys
     }
 
-    /// What new records are sealed with.
+    /// The key that seals new records.
     #[must_use]
     pub fn present(&self) -> &OutboxKey {
         &self.present

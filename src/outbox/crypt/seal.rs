@@ -1,8 +1,8 @@
 //! The seal: XChaCha20-Poly1305 with a random nonce of 24 bytes, as positions are used again after a power cut
 //! and a counting nonce would then repeat.
 //!
-//! What is sealed is the transaction in postcard, in the order of [`Sealed`]'s fields. A body that gets at least an
-//! eighth smaller by LZ4 is kept that way: clinical text does, and the disk of a surgery's box is small and wears.
+//! The sealed content is the transaction in postcard, in the order of [`Sealed`]'s fields. A body that LZ4 makes at least
+//! an eighth smaller is stored that way: clinical text does shrink, and the disk of a surgery's box is small and wears.
 
 use chacha20poly1305::aead::{AeadInPlace as _, KeyInit as _};
 use chacha20poly1305::{Key, Tag, XChaCha20Poly1305, XNonce};
@@ -17,10 +17,10 @@ use crate::guard::record::{HEADER_BYTES, Header, RecordError, SEALED_HEADER_BYTE
 const TAG_BYTES: usize = 16;
 /// Bodies smaller than this are not worth the try.
 const WORTH_PACKING_BYTES: usize = 256;
-/// Bodies larger than this are tried by a sample of their middle first.
+/// Of bodies larger than this, first only a sample of the middle is compressed.
 const LARGE_BYTES: usize = 1 << 20;
 const SAMPLE_BYTES: usize = 64 * 1024;
-/// What a sealed body may unpack to; more is damage, not a body.
+/// Most bytes that a sealed body may unpack to; more means damage.
 const MOST_BODY_BYTES: usize = 1 << 30;
 
 /// The sealed part of a record. The order of the fields is the format.
@@ -48,7 +48,7 @@ enum Packing {
     Lz4,
 }
 
-/// The body by LZ4, where that is worth it. Of a large one a sample tells first: the try itself takes as much memory again.
+/// The body compressed by LZ4, where that is worth it. A large one is sampled first: compressing takes as much memory again.
 fn packed(body: &[u8]) -> Option<Vec<u8>> {
     let smaller = |body: &[u8]| {
         let packed = lz4_flex::block::compress(body);
@@ -67,7 +67,7 @@ fn packed(body: &[u8]) -> Option<Vec<u8>> {
     })
 }
 
-/// Where a record stands: what its header says and its seal covers.
+/// A record's place, as its header has it and its seal covers it.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct RecordPlace {
     /// The lane's number in the store.
@@ -82,7 +82,7 @@ pub(crate) struct RecordPlace {
     pub(crate) chain: ChainValue,
 }
 
-/// Seals records with the present key, and opens those of every key that there is.
+/// Seals records with the present key, and opens those of every known key.
 pub(crate) struct Sealer {
     present: (XChaCha20Poly1305, [u8; 8]),
     earlier: Vec<(XChaCha20Poly1305, [u8; 8])>,

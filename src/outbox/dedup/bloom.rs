@@ -1,7 +1,7 @@
-//! Which key fingerprints the duplicate index surely lacks, so that what is new costs no look at the disk.
+//! Which key fingerprints the duplicate index surely lacks, so that a new transaction costs no read.
 //!
-//! A Bloom filter of a fixed 4 MiB with three bits for each key: at 1,000,000 keys one look in 1,600 is for
-//! nothing, at 10,000,000 one in five. Nothing is ever taken out; it is rebuilt at each start.
+//! A Bloom filter of a fixed 4 MiB with three bits for each key: at 1,000,000 keys one read in 1,600 is
+//! needless, at 10,000,000 one in five. Keys are never removed; the filter is rebuilt at each start.
 
 use crate::dedup::fingerprint::Fingerprints;
 
@@ -16,7 +16,7 @@ impl BloomFilter {
         Self(vec![0; WORDS])
     }
 
-    /// The key of these fingerprints is in the index.
+    /// Notes that the key of these fingerprints is in the index.
     pub(crate) fn add(&mut self, fingerprints: Fingerprints) {
         for (word, bit) in places(fingerprints.key) {
             self.0[word] |= bit;
@@ -28,7 +28,7 @@ impl BloomFilter {
         places(fingerprints.key).all(|(word, bit)| self.0[word] & bit != 0)
     }
 
-    /// Takes over what another one knows.
+    /// Adds all keys of another one.
     pub(crate) fn join(&mut self, other: &Self) {
         for (word, more) in self.0.iter_mut().zip(&other.0) {
             *word |= more;
@@ -36,7 +36,7 @@ impl BloomFilter {
     }
 }
 
-/// The tag is a keyed hash already: its parts are the places.
+/// The fingerprint is a keyed hash already: its parts are the places.
 fn places(key: u64) -> impl Iterator<Item = (usize, u64)> {
     let first = key & 0xffff_ffff;
     let step = (key >> 32) | 1;

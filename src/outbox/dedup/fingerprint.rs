@@ -1,7 +1,7 @@
-//! Keyed hashes of what a sender calls a transaction and of what is in it.
+//! Keyed hashes of a transaction's source and key, and of its body.
 //!
-//! Sender, key and body come from patient data, so nothing of them may lie on the disk outside the seal; a
-//! keyed hash says "the same as before" and nothing else to whoever has not got the outbox key.
+//! Sender, key and body come from patient data, so none of it may be on the disk outside the seal. Without
+//! the outbox key a keyed hash shows "the same as before", and nothing else.
 
 use ring::digest;
 use ring::hmac::{self, HMAC_SHA256};
@@ -14,7 +14,7 @@ pub(crate) struct Fingerprinter {
     id: [u8; 8],
 }
 
-/// What the index knows of one transaction.
+/// The hashes of one transaction in the index.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Fingerprints {
     /// Of source and key; of source and body where there was no key. Never 0.
@@ -35,12 +35,12 @@ impl Fingerprinter {
         }
     }
 
-    /// Names the key without giving it away.
+    /// Names the key and reveals nothing of it.
     pub(crate) fn id(&self) -> [u8; 8] {
         self.id
     }
 
-    /// The fingerprints of one transaction; `key` empty: its content stands for it.
+    /// The fingerprints of one transaction; with an empty `key` the body takes its place.
     pub(crate) fn fingerprints(&self, source: &str, key: &str, body: &[u8]) -> Fingerprints {
         let content = digest::digest(&digest::SHA256, body);
         let mut name = hmac::Context::with_key(&self.name);
@@ -91,9 +91,9 @@ mod tests {
         assert_ne!(fingerprinter.id(), other.id());
     }
 
-    /// The fingerprints are on the disk: another derivation would forget every transaction at an update.
+    /// The fingerprints are on the disk: after a change of the derivation no repetition would be recognised.
     #[test]
-    fn golden_tags() {
+    fn golden_fingerprints() {
         let fingerprinter = Fingerprinter::new(&[7; 32]);
         let keyed = fingerprinter.fingerprints("urn:sender", "MSG00001", b"MSH|");
         let plain = fingerprinter.fingerprints("urn:sender", "", b"MSH|");

@@ -1,15 +1,15 @@
 //! The duplicate index: has this sender given us this transaction before?
 //!
-//! A row of [`Table`]s, hash tables on the disk of which each new one is as large as all before it together;
+//! A sequence of [`Table`]s, hash tables on the disk. Each new one is as large as all before it together;
 //! one is removed when everything in it is forgotten. Memory does not grow with the backlog, a look-up costs about one
-//! `pread` a generation. What it holds are keyed hashes ([`crate::dedup::fingerprint`]).
+//! `pread` a table. It holds keyed hashes ([`crate::dedup::fingerprint`]).
 //!
-//! A hit is a hint only: the named record has to be read and compared. So nothing here needs an fsync per
-//! transaction: after a crash [`DuplicateIndex::synced_through`] says from where on the store's
-//! records have to be inserted again, and what is left of later ones does no harm.
+//! A hit is only a hint: the caller reads the named record and compares. So nothing here needs an fsync per
+//! transaction: after a crash the caller inserts the store's records after [`DuplicateIndex::synced_through`]
+//! again, and leftovers of later ones do no harm.
 //!
 //! Files: `{number}.table` and `state`, an [`Alternating`] file with magic `PGWX`, version 1. Its payload, numbers
-//! big-endian: id of the key (8); number of generations (2), for each its number (8), buckets (8), slots used (8) and for
+//! big-endian: id of the key (8); number of tables (2), for each its number (8), buckets (8), slots used (8) and for
 //! each lane in it (count 2) the lane (2) and its last position (8); then for each lane (count 2) the lane (2), the last
 //! position that is synced (8) and the last that is forgotten (8).
 
@@ -31,7 +31,7 @@ const MAGIC: [u8; 4] = *b"PGWX";
 const VERSION: u16 = 1;
 /// Buckets of the first table: 65,536 transactions or so, 1.8 MiB when full.
 const FIRST_BUCKETS: u64 = 1836;
-/// Slots that are used of a hundred before the next table begins.
+/// Used slots in a hundred before the next table begins.
 const LOAD_PERCENT: u64 = 85;
 const LAST_POSITION: Position = (1 << 48) - 1;
 
@@ -40,13 +40,13 @@ pub(crate) struct DuplicateIndex {
     directory: PathBuf,
     fingerprinter: Fingerprinter,
     state: Alternating,
-    /// Oldest first; the last one takes what is new. Never empty.
+    /// Oldest first; new slots go to the last one. Never empty.
     tables: Vec<OpenTable>,
     lanes: BTreeMap<u16, LaneState>,
     removable: Vec<PathBuf>,
     rebuilt: bool,
-    filter: BloomFilter,
-    /// Whether the filter knows all that the tables hold.
+    bloom: BloomFilter,
+    /// Whether the filter has every key of the tables.
     filtered: bool,
 }
 
@@ -65,7 +65,7 @@ struct LaneState {
     synced: Position,
     inserted: Position,
     forgotten: Position,
-    /// The first position that could not be inserted: the index must not claim it.
+    /// The first position that could not be inserted: `synced_through` must stay below it.
     missing: Option<Position>,
 }
 
@@ -79,7 +79,7 @@ pub(crate) struct Sync {
 }
 
 impl Sync {
-    /// Waits until the disk has everything that was inserted when this was made.
+    /// Waits until everything that was inserted before this was made is on the disk.
     pub(crate) fn run(&self) -> io::Result<()> {
         for file in &self.files {
             file.sync_data()?;
@@ -92,19 +92,19 @@ impl Sync {
 pub(crate) struct Tables(Vec<Table>);
 
 impl Tables {
-    /// Reads them all.
-    pub(crate) fn filter(&self) -> io::Result<BloomFilter> {
-        let mut filter = BloomFilter::new();
+    /// Reads every table into a new filter.
+    pub(crate) fn bloom(&self) -> io::Result<BloomFilter> {
+        let mut bloom = BloomFilter::new();
         for table in &self.0 {
-            table.visit(|fingerprints| filter.add(fingerprints))?;
+            table.visit(|fingerprints| bloom.add(fingerprints))?;
         }
-        Ok(filter)
+        Ok(bloom)
     }
 }
 
 impl DuplicateIndex {
     /// Opens or creates the index. One that is damaged or made with another key is recreated
-    /// ([`DuplicateIndex::was_rebuilt`]); `synced_through` then sends the caller over all of its records.
+    /// ([`DuplicateIndex::was_rebuilt`]); `synced_through` then makes the caller insert all records again.
     pub(crate) fn open(directory: &Path, key: &[u8; 32]) -> io::Result<Self> {
         files::create_directory(directory)?;
         let fingerprinter = Fingerprinter::new(key);
@@ -117,7 +117,7 @@ impl DuplicateIndex {
             lanes: BTreeMap::new(),
             removable: Vec::new(),
             rebuilt: false,
-            filter: BloomFilter::new(),
+            bloom: BloomFilter::new(),
             filtered: false,
         };
         match found {
@@ -145,29 +145,29 @@ impl DuplicateIndex {
         self.fingerprinter.clone()
     }
 
-    /// Where something with these fingerprints was stored, as far as the index knows: a hint.
+    /// Where a transaction with these fingerprints may be stored: hints only.
     pub(crate) fn find_fingerprints(&self, fingerprints: Fingerprints) -> io::Result<Vec<DuplicateHint>> {
         let mut found = Vec::new();
-        if self.filtered && !self.filter.may_have(fingerprints) {
+        if self.filtered && !self.bloom.may_have(fingerprints) {
             return Ok(found);
         }
         for table in &self.tables {
             table.slots.find(fingerprints, &mut found)?;
         }
-        // Position 0 is what a torn slot may look like.
+        // A torn slot may look like position 0.
         found.retain(|f| f.position > self.lanes.get(&f.lane).map_or(0, |lane| lane.forgotten));
         found.sort_by_key(|f| (!f.same_body, std::cmp::Reverse(f.position)));
         Ok(found)
     }
 
-    /// The tables as they are, for a filter to be made of them on any thread: [`Tables::filter`].
+    /// The present tables, for making a filter on any thread: [`Tables::bloom`].
     pub(crate) fn tables(&self) -> Tables {
         Tables(self.tables.iter().map(|table| table.slots.clone()).collect())
     }
 
-    /// The filter of the tables as they were; what was inserted meanwhile is known. Look-ups cost less from now on.
-    pub(crate) fn use_bloom(&mut self, filter: &BloomFilter) {
-        self.filter.join(filter);
+    /// Takes the filter of the earlier tables; slots inserted meanwhile are in ours. Look-ups cost less from now on.
+    pub(crate) fn use_bloom(&mut self, bloom: &BloomFilter) {
+        self.bloom.join(bloom);
         self.filtered = true;
     }
 
@@ -178,7 +178,7 @@ impl DuplicateIndex {
         position: Position,
         fingerprints: Fingerprints,
     ) -> io::Result<()> {
-        self.filter.add(fingerprints);
+        self.bloom.add(fingerprints);
         let result = self.place(lane, position, fingerprints);
         let state = self.lanes.entry(lane).or_default();
         match result {
@@ -188,13 +188,13 @@ impl DuplicateIndex {
         result
     }
 
-    /// This position is not in it, and it must not claim that: the next start makes its fingerprints again.
+    /// Notes that this position is not in the index: the next start makes its fingerprints again.
     pub(crate) fn lacks(&mut self, lane: u16, position: Position) {
         let state = self.lanes.entry(lane).or_default();
         state.missing = Some(state.missing.map_or(position, |first| first.min(position)));
     }
 
-    /// The position of `lane` up to which a crash now would leave the index whole; 0: nothing.
+    /// The position of `lane` through which the index is complete even after a crash now; 0: nothing.
     pub(crate) fn synced_through(&self, lane: u16) -> Position {
         self.lanes.get(&lane).map_or(0, |state| state.synced)
     }
@@ -222,7 +222,7 @@ impl DuplicateIndex {
         sync
     }
 
-    /// The last part: `result` is what [`Sync::run`] said. Writes the state and removes what is not needed any more.
+    /// The last part: `result` is that of [`Sync::run`]. Writes the state and removes tables that are no longer needed.
     pub(crate) fn end_sync(&mut self, sync: Sync, result: io::Result<()>) -> io::Result<()> {
         let ended = result.and_then(|()| {
             let lanes = self.lanes.iter().map(|(lane, state)| {
@@ -235,8 +235,8 @@ impl DuplicateIndex {
             Ok(())
         });
         for table in self.tables.iter_mut().filter(|t| sync.numbers.contains(&t.number)) {
-            // The kernel may have dropped failed pages: what was inserted since the last good sync cannot be
-            // made sure of any more, and `synced_through` stays behind it.
+            // The kernel may have dropped failed pages: slots inserted since the last good sync may be lost, so
+            // `synced_through` stays below them.
             table.dirty |= ended.is_err();
             table.named |= ended.is_ok();
         }
@@ -254,7 +254,7 @@ impl DuplicateIndex {
         Ok(())
     }
 
-    /// Nobody will ask for `lane`'s records up to `position` any more.
+    /// Forgets `lane`'s records up to `position`: nobody will look them up any more.
     pub(crate) fn forget_through(&mut self, lane: u16, position: Position) -> io::Result<()> {
         let state = self.lanes.entry(lane).or_default();
         state.forgotten = state.forgotten.max(position);
@@ -310,7 +310,7 @@ impl DuplicateIndex {
         self.directory.join(format!("{number}.table"))
     }
 
-    /// Removes tables that the state does not name: a crash came before the sync that would have.
+    /// Removes tables that the state does not name: the process crashed before the sync that would have named them.
     fn remove_strangers(&self) -> io::Result<()> {
         for entry in std::fs::read_dir(&self.directory)? {
             let path = entry?.path();
@@ -345,7 +345,7 @@ impl DuplicateIndex {
         payload
     }
 
-    /// `None`: it does not fit this key, or a table is not what the state says.
+    /// `None`: the state does not fit this key, or a table does not match it.
     fn decode(&self, payload: &[u8]) -> io::Result<Option<Opened>> {
         let Some((tables, lanes)) = parse(payload, self.fingerprinter.id()) else { return Ok(None) };
         let mut opened = Vec::with_capacity(tables.len());
@@ -397,8 +397,8 @@ mod tests {
         }
 
         fn load_bloom(&mut self) {
-            let filter = self.tables().filter().unwrap();
-            self.use_bloom(&filter);
+            let bloom = self.tables().bloom().unwrap();
+            self.use_bloom(&bloom);
         }
 
         fn insert(
@@ -460,11 +460,11 @@ mod tests {
         check(&again, 300_000);
         index.load_bloom();
         check(&index, 300_000);
-        // What comes while the filter is made of the tables is known all the same.
+        // Records that come while the filter is being made are found too.
         let tables = again.tables();
         fill(&mut again, 300_001..=300_500);
         check(&again, 300_500);
-        again.use_bloom(&tables.filter().unwrap());
+        again.use_bloom(&tables.bloom().unwrap());
         check(&again, 300_500);
     }
 
@@ -487,9 +487,9 @@ mod tests {
         assert!(index.find("urn:s", "", b"no keys").unwrap().is_empty());
     }
 
-    /// What the disk may hold after a power cut: of each 512 bytes written since the last sync the old or the new.
+    /// A power cut may leave, of each 512 bytes written since the last sync, the old or the new.
     #[test]
-    fn after_a_torn_start_the_records_beyond_the_mark_make_it_whole_again() {
+    fn after_a_torn_write_the_records_after_synced_through_complete_it_again() {
         use std::collections::hash_map::DefaultHasher;
         use std::hash::{Hash, Hasher};
         for round in 0..6u64 {
@@ -515,7 +515,7 @@ mod tests {
             assert!(!again.was_rebuilt());
             let from = again.synced_through(0) + 1;
             assert_eq!(from, 64_001);
-            assert!((1..from).all(|n| find(&again, n) == hit(n)), "what was synced stands");
+            assert!((1..from).all(|n| find(&again, n) == hit(n)), "synced slots are found");
             fill(&mut again, from..=90_000);
             assert!((1..=90_000).all(|n| find(&again, n) == hit(n)));
         }
@@ -556,7 +556,7 @@ mod tests {
     }
 
     #[test]
-    fn damage_and_another_key_begin_it_anew() {
+    fn after_damage_or_with_another_key_it_is_recreated() {
         let directory = tempfile::tempdir().unwrap();
         let mut index = DuplicateIndex::open(directory.path(), &KEY).unwrap();
         fill(&mut index, 1..=10);

@@ -1,11 +1,11 @@
 //! One file of the duplicate index: a hash table of fixed size that is read and written in place.
 //!
-//! A row of buckets of [`BUCKET_BYTES`], each of [`SLOTS`] slots of 24 bytes and 16 unused ones. A slot, numbers
-//! big-endian: key tag (8, 0: empty), body tag (8), lane (2) and position (6). Slots of a bucket are filled from the
-//! front and never emptied. A full bucket continues in the next one.
+//! A sequence of buckets of [`BUCKET_BYTES`], each of [`SLOTS`] slots of 24 bytes and 16 unused ones. A slot, numbers
+//! big-endian: key fingerprint (8, 0: empty), body fingerprint (8), lane (2) and position (6). Slots of a bucket are
+//! filled from the front and never emptied. A full bucket continues in the next one.
 //!
-//! A sender that gives the same key to everything would fill bucket after bucket, so from the ninth slot
-//! with one key tag in its bucket on, a slot goes to the bucket that key and body name together.
+//! A sender that uses one key for everything would fill bucket after bucket. So from the ninth slot with one key
+//! fingerprint in its bucket on, a slot goes to the bucket that key and body name together.
 //!
 //! Nothing is cached in this process: buckets are read with `pread` from the system's page cache.
 
@@ -23,12 +23,12 @@ pub(super) const BUCKET_BYTES: usize = 1024;
 pub(super) const SLOT_BYTES: usize = 24;
 /// Slots of a bucket.
 pub(super) const SLOTS: usize = 42;
-/// Slots with one key tag in its own bucket before the others go elsewhere.
+/// Slots with one key fingerprint in its own bucket before further ones go to another.
 const SAME_KEY: usize = 8;
 /// Buckets that are probed before the table counts as full.
 const PROBES: u64 = 16;
 const POSITION_BITS: u32 = 48;
-/// Buckets that are read at once where all are.
+/// Buckets that are read at once when all are visited.
 const VISIT_BUCKETS: usize = 256;
 
 /// A record that may be the same transaction.
@@ -49,12 +49,12 @@ pub(super) struct Table {
     buckets: u64,
 }
 
-/// Whether a slot found its place.
+/// Whether a slot found room.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Insertion {
-    /// It is in the table now, or was already.
+    /// The slot is in the table now, or was already.
     Taken,
-    /// There is no place: the table is full.
+    /// No room: the table is full.
     Full,
 }
 
@@ -67,7 +67,7 @@ struct Slot {
 }
 
 impl Table {
-    /// Makes an empty table, in place of whatever is there.
+    /// Makes an empty table, and replaces an existing file.
     pub(super) fn create(path: &Path, buckets: u64) -> io::Result<Self> {
         let file =
             OpenOptions::new().read(true).write(true).create(true).truncate(true).mode(0o600).open(path)?;
@@ -75,7 +75,7 @@ impl Table {
         Ok(Self { file: Arc::new(file), buckets })
     }
 
-    /// Opens a table that is there; `None` if it is not there or has another size.
+    /// Opens an existing table; `None` if there is none or it has another size.
     pub(super) fn open(path: &Path, buckets: u64) -> io::Result<Option<Self>> {
         let file = match OpenOptions::new().read(true).write(true).open(path) {
             Ok(file) => file,
@@ -86,12 +86,12 @@ impl Table {
         Ok(fits.then(|| Self { file: Arc::new(file), buckets }))
     }
 
-    /// Its file, to be synced elsewhere.
+    /// Its file, for another thread to sync.
     pub(super) fn file(&self) -> Arc<File> {
         Arc::clone(&self.file)
     }
 
-    /// Adds to `found` every slot with this key that the look-up comes past.
+    /// Adds every slot with this key on the look-up's path to `found`.
     pub(super) fn find(&self, fingerprints: Fingerprints, found: &mut Vec<DuplicateHint>) -> io::Result<()> {
         let end = self.walk(self.home(fingerprints), fingerprints.key, |slot| {
             if slot.fingerprints.key == fingerprints.key {
@@ -192,7 +192,7 @@ impl Table {
 struct WalkEnd {
     /// Offset of the free slot, if there was one within reach.
     free: Option<u64>,
-    /// The first bucket has its fill of this key tag: further ones lie elsewhere.
+    /// The first bucket has its most slots of this key: further ones are in another.
     crowded: bool,
 }
 
@@ -277,7 +277,7 @@ mod tests {
         assert!((1..=taken).all(|n| find(&table, fingerprints(n, 0)).len() == 1));
     }
 
-    /// A sender with one key for everything must neither fill the table early nor have its repetitions missed.
+    /// A sender with one key for everything must not fill the table early, and its repetitions must still be found.
     #[test]
     fn one_key_for_everything_spreads_over_the_table() {
         let (_directory, table) = table(64);

@@ -1,12 +1,12 @@
 //! Carving of last resort: finds our own chunks in the bytes of files that sled cannot read any more.
 //!
-//! Sled writes a value in one piece, uncompressed, wherever in its log it likes and possibly several times. Each chunk
-//! says what it is and carries its checksum ([`parse_chunk`]), so a search for its magic finds every one
-//! whose bytes still stand. The first pass remembers only where the chunks lie, some 80 bytes for each;
-//! the second puts the records together, one at a time. Sectors that the disk cannot read are stepped over.
+//! sled writes a value in one piece, uncompressed, anywhere in its log and possibly several times. Each chunk
+//! names its record and has a checksum ([`parse_chunk`]), so a search for its magic finds every chunk
+//! whose bytes are intact. The first pass remembers only where the chunks are, some 80 bytes for each;
+//! the second puts the records together, one at a time. Sectors that the disk cannot read are skipped.
 //!
-//! The same position may turn up with different content (a record that was never answered, then another one after a
-//! power cut): both are given, and the caller decides by the chain.
+//! The same position may come up with different content (a record that was never answered, then another one after a
+//! power cut): both are returned, and the caller decides by the chain.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -22,9 +22,9 @@ use crate::guard::segment::{DATABASE_FILE, SegmentHeader, parse_header};
 const WINDOW_BYTES: usize = 256 * 1024;
 const SECTOR_BYTES: u64 = 4096;
 
-/// A file, or what should be one.
+/// A file, or bytes in memory.
 trait Source {
-    /// Fills `buffer` from `offset` on as far as there is something; answers how far.
+    /// Fills `buffer` from `offset` on, up to the end of the source; returns how many bytes.
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize>;
 }
 
@@ -55,16 +55,16 @@ impl Source for Vec<u8> {
     }
 }
 
-/// A record put together again. Its seal is still to be opened.
+/// A record put together from its chunks. Its seal was not opened yet.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct CarvedRecord {
-    /// Where it was in its lane.
+    /// Its position in its lane.
     pub(crate) position: Position,
     /// Its bytes, header and all; length and checksum fit.
     pub(crate) record: Vec<u8>,
 }
 
-/// What a first pass found.
+/// The result of a first pass.
 #[derive(Default)]
 pub(crate) struct Scan {
     sources: Vec<Box<dyn Source>>,
@@ -142,8 +142,8 @@ impl Scan {
         positions
     }
 
-    /// Searches one more file for records at the positions that are wanted. The number that it has among the sources, or
-    /// `None` where nothing was found: it is closed again then.
+    /// Searches one more file for records at wanted positions. Returns its number among the sources, or `None` if nothing
+    /// was found; the file is closed then.
     ///
     /// # Errors
     /// It cannot be opened.
@@ -163,7 +163,7 @@ impl Scan {
         self.add(Box::new(bytes), length, wanted)
     }
 
-    /// What names each record, whole or in pieces: its position, and the CRC32C of its sealed bytes.
+    /// The name of each record, whole or in pieces: its position, and the CRC32C of its sealed bytes.
     pub(crate) fn names(&self) -> impl Iterator<Item = (Position, u32)> + '_ {
         self.records.keys().copied()
     }
@@ -186,7 +186,7 @@ impl Scan {
     ) -> Option<usize> {
         let number = self.sources.len();
         let mut used = false;
-        // One chunk more than is read, so that none is cut by the window's end.
+        // Room for one more chunk than is read, so that the window's end cuts none.
         let mut window = vec![0; WINDOW_BYTES + VALUE_BYTES];
         let mut start = 0;
         while start < length {
@@ -219,7 +219,7 @@ impl Scan {
         })
     }
 
-    /// Fills the window, with zeros where the disk has nothing to give.
+    /// Fills the window, with zeros where the disk cannot be read.
     fn fill(&mut self, source: &dyn Source, window: &mut [u8], start: u64, length: u64) -> usize {
         if let Ok(filled) = source.read_at(window, start) {
             return filled;
@@ -274,19 +274,19 @@ fn next_magic(bytes: &[u8], from: usize) -> Option<usize> {
     }
 }
 
-/// Whether a segment was ever begun: it has a header or a whole record, wherever in its files. One that a crash left half
+/// Whether a segment was ever begun: it has a header or a whole record anywhere in its files. One that a crash left half
 /// made has neither.
 pub(crate) fn was_begun(directory: &Path) -> io::Result<bool> {
     Ok(header_in(directory).is_some() || scan_directory(directory)?.records().next().is_some())
 }
 
-/// The segment's header, as it lies in the damaged file.
+/// The segment's header, as the damaged file has it.
 pub(crate) fn header_in(directory: &Path) -> Option<SegmentHeader> {
     let mut file = File::open(directory.join(DATABASE_FILE)).ok()?;
     let mut window: Vec<u8> = Vec::new();
     loop {
-        let kept = window.len().min(VALUE_BYTES);
-        window.drain(..window.len() - kept);
+        let overlap = window.len().min(VALUE_BYTES);
+        window.drain(..window.len() - overlap);
         let read = (&mut file).take(1 << 20).read_to_end(&mut window).ok()?;
         let mut at = 0;
         while let Some(found) = window.get(at..)?.windows(4).position(|bytes| bytes == CHUNK_MAGIC) {
@@ -405,7 +405,7 @@ mod tests {
         assert!((197..200).contains(&found.len()), "{}", found.len());
     }
 
-    /// The judge: a real database, damaged in many places.
+    /// A real database, damaged in many places.
     #[test]
     fn a_damaged_database_gives_back_all_but_what_was_hit() {
         let directory = tempfile::tempdir().unwrap();
@@ -444,7 +444,7 @@ mod tests {
 
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(64))]
-        /// Whatever is hit, what comes back is what was written, and only what was hit is missing.
+        /// Whatever is hit, each carved record is as written, and only hit records are missing.
         #[test]
         fn never_another_record(hits in proptest::collection::vec((0usize..60_000, any::<u8>()), 0..8)) {
             let each: Vec<_> = (1..=12).map(|n| values(n, 4500, n as u8).concat()).collect();

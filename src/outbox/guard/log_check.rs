@@ -1,14 +1,14 @@
-//! Looks whether the log of a sled database is sound, before sled opens it.
+//! Checks whether the log of a sled database is sound, before sled opens it.
 //!
-//! sled 0.34.7 takes the first message that it cannot read for the end of its log and zeroes what follows: a flipped bit in
-//! the middle would cost all that came after it, without an error, and carving would come too late. So the log is
-//! walked here first, the same way and only reading. What is not sound is carved and never opened.
+//! sled 0.34.7 takes the first message that it cannot read for the end of its log and zeroes the rest: a flipped bit in
+//! the middle would destroy everything after it, without an error, and carving would come too late. So this module walks
+//! the log first, in the same way, and only reads. An unsound log is carved and never opened.
 //!
-//! The file is a row of pieces of 512 KiB in no order. Each begins with CRC-32 (inverted), LSN and another number, 20 bytes;
+//! The file is a sequence of pieces of 512 KiB in no order. Each begins with CRC-32 (inverted), LSN and another number, 20 bytes;
 //! messages follow: CRC-32 (inverted) of the body and of the header's rest, kind, and three numbers of
-//! variable length: length, piece number (LSN / 512 KiB), page. A message of kind 2 ends its piece, else less than 32 bytes are left
-//! at the end. Zeros after a message are room that was not used yet. The piece with the highest LSN may end in what a crash left: no record
-//! that is known to be durable lies only behind that.
+//! variable length: length, piece number (LSN / 512 KiB), page. A message of kind 2 ends its piece, else less than 32 bytes are
+//! left at the end. Zeros after a message are unused room. The piece with the highest LSN may end in leftovers of a crash: no
+//! record that is known to be durable is only after those.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -58,8 +58,8 @@ pub(crate) fn is_sound(database: &Path, durable: Position) -> io::Result<bool> {
     }
 }
 
-/// Whether a chunk of a durable record lies behind the break at `from` and nowhere else. A copy alone is no
-/// proof: sled writes what it has again and again.
+/// Whether a chunk of a durable record is after the break at `from` and nowhere else. A copy alone proves nothing: sled
+/// writes the same value several times.
 fn lies_behind(file: &mut File, from: u64, durable: Position) -> io::Result<bool> {
     file.seek(io::SeekFrom::Start(0))?;
     let until = (from / PIECE_BYTES as u64 + 1) * PIECE_BYTES as u64;
@@ -93,7 +93,7 @@ fn piece_lsn(header: &[u8; PIECE_HEADER_BYTES]) -> Option<u64> {
     (crc32fast::hash(header.get(4..)?) == stored).then_some(lsn)
 }
 
-/// Where a message cannot be read and something is behind it.
+/// Where a message cannot be read although bytes follow it.
 fn walk(piece: &[u8], number: u64) -> Option<usize> {
     let mut at = PIECE_HEADER_BYTES;
     while at + LEAST_ROOM_BYTES <= PIECE_BYTES {
@@ -152,7 +152,7 @@ mod tests {
     /// A database with several pieces, closed and opened again in the middle.
     fn database(directory: &Path) -> std::path::PathBuf {
         for half in 0..2u64 {
-            // The handle of the half before holds its lock a little longer than itself.
+            // The first half's lock outlives its handle by a moment.
             let begun = std::time::Instant::now();
             let db = loop {
                 match sled::Config::new().path(directory).flush_every_ms(None).open() {

@@ -19,8 +19,8 @@
 //! | 136 | | sealed bytes: XChaCha20-Poly1305 over the transaction ([`crate::crypt::seal`]), with bytes 0-132 as associated data |
 //!
 //! It is cut into chunks, which are the values of the segment's database, each at most [`VALUE_BYTES`]: sled
-//! spills larger pages into files that it never syncs. Key: position, then chunk index as u32. A chunk says by
-//! itself what it is, so that a raw scan of a damaged database finds it ([`parse_chunk`]):
+//! spills larger pages into files that it never syncs. Key: position, then chunk index as u32. A chunk names
+//! its record itself, so that a raw scan of a damaged database finds it ([`parse_chunk`]):
 //!
 //! | offset | bytes | field |
 //! |---|---|---|
@@ -37,7 +37,7 @@ use pgw_core::chain::ChainValue;
 use pgw_core::transaction::{Epoch, Position};
 use uuid::Uuid;
 
-/// Newest version that this build reads and the one that it writes.
+/// The newest version that this build reads, and the one that it writes.
 pub(crate) const VERSION: u8 = 1;
 /// Begins a record.
 pub(crate) const RECORD_MAGIC: [u8; 4] = *b"PGWr";
@@ -54,7 +54,7 @@ pub(crate) const SEALED_HEADER_BYTES: usize = 132;
 
 const PART_BYTES: usize = VALUE_BYTES - CHUNK_HEADER_BYTES;
 
-/// Bytes that are not what they should be.
+/// Why bytes cannot be read as a record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum RecordError {
     /// No magic, or shorter than it says.
@@ -75,12 +75,12 @@ pub(crate) enum RecordError {
     /// The seal is broken.
     #[error("its seal is broken")]
     Seal,
-    /// What was sealed does not read as a transaction.
+    /// The sealed bytes are not a transaction.
     #[error("its content is not a transaction")]
     Content,
 }
 
-/// What is known of a record without its key.
+/// The part of a record that can be read without its key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Header {
     /// Names the key that sealed it.
@@ -121,7 +121,7 @@ impl Header {
         bytes
     }
 
-    /// Reads a record's header and gives its sealed bytes, checked against length and checksum.
+    /// Reads a record's header and returns its sealed bytes, checked against length and checksum.
     ///
     /// # Errors
     /// [`RecordError`]: not a record, newer, or damaged.
@@ -154,12 +154,12 @@ impl Header {
     }
 }
 
-/// `N` bytes at `at`; short input gives zeros, which no caller can bring about: the lengths are checked before.
+/// `N` bytes at `at`; short input would give zeros, but every caller has checked the length.
 fn part<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
     bytes.get(at..).and_then(|rest| rest.first_chunk()).copied().unwrap_or([0; N])
 }
 
-/// A chunk as it was found.
+/// A parsed chunk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Chunk<'a> {
     /// Position of its record.
@@ -209,7 +209,7 @@ pub(crate) fn key(position: Position, index: u32) -> [u8; 12] {
     key
 }
 
-/// What [`key`] made.
+/// Parses a key that [`key`] made.
 pub(crate) fn parse_key(key: &[u8]) -> Option<(Position, u32)> {
     (key.len() == 12).then(|| (u64::from_be_bytes(part(key, 0)), u32::from_be_bytes(part(key, 8))))
 }

@@ -1,7 +1,7 @@
-//! A new segment takes the place of an old one, which is set aside by rename and never deleted.
+//! Replaces a segment by a new one. The old one is set aside by rename and never deleted.
 //!
 //! The new one is finished beside the old before either is renamed, so that a crash at any moment leaves one of
-//! them in place: `{number}.new` with `{number}` there is unfinished work, without it the finished one.
+//! them in place: `{number}.new` beside `{number}` is unfinished; without `{number}` it is the finished one.
 
 use std::fs;
 use std::io;
@@ -12,7 +12,7 @@ use uuid::Uuid;
 
 use crate::files;
 
-/// The old one, if there is one, goes aside, the new one takes its place.
+/// Sets the old one aside, if there is one, and puts the new one in its place.
 pub(crate) fn replace(
     store: &Path,
     (lane, number): (&Lane, u64),
@@ -33,7 +33,7 @@ pub(crate) fn replace(
     step(place)
 }
 
-/// Between two steps of a replacement; in tests the end may come here.
+/// Called between two steps of a replacement; tests make it fail.
 #[cfg_attr(not(test), expect(clippy::unnecessary_wraps, reason = "only a test makes it fail"))]
 pub(crate) fn step(place: &Path) -> io::Result<()> {
     #[cfg(test)]
@@ -42,7 +42,7 @@ pub(crate) fn step(place: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Finishes or forgets what a crash left of `rebuild_segment` in a lane's directory.
+/// Finishes or removes a replacement that a crash interrupted in a lane's directory.
 pub(crate) fn finish_replacements(directory: &Path) -> io::Result<()> {
     for entry in fs::read_dir(directory)? {
         let fresh = entry?.path();

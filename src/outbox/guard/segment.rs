@@ -1,8 +1,8 @@
 //! A segment: one small sled database in a directory of its own.
 //!
-//! What was measured decides how it is used (design, section 5): sled's `flush()` is no fsync, so the barrier is
+//! Measurements decide how it is used (design, section 5): sled's `flush()` is no fsync, so the barrier is
 //! `flush()` and then `sync_data()` on a handle of our own; values stay within 4 KiB, as larger pages go to files that sled
-//! never syncs; sled panics on much that is damaged, so every call is contained; after any error the
+//! never syncs; sled panics on much damage, so every call is contained; after any error the
 //! database is dead and must be dropped.
 
 use std::fs::File;
@@ -27,29 +27,29 @@ use crate::faults_for_tests as faults;
 /// The database's file in a segment's directory; carving reads it raw.
 pub(crate) const DATABASE_FILE: &str = "db";
 const CACHE_BYTES: u64 = 4 << 20;
-/// What sled writes into `conf` of a database with default settings; anything else is half written.
+/// The content of `conf` that sled writes with default settings; anything else is half written.
 const CONF: &[u8] = b"segment_size: 524288\nuse_compression: false\nversion: 0.34\nv\x19Q\xc1";
 /// A dropped handle holds its lock a little longer.
 const LOCK_PATIENCE: Duration = Duration::from_secs(5);
 /// The key of the segment's header; positions begin at 1.
 const HEADER_KEY: [u8; 12] = [0; 12];
 
-/// Why a segment did not do it. After any of these its handle is dead.
+/// Why a call on a segment failed. After any of these its handle is dead.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum SegmentError {
-    /// sled said no.
+    /// sled returned an error.
     #[error("the segment's database failed")]
     Database(#[source] sled::Error),
-    /// The system said no.
+    /// The file system failed.
     #[error("the segment's files failed")]
     Files(#[source] io::Error),
     /// sled panicked.
     #[error("the segment's database panicked")]
     Panicked,
-    /// Its log is damaged; opening it would destroy what can still be had.
+    /// Its log is damaged; opening it would destroy records that can still be read.
     #[error("the segment's log is damaged")]
     Unsound,
-    /// What should be its header is none.
+    /// Its header cannot be read.
     #[error("the segment's header is damaged")]
     Header,
 }
@@ -63,8 +63,8 @@ impl SegmentError {
         }
     }
 
-    /// Whether the database itself is damaged, so that trying again is no use. A disk that cannot read its sectors
-    /// counts: carving steps over them.
+    /// Whether the database itself is damaged, so that trying again does not help. Unreadable sectors count: carving
+    /// skips them.
     pub(crate) fn is_damage(&self) -> bool {
         match self {
             SegmentError::Panicked | SegmentError::Header | SegmentError::Unsound => true,
@@ -86,17 +86,17 @@ pub(crate) struct SegmentHeader {
     pub(crate) lane: u16,
     /// This segment.
     pub(crate) number: u64,
-    /// Its first position. What its predecessor holds from here on does not count.
+    /// Its first position. Its predecessor's records from here on do not count.
     pub(crate) base: Position,
-    /// Chain value at `base - 1`, as the next record has it for its previous.
+    /// Chain value at `base - 1`, as the next record has it as `previous`.
     pub(crate) previous: ChainValue,
     /// The lane's epochs when it was begun.
     pub(crate) numbering: Numbering,
-    /// Ordinal of the predecessor and what it held, so that it needs not be opened at start.
+    /// The predecessor's number and content, so that a start need not open it.
     pub(crate) predecessor: Option<(u64, Span)>,
 }
 
-/// What a segment holds.
+/// The content of a segment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Span {
     /// Its first position.
@@ -114,7 +114,7 @@ pub(crate) type Shown = (Position, Result<Vec<u8>, RecordError>);
 
 /// An open segment.
 pub(crate) struct Segment {
-    /// Taken when it is dropped, and only then.
+    /// `None` only while it is being dropped.
     database: Option<sled::Db>,
     file: File,
     directory: PathBuf,
@@ -128,12 +128,12 @@ impl std::fmt::Debug for Segment {
     }
 }
 
-/// sled panics on much that is damaged: a panic is an error like any other. Nothing is silenced.
+/// sled panics on much damage: a panic becomes an error like any other. Its message is still printed.
 fn contained<T>(call: impl FnOnce() -> Result<T, SegmentError>) -> Result<T, SegmentError> {
     catch_unwind(AssertUnwindSafe(call)).unwrap_or(Err(SegmentError::Panicked))
 }
 
-/// sled panics in its own drop when its last fsync fails; two such panics at once would be the end of the process.
+/// sled panics in its own drop when its last fsync fails; a panic during a panic would abort the process.
 impl Drop for Segment {
     fn drop(&mut self) {
         let database = self.database.take();
@@ -149,10 +149,10 @@ impl Drop for Segment {
 }
 
 impl Segment {
-    /// Makes a segment that is empty, and makes every file and directory of it durable.
+    /// Creates an empty segment, and makes all its files and directories durable.
     ///
     /// # Errors
-    /// [`SegmentError`]; what was made remains for the next start to clear away.
+    /// [`SegmentError`]; the next start removes the remains.
     pub(crate) fn create(directory: &Path) -> Result<Self, SegmentError> {
         files::create_directory(directory).map_err(SegmentError::Files)?;
         let segment = Self::open_database(directory)?;
@@ -164,14 +164,14 @@ impl Segment {
         Ok(segment)
     }
 
-    /// Opens a segment that is there: clears away what a crash left half made, waits for a lock that a dropped handle
-    /// still holds, and tries again without sled's snapshot. `durable`: the records up to this position are known to have
+    /// Opens an existing segment: removes leftovers of a crash, waits for a lock that a dropped handle still holds, and
+    /// tries again without sled's snapshot. `durable`: the records up to this position are known to have
     /// been behind the barrier.
     ///
     /// # Errors
     /// [`SegmentError`]; if it [is damage](SegmentError::is_damage), carving is next.
     pub(crate) fn open(directory: &Path, durable: Position) -> Result<Self, SegmentError> {
-        repair_leftovers(directory).map_err(SegmentError::Files)?;
+        remove_leftovers(directory).map_err(SegmentError::Files)?;
         if !directory.join(DATABASE_FILE).is_file() {
             let missing = io::Error::new(io::ErrorKind::NotFound, "the segment has no database file");
             return Err(SegmentError::Files(missing));
@@ -204,7 +204,7 @@ impl Segment {
                 Err(error) => return Err(error),
             }
         };
-        // Recovery has rewritten the tail and made a snapshot; nothing may be built on it before it is durable.
+        // Recovery has rewritten the tail and made a snapshot: sync both before anything relies on them.
         files::sync_tree(directory).map_err(SegmentError::Files)?;
         Ok(segment)
     }
@@ -221,7 +221,7 @@ impl Segment {
                     .map_err(SegmentError::Database)
             })
         };
-        // On a thread of its own, so that nothing that a panic leaves behind is ours.
+        // On a thread of its own, so that a panic leaves nothing behind on ours.
         let thread = std::thread::Builder::new()
             .name("segment-open".into())
             .spawn(open)
@@ -241,7 +241,7 @@ impl Segment {
         self.database.as_ref().ok_or(SegmentError::Panicked)
     }
 
-    /// Where it is.
+    /// Its directory.
     pub(crate) fn directory(&self) -> &Path {
         &self.directory
     }
@@ -284,11 +284,11 @@ impl Segment {
         })
     }
 
-    /// Returns when everything that was added before is on stable storage.
+    /// Returns when everything that was added so far is on stable storage.
     ///
     /// # Errors
-    /// [`SegmentError`]: what was added since the last barrier may be lost, even if it can be read: it must be
-    /// written again, to another segment.
+    /// [`SegmentError`]: records since the last barrier may be lost, even if they can be read: the caller must write them
+    /// again, to another segment.
     pub(crate) fn barrier(&self) -> Result<(), SegmentError> {
         contained(|| self.db()?.flush().map(|_| ()).map_err(SegmentError::Database))?;
         #[cfg(test)]
@@ -399,12 +399,12 @@ pub(crate) fn parse_header(value: &[u8]) -> Option<SegmentHeader> {
 }
 
 fn is_locked(error: &SegmentError) -> bool {
-    // sled has no kind of error for this: it wraps its own text, which the exact version pins.
+    // sled has no error kind for this, so its text is compared; we pin sled's exact version.
     matches!(error, SegmentError::Database(sled::Error::Io(error)) if error.to_string().starts_with("could not acquire lock"))
 }
 
-/// Half-made files that sled refuses, and that it makes again: a snapshot under way, and a `conf` that was cut short.
-fn repair_leftovers(directory: &Path) -> io::Result<()> {
+/// Removes half-made files that sled refuses but can recreate: an unfinished snapshot, and a truncated `conf`.
+fn remove_leftovers(directory: &Path) -> io::Result<()> {
     for entry in std::fs::read_dir(directory)? {
         let path = entry?.path();
         let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default();

@@ -1,8 +1,8 @@
-//! Fills what can be filled: a segment is written anew beside the old one, synced, read back; only then is the old one set
-//! aside by rename and the new one put in its place, and only then does the segment table say that the missing records are gone.
+//! Fills the missing records that it can: writes a new segment beside the old one, syncs it and reads it back. Only then it
+//! sets the old one aside by rename and puts the new one in its place, and after that it updates the segment table.
 //!
-//! Nothing that was there is deleted. Killed at any moment it can be run again, and the daemon can be started: the old
-//! segment or the new one is in its place, or the finished one beside it ([`finish_replacements`]).
+//! Nothing is deleted. After a kill at any moment it can be run again, or the daemon can be started: the old segment
+//! or the new one is in its place, or the finished one beside it ([`finish_replacements`]).
 //!
 //! [`finish_replacements`]: crate::guard::replace::finish_replacements
 
@@ -20,7 +20,7 @@ use crate::guard::replace::{replace, step};
 use crate::guard::segment::{Segment, SegmentError, SegmentHeader, Span};
 use crate::offline::error::RepairError;
 use crate::offline::inspect::{LaneInspection, SegmentInspection};
-use crate::offline::judgement::{LaneJudgement, SegmentWork};
+use crate::offline::lane_plan::{LanePlan, SegmentWork};
 use crate::offline::sources::Sources;
 use crate::state::layout::lane_file;
 use crate::state::segment_table::SegmentTable;
@@ -33,18 +33,18 @@ fn failed(action: &'static str, path: &Path) -> impl FnOnce(SegmentError) -> Rep
     }
 }
 
-/// Does all that is to be done in a lane.
+/// Carries out a lane's plan.
 pub(super) fn apply(
     (store, owner): (&Path, Option<(u32, u32)>),
     sealer: &Sealer,
-    judgement: &LaneJudgement,
+    lane_plan: &LanePlan,
     sources: &Sources,
     unproven: bool,
 ) -> Result<(), RepairError> {
-    let inspection = &judgement.inspection;
+    let inspection = &lane_plan.inspection;
     let mut table = inspection.table.clone();
     for (number, inspected) in &inspection.segments {
-        let Some(work) = judgement.work(*number, unproven) else { continue };
+        let Some(work) = lane_plan.work(*number, unproven) else { continue };
         let bytes = rewrite((store, owner), sealer, inspection, (*number, inspected), &work, sources)?;
         if let Some(table) = &mut table {
             update_table((store, owner), inspection, table, (*number, inspected), &work, bytes)?;
@@ -53,7 +53,7 @@ pub(super) fn apply(
     Ok(())
 }
 
-/// Writes a segment anew and puts it in its place. The payload's bytes.
+/// Writes a new segment and puts it in its place. Returns the payload's bytes.
 fn rewrite(
     (store, owner): (&Path, Option<(u32, u32)>),
     sealer: &Sealer,
@@ -64,7 +64,7 @@ fn rewrite(
 ) -> Result<u64, RepairError> {
     let place = inspected.place.as_path();
     let fresh = place.with_extension("new");
-    // Unfinished: a finished one has taken its place by now.
+    // It is unfinished: a finished one would be in its place by now.
     if fresh.exists() {
         fs::remove_dir_all(&fresh).map_err(RepairError::cannot("remove", &fresh))?;
     }
@@ -116,7 +116,7 @@ fn header(
     Ok(SegmentHeader { lane: inspection.id, number, base, previous, numbering, predecessor: None })
 }
 
-/// Opens what was written and compares every record with what was chosen: seal, place, chain value.
+/// Opens the new segment and compares every record with the chosen one: seal, place, chain value.
 fn read_back(
     sealer: &Sealer,
     inspection: &LaneInspection,
@@ -142,7 +142,7 @@ fn read_back(
     if good && chosen.next().is_none() { Ok(bytes) } else { Err(RepairError::ReadBack(fresh.to_owned())) }
 }
 
-/// Records that were found again are not missing any more; a segment that was gone is in the segment table again.
+/// Removes recovered records from the missing ones; a segment that was gone is in the segment table again.
 fn update_table(
     (store, owner): (&Path, Option<(u32, u32)>),
     inspection: &LaneInspection,

@@ -1,4 +1,4 @@
-//! Why there was no offline repair.
+//! Why offline repair failed.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -7,19 +7,19 @@ use pgw_core::transaction::Lane;
 
 use crate::errors::{OpenError, Refusal};
 
-/// Why there was no repair. What was done before it stands, and the command can be given again.
+/// Why a repair failed. Everything done so far stays, and the command can be run again.
 #[derive(Debug, thiserror::Error)]
 pub enum RepairError {
     /// It is not a store that this configuration and key open, or it is in use.
     #[error(transparent)]
     Open(#[from] OpenError),
-    /// There is none.
+    /// There is no store.
     #[error("there is no store in {0}")]
     NoStore(PathBuf),
-    /// It does not say whose it is, and no record of it opens with this key.
+    /// `FORMAT` is damaged or gone, and no record opens with this key.
     #[error("the file FORMAT of the store in {0} is damaged, and no record there opens with the outbox key")]
     NothingOpens(PathBuf),
-    /// The records are back; a lane needs new numbers after the confirmed watermark, and they could not be made durable.
+    /// The records are recovered, but a lane needs new numbers after the watermark, and they could not be written.
     #[error("lane {0}: records were recovered, but the lane could not be renumbered")]
     Numbers(Lane, #[source] Refusal),
     /// `FORMAT` also said which key has sealed what.
@@ -27,19 +27,19 @@ pub enum RepairError {
         "the file FORMAT of the store in {0} is damaged, and records there were sealed with an earlier key: take FORMAT from a copy of the store"
     )]
     SeveralKeys(PathBuf),
-    /// What is written here would belong to somebody else, and keep the daemon out.
+    /// New files would belong to another user, and the daemon could not read them.
     #[error(
         "the store in {0} belongs to user {1}: repair it as that user or as root, or the daemon could not read it afterwards"
     )]
     NotTheOwner(PathBuf, u32),
-    /// The system said no.
+    /// The file system failed.
     #[error("cannot {action} {path}")]
     Files {
         /// What was tried.
         action: &'static str,
-        /// On what.
+        /// The file or directory.
         path: PathBuf,
-        /// What it said.
+        /// The system's error.
         #[source]
         source: io::Error,
     },
@@ -49,7 +49,7 @@ pub enum RepairError {
 }
 
 impl RepairError {
-    /// Makes one of what the system said.
+    /// Makes one of the system's error.
     pub(super) fn cannot(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
         let path = path.to_owned();
         move |source| Self::Files { action, path, source }

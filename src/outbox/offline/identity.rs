@@ -1,5 +1,5 @@
-//! What every start needs and nothing else tells: whose store it is, and the numbers of its lanes. Where those two small files are
-//! damaged the daemon does not start; what they said stands in the records.
+//! The two small files that every start needs: the store's owner (`FORMAT`), and the numbers of its lanes. If one is damaged
+//! the daemon does not start; the records have the same information.
 
 use std::fs;
 use std::path::Path;
@@ -38,7 +38,7 @@ pub(super) fn is_known(
             if source.kind() == std::io::ErrorKind::InvalidData || files::is_unreadable(&source) => {}
         Err(error) => return Err(error.into()),
     }
-    // Which key has sealed what stood in it as well, and only one answer needs no file.
+    // `FORMAT` also said which key has sealed what. It can be rebuilt only if one key has sealed everything.
     let present = keys.present().id_bytes();
     let mut opened = false;
     for segment in segments(store)? {
@@ -55,7 +55,7 @@ pub(super) fn is_known(
     if opened { Ok(false) } else { Err(RepairError::NothingOpens(store.to_owned())) }
 }
 
-/// Writes `FORMAT` anew, for the owner that the configuration names.
+/// Writes `FORMAT` again, for the owner that the configuration names.
 pub(super) fn write_format(
     settings: &OutboxSettings,
     keys: &Keyring,
@@ -66,7 +66,7 @@ pub(super) fn write_format(
     descriptor::Descriptor::restore(settings, keys, owner).map_err(RepairError::cannot("write", &path))
 }
 
-/// The store's lanes with their numbers, and whether their list is damaged or gone: they are taken from the segments then.
+/// The store's lanes with their numbers, and whether their list is damaged or gone: then they come from the segments.
 pub(super) fn lanes(store: &Path) -> Result<(Vec<(Lane, u16)>, bool), RepairError> {
     let numbered = |(id, lane)| u16::try_from(id).ok().map(|id| (lane, id));
     if let Ok(Some(list)) = files::load::<Vec<Lane>>(&store.join(LANES)) {
@@ -87,7 +87,7 @@ pub(super) fn lanes(store: &Path) -> Result<(Vec<(Lane, u16)>, bool), RepairErro
     Ok((lanes, damaged))
 }
 
-/// Writes the list of lanes anew, if their numbers leave no gap: a lane without a record may have had one.
+/// Writes the list of lanes again, if their numbers leave no gap: in a gap may have been a lane without records.
 pub(super) fn write_lanes(
     store: &Path,
     lanes: &[(Lane, u16)],
@@ -103,17 +103,17 @@ pub(super) fn write_lanes(
     Ok(true)
 }
 
-/// The damaged file stays, beside the store's own.
+/// Keeps the damaged file in `aside`.
 fn keep(store: &Path, name: &str, owner: Option<(u32, u32)>) -> Result<(), RepairError> {
     let (path, aside) = (store.join(name), store.join("aside"));
-    let kept = aside.join(format!("{name}-{}", Uuid::now_v7()));
-    // What cannot be read at all is no loss.
+    let copy = aside.join(format!("{name}-{}", Uuid::now_v7()));
+    // A file that cannot be read at all is no loss.
     let Ok(bytes) = fs::read(&path) else { return Ok(()) };
     let written = files::create_directory(&aside)
-        .and_then(|()| pgw_durable::create(&kept, pgw_durable::PRIVATE, &bytes))
+        .and_then(|()| pgw_durable::create(&copy, pgw_durable::PRIVATE, &bytes))
         .and_then(|()| if owner.is_some() { files::give_to_owner(store) } else { Ok(()) })
         .and_then(|()| files::sync_tree(&aside));
-    written.map_err(RepairError::cannot("write", &kept))
+    written.map_err(RepairError::cannot("write", &copy))
 }
 
 /// The directories of all segments, lane by lane.

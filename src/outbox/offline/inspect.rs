@@ -1,4 +1,5 @@
-//! Reads a store that nobody has open, raw, and writes nothing: what each lane should have, and what lies in its segments.
+//! Reads the raw files of a store that nobody has open, and writes nothing: what each lane should have, and what its
+//! segments hold.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
@@ -17,7 +18,7 @@ use crate::guard::log_check;
 use crate::guard::record::Header;
 use crate::guard::segment::{DATABASE_FILE, SegmentHeader, Span};
 use crate::offline::error::RepairError;
-use crate::offline::plan::{Anchor, Candidates, FoundRecord, Part, PositionVerdict, ReleasedRange, judge};
+use crate::offline::plan::{Anchor, Candidates, FoundRecord, Part, PositionVerdict, ReleasedRange, decide};
 use crate::state::checkpoint::TailCheckpoint;
 use crate::state::layout::lane_file;
 use crate::state::segment_table::SegmentTable;
@@ -25,7 +26,7 @@ use crate::state::watermarks::Watermarks;
 use crate::types::Watermark;
 use crate::void::Voids;
 
-/// A lane as the small files and the segments' headers tell of it, and what lies in its segments.
+/// A lane as the small files and the segments' headers describe it, and the content of its segments.
 #[derive(Debug)]
 pub(super) struct LaneInspection {
     pub(super) lane: Lane,
@@ -36,7 +37,7 @@ pub(super) struct LaneInspection {
     pub(super) watermark: Option<Watermark>,
     pub(super) checkpoint: Option<(Position, ChainValue)>,
     pub(super) voids: Voids,
-    /// Where each epoch begins that anything tells of.
+    /// Where each known epoch begins.
     bases: HashMap<Epoch, Position>,
     /// By segment number.
     pub(super) segments: BTreeMap<u64, SegmentInspection>,
@@ -44,28 +45,28 @@ pub(super) struct LaneInspection {
     pub(super) tail: Position,
 }
 
-/// A segment as it lies there.
+/// A segment as it was found.
 #[derive(Debug)]
 pub(super) struct SegmentInspection {
-    /// Where it belongs.
+    /// Its proper path.
     pub(super) place: PathBuf,
-    /// Where it lies now: a crash can have left it beside its place. `None`: it is gone.
+    /// Where it is now: a crash can have left it beside its place. `None`: it is gone.
     pub(super) lies: Option<PathBuf>,
     pub(super) header: Option<SegmentHeader>,
     pub(super) span: Span,
     /// The last position that counts in it.
     pub(super) last: Position,
-    /// Whether sled would find all of its log; otherwise the daemon carves it when it opens it.
+    /// Whether sled would find all of its log; if not, the daemon rebuilds it when it opens it.
     pub(super) sound: bool,
     /// Bytes that the disk could not read.
     pub(super) unreadable_bytes: u64,
-    /// What was found in it; of one that is whole only the first and the last record are kept here.
+    /// The records found in it; of a whole segment only the first and the last are kept here.
     pub(super) found: Candidates,
-    /// Every position is there, and each follows from the one before.
+    /// Every position has its record, and each follows from the one before.
     pub(super) whole: bool,
 }
 
-/// Opens what is found, and remembers the names of senders once.
+/// Opens found records, and keeps each sender's name only once.
 pub(super) struct Opener<'a> {
     sealer: &'a Sealer,
     senders: HashMap<String, Arc<str>>,
@@ -98,7 +99,7 @@ impl<'a> Opener<'a> {
 }
 
 impl LaneInspection {
-    /// Looks at one lane. `progress` hears of each segment before it is read.
+    /// Inspects one lane. Calls `progress` with each segment before it is read.
     pub(super) fn at(
         store: &Path,
         (lane, id): (&Lane, u16),
@@ -106,7 +107,7 @@ impl LaneInspection {
         progress: &mut dyn FnMut(&Lane, u64),
     ) -> Result<Self, RepairError> {
         let directory = store.join("segments").join(lane.as_str());
-        // What cannot be read here the daemon makes again, and so it counts for nothing.
+        // The daemon recreates files that cannot be read here, so they are ignored.
         let table = files::load::<SegmentTable>(&lane_file(store, lane, "ledger")).ok().flatten();
         let numbering = files::load::<Numbering>(&lane_file(store, lane, "numbering")).ok().flatten();
         let voids = files::load::<Voids>(&lane_file(store, lane, "voids")).ok().flatten().unwrap_or_default();
@@ -160,8 +161,8 @@ impl LaneInspection {
         Ok(inspection)
     }
 
-    /// Whether the record is one of this lane whose chain value follows from its content; where the beginning of its epoch is
-    /// not known any more, its seal alone speaks for the value.
+    /// Whether the record is one of this lane whose chain value follows from its content. If the beginning of its epoch is no
+    /// longer known, only its seal proves the value.
     pub(super) fn is_sealed_here(&self, header: &Header, transaction: &Transaction) -> bool {
         if header.lane != self.id {
             return false;
@@ -177,7 +178,7 @@ impl LaneInspection {
         header.chain == header.previous.next_for(header.epoch, &self.lane, sequence, transaction)
     }
 
-    /// Reads one segment raw. The newest comes first, as it says where the lane ends.
+    /// Reads one segment's raw files. The newest comes first: it shows where the lane ends.
     fn read_piece(
         &mut self,
         number: u64,
@@ -210,7 +211,7 @@ impl LaneInspection {
         }
         let mut last = last;
         if newest {
-            // What a crash left behind a gap was never answered.
+            // Records that a crash left after a gap were never answered.
             let durable = vouched.max(first.saturating_sub(1));
             let end = (durable + 1..).find(|position| !found.contains_key(position)).unwrap_or(Position::MAX);
             found.split_off(&end);
@@ -231,22 +232,22 @@ impl LaneInspection {
         let Some(segment) = self.segments.get_mut(&number) else { return };
         let (first, last) = (segment.span.base, segment.last);
         let part = Part { first, last, missing: &missing, released: &released, anchors: &anchors };
-        let stands = |(position, verdict): (&Position, &PositionVerdict)| {
-            matches!(verdict, PositionVerdict::Stands(_))
+        let intact = |(position, verdict): (&Position, &PositionVerdict)| {
+            matches!(verdict, PositionVerdict::Intact(_))
                 && segment.found.get(position).is_some_and(|f| f.len() == 1)
         };
-        segment.whole = segment.sound && judge(&part, &segment.found).verdicts.iter().all(stands);
+        segment.whole = segment.sound && decide(&part, &segment.found).verdicts.iter().all(intact);
         if segment.whole {
             segment.found.retain(|position, _| *position == first || *position == last);
         }
     }
 
-    /// What the store gives up as lost.
+    /// The positions that the store counts as missing.
     pub(super) fn missing(&self) -> &[(Position, Position)] {
         self.table.as_ref().map_or(&[], |table| table.missing.ranges())
     }
 
-    /// What a person has released.
+    /// The ranges that an operator has written off.
     pub(super) fn released(&self) -> Vec<ReleasedRange> {
         let ranges = self.voids.ranges();
         ranges
@@ -257,14 +258,14 @@ impl LaneInspection {
     /// The chain values that are known beside the records.
     pub(super) fn anchors(&self) -> Vec<Anchor> {
         let mut anchors = Vec::new();
-        // A lane that was opened twice after it had lost its end has the first value of the next epoch there.
+        // A lane that was opened twice after losing its end has the first value of the next epoch here.
         let is_first = |chain| self.bases.keys().any(|e| ChainValue::first(*e, self.lane.as_str()) == chain);
         for (epoch, position, chain) in self.voids.ends().filter(|(_, _, chain)| !is_first(*chain)) {
             anchors.push(Anchor { position, epoch, chain });
         }
         if let Some(numbering) = &self.numbering {
             if let Some((position, chain)) = self.checkpoint {
-                // It has the value as the next record will have it.
+                // Its value is the one that the next record will name.
                 anchors.push(Anchor { position, epoch: numbering.at(position + 1).epoch, chain });
             }
             if let Some(Watermark { position, chain }) = self.watermark {
@@ -273,7 +274,7 @@ impl LaneInspection {
         }
         for segment in self.segments.values() {
             let Some(header) = &segment.header else { continue };
-            // A header that carving had to make up has no value.
+            // A substitute header that carving made has no value.
             if header.previous != ChainValue([0; 32]) {
                 anchors.push(Anchor {
                     position: header.base.saturating_sub(1),
@@ -286,7 +287,7 @@ impl LaneInspection {
     }
 }
 
-/// The segments of a lane by segment number, and where each lies.
+/// The segments of a lane by segment number, with their paths.
 fn lying_segments(directory: &Path) -> io::Result<BTreeMap<u64, PathBuf>> {
     let mut lying = BTreeMap::new();
     let entries = match fs::read_dir(directory) {
@@ -307,7 +308,7 @@ fn lying_segments(directory: &Path) -> io::Result<BTreeMap<u64, PathBuf>> {
     Ok(lying)
 }
 
-/// The row of a lane as the daemon would find it; and those that are gone and were not confirmed.
+/// A lane's segments as the daemon would find them, and those that are gone and were not confirmed.
 fn known_segments(
     directory: &Path,
     lying: BTreeMap<u64, PathBuf>,
@@ -329,7 +330,7 @@ fn known_segments(
         } else if !spans.contains_key(number) {
             let scan = scan_directory(path).map_err(RepairError::cannot("read", path))?;
             let first = scan.records().next().and_then(|s| Header::parse(&s.record).ok().map(|(h, _)| h));
-            // Without a header and a record it was made ahead only.
+            // Without a header and a record it was only made ahead.
             let Some(first) = first else { continue };
             let span = Span { base: first.position, previous: first.previous, bytes: 0, oldest: None };
             spans.insert(*number, span);
@@ -345,7 +346,7 @@ fn known_segments(
         let lies = lying.get(&number).cloned();
         let last = next_base.map_or(vouched, |next| next - 1);
         let overtaken = next_base.is_some_and(|next| span.base >= next);
-        // What is gone and was confirmed was pruned.
+        // A segment that is gone and was confirmed was pruned.
         if overtaken || (lies.is_none() && (last <= confirmed || last < span.base)) {
             continue;
         }

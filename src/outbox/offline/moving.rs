@@ -1,9 +1,9 @@
-//! A store that moves to another box: the old box retires it, the new one adopts the copy when nothing of it is missing.
+//! Moving a store to another box: the old box retires it, the new one adopts the copy if it is complete.
 //!
-//! Retired, a store is never opened again: what runs twice forks. [`retire`] writes that into `FORMAT` first, then `MANIFEST`: the
-//! length and SHA-256 of every file below the data directory, and where each lane stood. [`check_copy`] compares a copy
-//! with its manifest and names what is missing; [`adopt`] lets it run. The store that was retired itself is distinguished from a copy by
-//! its machine and its directory, and is not adopted.
+//! A retired store is never opened again: if it ran twice, its lanes would fork. [`retire`] writes that into `FORMAT` first,
+//! then `MANIFEST`: the length and SHA-256 of every file below the data directory, and each lane's totals. [`check_copy`]
+//! compares a copy with its manifest and names missing files; [`adopt`] lets it run. Machine and directory distinguish the
+//! retired store itself from a copy; it is not adopted.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -25,17 +25,17 @@ use crate::types::OutboxSettings;
 
 /// Name of the list, in the store's directory.
 pub const MANIFEST: &str = "MANIFEST";
-/// What a copy may lack: it is made again.
+/// Files that a copy may lack: they are recreated.
 const NOT_LISTED: [&str; 5] = ["lock", "ballast", "trash", MANIFEST, "MANIFEST.new"];
 
-/// How far a lane was.
+/// A lane's totals.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct LaneStand {
+pub struct LaneTotals {
     /// Ever accepted: the last position.
     pub accepted: u64,
     /// Confirmed by the hub.
     pub confirmed: u64,
-    /// Not confirmed yet, and there.
+    /// Not confirmed yet, and readable.
     pub waiting: u64,
     /// No longer readable.
     pub damaged: u64,
@@ -43,18 +43,18 @@ pub struct LaneStand {
     pub chain: Option<ChainValue>,
 }
 
-/// What a retired store holds.
+/// The content of a retired store.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Manifest {
     version: u32,
     /// Each lane.
-    pub lanes: BTreeMap<Lane, LaneStand>,
+    pub lanes: BTreeMap<Lane, LaneTotals>,
     /// Each file below the data directory: length in bytes, and SHA-256 in hexadecimal digits.
     pub files: BTreeMap<PathBuf, (u64, String)>,
 }
 
 impl Manifest {
-    /// A few digits by which two people on the telephone can tell that they have the same.
+    /// A few digits by which two people on the telephone can check that they have the same manifest.
     #[must_use]
     pub fn word(&self) -> String {
         let text = serde_json::to_vec(self).unwrap_or_default();
@@ -70,23 +70,23 @@ pub enum MoveError {
     /// It cannot be opened.
     #[error(transparent)]
     Open(#[from] OpenError),
-    /// There is none.
+    /// There is no store.
     #[error("there is no store in {0}")]
     NoStore(PathBuf),
     /// It was never retired, or is adopted already.
     #[error("the store in {0} is not retired: it can run as it is")]
     NotRetired(PathBuf),
-    /// It is the one that was retired, and no copy.
+    /// It is the retired store itself, not a copy.
     #[error(
         "the store in {0} is the retired store itself, on the machine that retired it: adopt the copy on the new box. Was the move given up, and nothing started on the new box? `practice-gateway outbox retire --undo`"
     )]
     NotACopy(PathBuf),
-    /// There is no list to compare the copy with.
+    /// There is no manifest to compare the copy with.
     #[error(
         "{0} is missing: the copy is incomplete, or `practice-gateway outbox retire` did not finish on the old box"
     )]
     NoManifest(PathBuf),
-    /// The copy is not what was retired.
+    /// The copy differs from the retired store.
     #[error("the copy differs from the retired store: {}", .0.join("; "))]
     Incomplete(Vec<String>),
 }
@@ -139,14 +139,14 @@ fn inventory(data: &Path, store: &Path) -> Result<BTreeMap<PathBuf, (u64, String
     Ok(listed)
 }
 
-/// Where each lane stands.
-pub fn stands(outbox: &Outbox) -> BTreeMap<Lane, LaneStand> {
-    let stand = |(lane, counts): (Lane, crate::types::LaneCounts)| {
+/// Each lane's totals.
+pub fn lane_totals(outbox: &Outbox) -> BTreeMap<Lane, LaneTotals> {
+    let totals = |(lane, counts): (Lane, crate::types::LaneCounts)| {
         let chain = outbox.chain_at(&lane, counts.accepted);
         let crate::types::LaneCounts { accepted, confirmed, waiting, damaged, .. } = counts;
-        (lane, LaneStand { accepted, confirmed, waiting, damaged, chain })
+        (lane, LaneTotals { accepted, confirmed, waiting, damaged, chain })
     };
-    outbox.snapshot().lanes.into_iter().map(stand).collect()
+    outbox.snapshot().lanes.into_iter().map(totals).collect()
 }
 
 fn remove_manifest(store: &Path) -> Result<(), OpenError> {
@@ -159,8 +159,8 @@ fn manifest(store: &Path) -> Result<Option<Manifest>, OpenError> {
     files::load(&path).map_err(failed("read", &path))
 }
 
-/// Watermarks the store as one that must never be opened again, and lists what a copy of it must have. `data`: the data directory. A
-/// store that is retired already only gives its list. The daemon must not run.
+/// Retires the store, so that it is never opened again, and lists the files that a copy must have. `data`: the data directory.
+/// For a store that is retired already it only returns the list. The daemon must not run.
 ///
 /// # Errors
 /// [`MoveError`].
@@ -173,18 +173,18 @@ pub fn retire(settings: &OutboxSettings, data: &Path, keys: Keyring) -> Result<M
         if let Some(manifest) = manifest(store)? {
             return Ok(manifest);
         }
-        // A crash came before the list.
+        // A crash came before the manifest.
         let outbox = Outbox::open_retired(settings.clone(), keys)?;
         return list(settings, data, outbox);
     }
     let outbox = Outbox::open(settings.clone(), keys)?;
-    let retired = Retired::here(store).map_err(failed("look at", store))?;
+    let retired = Retired::here(store).map_err(failed("inspect", store))?;
     let path = store.join("FORMAT");
-    // Its lock is still held here. Opening it may have begun a key: what FORMAT says now counts.
+    // The lock is still held. Opening the store may have begun a key, so FORMAT is read again.
     let Some(mut descriptor) = descriptor::owned(settings)? else {
         return Err(MoveError::NoStore(store.clone()));
     };
-    // One of an earlier move must not be taken for this one's, should a crash come before the list.
+    // After a crash before the new manifest, one of an earlier move must not be taken for it.
     remove_manifest(store)?;
     descriptor.retired = Some(retired);
     descriptor.save(store).map_err(failed("write", &path))?;
@@ -193,7 +193,7 @@ pub fn retire(settings: &OutboxSettings, data: &Path, keys: Keyring) -> Result<M
 
 fn list(settings: &OutboxSettings, data: &Path, outbox: Outbox) -> Result<Manifest, MoveError> {
     let store = &settings.directory;
-    let lanes = stands(&outbox);
+    let lanes = lane_totals(&outbox);
     outbox.close();
     let _lock = descriptor::lock(store)?;
     let manifest = Manifest { version: 1, lanes, files: inventory(data, store)? };
@@ -203,7 +203,7 @@ fn list(settings: &OutboxSettings, data: &Path, outbox: Outbox) -> Result<Manife
     Ok(manifest)
 }
 
-/// Gives all of a store that no daemon has open to whoever owns its directory: root's commands make files, too.
+/// Gives all files of a store that no daemon has open to its directory's owner: root's commands make files, too.
 ///
 /// # Errors
 /// [`OpenError::Io`].
@@ -211,7 +211,7 @@ pub fn give_to_owner(store: &Path) -> Result<(), OpenError> {
     files::give_to_owner(store).map_err(failed("give to its owner what is in", store))
 }
 
-/// The move is given up: the store runs again where it was. Whoever calls this knows that no copy was adopted.
+/// Cancels a move: the store runs again where it was. The caller must know that no copy was adopted.
 ///
 /// # Errors
 /// [`MoveError`].
@@ -233,7 +233,7 @@ fn retired(settings: &OutboxSettings) -> Result<(File, Descriptor), MoveError> {
     }
 }
 
-/// `FORMAT` last: until then the store is refused.
+/// Writes `FORMAT` last: until then the store is refused.
 fn release(store: &Path, mut descriptor: Descriptor) -> Result<(), MoveError> {
     let path = store.join("FORMAT");
     descriptor.retired = None;
@@ -242,10 +242,10 @@ fn release(store: &Path, mut descriptor: Descriptor) -> Result<(), MoveError> {
     Ok(give_to_owner(store)?)
 }
 
-/// Compares a copy with its list, file by file. Nothing is written.
+/// Compares a copy with its manifest, file by file. Nothing is written.
 ///
 /// # Errors
-/// [`MoveError::Incomplete`] names what is missing or other than it was.
+/// [`MoveError::Incomplete`] names missing and altered files.
 pub fn check_copy(settings: &OutboxSettings, data: &Path) -> Result<Manifest, MoveError> {
     const MOST_NAMED: usize = 10;
     let store = &settings.directory;
@@ -253,7 +253,7 @@ pub fn check_copy(settings: &OutboxSettings, data: &Path) -> Result<Manifest, Mo
         return Err(MoveError::NoStore(store.clone()));
     };
     let Some(retired) = &descriptor.retired else { return Err(MoveError::NotRetired(store.clone())) };
-    let here = Retired::here(store).map_err(failed("look at", store))?;
+    let here = Retired::here(store).map_err(failed("inspect", store))?;
     if (&here.machine, here.inode) == (&retired.machine, retired.inode) {
         return Err(MoveError::NotACopy(store.clone()));
     }
@@ -284,7 +284,7 @@ pub fn check_copy(settings: &OutboxSettings, data: &Path) -> Result<Manifest, Mo
     if wrong.is_empty() { Ok(manifest) } else { Err(MoveError::Incomplete(wrong)) }
 }
 
-/// The copy may run from now on. Whoever calls this has checked it.
+/// Lets the copy run from now on. The caller has checked it.
 ///
 /// # Errors
 /// [`MoveError`].

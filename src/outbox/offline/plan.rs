@@ -1,9 +1,9 @@
-//! What stands, what fits a missing record, and what is lost: decided by chain values alone; no IO.
+//! Which records are intact, which fit a missing one, and which are lost: decided by chain values alone; no IO.
 //!
-//! A record fits when something that comes *after* it vouches for it: the next record names its chain value as the
-//! one before it, or the tail checkpoint, a confirmed watermark, a void or a kept end of an epoch has that value. That it follows from the
-//! record before it proves less: a record that nobody was told of, and that a power cut took, follows from it as well, and so does one of
-//! a copy of this box that went on by itself. Such a record is *unproven*, and a person decides.
+//! A record fits when something *after* it vouches for it: the next record names its chain value as the one before it, or
+//! the tail checkpoint, a watermark, a void or a kept end of an epoch has that value. That it follows from the record before
+//! it proves less: so does a record that was never answered and lost in a power cut, and one of a copy of this box that
+//! continued by itself. Such a record is *unproven*, and an operator decides.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -22,21 +22,21 @@ pub(super) struct FoundRecord {
     pub(super) chain: ChainValue,
     /// CRC32C of its sealed bytes: with the position, its name in a scan.
     pub(super) tag: u32,
-    /// It lies where it belongs, in its own segment.
+    /// It was found in its own segment.
     pub(super) own: bool,
     /// When it was accepted, and the sender that its transaction names.
     pub(super) time: UnixMillis,
     pub(super) sender: Arc<str>,
 }
 
-/// All that was found, by position.
+/// All records that were found, by position.
 pub(super) type Candidates = BTreeMap<Position, Vec<FoundRecord>>;
 
 /// A chain value that is known from elsewhere.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Anchor {
     pub(super) position: Position,
-    /// In which it holds.
+    /// The epoch in which it holds.
     pub(super) epoch: Epoch,
     pub(super) chain: ChainValue,
 }
@@ -50,39 +50,39 @@ pub(super) struct ReleasedRange {
     pub(super) previous: ChainValue,
 }
 
-/// The positions of one segment, and what is known of them.
+/// The positions of one segment, with everything that is known about them.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Part<'a> {
     pub(super) first: Position,
     pub(super) last: Position,
-    /// What the store gives up as lost.
+    /// The positions that the store counts as missing.
     pub(super) missing: &'a [(Position, Position)],
     pub(super) released: &'a [ReleasedRange],
     pub(super) anchors: &'a [Anchor],
 }
 
-/// What becomes of a position; the numbers are places among its candidates.
+/// The decision about a position; the numbers are indexes of its candidates.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum PositionVerdict {
-    /// It lies in its segment and can be read there.
-    Stands(usize),
-    /// It can be read there, and what comes after it names another chain value.
+    /// Its record can be read in its segment.
+    Intact(usize),
+    /// Its record can be read there, but the next one names another chain value.
     Contradicts(usize),
-    /// It is missing, and this one is vouched for by what comes after it.
+    /// It is missing, and what comes after vouches for this candidate.
     Fits(usize),
-    /// It is missing; this is the only one that was found, nothing contradicts it and nothing vouches for it.
+    /// It is missing; this is the only candidate, nothing contradicts it and nothing vouches for it.
     Unproven(usize),
-    /// It is released for good, whatever was found.
+    /// It was written off for good, whatever was found.
     Released(Option<usize>),
-    /// Nothing that was found belongs here.
+    /// No candidate belongs here.
     Lost,
 }
 
 impl PositionVerdict {
-    /// Which candidate stands here, or would.
+    /// The candidate that is here, or would be.
     pub(super) fn chosen(self) -> Option<usize> {
         match self {
-            Self::Stands(at) | Self::Contradicts(at) | Self::Fits(at) | Self::Unproven(at) => Some(at),
+            Self::Intact(at) | Self::Contradicts(at) | Self::Fits(at) | Self::Unproven(at) => Some(at),
             Self::Released(own) => own,
             Self::Lost => None,
         }
@@ -94,11 +94,11 @@ impl PositionVerdict {
     }
 }
 
-/// What became of a part.
+/// The decisions about a part.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Judged {
+pub(super) struct Decisions {
     pub(super) verdicts: BTreeMap<Position, PositionVerdict>,
-    /// What the last position before the part must have, where its first record says so.
+    /// The chain value that the last position before the part must have, if its first record names it.
     pub(super) before: Option<Anchor>,
 }
 
@@ -106,12 +106,12 @@ fn within(ranges: &[(Position, Position)], position: Position) -> bool {
     ranges.iter().any(|(from, through)| (*from..=*through).contains(&position))
 }
 
-/// Judges every position of a part, from its end backwards.
-pub(super) fn judge(part: &Part<'_>, candidates: &Candidates) -> Judged {
+/// Decides about every position of a part, from its end backwards.
+pub(super) fn decide(part: &Part<'_>, candidates: &Candidates) -> Decisions {
     let mut verdicts = BTreeMap::new();
     let anchors: Vec<Anchor> =
         part.anchors.iter().copied().filter(|a| (part.first..=part.last).contains(&a.position)).collect();
-    // What the one after this position names as the value before it.
+    // The value that the next position names as the one before it.
     let mut named: Option<Anchor> = None;
     for position in (part.first..=part.last).rev() {
         let found = candidates.get(&position).map_or(&[][..], Vec::as_slice);
@@ -130,7 +130,7 @@ pub(super) fn judge(part: &Part<'_>, candidates: &Candidates) -> Judged {
             anchors.iter().copied().chain(named).filter(|anchor| anchor.position == position).collect();
         let verdict = at_position(position, found, &known, within(part.missing, position), candidates);
         named = match verdict {
-            PositionVerdict::Stands(at) | PositionVerdict::Fits(at) => found.get(at),
+            PositionVerdict::Intact(at) | PositionVerdict::Fits(at) => found.get(at),
             _ => None,
         }
         .map(|found| Anchor {
@@ -141,7 +141,7 @@ pub(super) fn judge(part: &Part<'_>, candidates: &Candidates) -> Judged {
         verdicts.insert(position, verdict);
     }
     resolve_unproven(part, candidates, &mut verdicts);
-    Judged { verdicts, before: named.filter(|anchor| anchor.position + 1 == part.first) }
+    Decisions { verdicts, before: named.filter(|anchor| anchor.position + 1 == part.first) }
 }
 
 fn at_position(
@@ -156,23 +156,23 @@ fn at_position(
     let contradicted = |found: &FoundRecord| !vouched(found) && known.iter().any(|a| a.epoch == found.epoch);
     let of = |own: bool| found.iter().position(|found| found.own == own && vouched(found));
     if let Some(at) = of(true) {
-        return if is_missing { PositionVerdict::Fits(at) } else { PositionVerdict::Stands(at) };
+        return if is_missing { PositionVerdict::Fits(at) } else { PositionVerdict::Intact(at) };
     }
     if let Some(at) = of(false) {
         return PositionVerdict::Fits(at);
     }
     if !is_missing && found.iter().any(|found| found.own) {
-        // As the daemon's own carving: the one that follows from what is before it, then the one that was found last.
+        // As the daemon's own rebuild does: one that follows from the record before it, else the one found last.
         let before = candidates.get(&position.saturating_sub(1)).map_or(&[][..], Vec::as_slice);
         let follows = found.iter().rposition(|f| f.own && before.iter().any(|b| b.chain == f.previous));
         let at = follows.or(found.iter().rposition(|found| found.own)).unwrap_or_default();
         return if found.get(at).is_some_and(contradicted) {
             PositionVerdict::Contradicts(at)
         } else {
-            PositionVerdict::Stands(at)
+            PositionVerdict::Intact(at)
         };
     }
-    // Two that differ, and nothing decides between them: neither.
+    // If candidates differ and nothing decides between them, take none.
     let left: Vec<usize> =
         (0..found.len()).filter(|at| found.get(*at).is_some_and(|f| !contradicted(f))).collect();
     let same = |at: &usize| {
@@ -184,7 +184,7 @@ fn at_position(
     }
 }
 
-/// An unproven record must at least follow from what stands before it, and two of them must not contradict each other.
+/// An unproven record must at least follow from the record before it, and two of them must not contradict each other.
 fn resolve_unproven(
     part: &Part<'_>,
     candidates: &Candidates,
@@ -246,12 +246,12 @@ mod tests {
         Anchor { position, epoch: EPOCH, chain: value(position, 0) }
     }
 
-    fn judge_all(
+    fn decide_all(
         candidates: &Candidates,
         missing: &[(Position, Position)],
         anchors: &[Anchor],
     ) -> BTreeMap<Position, PositionVerdict> {
-        judge(&Part { first: 1, last: LAST, missing, released: &[], anchors }, candidates).verdicts
+        decide(&Part { first: 1, last: LAST, missing, released: &[], anchors }, candidates).verdicts
     }
 
     fn own(positions: impl IntoIterator<Item = Position>) -> Candidates {
@@ -264,42 +264,42 @@ mod tests {
         for position in [5, 6, 8] {
             candidates.insert(position, vec![found(position, 0, 0, false)]);
         }
-        let verdicts = judge_all(&candidates, &[], &[]);
+        let verdicts = decide_all(&candidates, &[], &[]);
         let at = |position| verdicts[&position];
         assert_eq!(
             [4, 5, 6, 7, 8, 9].map(at),
             [
-                PositionVerdict::Stands(0),
+                PositionVerdict::Intact(0),
                 PositionVerdict::Unproven(0),
                 PositionVerdict::Unproven(0),
                 PositionVerdict::Lost,
                 PositionVerdict::Fits(0),
-                PositionVerdict::Stands(0),
+                PositionVerdict::Intact(0),
             ]
         );
         // The whole run is proven by its end.
         candidates.insert(7, vec![found(7, 0, 0, false)]);
-        let verdicts = judge_all(&candidates, &[], &[]);
+        let verdicts = decide_all(&candidates, &[], &[]);
         assert!((5..=8).all(|position| verdicts[&position] == PositionVerdict::Fits(0)));
         // A tail is proven by the tail checkpoint only.
         let tail: Candidates = own(1..=10);
         let mut tail_found = tail.clone();
         (11..=LAST).for_each(|p| drop(tail_found.insert(p, vec![found(p, 0, 0, false)])));
-        assert_eq!(judge_all(&tail_found, &[], &[])[&LAST], PositionVerdict::Unproven(0));
-        assert_eq!(judge_all(&tail_found, &[], &[anchor(LAST)])[&11], PositionVerdict::Fits(0));
+        assert_eq!(decide_all(&tail_found, &[], &[])[&LAST], PositionVerdict::Unproven(0));
+        assert_eq!(decide_all(&tail_found, &[], &[anchor(LAST)])[&11], PositionVerdict::Fits(0));
     }
 
     #[test]
     fn two_that_differ_and_nothing_decides_are_both_left() {
         let mut candidates = own((1..=4).chain(7..=LAST));
         candidates.insert(5, vec![found(5, 0, 0, false), found(5, 1, 0, false)]);
-        assert_eq!(judge_all(&candidates, &[], &[])[&5], PositionVerdict::Lost);
-        // One that does not follow from what stands before it is no candidate at all.
+        assert_eq!(decide_all(&candidates, &[], &[])[&5], PositionVerdict::Lost);
+        // A record that does not follow from the one before it is no candidate at all.
         candidates.insert(5, vec![found(5, 1, 1, false)]);
-        assert_eq!(judge_all(&candidates, &[], &[])[&5], PositionVerdict::Lost);
+        assert_eq!(decide_all(&candidates, &[], &[])[&5], PositionVerdict::Lost);
         candidates.insert(6, vec![found(6, 0, 0, false)]);
         candidates.insert(5, vec![found(5, 0, 0, false), found(5, 1, 0, false)]);
-        assert_eq!(judge_all(&candidates, &[], &[])[&5], PositionVerdict::Fits(0));
+        assert_eq!(decide_all(&candidates, &[], &[])[&5], PositionVerdict::Fits(0));
     }
 
     #[test]
@@ -310,7 +310,7 @@ mod tests {
         }
         let released = [ReleasedRange { from: 6, through: 7, epoch: EPOCH, previous: value(5, 0) }];
         let part = Part { first: 1, last: LAST, missing: &[(4, 7)], released: &released, anchors: &[] };
-        let verdicts = judge(&part, &candidates).verdicts;
+        let verdicts = decide(&part, &candidates).verdicts;
         assert_eq!([verdicts[&6], verdicts[&7]], [PositionVerdict::Released(None); 2]);
         assert_eq!([verdicts[&4], verdicts[&5]], [PositionVerdict::Fits(0); 2]);
     }
@@ -323,11 +323,11 @@ mod tests {
             candidates.get_mut(&of).unwrap()[0].epoch = other;
         }
         candidates.insert(5, vec![found(5, 0, 0, false)]);
-        assert_eq!(judge_all(&candidates, &[], &[])[&5], PositionVerdict::Unproven(0));
+        assert_eq!(decide_all(&candidates, &[], &[])[&5], PositionVerdict::Unproven(0));
     }
 
     prop_compose! {
-        /// Of each position: whether its record lies in its segment, elsewhere, and rivals elsewhere, each with what it follows.
+        /// For each position: whether its record is in its segment or elsewhere, and rivals elsewhere, each with its predecessor.
         fn worlds()(
             own in prop::collection::vec(any::<bool>(), LAST as usize),
             copy in prop::collection::vec(any::<bool>(), LAST as usize),
@@ -349,35 +349,35 @@ mod tests {
 
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(2000))]
-        /// Whatever rivals lie about: what is taken is what was accepted, and what is vouched for is taken.
+        /// Whatever rivals there are: only accepted records are taken, and all of those that are vouched for.
         #[test]
         fn only_what_was_accepted_is_taken_and_all_of_it_that_is_vouched_for(
             (candidates, missing, anchored) in worlds()
         ) {
             let anchors: Vec<Anchor> = anchored.then(|| anchor(LAST)).into_iter().collect();
-            let verdicts = judge_all(&candidates, &missing, &anchors);
-            // Whether something that stands or is taken comes right behind.
+            let verdicts = decide_all(&candidates, &missing, &anchors);
+            // Whether the next position has a record that is intact or taken.
             let mut vouched = anchored;
             for position in (1..=LAST).rev() {
                 let all = &candidates[&position];
                 let verdict = verdicts[&position];
-                let is_hole = within(&missing, position);
+                let is_missing = within(&missing, position);
                 let (accepted, own) = (value(position, 0), all.iter().any(|f| f.own));
                 let chosen = verdict.chosen().map(|at| &all[at]);
                 match verdict {
-                    PositionVerdict::Stands(_) => prop_assert!(chosen.unwrap().own && !is_hole),
+                    PositionVerdict::Intact(_) => prop_assert!(chosen.unwrap().own && !is_missing),
                     PositionVerdict::Fits(_) => prop_assert!(chosen.unwrap().chain == accepted && vouched),
                     PositionVerdict::Unproven(_) => {
-                        prop_assert!(!vouched && (is_hole || !own));
+                        prop_assert!(!vouched && (is_missing || !own));
                         prop_assert!(all.iter().all(|f| f.chain == chosen.unwrap().chain));
                     }
                     PositionVerdict::Lost => {
-                        prop_assert!(is_hole || !own);
+                        prop_assert!(is_missing || !own);
                         prop_assert!(!vouched || all.iter().all(|f| f.chain != accepted));
                     }
                     other => prop_assert!(false, "{other:?}"),
                 }
-                vouched = matches!(verdict, PositionVerdict::Stands(_) | PositionVerdict::Fits(_));
+                vouched = matches!(verdict, PositionVerdict::Intact(_) | PositionVerdict::Fits(_));
             }
         }
     }

@@ -1,9 +1,9 @@
-//! What a recovered record means for the chain on the wire, where a lane was numbered again.
+//! The effect of a recovered record on the chain on the wire, in a lane that was numbered again.
 //!
-//! Positions that were numbered again after they were accepted have their chain on the wire computed on reading, over
-//! what can be read. If one of them was lost at that time, the value that a later record was given was computed without it; now
-//! that it is back, that record follows from nothing. So everything after the confirmed watermark gets new numbers once more, as after a void
-//! (`release`). This is read whenever a lane has had more than one epoch: a crash may have come between the two.
+//! For positions that were numbered again after acceptance, the chain on the wire is computed on reading, over the readable
+//! records. If one of them was lost then, a later record's chain value was computed without it, and no longer fits once the
+//! lost record is recovered. So everything after the watermark gets new numbers once more, as after a void (`release`). This
+//! is checked whenever a lane has had more than one epoch: a crash may have come between the two steps.
 
 use pgw_core::delivery::Renumbering;
 use pgw_core::transaction::{Lane, Position};
@@ -19,7 +19,7 @@ use crate::types::OutboxSettings;
 const STEP_RECORDS: usize = 256;
 const STEP_BYTES: usize = 4 << 20;
 
-/// Opens the repaired store and numbers lanes again where that is needed; which lanes were.
+/// Opens the repaired store and numbers lanes again where that is needed. Returns those lanes.
 pub(super) fn renumber(
     settings: &OutboxSettings,
     keys: &Keyring,
@@ -48,7 +48,7 @@ pub(super) fn renumber(
 }
 
 impl Outbox {
-    /// If in an epoch the first unconfirmed record that was accepted in it does not follow from what is before it on the wire,
+    /// If the first unconfirmed record that was accepted in an epoch does not follow from the one before it on the wire,
     /// everything after the watermark gets a new epoch.
     fn renumber_if_broken(&self, lane: &Lane) -> Result<bool, Refusal> {
         let Some(shared) = self.lane(lane) else { return Ok(false) };
@@ -69,10 +69,10 @@ impl Outbox {
     fn is_broken(&self, lane: &Lane, numbered: Renumbering, mut next: Position) -> Result<bool, Refusal> {
         let Some(lane) = self.lane(lane) else { return Ok(false) };
         if lane.state().first_retained() > numbered.base + 1 {
-            // What it was computed over is pruned: confirmed, and out of the question.
+            // The records before it are pruned, so they were confirmed: nothing to check.
             return Ok(false);
         }
-        // One more, for its epoch.
+        // Read one record more, for its epoch.
         next = (next - 1).max(numbered.base + 1);
         let mut before = None;
         while lane.state().numbering.at(next) == numbered {
@@ -80,7 +80,7 @@ impl Outbox {
                 Ok(records) if records.is_empty() => break,
                 Ok(records) => records,
                 Err(ReadError::Gone { .. }) => {
-                    // After a lost one nobody can tell.
+                    // After a lost record nothing can be checked.
                     before = None;
                     next = lane.state().missing.at(next).map_or(next, |(_, through)| through) + 1;
                     continue;

@@ -15,27 +15,27 @@ use crate::errors::OpenError;
 use crate::guard::replace::finish_replacements;
 use crate::offline::error::RepairError;
 use crate::offline::inspect::{LaneInspection, Opener};
-use crate::offline::judgement::judged;
+use crate::offline::lane_plan::plan_lane;
 use crate::offline::report::{self, RepairReport};
 use crate::offline::sources::Sources;
 use crate::offline::{apply, identity, renumber};
 use crate::types::OutboxSettings;
 
-/// What a person asks for.
+/// An operator's request.
 #[derive(Debug, Clone, Default)]
 pub struct RepairRequest {
-    /// Where else to look: directories, or files (an image of a disk).
+    /// Where else to search: directories, or files (an image of a disk).
     pub from: Vec<PathBuf>,
     /// Only this lane.
     pub lane: Option<Lane>,
-    /// Takes records, too, that nothing vouches for, where they are the only ones.
+    /// Also takes records that nothing vouches for, if they are the only candidates.
     pub unproven: bool,
-    /// Does it; otherwise nothing at all is written.
+    /// Carries it out; otherwise nothing at all is written.
     pub act: bool,
 }
 
-/// Looks at a store that no process has open, and with [`RepairRequest::act`] fills what it can. Blocking. `progress` hears of
-/// each segment before it is read.
+/// Inspects a store that no process has open, and with [`RepairRequest::act`] fills missing records. Blocking. Calls `progress`
+/// with each segment before it is read.
 ///
 /// # Errors
 /// [`RepairError`].
@@ -47,15 +47,15 @@ pub fn repair(
 ) -> Result<RepairReport, RepairError> {
     let store = settings.directory.as_path();
     let sealer = Sealer::new(keys);
-    // One that was retired is read, and no more.
+    // A retired store is only read.
     let retirement = if request.act { Retirement::Refused } else { Retirement::Ignored };
     let known = identity::is_known(settings, keys, &sealer, retirement)?;
     for from in &request.from {
         fs::metadata(from).map_err(RepairError::cannot("read", from))?;
     }
     let owner = if request.act { owner(store)? } else { None };
-    let lock = match (request.act, looked_at(store)?) {
-        // A store without one was never opened.
+    let lock = match (request.act, lock_for_reading(store)?) {
+        // A store without a lock file was never opened.
         (true, None) => Some(descriptor::lock(store)?),
         (_, lock) => lock,
     };
@@ -72,22 +72,22 @@ pub fn repair(
                 .map_err(RepairError::cannot("finish replacing in", &directory))?;
         }
         let inspection = LaneInspection::at(store, (&lane, id), &mut opener, progress)?;
-        lanes.push(judged(inspection, &BTreeMap::new()));
+        lanes.push(plan_lane(inspection, &BTreeMap::new()));
     }
     let sources = Sources::search(store, keys, &request.from, &mut opener, &lanes)?;
     let (renumbered, from) = (Vec::new(), report::from(&sources, &request.from));
     let mut report = RepairReport { done: request.act, remade, renumbered, lanes: Vec::new(), from };
     let mut numbered_again = Vec::new();
-    for (index, judgement) in lanes.into_iter().enumerate() {
-        let judgement = judged(judgement.inspection, sources.found(index));
+    for (index, lane_plan) in lanes.into_iter().enumerate() {
+        let lane_plan = plan_lane(lane_plan.inspection, sources.found(index));
         if request.act {
-            apply::apply((store, owner), &sealer, &judgement, &sources, request.unproven)?;
+            apply::apply((store, owner), &sealer, &lane_plan, &sources, request.unproven)?;
         }
-        let epochs = judgement.inspection.numbering.as_ref().map_or(0, |numbering| numbering.epochs().len());
+        let epochs = lane_plan.inspection.numbering.as_ref().map_or(0, |numbering| numbering.epochs().len());
         if epochs > 1 {
-            numbered_again.push(judgement.inspection.lane.clone());
+            numbered_again.push(lane_plan.inspection.lane.clone());
         }
-        report.lanes.push(report::lane(&judgement, &sources, request.unproven));
+        report.lanes.push(report::lane(&lane_plan, &sources, request.unproven));
     }
     if request.act {
         drop(lock);
@@ -99,7 +99,7 @@ pub fn repair(
 /// The lanes of a store with their numbers in records.
 type NumberedLanes = Vec<(Lane, u16)>;
 
-/// The lanes with their numbers, and which of the two files without which nothing starts are written anew.
+/// The lanes with their numbers, and which of the two files that a start needs are rewritten.
 fn remake(
     settings: &OutboxSettings,
     keys: &Keyring,
@@ -121,8 +121,8 @@ fn remake(
     Ok((numbered, remade))
 }
 
-/// The store's lock, without a byte written. A store that has none was never opened.
-fn looked_at(store: &Path) -> Result<Option<File>, RepairError> {
+/// Takes the store's lock without writing anything. A store that has none was never opened.
+fn lock_for_reading(store: &Path) -> Result<Option<File>, RepairError> {
     let path = store.join("lock");
     let lock = match File::open(&path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -135,7 +135,7 @@ fn looked_at(store: &Path) -> Result<Option<File>, RepairError> {
     }
 }
 
-/// New files belong to whoever makes them, and the daemon has to read them: root gives them to the store's owner.
+/// The owner for new files: the daemon must be able to read them, so root gives them to the store's owner.
 ///
 /// # Errors
 /// [`RepairError::NotTheOwner`].

@@ -1,37 +1,37 @@
-//! What is reported to a person: where everything is, in ranges, and whom to ask for the rest.
+//! The report for the operator: where everything is, in ranges, and whom to ask for the rest.
 
 use std::path::PathBuf;
 
 use pgw_core::transaction::{Lane, Position, rfc3339};
 use serde::Serialize;
 
-use crate::offline::judgement::LaneJudgement;
+use crate::offline::lane_plan::LanePlan;
 use crate::offline::plan::{self, PositionVerdict};
 use crate::offline::sources::Sources;
 
-/// What offline repair did, or would do.
+/// The work that offline repair did, or would do.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct RepairReport {
-    /// It was done; otherwise nothing was written, and this is what would be done.
+    /// The work was done; otherwise nothing was written, and this is what would be done.
     pub done: bool,
-    /// Small files without which no daemon starts, and that are written anew from what the records say.
+    /// Small files that a start needs and that are rewritten from the records.
     pub remade: Vec<String>,
-    /// Lanes whose unconfirmed transactions have new numbers now, as what is back was left out when they were last numbered.
+    /// Lanes whose unconfirmed transactions have new numbers now: recovered records were absent when they were last numbered.
     pub renumbered: Vec<Lane>,
     /// Each lane of the store.
     pub lanes: Vec<LaneReport>,
-    /// What each of the places that a person named gave.
+    /// The result from each place that the operator named.
     pub from: Vec<SourceReport>,
 }
 
-/// A place that a person named.
+/// A place that the operator named.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct SourceReport {
     /// The place.
     pub path: String,
     /// Records of this store found there at positions that need one, fitting or not.
     pub records: u64,
-    /// Files there that cannot be opened; the others count.
+    /// Files there that cannot be opened; the others were read.
     pub unreadable_files: Vec<String>,
 }
 
@@ -48,19 +48,19 @@ pub struct LaneReport {
     pub confirmed: Position,
     /// Positions that can be read where they belong.
     pub read: u64,
-    /// Positions that a person has released before: they stay so.
+    /// Positions that an operator has written off: they stay so.
     pub released: u64,
     /// Positions that could not be read where they belong.
     pub missing: u64,
-    /// What was found of them and fits: taken in, or would be.
+    /// Found records for those positions that fit: they were taken, or would be.
     pub saved: Vec<FoundRange>,
-    /// What was found and nothing vouches for: taken in only where a person says so.
+    /// Found records that nothing vouches for: taken only on the operator's order.
     pub unproven: Vec<FoundRange>,
-    /// What is lost.
+    /// Positions that are lost.
     pub lost: Vec<LostRange>,
-    /// Positions that can be read, but whose chain value is not the one that what follows names.
+    /// Positions that can be read, but whose chain value differs from the one that the next record names.
     pub contradicted: Vec<(Position, Position)>,
-    /// Segments that are written anew.
+    /// Segments that are rewritten.
     pub rewritten: Vec<RewrittenSegment>,
     /// Bytes in its segments that the disk could not read.
     pub unreadable_bytes: u64,
@@ -84,15 +84,15 @@ pub struct LostRange {
     pub from: Position,
     /// Last position.
     pub through: Position,
-    /// What stands before them, if anything.
+    /// The record before them, if there is one.
     pub before: Option<Neighbour>,
-    /// What stands behind them.
+    /// The record after them, if there is one.
     pub after: Option<Neighbour>,
     /// The hub has confirmed them: only this box's copies are gone.
     pub confirmed: bool,
 }
 
-/// A record beside what is lost: its time and sender say who can be asked.
+/// A record next to lost ones: its time and sender show who can be asked.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Neighbour {
     /// Its position.
@@ -103,7 +103,7 @@ pub struct Neighbour {
     pub source: String,
 }
 
-/// A segment that is written anew.
+/// A segment that is rewritten.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct RewrittenSegment {
     /// Its number.
@@ -112,7 +112,7 @@ pub struct RewrittenSegment {
     pub records: u64,
     /// How many of them it lacked.
     pub filled: u64,
-    /// sled would not have opened the old one as it is, or it was gone.
+    /// The old one was unsound or gone.
     pub unsound: bool,
 }
 
@@ -141,19 +141,19 @@ fn count(found: &[FoundRange]) -> u64 {
     found.iter().map(|found| found.through + 1 - found.from).sum()
 }
 
-/// What each of the places that a person named gave.
+/// The result from each place that the operator named.
 pub(super) fn from(sources: &Sources, places: &[PathBuf]) -> Vec<SourceReport> {
-    let told = |place: &PathBuf| {
+    let result = |place: &PathBuf| {
         let (records, unreadable) = sources.given_by(place);
         let unreadable_files = unreadable.iter().map(|file| file.display().to_string()).collect();
         SourceReport { path: place.display().to_string(), records, unreadable_files }
     };
-    places.iter().map(told).collect()
+    places.iter().map(result).collect()
 }
 
 /// Reports on one lane.
-pub(super) fn lane(judgement: &LaneJudgement, sources: &Sources, unproven: bool) -> LaneReport {
-    let inspection = &judgement.inspection;
+pub(super) fn lane(lane_plan: &LanePlan, sources: &Sources, unproven: bool) -> LaneReport {
+    let inspection = &lane_plan.inspection;
     let first = inspection.segments.values().next().map_or(inspection.tail + 1, |segment| segment.span.base);
     let confirmed = inspection.watermark.map_or(0, |watermark| watermark.position);
     let mut report = LaneReport {
@@ -172,12 +172,12 @@ pub(super) fn lane(judgement: &LaneJudgement, sources: &Sources, unproven: bool)
         unreadable_bytes: inspection.segments.values().map(|segment| segment.unreadable_bytes).sum(),
     };
     for (number, segment) in &inspection.segments {
-        let Some(verdicts) = judgement.verdicts.get(number) else {
+        let Some(verdicts) = lane_plan.verdicts.get(number) else {
             report.read += (segment.last + 1).saturating_sub(segment.span.base);
             continue;
         };
         for (position, verdict) in verdicts {
-            let candidates = judgement.candidates.get(number).and_then(|all| all.get(position));
+            let candidates = lane_plan.candidates.get(number).and_then(|all| all.get(position));
             let chosen = verdict.chosen().and_then(|at| candidates?.get(at));
             let place = || {
                 chosen.map(|found| match sources.place_of(*position, found.tag) {
@@ -192,7 +192,7 @@ pub(super) fn lane(judgement: &LaneJudgement, sources: &Sources, unproven: bool)
                 report.missing += 1;
             }
             match verdict {
-                PositionVerdict::Stands(_) => report.read += 1,
+                PositionVerdict::Intact(_) => report.read += 1,
                 PositionVerdict::Contradicts(_) => {
                     report.read += 1;
                     extend(&mut report.contradicted, *position);
@@ -200,10 +200,10 @@ pub(super) fn lane(judgement: &LaneJudgement, sources: &Sources, unproven: bool)
                 PositionVerdict::Released(_) => report.released += 1,
                 PositionVerdict::Fits(_) => add(&mut report.saved, *position, place()),
                 PositionVerdict::Unproven(_) => add(&mut report.unproven, *position, place()),
-                PositionVerdict::Lost => lost(&mut report, judgement, *position),
+                PositionVerdict::Lost => lost(&mut report, lane_plan, *position),
             }
         }
-        if let Some(work) = judgement.work(*number, unproven) {
+        if let Some(work) = lane_plan.work(*number, unproven) {
             report.rewritten.push(RewrittenSegment {
                 segment: *number,
                 records: work.records.len() as u64,
@@ -213,19 +213,19 @@ pub(super) fn lane(judgement: &LaneJudgement, sources: &Sources, unproven: bool)
         }
     }
     for lost in &mut report.lost {
-        lost.after = neighbour(judgement, lost.through + 1);
+        lost.after = neighbour(lane_plan, lost.through + 1);
     }
     report
 }
 
-fn lost(report: &mut LaneReport, judgement: &LaneJudgement, position: Position) {
+fn lost(report: &mut LaneReport, lane_plan: &LanePlan, position: Position) {
     let confirmed = position <= report.confirmed;
     match report.lost.last_mut() {
         Some(lost) if lost.through + 1 == position && lost.confirmed == confirmed => lost.through = position,
         _ => report.lost.push(LostRange {
             from: position,
             through: position,
-            before: neighbour(judgement, position - 1),
+            before: neighbour(lane_plan, position - 1),
             after: None,
             confirmed,
         }),
@@ -247,17 +247,17 @@ fn extend(ranges: &mut Vec<(Position, Position)>, position: Position) {
     }
 }
 
-/// What stands, or will stand, at a position.
-fn neighbour(judgement: &LaneJudgement, position: Position) -> Option<Neighbour> {
-    let (number, segment) = judgement
+/// The record that is, or will be, at a position.
+fn neighbour(lane_plan: &LanePlan, position: Position) -> Option<Neighbour> {
+    let (number, segment) = lane_plan
         .inspection
         .segments
         .iter()
         .find(|(_, segment)| (segment.span.base..=segment.last).contains(&position))?;
-    let chosen: &plan::FoundRecord = match judgement.verdicts.get(number) {
+    let chosen: &plan::FoundRecord = match lane_plan.verdicts.get(number) {
         Some(verdicts) => {
             let at = verdicts.get(&position).copied().and_then(PositionVerdict::chosen)?;
-            judgement.candidates.get(number)?.get(&position)?.get(at)?
+            lane_plan.candidates.get(number)?.get(&position)?.get(at)?
         }
         None => segment.found.get(&position)?.first()?,
     };

@@ -1,5 +1,5 @@
-//! A store whose key is lost: nobody can read it, so it is set aside whole, and a new one is begun. Nothing is deleted: should the
-//! key be found, what waits in it can be exported and delivered as if nothing had happened.
+//! A store whose key is lost: nobody can read it, so it is set aside whole, and a new one is created. Nothing is deleted: if
+//! the key is found, its waiting transactions can be exported and delivered as usual.
 //!
 //! How much is unreadable is known without the key: the tail checkpoint, the watermarks, and the headers of the records are not sealed.
 
@@ -24,19 +24,19 @@ use crate::types::{OutboxAlarm, OutboxSettings};
 
 /// The file in a store that was set aside.
 const FILE: &str = "SET-ASIDE";
-/// What its directory's name has behind the store's.
+/// Follows the store's name in its directory's name.
 const SUFFIX: &str = ".set-aside-";
-/// Segments at the end of a lane that are looked into: the last may have been made ahead.
-const LOOKED_INTO: usize = 2;
+/// How many segments at the end of a lane are read: the last may only have been made ahead.
+const SEGMENTS_READ: usize = 2;
 
-/// What is known of a lane without its key.
+/// A lane as far as it is known without its key.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Unreadable {
     /// The last position that was accepted.
     pub accepted: Position,
     /// Through which position the hub has confirmed; it has these.
     pub confirmed: Position,
-    /// The epoch of what was accepted last.
+    /// The epoch of the last accepted record.
     pub epoch: Option<Epoch>,
 }
 
@@ -48,7 +48,7 @@ impl Unreadable {
     }
 }
 
-/// A store that was set aside, or is to be.
+/// A store that was set aside, or would be.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SetAside {
     /// RFC 3339.
@@ -65,17 +65,17 @@ pub enum SetAsideError {
     /// It cannot be read.
     #[error(transparent)]
     Open(#[from] OpenError),
-    /// There is none.
+    /// There is no store.
     #[error(
         "there is no store in {0}: `practice-gateway init` creates a key, and the first start creates the store"
     )]
     NoStore(PathBuf),
-    /// Its keys are here.
+    /// Its keys are available.
     #[error("this box has the keys of the store in {0}: nothing is lost, and nothing was set aside")]
     Readable(PathBuf),
 }
 
-/// What setting the store aside would cost. Nothing is written.
+/// The loss that setting the store aside would mean. Nothing is written.
 ///
 /// # Errors
 /// [`SetAsideError`].
@@ -93,7 +93,7 @@ pub fn inspect(settings: &OutboxSettings, keys: Option<&Keyring>) -> Result<SetA
     Ok(SetAside {
         time: rfc3339(unix_millis_now()),
         key_ids: needed.map(|used| used.id).collect(),
-        lanes: lanes(store).map_err(failed("look at", store))?,
+        lanes: lanes(store).map_err(failed("inspect", store))?,
     })
 }
 
@@ -109,7 +109,7 @@ fn lanes(store: &Path) -> io::Result<BTreeMap<Lane, Unreadable>> {
         let directory = segments.join(&name);
         let mut accepted =
             checkpoint.as_ref().and_then(|s| s.last(&lane)).map_or(0, |(position, _)| position);
-        for number in segment_numbers(&directory)?.iter().rev().take(LOOKED_INTO) {
+        for number in segment_numbers(&directory)?.iter().rev().take(SEGMENTS_READ) {
             let scan = scan_directory(&directory.join(format!("{number:010}")))?;
             accepted = scan.records().map(|found| found.position).fold(accepted, Position::max);
         }
@@ -121,7 +121,7 @@ fn lanes(store: &Path) -> io::Result<BTreeMap<Lane, Unreadable>> {
     Ok(lanes)
 }
 
-/// Renames the store whole, and tells where it is now. The daemon must not run.
+/// Renames the whole store, and returns its new path. The daemon must not run.
 ///
 /// # Errors
 /// [`SetAsideError`].
@@ -147,7 +147,7 @@ pub fn set_aside(
     Ok((aside, facts))
 }
 
-/// The stores that were set aside beside this one, oldest first. What cannot be read is passed over.
+/// The stores that were set aside beside this one, oldest first. Unreadable ones are skipped.
 #[must_use]
 pub fn beside(settings: &OutboxSettings) -> Vec<(PathBuf, SetAside)> {
     let store = &settings.directory;
@@ -165,7 +165,7 @@ pub fn beside(settings: &OutboxSettings) -> Vec<(PathBuf, SetAside)> {
     found
 }
 
-/// What people must know of a store that was set aside: said at every start until its directory is moved away.
+/// The alarm about a store that was set aside: raised at every start until its directory is moved away.
 #[must_use]
 pub fn alarm(directory: &Path, facts: &SetAside) -> OutboxAlarm {
     let name = directory.file_name().unwrap_or_default().to_string_lossy().into_owned();

@@ -1,4 +1,5 @@
-//! What is missing in a segment, from elsewhere: set aside, in quarantine, in another segment, where a person says.
+//! Finds a segment's missing records elsewhere: set aside, in quarantine, in another segment, in places that an operator
+//! names.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -11,31 +12,31 @@ use crate::guard::record::{self, Header};
 use crate::guard::segment::DATABASE_FILE;
 use crate::offline::error::RepairError;
 use crate::offline::inspect::Opener;
-use crate::offline::judgement::LaneJudgement;
+use crate::offline::lane_plan::LanePlan;
 use crate::offline::plan::FoundRecord;
 use crate::quarantine::{INCOMPLETE, Quarantine, QuarantineEntry};
 
-/// All that was found outside its segment. Pieces of one record that lie in several files are put together.
+/// All records found outside their segment. Pieces of one record in several files are put together.
 pub(super) struct Sources {
     scan: Scan,
     /// The file of each source of the scan.
     files: BTreeMap<usize, PathBuf>,
     /// For each lane, in its order.
     found: Vec<BTreeMap<Position, Vec<FoundRecord>>>,
-    /// What cannot be opened.
+    /// Files that cannot be opened.
     unreadable: Vec<PathBuf>,
 }
 
 impl Sources {
-    /// Searches for what these lanes lack; where nothing is missing, nothing is read.
+    /// Searches for the missing records of these lanes; if none is missing, nothing is read.
     pub(super) fn search(
         store: &Path,
         keys: &Keyring,
         from: &[PathBuf],
         opener: &mut Opener<'_>,
-        lanes: &[LaneJudgement],
+        lanes: &[LanePlan],
     ) -> Result<Self, RepairError> {
-        let wanted: BTreeSet<Position> = lanes.iter().flat_map(LaneJudgement::wanting).collect();
+        let wanted: BTreeSet<Position> = lanes.iter().flat_map(LanePlan::wanting).collect();
         let mut sources = Self {
             scan: Scan::default(),
             files: BTreeMap::new(),
@@ -68,7 +69,7 @@ impl Sources {
             match self.scan.add_file(&file, wanted) {
                 Ok(Some(source)) => drop(self.files.insert(source, file)),
                 Ok(None) => {}
-                // On a dying disk the rest is all the more worth having.
+                // On a failing disk the other files matter all the more.
                 Err(_) => self.unreadable.push(file),
             }
         }
@@ -79,7 +80,7 @@ impl Sources {
                 continue;
             }
             let mut each = |file: PathBuf, entry: &QuarantineEntry, bytes: Vec<u8>| {
-                // A rival is kept as a record, an incomplete one as the chunks that were there.
+                // Quarantine has a rival as a record, and an incomplete record as its chunks.
                 let chunks = match Header::parse(&bytes) {
                     Ok((header, _)) if entry.reason != INCOMPLETE => {
                         record::chunks(header.position, &bytes).flatten().collect()
@@ -98,7 +99,7 @@ impl Sources {
         Ok(())
     }
 
-    /// What was found for a lane.
+    /// The records found for a lane.
     pub(super) fn found(&self, lane: usize) -> &BTreeMap<Position, Vec<FoundRecord>> {
         static NONE: BTreeMap<Position, Vec<FoundRecord>> = BTreeMap::new();
         self.found.get(lane).unwrap_or(&NONE)
@@ -124,7 +125,7 @@ impl Sources {
         self.files.get(&self.scan.source_of((position, tag))?).map(PathBuf::as_path)
     }
 
-    /// What a place that a person named gave: records, fitting or not, and the files that cannot be opened.
+    /// The result from a place that the operator named: records, fitting or not, and the files that cannot be opened.
     pub(super) fn given_by(&self, place: &Path) -> (u64, Vec<&Path>) {
         let mut records = 0;
         for (position, found) in self.found.iter().flatten() {
@@ -138,7 +139,7 @@ impl Sources {
     }
 }
 
-/// The files that are searched for what is missing: those of the store, then those of a person.
+/// The files to search for missing records: those of the store, then those that the operator named.
 fn searched(store: &Path, from: &[PathBuf]) -> Result<Vec<PathBuf>, RepairError> {
     let own = ["segments", "aside", "trash"].map(|name| store.join(name));
     let mut found = Vec::new();

@@ -1,4 +1,5 @@
-//! Repair on whole stores: what is destroyed comes back from a copy, what does not fit does not, and nothing is touched before.
+//! Repair of whole stores: destroyed records come back from a copy, records that do not fit are not taken, and a dry run
+//! changes nothing.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -158,8 +159,8 @@ fn wherever_it_ends_it_can_be_run_again_and_the_daemon_can_start() {
         assert_eq!(bodies(&open(started.path())), expected(1..=30), "after {steps} steps and a start");
         run(store.path(), &[intact.path()], true).unwrap();
         assert_eq!(bodies(&open(store.path())), expected(1..=30), "after {steps} steps");
-        let kept = fs::read_dir(store.path().join("aside")).unwrap().count();
-        assert!(kept >= 1, "the damaged segment is kept");
+        let aside = fs::read_dir(store.path().join("aside")).unwrap().count();
+        assert!(aside >= 1, "the damaged segment is kept");
     }
     panic!("it never comes to its end");
 }
@@ -167,20 +168,21 @@ fn wherever_it_ends_it_can_be_run_again_and_the_daemon_can_start() {
 #[test]
 fn nothing_old_moves_before_what_is_new_is_synced() {
     let (store, intact) = damaged();
-    let rows = |store: &Path| {
+    let segment_files = |store: &Path| {
         let segments = image(&store.join("segments"));
         segments.into_iter().filter(|(path, _)| !path.to_string_lossy().contains(".new/")).collect::<Vec<_>>()
     };
-    let (before, table) = (rows(store.path()), fs::read(store.path().join("lanes/clinical/ledger")).unwrap());
+    let before = segment_files(store.path());
+    let table = fs::read(store.path().join("lanes/clinical/ledger")).unwrap();
     faults::in_store(store.path()).fail_next(Point::Sync, 1);
     run(store.path(), &[intact.path()], true).unwrap_err();
-    assert_eq!(rows(store.path()), before);
+    assert_eq!(segment_files(store.path()), before);
     assert_eq!(fs::read(store.path().join("lanes/clinical/ledger")).unwrap(), table);
 }
 
 #[test]
 fn what_does_not_reach_the_chain_is_not_taken() {
-    // A copy of the box that went on by itself after 16: the same numbers, the same key, other contents.
+    // A copy of the box that continued by itself after 16: the same numbers, the same key, other contents.
     let (store, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let outbox = open(store.path());
     add(&outbox, 1..=16);
@@ -195,7 +197,7 @@ fn what_does_not_reach_the_chain_is_not_taken() {
     let intact = tempfile::tempdir().unwrap();
     copy(store.path(), intact.path());
     destroy(store.path(), 16..=19);
-    // 16 is the same in both. What comes after it follows from it as well, and is not this store's.
+    // 16 is the same in both. The copy's later records follow from it too, but are not this store's.
     let report = run(store.path(), &[other.path()], true).unwrap();
     assert_eq!((saved(&report), lost(&report)), (vec![(16, 16)], vec![(19, 19)]), "{report:?}");
     assert_eq!(clinical_of(&report).unproven_count(), 2, "{report:?}");
@@ -342,7 +344,7 @@ fn a_store_that_does_not_start_for_a_small_file_starts_again() {
     }
 }
 
-/// Only root can make a store that is another's.
+/// Only root can make a store that belongs to another user.
 #[test]
 fn what_root_repairs_stays_the_owners() {
     use std::os::unix::fs::MetadataExt as _;

@@ -1,22 +1,22 @@
-//! Admission: is there room for one more? Pure; somebody else measures the disk and hands the figures in.
+//! Admission: is there room for one more? Pure; the maintenance thread measures the disk and passes the figures in.
 //!
 //! A lane is refused below the floor of free disk and beyond the store's limit, and admitted again only when there is an
-//! eighth of the floor (a sixteenth of the limit) to spare, so that it does not change its mind with every
-//! message. Urgent lanes are admitted down to half the floor and a twentieth beyond the limit. Sled cannot
-//! even open with nothing free, and deleting needs space too: that is what the rest of the floor is for.
+//! eighth of the floor (a sixteenth of the limit) to spare, so that the answer does not change with every
+//! message. Urgent lanes are admitted down to half the floor and a twentieth beyond the limit. sled cannot
+//! even open with nothing free, and deleting needs space too: the rest of the floor is for that.
 
-/// What the disk looks like.
+/// A measurement of the disk.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct DiskSpace {
     /// Free for this process.
     pub(crate) free_bytes: u64,
     /// Size of the file system.
     pub(crate) total_bytes: u64,
-    /// What the store takes.
+    /// Size of the store.
     pub(crate) store_bytes: u64,
 }
 
-/// Where to stop.
+/// The configured limits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct SpaceLimits {
     /// Most bytes for the whole store.
@@ -27,7 +27,7 @@ pub(crate) struct SpaceLimits {
     pub(crate) min_free_percent: u8,
 }
 
-/// Why there is no room; it passes.
+/// Why there is no room now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum NoRoom {
     /// Nobody has measured yet.
@@ -36,12 +36,12 @@ pub(crate) enum NoRoom {
     /// The disk is nearly full.
     #[error("{free_bytes} bytes are free on the disk, fewer than the {floor_bytes} that must stay")]
     Low { free_bytes: u64, floor_bytes: u64 },
-    /// The store has its most.
+    /// The store has reached its limit.
     #[error("the store has {store_bytes} bytes, its limit is {limit_bytes}")]
     Limit { store_bytes: u64, limit_bytes: u64 },
 }
 
-/// The state of the doors.
+/// Whether ordinary and urgent lanes are admitted.
 #[derive(Debug)]
 pub(crate) struct Admission {
     limits: SpaceLimits,
@@ -63,12 +63,12 @@ struct Edge {
 }
 
 impl Admission {
-    /// Refuses until it has seen the disk.
+    /// Refuses until the disk was measured.
     pub(crate) fn new(limits: SpaceLimits) -> Self {
         Self { limits, space: None, ordinary: Gate::Open, urgent: Gate::Open }
     }
 
-    /// What was measured just now. Answers whether ordinary or urgent lanes are treated differently from now on.
+    /// Takes a measurement. Returns whether admission of ordinary or urgent lanes has changed.
     pub(crate) fn handle(&mut self, space: DiskSpace) -> bool {
         let before = (self.ordinary, self.urgent);
         let floor_bytes = self.floor_bytes(space.total_bytes);
@@ -81,10 +81,10 @@ impl Admission {
         before != (self.ordinary, self.urgent)
     }
 
-    /// Whether a transaction may come in; if not, why, in words for a log and for health.
+    /// Whether a transaction may come in; if not, the reason for the log and for health.
     pub(crate) fn admit(&self, urgent: bool) -> Result<(), NoRoom> {
         let Some(space) = self.space else { return Err(NoRoom::NotMeasured) };
-        // Whatever the margins say, an urgent lane is never worse off than an ordinary one.
+        // Whatever the margins, an urgent lane is admitted whenever an ordinary one is.
         match if urgent && self.ordinary != Gate::Open { self.urgent } else { self.ordinary } {
             Gate::Open => Ok(()),
             Gate::Low => {
@@ -201,7 +201,7 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever the disk does: below the floor nothing ordinary comes in, and urgent lanes are never worse off.
+        /// Whatever the disk does: below the floor no ordinary lane is admitted, and urgent lanes are never worse off.
         #[test]
         fn never_below_the_floor(steps in proptest::collection::vec((0u64..5000, 0u64..3000), 1..50)) {
             let mut admission = Admission::new(LIMITS);

@@ -1,11 +1,11 @@
 //! Repetitions: the index gives hints, the store decides.
 //!
-//! A sender repeats when it had no answer, so it repeats what came last; an answer to a repetition is a promise
-//! like any other and is given only for a record that was read from behind the barrier and compared.
+//! A sender that gets no answer repeats its last transactions. An answer to a repetition is a promise like any other:
+//! it is given only for a record that was read from behind the barrier and compared.
 //!
-//! The writer compares only what lies in a segment that is open. What lies in an older one is compared by a thread of its
-//! own: to open it takes a tenth of a second and more, to carving a damaged one longer, and everybody else would wait.
-//! Then the submission comes back to the writer, which decides.
+//! The writer compares only records in an open segment. The comparer, a thread of its own, compares those in older ones:
+//! opening one takes a tenth of a second and more, carving a damaged one longer, and all other senders would wait. Then
+//! the submission comes back to the writer, which decides.
 
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender};
@@ -21,7 +21,7 @@ use crate::pipeline::pending::PendingRecord;
 use crate::pipeline::shared::SharedOutbox;
 use crate::types::{Accepted, Submission};
 
-/// Records whose fingerprints are made again before the first accept; the rest follows while the outbox is at work.
+/// Records whose fingerprints are made again before the first accept; the rest follow while the outbox runs.
 const NEWEST: u64 = 4096;
 const STEP_RECORDS: usize = 256;
 const STEP_BYTES: usize = 4 << 20;
@@ -36,7 +36,7 @@ fn compare(submission: &Submission, position: Position, first: &Transaction) -> 
     Examined::Same(Accepted { id: first.id, position, time: first.time, repeated: true, key_reused: false })
 }
 
-/// What the index and the store know of a submission.
+/// The index's and the store's information on a submission.
 #[derive(Debug, Default)]
 pub(crate) struct Known {
     /// It is stored: this is the answer.
@@ -45,18 +45,18 @@ pub(crate) struct Known {
     pub(crate) key_reused: bool,
 }
 
-/// What the writer can do with a submission.
+/// The writer's next step with a submission.
 #[derive(Debug)]
 pub(crate) enum Answerable {
     /// Decide.
     Now(Known),
-    /// This record has to be compared first, and it is not open.
+    /// This record must be compared first, and its segment is not open.
     AfterComparing(Position),
     /// Refuse.
     Trouble(String),
 }
 
-/// Compares what the writer must not wait for, until the writer has ended.
+/// Compares records that the writer must not wait for, until the writer has ended.
 pub(crate) fn run(
     shared: &Arc<SharedOutbox>,
     wanted: &Receiver<(Box<Queued>, Position)>,
@@ -74,8 +74,7 @@ pub(crate) fn run(
 }
 
 impl SharedOutbox {
-    /// What is known of a submission that is not in the present group. Nothing is opened for it: `compared` has what was
-    /// compared elsewhere.
+    /// Looks up a submission that is not in the present group. It opens no segment: `compared` has the comparer's results.
     pub(crate) fn find_stored(
         &self,
         lane: usize,
@@ -83,12 +82,12 @@ impl SharedOutbox {
         fingerprints: Fingerprints,
         compared: &Comparisons,
     ) -> Answerable {
-        // Without the hint a repetition may be stored twice, and its keys show it; refused, its sender would stand.
+        // Without the hint a repetition may be stored twice, which its key shows; refusing it would block its sender.
         let found = locked(&self.index).find_fingerprints(fingerprints).unwrap_or_default();
         let lane = &self.lanes[lane];
         let mut known = Known::default();
         for found in found.into_iter().filter(|found| found.lane == lane.id) {
-            // What a crash took with it may have left its fingerprints.
+            // A record lost in a crash may have left its fingerprints.
             if found.position > lane.state().tail {
                 continue;
             }
@@ -116,13 +115,13 @@ impl SharedOutbox {
         Answerable::Now(known)
     }
 
-    /// Reads the named record, wherever it lies, and compares. May take as long as a carving.
+    /// Reads the named record from any segment, and compares. May take as long as carving does.
     fn examine(&self, lane: &SharedLane, position: Position, submission: &Submission) -> Examined {
         match self.records(lane, position, 1, 0) {
             Ok(records) => {
                 records.first().map_or(Examined::Other, |(_, first)| compare(submission, position, first))
             }
-            // The hub has it, and both of its fingerprints are the same: to store it again would give the hub a second one.
+            // The hub has it, and both fingerprints are the same: storing it again would give the hub a second one.
             Err(ReadError::Gone { .. }) if position <= lane.state().watermark.position => {
                 Examined::Same(Accepted {
                     id: TransactionId(uuid::Uuid::nil()),
@@ -157,7 +156,7 @@ impl SharedOutbox {
         }
     }
 
-    /// The positions that the index does not vouch for.
+    /// The positions that the index may lack.
     pub(crate) fn index_missing(&self, lane: &SharedLane) -> (Position, Position) {
         let state = lane.state();
         let (first, tail) = (state.first_retained(), state.tail);
@@ -165,7 +164,7 @@ impl SharedOutbox {
         (first.max(locked(&self.index).synced_through(lane.id) + 1), tail)
     }
 
-    /// Makes the fingerprints of `from..=through` again, as long as `go_on` says so. Whether it came to the end.
+    /// Makes the fingerprints of `from..=through` again, as long as `go_on` allows. Returns whether it is complete.
     pub(crate) fn fill_index(
         &self,
         lane: &SharedLane,

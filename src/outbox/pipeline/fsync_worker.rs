@@ -1,4 +1,4 @@
-//! The fsync worker: a thread that waits for the disk where the writer has more to do.
+//! The fsync worker: a thread that waits for the disk while the writer continues.
 
 use std::sync::mpsc::{Receiver, Sender};
 
@@ -8,7 +8,7 @@ use crate::pipeline::jobs::{Job, WantedBarrier};
 pub(crate) fn run(wanted: &Receiver<WantedBarrier>, writer: &Sender<Job>) {
     while let Ok(WantedBarrier { lane, segment }) = wanted.recv() {
         let outcome = segment.barrier();
-        // Dropping a handle takes milliseconds: not before the answer.
+        // Dropping the handle takes milliseconds, so the senders are answered first.
         if writer.send(Job::BarrierEnded { lane, outcome }).is_err() {
             return;
         }

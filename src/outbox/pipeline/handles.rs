@@ -9,16 +9,16 @@ use std::time::{Duration, Instant};
 use crate::guard::segment::{Segment, SegmentError};
 use crate::lock::locked;
 
-/// Handles that are kept open for reading besides the one that is written.
+/// Handles kept open for reading, besides the writer's.
 const OPEN_FOR_READING: usize = 2;
 
 /// The databases of a lane that are open now.
 #[derive(Debug, Default)]
 pub(crate) struct Handles {
     inner: Mutex<HandlesInner>,
-    /// One opens at a time: sled would refuse the second.
+    /// One thread opens at a time: sled would refuse the second.
     opening: Mutex<()>,
-    /// A replacement has ended.
+    /// Signals that a replacement has ended.
     replaced: Condvar,
 }
 
@@ -26,7 +26,7 @@ pub(crate) struct Handles {
 struct HandlesInner {
     known: HashMap<u64, Weak<Segment>>,
     recent: VecDeque<(u64, Arc<Segment>)>,
-    /// Being replaced: nobody opens them.
+    /// Segments that are being replaced: nobody opens them.
     closed: HashSet<u64>,
 }
 
@@ -48,17 +48,17 @@ impl Handles {
         inner.known.insert(number, Arc::downgrade(segment));
     }
 
-    /// Forgets a handle: it failed, or its segment is gone. Gives back what must be dropped elsewhere.
+    /// Forgets a handle: it failed, or its segment is gone. Returns the handles, which another thread must drop.
     pub(crate) fn forget(&self, number: u64) -> Vec<Arc<Segment>> {
         let mut inner = locked(&self.inner);
         inner.known.remove(&number);
-        let (gone, kept) = inner.recent.drain(..).partition(|(o, _)| *o == number);
-        inner.recent = kept;
+        let (gone, remaining) = inner.recent.drain(..).partition(|(o, _)| *o == number);
+        inner.recent = remaining;
         let gone: VecDeque<_> = gone;
         gone.into_iter().map(|(_, segment)| segment).collect()
     }
 
-    /// The open handle of a segment, or what `open` gives.
+    /// The open handle of a segment, or the one that `open` returns.
     ///
     /// # Errors
     /// Those of `open`.
@@ -95,9 +95,8 @@ impl Handles {
         Ok(segment)
     }
 
-    /// Does something to the files of a segment while nobody has it open or opens it: sled would make files again that have been
-    /// moved away, and write into those of a successor. Who wants to read meanwhile waits. `None`: somebody who reads did not
-    /// let go of it in time.
+    /// Changes the files of a segment while no thread has it open or opens it: sled would recreate files that were moved
+    /// away, and write into those of a successor. Readers wait meanwhile. `None`: a reader kept its handle for too long.
     pub(crate) fn alone<T>(
         &self,
         number: u64,
@@ -107,7 +106,7 @@ impl Handles {
     ) -> Option<T> {
         locked(&self.inner).closed.insert(number);
         let _closed = Closed(self, number);
-        // Whoever is opening it just now has not seen that.
+        // A thread that is opening it now has not seen that.
         drop(locked(&self.opening));
         drop(self.forget(number));
         let begun = Instant::now();
@@ -126,7 +125,7 @@ impl Handles {
         locked(&self.inner).known.get(&number).and_then(Weak::upgrade)
     }
 
-    /// Lets go of all that are kept for reading.
+    /// Drops all handles that are kept for reading.
     pub(crate) fn clear(&self) {
         let recent = std::mem::take(&mut locked(&self.inner).recent);
         drop(recent);
@@ -150,7 +149,7 @@ mod tests {
         let long = Duration::from_secs(20);
         std::thread::scope(|scope| {
             let (inside, entered) = std::sync::mpsc::channel();
-            let (opened, told) = std::sync::mpsc::channel();
+            let (opened, was_opened) = std::sync::mpsc::channel();
             let (handles, place) = (&handles, &place);
             let done = handles.alone(1, &database, long, || {
                 scope.spawn(move || {
@@ -160,10 +159,10 @@ mod tests {
                     drop(segment);
                 });
                 entered.recv().unwrap();
-                told.recv_timeout(short).is_err()
+                was_opened.recv_timeout(short).is_err()
             });
             assert_eq!(done, Some(true), "nobody opens it meanwhile");
-            told.recv_timeout(long).unwrap();
+            was_opened.recv_timeout(long).unwrap();
         });
     }
 }

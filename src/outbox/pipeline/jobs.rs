@@ -1,4 +1,4 @@
-//! What the threads of the outbox ask of each other.
+//! The requests of the outbox's threads to each other.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -19,25 +19,24 @@ pub(crate) const GROUP_RECORDS: usize = 256;
 /// A group takes no more once it has this many payload bytes.
 pub(crate) const GROUP_BYTES: usize = 4 << 20;
 
-/// What the writer is asked to do, in order.
+/// A request to the writer; it does them in order.
 pub(crate) enum Job {
-    /// Store it.
+    /// Store a submission.
     Submit(Box<Queued>),
-    /// Number what comes after `after` in a new epoch.
+    /// Number positions after `after` in a new epoch.
     NewEpoch {
         /// Index of the lane.
         lane: usize,
         /// Last position that keeps its number.
         after: Position,
-        /// EndNotice the outcome.
+        /// Receives the outcome.
         answer: std::sync::mpsc::SyncSender<Result<Numbering, Refusal>>,
     },
-    /// Begin a new segment: all of this one is confirmed and nothing came for a while, so that it can be pruned; or it
-    /// is damaged.
+    /// Begin a new segment: the present one is wholly confirmed and idle, so that it can be pruned, or it is damaged.
     Retire {
         /// Index of the lane.
         lane: usize,
-        /// The tail that was seen; if it has moved on, there is no need any more.
+        /// The tail that was seen; if it has moved, the request is void.
         tail: Option<Position>,
     },
     /// The barrier under way in a lane has ended.
@@ -47,9 +46,9 @@ pub(crate) enum Job {
         /// How it ended.
         outcome: Result<(), SegmentError>,
     },
-    /// Say that the writer moves, and the disk with it.
+    /// Answer, to show that the writer and the disk respond.
     Pulse(std::sync::mpsc::SyncSender<()>),
-    /// Finish what was taken, and end.
+    /// Finish the pending records, and end.
     Stop,
 }
 
@@ -61,11 +60,11 @@ pub(crate) struct Queued {
     pub(crate) cost: u64,
     pub(crate) entered: Instant,
     pub(crate) answer: oneshot::Sender<Result<Accepted, Refusal>>,
-    /// What was compared for it elsewhere.
+    /// The comparer's results for it.
     pub(crate) compared: Comparisons,
 }
 
-/// What a record that the index has named turned out to be.
+/// The result of comparing a submission with a record that the index has named.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Examined {
     /// The same transaction: this is the answer.
@@ -74,32 +73,32 @@ pub(crate) enum Examined {
     KeyReused,
     /// Another one.
     Other,
-    /// It cannot be said now.
+    /// It cannot be compared now.
     Trouble(String),
 }
 
-/// What has been compared for a submission, by position in its lane.
+/// The results for a submission, by position in its lane.
 pub(crate) type Comparisons = BTreeMap<Position, Examined>;
 
-/// A barrier that is wanted.
+/// A request for a barrier.
 pub(crate) struct WantedBarrier {
     /// Index of the lane.
     pub(crate) lane: usize,
-    /// The segment that it writes.
+    /// The segment that the lane writes.
     pub(crate) segment: Arc<Segment>,
 }
 
-/// Work that would hold up the writer.
+/// Work that would delay the writer.
 pub(crate) enum Task {
     /// Make a segment ahead.
     MakeAhead {
         /// Index of the lane.
         lane: usize,
-        /// The segment to be made.
+        /// The new segment's number.
         number: u64,
     },
     /// Drop a handle.
-    LetGo {
+    DropHandle {
         /// Index of the lane.
         lane: usize,
         /// Its segment.

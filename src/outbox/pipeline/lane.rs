@@ -1,7 +1,7 @@
 //! A lane is a sequence of segments: segment k counts for the positions from its base up to the next one's base.
 //!
-//! [`LaneState`] is what everybody sees of a lane, under one lock, so that its numbers always add up; it changes only when
-//! something is behind the barrier. [`Handles`] shares the open databases between writer and readers, as
+//! [`LaneState`] is the shared state of a lane, under one lock, so that its numbers always add up; it changes only when
+//! a record is behind the barrier. [`Handles`] shares the open databases between writer and readers, as
 //! sled locks its files.
 
 use std::collections::{BTreeMap, HashSet};
@@ -20,16 +20,16 @@ use crate::state::segment_table::MissingRecords;
 use crate::types::{LaneCounts, Watermark};
 use crate::void::Voids;
 
-/// What everybody sees of a lane.
+/// The shared state of a lane.
 #[derive(Debug, Clone)]
 pub(crate) struct LaneState {
     /// Its epochs.
     pub(crate) numbering: Numbering,
-    /// Its segments by number; the last is the one that is written.
+    /// Its segments by number; the writer writes the last one.
     pub(crate) segments: BTreeMap<u64, Span>,
     /// The last position behind the barrier.
     pub(crate) tail: Position,
-    /// The chain value there, as the next record has it for its previous.
+    /// The chain value there, as the next record will have it as `previous`.
     pub(crate) chain: ChainValue,
     /// Confirmed through.
     pub(crate) watermark: Watermark,
@@ -37,11 +37,11 @@ pub(crate) struct LaneState {
     pub(crate) watermark_epoch: Option<Epoch>,
     /// The hub has a backup through this position.
     pub(crate) backed_up_through: Option<Position>,
-    /// What is lost.
+    /// Its missing records.
     pub(crate) missing: MissingRecords,
-    /// What is lost and was released.
+    /// The missing records that were written off.
     pub(crate) voids: Voids,
-    /// The oldest that waits, and when it was accepted, as last looked up.
+    /// The oldest waiting record, and when it was accepted, as last looked up.
     pub(crate) oldest: Option<(Position, UnixMillis)>,
     /// Segments or missing records have changed since the segment table was written.
     pub(crate) table_stale: bool,
@@ -52,13 +52,13 @@ pub(crate) struct LaneState {
 }
 
 impl LaneState {
-    /// The hub has said so.
+    /// Moves the watermark, as the hubs have confirmed.
     pub(crate) fn confirm(&mut self, watermark: Watermark) {
         self.watermark = watermark;
         self.watermark_epoch = Some(self.numbering.at(watermark.position.max(1)).epoch);
     }
 
-    /// The watermark, where its chain value is one of `numbered`: what follows in it is computed from there. The hub has it, and
+    /// The watermark, if its chain value is of the epoch `numbered`: later values are computed from there. The hub has it, so
     /// it is right whatever was destroyed or pruned below it.
     pub(crate) fn watermark_in(&self, numbered: Renumbering) -> Option<Watermark> {
         let ours = self.watermark_epoch == Some(numbered.epoch) && self.watermark.position > numbered.base;
@@ -94,7 +94,7 @@ impl LaneState {
         let pruned = (kept_from - 1).saturating_sub(confirmed);
         let damaged = pruned + self.missing.count(kept_from - 1, self.tail);
         let waiting = self.tail - confirmed - damaged;
-        // A void that the hub has confirmed is no transaction that it has.
+        // A confirmed void is not a transaction at the hub.
         let void = self.voids_confirmed();
         let oldest_time = (waiting > 0)
             .then(|| self.oldest.filter(|(at, _)| *at > confirmed).map(|(_, time)| time))
@@ -132,7 +132,7 @@ impl LaneState {
     }
 }
 
-/// A chain value that was computed on reading, so that a reader in order needs one step a record.
+/// A chain value that was computed on reading, kept so that a reader in order needs one step a record.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct ComputedChain {
     pub(crate) numbered: pgw_core::delivery::Renumbering,
@@ -147,19 +147,19 @@ pub(crate) struct SharedLane {
     pub(crate) name: Lane,
     /// Its number in this store.
     pub(crate) id: u16,
-    /// Whether the reserve is there for it.
+    /// Whether it may use the reserve.
     pub(crate) urgent: bool,
     /// `segments/{lane}`.
     pub(crate) directory: PathBuf,
     /// The last position behind the barrier, for delivery.
     pub(crate) tail: watch::Sender<Position>,
-    /// All that adds up.
+    /// Its counts and watermark.
     pub(crate) state: Mutex<LaneState>,
     /// Open databases.
     pub(crate) handles: Handles,
     /// A segment that was made ahead.
     pub(crate) ahead: Mutex<Option<(u64, Segment)>>,
-    /// One void is made at a time.
+    /// Allows one void at a time.
     pub(crate) voiding: Mutex<()>,
     /// Segments that were carved in this run.
     pub(crate) rebuilt: Mutex<HashSet<u64>>,
@@ -173,7 +173,7 @@ impl SharedLane {
         locked(&self.state)
     }
 
-    /// Where segment `segment number` lies.
+    /// The directory of segment `number`.
     pub(crate) fn segment_directory(&self, number: u64) -> PathBuf {
         self.directory.join(format!("{number:010}"))
     }
@@ -216,11 +216,11 @@ mod tests {
                 assert_eq!(
                     counts.accepted,
                     counts.confirmed + counts.waiting + counts.damaged,
-                    "mark {watermark}"
+                    "watermark {watermark}"
                 );
                 let missing = |p: Position| p < 11 || state.missing.at(p).is_some();
                 let damaged = (watermark + 1..=35).filter(|p| missing(*p)).count() as u64;
-                assert_eq!(counts.damaged, damaged, "mark {watermark}");
+                assert_eq!(counts.damaged, damaged, "watermark {watermark}");
             }
         }
     }

@@ -1,4 +1,4 @@
-//! The writer's end of a lane: numbers, and the segment that is written now.
+//! The writer's state of a lane: numbers, and the segment that it writes now.
 
 mod rolling;
 
@@ -19,7 +19,7 @@ use crate::pipeline::lane::SharedLane;
 use crate::pipeline::pending::{LARGE_BYTES, PendingRecord};
 use crate::pipeline::shared::SharedOutbox;
 
-/// The segment that is written.
+/// The segment that the writer writes.
 #[derive(Debug)]
 struct Active {
     number: u64,
@@ -29,14 +29,14 @@ struct Active {
     next_asked_for: bool,
 }
 
-/// The writer's end of one lane.
+/// The writer's state of one lane.
 pub(crate) struct LaneWriter {
     lane: Arc<SharedLane>,
     index: usize,
     active: Option<Active>,
     /// Numbers up to this one were given out, here or to the segment worker.
     last_number: u64,
-    /// The newest one that was begun here.
+    /// The newest one that the writer has begun.
     newest: u64,
     numbered: Renumbering,
     /// Last position behind the barrier, and the chain value there.
@@ -45,20 +45,20 @@ pub(crate) struct LaneWriter {
     /// Last position given out, and the chain value there.
     last: Position,
     last_chain: ChainValue,
-    /// Numbered, and not behind the barrier: goes before anything else.
+    /// Numbered, and not behind the barrier: written before anything else.
     pending: VecDeque<PendingRecord>,
-    /// So many of them are in the segment that is written now.
+    /// How many of them are in the present segment.
     appended: usize,
-    /// So many of those are covered by the barrier under way.
+    /// How many of those the barrier under way covers.
     under_way: Option<usize>,
-    /// The segment took one of them only in part, or not at all: it takes no more.
+    /// Appending one of them to the segment failed: it takes no more.
     broken: Option<SegmentError>,
     trouble: Option<String>,
     failing_since: Option<Instant>,
 }
 
 impl LaneWriter {
-    /// For a lane as start-up found it; `active` is the segment to continue, `last_number` the highest in use.
+    /// For a lane as startup found it; `active` is the segment to continue, `last_number` the highest in use.
     pub(crate) fn new(
         lane: Arc<SharedLane>,
         index: usize,
@@ -121,8 +121,8 @@ impl LaneWriter {
         self.under_way.is_some()
     }
 
-    /// How many more are taken while the barrier under way has not ended: 0 when a whole group waits behind it, or when the
-    /// segment is full, as the next one begins only when all of this one is settled.
+    /// How many more the lane takes during the barrier under way: 0 when a whole group waits behind it, or when the
+    /// segment is full: the next one begins only when every record of this one is behind its barrier.
     pub(crate) fn room(&self, shared: &SharedOutbox) -> usize {
         let Some(covered) = self.under_way else { return GROUP_RECORDS };
         let behind = self.pending.iter().skip(covered);
@@ -133,7 +133,7 @@ impl LaneWriter {
         (GROUP_RECORDS + covered).saturating_sub(self.pending.len())
     }
 
-    /// Gives a transaction its place, seals it, and takes it. Where it is now.
+    /// Numbers a transaction, seals it, and keeps it as pending. Returns its position.
     pub(crate) fn take(
         &mut self,
         shared: &SharedOutbox,
@@ -151,7 +151,7 @@ impl LaneWriter {
         self.last_chain = chain;
         let body_bytes = transaction.body.len() as u64;
         if body_bytes > LARGE_BYTES {
-            // Sled is about to take memory for its own copy.
+            // sled is about to allocate its own copy.
             transaction.body = Body::new(Vec::new());
         }
         let at = self.pending.len();
@@ -166,8 +166,8 @@ impl LaneWriter {
         Ok(&self.pending[at])
     }
 
-    /// Adds what was taken to the segment, also while a barrier is under way for what came before. A segment that is
-    /// full gets nothing more: the next barrier is that of a new one.
+    /// Adds the pending records to the segment, even during a barrier for earlier ones. A full segment gets no more: the
+    /// next barrier is that of a new one.
     pub(crate) fn append(&mut self, shared: &SharedOutbox) {
         let Some(active) = self.active.as_ref().filter(|active| !active.is_full(shared)) else { return };
         while self.broken.is_none()
@@ -194,7 +194,7 @@ impl LaneWriter {
     /// The barrier that was under way has ended: publishes what it covers.
     ///
     /// # Errors
-    /// What the trouble is; all is kept, and written again by [`LaneWriter::replace`] before anything else.
+    /// The failure; all records are kept, and [`LaneWriter::replace`] writes them again before anything else.
     pub(crate) fn barrier_ended(
         &mut self,
         shared: &SharedOutbox,
@@ -214,7 +214,7 @@ impl LaneWriter {
         }
     }
 
-    /// The first `count` of what is pending are behind the barrier now.
+    /// Publishes the first `count` pending records: they are behind the barrier now.
     fn publish(&mut self, shared: &SharedOutbox, begun: Option<u64>, count: usize) {
         let durable: Vec<_> = self.pending.drain(..count).collect();
         let Some(active) = &mut self.active else { return };
@@ -255,7 +255,7 @@ impl LaneWriter {
         }
     }
 
-    /// Numbers what comes after `after` in a new epoch, durably.
+    /// Numbers positions after `after` in a new epoch, durably.
     pub(crate) fn new_epoch(&mut self, shared: &SharedOutbox, after: Position) -> Result<Numbering, Refusal> {
         if let Some(trouble) = &self.trouble {
             return Err(Refusal::Trouble(trouble.clone()));
@@ -275,7 +275,7 @@ impl LaneWriter {
         state.numbering = numbering.clone();
         state.chain = chain;
         drop(state);
-        // So that a segment's header tells of it too, should the lane's small file be lost.
+        // A segment's header must name the epoch too, in case the lane's small file is lost.
         if self.tail > 0 {
             self.roll(shared);
         }

@@ -1,4 +1,4 @@
-//! The maintenance thread: a thread that writes behind what is derived, measures the disk, and prunes.
+//! The maintenance thread: it writes derived state, measures the disk, and prunes.
 
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
@@ -17,14 +17,14 @@ use crate::state::segment_table::{SEGMENT_TABLE_VERSION, SegmentTable};
 use crate::state::watermarks::Watermarks;
 
 const TICK: Duration = Duration::from_millis(50);
-/// The index is synced this often; what lies between is made again after a crash.
+/// The index is synced this often; after a crash the rest is rebuilt from the records.
 const INDEX_EVERY: Duration = Duration::from_secs(1);
-/// A watermark that is lost only sends again.
+/// A lost watermark only means sending again.
 const WATERMARKS_EVERY: Duration = Duration::from_secs(1);
 /// Running time is written this often if nothing else is.
 const RUNNING_EVERY: Duration = Duration::from_secs(60);
 const STORE_SIZE_EVERY: Duration = Duration::from_secs(1);
-/// A segment that is wholly confirmed is left for a new one when nothing came for this long and it is worth it.
+/// The writer leaves a wholly confirmed segment when nothing came for this long and pruning it is worthwhile.
 const RETIRE_AFTER: Duration = Duration::from_secs(2);
 const RETIRE_BYTES: u64 = 1 << 20;
 
@@ -39,17 +39,17 @@ pub(crate) struct Maintenance {
     index_synced: Instant,
     sized: Option<Instant>,
     watermarks_stale: bool,
-    /// Through which position of each lane the watermarks on the disk confirm.
+    /// How far the watermarks on the disk confirm each lane.
     durable: Vec<Position>,
     tails: Vec<(Position, Instant)>,
     filled: bool,
     checkpoint_fails: bool,
     watermarks_fail: bool,
-    /// The word to stop came, perhaps in the middle of a tick.
+    /// The order to stop has come, perhaps in the middle of a tick.
     stopped: bool,
 }
 
-/// Runs until `stop` speaks or is gone, and then writes everything once more.
+/// Runs until `stop` sends or is dropped, and then writes everything once more.
 pub(crate) fn run(mut maintenance: Maintenance, stop: &Receiver<()>) {
     maintenance.load_bloom();
     loop {
@@ -92,7 +92,7 @@ impl Maintenance {
         self.checkpoint();
         self.measure();
         if !self.filled {
-            // Reads what the index lacks after a crash; long only when the index was lost altogether.
+            // Reads the records that the index lacks after a crash; takes long only when the whole index was lost.
             self.filled = self.fill(stop);
         }
         self.hand_over_watermarks(now);
@@ -108,7 +108,7 @@ impl Maintenance {
         }
     }
 
-    /// Once more before the end, so that the next start finds everything verified.
+    /// Writes everything once more before the end, so that the next start finds all of it verified.
     fn finish(&mut self) {
         self.checkpoint();
         self.watermarks_stale |= self.take_watermarks();
@@ -145,7 +145,7 @@ impl Maintenance {
         }
     }
 
-    /// Measures the disk and decides who may come in.
+    /// Measures the disk and updates admission.
     pub(crate) fn measure(&mut self) {
         let directory = &self.shared.settings.directory;
         let Ok(mut measured) = space::free(directory) else { return };
@@ -162,7 +162,7 @@ impl Maintenance {
     fn fill(&mut self, stop: &Receiver<()>) -> bool {
         let stopped = &mut self.stopped;
         let mut go_on = || {
-            // The word comes once: whoever takes it must pass it on.
+            // The order comes only once, so it is remembered.
             *stopped |= !matches!(stop.try_recv(), Err(TryRecvError::Empty));
             !*stopped
         };
@@ -172,11 +172,11 @@ impl Maintenance {
         })
     }
 
-    /// Without it every look-up reads the tables: slower, and as right.
+    /// Without the filter every look-up reads the tables: slower, but just as correct.
     fn load_bloom(&self) {
         let tables = locked(&self.shared.index).tables();
-        match tables.filter() {
-            Ok(filter) => locked(&self.shared.index).use_bloom(&filter),
+        match tables.bloom() {
+            Ok(bloom) => locked(&self.shared.index).use_bloom(&bloom),
             Err(error) => tracing::warn!(error = %error, "Part of the duplicate index could not be read"),
         }
     }
@@ -243,8 +243,8 @@ impl Maintenance {
         self.running_saved = now;
     }
 
-    /// Whether the watermarks on the disk confirm a lane through `last`. A segment that went before its watermark was durable
-    /// would be a missing record after a crash: neither confirmed nor there.
+    /// Whether the watermarks on the disk confirm a lane through `last`. If a segment were pruned before its watermark was
+    /// durable, its records would be missing after a crash: neither confirmed nor readable.
     fn confirmed_durably(&mut self, index: usize, last: Position) -> bool {
         let tried_just_now = self.watermarks_fail && self.watermarks_saved.elapsed() < WATERMARKS_EVERY;
         if self.durable[index] < last && !tried_just_now {
@@ -254,9 +254,9 @@ impl Maintenance {
         self.durable[index] >= last
     }
 
-    /// Removes whole segments that are confirmed and past their retention; earlier only for lack of space, and then
-    /// only what the hub has a backup of. What has no backup stays until the hubs have answered on the present
-    /// connection: one that comes back from a backup still wants what it had confirmed.
+    /// Removes whole segments that are confirmed and past their retention; earlier only for lack of space, and then only
+    /// those that the hub has a backup of. Without a backup a segment stays until the hubs have answered on the present
+    /// connection: a hub that was restored from a backup needs records again that it had confirmed.
     fn prune(&mut self) {
         let lanes = self.shared.lanes.clone();
         for (index, lane) in lanes.iter().enumerate() {
@@ -294,7 +294,7 @@ impl Maintenance {
         }
     }
 
-    /// The retention of each segment begins when it is wholly confirmed, whatever is before it.
+    /// Each segment's retention begins when it is wholly confirmed, independently of earlier segments.
     fn note_confirmed(&mut self, lane: &SharedLane) {
         let state = lane.state();
         let left = state.segments.len().saturating_sub(1);
@@ -310,7 +310,7 @@ impl Maintenance {
     fn remove(&mut self, lane: &SharedLane, number: u64, last: Position) {
         {
             let mut state = lane.state();
-            // Under the lock, so that a watermark that went back meanwhile keeps it.
+            // Checked under the lock: if the watermark has moved back meanwhile, the segment stays unconfirmed.
             if last > state.watermark.position {
                 return;
             }
@@ -320,7 +320,7 @@ impl Maintenance {
             state.table_stale = true;
         }
         for handle in lane.handles.forget(number) {
-            self.shared.task(Task::LetGo { lane: 0, number, segment: handle });
+            self.shared.task(Task::DropHandle { lane: 0, number, segment: handle });
         }
         save_segment_table(&self.shared, lane);
         self.shared.task(Task::Discard(lane.segment_directory(number)));
@@ -341,7 +341,7 @@ impl Maintenance {
             if seen.0 != tail || !confirmed {
                 *seen = (tail, now);
             } else if bytes > RETIRE_BYTES
-                // Left earlier it would not be removed earlier.
+                // Leaving it earlier would not remove it earlier.
                 && now.duration_since(seen.1) >= RETIRE_AFTER.max(self.shared.settings.retention)
             {
                 seen.1 = now;
@@ -369,7 +369,7 @@ fn save_segment_table(shared: &SharedOutbox, lane: &SharedLane) {
     }
 }
 
-/// Health shows how old the oldest is that waits; that is one record to be read when the watermark has moved.
+/// Reads the oldest waiting record when the watermark has moved: health shows its age.
 fn look_up_oldest(shared: &SharedOutbox, lane: &SharedLane) {
     let wanted = {
         let state = lane.state();

@@ -1,15 +1,15 @@
-//! From a submission to a record behind the barrier, and back out to whoever delivers it.
+//! From a submission to a record behind the barrier, and back out for delivery.
 //!
 //! Data below, behaviour above; each imports only from those before it:
-//! - [`jobs`]: what the threads ask of each other; [`admission`], [`space`], [`latency`], [`trash`]: the disk, and the clock
+//! - [`jobs`]: the threads' requests to each other; [`admission`], [`space`], [`latency`], [`trash`]: the disk, and the clock
 //! - [`handles`], [`lane`], [`pending`]: one lane, its open databases, a record before its barrier
-//! - [`shared`]: what all threads share
-//! - [`rebuild`]: what a damaged segment still holds goes to a new one
-//! - [`records`], [`read`]: reading as stored, and with the numbers on the wire; [`release`]: writing off what is lost
+//! - [`shared`]: the state that all threads share
+//! - [`rebuild`]: carves the records of a damaged segment into a new one
+//! - [`records`], [`read`]: reading as stored, and with the numbers on the wire; [`release`]: writing off lost records
 //! - [`duplicates`]: repetitions, decided by comparing
 //! - [`lane_writer`], [`writer`]: the only thread that appends, in groups
 //! - [`fsync_worker`], [`segment_worker`], [`maintenance`]: the threads beside it
-//! - [`startup`]: from what lies on the disk to running threads; [`running`]: until they stop
+//! - [`startup`]: from the files on the disk to running threads; [`running`]: until they stop
 
 pub(crate) mod admission;
 pub(crate) mod duplicates;

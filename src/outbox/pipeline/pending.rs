@@ -6,7 +6,7 @@ use pgw_core::transaction::{Body, Position, Transaction};
 use crate::crypt::seal::Sealer;
 use crate::dedup::fingerprint::Fingerprints;
 
-/// Of a body beyond this only the sealed record is held.
+/// Of a body larger than this only the sealed record is kept in memory.
 pub(crate) const LARGE_BYTES: u64 = 1 << 20;
 
 /// A record that is sealed and numbered, and not behind the barrier yet.
@@ -15,7 +15,7 @@ pub(crate) struct PendingRecord {
     pub(crate) position: Position,
     pub(crate) chain: ChainValue,
     pub(crate) record: Vec<u8>,
-    /// Without its body where that is large: the record has it.
+    /// Without its body if that is large: the record has it.
     pub(crate) transaction: Transaction,
     pub(crate) body_bytes: u64,
     pub(crate) fingerprints: Fingerprints,

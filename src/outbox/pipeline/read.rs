@@ -1,7 +1,7 @@
-//! Reading what is behind the barrier, with its numbers on the wire.
+//! Reading records behind the barrier, with their numbers on the wire.
 //!
-//! A record carries the numbers of the epoch in which it was accepted. After a renumbering the chain of what was
-//! accepted before is computed on reading, from the new epoch's first value on; the last result is kept, so that a reader in order
+//! A record carries the numbers of the epoch in which it was accepted. After a renumbering the chain of earlier
+//! records is computed on reading, from the new epoch's first value on. The last result is kept, so that a reader in order
 //! needs one step a record. Nothing is rewritten.
 
 use pgw_core::chain::ChainValue;
@@ -19,7 +19,7 @@ use crate::pipeline::shared::SharedOutbox;
 use crate::types::Stored;
 use crate::void::VoidRange;
 
-/// Records that are read at once when a chain is computed anew.
+/// Records that are read at once to compute a chain.
 const WALK_RECORDS: usize = 512;
 const WALK_BYTES: usize = 4 << 20;
 
@@ -60,8 +60,8 @@ impl SharedOutbox {
         Ok(Stored { position, epoch: numbered.epoch, sequence, previous, chain, transaction })
     }
 
-    /// The chain value that `position` has for its previous in `numbered`, for records that were accepted in
-    /// an older epoch. Lost positions are passed over.
+    /// The chain value before `position` in `numbered`, for records that were accepted in an older epoch. Lost positions
+    /// are skipped.
     pub(crate) fn chain_before(
         &self,
         lane: &SharedLane,
@@ -78,7 +78,7 @@ impl SharedOutbox {
             });
             (watermark, gone)
         };
-        // What was computed over something that is gone now may differ from what the hub has of it. The watermark does not.
+        // A value that was computed over a record that is gone now may differ from the hub's. The watermark does not.
         let cached = cached.filter(|_| !gone).map(|c| (c.position, c.chain));
         let (mut at, mut chain) = cached
             .or(watermark.map(|watermark| (watermark.position, watermark.chain)))
@@ -88,7 +88,9 @@ impl SharedOutbox {
             match self.records(lane, at + 1, wanted, WALK_BYTES) {
                 Ok(records) => {
                     if records.is_empty() {
-                        return Err(ReadError::Trouble("a record is missing without a trace".into()));
+                        return Err(ReadError::Trouble(
+                            "a record is missing that was not noted as lost".into(),
+                        ));
                     }
                     for (header, transaction) in records.into_iter().filter(|(h, _)| h.position < position) {
                         at = header.position;
@@ -101,8 +103,8 @@ impl SharedOutbox {
                 }
                 Err(ReadError::Gone { .. }) => {
                     let state = lane.state();
-                    let hole = state.missing.at(at + 1).map_or(at + 1, |(_, through)| through);
-                    at = hole.max(state.first_retained() - 1).min(position - 1);
+                    let missing = state.missing.at(at + 1).map_or(at + 1, |(_, through)| through);
+                    at = missing.max(state.first_retained() - 1).min(position - 1);
                 }
                 Err(trouble) => return Err(trouble),
             }
@@ -111,7 +113,7 @@ impl SharedOutbox {
         Ok(chain)
     }
 
-    /// The chain value that the record after `last` will have for its previous, in `numbering`.
+    /// The chain value before the record after `last`, in `numbering`.
     pub(crate) fn chain_in(
         &self,
         lane: &SharedLane,
@@ -150,7 +152,7 @@ impl SharedOutbox {
         if let Some(end) = lane.state().voids.end(numbered.epoch, position) {
             return Some(end);
         }
-        // Each record keeps the value before it: the neighbour knows, if it is of the same epoch.
+        // Each record stores the value before it, so the next one has it, if it is of the same epoch.
         if numbering.at(position + 1) == numbered
             && let Ok(stored) = self.read(lane, position + 1, 1, 0)
             && let Some(stored) = stored.first()
@@ -182,7 +184,7 @@ impl SharedOutbox {
             let passed = self.chain_before(lane, numbered, from)?;
             (passed, passed)
         };
-        // A fork may have cut the range: what the epoch has of it.
+        // A fork may have cut the range: take this epoch's part of it.
         let first = range.from.max(numbered.base + 1);
         let through =
             (first..=range.through).take_while(|at| numbering.at(*at) == numbered).last().unwrap_or(first);

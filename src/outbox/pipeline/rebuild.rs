@@ -1,5 +1,5 @@
-//! A segment that sled cannot read any more: what can be had of it goes to a new one in its place; the damaged one is set
-//! aside by rename, as a copy may not fit, and is never deleted ([`crate::guard::replace`]).
+//! Rebuilds a segment that sled cannot read any more: its readable records go to a new one in its place. The damaged one is
+//! set aside by rename, as a copy may not fit, and is never deleted ([`crate::guard::replace`]).
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -20,10 +20,10 @@ use crate::pipeline::lane::SharedLane;
 use crate::pipeline::shared::SharedOutbox;
 use crate::quarantine::{Quarantine, RIVAL};
 
-/// So long a rebuild waits for those who still read the segment.
-const LET_GO_PATIENCE: Duration = Duration::from_secs(5);
+/// How long a rebuild waits for readers of the segment.
+const READER_PATIENCE: Duration = Duration::from_secs(5);
 
-/// What is known of a damaged segment from elsewhere.
+/// What other files say about a damaged segment.
 pub(crate) struct DamagedSegment<'a> {
     /// The store's directory.
     pub(crate) store: &'a Path,
@@ -32,7 +32,7 @@ pub(crate) struct DamagedSegment<'a> {
     /// Its segment number and directory.
     pub(crate) number: u64,
     pub(crate) directory: &'a Path,
-    /// What the segment table says of it.
+    /// Its entry in the segment table.
     pub(crate) span: Option<Span>,
     /// The lane's epochs.
     pub(crate) numbering: Option<&'a Numbering>,
@@ -42,7 +42,7 @@ pub(crate) struct DamagedSegment<'a> {
     pub(crate) through: Option<Position>,
 }
 
-/// What came of it.
+/// The outcome of a rebuild.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Rebuilt {
     /// Records in the new segment.
@@ -53,16 +53,16 @@ pub(crate) struct Rebuilt {
     pub(crate) rivals: u64,
 }
 
-/// One record that was found.
+/// A record that was found.
 #[derive(Debug, Clone, Copy)]
 struct Candidate {
-    /// The how-manieth of the scan.
+    /// Its number in the scan.
     number: usize,
     previous: ChainValue,
     chain: ChainValue,
 }
 
-/// Salvages a damaged segment into a new one in its place. No handle of it may be open here.
+/// Carves a damaged segment's records into a new one in its place. No handle of it may be open here.
 pub(crate) fn rebuild_segment(
     damaged: &DamagedSegment<'_>,
     sealer: &Sealer,
@@ -81,7 +81,8 @@ pub(crate) fn rebuild_segment(
     let found = candidates(damaged, &scan, sealer, base);
     let mut chosen = choose(&found, damaged.known);
     if damaged.through.is_none() {
-        // What a crash left behind a gap was never answered, and would make a missing record where there is none.
+        // Records that a crash left after a gap were never answered: keeping them would show records as missing that never
+        // counted.
         let durable = damaged.known.map_or(0, |(position, _)| position).max(base.saturating_sub(1));
         let end = (durable + 1..).find(|position| !chosen.contains_key(position)).unwrap_or(u64::MAX);
         chosen.split_off(&end);
@@ -92,7 +93,7 @@ pub(crate) fn rebuild_segment(
         fs::remove_dir_all(&fresh).map_err(SegmentError::Files)?;
     }
     let segment = Segment::create(&fresh)?;
-    segment.begin(&header.unwrap_or_else(|| made_up_header(damaged, base, &chosen)))?;
+    segment.begin(&header.unwrap_or_else(|| substitute_header(damaged, base, &chosen)))?;
     let mut rivals = 0;
     for (number, carved) in scan.records().enumerate() {
         match chosen.get(&carved.position) {
@@ -136,8 +137,8 @@ fn candidates(
     found
 }
 
-/// A header for a segment whose own is destroyed, from what is known elsewhere.
-fn made_up_header(
+/// A header for a segment whose own is destroyed, from the other files.
+fn substitute_header(
     damaged: &DamagedSegment<'_>,
     base: Position,
     chosen: &BTreeMap<Position, Candidate>,
@@ -157,7 +158,7 @@ fn made_up_header(
     }
 }
 
-/// Among rivals the one counts whose chain reaches the value that is known, from the end backwards.
+/// Among rivals the one counts whose chain reaches the known value, from the end backwards.
 fn choose(
     found: &BTreeMap<Position, Vec<Candidate>>,
     known: Option<(Position, ChainValue)>,
@@ -171,7 +172,7 @@ fn choose(
             .or(wanted.filter(|(at, _)| at == position))
             .map(|(_, value)| value);
         let fits = value.and_then(|value| candidates.iter().find(|c| c.chain == value));
-        // Nothing decides: the one that follows from what is before it, then the one that was found last.
+        // No known value decides: take one that follows from the record before it, else the one found last.
         let before = found.get(&(position - 1));
         let follows = || {
             candidates
@@ -187,19 +188,19 @@ fn choose(
     chosen
 }
 
-/// What a reader who found damage can do next.
+/// The result of a rebuild for a reader that found damage.
 pub(crate) enum Rebuild {
-    /// There is something new to be read.
+    /// The segment was rebuilt: read again.
     Done,
-    /// It was done before, or gave nothing: what is missing is lost.
+    /// It was rebuilt before, or nothing was found: the missing records are lost.
     Useless,
-    /// Not now.
+    /// Not possible now: try later.
     Later(String),
 }
 
 impl SharedOutbox {
-    /// Sets a damaged segment of the lane aside and carves what is in it into a new one. Once a run: what is still
-    /// missing then is lost.
+    /// Sets a damaged segment of the lane aside and carves its records into a new one. Only once a run: records that are
+    /// still missing then are lost.
     pub(crate) fn rebuild(&self, lane: &SharedLane, number: u64) -> Rebuild {
         let mut rebuilt = crate::lock::locked(&lane.rebuilt);
         if rebuilt.contains(&number) {
@@ -214,11 +215,11 @@ impl SharedOutbox {
             (span, through, (through, chain), state.numbering.clone(), next.is_none())
         };
         if written {
-            // The writer has it: it continues elsewhere, and then this one can be replaced.
+            // The writer uses it: it continues in another segment first, then this one can be replaced.
             if let Some((index, _)) = self.lane(&lane.name) {
                 self.job(Job::Retire { lane: index, tail: None });
             }
-            return Rebuild::Later("a damaged segment is being left".into());
+            return Rebuild::Later("the writer is leaving a damaged segment".into());
         }
         let directory: PathBuf = lane.segment_directory(number);
         let damaged = DamagedSegment {
@@ -232,18 +233,18 @@ impl SharedOutbox {
             through: Some(through),
         };
         let database = directory.join(DATABASE_FILE);
-        let carved = lane.handles.alone(number, &database, LET_GO_PATIENCE, || {
+        let carved = lane.handles.alone(number, &database, READER_PATIENCE, || {
             rebuild_segment(&damaged, &self.sealer, &self.quarantine)
         });
         let Some(carved) = carved else {
-            return Rebuild::Later("a damaged segment is still being read elsewhere".into());
+            return Rebuild::Later("a damaged segment is still being read".into());
         };
         match carved {
             Ok(outcome) => {
                 rebuilt.insert(number);
                 let lost = (through + 1 - span.base).saturating_sub(outcome.records);
                 tracing::error!(lane = %lane.name, segment = number, carved = outcome.records, lost, "A damaged segment was carved and rebuilt");
-                self.raise("salvaged", told(&lane.name, number, &outcome, lost));
+                self.raise("salvaged", summary(&lane.name, number, &outcome, lost));
                 Rebuild::Done
             }
             Err(error) if error.is_full() => {
@@ -258,10 +259,10 @@ impl SharedOutbox {
     }
 }
 
-/// One sentence of a replaced segment.
-pub(crate) fn told(lane: &Lane, number: u64, outcome: &Rebuilt, lost: u64) -> String {
+/// One sentence about a rebuilt segment, for its alarm.
+pub(crate) fn summary(lane: &Lane, number: u64, outcome: &Rebuilt, lost: u64) -> String {
     format!(
-        "segment {number} of lane {lane} was damaged and set aside; {} records were salvaged, {lost} are missing, {} rivals are in quarantine",
+        "segment {number} of lane {lane} was damaged and set aside; {} records were carved from it, {lost} are missing, {} rivals are in quarantine",
         outcome.records, outcome.rivals
     )
 }
@@ -274,7 +275,7 @@ mod tests {
         Candidate { number, previous: ChainValue([previous; 32]), chain: ChainValue([chain; 32]) }
     }
 
-    fn numbers(chosen: &BTreeMap<Position, Candidate>) -> Vec<usize> {
+    fn chosen_numbers(chosen: &BTreeMap<Position, Candidate>) -> Vec<usize> {
         chosen.values().map(|c| c.number).collect()
     }
 
@@ -285,8 +286,8 @@ mod tests {
             (2, vec![candidate(1, 1, 2), candidate(2, 1, 22)]),
             (3, vec![candidate(3, 2, 3), candidate(4, 22, 33)]),
         ]);
-        assert_eq!(numbers(&choose(&found, Some((3, ChainValue([3; 32]))))), [0, 1, 3]);
-        assert_eq!(numbers(&choose(&found, Some((3, ChainValue([33; 32]))))), [0, 2, 4]);
-        assert_eq!(numbers(&choose(&found, Some((2, ChainValue([22; 32]))))), [0, 2, 4]);
+        assert_eq!(chosen_numbers(&choose(&found, Some((3, ChainValue([3; 32]))))), [0, 1, 3]);
+        assert_eq!(chosen_numbers(&choose(&found, Some((3, ChainValue([33; 32]))))), [0, 2, 4]);
+        assert_eq!(chosen_numbers(&choose(&found, Some((2, ChainValue([22; 32]))))), [0, 2, 4]);
     }
 }

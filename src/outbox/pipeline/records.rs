@@ -1,5 +1,5 @@
-//! Reading records as they were stored: only behind the barrier, never past a missing one. Damage that is found is carved
-//! once; what is missing then is recorded.
+//! Reading records as they were stored: only behind the barrier, never past a missing one. A damaged segment is rebuilt
+//! once; records that are missing after that are noted.
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -37,7 +37,7 @@ impl SharedOutbox {
                 if next > state.tail {
                     return Ok(found);
                 }
-                // What was once lost stays lost, even if the disk gives it back: it may have been released meanwhile.
+                // A lost record stays lost, even if the disk can read it again: it may have been written off meanwhile.
                 let found = state.segment_of(next).filter(|_| next > 0 && state.missing.at(next).is_none());
                 found.map(|(number, through)| (number, state.missing.before_next(next, through)))
             };
@@ -55,7 +55,7 @@ impl SharedOutbox {
                 Err(error) => return Err(error),
             };
             let Some(part) = part else {
-                // Damage was found and recorded: what is before it counts.
+                // Damage was found and noted: the records before it count.
                 continue;
             };
             let (records, enough) = part;
@@ -67,7 +67,7 @@ impl SharedOutbox {
         }
     }
 
-    /// One record, if its segment is open now and it can be read there: nothing is opened or carved for it.
+    /// One record, if its segment is open now and it can be read there: nothing is opened or rebuilt for it.
     pub(crate) fn record_if_open(&self, lane: &SharedLane, position: Position) -> Option<Transaction> {
         let (number, _) = {
             let state = lane.state();
@@ -78,7 +78,7 @@ impl SharedOutbox {
         (at == position && header.position == position && header.lane == lane.id).then_some(transaction)
     }
 
-    /// Reads from one segment. `None`: what was wanted turned out to be damaged, which is recorded; look again.
+    /// Reads from one segment. `None`: the records were damaged, which is noted now; the caller tries again.
     fn segment_records(
         &self,
         lane: &SharedLane,
@@ -116,14 +116,14 @@ impl SharedOutbox {
             return Ok(Some((records, enough)));
         }
         if !records.is_empty() {
-            // Damage lies ahead; what is before it is good, and the next call finds it at its beginning.
+            // Return the good records before the damage; the next call begins with it.
             return Ok(Some((records, true)));
         }
         drop(segment);
         match self.rebuild(lane, number) {
             Rebuild::Done => {}
             Rebuild::Useless => self.declare_damaged(lane, number, from, through),
-            Rebuild::Later(why) => return Err(ReadError::Trouble(why)),
+            Rebuild::Later(reason) => return Err(ReadError::Trouble(reason)),
         }
         Ok(None)
     }
@@ -134,7 +134,7 @@ impl SharedOutbox {
         lane.handles.get(number, || Segment::open(&lane.segment_directory(number), durable))
     }
 
-    /// A handle that failed is dead. Damage is carved; the rest may be better next time.
+    /// A handle that failed is dead. A damaged segment is rebuilt; other failures may pass.
     fn failed<T>(
         &self,
         lane: &SharedLane,
@@ -158,7 +158,7 @@ impl SharedOutbox {
         Ok(None)
     }
 
-    /// Finds out how far the damage at `from` goes, and records it: these positions are lost.
+    /// Finds out how far the damage at `from` goes, and notes these positions as lost.
     fn declare_damaged(&self, lane: &SharedLane, number: u64, from: Position, through: Position) {
         let next = self.segment(lane, number).and_then(|segment| {
             let mut good = None;

@@ -1,4 +1,4 @@
-//! Writing off lost positions ([`crate::void`]): what can be read is never written off.
+//! Writing off lost positions ([`crate::void`]): a readable record is never written off.
 
 use pgw_core::chain::ChainValue;
 use pgw_core::delivery::{Numbering, Renumbering};
@@ -53,9 +53,9 @@ impl SharedOutbox {
         Ok(Released { from, through, previous, chain })
     }
 
-    /// Whether what was computed over the lost content is stored in a later record: the range was numbered again after it was
-    /// accepted, and something was accepted in the new numbers since. Its content is gone, so that nobody can compute that value
-    /// again: everything after the watermark gets new numbers once more, over the void.
+    /// Whether a later record stores a chain value that was computed over the lost content: the range was numbered again after
+    /// it was accepted, and records were accepted in the new numbers since. Nobody can compute that value again without the
+    /// content, so everything after the watermark gets new numbers once more, over the void.
     pub(crate) fn breaks_the_chain(&self, lane: &SharedLane, released: &Released) -> bool {
         let (tail, numbered, following) = {
             let state = lane.state();
@@ -69,11 +69,11 @@ impl SharedOutbox {
         next.is_some_and(|(header, _)| header.epoch != numbered.epoch)
     }
 
-    /// How far it is known that what is at `position` is lost.
+    /// How far the loss at `position` is known to go.
     fn lost_through(&self, lane: &SharedLane, position: Position) -> Position {
         let state = lane.state();
-        let hole = state.missing.at(position).map_or(position, |(_, through)| through);
-        hole.max(state.first_retained() - 1)
+        let missing = state.missing.at(position).map_or(position, |(_, through)| through);
+        missing.max(state.first_retained() - 1)
     }
 
     fn chain_before_range(
@@ -85,7 +85,7 @@ impl SharedOutbox {
         if from - 1 == numbered.base {
             return Some(ChainValue::first(numbered.epoch, lane.name.as_str()));
         }
-        // The neighbour of what is lost knows nothing: only the record itself, a void, or the watermark.
+        // The record after a lost one does not help: only the record itself, a void, or the watermark has the value.
         if let Ok(stored) = self.read(lane, from - 1, 1, 0) {
             return stored.first().map(|stored| stored.chain);
         }
@@ -143,7 +143,7 @@ impl SharedOutbox {
             state.table_stale |= new;
             state.voids = voids;
         }
-        tracing::error!(lane = %lane.name, from, through, reason, "A person wrote off lost positions");
+        tracing::error!(lane = %lane.name, from, through, reason, "An operator wrote off lost positions");
         self.raise(
             "void",
             format!("positions {from} to {through} of lane {} were written off: {reason}", lane.name),

@@ -23,7 +23,7 @@ pub(crate) struct Running {
     lock: Mutex<Option<File>>,
 }
 
-/// Tells of its thread's end, however that comes.
+/// Reports its thread's end when dropped, so also after a panic.
 struct EndNotice(Arc<SharedOutbox>);
 
 impl Drop for EndNotice {
@@ -37,9 +37,9 @@ pub(super) fn spawn(
     shared: &Arc<SharedOutbox>,
     body: impl FnOnce() + Send + 'static,
 ) -> Result<JoinHandle<()>, OpenError> {
-    let told = EndNotice(Arc::clone(shared));
+    let notice = EndNotice(Arc::clone(shared));
     let run = move || {
-        let _told = told;
+        let _notice = notice;
         body();
     };
     let directory = &shared.settings.directory;
@@ -59,7 +59,7 @@ impl Running {
         Self { shared, jobs, maintenance, threads, stopping: AtomicBool::new(false), lock }
     }
 
-    /// Why nobody answers any more.
+    /// Why there is no answer: the outbox has ended.
     pub(crate) fn ended(&self) -> Refusal {
         if self.stopping.load(Ordering::SeqCst) {
             Refusal::Stopping
@@ -69,25 +69,25 @@ impl Running {
         }
     }
 
-    /// Ends the threads in the order in which they feed each other. Once; later calls do nothing.
+    /// Ends the threads in the order in which they feed each other. Later calls do nothing.
     pub(crate) fn stop(&self) {
         self.stopping.store(true, Ordering::SeqCst);
         let mut threads = std::mem::take(&mut *locked(&self.threads)).into_iter();
         let _ = self.jobs.send(Job::Stop);
-        let (writer, syncer, comparer) = (threads.next(), threads.next(), threads.next());
-        let (maker, maintenance) = (threads.next(), threads.next());
+        let (writer, fsync_worker, comparer) = (threads.next(), threads.next(), threads.next());
+        let (segment_worker, maintenance) = (threads.next(), threads.next());
         let join = |thread: Option<JoinHandle<()>>| {
             if let Some(thread) = thread {
                 let _ = thread.join();
             }
         };
         join(writer);
-        join(syncer);
+        join(fsync_worker);
         join(comparer);
         let _ = self.maintenance.send(());
         join(maintenance);
         self.shared.task(Task::Stop);
-        join(maker);
+        join(segment_worker);
         for lane in &self.shared.lanes {
             lane.handles.clear();
             if let Some((number, segment)) = locked(&lane.ahead).take() {

@@ -1,4 +1,5 @@
-//! The segment worker: a thread for what would hold up the writer: making segments ahead, dropping handles, removing directories.
+//! The segment worker: a thread for work that would delay the writer: making segments ahead, dropping handles, removing
+//! directories.
 
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
@@ -17,7 +18,7 @@ pub(crate) fn run(shared: &Arc<SharedOutbox>, tasks: &Receiver<Task>) {
     while let Ok(task) = tasks.recv() {
         match task {
             Task::MakeAhead { lane, number } => make_ahead(shared, lane, number),
-            Task::LetGo { lane, number, segment } => {
+            Task::DropHandle { lane, number, segment } => {
                 drop(segment);
                 tracing::debug!(lane = %shared.lanes[lane].name, number, "Segment closed");
             }
@@ -41,7 +42,7 @@ fn make_ahead(shared: &SharedOutbox, lane: usize, number: u64) {
     match Segment::create(&lane.segment_directory(number)) {
         Ok(segment) => *locked(&lane.ahead) = Some((number, segment)),
         Err(error) => {
-            // The writer makes one itself then, and says so if that fails too.
+            // The writer then makes one itself, and raises an alarm if that fails too.
             tracing::warn!(lane = %lane.name, error = %error, "A segment could not be created ahead");
             let _ = discard(&shared.settings.directory, &lane.segment_directory(number));
         }

@@ -25,12 +25,12 @@ use crate::quarantine::Quarantine;
 use crate::state::layout::lane_file;
 use crate::types::{OutboxAlarm, OutboxSettings, Snapshot};
 
-/// A ballast that was released stays so for this long at least.
+/// A released ballast is not taken again for at least this long.
 const BALLAST_PAUSE: Duration = Duration::from_secs(30);
-/// Alarms that are kept until health fetches them; beyond it the oldest go.
+/// Alarms that are kept until health fetches them; beyond this the oldest are dropped.
 const MOST_ALARMS: usize = 1000;
 
-/// What an outbox is made of.
+/// The parts of an outbox.
 pub(crate) struct Parts {
     pub(crate) settings: OutboxSettings,
     pub(crate) sealer: Sealer,
@@ -65,7 +65,7 @@ pub(crate) struct SharedOutbox {
     alarms: Mutex<VecDeque<OutboxAlarm>>,
     latency: Mutex<Latency>,
     clock: AtomicU8,
-    /// What keeps a lane from being stored, by its name.
+    /// Why a lane cannot be stored, by its name.
     troubles: Mutex<BTreeMap<Lane, String>>,
     thread_ended: AtomicBool,
 }
@@ -108,7 +108,7 @@ impl SharedOutbox {
         self.lanes.iter().enumerate().find(|(_, lane)| lane.name == *name)
     }
 
-    /// Hands work to the segment worker. When it has ended, so has the outbox.
+    /// Sends work to the segment worker. It ends only when the outbox ends.
     pub(crate) fn task(&self, task: Task) {
         let _ = self.tasks.send(task);
     }
@@ -126,7 +126,7 @@ impl SharedOutbox {
         std::mem::take(&mut *locked(&self.alarms)).into()
     }
 
-    /// How far the clock can be believed, as the daemon last said.
+    /// How reliable the clock is, as the daemon last said.
     pub(crate) fn clock(&self) -> Clock {
         match self.clock.load(Ordering::Relaxed) {
             0 => Clock::Synced,
@@ -144,7 +144,7 @@ impl SharedOutbox {
         self.clock.store(code, Ordering::Relaxed);
     }
 
-    /// These submissions have their answer: their bytes leave the queue's account, and good ones count for the latency.
+    /// Notes answered submissions: their bytes leave the queue's count, and accepted ones count for the latency.
     pub(crate) fn answered(&self, answers: impl Iterator<Item = (u64, Duration)>, good: bool) {
         let mut bytes = 0;
         let mut latency = locked(&self.latency);
@@ -172,7 +172,7 @@ impl SharedOutbox {
         locked(&self.admission).admit(false).err().map(|none| none.to_string())
     }
 
-    /// A lane cannot be stored, or can be again.
+    /// Notes that a lane cannot be stored, or can be again.
     pub(crate) fn in_trouble(&self, lane: &Lane, trouble: Option<&str>) {
         let mut troubles = locked(&self.troubles);
         match trouble {
@@ -186,7 +186,7 @@ impl SharedOutbox {
         troubles.iter().next().map(|(lane, trouble)| format!("lane {lane} cannot be stored: {trouble}"))
     }
 
-    /// A thread of the outbox has come to its end.
+    /// Notes that a thread of the outbox has ended.
     pub(crate) fn thread_ended(&self) {
         self.thread_ended.store(true, Ordering::SeqCst);
     }
@@ -195,7 +195,7 @@ impl SharedOutbox {
         !self.thread_ended.load(Ordering::SeqCst)
     }
 
-    /// The disk was measured.
+    /// Takes a measurement of the disk.
     pub(crate) fn measured(&self, space: DiskSpace) {
         let changed = {
             let mut admission = locked(&self.admission);
@@ -217,7 +217,7 @@ impl SharedOutbox {
             }
             None => {}
         }
-        // Not at once: what was released is to be used first.
+        // Not at once: the outbox should use the released space first.
         let waits = locked(&self.released).is_some_and(|at| at.elapsed() < BALLAST_PAUSE);
         if self.refusing().is_none()
             && !waits
@@ -227,7 +227,7 @@ impl SharedOutbox {
         }
     }
 
-    /// The disk is full: what is kept for that is released, to open, to drain, and to get out of it.
+    /// The disk is full: releases the ballast, so that the store can open and drain.
     pub(crate) fn out_of_room(&self) {
         if self.ballast.is_held().unwrap_or(false) && self.ballast.release().is_ok() {
             locked(&self.released).replace(Instant::now());
@@ -247,7 +247,7 @@ impl SharedOutbox {
         self.store_bytes.load(Ordering::Relaxed)
     }
 
-    /// Asks the writer.
+    /// Sends a job to the writer.
     pub(crate) fn job(&self, job: Job) {
         if let Some(jobs) = locked(&self.jobs).as_ref() {
             let _ = jobs.send(job);

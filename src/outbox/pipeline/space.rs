@@ -1,4 +1,4 @@
-//! The disk: what is free, what the store takes, and the ballast that is let go when nothing else helps.
+//! The disk: free space, the store's size, and the ballast that is released when nothing else helps.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -20,7 +20,7 @@ pub(crate) fn free(path: &Path) -> io::Result<DiskSpace> {
     })
 }
 
-/// Bytes that everything below `directory` takes on the disk. What vanishes meanwhile does not count, links
+/// Bytes that everything below `directory` takes on the disk. Files that vanish meanwhile do not count, links
 /// are not followed.
 pub(crate) fn directory_bytes(directory: &Path) -> io::Result<u64> {
     let mut bytes = 0u64;
@@ -47,7 +47,7 @@ fn there<T>(result: io::Result<T>) -> io::Result<Option<T>> {
     }
 }
 
-/// A file that takes space which the store needs to open and to drain when the disk is full.
+/// A file that reserves the space that the store needs to open and to drain when the disk is full.
 #[derive(Debug)]
 pub(crate) struct Ballast {
     file: File,
@@ -68,13 +68,13 @@ impl Ballast {
         Ok(metadata.len() == self.bytes && metadata.blocks().saturating_mul(512) >= self.bytes)
     }
 
-    /// Gives the space to whoever needs it.
+    /// Frees the space.
     pub(crate) fn release(&self) -> io::Result<()> {
         self.file.set_len(0)?;
         self.file.sync_all()
     }
 
-    /// Takes the space again if `free_bytes` allow it with as much again left over. Answers whether it is held.
+    /// Takes the space again if `free_bytes` are at least twice as much. Returns whether it is held.
     ///
     /// # Errors
     /// The file system's; nothing is held then.
@@ -87,7 +87,7 @@ impl Ballast {
         }
         let taken = self.file.set_len(self.bytes).and_then(|()| self.take());
         if let Err(error) = taken {
-            // Part of it may have been taken; that part would help nobody.
+            // Part of it may have been taken, which is of no use.
             self.release()?;
             return Err(error);
         }
@@ -146,7 +146,7 @@ mod tests {
         assert!(ballast.is_held().unwrap());
     }
 
-    /// A file of this length with nothing in it takes no space: it must not count as held.
+    /// A sparse file of this length takes no space: it must not count as held.
     #[test]
     fn a_hole_is_no_ballast() {
         let directory = tempfile::tempdir().unwrap();

@@ -1,4 +1,4 @@
-//! Deleting what is not needed any more, so that a crash in between leaves all of it or nothing that counts.
+//! Deletes directories so that a crash in between leaves all of one, or nothing that counts.
 
 use std::fs;
 use std::io;
@@ -19,7 +19,7 @@ pub(crate) fn discard(store: &Path, directory: &Path) -> io::Result<()> {
     fs::remove_dir_all(target)
 }
 
-/// What a crash left in the trash.
+/// Removes leftovers of a crash from the trash.
 pub(crate) fn empty_trash(store: &Path) -> io::Result<()> {
     let trash = store.join("trash");
     if !trash.is_dir() {

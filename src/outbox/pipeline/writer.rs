@@ -1,14 +1,14 @@
 //! The writer: one thread does every append, so that order needs no lock, and commits in groups.
 //!
-//! A group is what is queued at that moment, at most [`GROUP_RECORDS`] and about [`GROUP_BYTES`]; nobody waits for it to fill. It is
-//! numbered, chained, sealed, inserted, brought behind the barrier, and only then published and answered.
+//! A group is everything queued at that moment, at most [`GROUP_RECORDS`] and about [`GROUP_BYTES`]; the writer never waits
+//! for it to fill. It is numbered, chained, sealed, inserted, brought behind the barrier, and only then published and answered.
 //!
-//! Where more is queued already, the barrier is waited for elsewhere ([`crate::pipeline::fsync_worker`]) while the next group is
-//! made ready and inserted; it is not covered by that barrier and waits for one of its own. At most one barrier a
-//! lane is under way, and one group behind it.
+//! If more is queued already, the fsync worker ([`crate::pipeline::fsync_worker`]) waits for the barrier while the writer
+//! prepares and inserts the next group. That barrier does not cover it; it waits for one of its own. At most one barrier
+//! and one group behind it are under way in a lane.
 //!
-//! When a segment fails, everything beyond its last good barrier is written again to another one, before
-//! anything else; until that works the lane refuses, and tries again by itself.
+//! When a segment fails, the writer first writes everything beyond its last good barrier to another one. Until that
+//! works the lane refuses new work, and the writer keeps trying.
 
 use std::collections::{HashMap, VecDeque};
 use std::ops::ControlFlow;
@@ -33,7 +33,7 @@ use crate::types::Accepted;
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
-/// Somebody who waits for a record to be behind the barrier.
+/// A sender that waits for a record to be behind the barrier.
 struct Waiter {
     entered: Instant,
     cost: u64,
@@ -41,13 +41,13 @@ struct Waiter {
     accepted: Accepted,
 }
 
-/// What is taken already, and not behind its barrier.
+/// How a submission compares with the records that wait for their barrier.
 enum PendingMatch {
     /// The same transaction, in the same lane.
     Same(Accepted),
-    /// Not the same.
+    /// None is the same.
     Other {
-        /// But the sender's key was used for other bytes.
+        /// But one has the same key and other bytes.
         same_key: bool,
     },
 }
@@ -56,17 +56,17 @@ enum PendingMatch {
 pub(crate) struct Writer {
     shared: Arc<SharedOutbox>,
     jobs: Receiver<Job>,
-    /// Taken from the queue, and not done yet: goes before it.
+    /// Taken from the queue and postponed: done before the queue.
     held: VecDeque<Job>,
-    syncer: Sender<WantedBarrier>,
+    fsync_worker: Sender<WantedBarrier>,
     comparer: Sender<(Box<Queued>, Position)>,
     lane_writers: Vec<LaneWriter>,
-    /// Who waits, for each lane.
+    /// The waiting senders of each lane.
     waiters: Vec<Vec<Waiter>>,
-    /// Lane and position of what is pending, by a hash that says where to compare. What is settled meanwhile does no
-    /// harm.
+    /// Lane and position of the pending records, by a hash that says where to compare. Entries that are no longer pending
+    /// do no harm.
     seen: HashMap<u64, Vec<(usize, Position)>>,
-    /// Between two tries of a lane in trouble.
+    /// The pause between two tries of a failed lane.
     pause: Duration,
     retry_at: Option<Instant>,
 }
@@ -76,7 +76,7 @@ impl Writer {
         shared: Arc<SharedOutbox>,
         jobs: Receiver<Job>,
         lane_writers: Vec<LaneWriter>,
-        syncer: Sender<WantedBarrier>,
+        fsync_worker: Sender<WantedBarrier>,
         comparer: Sender<(Box<Queued>, Position)>,
     ) -> Self {
         let waiters = lane_writers.iter().map(|_| Vec::new()).collect();
@@ -85,7 +85,7 @@ impl Writer {
             shared,
             jobs,
             held,
-            syncer,
+            fsync_worker,
             comparer,
             lane_writers,
             waiters,
@@ -95,7 +95,7 @@ impl Writer {
         }
     }
 
-    /// Runs until it is stopped or nobody can submit any more.
+    /// Runs until it is stopped or no handle is left to submit.
     pub(crate) fn run(mut self) {
         loop {
             let Some(job) = self.next_job() else { return };
@@ -113,8 +113,8 @@ impl Writer {
         }
     }
 
-    /// The next job; meanwhile a lane in trouble is tried again when it is time, however much comes in. `None`: nobody can
-    /// submit any more.
+    /// The next job. Meanwhile a failed lane is tried again when it is due, however much comes in. `None`: no handle is left
+    /// to submit.
     fn next_job(&mut self) -> Option<Job> {
         while self.lane_writers.iter().any(LaneWriter::is_in_trouble) {
             let pause = self.pause;
@@ -137,7 +137,7 @@ impl Writer {
         self.held.pop_front().or_else(|| self.jobs.recv().ok())
     }
 
-    /// What is done when all that came before it is settled.
+    /// Does a job that must wait until all records before it are behind their barrier or have failed.
     fn other(&mut self, job: Job) -> ControlFlow<()> {
         match job {
             Job::NewEpoch { lane, after, answer } => {
@@ -162,7 +162,7 @@ impl Writer {
         }
     }
 
-    /// Takes what is queued, as a group, and adds it to the segments.
+    /// Takes the queue as a group, and adds it to the segments.
     fn store(&mut self, first: Queued) {
         let mut most = GROUP_RECORDS;
         for lane in 0..self.lane_writers.len() {
@@ -192,7 +192,7 @@ impl Writer {
         }
     }
 
-    /// Begins every barrier that is due: here if nothing else is to be done, else elsewhere.
+    /// Begins every barrier that is due: on this thread if nothing else is to be done, else on the fsync worker's.
     fn begin_barriers(&mut self) {
         for lane in 0..self.lane_writers.len() {
             while !self.lane_writers[lane].is_idle()
@@ -208,7 +208,9 @@ impl Writer {
                     self.held.extend(self.jobs.try_recv());
                 }
                 let quiet = self.held.is_empty();
-                if quiet || self.syncer.send(WantedBarrier { lane, segment: Arc::clone(&segment) }).is_err() {
+                if quiet
+                    || self.fsync_worker.send(WantedBarrier { lane, segment: Arc::clone(&segment) }).is_err()
+                {
                     self.barrier_ended(lane, segment.barrier());
                 }
             }
@@ -233,7 +235,7 @@ impl Writer {
         }
     }
 
-    /// Brings everything that was taken behind its barrier, or into trouble.
+    /// Brings every pending record behind its barrier, or notes its lane as failed.
     fn finish_barriers(&mut self) {
         for lane in 0..self.lane_writers.len() {
             loop {
@@ -246,7 +248,7 @@ impl Writer {
         }
     }
 
-    /// Answers those whose records are behind the barrier; in trouble, all.
+    /// Answers the senders whose records are behind the barrier; after a failure, all.
     fn answer(&mut self, lane: usize, outcome: Result<(), Refusal>) {
         let tail = self.lane_writers[lane].tail();
         let done: Vec<_> = self.waiters[lane]
@@ -268,7 +270,7 @@ impl Writer {
         }
     }
 
-    /// Decides about one submission: a repetition, refused, or new in its lane.
+    /// Decides whether a submission is a repetition, refused, or new in its lane.
     fn admit(&mut self, queued: Queued) {
         let lane = queued.lane;
         let mut key_reused = false;
@@ -310,7 +312,7 @@ impl Writer {
         let _ = queued.answer.send(Err(refusal));
     }
 
-    /// Whether the same is taken already and waits for its barrier.
+    /// Whether the same transaction already waits for its barrier.
     fn find_pending(&self, queued: &Queued) -> PendingMatch {
         let submission = &queued.submission;
         let mut same_key = false;
@@ -336,7 +338,7 @@ impl Writer {
         PendingMatch::Other { same_key }
     }
 
-    /// A repetition of an pending record shares that record's barrier and fate.
+    /// A repetition of a pending record gets the same answer as that record.
     fn repeat_pending(&mut self, queued: Queued, accepted: Accepted) {
         if let Some(trouble) = self.lane_writers[queued.lane].trouble() {
             let trouble = trouble.to_owned();
@@ -347,7 +349,7 @@ impl Writer {
         self.waiters[lane].push(Waiter { entered, cost, answer, accepted });
     }
 
-    /// A new transaction gets its place in its lane.
+    /// Gives a new transaction its place in its lane.
     fn take(&mut self, queued: Queued, key_reused: bool) {
         let Queued { lane, submission, fingerprints, cost, entered, answer, .. } = queued;
         let transaction = Transaction {

@@ -1,7 +1,7 @@
-//! The tail checkpoint: the last accepted position and chain value of each lane, apart from sled.
+//! The tail checkpoint: the last accepted position and chain value of each lane, outside sled.
 //!
-//! Some damage takes the tail of a sled database away without an error; a store that ends before its tail checkpoint
-//! shows it. It is synced soon after a group and not before the answer, so it may lag behind the store and
+//! Some damage removes the tail of a sled database without an error; a store that ends before its tail checkpoint
+//! shows it. It is synced soon after a group, not before the answer, so it may lag behind the store but
 //! never runs ahead of it.
 //!
 //! An [`Alternating`] file, magic `PGWS`, version 1. Payload: for each lane 73 bytes, ordered by name:
@@ -20,7 +20,7 @@ const MAGIC: [u8; 4] = *b"PGWS";
 const VERSION: u16 = 1;
 const NAME_BYTES: usize = 32;
 
-/// The last of every lane, in memory and, after [`Tail checkpoint::sync`], on the disk.
+/// The last of every lane, in memory and, after [`TailCheckpoint::sync`], on the disk.
 #[derive(Debug)]
 pub(crate) struct TailCheckpoint {
     file: Alternating,
@@ -30,7 +30,7 @@ pub(crate) struct TailCheckpoint {
 }
 
 impl TailCheckpoint {
-    /// Opens or creates the file. A damaged one is not an error: it is empty, and [`Tail checkpoint::was_damaged`].
+    /// Opens or creates the file. A damaged one is not an error: it is empty, and [`TailCheckpoint::was_damaged`].
     pub(crate) fn open(path: &Path) -> io::Result<Self> {
         let (file, found) = Alternating::open(path, MAGIC, VERSION)?;
         let (lanes, damaged) = match found {
@@ -41,7 +41,7 @@ impl TailCheckpoint {
         Ok(Self { file, lanes, unsynced: false, damaged })
     }
 
-    /// What the file says, with nothing written; `None`: it cannot be believed.
+    /// Reads the file, and writes nothing; `None`: it is damaged.
     pub(crate) fn read(path: &Path) -> io::Result<Option<BTreeMap<Lane, (Position, ChainValue)>>> {
         Ok(match Alternating::read(path, MAGIC, VERSION)? {
             SlotContent::Nothing => Some(BTreeMap::new()),
@@ -50,7 +50,7 @@ impl TailCheckpoint {
         })
     }
 
-    /// Whether the file could not be believed when it was opened: tails cannot be judged by it then.
+    /// Whether the file was damaged when it was opened: tails cannot be checked against it then.
     pub(crate) fn was_damaged(&self) -> bool {
         self.damaged
     }
@@ -67,7 +67,7 @@ impl TailCheckpoint {
         }
     }
 
-    /// Makes what was recorded durable; costs nothing when there is nothing new.
+    /// Makes the recorded positions durable; costs nothing when nothing is new.
     pub(crate) fn sync(&mut self) -> io::Result<()> {
         if self.unsynced {
             self.file.write(&encode(&self.lanes))?;

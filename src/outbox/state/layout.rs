@@ -1,4 +1,4 @@
-//! Where a lane's files lie.
+//! The paths of a lane's files.
 
 use std::collections::BTreeSet;
 use std::fs;

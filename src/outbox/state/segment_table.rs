@@ -1,6 +1,6 @@
 //! A lane's segment table: what each segment holds, and which records are missing.
 //!
-//! It lies beside the segments as `lanes/{lane}/segment table`, so that a start opens the newest segment only.
+//! It is the file `lanes/{lane}/ledger`: with it a start opens the newest segment only.
 
 use std::collections::BTreeMap;
 
@@ -9,14 +9,13 @@ use serde::{Deserialize, Serialize};
 
 use crate::guard::segment::Span;
 
-/// Of the segment table.
+/// Version of the segment table.
 pub(crate) const SEGMENT_TABLE_VERSION: u32 = 1;
 
-/// The segments and the missing records as they are kept beside the segments, so that a start needs to open the newest only.
-/// Written behind; what it misses is in the newest segment's header.
+/// A lane's segments and missing records. It may lag behind: the newest segment's header has the rest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct SegmentTable {
-    /// Of this format.
+    /// Version of this format.
     pub(crate) version: u32,
     /// Segments by number.
     #[serde(rename = "row")]
@@ -26,7 +25,7 @@ pub(crate) struct SegmentTable {
     pub(crate) missing: MissingRecords,
 }
 
-/// Ranges of positions that can no longer be read, ascending, apart.
+/// Ranges of positions that can no longer be read: ascending, never adjacent.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct MissingRecords(Vec<(Position, Position)>);
 
@@ -49,7 +48,7 @@ impl MissingRecords {
         true
     }
 
-    /// Takes out one position: it was found again.
+    /// Removes one position: its record was found again.
     pub(crate) fn fill(&mut self, position: Position) {
         let Some(at) = self.0.iter().position(|(from, through)| (*from..=*through).contains(&position))
         else {
@@ -66,7 +65,7 @@ impl MissingRecords {
         &self.0
     }
 
-    /// Forgets what lies before `position`.
+    /// Forgets everything before `position`.
     pub(crate) fn forget_before(&mut self, position: Position) {
         self.0.retain(|(_, through)| *through >= position);
         if let Some(first) = self.0.first_mut() {

@@ -1,8 +1,8 @@
-//! The confirmed watermarks: how far the hub has each lane, and since when its segments were wholly confirmed.
+//! The watermarks: how far the hub has each lane, and since when each segment has been wholly confirmed.
 //!
-//! Retention is counted in *running time* (how long this gateway has run, kept across restarts), never by the wall
-//! clock, which may be wrong by years on a box without a battery. A lost file is harmless: everything is
-//! sent once more and kept a retention longer.
+//! Retention is counted in *running time* (how long this gateway has run, over all restarts), never by the wall
+//! clock, which may be wrong by years on a box without a battery. A lost file does no harm: everything is
+//! sent once more and kept for one more retention.
 //!
 //! The file is one line of JSON and one line with its CRC32C as 8 hexadecimal digits, replaced as a whole.
 
@@ -48,7 +48,7 @@ struct LaneWatermark {
 struct Confirmed {
     position: Position,
     chain: ChainValue,
-    /// In which the chain value holds.
+    /// The epoch in which the chain value holds.
     epoch: Epoch,
 }
 
@@ -71,7 +71,7 @@ impl Watermarks {
         Ok(Self { path: path.to_owned(), content, unsaved: false, damaged })
     }
 
-    /// Whether the file could not be believed when it was opened.
+    /// Whether the file was damaged when it was opened.
     pub(crate) fn was_damaged(&self) -> bool {
         self.damaged
     }
@@ -87,7 +87,7 @@ impl Watermarks {
         Some(self.content.lanes.get(lane)?.confirmed?.epoch)
     }
 
-    /// How far the hub has said that its backup goes.
+    /// How far the hub's backup goes, as it has said.
     pub(crate) fn backed_up_through(&self, lane: &Lane) -> Option<Position> {
         self.content.lanes.get(lane)?.backed_up_through
     }
@@ -117,12 +117,12 @@ impl Watermarks {
         self.unsaved |= millis > 0;
     }
 
-    /// How long this gateway has run, all starts together.
+    /// How long this gateway has run, over all starts.
     pub(crate) fn running(&self) -> Duration {
         Duration::from_millis(self.content.running_millis)
     }
 
-    /// Notes that the segment `segment number`, whose last record is `last`, is wholly confirmed. The first call counts; one
+    /// Notes that segment `number`, whose last record is `last`, is wholly confirmed. The first call counts; one
     /// that the watermark does not cover is ignored.
     pub(crate) fn segment_confirmed(&mut self, lane: &Lane, number: u64, last: Position) {
         let since_millis = self.content.running_millis;
@@ -144,14 +144,14 @@ impl Watermarks {
         })
     }
 
-    /// The segment is gone.
+    /// Forgets a segment that was removed.
     pub(crate) fn forget(&mut self, lane: &Lane, number: u64) {
         if let Some(watermarks) = self.content.lanes.get_mut(lane) {
             self.unsaved |= watermarks.segments.remove(&number).is_some();
         }
     }
 
-    /// Makes the watermarks durable; costs nothing when there is nothing new.
+    /// Makes the watermarks durable; costs nothing when nothing is new.
     pub(crate) fn save(&mut self) -> io::Result<()> {
         if self.unsaved {
             pgw_durable::replace(&self.path, PRIVATE, &encode(&self.content)?)?;
@@ -244,9 +244,9 @@ mod tests {
         assert!(!watermarks.expired(&lane(), 2, Duration::ZERO));
         watermarks.add_running(HOUR);
         watermarks.set(&lane(), at(100), epoch(), None);
-        assert!(!watermarks.expired(&lane(), 2, Duration::ZERO), "confirmed anew only when said so");
+        assert!(!watermarks.expired(&lane(), 2, Duration::ZERO), "confirmed again only when said so");
         watermarks.segment_confirmed(&lane(), 2, 100);
-        assert!(!watermarks.expired(&lane(), 2, HOUR), "and its retention starts anew");
+        assert!(!watermarks.expired(&lane(), 2, HOUR), "and its retention starts again");
     }
 
     #[test]

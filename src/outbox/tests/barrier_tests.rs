@@ -1,4 +1,4 @@
-//! The barrier with many at the door: the next group is taken while the disk is at work on the last.
+//! The barrier under load: the writer takes the next group while the disk still works on the last.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -20,7 +20,7 @@ fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_time().build().unwrap()
 }
 
-/// Hands in one after the other, without waiting for an answer; they are queued when this returns.
+/// Submits one after the other, without waiting for an answer; all are queued when this returns.
 fn queue(
     outbox: &Outbox,
     runtime: &tokio::runtime::Runtime,
@@ -31,16 +31,16 @@ fn queue(
         let one = submission(&format!("K{number}"), format!("body {number}").as_bytes());
         let taker = outbox.clone();
         answers.spawn_on(async move { taker.submit(one).await }, runtime.handle());
-        // On a runtime of one thread it is polled now, in its turn.
+        // A runtime with one thread polls it now, in order.
         runtime.block_on(tokio::task::yield_now());
     }
     answers
 }
 
-/// Lets the disk go when a test ends, however it does: the outbox cannot close while it hangs.
-struct LetGo(Arc<faults::Faults>);
+/// Releases the disk when a test ends, even by a panic: the outbox cannot close while it hangs.
+struct ReleaseDisk(Arc<faults::Faults>);
 
-impl Drop for LetGo {
+impl Drop for ReleaseDisk {
     fn drop(&mut self) {
         self.0.allow_syncs(None);
     }
@@ -55,7 +55,7 @@ fn the_next_group_waits_for_a_barrier_of_its_own() {
         let outbox = open(directory.path());
         add(&outbox, 1..=1);
         let faults = faults::in_store(directory.path());
-        let _let_go = LetGo(faults.clone());
+        let _release = ReleaseDisk(faults.clone());
         faults.allow_syncs(Some(0));
         let group = u32::try_from(GROUP_RECORDS).unwrap();
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
@@ -84,14 +84,14 @@ fn the_next_group_waits_for_a_barrier_of_its_own() {
         let answers = runtime.block_on(answers.join_all());
         assert!(answers.iter().all(Result::is_ok));
         assert_eq!(bodies(&outbox), expected(1..=group + 12));
-        let troubles = if failing.is_some() { vec!["store.trouble"] } else { vec![] };
-        assert_eq!(codes(&outbox), troubles, "{failing:?}");
+        let alarms = if failing.is_some() { vec!["store.trouble"] } else { vec![] };
+        assert_eq!(codes(&outbox), alarms, "{failing:?}");
         outbox.close();
         assert_eq!(bodies(&open(directory.path())), expected(1..=group + 12));
     }
 }
 
-/// Sixty-four senders that repeat what was refused, while the disk fails again and again.
+/// Sixty-four senders repeat every refused submission, while the disk fails again and again.
 #[test]
 fn under_load_and_faults_each_is_stored_once_and_none_is_lost() {
     let directory = tempfile::tempdir().unwrap();
@@ -100,7 +100,7 @@ fn under_load_and_faults_each_is_stored_once_and_none_is_lost() {
     let faults = faults::in_store(directory.path());
     let runtime = runtime();
     let done = Arc::new(AtomicBool::new(false));
-    let trouble = std::thread::spawn({
+    let saboteur = std::thread::spawn({
         let (faults, done, outbox) = (faults.clone(), done.clone(), outbox.clone());
         move || {
             let mut seen = 0;
@@ -141,7 +141,7 @@ fn under_load_and_faults_each_is_stored_once_and_none_is_lost() {
     let all = runtime.block_on(async { tokio::time::timeout(limit, senders.join_all()).await });
     let answered = all.expect("the store works again, however much comes in meanwhile").concat();
     done.store(true, Ordering::Relaxed);
-    trouble.join().unwrap();
+    saboteur.join().unwrap();
     assert!(codes(&outbox).contains(&"store.trouble"), "the faults were met");
     outbox.close();
 

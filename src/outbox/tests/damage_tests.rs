@@ -1,4 +1,4 @@
-//! What a bad disk, a full quarantine and a long retention do to a store.
+//! A store with a bad disk, a full quarantine or a long retention.
 
 use std::time::{Duration, Instant};
 
@@ -34,14 +34,14 @@ fn nothing_is_pruned_on_the_word_of_a_connection_that_is_gone() {
     outbox.close();
     let settings = OutboxSettings { retention: Duration::ZERO, ..settings(directory.path()) };
     let outbox = Outbox::open(settings, key()).unwrap();
-    let looks = || (0..10).map(|_| std::thread::sleep(Duration::from_millis(50)));
-    looks().for_each(|()| assert_eq!(outbox.first_retained(&clinical()), Some(1), "before the hub answers"));
+    let checks = || (0..10).map(|_| std::thread::sleep(Duration::from_millis(50)));
+    checks().for_each(|()| assert_eq!(outbox.first_retained(&clinical()), Some(1), "before the hub answers"));
     confirm_through(&outbox, 12, None);
     eventually("it has answered", || outbox.first_retained(&clinical()) == Some(9));
     outbox.link_lost();
     let state = outbox.lane(&clinical()).unwrap();
     state.state().watermark.position = 30;
-    looks().for_each(|()| assert_eq!(outbox.first_retained(&clinical()), Some(9), "the link is lost"));
+    checks().for_each(|()| assert_eq!(outbox.first_retained(&clinical()), Some(9), "the link is lost"));
 }
 
 /// sled panics in its drop when the fsync there fails.
@@ -71,7 +71,7 @@ fn a_thread_that_ended_feeds_no_watchdog() {
 }
 
 #[test]
-fn a_segment_that_the_disk_cannot_read_is_salvaged() {
+fn a_segment_that_the_disk_cannot_read_is_rebuilt() {
     let directory = tempfile::tempdir().unwrap();
     let outbox = open(directory.path());
     add(&outbox, 1..=12);
@@ -82,13 +82,13 @@ fn a_segment_that_the_disk_cannot_read_is_salvaged() {
     assert_eq!(bodies(&outbox), expected(1..=12));
 }
 
-/// sled takes the first message that it cannot read for the end of its log, and zeroes what is behind it.
+/// sled takes the first message that it cannot read for the end of its log, and zeroes the rest.
 #[test]
 fn a_flipped_bit_costs_one_record_at_most_wherever_it_is() {
     let directory = tempfile::tempdir().unwrap();
     let outbox = open(directory.path());
     let body = |number: u64| vec![u8::try_from(number).unwrap() | 0x80; 15_000 + number as usize];
-    // Bytes that do not shrink would make the store larger; what matters is that a piece of sled's log has many.
+    // Bodies that compress well: a piece of sled's log should have many of them.
     let bodies: Vec<_> = (1..=60).map(body).collect();
     for (number, body) in bodies.iter().enumerate() {
         let mut noise = body.clone();
@@ -161,7 +161,8 @@ fn what_cannot_be_stored_shows_as_refusing() {
     assert!(left < 4, "a failed try leaves nothing behind: {left}");
 }
 
-/// To open an old segment takes a tenth of a second and more, to carving it longer: only who repeats what lies in it waits.
+/// Opening an old segment takes a tenth of a second and more, carving it longer: only the sender that repeats one of its
+/// records waits.
 #[test]
 fn a_repetition_of_something_old_holds_up_nobody_else() {
     let directory = tempfile::tempdir().unwrap();
@@ -184,7 +185,7 @@ fn a_repetition_of_something_old_holds_up_nobody_else() {
             lane.handles.alone(1, &database, patience, wait)
         });
         is_closed.recv().unwrap();
-        // Handed over with the first look.
+        // The first poll submits it.
         let mut context = std::task::Context::from_waker(std::task::Waker::noop());
         assert!(repetition.as_mut().poll(&mut context).is_pending());
         add(&outbox, 31..=40);

@@ -1,4 +1,4 @@
-//! Another outbox key: what was sealed before is read, recognised, carved, and no key is missed before it is gone.
+//! Another outbox key: records of the earlier one are read, recognised, carved, and a key is missed only when it is needed.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -17,7 +17,7 @@ fn k(n: u8) -> OutboxKey {
     OutboxKey::new([n; 32])
 }
 
-/// The first of them is the present one.
+/// A key ring; the first key is the present one.
 fn ring(keys: &[u8]) -> Keyring {
     Keyring::new(k(keys[0]), keys[1..].iter().map(|n| k(*n)).collect())
 }
@@ -39,7 +39,7 @@ fn content(directory: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     files
 }
 
-/// Refused, naming these keys, and nothing is written.
+/// Opening is refused, names these keys, and writes nothing.
 fn refused(directory: &Path, keys: &[u8], missing: &[u8]) {
     let before = content(directory);
     let error = Outbox::open(settings(directory), ring(keys)).unwrap_err();
@@ -153,7 +153,7 @@ fn a_key_is_missed_until_nothing_needs_it_and_not_longer() {
 }
 
 #[test]
-fn without_its_ledger_a_lane_counts_as_kept_whole() {
+fn without_its_segment_table_a_whole_lane_counts_as_kept() {
     let directory = tempfile::tempdir().unwrap();
     let outbox = open_with(directory.path(), &[1]);
     add(&outbox, 1..=3);
@@ -172,7 +172,7 @@ fn a_key_that_the_store_cannot_name_seals_nothing() {
     let outbox = open_with(directory, &[1]);
     add(&outbox, 1..=3);
     outbox.close();
-    // FORMAT is written aside first: here that fails.
+    // FORMAT is written to FORMAT.new first: here that fails.
     std::fs::create_dir(directory.join("FORMAT.new")).unwrap();
     assert!(matches!(Outbox::open(settings(directory), ring(&[2, 1])), Err(OpenError::Io { .. })));
     assert!(
@@ -198,7 +198,7 @@ fn a_key_that_the_store_cannot_name_seals_nothing() {
     outbox.close();
 }
 
-/// A power cut takes back what was never answered, and its numbers are given again under the new key.
+/// A power cut loses records that were never answered, and their numbers are given again under the new key.
 #[test]
 fn a_lane_begins_under_a_key_where_it_was_shortest() {
     let directory = tempfile::tempdir().unwrap();
@@ -214,7 +214,7 @@ fn a_lane_begins_under_a_key_where_it_was_shortest() {
 }
 
 #[test]
-fn what_is_salvaged_after_a_rotation_is_whole() {
+fn a_segment_rebuilt_after_a_rotation_is_complete() {
     let directory = tempfile::tempdir().unwrap();
     let directory = directory.path();
     let outbox = open_with(directory, &[1]);

@@ -1,4 +1,4 @@
-//! What is lost stops its lane until a person releases it; what is not lost cannot be released.
+//! Lost records stop their lane until an operator writes them off; readable ones cannot be written off.
 
 use pgw_core::chain::ChainValue;
 use pgw_core::transaction::Position;
@@ -16,7 +16,7 @@ fn release(outbox: &Outbox, from: Position, through: Position) -> Result<Release
     outbox.void(&clinical(), (from, through), "a bad sector", true).map_err(|error| error.to_string())
 }
 
-/// Reads the whole lane as the hub would judge it; the positions that are void.
+/// Reads the whole lane and checks it as the hub would; returns the positions that are void.
 fn walk(outbox: &Outbox, tail: Position) -> Vec<Position> {
     let (mut voids, mut before, mut next) = (Vec::new(), None, 1);
     while next <= tail {
@@ -55,7 +55,7 @@ fn what_is_released_takes_its_place_for_ever() {
     lose(&outbox, 5, 7);
     lose(&outbox, 20, 20);
     assert!(matches!(outbox.read(&clinical(), 5, 1, 0), Err(ReadError::Gone { .. })));
-    for (from, through, why) in [
+    for (from, through, reason) in [
         (4, 5, "can be read"),
         (5, 8, "can be read"),
         (6, 7, "begin with the first"),
@@ -64,7 +64,7 @@ fn what_is_released_takes_its_place_for_ever() {
         (20, 21, "a range lies"),
     ] {
         let refused = release(&outbox, from, through).unwrap_err();
-        assert!(refused.contains(why), "{from} to {through}: {refused}");
+        assert!(refused.contains(reason), "{from} to {through}: {refused}");
     }
     assert!(outbox.void(&clinical(), (5, 7), "", true).is_err(), "a reason is needed");
     let planned = outbox.void(&clinical(), (5, 7), "x", false).unwrap();
@@ -90,7 +90,7 @@ fn what_is_released_takes_its_place_for_ever() {
         (counts.accepted, counts.confirmed, counts.waiting, counts.damaged)
     };
     assert_eq!(at(&outbox), (22, 0, 18, 4));
-    // The hub has confirmed that they are lost, and not that it has them.
+    // The hub has confirmed the voids, not the lost records.
     let confirm = |position| {
         let chain = outbox.chain_at(&clinical(), position).unwrap();
         outbox.confirm(&clinical(), Watermark { position, chain }, None);
@@ -137,7 +137,7 @@ fn what_is_lost_after_a_fork_can_be_released_too() {
     }
 }
 
-/// The chain value at `position` as the hub has it, which got the record before it was lost.
+/// The chain value at `position` at the hub, which received the record before it was lost.
 fn sent(outbox: &Outbox, position: Position) -> Watermark {
     Watermark { position, chain: outbox.read(&clinical(), position, 1, 0).unwrap()[0].chain }
 }
@@ -174,5 +174,5 @@ fn the_marks_chain_value_counts_in_its_own_epoch_only() {
     add(&outbox, 1..=9);
     outbox.confirm(&clinical(), sent(&outbox, 5), None);
     outbox.new_epoch(&clinical(), 3).unwrap();
-    assert_eq!(walk(&outbox, 9), [0; 0], "the mark is of the epoch before");
+    assert_eq!(walk(&outbox, 9), [0; 0], "the watermark is of the epoch before");
 }

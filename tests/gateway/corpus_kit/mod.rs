@@ -1,14 +1,14 @@
-//! A surgery's clinical input, and what brings it through the door that fits it: a few samples about nobody, which stand
-//! here, or everything below the directory that `PGW_DATA` names.
+//! A surgery's clinical input, sent through the matching doors: a few samples about nobody in this file, or everything
+//! below the directory that `PGW_DATA` names.
 //!
-//! HL7 v2 goes by MLLP, FHIR by HTTP (messages to `$process-message`, other resources to the generic route), EDIFACT by
-//! folder and, where its folder is called `nhais`, by the command line.
+//! HL7 v2 is sent by MLLP, FHIR by HTTP (messages to `$process-message`, other resources to the generic route),
+//! EDIFACT by folder and, if its folder is called `nhais`, by the command line.
 #![allow(
     unreachable_pub,
     missing_docs,
     clippy::unwrap_used,
     clippy::expect_used,
-    reason = "a test that cannot go on fails"
+    reason = "a test that cannot continue fails"
 )]
 
 pub mod secrets;
@@ -29,7 +29,7 @@ use crate::http_kit::{curl, uuid};
 
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// The way in that fits.
+/// The matching way in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Way {
     Mllp,
@@ -38,7 +38,7 @@ pub enum Way {
     CommandLine,
 }
 
-/// A name, and the bytes under it.
+/// A name and its bytes.
 pub type Named = (String, Vec<u8>);
 
 /// One sender: what it sends one by one, in this order.
@@ -50,12 +50,12 @@ pub struct Sender {
     pub files: Vec<Named>,
 }
 
-/// Where the real samples are, if this run is to use them.
+/// The directory of the real samples, if this run uses them.
 pub fn directory() -> Option<PathBuf> {
     std::env::var_os("PGW_DATA").filter(|text| !text.is_empty()).map(PathBuf::from)
 }
 
-/// From the directory, or from below.
+/// From that directory, or the samples of this file.
 pub fn corpus() -> Vec<Sender> {
     let Some(directory) = directory() else { return built_in() };
     let mut senders = Vec::new();
@@ -114,7 +114,7 @@ pub struct Doors {
 }
 
 impl Doors {
-    /// Adds them to the site's configuration; nothing runs yet.
+    /// Adds them to the site's configuration, before anything runs.
     pub fn open(site: &Site) -> Self {
         let http = SocketAddr::from((Ipv4Addr::LOCALHOST, ports::reserve()));
         let folder = site.path("in");
@@ -127,25 +127,26 @@ impl Doors {
         Self { http, folder }
     }
 
-    /// Sends all of a sender's. Gives what was told to be safe and not stored before, in order.
+    /// Sends everything of one sender. Returns what was accepted and not stored before, in order.
     ///
-    /// `told` holds what HL7 messages were taken: the same again, whatever file it is in, is the same transaction.
-    pub fn send(&self, site: &Site, sender: &Sender, told: &mut HashSet<Vec<u8>>) -> Vec<Vec<u8>> {
+    /// `accepted` holds the HL7 messages that were accepted: the same message again, from any file, is the same
+    /// transaction.
+    pub fn send(&self, site: &Site, sender: &Sender, accepted: &mut HashSet<Vec<u8>>) -> Vec<Vec<u8>> {
         match sender.way {
-            Way::Mllp => Self::by_mllp(site, sender, told),
+            Way::Mllp => Self::by_mllp(site, sender, accepted),
             Way::Http => self.by_http(sender),
             Way::Folder => self.by_folder(site, sender),
             Way::CommandLine => by_command_line(site, sender),
         }
     }
 
-    fn by_mllp(site: &Site, sender: &Sender, told: &mut HashSet<Vec<u8>>) -> Vec<Vec<u8>> {
+    fn by_mllp(site: &Site, sender: &Sender, accepted: &mut HashSet<Vec<u8>>) -> Vec<Vec<u8>> {
         let mut stream = connect(site.door).expect("the door");
         let mut safe = Vec::new();
         for (file, message) in &sender.files {
             let answer = exchange(&mut stream, message).expect("an answer");
             assert!(positive(&answer), "{}: {file}: {}", sender.name, String::from_utf8_lossy(&answer));
-            if told.insert(message.clone()) {
+            if accepted.insert(message.clone()) {
                 safe.push(message.clone());
             }
         }
@@ -156,7 +157,7 @@ impl Doors {
         let mut safe = Vec::new();
         for (number, (file, body)) in sender.files.iter().enumerate() {
             let path = if is_message(body) { "/fhir/$process-message" } else { "/v1/transactions" };
-            // Each of its own: what two files of one content are is not for the samples to say.
+            // A key for each file: two files with the same content are two transactions here.
             let id = uuid::Uuid::now_v7();
             let headers = [
                 "Content-Type: application/fhir+json".to_owned(),
@@ -209,7 +210,7 @@ fn is_message(body: &[u8]) -> bool {
         .is_ok_and(|json| json["resourceType"] == "Bundle" && json["type"] == "message")
 }
 
-/// Nobody's: the numbers are valid by their check digit and in nobody's use, the names made up.
+/// About nobody: the numbers have a valid check digit but are not in use, and the names are made up.
 fn built_in() -> Vec<Sender> {
     let hl7 = |number: u32, kind: &str, pid: &str, end: &str| {
         let text = format!(
@@ -256,7 +257,7 @@ fn built_in() -> Vec<Sender> {
                 hl7(3, "ORU^R01", two, "\r"),
                 // The counter has started again.
                 hl7(1, "ORU^R01", two, "\r"),
-                // The same again.
+                // A repetition.
                 hl7(2, "ORU^R01", one, ""),
             ],
         ),

@@ -1,4 +1,5 @@
-//! What of the samples must never be seen in the clear: numbers, names, addresses of the people in them; and the search for it.
+//! What of the samples must never appear in the clear (numbers, names, addresses of the people in them), and the
+//! search for it.
 
 use std::collections::{BTreeSet, HashMap};
 use std::fs;
@@ -8,11 +9,11 @@ use serde_json::Value;
 
 use super::{Sender, Way};
 
-/// Shorter ones turn up by chance: in words of ours as text, in sealed bytes as bytes.
+/// Shorter ones occur by chance: as text in our own words, as bytes in sealed data.
 const LEAST_IN_TEXT: usize = 5;
 const LEAST_IN_BYTES: usize = 8;
 
-/// Words of the samples that say nothing about anybody and that programs say of themselves, too.
+/// Words of the samples that say nothing about anybody and that our programs also print.
 const HARMLESS: &[&str] = &[
     "TEST", "Test", "test", "PATIENT", "Patient", "patient", "CURRENT", "SURGERY", "NONE", "None", "home",
     "TRACE",
@@ -24,7 +25,7 @@ pub struct Secrets {
     pub count: usize,
 }
 
-/// One that was found.
+/// A value that was found.
 #[derive(Debug)]
 pub struct Leak {
     pub place: String,
@@ -33,14 +34,14 @@ pub struct Leak {
 }
 
 impl Secrets {
-    /// Everything about people in what is sent.
+    /// Everything about people in the input.
     pub fn of(corpus: &[Sender]) -> Self {
         let mut values = BTreeSet::new();
         for sender in corpus {
             for (file, bytes) in &sender.files {
                 numbers(bytes, &mut values);
                 if sender.way == Way::Folder {
-                    // Names of files carry names of patients.
+                    // File names contain patient names.
                     values.insert(file.clone().into_bytes());
                 }
                 match (sender.way, serde_json::from_slice::<Value>(bytes)) {
@@ -62,7 +63,7 @@ impl Secrets {
                 continue;
             }
             count += 1;
-            // As it is, and as `{:?}` of bytes and as hexadecimal digits would show it.
+            // As it is, and in the forms of `{:?}` of bytes and of hexadecimal digits.
             let listed = value.iter().map(u8::to_string).collect::<Vec<_>>().join(", ");
             let digits: String = value.iter().map(|byte| format!("{byte:02x}")).collect();
             for form in [value, listed.into_bytes(), digits.into_bytes()] {
@@ -73,7 +74,7 @@ impl Secrets {
         Self { by_start, count }
     }
 
-    /// These, too.
+    /// Adds further values.
     pub fn with(mut self, more: [&str; 2]) -> Self {
         let values = more.into_iter().map(|value| value.as_bytes().to_vec()).collect();
         for (start, more) in Self::from_values(values).by_start {
@@ -85,12 +86,12 @@ impl Secrets {
         self
     }
 
-    /// In what people and programs read.
+    /// Searches text for people and programs.
     pub fn in_text(&self, place: &str, text: &[u8]) -> Vec<Leak> {
         self.search(place, text, LEAST_IN_TEXT)
     }
 
-    /// In every file below a directory, and in their names.
+    /// Searches every file below a directory, and the file names.
     pub fn in_files(&self, directory: &Path) -> Vec<Leak> {
         let mut leaks = Vec::new();
         let Ok(entries) = fs::read_dir(directory) else { return leaks };
@@ -119,7 +120,7 @@ impl Secrets {
                 if value.len() < least || bytes.get(at..end) != Some(value) {
                     continue;
                 }
-                // A part of a longer word or number is none: `Rose` in `Roserver`.
+                // A part of a longer word or number does not count: `Rose` in `Roserver`.
                 let joins = |byte: Option<&u8>| byte.is_some_and(u8::is_ascii_alphanumeric);
                 if least == LEAST_IN_TEXT
                     && (joins(at.checked_sub(1).and_then(|b| bytes.get(b))) || joins(bytes.get(end)))
@@ -138,7 +139,7 @@ impl Secrets {
     }
 }
 
-/// NHS numbers: ten digits that stand alone and pass the check of their last.
+/// NHS numbers: separate groups of ten digits with a valid check digit.
 fn numbers(bytes: &[u8], values: &mut BTreeSet<Vec<u8>>) {
     for run in bytes.split(|b| !b.is_ascii_digit()) {
         if run.len() == 10 && is_nhs_number(run) {
@@ -166,7 +167,7 @@ fn segments(message: &[u8], values: &mut BTreeSet<Vec<u8>>) {
         for field in chosen.iter().filter_map(|number| fields.get(*number)) {
             for repetition in field.split(|b| *b == b'~') {
                 values.insert(repetition.to_vec());
-                // What comes after the fifth says what kind of number or name it is.
+                // The components after the fifth give the kind of number or name.
                 values.extend(
                     repetition.split(|b| *b == b'^').take(5).filter(|part| tells(part)).map(<[u8]>::to_vec),
                 );
@@ -220,7 +221,7 @@ fn leaves(key: &str, json: &Value, values: &mut BTreeSet<Vec<u8>>) {
     }
 }
 
-/// Shorter words are titles, kinds and numbers of houses.
+/// Shorter words are titles, kinds and house numbers.
 fn tells(part: &[u8]) -> bool {
     part.trim_ascii().len() >= 5
 }

@@ -1,4 +1,4 @@
-//! The broker: takes, acknowledges, passes on in order, and forgets at the worst moment.
+//! The broker: takes, acknowledges, delivers in order, and loses its state at the worst moment.
 
 use std::collections::VecDeque;
 
@@ -38,17 +38,17 @@ pub(crate) struct Subscriber {
     pub(crate) connected: bool,
     pub(crate) queue: VecDeque<Up>,
     pub(crate) retained: Option<Receipt>,
-    /// The retained receipt as it was when the broker saved its state last.
+    /// The retained receipt when the broker last saved its state.
     pub(crate) saved: Option<Receipt>,
 }
 
 pub(crate) struct Broker {
     pub(crate) hubs: Vec<Subscriber>,
-    /// Of the present connection.
+    /// Of the current connection.
     pub(crate) down: VecDeque<Down>,
-    /// The gateway's connection is half-open: nothing passes, nobody is told.
+    /// The gateway's connection is half-open: nothing passes, and neither end notices.
     pub(crate) stuck: bool,
-    /// Messages that are kept for a hub; more are dropped, PUBACKed.
+    /// Most messages queued for a hub; more are acknowledged and dropped.
     pub(crate) most_queued: usize,
 }
 

@@ -15,7 +15,7 @@ use super::broker::Up;
 use super::surgery::Bundle;
 use super::{Random, Seen, lane, link};
 
-/// Whose the lane with this index is. It is one lane of a gateway of its own: nothing at the hub depends on more.
+/// The owner of the lane with this index. It is the only lane of its gateway: nothing at the hub depends on more.
 pub(crate) fn name(index: usize) -> &'static LaneName {
     static NAMES: LazyLock<[LaneName; 4]> = LazyLock::new(|| {
         std::array::from_fn(|index| LaneName {
@@ -74,7 +74,7 @@ impl Record for Line {
     }
 }
 
-/// What the committer is told of a packet.
+/// The committer's input for a packet.
 pub(crate) fn input(of: usize, packet: &Up) -> Input<Line> {
     match *packet {
         Up::Position(nonce) => Input::Position { lane: name(of).clone(), nonce: nonce_text(&nonce) },
@@ -85,7 +85,7 @@ pub(crate) fn input(of: usize, packet: &Up) -> Input<Line> {
     }
 }
 
-/// What the gateway gets of a statement.
+/// The gateway's view of a statement.
 pub(crate) fn receipt(hub: usize, (incarnation, counter): (u64, u64), statement: Statement) -> Receipt {
     let Statement { epochs, backed_up_through, nonce } = statement;
     let nonce = nonce.map(|text| nonce_bytes(&text).expect("it is as the gateway wrote it"));
@@ -101,9 +101,9 @@ pub(crate) struct Entry {
     pub(crate) sequence: Sequence,
     pub(crate) chain: ChainValue,
     pub(crate) id: TransactionId,
-    /// False: the id is stored already, this only names it again.
+    /// False: the id is already stored, this only names it again.
     pub(crate) stored: bool,
-    /// It stands for what is lost.
+    /// It replaces a lost record.
     pub(crate) void: bool,
 }
 
@@ -114,8 +114,8 @@ impl From<&Line> for Entry {
     }
 }
 
-/// The marks of a lane.
-pub(crate) fn marks(entries: &[Entry], of: usize) -> Vec<Through> {
+/// The watermarks of a lane.
+pub(crate) fn watermarks(entries: &[Entry], of: usize) -> Vec<Through> {
     let mut epochs: Vec<Through> = Vec::new();
     for entry in entries.iter().filter(|entry| entry.of == of) {
         let through = Through { epoch: entry.epoch, through: entry.sequence, chain: entry.chain };
@@ -127,19 +127,20 @@ pub(crate) fn marks(entries: &[Entry], of: usize) -> Vec<Through> {
     epochs
 }
 
-/// What a hub begins with: the marks of every lane that is known, and what its last backup holds.
+/// A hub's initial state: the watermarks of every known lane, and what its last backup holds.
 pub(crate) fn begin(limits: GroupLimits, entries: &[Entry], backup: usize) -> Committer<Line> {
-    let lanes =
-        (0..4).map(|of| (name(of).clone(), marks(entries, of))).filter(|(_, marks)| !marks.is_empty());
+    let lanes = (0..4)
+        .map(|of| (name(of).clone(), watermarks(entries, of)))
+        .filter(|(_, watermarks)| !watermarks.is_empty());
     Committer::new(limits, lanes, backed_up(&entries[..backup]))
 }
 
-/// What is said of a backup.
+/// The report of a backup.
 pub(crate) fn backed_up(backup: &[Entry]) -> BackedUp {
     backup.iter().map(|entry| (name(entry.of).clone(), (entry.epoch, entry.sequence))).collect()
 }
 
-/// What the committer asks.
+/// The committer's questions.
 struct Asked<'a> {
     entries: &'a [Entry],
     ids: &'a HashSet<TransactionId>,
@@ -147,8 +148,8 @@ struct Asked<'a> {
 }
 
 impl Lookup for Asked<'_> {
-    fn marks_of(&self, lane: &LaneName) -> Vec<Through> {
-        marks(self.entries, index_of(lane))
+    fn watermarks_of(&self, lane: &LaneName) -> Vec<Through> {
+        watermarks(self.entries, index_of(lane))
     }
 
     fn has_id(&mut self, _: &LaneName, id: TransactionId) -> Option<bool> {
@@ -156,7 +157,7 @@ impl Lookup for Asked<'_> {
     }
 }
 
-/// All that is in the memory of the hub's machine.
+/// The memory of the hub's machine.
 #[derive(Clone)]
 struct Memory {
     committer: Committer<Line>,
@@ -176,15 +177,15 @@ pub(crate) struct Center {
     /// On stable storage.
     pub(crate) entries: Vec<Entry>,
     ids: HashSet<TransactionId>,
-    /// Everything that ever was on stable storage, restored away or not.
+    /// Everything that was ever on stable storage, even if a restore removed it.
     pub(crate) ever: HashSet<TransactionId>,
     /// Lengths of the store at the backups.
     pub(crate) backups: Vec<usize>,
-    /// Of the virtual machine: its memory and the length of its store.
+    /// A snapshot of the virtual machine: its memory and the length of its store.
     snapshot: Option<(Memory, usize)>,
     /// The next append fails; true: it is on stable storage all the same.
     pub(crate) append_fails: Option<bool>,
-    /// The store cannot say which ids it has.
+    /// The store cannot tell which ids it has.
     pub(crate) cannot_say: bool,
     gaps: Vec<Missed>,
 }
@@ -275,13 +276,13 @@ impl Center {
         self.entries.push(entry);
     }
 
-    /// No receipt says more than what is on stable storage.
+    /// No receipt covers more than what is on stable storage.
     fn check(&self, statement: &Statement) {
-        let marks = marks(&self.entries, 0);
-        assert_eq!(statement.epochs, marks, "a receipt says what is stored");
+        let watermarks = watermarks(&self.entries, 0);
+        assert_eq!(statement.epochs, watermarks, "a receipt says what is stored");
     }
 
-    /// Takes a packet; gap notices may come of it.
+    /// Takes a packet; may cause gap notices.
     pub(crate) fn take(&mut self, packet: &Up, now: Millis, seen: &mut Seen) -> Vec<Missed> {
         match packet {
             Up::Position(_) => self.memory.asked = true,
@@ -292,7 +293,7 @@ impl Center {
         std::mem::take(&mut self.gaps)
     }
 
-    /// Takes a bundle as the store thread does; a receipt for the way back comes of it.
+    /// Takes a bundle as the store thread does; returns a receipt for the way back.
     pub(crate) fn import(
         &mut self,
         bundle: &Bundle,
@@ -327,12 +328,16 @@ impl Center {
         if tally.repeated > 0 {
             seen.note("carried in, known");
         }
-        let statement = Statement { epochs: marks(&self.entries, 0), ..Statement::default() };
-        self.check(&Statement { epochs: self.memory.committer.marks_of(name(0)), ..Statement::default() });
+        let statement = Statement { epochs: watermarks(&self.entries, 0), ..Statement::default() };
+        self.check(&Statement {
+            epochs: self.memory.committer.watermarks_of(name(0)),
+            ..Statement::default()
+        });
         Some(receipt(self.index, (incarnation, 1), statement))
     }
 
-    /// The virtual machine is set back, memory and all: it goes on in the same incarnation, with a lower counter.
+    /// The virtual machine is set back, including its memory: it continues in the same incarnation, with a lower
+    /// counter.
     pub(crate) fn set_back(&mut self) -> bool {
         let Some((memory, length)) = self.snapshot.take() else { return false };
         self.truncate(length.min(self.entries.len()));
@@ -341,7 +346,7 @@ impl Center {
         true
     }
 
-    /// The group is stored, and what is due is answered. False: it is not stored.
+    /// Stores the group, and sends the answers that are due. False: it is not stored.
     pub(crate) fn finish(&mut self, now: Millis, seen: &mut Seen) -> bool {
         let fails = self.append_fails.is_some();
         self.give(Input::Flush, now, seen);
@@ -355,7 +360,7 @@ impl Center {
         Some(receipt(self.index, (self.memory.incarnation, self.memory.counter), statement))
     }
 
-    /// Nothing waits in its memory.
+    /// Its memory holds nothing that waits.
     pub(crate) fn is_quiet(&self) -> bool {
         !self.memory.committer.has_work() && self.memory.waiting.is_none()
     }
@@ -371,7 +376,7 @@ impl Center {
         self.give(Input::BackedUp(backed_up(&self.entries)), now, seen);
     }
 
-    /// kill -9 or a power cut: some part of what was staged may have reached the disk.
+    /// kill -9 or a power cut: some part of the staged group may have reached the disk.
     pub(crate) fn crash(&mut self, random: &mut Random, seen: &mut Seen) {
         self.up = false;
         let staged: Vec<_> = self.memory.committer.group().iter().map(Entry::from).collect();
@@ -400,7 +405,7 @@ impl Center {
         self.forget();
     }
 
-    /// Its memory is gone.
+    /// It loses its memory.
     fn forget(&mut self) {
         self.start(self.memory.incarnation);
         self.up = false;

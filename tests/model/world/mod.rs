@@ -1,4 +1,4 @@
-//! A world for the delivery machine and the hub's committer, both real: a model outbox, broker and store around them.
+//! A world for the delivery machine and the hub's committer, both real, with a model outbox, broker and store.
 
 pub(crate) mod broker;
 pub(crate) mod center;
@@ -46,7 +46,7 @@ pub(crate) fn id(number: u64) -> TransactionId {
     TransactionId(Uuid::from_u128(u128::from(number)))
 }
 
-/// A chain that binds what the real one binds, without the price of SHA-256 for millions of links.
+/// A chain that covers what the real one covers, without the cost of SHA-256 for millions of links.
 pub(crate) fn link(before: ChainValue, epoch: Epoch, sequence: Sequence, id: TransactionId) -> ChainValue {
     let words = [epoch.0.as_u128() as u64, sequence, id.0.as_u128() as u64];
     let mut value = before;
@@ -60,7 +60,7 @@ pub(crate) fn link(before: ChainValue, epoch: Epoch, sequence: Sequence, id: Tra
     value
 }
 
-/// Which kinds of trouble a run has really met, and how often.
+/// Which kinds of fault a run has met, and how often.
 #[derive(Debug, Default, Clone)]
 pub(crate) struct Seen(pub(crate) std::collections::BTreeMap<&'static str, u64>);
 

@@ -9,21 +9,21 @@ use pgw_core::transaction::{Position, TransactionId};
 use super::{Seen, epoch, lane, link};
 use crate::world::broker::Up;
 
-/// What a crash leaves.
+/// What survives a crash.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct Disk {
     /// Committed transactions, position 1 first.
     pub(crate) records: Vec<TransactionId>,
-    /// Chain values on the wire: at 0 the first epoch's first value, then one for each record.
+    /// Chain values on the wire: at 0 the first epoch's initial value, then one for each record.
     pub(crate) chains: Vec<ChainValue>,
     pub(crate) numbering: Numbering,
-    /// The confirmed mark as it was synced last: it lags.
-    pub(crate) mark: Position,
-    /// Its epoch and chain value, which are kept with it.
+    /// The last synced watermark: it lags.
+    pub(crate) watermark: Position,
+    /// Its epoch and chain value, stored with it.
     pub(crate) anchor: Option<(pgw_core::transaction::Epoch, ChainValue)>,
     /// Everything through here is pruned.
     pub(crate) pruned: Position,
-    /// Destroyed; true: released by a person, and void.
+    /// Destroyed; true: written off by a person, and void.
     pub(crate) lost: std::collections::BTreeMap<Position, bool>,
     /// The epoch on the wire in which each was accepted: its chain value is stored with it.
     born: Vec<pgw_core::transaction::Epoch>,
@@ -36,7 +36,7 @@ impl Disk {
             records: Vec::new(),
             chains: vec![ChainValue::first(first, lane().as_str())],
             numbering: Numbering::new(first),
-            mark: 0,
+            watermark: 0,
             anchor: None,
             pruned: 0,
             lost: std::collections::BTreeMap::new(),
@@ -81,8 +81,8 @@ impl Disk {
 }
 
 impl Disk {
-    /// Destroys a record. Where it was numbered again, what was computed over it is computed without it from now on, up to
-    /// the first that has its value stored.
+    /// Destroys a record. If it was numbered again, chain values computed over it are computed without it from now on,
+    /// up to the first record that has its value stored.
     pub(crate) fn destroy(&mut self, position: Position) {
         self.lost.insert(position, false);
         let numbered = self.numbering.at(position);
@@ -98,7 +98,8 @@ impl Disk {
         }
     }
 
-    /// What is lost before one that has its value stored keeps its own: that one knows what it follows from.
+    /// A lost record before one that has its value stored keeps its own value: the later one knows what it follows
+    /// from.
     fn recompute(&mut self, at: Position) {
         let numbered = self.numbering.at(at);
         let next = at + 1;
@@ -110,12 +111,13 @@ impl Disk {
         }
     }
 
-    /// The mark's chain value is what the hub has, whatever was destroyed below it: what is computed follows from it.
+    /// The watermark's chain value is what the hub has, whatever was destroyed below it: computed values follow from
+    /// it.
     pub(crate) fn confirmed(&mut self, position: Position, chain: ChainValue) {
         self.follow(position, chain, self.numbering.at(position.max(1)).epoch);
     }
 
-    /// As after a restart: nothing is remembered but what is stored, and the mark.
+    /// As after a restart: only what is stored is known, and the watermark.
     pub(crate) fn forget(&mut self) {
         for at in 1..=self.tail() {
             if self.born[at as usize - 1] != self.numbering.at(at).epoch {
@@ -123,7 +125,7 @@ impl Disk {
             }
         }
         if let Some((epoch, chain)) = self.anchor {
-            self.follow(self.mark, chain, epoch);
+            self.follow(self.watermark, chain, epoch);
         }
     }
 
@@ -142,7 +144,7 @@ impl Disk {
         }
     }
 
-    /// Releases it. True: what comes after the mark needs new numbers (`outbox::voids`).
+    /// Writes it off. True: records after the watermark need new numbers (`outbox::voids`).
     pub(crate) fn release(&mut self, position: Position) -> bool {
         self.lost.insert(position, true);
         let numbered = self.numbering.at(position);
@@ -153,30 +155,30 @@ impl Disk {
     }
 }
 
-/// What the daemon around the machine has to do later.
+/// Work for the daemon around the machine.
 #[derive(Debug, Clone)]
 pub(crate) enum Task {
     LookUp(Position),
     NewEpoch(Position),
 }
 
-/// What is carried to the hub by hand.
+/// A bundle for the hub.
 #[derive(Debug, Clone)]
 pub(crate) struct Bundle {
-    /// What must be there before: epochs and their lengths.
+    /// What the hub must have: epochs and their lengths.
     pub(crate) older: Vec<(pgw_core::transaction::Epoch, u64)>,
     pub(crate) packets: Vec<Up>,
 }
 
 pub(crate) struct Surgery {
     pub(crate) disk: Disk,
-    /// The mark in memory; [`Disk::mark`] follows.
-    pub(crate) mark: Position,
+    /// The watermark in memory; [`Disk::watermark`] follows later.
+    pub(crate) watermark: Position,
     anchor: Option<(pgw_core::transaction::Epoch, ChainValue)>,
     pub(crate) machine: Delivery,
     pub(crate) limits: Limits,
     pub(crate) up: VecDeque<Up>,
-    /// Positions in the order of their publishes on this connection: PUBACKs come in it.
+    /// Positions in the order of their publishes on this connection, which is the order of PUBACKs.
     pub(crate) published: VecDeque<Position>,
     pub(crate) tasks: VecDeque<Task>,
     pub(crate) connected: bool,
@@ -184,7 +186,7 @@ pub(crate) struct Surgery {
     pub(crate) wants_reconnect: bool,
     /// Pruning is allowed through the hub's backup once confirmed.
     pub(crate) prunes: bool,
-    /// Confirmations since the oracle looked.
+    /// Confirmations since the oracle last checked.
     pub(crate) confirmations: Vec<(Position, Position)>,
     pub(crate) prunings: Vec<(Position, Position)>,
     actions: Vec<Action>,
@@ -196,7 +198,7 @@ impl Surgery {
         Self {
             machine: Delivery::new(limits.clone(), disk.numbering.clone(), (0, disk.chains[0]), 0),
             disk,
-            mark: 0,
+            watermark: 0,
             anchor: None,
             limits,
             up: VecDeque::new(),
@@ -211,21 +213,21 @@ impl Surgery {
         }
     }
 
-    /// The mark reaches the disk.
-    pub(crate) fn sync_mark(&mut self) {
-        (self.disk.mark, self.disk.anchor) = (self.mark, self.anchor);
+    /// The watermark reaches the disk.
+    pub(crate) fn sync_watermark(&mut self) {
+        (self.disk.watermark, self.disk.anchor) = (self.watermark, self.anchor);
     }
 
     /// The process starts (again) from its disk.
     pub(crate) fn start(&mut self) {
-        (self.mark, self.anchor) = (self.disk.mark, self.disk.anchor);
+        (self.watermark, self.anchor) = (self.disk.watermark, self.disk.anchor);
         self.disk.forget();
-        let ours = self.disk.chains.get(self.mark as usize).copied().unwrap_or(ChainValue([0xee; 32]));
+        let ours = self.disk.chains.get(self.watermark as usize).copied().unwrap_or(ChainValue([0xee; 32]));
         let chain = self.anchor.map_or(ours, |(_, chain)| chain);
         self.machine = Delivery::new(
             self.limits.clone(),
             self.disk.numbering.clone(),
-            (self.mark, chain),
+            (self.watermark, chain),
             self.disk.tail(),
         );
         self.connected = false;
@@ -265,7 +267,7 @@ impl Surgery {
         self.give(Input::Receipt(receipt), now, seen);
     }
 
-    /// Does the oldest thing that was put off. `new_epoch` names an epoch if one is to be made.
+    /// Does the oldest postponed task. `new_epoch` names an epoch if one is needed.
     pub(crate) fn work(&mut self, new_epoch: u64, now: Millis, seen: &mut Seen) {
         match self.tasks.pop_front() {
             Some(Task::LookUp(position)) => {
@@ -281,10 +283,10 @@ impl Surgery {
         }
     }
 
-    /// What waits, from the mark on, as an export writes it: up to what is lost.
+    /// The waiting records, from the watermark on, as an export writes them: up to a lost one.
     pub(crate) fn export(&self, most: u64) -> Bundle {
         let disk = &self.disk;
-        let first = (self.mark + 1).max(disk.pruned + 1);
+        let first = (self.watermark + 1).max(disk.pruned + 1);
         let epochs = disk.numbering.epochs();
         let current = disk.numbering.at(first).epoch;
         let older = epochs.iter().zip(epochs.iter().skip(1)).take_while(|(of, _)| of.epoch != current);
@@ -339,14 +341,15 @@ impl Surgery {
                 self.up.push_back(self.packet(position, round));
             }
             Action::Confirm { position, chain, backed_up_through } => {
-                // What was destroyed in new numbers is computed otherwise from then on; what was sent before is still right.
-                // Before the first there is only an epoch's first value, and that of an earlier epoch says the same.
+                // A record destroyed in new numbers is computed differently from then on; what was sent before is
+                // still right. Before the first there is only an epoch's initial value, and that of an earlier epoch
+                // is the same.
                 let ours = position == 0
                     || !self.disk.lost.is_empty()
                     || chain == self.disk.chains[position as usize];
-                assert!(ours, "the mark's chain value is ours");
-                self.confirmations.push((self.mark, position));
-                self.mark = position;
+                assert!(ours, "the watermark's chain value is ours");
+                self.confirmations.push((self.watermark, position));
+                self.watermark = position;
                 self.anchor = Some((self.disk.numbering.at(position.max(1)).epoch, chain));
                 self.disk.confirmed(position, chain);
                 if self.prunes
@@ -356,8 +359,8 @@ impl Surgery {
                     let through = safe.min(position);
                     if through > self.disk.pruned {
                         self.prunings.push((self.disk.pruned, through));
-                        // The mark is synced first: a pruned record must never look unconfirmed.
-                        self.sync_mark();
+                        // The watermark is synced first: a pruned record must never look unconfirmed.
+                        self.sync_watermark();
                         self.disk.pruned = through;
                         seen.note("pruned");
                     }
@@ -377,12 +380,12 @@ impl Surgery {
                 Alarm::Released(_) => "released",
                 Alarm::Diverged { .. } => "fork found",
                 Alarm::HubRestored { .. } => "restored hub found",
-                Alarm::Hole(position) => {
+                Alarm::Missing(position) => {
                     assert!(
                         self.disk.lost.contains_key(&position),
-                        "a hole at {position}: pruned, and still wanted"
+                        "position {position} is missing: pruned, and still wanted"
                     );
-                    "a lane stands at what is lost"
+                    "a lane is stalled by a lost record"
                 }
                 Alarm::Refused { .. } => "refused publish",
             }),

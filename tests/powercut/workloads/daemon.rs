@@ -5,9 +5,9 @@
 //! powercut-daemon check GATEWAY DIR EVENTS                exit 0, or a verdict word and exit 1
 //! ```
 //!
-//! Events, one a line: `ack LANE POSITION ID KEY` for the control socket, `mllp KEY` for a positive acknowledgment. `check`
-//! lets the daemon start on the image, has it verify its chain, gives it something new, stops it by SIGTERM,
-//! and then opens the outbox itself and looks for everything that was acknowledged.
+//! Events, one per line: `ack LANE POSITION ID KEY` for the control socket, `mllp KEY` for a positive acknowledgment.
+//! `check` starts the daemon on the image, lets it verify its chain, submits something new, stops it by SIGTERM, then
+//! opens the outbox itself and looks for everything that was acknowledged.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout)] // a workload: any surprise ends it
 
 #[path = "../../harness/ports.rs"]
@@ -25,13 +25,13 @@ use std::time::{Duration, Instant};
 
 use pgw_core::transaction::Lane;
 use pgw_gateway::config::GatewayConfig;
-use pgw_gateway::control::client::Client;
+use pgw_gateway::control::client::{self, Client};
 use pgw_gateway::control::{Reply, Request};
 use pgw_gateway::ingest::slip::AcceptanceSlip;
 use pgw_outbox::{Outbox, OutboxKey};
 
 const LANES: [&str; 2] = ["clinical", "urgent"];
-/// The daemon that runs, to be killed before this program ends by a verdict.
+/// The running daemon, killed before this program ends with a verdict.
 static RUNNING: Mutex<Option<rustix::process::Pid>> = Mutex::new(None);
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -57,7 +57,7 @@ fn body_of(key: &str) -> Vec<u8> {
     format!("MSH|^~\\&|CUT|WARD|GW|GP|20261122||ORU^R01|{key}|P|2.4\rOBX|1|TX|||{filler}\r").into_bytes()
 }
 
-/// A daemon with a configuration of its own; killed when dropped.
+/// A daemon with its own configuration; killed when dropped.
 struct Daemon {
     child: Child,
     folder: tempfile::TempDir,
@@ -113,7 +113,7 @@ impl Daemon {
         log.lines().rev().take(3).collect::<Vec<_>>().join(" / ")
     }
 
-    /// Stops it as systemd would and opens what it leaves.
+    /// Stops it as systemd would and opens its store.
     fn stop(mut self) -> (Outbox, tempfile::TempDir) {
         let pid = rustix::process::Pid::from_child(&self.child);
         rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
@@ -148,7 +148,7 @@ fn submit(client: &mut Client, lane: &Lane, key: &str) -> AcceptanceSlip {
         key: key.to_owned(),
         body_bytes: body.len() as u64,
     };
-    match client.submit(&request, &body) {
+    match client::submit(client, &request, &body) {
         Ok(Reply::Accepted(slip)) => slip,
         other => fail("STUCK", &format!("{key} was answered with {other:?}")),
     }

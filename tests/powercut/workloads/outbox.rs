@@ -5,7 +5,7 @@
 //! powercut-outbox check DIR EVENTS                exit 0, or a verdict word and exit 1
 //! ```
 //!
-//! Events, one a line:
+//! Events, one per line:
 //! - `ack LANE POSITION ID KEY`: `submit` answered; from here on it must be there
 //! - `seen LANE POSITION ID`: delivery has read it; this number may never name another transaction
 //! - `confirm LANE POSITION`: about to confirm, so everything up to here may be pruned
@@ -28,7 +28,7 @@ use pgw_outbox::{
 
 const LANES: [&str; 2] = ["clinical", "urgent"];
 const SOURCE: &str = "urn:powercut";
-/// Submissions that may be under way at a cut; twice as many after a second one.
+/// Submissions that may be in progress at a cut; twice as many after a second one.
 const BATCH: u64 = 16;
 
 fn settings(directory: &Path) -> OutboxSettings {
@@ -108,7 +108,7 @@ impl Events {
     }
 }
 
-/// Each opening has another present key: the cuts fall into rotations, too.
+/// Each opening uses another current key, so that cuts also hit rotations.
 fn open(directory: &Path, turn: u64) -> Outbox {
     let [present, earlier, earliest] =
         [0, 1, 2].map(|n| OutboxKey::new([7 + u8::try_from((turn + n) % 3).unwrap(); 32]));
@@ -123,7 +123,7 @@ fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap()
 }
 
-/// Submits a batch at once; answers in the order in which they came.
+/// Submits a batch at once; returns the answers in order of arrival.
 fn submit_all(
     runtime: &tokio::runtime::Runtime,
     outbox: &Outbox,
@@ -144,7 +144,7 @@ fn submit_all(
     }
 }
 
-/// Plays delivery: reads whatever is behind the barrier and tells what it saw.
+/// Plays delivery: reads everything behind the barrier and reports it.
 fn follow(outbox: &Outbox, lane: &Lane, events: &Events, stop: &AtomicBool) {
     let mut next = outbox.first_retained(lane).unwrap_or(1).max(1);
     let tail = outbox.tail(lane).expect("the lane is configured");
@@ -188,7 +188,7 @@ fn run(directory: &Path, socket: &str, seconds: u64, seed: u64) {
         for _ in 0..=random.below(BATCH) {
             let lane = lanes[usize::from(random.below(4) == 0)].clone();
             let known = acknowledged.entry(lane.clone()).or_default();
-            let confirmed = outbox.watermark(&lane).map_or(0, |mark| mark.position);
+            let confirmed = outbox.watermark(&lane).map_or(0, |watermark| watermark.position);
             let pick = known.len().saturating_sub(1 + random.below(40) as usize);
             match known.get(pick).filter(|(_, accepted)| accepted.position > confirmed) {
                 Some((key, accepted)) if random.below(8) == 0 => {
@@ -220,7 +220,7 @@ fn run(directory: &Path, socket: &str, seconds: u64, seed: u64) {
             let lane = &lanes[random.below(2) as usize];
             let tail = *outbox.tail(lane).unwrap().borrow();
             let position = tail.saturating_sub(random.below(100));
-            if position > outbox.watermark(lane).map_or(0, |mark| mark.position)
+            if position > outbox.watermark(lane).map_or(0, |watermark| watermark.position)
                 && let Some(chain) = outbox.chain_at(lane, position)
             {
                 events.tell(&format!("confirm {lane} {position}"));
@@ -277,7 +277,8 @@ fn read_all(outbox: &Outbox, lane: &Lane) -> Vec<Stored> {
                 fail("LOST", &format!("{lane} {next} is not there, the tail is {tail}"))
             }
             Ok(read) => all.extend(read),
-            // What is confirmed is pruned while we read: begin again behind it. What may be gone is judged later.
+            // Confirmed records are pruned while we read: start again after them. Whether they may be gone is checked
+            // later.
             Err(_) if outbox.first_retained(lane).is_some_and(|first| first > next) => {
                 all.clear();
                 next = outbox.first_retained(lane).unwrap_or(next);
@@ -292,8 +293,8 @@ fn read_all(outbox: &Outbox, lane: &Lane) -> Vec<Stored> {
     all
 }
 
-/// Order, numbers, chain, and every body against the key that names it.
-fn judge_content(outbox: &Outbox, lane: &Lane, all: &[Stored]) {
+/// Order, numbers, chain, and every body against its key.
+fn check_content(outbox: &Outbox, lane: &Lane, all: &[Stored]) {
     let numbering = outbox.numbering(lane).unwrap();
     for stored in all {
         let at = format!("{lane} {}", stored.position);
@@ -319,7 +320,7 @@ fn judge_content(outbox: &Outbox, lane: &Lane, all: &[Stored]) {
     }
 }
 
-fn judge_promises(lane: &Lane, promised: &Promised, all: &[Stored], tail: Position) {
+fn check_promises(lane: &Lane, promised: &Promised, all: &[Stored], tail: Position) {
     let found: HashMap<Position, &Stored> = all.iter().map(|stored| (stored.position, stored)).collect();
     let obligations = promised.acknowledged.range(promised.may_be_gone + 1..);
     let missing: Vec<_> =
@@ -354,8 +355,9 @@ fn judge_promises(lane: &Lane, promised: &Promised, all: &[Stored], tail: Positi
     }
 }
 
-/// It must go on: repetitions are recognised, new ones taken, and all of it stands after another opening.
-fn judge_future(directory: &Path, outbox: Outbox, lanes: &HashMap<String, Promised>) {
+/// The store must continue: repetitions are recognised, new submissions accepted, and all of it is there after another
+/// opening.
+fn checks(directory: &Path, outbox: Outbox, lanes: &HashMap<String, Promised>) {
     let runtime = runtime();
     let mut expected: Vec<(Lane, Vec<String>)> = Vec::new();
     for name in LANES {
@@ -379,7 +381,7 @@ fn judge_future(directory: &Path, outbox: Outbox, lanes: &HashMap<String, Promis
             }
         });
         let all = read_all(&outbox, &lane);
-        judge_content(&outbox, &lane, &all);
+        check_content(&outbox, &lane, &all);
         expected.push((lane, all.iter().map(|stored| stored.transaction.id.to_string()).collect()));
     }
     outbox.close();
@@ -387,11 +389,11 @@ fn judge_future(directory: &Path, outbox: Outbox, lanes: &HashMap<String, Promis
     for (lane, ids) in expected {
         let again: Vec<_> =
             read_all(&outbox, &lane).iter().map(|stored| stored.transaction.id.to_string()).collect();
-        // Meanwhile confirmed ones may have been pruned from the front; nothing else may have changed.
+        // Confirmed records may have been pruned from the front meanwhile; nothing else may have changed.
         if !ids.ends_with(&again) || again.len() < 20 {
             fail("REOPEN", &format!("{lane}: {} before, {} after opening again", ids.len(), again.len()));
         }
-        judge_content(&outbox, &lane, &read_all(&outbox, &lane));
+        check_content(&outbox, &lane, &read_all(&outbox, &lane));
     }
     outbox.close();
 }
@@ -410,8 +412,8 @@ fn check(directory: &Path, events: &str) {
         let all = read_all(&outbox, &lane);
         let none = Promised::default();
         let promised = lanes.get(name).unwrap_or(&none);
-        judge_content(&outbox, &lane, &all);
-        judge_promises(&lane, promised, &all, tail);
+        check_content(&outbox, &lane, &all);
+        check_promises(&lane, promised, &all, tail);
         summary.push(format!(
             "{lane}: acknowledged {}, confirmed {}, read {}..={tail}",
             promised.acknowledged.len(),
@@ -424,9 +426,9 @@ fn check(directory: &Path, events: &str) {
             fail("DAMAGED", &format!("{lane}: {counts:?}, though nothing was destroyed"));
         }
     }
-    let notables: Vec<_> = outbox.alarms().into_iter().map(|notable| notable.code).collect();
-    judge_future(directory, outbox, &lanes);
-    println!("ok {} {notables:?}", summary.join("; "));
+    let alarms: Vec<_> = outbox.alarms().into_iter().map(|alarm| alarm.code).collect();
+    checks(directory, outbox, &lanes);
+    println!("ok {} {alarms:?}", summary.join("; "));
 }
 
 fn fail(word: &str, detail: &str) -> ! {

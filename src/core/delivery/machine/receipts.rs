@@ -1,8 +1,8 @@
-//! What a receipt, a gap notice and a new numbering mean.
+//! The handling of receipts, gap notices and a new numbering.
 
 use super::super::hubs::{Claim, backed_up};
 use super::super::{Action, Alarm, Millis, Numbering, Receipt};
-use super::{ASK_AGAIN, Delivery};
+use super::{ASK_AGAIN, ASK_SOON, Delivery};
 use crate::chain::ChainValue;
 use crate::transaction::{Epoch, Position, Sequence};
 
@@ -14,20 +14,24 @@ impl Delivery {
         }
         let answered = receipt.nonce == Some(link.nonce);
         let same = hub.incarnation == Some(receipt.incarnation);
-        if same && receipt.counter <= hub.counter && (hub.settled || !answered) {
-            // Stale; or the hub is a virtual machine that was set back with its memory. It shows in the answer to a new
-            // question, which cannot be older than the question.
-            let heard = hub.settled && receipt.counter < hub.counter;
-            if heard && now.saturating_sub(link.asked) >= ASK_AGAIN {
+        if same && receipt.counter <= hub.counter && (hub.answered || !answered) {
+            // Stale; or the hub is a virtual machine that was restored with its memory. The answer to a new question
+            // tells them apart: it cannot be older than the question.
+            let lower = hub.answered && receipt.counter < hub.counter;
+            if lower && now.saturating_sub(link.asked) >= ASK_AGAIN {
                 self.doubt(receipt.hub, now, out);
             }
             return;
         }
-        if !answered && !hub.settled {
-            // A sign of life, and no more than that: do not wait for the rest of a long pause.
-            if hub.claims.is_empty() && now.saturating_sub(link.asked) >= ASK_AGAIN {
-                link.ask_again = ASK_AGAIN;
-                self.ask(now, out);
+        if !answered && !hub.answered {
+            // It proves only that the hub is alive. Ask again soon instead of waiting for the rest of the pause: a hub that
+            // connects after us has not received our question.
+            if hub.claims.is_empty() {
+                let due = now.saturating_sub(link.asked) >= ASK_SOON;
+                link.ask_again = if due { ASK_AGAIN } else { link.ask_again.min(ASK_SOON) };
+                if due {
+                    self.ask(now, out);
+                }
             }
             return;
         }
@@ -38,17 +42,17 @@ impl Delivery {
         hub.incarnation = Some(receipt.incarnation);
         hub.counter = receipt.counter;
         if !same {
-            hub.unsettle();
+            hub.reset_answer();
         }
         hub.backed_up = backed_up(&self.numbering, &receipt.epochs, receipt.backed_up_through);
         let claim = Claim::new(&self.numbering, &receipt.epochs, answered);
         self.consider(receipt.hub, claim, now, out);
     }
 
-    /// A receipt that came by file. Signed, but of any age, and it answers nothing: it only ever moves the mark forward, to a
-    /// chain value that is ours, and the next answer on a link may take that back. Nothing is pruned on its word: that
-    /// needs an answer.
-    pub(super) fn carried(&mut self, receipt: &Receipt, now: Millis, out: &mut Vec<Action>) {
+    /// A receipt that came by file. It is signed, but of any age, and answers no question. It only moves the watermark
+    /// forward, to a chain value that is ours, and the next answer on a link may take that back. Nothing is pruned because
+    /// of it: that needs an answer.
+    pub(super) fn imported(&mut self, receipt: &Receipt, now: Millis, out: &mut Vec<Action>) {
         if self.link.is_some() {
             self.receipt(receipt, now, out);
             return;
@@ -56,12 +60,12 @@ impl Delivery {
         let claim = Claim::new(&self.numbering, &receipt.epochs, false);
         let Some(hub) = self.hubs.get_mut(receipt.hub) else { return };
         if claim.position > hub.at && claim.position <= self.tail && claim.chain.is_some() {
-            hub.carried = Some(claim);
+            hub.imported = Some(claim);
             out.push(Action::LookUpChain(claim.position));
         }
     }
 
-    fn carried_chain(
+    fn imported_chain(
         &mut self,
         position: Position,
         ours: Option<ChainValue>,
@@ -69,8 +73,8 @@ impl Delivery {
         out: &mut Vec<Action>,
     ) {
         for hub in &mut self.hubs {
-            let Some(claim) = hub.carried.filter(|claim| claim.position == position) else { continue };
-            hub.carried = None;
+            let Some(claim) = hub.imported.filter(|claim| claim.position == position) else { continue };
+            hub.imported = None;
             if ours.is_some() && claim.chain == ours {
                 hub.at = position;
                 hub.chain = ours;
@@ -98,7 +102,7 @@ impl Delivery {
     fn consider(&mut self, hub: usize, claim: Claim, now: Millis, out: &mut Vec<Action>) {
         let Some(view) = self.hubs.get_mut(hub) else { return };
         if let Some(looking) = view.claims.front().copied() {
-            // One look-up at a time, and the newest claim after it; an answer is not displaced by a lesser word.
+            // One look-up at a time, and the newest claim after it. A later claim for the same position stays an answer.
             view.claims.truncate(1);
             let answered = claim.answered || (looking.answered && claim.position == looking.position);
             view.claims.push_back(Claim { answered, ..claim });
@@ -110,7 +114,7 @@ impl Delivery {
         } else if back && !claim.answered {
             self.doubt(hub, now, out);
         } else if let Some(ours) = self.chain_known(hub, claim.position) {
-            self.judge(hub, claim, Some(ours), now, out);
+            self.check_claim(hub, claim, Some(ours), now, out);
         } else if let Some(view) = self.hubs.get_mut(hub) {
             view.claims.push_back(claim);
             out.push(Action::LookUpChain(claim.position));
@@ -125,7 +129,7 @@ impl Delivery {
         out: &mut Vec<Action>,
     ) {
         if self.link.is_none() {
-            self.carried_chain(position, chain, now, out);
+            self.imported_chain(position, chain, now, out);
             return;
         }
         for hub in 0..self.hubs.len() {
@@ -135,15 +139,15 @@ impl Delivery {
             }
             let Some(claim) = view.claims.pop_front() else { continue };
             let newest = view.claims.pop_front();
-            self.judge(hub, claim, chain, now, out);
+            self.check_claim(hub, claim, chain, now, out);
             if let Some(newest) = newest.filter(|_| self.link.is_some() && self.forking.is_none()) {
                 self.consider(hub, newest, now, out);
             }
         }
     }
 
-    /// The hub's word against our chain value (`None`: it is not to be had any more).
-    fn judge(
+    /// Compares the hub's claim with our chain value (`None`: it can no longer be read).
+    fn check_claim(
         &mut self,
         hub: usize,
         claim: Claim,
@@ -158,18 +162,18 @@ impl Delivery {
             return;
         }
         let Some(view) = self.hubs.get_mut(hub) else { return };
-        let was_settled = view.settled;
+        let had_answered = view.answered;
         if ours.is_some() || claim.position <= self.confirmed {
             view.at = claim.position;
             view.chain = ours.or(claim.chain);
         }
-        // Forward without our own chain value to check it: what is between goes again and shows it.
-        view.settled |= claim.answered;
-        let all = self.settled();
+        // Forward, but without our own chain value to check it: the records between are sent again, which shows it.
+        view.answered |= claim.answered;
+        let all = self.hubs_answered();
         let Some(lowest) = self.hubs.iter().min_by_key(|hub| hub.at) else { return };
         let (at, chain) = (lowest.at, lowest.chain);
         let backed_up = self.hubs.iter().map(|hub| hub.backed_up).min().flatten();
-        let news = self.backed_up != backed_up;
+        let new_backup = self.backed_up != backed_up;
         self.backed_up = backed_up;
         if at < self.confirmed {
             let from = self.confirmed;
@@ -182,12 +186,12 @@ impl Delivery {
         } else if all && at > self.confirmed {
             self.chain = chain;
             self.forward(at, now, out);
-        } else if all && (news || !was_settled) {
+        } else if all && (new_backup || !had_answered) {
             self.chain = chain.or(self.chain);
             self.confirm(out);
         }
-        if all && !was_settled && self.window.in_flight() > 0 {
-            // It was in doubt, or started again: what was under way may be lost.
+        if all && !had_answered && self.window.in_flight() > 0 {
+            // The hub was in doubt, or restarted: the records under way may be lost.
             self.rewind();
         }
     }
@@ -214,20 +218,20 @@ impl Delivery {
         if self.held.is_some_and(|held| held.position <= position) {
             self.release(out);
         }
-        if self.hole.is_some_and(|hole| hole <= position) {
-            self.hole = None;
+        if self.missing.is_some_and(|missing| missing <= position) {
+            self.missing = None;
         }
         self.confirm(out);
     }
 
-    /// The hub has what we have not, or something else: a fork, if it said so in answer to our question.
+    /// The hub has more than we have, or different records: a fork, if it says so in answer to our question.
     fn contradicts(&mut self, hub: usize, claim: Claim, now: Millis, out: &mut Vec<Action>) {
         if !claim.answered {
             self.doubt(hub, now, out);
             return;
         }
-        // The mark was verified when it was recorded. A different value at or below it leaves only the beginning
-        // of that epoch that is provably the hub's.
+        // The watermark was verified when it was recorded. If the value at or below it differs, the hub provably has only
+        // what precedes that epoch.
         let after = if claim.position > self.confirmed {
             self.confirmed
         } else {
@@ -235,7 +239,7 @@ impl Delivery {
         };
         self.forking = Some(after);
         for hub in &mut self.hubs {
-            hub.unsettle();
+            hub.reset_answer();
         }
         out.push(Action::Alarm(Alarm::Diverged { through: claim.through, position: claim.position }));
         out.push(Action::NewEpoch { after });
@@ -254,7 +258,7 @@ impl Delivery {
         for hub in &mut self.hubs {
             hub.at = self.confirmed;
             hub.chain = self.chain;
-            hub.unsettle();
+            hub.reset_answer();
         }
         self.window.reset(self.confirmed);
         self.rewind();
@@ -270,13 +274,13 @@ impl Delivery {
         out: &mut Vec<Action>,
     ) {
         let listening =
-            self.link.is_some() && self.settled() && !self.hubs.is_empty() && self.forking.is_none();
+            self.link.is_some() && self.hubs_answered() && !self.hubs.is_empty() && self.forking.is_none();
         if !listening || self.round != Some(round) {
             return;
         }
         let expects = expected.checked_sub(1).and_then(|through| self.numbering.position(epoch, through));
         if expects.is_none_or(|through| through < self.confirmed) {
-            // It expects what it said it had, or numbers that are not ours: it must say where it is.
+            // It expects a number that it said it had, or one that is not ours: ask for its position.
             self.everything_in_doubt(now, out);
         } else if self.window.in_flight() > 0 {
             self.window.halve();

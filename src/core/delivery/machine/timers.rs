@@ -1,4 +1,4 @@
-//! What time brings: stalls, overdue receipts, unanswered questions, another try of what is held.
+//! What happens at a deadline: stalls, overdue receipts, unanswered questions, another try of a held record.
 
 use super::super::{Action, Millis, Reason};
 use super::{ASK_AGAIN, Delivery, ENDINGS, Link, Why};
@@ -7,7 +7,7 @@ use super::{ASK_AGAIN, Delivery, ENDINGS, Link, Why};
 const ASK_SELDOM: Millis = 60_000;
 /// Doublings of a timeout on one head.
 const MOST_DOUBLINGS: u32 = 6;
-/// A head that is held for its endings is tried once more, alone, after this: the link may have been to blame.
+/// A head that is held because it ended connections is tried once more, alone, after this: the link may be to blame.
 const TRY_HELD_AGAIN: Millis = 3_600_000;
 /// Rate assumed for a single large record before any was measured: 64 kbit/s, in bytes a second.
 const SLOWEST: u64 = 8_000;
@@ -15,7 +15,7 @@ const SLOWEST: u64 = 8_000;
 impl Delivery {
     pub(super) fn everything_in_doubt(&mut self, now: Millis, out: &mut Vec<Action>) {
         for hub in &mut self.hubs {
-            hub.unsettle();
+            hub.reset_answer();
         }
         self.rewind();
         if let Some(link) = &mut self.link {
@@ -24,7 +24,7 @@ impl Delivery {
         self.ask(now, out);
     }
 
-    /// When a connection whose broker takes nothing is given up.
+    /// When to drop a connection whose broker takes nothing.
     pub(super) fn stalled_at(&self, link: &Link) -> Option<Millis> {
         let patience = self.window.patience().unwrap_or_else(|| match self.window.in_flight() {
             1 => self.window.bytes().saturating_mul(1_000) / SLOWEST,
@@ -34,11 +34,11 @@ impl Delivery {
         (link.unacked > 0).then(|| link.moved.saturating_add(patience))
     }
 
-    /// When the hub should have had what the broker has taken.
+    /// When the hub should have confirmed what the broker has taken.
     pub(super) fn overdue_at(&self, link: &Link) -> Option<Millis> {
         let patience = self.limits.receipt_timeout << self.misses.min(MOST_DOUBLINGS);
         let taken = self.window.in_flight() > 0 && link.taken > self.confirmed;
-        (taken && self.settled() && !self.hubs.is_empty()).then(|| link.moved.saturating_add(patience))
+        (taken && self.hubs_answered() && !self.hubs.is_empty()).then(|| link.moved.saturating_add(patience))
     }
 
     pub(super) fn try_held_at(&self) -> Option<Millis> {
@@ -65,17 +65,17 @@ impl Delivery {
             self.trips = self.trips.saturating_add(1).min(MOST_DOUBLINGS);
             self.reconnect(Reason::Stalled, now, out);
         } else if due(self.overdue_at(link)) {
-            // The broker took it and the hub does not say so: lost on the way, or the hub is gone. It answers,
-            // and everything goes again, or it does not, and the broker is spared.
+            // The broker took it and no receipt came: it was lost on the way, or the hub is down. If the hub answers,
+            // everything is sent again; if not, the broker is spared the load.
             self.misses = self.misses.saturating_add(1).min(MOST_DOUBLINGS);
             self.window.halve();
             self.everything_in_doubt(now, out);
-        } else if !self.settled() && self.forking.is_none() && now >= asked.saturating_add(again) {
+        } else if !self.hubs_answered() && self.forking.is_none() && now >= asked.saturating_add(again) {
             if let Some(link) = &mut self.link {
                 link.ask_again = again.saturating_mul(2).min(ASK_SELDOM);
             }
-            // A look-up that was never answered must not stand in the way of the next answer.
-            for hub in self.hubs.iter_mut().filter(|hub| !hub.settled) {
+            // A look-up that was never answered must not block the next answer.
+            for hub in self.hubs.iter_mut().filter(|hub| !hub.answered) {
                 hub.claims.clear();
             }
             self.ask(now, out);

@@ -1,6 +1,6 @@
-//! Which files are still being written to: those that were not the same for long enough. Sans-IO.
+//! Finds the files that may still be being written: those that were not unchanged for long enough. Sans-IO.
 //!
-//! By a monotonic clock of ours and never by comparing a file's time with it: a file server has a clock of its own.
+//! It uses our monotonic clock and never compares a file's time with it, because a file server has its own clock.
 
 use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
@@ -8,23 +8,23 @@ use std::time::{Duration, Instant};
 
 use super::rules::Modified;
 
-/// What a look at a file shows without reading it.
+/// What a scan shows of a file without reading it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct FileFacts {
     pub(super) bytes: u64,
     pub(super) modified: Modified,
 }
 
-/// A file that may be taken. No `Debug`: its name is a patient's, often.
+/// A file that may be taken. No `Debug`: its name often contains a patient's name.
 pub(super) struct Candidate {
     pub(super) name: OsString,
     pub(super) facts: FileFacts,
 }
 
-/// Since when each file has been as it is. No larger than the last look.
+/// Since when each file is unchanged. No larger than the last scan.
 ///
-/// A file must have been seen in two looks, however short the time that is asked for: what is renamed in while a folder
-/// is being listed may be missed while a later file is seen, and would be overtaken.
+/// A file must have been seen in two scans, however short the required time is: a file that is renamed in while a
+/// folder is being listed may be missed while a later file is seen, and would be overtaken.
 #[derive(Default)]
 pub(super) struct Debounce {
     since: HashMap<OsString, Seen>,
@@ -33,18 +33,18 @@ pub(super) struct Debounce {
 struct Seen {
     facts: FileFacts,
     since: Instant,
-    looks: u32,
+    times_seen: u32,
 }
 
 impl Debounce {
-    /// What a look has shown.
+    /// Takes the result of a scan.
     pub(super) fn handle<'a>(&mut self, shown: impl Iterator<Item = &'a Candidate>, now: Instant) {
         let mut before = std::mem::take(&mut self.since);
         for Candidate { name, facts } in shown {
-            let new = Seen { facts: *facts, since: now, looks: 1 };
+            let new = Seen { facts: *facts, since: now, times_seen: 1 };
             let (name, seen) = match before.remove_entry(name) {
                 Some((name, seen)) if seen.facts == *facts => {
-                    (name, Seen { looks: seen.looks.saturating_add(1), ..seen })
+                    (name, Seen { times_seen: seen.times_seen.saturating_add(1), ..seen })
                 }
                 Some((name, _)) => (name, new),
                 None => (name.clone(), new),
@@ -53,22 +53,22 @@ impl Debounce {
         }
     }
 
-    /// It is not as the last look showed it: its time begins again.
+    /// The file has changed since the last scan: its time starts again.
     pub(super) fn changed(&mut self, name: &OsStr) {
         self.since.remove(name);
     }
 
-    /// For how long a file has been as it is.
+    /// For how long a file has been unchanged.
     pub(super) fn age(&self, name: &OsStr, now: Instant) -> Duration {
         self.since.get(name).map_or(Duration::ZERO, |seen| now.saturating_duration_since(seen.since))
     }
 
-    /// Whether it has been as it is for long enough.
+    /// Whether it has been unchanged for long enough.
     pub(super) fn is_settled(&self, name: &OsStr, now: Instant, enough: Duration) -> bool {
         self.since.get(name).is_some_and(|seen| seen.remaining(now, enough).is_none())
     }
 
-    /// Until the first of those that have not settled has; `None`: all have.
+    /// The time until the first of the other files is unchanged for long enough; `None`: all are.
     pub(super) fn next(&self, now: Instant, enough: Duration) -> Option<Duration> {
         self.since.values().filter_map(|seen| seen.remaining(now, enough)).min()
     }
@@ -77,7 +77,7 @@ impl Debounce {
 impl Seen {
     fn remaining(&self, now: Instant, enough: Duration) -> Option<Duration> {
         let rest = enough.saturating_sub(now.saturating_duration_since(self.since));
-        (self.looks < 2 || !rest.is_zero()).then_some(rest)
+        (self.times_seen < 2 || !rest.is_zero()).then_some(rest)
     }
 }
 

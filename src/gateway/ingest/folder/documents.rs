@@ -1,4 +1,4 @@
-//! The documents beside a sender's files: an acceptance slip, or a reason. JSON that a person can read. Pure.
+//! The documents written beside a sender's files: an acceptance slip, or a reason. JSON that a person can read. Pure.
 
 use pgw_core::transaction::{Lane, Position, TransactionId};
 use pgw_core::wire::SCHEMA;
@@ -9,9 +9,9 @@ use crate::ingest::slip::AcceptanceSlip;
 /// Longest name in any file system that matters, in bytes.
 const NAME_BYTES: usize = 255;
 
-/// The acceptance slip of a file. The same for each repetition, so that it can be written again after a crash.
+/// The acceptance slip of a file. It is the same for each repetition, so that it can be written again after a crash.
 ///
-/// It has no file name: where the file itself is not kept, nothing of a patient's may stay.
+/// It holds no file name: if the file itself is not kept, no patient data may stay.
 #[derive(Debug, Serialize)]
 struct SlipDocument<'a> {
     schema: u32,
@@ -35,7 +35,7 @@ pub fn slip(slip: &AcceptanceSlip, sha256: &str, bytes: u64) -> Vec<u8> {
 /// Why a file is rejected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reason {
-    /// Nothing in it.
+    /// It is empty.
     Empty,
     /// Larger than the limit, in bytes.
     TooLarge(u64),
@@ -67,7 +67,7 @@ impl Reason {
         lines(&ReasonDocument { schema: SCHEMA, code: self.code(), reason, action, bytes })
     }
 
-    /// The reason in one word.
+    /// The reason as one word.
     #[must_use]
     pub fn code(self) -> &'static str {
         match self {
@@ -83,11 +83,11 @@ fn lines(value: &impl Serialize) -> Vec<u8> {
     text
 }
 
-/// `prefix` + `name` + `suffix`; a name that would be too long loses its front, so that its end still says what it is.
+/// `prefix` + `name` + `suffix`; a name that is too long loses its beginning, so that its end still shows the type.
 #[must_use]
 pub fn fitted(prefix: &str, name: &[u8], suffix: &str) -> Vec<u8> {
-    let room = NAME_BYTES.saturating_sub(prefix.len() + suffix.len());
-    let mut from = name.len().saturating_sub(room);
+    let space = NAME_BYTES.saturating_sub(prefix.len() + suffix.len());
+    let mut from = name.len().saturating_sub(space);
     if std::str::from_utf8(name).is_ok() {
         while name.get(from).is_some_and(|byte| byte & 0xc0 == 0x80) {
             from += 1;
@@ -96,13 +96,13 @@ pub fn fitted(prefix: &str, name: &[u8], suffix: &str) -> Vec<u8> {
     [prefix.as_bytes(), name.get(from..).unwrap_or_default(), suffix.as_bytes()].concat()
 }
 
-/// What is put before a name that is taken: nothing, the number, the number and a counter.
+/// Prefixes for a name that is taken: none, the number, then the number and a counter.
 pub(super) fn prefixes(number: &str) -> impl Iterator<Item = String> {
     let more = (2..100).map(move |count| format!("{number}-{count}-"));
     [String::new(), format!("{number}-")].into_iter().chain(more)
 }
 
-/// The same after the number of a slip, which has it already.
+/// The same after the number of a slip, which is already part of the name.
 pub(super) fn suffix(prefix: &str, number: u64) -> String {
     let rest = prefix.trim_start_matches(&format!("{number}-")).trim_end_matches('-');
     match (prefix.is_empty(), rest.is_empty()) {

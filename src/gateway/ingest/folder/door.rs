@@ -1,11 +1,11 @@
 //! One folder door: when it scans its folder (design section 8).
 //!
-//! A share that hangs holds up this door alone; `scanner` has what is done in each scan.
+//! A share that hangs holds up only this door; `scanner` has the steps of each scan.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use pgw_host::accept::told_to;
+use pgw_host::accept::stop_requested;
 use tokio::sync::watch;
 
 use crate::ingest::folder::config::FolderDoorConfig;
@@ -19,7 +19,7 @@ pub struct FolderDoor {
 }
 
 impl FolderDoor {
-    /// Touches nothing.
+    /// Touches nothing on disk.
     #[must_use]
     pub fn new(config: FolderDoorConfig) -> Self {
         Self { config }
@@ -37,7 +37,7 @@ impl FolderDoor {
         loop {
             let pause = folder.scan().await;
             let breath = tokio::select! {
-                () = told_to(&mut stop) => break,
+                () = stop_requested(&mut stop) => break,
                 () = tokio::time::sleep(pause) => Duration::ZERO,
                 () = folder.changed() => BREATH,
             };

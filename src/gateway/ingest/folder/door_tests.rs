@@ -1,4 +1,4 @@
-//! The folder door before a fake outbox that does as it is told, with faults between any two steps.
+//! The folder door in front of a fake outbox under the test's control, with faults between any two steps.
 
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
@@ -60,7 +60,7 @@ impl Acceptor for Fake {
 }
 
 impl Fake {
-    /// Called with every submission; what it gives is the answer.
+    /// Called with every submission; returns the answer.
     fn on_submit(&self, hook: impl Fn(&Submission) -> Option<Refusal> + Send + 'static) {
         *self.0.hook.lock().unwrap() = Some(Box::new(hook));
     }
@@ -131,7 +131,7 @@ impl Scene {
         self.settings.path.join(name)
     }
 
-    /// Renamed into place, of a given age in seconds.
+    /// Renamed into place, with a given age in seconds.
     fn put(&self, name: impl AsRef<OsStr>, content: &str, age: u64) {
         let draft = self.directory.path().join("draft");
         fs::write(&draft, content).unwrap();
@@ -162,13 +162,13 @@ impl Scene {
         self.counters.counts()
     }
 
-    /// Two looks, after which every file that has not changed was tried once.
+    /// Two scans, after which the door has tried every unchanged file once.
     async fn round(&self, folder: &mut FolderScanner<Fake>) -> Duration {
         folder.scan().await;
         folder.scan().await
     }
 
-    /// Asserts that the sender's files are all gone, and nothing of ours is left half done.
+    /// Asserts that all of the sender's files are gone, and none of ours is half done.
     fn all_put_away(&self) {
         let subfolders = [".taken", "accepted", "rejected"].map(String::from);
         assert_eq!(self.names("."), BTreeSet::from(subfolders));
@@ -221,7 +221,7 @@ async fn the_oldest_goes_first_and_the_name_decides_between_equals() {
 }
 
 #[tokio::test]
-async fn a_kept_file_stands_beside_its_receipt_and_never_over_another() {
+async fn a_kept_file_lies_beside_its_receipt_and_never_over_another() {
     let mut scene = Scene::new();
     scene.settings.keep_accepted = true;
     let mut folder = scene.folder();
@@ -293,7 +293,7 @@ async fn while_nothing_can_be_stored_every_file_stays_and_none_overtakes() {
     for (name, age) in [("a", 30), ("b", 20), ("c", 10)] {
         scene.put(name, name, age);
     }
-    scene.outbox.on_submit(|s| (s.body.as_bytes() == b"b").then(|| Refusal::Full("no room".into())));
+    scene.outbox.on_submit(|s| (s.body.as_bytes() == b"b").then(|| Refusal::Full("no space".into())));
     let mut folder = scene.folder();
     let mut pauses = vec![scene.round(&mut folder).await];
     for _ in 1..10 {
@@ -322,7 +322,7 @@ async fn what_is_refused_goes_to_rejected_with_its_reason() {
         scene.round(&mut folder).await;
     }
     scene.all_put_away();
-    assert_eq!(scene.outbox.bodies().len(), 2, "the others go on");
+    assert_eq!(scene.outbox.bodies().len(), 2, "the others continue");
     let names = scene.names("rejected");
     assert_eq!(names.iter().filter(|name| !name.ends_with(".reason.json")).count(), 6, "{names:?}");
     assert_eq!(names.len(), 12, "{names:?}");
@@ -535,7 +535,7 @@ async fn where_files_cannot_be_moved_nothing_more_is_taken_until_they_can() {
 }
 
 #[tokio::test]
-async fn a_folder_that_goes_away_is_told_once_and_found_again() {
+async fn a_folder_that_goes_away_is_reported_once_and_found_again() {
     let scene = Scene::new();
     let elsewhere = scene.directory.path().join("elsewhere");
     let mut folder = scene.folder();
@@ -554,7 +554,7 @@ async fn a_folder_that_goes_away_is_told_once_and_found_again() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_share_that_hangs_is_told_of_and_waited_for() {
+async fn a_share_that_hangs_is_reported_and_waited_for() {
     for point in [Point::Read, Point::Claim] {
         let scene = Scene::new();
         scene.put("a", "a", 1);
@@ -568,7 +568,7 @@ async fn a_share_that_hangs_is_told_of_and_waited_for() {
         });
         let start = Instant::now();
         while scene.counts().folders_away == 0 {
-            assert!(start.elapsed() < Duration::from_secs(20), "nobody is told that it hangs");
+            assert!(start.elapsed() < Duration::from_secs(20), "the hang is not reported");
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         answer.send(()).unwrap();
@@ -630,7 +630,7 @@ async fn a_dat_is_taken_when_its_ctl_is_there_and_goes_with_it() {
         scene.put(ctl, "<control/>", 1);
         scene.round(&mut folder).await;
         assert_eq!(scene.outbox.bodies(), ["data"]);
-        // The next of this name is not complete because the last one was.
+        // The next file of this name is not complete because the last one was.
         scene.put(dat, "half", 0);
         scene.round(&mut folder).await;
         assert_eq!(scene.outbox.bodies(), ["data"]);
@@ -648,7 +648,7 @@ async fn a_ctl_that_a_crash_has_left_behind_does_not_speak_for_the_next_dat() {
     folder.files.faults.fail(Point::Slip, 1000);
     scene.round(&mut folder).await;
     assert_eq!(scene.names(".taken"), set(&["x.ctl", "x.dat"]));
-    // As if the crash had come between the two, and somebody had taken the first away.
+    // As if the crash had come between the two steps, and somebody had taken the first file away.
     fs::remove_file(scene.path(".taken/x.dat")).unwrap();
     let mut folder = scene.folder();
     scene.round(&mut folder).await;
@@ -715,7 +715,7 @@ async fn a_name_that_is_refused_elsewhere_is_no_reason_to_stop() {
     let scene = Scene::new();
     let mut folder = scene.folder();
     scene.round(&mut folder).await;
-    // A stranger's directory where the receipt should stand.
+    // A stranger's directory in the place of the slip.
     fs::create_dir(scene.path("accepted/clinical-000000000001.json")).unwrap();
     scene.put("a", "a", 1);
     scene.round(&mut folder).await;
@@ -724,7 +724,7 @@ async fn a_name_that_is_refused_elsewhere_is_no_reason_to_stop() {
     scene.all_put_away();
 }
 
-/// A file that is renamed in while the folder is listed may be missed by that look, which sees a later one.
+/// A scan may miss a file that is renamed in during the listing, and still see a later one.
 #[tokio::test]
 async fn a_file_that_a_look_has_missed_is_not_overtaken() {
     let scene = Scene::new();
@@ -736,7 +736,7 @@ async fn a_file_that_a_look_has_missed_is_not_overtaken() {
         folder.scan().await;
     }
     assert_eq!(scene.outbox.bodies(), ["a", "b"]);
-    // And one that is still written to holds up those that came after it.
+    // A file that is still being written holds up those that came after it.
     let mut slow = Scene::new();
     slow.settings.settle = Duration::from_secs(3600);
     slow.put("c", "c", 7);

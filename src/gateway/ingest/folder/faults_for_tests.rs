@@ -1,4 +1,4 @@
-//! Where a test lets the folder door fail, or does something between two steps.
+//! Where a test makes the folder door fail, or does something between two steps.
 
 use std::io;
 use std::sync::Mutex;
@@ -7,7 +7,7 @@ use super::settled_files::Point;
 
 type Action = Box<dyn FnOnce() + Send>;
 
-/// Points that fail, and how often still; points where something happens, once.
+/// Points that fail, and how many times more; points where a test acts, once.
 #[derive(Default)]
 pub(crate) struct Faults {
     failing: Mutex<Vec<(Point, u32)>>,

@@ -1,4 +1,4 @@
-//! Lists one folder: what may be taken, the oldest first, in bounded memory. Everything here blocks.
+//! Lists one folder: the files that may be taken, oldest first, in bounded memory. Everything here blocks.
 
 use std::cmp::Ordering;
 use std::collections::BinaryHeap;
@@ -12,20 +12,20 @@ use super::debounce::Candidate;
 use super::read::facts;
 use super::rules::{self, Take};
 
-/// Most files that one listing gives; the rest is for the next one.
+/// Most files in one listing; the next one gives the rest.
 pub(super) const MOST: usize = 16_384;
 
-/// What a folder holds.
+/// The contents of a folder.
 pub(super) struct Listed {
-    /// The oldest files that may be taken, in the order in which they are to be: by time, then by name.
+    /// The oldest files that may be taken, in the order of taking: by time, then by name.
     pub(super) files: Vec<Candidate>,
     /// Whether there are more.
     pub(super) more: bool,
-    /// What is neither a file nor a directory, and stays.
+    /// Number of entries that are neither a file nor a directory; they stay.
     pub(super) odd: u64,
 }
 
-/// In the order of taking; a heap of these gives up the youngest first.
+/// Ordered as files are taken; a heap of these drops the youngest first.
 struct InOrder(Candidate);
 
 impl InOrder {
@@ -55,7 +55,7 @@ impl PartialEq for InOrder {
 
 impl Eq for InOrder {}
 
-/// Lists every name in `folder`; at most `most` of the files that may be taken are given.
+/// Lists every name in `folder`; returns at most `most` of the files that may be taken.
 pub(super) fn list(
     folder: &Path,
     take: Take,
@@ -70,10 +70,10 @@ pub(super) fn list(
         if !rules::is_finished(take, name.as_bytes()) {
             continue;
         }
-        // Of the name itself: what a link points to is nobody's to send.
+        // Of the name itself: the target of a link is not the sender's to send.
         let metadata = match entry.metadata() {
             Ok(metadata) => metadata,
-            // Somebody has taken it away meanwhile.
+            // It was removed meanwhile.
             Err(error) if error.kind() == ErrorKind::NotFound => continue,
             Err(error) => return Err(error),
         };
@@ -94,7 +94,7 @@ pub(super) fn list(
     Ok(Listed { files, more, odd })
 }
 
-/// Whether there is a regular file of this name.
+/// Whether a regular file of this name exists.
 pub(super) fn is_there(folder: &Path, name: &[u8]) -> io::Result<bool> {
     match std::fs::symlink_metadata(folder.join(std::ffi::OsString::from_vec(name.to_vec()))) {
         Ok(metadata) => Ok(metadata.is_file()),

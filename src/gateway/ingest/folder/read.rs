@@ -1,4 +1,4 @@
-//! Reads one file, and looks whether a file is still the one that was read. Everything here blocks.
+//! Reads one file, and checks whether a file is still the one that was read. Everything here blocks.
 
 use std::fs::{File, Metadata};
 use std::io::{ErrorKind, Read as _};
@@ -15,17 +15,17 @@ use super::debounce::FileFacts;
 
 const PIECE_BYTES: usize = 64 * 1024;
 
-/// What became of reading a file.
+/// The result of reading a file.
 pub(super) enum ReadFile {
-    /// All of it, as it was when it was listed.
+    /// All of it, unchanged since it was listed.
     Whole(Bytes),
-    /// Nothing in it.
+    /// It is empty.
     Empty,
-    /// Beyond the limit.
+    /// Larger than the limit.
     TooLarge,
     /// It was written to since it was listed.
     Changed,
-    /// It is not there any more, or is no file any more.
+    /// It has gone, or is no longer a file.
     Gone,
     /// It cannot be read.
     Unreadable(ErrorKind),
@@ -36,7 +36,7 @@ pub(super) fn facts(metadata: &Metadata) -> FileFacts {
     FileFacts { bytes: metadata.len(), modified: (metadata.mtime(), nanoseconds) }
 }
 
-/// Opens a regular file and nothing else: a link is not followed, a pipe is not waited for.
+/// Opens only a regular file: does not follow a link or wait for a pipe.
 fn open(path: &Path) -> std::io::Result<(File, FileFacts)> {
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
     let file = match rustix::fs::open(path, flags, Mode::empty()) {
@@ -49,12 +49,12 @@ fn open(path: &Path) -> std::io::Result<(File, FileFacts)> {
     if metadata.is_file() { Ok((file, facts(&metadata))) } else { Err(ErrorKind::NotFound.into()) }
 }
 
-/// Reads a file that looked like `expected`, of at most `limit` bytes.
+/// Reads a file that was listed as `expected`, of at most `limit` bytes.
 pub(super) fn take(path: &Path, expected: FileFacts, limit: u64) -> ReadFile {
     take_while(path, expected, limit, || ())
 }
 
-/// The same, with something that happens while it is read.
+/// The same, with an action of the test while it is read.
 fn take_while(path: &Path, expected: FileFacts, limit: u64, meanwhile: impl FnOnce()) -> ReadFile {
     let read = || {
         let (mut file, before) = open(path)?;
@@ -68,7 +68,7 @@ fn take_while(path: &Path, expected: FileFacts, limit: u64, meanwhile: impl FnOn
             return Ok(ReadFile::TooLarge);
         }
         let mut bytes = Vec::with_capacity(usize::try_from(before.bytes).unwrap_or(0));
-        // One more than there should be: a file that grows meanwhile shows it.
+        // One byte more than expected: it shows a file that is growing.
         (&mut file).take(before.bytes + 1).read_to_end(&mut bytes)?;
         meanwhile();
         let same = bytes.len() as u64 == before.bytes && facts(&file.metadata()?) == before;
@@ -80,7 +80,8 @@ fn take_while(path: &Path, expected: FileFacts, limit: u64, meanwhile: impl FnOn
     })
 }
 
-/// Whether a file is still as it was and has this content. In pieces: what was accepted needs no memory twice.
+/// Whether a file is unchanged and has this content. Reads in pieces, because the content needs no memory a second
+/// time.
 pub(super) fn is_the_same(path: &Path, expected: FileFacts, sha256: &str) -> std::io::Result<bool> {
     let (mut file, found) = open(path)?;
     if found != expected {
@@ -102,7 +103,7 @@ mod tests {
     use super::super::rules::sha256;
     use super::*;
 
-    fn look(path: &Path) -> FileFacts {
+    fn facts_of(path: &Path) -> FileFacts {
         facts(&std::fs::symlink_metadata(path).unwrap())
     }
 
@@ -111,7 +112,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("a");
         std::fs::write(&path, b"12345").unwrap();
-        let seen = look(&path);
+        let seen = facts_of(&path);
         assert!(matches!(take(&path, seen, 5), ReadFile::Whole(bytes) if *bytes == b"12345"[..]));
         assert!(matches!(take(&path, seen, 4), ReadFile::TooLarge));
         assert!(matches!(take(&path, FileFacts { bytes: 4, ..seen }, 5), ReadFile::Changed));
@@ -120,7 +121,7 @@ mod tests {
         assert!(!is_the_same(&path, seen, &sha256(b"12346")).unwrap(), "same size and time are not enough");
         assert!(!is_the_same(&path, FileFacts { modified: (0, 0), ..seen }, &sha256(b"12345")).unwrap());
         std::fs::write(&path, b"").unwrap();
-        assert!(matches!(take(&path, look(&path), 5), ReadFile::Empty));
+        assert!(matches!(take(&path, facts_of(&path), 5), ReadFile::Empty));
         std::fs::remove_file(&path).unwrap();
         assert!(matches!(take(&path, seen, 5), ReadFile::Gone));
     }
@@ -130,7 +131,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("a");
         std::fs::write(&path, b"half").unwrap();
-        let taken = take_while(&path, look(&path), 10, || std::fs::write(&path, b"whole").unwrap());
+        let taken = take_while(&path, facts_of(&path), 10, || std::fs::write(&path, b"whole").unwrap());
         assert!(matches!(taken, ReadFile::Changed));
     }
 
@@ -143,8 +144,8 @@ mod tests {
         std::os::unix::fs::symlink(&target, &link).unwrap();
         rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, Mode::RUSR | Mode::WUSR, 0)
             .unwrap();
-        assert!(matches!(take(&link, look(&target), 10), ReadFile::Gone));
-        assert!(matches!(take(&pipe, look(&pipe), 10), ReadFile::Gone), "and it does not hang");
-        assert!(matches!(take(directory.path(), look(directory.path()), 10), ReadFile::Gone));
+        assert!(matches!(take(&link, facts_of(&target), 10), ReadFile::Gone));
+        assert!(matches!(take(&pipe, facts_of(&pipe), 10), ReadFile::Gone), "and it does not hang");
+        assert!(matches!(take(directory.path(), facts_of(directory.path()), 10), ReadFile::Gone));
     }
 }

@@ -1,4 +1,4 @@
-//! Which names are taken, what a file is, and by which key it is known again. Pure.
+//! Which names are taken, what type a file has, and the key by which it is recognised. Pure.
 
 use pgw_core::text::hex;
 use ring::digest;
@@ -10,27 +10,28 @@ use crate::ingest::mllp::msh::Msh;
 /// How a sender says that a file is complete.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Take {
-    /// By its name: it is written under another one (`.x`, `x.tmp`, `x.part`, `x.filepart`) and renamed when it is complete.
+    /// By its name: it is written under another name (`.x`, `x.tmp`, `x.part`, `x.filepart`) and renamed when it is
+    /// complete.
     Rename,
-    /// By a second file: `x.dat` is complete when `x.ctl` is there.
+    /// By a second file: `x.dat` is complete when `x.ctl` exists.
     Ctl,
 }
 
-/// When a file was last written to: seconds and nanoseconds since the Unix epoch, as the file system says.
+/// When a file was last written: seconds and nanoseconds since the Unix epoch, according to the file system.
 pub type Modified = (i64, u32);
 
-/// What a file is, as the configuration says.
+/// The type of a file, as configured.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Nature {
-    /// CloudEvents `type`; empty: by the media type and, for HL7 v2, the message's header.
+    /// CloudEvents `type`; empty: derived from the media type and, for HL7 v2, the message's header.
     pub event_type: String,
     /// Media type.
     pub content_type: String,
 }
 
-/// Ends of names that are not finished yet.
+/// Endings of names that are not finished yet.
 const UNFINISHED: [&[u8]; 3] = [b".tmp", b".part", b".filepart"];
-/// What desktops leave behind wherever they look.
+/// Files that desktops leave in folders.
 const LITTER: [&[u8]; 2] = [b"thumbs.db", b"desktop.ini"];
 
 /// Whether a file of this name may be taken.
@@ -48,7 +49,7 @@ pub fn is_finished(take: Take, name: &[u8]) -> bool {
     }
 }
 
-/// The names under which the second file of `x.dat` may stand, the likeliest first.
+/// The possible names of the second file of `x.dat`, the likeliest first.
 #[must_use]
 pub fn ctl_names(name: &[u8]) -> [Vec<u8>; 2] {
     let stem = &name[..name.len().saturating_sub(4)];
@@ -57,7 +58,7 @@ pub fn ctl_names(name: &[u8]) -> [Vec<u8>; 2] {
     if upper { [named(b".CTL"), named(b".ctl")] } else { [named(b".ctl"), named(b".CTL")] }
 }
 
-/// The names under which the first file of `x.ctl` may stand; `None`: this is no `x.ctl`.
+/// The possible names of the first file of `x.ctl`; `None`: this is not an `x.ctl`.
 #[must_use]
 pub fn dat_names(name: &[u8]) -> Option<[Vec<u8>; 2]> {
     let ctl = name.len() > 4 && name.to_ascii_lowercase().ends_with(b".ctl");
@@ -65,11 +66,12 @@ pub fn dat_names(name: &[u8]) -> Option<[Vec<u8>; 2]> {
     ctl.then(|| [[stem, b".dat"].concat(), [stem, b".DAT"].concat()])
 }
 
-/// The key by which a file is known again: a hash of its name and of the time when it was written.
+/// The key by which a file is recognised: a hash of its name and of the time when it was written.
 ///
-/// The outbox compares the content besides. So the same file after a crash, or a copy of it that kept its time, is a
-/// repetition; the same content under another name, or written again later under the same name, is another transaction:
-/// stored twice is seen and harmless, taken for a repetition by mistake is lost. Not the inode, which a shared file system may make up.
+/// The outbox compares the content as well. So the same file after a crash, or a copy of it that kept its time, is a
+/// repetition. The same content under another name, or written again later under the same name, is another
+/// transaction: storing it twice is visible and harmless, while taking it for a repetition by mistake would lose it.
+/// The inode is not used, because a shared file system may invent it.
 #[must_use]
 pub fn key(name: &[u8], modified: Modified) -> String {
     let mut context = digest::Context::new(&digest::SHA256);
@@ -86,7 +88,7 @@ pub fn sha256(content: &[u8]) -> String {
     hex(digest::digest(&digest::SHA256, content).as_ref())
 }
 
-/// The end of a name after its last dot, in lower case; empty where there is none.
+/// The end of a name after its last dot, in lower case; empty if there is no dot.
 #[must_use]
 pub fn extension(name: &[u8]) -> String {
     match name.iter().rposition(|byte| *byte == b'.') {

@@ -1,4 +1,4 @@
-//! One scan: the folder, and what lies in `.taken/` still. Blocks.
+//! One scan: the folder, and what is still in `.taken/`. Blocks.
 
 use std::ffi::OsStr;
 use std::io;
@@ -9,13 +9,13 @@ use super::list;
 use super::settled_files::{FilePlace, SettledFiles};
 use super::watcher;
 
-/// All that a scan shows.
+/// The result of a scan.
 pub(super) struct Scanned {
     pub(super) claimed: Vec<Candidate>,
     pub(super) files: Vec<Candidate>,
     pub(super) odd: u64,
     pub(super) more: bool,
-    pub(super) told: Option<std::os::fd::OwnedFd>,
+    pub(super) watch: Option<std::os::fd::OwnedFd>,
 }
 
 /// Scans the folder and `.taken/`. Blocks.
@@ -24,8 +24,8 @@ pub(super) fn scan(config: &FolderDoorConfig, files: &SettledFiles, watched: boo
         return Err(io::Error::new(io::ErrorKind::NotFound, "nothing is mounted there"));
     }
     files.prepare()?;
-    // Before the scan: what comes after it is told.
-    let told = if watched { None } else { watcher::watch(&config.path).ok() };
+    // Before the scan, so that inotify reports later changes.
+    let watch = if watched { None } else { watcher::watch(&config.path).ok() };
     let claimed = list::list(files.directory(FilePlace::Taken), config.take, list::MOST, |_| Ok(true))?;
     // A name that is still in `.taken/` waits its turn.
     let names: std::collections::HashSet<&OsStr> =
@@ -33,5 +33,5 @@ pub(super) fn scan(config: &FolderDoorConfig, files: &SettledFiles, watched: boo
     let may = |name: &OsStr| Ok(!names.contains(name) && files.is_complete(name)?);
     let found = list::list(files.directory(FilePlace::Folder), config.take, list::MOST, may)?;
     let (odd, more) = (claimed.odd + found.odd, claimed.more || found.more);
-    Ok(Scanned { files: found.files, claimed: claimed.files, odd, more, told })
+    Ok(Scanned { files: found.files, claimed: claimed.files, odd, more, watch })
 }

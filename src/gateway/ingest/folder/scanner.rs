@@ -1,7 +1,7 @@
-//! One scan of a folder, and what is done with all that it shows: one file after the other.
+//! One scan of a folder, and the handling of what it shows: one file after the other.
 //!
-//! When one cannot be stored now or is still being written to, none behind it is tried: the order of a folder is the
-//! order of its lane. Everything that touches the folder is done on blocking threads.
+//! If one file cannot be stored now or is still being written, none after it is tried: the order of a folder is the
+//! order of its lane. Everything that touches the folder runs on blocking threads.
 
 use std::ffi::OsStr;
 use std::io;
@@ -11,7 +11,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use pgw_core::transaction::Body;
-use pgw_host::accept::told_to;
+use pgw_host::accept::stop_requested;
 use pgw_outbox::{Accepted, Refusal, Submission};
 use tokio::sync::watch;
 use tokio::task::spawn_blocking;
@@ -35,23 +35,23 @@ const TOGETHER_TIME: Duration = Duration::from_secs(1);
 /// Pauses while nothing can be stored, or a folder cannot be used: from the first to the second, doubling.
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
 const LAST_PAUSE: Duration = Duration::from_secs(30);
-/// How long a large file waits for the memory that all doors share, before it is for later.
+/// How long a large file waits for the memory that all doors share, before it is left for later.
 const BUDGET_WAIT: Duration = Duration::from_secs(2);
 /// What may be wrong with a folder.
 const AWAY: &str = "it cannot be listed";
 const STUCK: &str = "files cannot be moved in it";
 const HANGS: &str = "it does not answer";
-/// How long a folder may take to answer before that is told.
+/// How long a folder may take to answer before that is reported.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// After a change, so that many files at once are one scan.
+/// After a change, so that many files at once are handled in one scan.
 pub(super) const BREATH: Duration = Duration::from_millis(50);
 
-/// What is next after a file.
+/// How to continue after a file.
 enum Next {
     Go,
-    /// Those behind it wait for it.
+    /// The files after it have to wait.
     Wait,
-    /// Nothing more in this scan.
+    /// End this scan.
     Pause,
 }
 
@@ -68,8 +68,8 @@ pub(super) struct FolderScanner<A> {
     stored: Vec<StoredFile>,
     stored_since: Instant,
     /// Why the folder cannot be used now.
-    trouble: Option<&'static str>,
-    /// The outbox takes nothing now.
+    failure: Option<&'static str>,
+    /// The outbox accepts nothing now.
     shut: bool,
     pause: Duration,
     left: u64,
@@ -101,7 +101,7 @@ impl<A: Acceptor> FolderScanner<A> {
             claimed: Debounce::default(),
             stored: Vec::new(),
             stored_since: Instant::now(),
-            trouble: None,
+            failure: None,
             shut: false,
             pause: FIRST_PAUSE,
             left: 0,
@@ -111,14 +111,14 @@ impl<A: Acceptor> FolderScanner<A> {
         }
     }
 
-    /// Puts away what was stored, and is counted no more.
+    /// Puts away what was stored, and stops being counted.
     pub(super) async fn end(mut self) {
         self.put_away().await;
-        self.counters.folders_away.fetch_sub(u64::from(self.trouble.is_some()), Ordering::Relaxed);
+        self.counters.folders_away.fetch_sub(u64::from(self.failure.is_some()), Ordering::Relaxed);
         self.count_left(0);
     }
 
-    /// When there is something new; never, where the system does not tell.
+    /// Waits for a change; for ever if inotify does not work.
     pub(super) async fn changed(&mut self) {
         match &self.watcher {
             Some(watcher) => {
@@ -131,7 +131,7 @@ impl<A: Acceptor> FolderScanner<A> {
         }
     }
 
-    /// One scan, and all that it shows. Returns after how long to scan again, at the latest.
+    /// One scan, with everything it shows. Returns the longest time until the next scan.
     pub(super) async fn scan(&mut self) -> Duration {
         if !self.put_away().await {
             return self.longer();
@@ -141,14 +141,14 @@ impl<A: Acceptor> FolderScanner<A> {
         let found = match self.blocking(move || scan(&config, &all, watched)).await.flatten() {
             Ok(found) => found,
             Err(error) => {
-                self.in_trouble(AWAY, &error);
+                self.report_failure(AWAY, &error);
                 self.watcher = None;
                 return self.longer();
             }
         };
         self.well(AWAY);
-        if let Some(told) = found.told {
-            self.watcher = FolderWatcher::new(told).ok();
+        if let Some(descriptor) = found.watch {
+            self.watcher = FolderWatcher::new(descriptor).ok();
         }
         let now = Instant::now();
         self.claimed.handle(found.claimed.iter(), now);
@@ -163,7 +163,7 @@ impl<A: Acceptor> FolderScanner<A> {
                     Next::Go => {}
                     Next::Wait => break,
                     Next::Pause => {
-                        // What was stored can be put away, whatever the outbox says now.
+                        // Stored files can be put away, whatever the outbox answers now.
                         self.put_away().await;
                         return self.longer();
                     }
@@ -193,13 +193,13 @@ impl<A: Acceptor> FolderScanner<A> {
             return Next::Wait;
         }
         let limit = self.config.file_limit_bytes as u64;
-        let room = usize::try_from(facts.bytes.min(limit)).unwrap_or(usize::MAX);
+        let bytes = usize::try_from(facts.bytes.min(limit)).unwrap_or(usize::MAX);
         tokio::select! {
-            grown = timeout(BUDGET_WAIT, self.share.grow_to(room)) => if grown.is_err() {
+            grown = timeout(BUDGET_WAIT, self.share.grow_to(bytes)) => if grown.is_err() {
                 tracing::debug!(folder = self.config.name, "Too many large messages are under way");
                 return Next::Pause;
             },
-            () = told_to(&mut self.stop) => return Next::Pause,
+            () = stop_requested(&mut self.stop) => return Next::Pause,
         }
         let (files, path) = (Arc::clone(&self.files), self.files.path(place, &name));
         let taken = self.blocking(move || match files.point(Point::Read) {
@@ -285,13 +285,14 @@ impl<A: Acceptor> FolderScanner<A> {
         } else {
             tracing::error!(%refusal, "The outbox refuses transactions from the folder door");
         }
-        // A full queue drains in milliseconds; that alone is no news.
+        // A full queue drains in milliseconds; that alone is not worth reporting.
         if *refusal != Refusal::Busy && !std::mem::replace(&mut self.shut, true) {
             tracing::warn!(folder = self.config.name, "Closed the folder door while nothing can be stored");
         }
     }
 
-    /// Refuses a file for what it is. In `.taken/` it is checked once more: what is rejected is what was judged.
+    /// Refuses a file because of its content. In `.taken/` it is checked once more, so that only what was checked is
+    /// rejected.
     async fn reject(&mut self, place: FilePlace, name: &OsStr, facts: FileFacts, reason: Reason) -> Next {
         self.share.release();
         if !self.put_away().await {
@@ -304,7 +305,7 @@ impl<A: Acceptor> FolderScanner<A> {
             }
             let now = std::fs::symlink_metadata(files.path(FilePlace::Taken, &name))?;
             if !now.is_file() || read::facts(&now) != facts {
-                // Another one has come under this name: it is taken from there.
+                // Another file has arrived under this name: it is taken from there.
                 return Ok(false);
             }
             files.reject(&name, facts, reason).map(|()| true)
@@ -321,13 +322,13 @@ impl<A: Acceptor> FolderScanner<A> {
             }
             Ok(false) => Next::Go,
             Err(error) => {
-                self.in_trouble(STUCK, &error);
+                self.report_failure(STUCK, &error);
                 Next::Pause
             }
         }
     }
 
-    /// Puts away what is stored; false: not now, and nothing else must be taken before it can.
+    /// Puts away stored files; false: that failed, and nothing else may be taken first.
     pub(super) async fn put_away(&mut self) -> bool {
         if self.stored.is_empty() {
             return true;
@@ -342,7 +343,7 @@ impl<A: Acceptor> FolderScanner<A> {
                 self.stored = items;
                 put
             }
-            // What it held is found in the folder again, and known.
+            // Its files are found in the folder again, and recognised.
             Err(error) => Err(error),
         };
         match put {
@@ -351,14 +352,14 @@ impl<A: Acceptor> FolderScanner<A> {
                 true
             }
             Err(error) => {
-                self.in_trouble(STUCK, &error);
+                self.report_failure(STUCK, &error);
                 false
             }
         }
     }
 
-    /// Does on a blocking thread what touches the folder. A share that hangs is told of, and waited for: there is never
-    /// more than one thread that waits.
+    /// Runs on a blocking thread what touches the folder. A share that hangs is reported, and waited for: at most one
+    /// thread waits.
     async fn blocking<T: Send + 'static>(
         &mut self,
         work: impl FnOnce() -> T + Send + 'static,
@@ -372,7 +373,7 @@ impl<A: Acceptor> FolderScanner<A> {
                 }
                 Err(_) => {
                     let error = io::ErrorKind::TimedOut.into();
-                    self.in_trouble(HANGS, &error);
+                    self.report_failure(HANGS, &error);
                     if *self.stop.borrow() {
                         return Err(error);
                     }
@@ -381,25 +382,25 @@ impl<A: Acceptor> FolderScanner<A> {
         }
     }
 
-    /// Said once, until it is over. The error is the system's word and has no name in it.
-    fn in_trouble(&mut self, what: &'static str, error: &io::Error) {
-        if self.trouble.is_none() {
+    /// Logged once, until it ends. The error is the system's and contains no file name.
+    fn report_failure(&mut self, what: &'static str, error: &io::Error) {
+        if self.failure.is_none() {
             count(&self.counters.folders_away);
         }
-        if self.trouble.replace(what) != Some(what) {
+        if self.failure.replace(what) != Some(what) {
             tracing::error!(folder = self.config.name, what, %error, "The folder cannot be used; the folder door is closed");
         }
     }
 
     fn well(&mut self, what: &'static str) {
-        if self.trouble == Some(what) {
-            self.trouble = None;
+        if self.failure == Some(what) {
+            self.failure = None;
             self.counters.folders_away.fetch_sub(1, Ordering::Relaxed);
             tracing::info!(folder = self.config.name, "The folder can be used again");
         }
     }
 
-    /// Tells how many files stay because they cannot be taken, when that changes.
+    /// Reports how many entries stay because they cannot be taken, when that number changes.
     fn count_left(&mut self, left: u64) {
         let before = std::mem::replace(&mut self.left, left);
         self.counters.files_left.fetch_add(left, Ordering::Relaxed);
@@ -414,7 +415,7 @@ impl<A: Acceptor> FolderScanner<A> {
         }
     }
 
-    /// The next pause after something that did not work.
+    /// The next pause after a failure.
     fn longer(&mut self) -> Duration {
         let pause = self.pause;
         self.pause = (pause * 2).min(LAST_PAUSE);

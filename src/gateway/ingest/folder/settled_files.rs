@@ -1,7 +1,8 @@
-//! Takes files out of the folder after they were stored or refused. Everything here blocks, and can be tried again.
+//! Removes files from the folder after they were stored or refused. Everything here blocks, and can be retried.
 //!
-//! A file goes into `.taken/` first, which is ours alone: whatever comes under its name afterwards is another file, and
-//! what lies there is compared with what was stored. Its acceptance slip is on the disk before the file may go.
+//! A file first goes into `.taken/`, which only we use: a file that arrives under its name afterwards is another file,
+//! and the one in `.taken/` is compared with what was stored. Its acceptance slip is on the disk before the file may
+//! go.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, OpenOptions, Permissions};
@@ -25,39 +26,39 @@ use super::rules;
 use super::rules::Take;
 use crate::ingest::slip::AcceptanceSlip;
 
-/// The folder that is ours alone.
+/// The folder that only we use.
 const TAKEN: &str = ".taken";
-/// What we write begins with this until it is complete; no file of a sender that may be taken does.
+/// Prefix of what we write until it is complete; no file of a sender that may be taken has it.
 const DRAFT: &str = ".draft-";
 
-/// Where a file lies.
+/// Where a file is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum FilePlace {
-    /// Where its sender has put it.
+    /// Where its sender put it.
     Folder,
     /// In `.taken/`.
     Taken,
 }
 
-/// How far the putting away of a file has come.
+/// How far putting away a file has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Step {
     Stored,
     Claimed,
-    /// It is certain that what lies in `.taken/` is what was stored, or that nothing does.
+    /// It is certain that the file in `.taken/` is the one that was stored, or that there is none.
     Checked,
     Slipped,
     Away,
 }
 
-/// A stored file that is still to be put away. No `Debug`: its name is a patient's, often.
+/// A stored file that still has to be put away. No `Debug`: its name often contains a patient's name.
 pub(super) struct StoredFile {
     name: OsString,
     facts: FileFacts,
     sha256: String,
     accepted: Accepted,
     step: Step,
-    /// Whether there is still a file to be put away.
+    /// Whether there is still a file to put away.
     file: bool,
 }
 
@@ -74,7 +75,7 @@ impl StoredFile {
     }
 }
 
-/// The folder with what belongs to it.
+/// The folder and its subfolders.
 pub(super) struct SettledFiles {
     folder: PathBuf,
     taken: PathBuf,
@@ -88,7 +89,7 @@ pub(super) struct SettledFiles {
     pub(super) faults: Faults,
 }
 
-/// Where a test lets it fail.
+/// Where a test can make it fail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Point {
     /// Before a file is read.
@@ -151,7 +152,7 @@ impl SettledFiles {
         }
     }
 
-    /// Makes the subfolders where they are missing, and clears what an earlier run has begun to write.
+    /// Creates missing subfolders, and removes unfinished files of an earlier run.
     pub(super) fn prepare(&self) -> io::Result<()> {
         let mode = fs::metadata(&self.folder)?.mode() & 0o7777;
         for (directory, mode) in
@@ -163,7 +164,7 @@ impl SettledFiles {
                 Ok(_) => {}
                 Err(error) if error.kind() == ErrorKind::NotFound => {
                     fs::create_dir(directory)?;
-                    // As the folder itself, whatever the umask: its sender reads what lies there.
+                    // Like the folder itself, whatever the umask: its sender reads the files there.
                     if let Err(error) = fs::set_permissions(directory, Permissions::from_mode(mode)) {
                         tracing::debug!(%error, "Could not set the mode of a subfolder");
                     }
@@ -180,7 +181,7 @@ impl SettledFiles {
         Ok(())
     }
 
-    /// A second file whose first one has gone: it must not speak for the next of that name.
+    /// A second file whose first file has gone: it must not count for the next file of that name.
     fn is_stale_ctl(&self, name: &OsStr) -> io::Result<bool> {
         let Some(names) = rules::dat_names(name.as_bytes()).filter(|_| self.take == Take::Ctl) else {
             return Ok(false);
@@ -206,8 +207,8 @@ impl SettledFiles {
         Ok(false)
     }
 
-    /// Into `.taken/`, with its second file before it: one that stayed would speak for the next of that name.
-    /// False: it is not there any more.
+    /// Moves it into `.taken/`, its second file first: one that stayed would count for the next file of that name.
+    /// False: the file has gone.
     pub(super) fn claim(&self, name: &OsStr) -> io::Result<bool> {
         self.point(Point::Claim)?;
         if self.take == Take::Ctl {
@@ -215,7 +216,7 @@ impl SettledFiles {
                 let ctl = OsString::from_vec(ctl);
                 if list::is_there(&self.folder, ctl.as_bytes())? {
                     let target = self.taken.join(&ctl);
-                    // One that is there already says the same as this one.
+                    // One that already exists says the same as this one.
                     remove(&target)?;
                     move_in(&self.folder.join(&ctl), &target)?;
                 }
@@ -224,8 +225,8 @@ impl SettledFiles {
         move_in(&self.folder.join(name), &self.taken.join(name))
     }
 
-    /// Puts stored files away: into `.taken/`, compared, their slips written, then moved or removed. What comes to
-    /// its end leaves `items`; after an error the rest can be tried again.
+    /// Puts stored files away: moves them into `.taken/`, compares them, writes their slips, then moves or removes
+    /// them. Finished files leave `items`; after an error the rest can be retried.
     pub(super) fn put_away(&self, items: &mut Vec<StoredFile>) -> io::Result<()> {
         if items.is_empty() {
             return Ok(());
@@ -282,12 +283,13 @@ impl SettledFiles {
         Err(ErrorKind::AlreadyExists.into())
     }
 
-    /// Writes a document, synced; its directory is for the caller to sync. Nothing is replaced; false: another one of this name is there.
+    /// Writes a document, synced; the caller syncs its directory. Replaces nothing; false: a different file of this
+    /// name exists.
     fn write(&self, target: &Path, text: &[u8], mode: u32) -> io::Result<bool> {
         match fs::read(target) {
             Ok(there) if there == text => return Ok(true),
             Err(error) if error.kind() == ErrorKind::NotFound => {}
-            // Another one, or something that is no document at all.
+            // A different document, or something that is not a document.
             Ok(_) | Err(_) => return Ok(false),
         }
         let draft = self.taken.join(format!("{DRAFT}document"));
@@ -306,7 +308,7 @@ impl SettledFiles {
         }
     }
 
-    /// Its second file goes first: one that stayed would speak for the next of that name.
+    /// Its second file goes first: one that stayed would count for the next file of that name.
     fn put(&self, item: &StoredFile) -> io::Result<()> {
         let position = item.accepted.position.to_string();
         for ctl in self.ctl_of(&item.name)? {
@@ -324,7 +326,7 @@ impl SettledFiles {
         }
     }
 
-    /// The second files of a name that lie in `.taken/`.
+    /// The second files of a name in `.taken/`.
     fn ctl_of(&self, name: &OsStr) -> io::Result<Vec<PathBuf>> {
         let mut found = Vec::new();
         if self.take == Take::Ctl {
@@ -337,7 +339,7 @@ impl SettledFiles {
         Ok(found)
     }
 
-    /// Moves a file of `.taken/` to `rejected/`, its reason before it.
+    /// Moves a file from `.taken/` to `rejected/`, its reason first.
     pub(super) fn reject(&self, name: &OsStr, facts: FileFacts, reason: Reason) -> io::Result<()> {
         self.point(Point::Reject)?;
         let mode = fs::metadata(&self.folder)?.mode() & 0o444 | 0o600;
@@ -365,7 +367,7 @@ impl SettledFiles {
         Err(ErrorKind::AlreadyExists.into())
     }
 
-    /// Moves a file under its own name, or with something before it where that is taken.
+    /// Moves a file under its own name, or with a prefix if the name is taken.
     fn move_into(&self, from: &Path, to: &Path, number: &str) -> io::Result<()> {
         let name = from.file_name().unwrap_or_default().as_bytes();
         for prefix in prefixes(number) {
@@ -379,12 +381,12 @@ impl SettledFiles {
     }
 }
 
-/// Renames into `.taken/`, where nobody else writes, so that to look first is enough. False: it is not there.
+/// Renames into `.taken/`, where only we write, so that checking first is enough. False: the file has gone.
 fn move_in(from: &Path, to: &Path) -> io::Result<bool> {
     match fs::symlink_metadata(to) {
         Err(error) if error.kind() == ErrorKind::NotFound => {}
         Ok(_) => {
-            // Claimed before and not told so, or something that is not ours.
+            // Moved before without our knowing, or a file that is not ours.
             return match fs::symlink_metadata(from) {
                 Err(error) if error.kind() == ErrorKind::NotFound => Ok(true),
                 Ok(_) => Err(ErrorKind::AlreadyExists.into()),
@@ -399,7 +401,7 @@ fn move_in(from: &Path, to: &Path) -> io::Result<bool> {
     }
 }
 
-/// Removes a file; one that is not there is as good.
+/// Removes a file; a missing one counts as removed.
 fn remove(path: &Path) -> io::Result<()> {
     match fs::remove_file(path) {
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
@@ -407,7 +409,7 @@ fn remove(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Some shared file systems cannot sync a directory; their server does it, or nobody can.
+/// Some shared file systems cannot sync a directory; then their server does it, or nobody can.
 fn sync(directory: &Path) -> io::Result<()> {
     match pgw_durable::sync_directory(directory) {
         Err(error) if matches!(error.kind(), ErrorKind::InvalidInput | ErrorKind::Unsupported) => Ok(()),

@@ -1,6 +1,7 @@
-//! Wakes the door when something was written or renamed in its folder, where the system tells of it (inotify).
+//! Wakes the door when something was written or renamed in its folder, if the system reports it (inotify).
 //!
-//! A help only: a shared file system tells nothing of what happens elsewhere, and the door scans every few seconds anyway.
+//! This only saves time: a shared file system does not report what other machines do, and the door scans every few
+//! seconds anyway.
 
 use std::io;
 use std::mem::MaybeUninit;
@@ -10,35 +11,35 @@ use std::path::Path;
 use rustix::fs::inotify::{self, CreateFlags, Reader, WatchFlags};
 use tokio::io::unix::AsyncFd;
 
-/// Hears of a folder's changes.
+/// Receives a folder's changes.
 pub(super) struct FolderWatcher {
-    told: AsyncFd<OwnedFd>,
+    descriptor: AsyncFd<OwnedFd>,
 }
 
-/// Begins to watch a folder. Blocks.
+/// Starts to watch a folder. Blocks.
 pub(super) fn watch(folder: &Path) -> io::Result<OwnedFd> {
-    let told = inotify::init(CreateFlags::NONBLOCK | CreateFlags::CLOEXEC)?;
+    let descriptor = inotify::init(CreateFlags::NONBLOCK | CreateFlags::CLOEXEC)?;
     let what = WatchFlags::CLOSE_WRITE | WatchFlags::MOVED_TO | WatchFlags::ONLYDIR;
-    inotify::add_watch(&told, folder, what)?;
-    Ok(told)
+    inotify::add_watch(&descriptor, folder, what)?;
+    Ok(descriptor)
 }
 
 impl FolderWatcher {
-    /// Of what [`watch`] gave; inside the runtime.
-    pub(super) fn new(told: OwnedFd) -> io::Result<Self> {
+    /// From the descriptor of [`watch`]; inside the runtime.
+    pub(super) fn new(descriptor: OwnedFd) -> io::Result<Self> {
         #[expect(
             deprecated,
             reason = "its successor is unsafe; a descriptor that is owned is registered soundly"
         )]
-        let told = AsyncFd::new(told)?;
-        Ok(Self { told })
+        let descriptor = AsyncFd::new(descriptor)?;
+        Ok(Self { descriptor })
     }
 
-    /// Returns when something has changed; what, a scan shows. Loses nothing when it is cancelled.
+    /// Returns when something has changed; a scan shows what. Cancelling it loses nothing.
     pub(super) async fn wait(&self) -> io::Result<()> {
-        let mut ready = self.told.readable().await?;
+        let mut ready = self.descriptor.readable().await?;
         let mut space = [MaybeUninit::uninit(); 4096];
-        let mut reader = Reader::new(self.told.get_ref(), &mut space);
+        let mut reader = Reader::new(self.descriptor.get_ref(), &mut space);
         loop {
             match reader.next() {
                 Ok(_) => {}

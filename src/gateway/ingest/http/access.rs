@@ -16,7 +16,7 @@ use tokio_rustls::rustls::{self, ServerConfig};
 
 use crate::ingest::http::headers;
 
-/// Shortest token: what can be guessed is no secret.
+/// Shortest token: a short one could be guessed.
 const TOKEN_BYTES: usize = 20;
 /// Longest name of a client.
 const NAME_BYTES: usize = 64;
@@ -24,11 +24,11 @@ const NAME_BYTES: usize = 64;
 /// The files that say who may send to one door.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct AccessFiles {
-    /// Certificate chain and key; none: no TLS, which only a loopback address may have.
+    /// Certificate chain and key; none: no TLS, which is allowed on a loopback address only.
     pub tls: Option<(PathBuf, PathBuf)>,
     /// Who signs the clients' certificates.
     pub client_ca: Option<PathBuf>,
-    /// One `name token` a line.
+    /// One `name token` per line.
     pub tokens: Option<PathBuf>,
 }
 
@@ -41,7 +41,7 @@ pub enum AccessError {
     /// The tokens cannot be read.
     #[error("the tokens of the HTTP door cannot be used")]
     Tokens(#[source] KeyError),
-    /// A line of the tokens is wrong. The line itself is a secret.
+    /// A line of the tokens is wrong. The line itself is secret and not shown.
     #[error(
         "{path}:{line}: a line is a name (letters, digits, . - _) and a token of at least {TOKEN_BYTES} characters"
     )]
@@ -53,7 +53,7 @@ pub enum AccessError {
     },
 }
 
-/// Who may send, as the files say.
+/// Who may send, according to the files.
 pub struct Access {
     tls: Option<Arc<ServerConfig>>,
     tokens: Vec<(String, Vec<u8>)>,
@@ -82,7 +82,7 @@ impl Access {
             Some((certificate, key)) => {
                 let client_ca = files.client_ca.clone();
                 let pem = tls::Files { certificate: certificate.clone(), key: key.clone(), client_ca };
-                // With tokens, one of both is enough.
+                // With tokens, a certificate or a token is enough.
                 let clients = if files.tokens.is_some() { Clients::Offered } else { Clients::Required };
                 Some(tls::server(&pem, clients, &[b"http/1.1"], clock).map_err(AccessError::Tls)?)
             }
@@ -91,7 +91,7 @@ impl Access {
         Ok(Self { tls, tokens, open: files.client_ca.is_none() && files.tokens.is_none(), stamp })
     }
 
-    /// Whether the files are others than those that were read. Blocking.
+    /// Whether the files have changed since they were read. Blocking.
     #[must_use]
     pub fn is_stale(&self, files: &AccessFiles) -> bool {
         stamp(files) != self.stamp
@@ -103,8 +103,8 @@ impl Access {
         self.tls.clone()
     }
 
-    /// The name of the client that sends this; `None`: nobody that is known. `certificate` is the common name that
-    /// TLS has verified.
+    /// The name of the client that sends this; `None`: unknown. `certificate` is the common name that TLS has
+    /// verified.
     #[must_use]
     pub fn client(&self, certificate: Option<&str>, headers: &HeaderMap) -> Option<String> {
         if let Some(name) = certificate {
@@ -113,13 +113,13 @@ impl Access {
         if self.open {
             return Some(String::from("local"));
         }
-        // Hashes are compared, so that the time it takes says nothing about a token.
+        // Hashes are compared, so that the time it takes reveals nothing about a token.
         let given = digest(&SHA256, headers::bearer(headers)?.as_bytes());
         self.tokens.iter().find(|(_, token)| token == given.as_ref()).map(|(name, _)| name.clone())
     }
 }
 
-/// A name for the `source` of transactions: what is not harmless there is left out.
+/// A name for the `source` of transactions, without characters that could do harm there.
 fn harmless(name: &str) -> String {
     name.chars().filter(|c| c.is_ascii_alphanumeric() || ".-_".contains(*c)).take(NAME_BYTES).collect()
 }
@@ -130,7 +130,7 @@ fn stamp(files: &AccessFiles) -> Stamp {
     tls::stamp(pem.chain(&files.client_ca).chain(&tokens).map(PathBuf::as_path))
 }
 
-/// A systemd credential of the file's name goes before the file.
+/// A systemd credential of the file's name takes precedence over the file.
 fn tokens_place(configured: &Path) -> PathBuf {
     std::env::var_os("CREDENTIALS_DIRECTORY")
         .zip(configured.file_name())
@@ -141,7 +141,7 @@ fn tokens_place(configured: &Path) -> PathBuf {
 
 fn tokens(configured: &Path) -> Result<Vec<(String, Vec<u8>)>, AccessError> {
     let path = tokens_place(configured);
-    // systemd guards its credentials by the directory, and shows them with modes of its own.
+    // systemd protects its credentials by their directory, and gives them other modes.
     let text = if path == configured { secret::read_secret(&path) } else { secret::read(&path) };
     let text = text.map_err(AccessError::Tokens)?;
     let mut tokens = Vec::new();
@@ -162,7 +162,7 @@ fn tokens(configured: &Path) -> Result<Vec<(String, Vec<u8>)>, AccessError> {
     Ok(tokens)
 }
 
-/// The common name of the certificate that a client has shown, and rustls verified.
+/// The common name of the client's certificate, verified by rustls.
 pub(super) fn common_name(connection: &rustls::ServerConnection) -> Option<String> {
     let shown = connection.peer_certificates()?.first()?;
     Some(CertificateFacts::from_der(shown).map(|facts| facts.common_name).unwrap_or_default())

@@ -1,4 +1,4 @@
-//! From a request to a submission: what the headers and the front of the body say, in each route's dialect.
+//! From a request to a submission: reads the headers and the beginning of the body, in each route's dialect.
 
 use axum::http::HeaderMap;
 use bytes::Bytes;
@@ -15,13 +15,13 @@ use crate::ingest::mllp::ack::Fault;
 use crate::ingest::mllp::envelope;
 use crate::ingest::mllp::msh::Msh;
 
-/// A larger message is parsed on a thread of its own: other connections must not wait for it.
+/// A larger message is parsed on its own thread: other connections must not wait for it.
 const PARSED_AT_ONCE_BYTES: usize = 64 * 1024;
 
 /// Why a body is not submitted.
 pub(super) enum Refused {
     Problem(Problem),
-    /// An HL7 message, in HL7's words.
+    /// An HL7 message, with HL7's own error.
     Fault(Fault),
 }
 
@@ -31,10 +31,10 @@ impl From<Problem> for Refused {
     }
 }
 
-/// A body on its way in.
+/// A body that is being received.
 pub(super) struct Composed {
     pub(super) submission: Submission,
-    /// The sender chose the key: it stands for one content only.
+    /// The sender chose the key: it may be used for one content only.
     pub(super) strict: bool,
     pub(super) not_production: bool,
 }
@@ -45,7 +45,7 @@ struct Request<'a> {
     client: &'a str,
     lane: Lane,
     ids: Ids,
-    /// As it was sent; empty where there is none.
+    /// As sent; empty if there is none.
     content_type: String,
     bytes: Bytes,
 }
@@ -59,7 +59,7 @@ struct Named {
     key: String,
 }
 
-/// Reads what the headers and the front of the body say.
+/// Reads the headers and the beginning of the body.
 pub(super) async fn compose(
     context: &HttpContext,
     dialect: Dialect,
@@ -118,7 +118,8 @@ impl Request<'_> {
         let Some(msh) = Msh::read(&bytes) else {
             return Err(Refused::Fault(Fault::of_no_message(&bytes)));
         };
-        // The same message over MLLP is the same transaction: same source, and MSH-10 before X-Request-ID.
+        // The same message over MLLP is the same transaction: same source, and MSH-10 takes precedence over
+        // X-Request-ID.
         let strict = !self.ids.idempotency_key.is_empty();
         let number = envelope::key(&msh);
         let key = match (strict, number.is_empty()) {
@@ -181,7 +182,7 @@ pub(super) fn source(context: &HttpContext, dialect: Dialect, client: &str) -> S
     format!("urn:pgw:{}:{}:{way}:{client}", config.practice, config.gateway)
 }
 
-/// Whether a `source` is of a sender that chooses keys here: what [`source`] makes.
+/// Whether a `source` has the form that [`source`] makes: its sender chooses keys here.
 pub(super) fn is_ours(source: &str) -> bool {
     matches!(source.split(':').nth(4), Some("http" | "fhir"))
 }

@@ -24,31 +24,31 @@ pub struct HttpDoorConfig {
     pub practice: Practice,
     /// The gateway's id, likewise.
     pub gateway: Gateway,
-    /// Where transactions go that name no lane.
+    /// The lane of transactions that name none.
     pub lane: Lane,
-    /// All lanes, which a request may name.
+    /// All lanes; a request may name any of them.
     pub lanes: Vec<Lane>,
     /// Largest body (20 MB).
     pub body_limit_bytes: usize,
-    /// Longest time for a request's headers, and without any request (10 s).
+    /// Longest time for a request's headers, and for an idle connection (10 s).
     pub header_timeout: Duration,
     /// Longest time for a body (30 s).
     pub body_timeout: Duration,
     /// Most connections at once (256).
     pub max_connections: usize,
-    /// The rules of BaRS for FHIR messages: ids are required, a repetition is told so (true).
+    /// The rules of BaRS for FHIR messages: ids are required, and a repetition gets an error (true).
     pub bars: bool,
-    /// Peers that may connect; empty: everybody who can reach the address.
+    /// Peers that may connect; empty: everyone who can reach the address.
     pub allowed_addresses: Vec<AddressRange>,
     /// Who may send.
     pub files: AccessFiles,
 }
 
-/// What is known of a connection's other end.
+/// What is known of a connection's peer.
 #[derive(Debug, Clone)]
 pub(super) struct Peer {
     pub(super) address: IpAddr,
-    /// Common name of the certificate that it has shown and that was verified.
+    /// Common name of its verified certificate.
     pub(super) certificate: Option<Arc<str>>,
 }
 
@@ -59,7 +59,7 @@ pub(super) struct HttpContext {
     pub(super) status: StatusSource,
     pub(super) counters: Arc<Counters>,
     pub(super) budget: Budget,
-    /// Refused bodies go to quarantine one by one: a flood of them must not take the blocking threads.
+    /// Refused bodies go to quarantine one by one: a flood of them must not use up the blocking threads.
     pub(super) quarantine_slot: Semaphore,
     keys: Mutex<RecentKeys>,
     control_ids: ControlIds,
@@ -89,7 +89,7 @@ impl HttpContext {
         }
     }
 
-    /// Whether a peer may connect while `open` connections are; otherwise the reason, and it is counted.
+    /// Whether a peer may connect while `open` connections exist; otherwise the reason, which is counted.
     pub(super) fn admit(&self, peer: SocketAddr, open: usize) -> Result<(), &'static str> {
         let reason = if !is_allowed(&self.config.allowed_addresses, peer.ip()) {
             "address not allowed"
@@ -102,22 +102,22 @@ impl HttpContext {
         Err(reason)
     }
 
-    /// The keys that senders have chosen lately.
+    /// The keys that senders have used recently.
     pub(super) fn keys(&self) -> MutexGuard<'_, RecentKeys> {
         self.keys.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Who may send, as the files said last.
+    /// Who may send, according to the last reading of the files.
     pub(super) fn access(&self) -> Arc<Access> {
         Arc::clone(&self.access.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// From now on these may send.
+    /// Replaces who may send.
     pub(super) fn replace_access(&self, access: Access) {
         *self.access.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(access);
     }
 
-    /// A number for an acknowledgment of ours.
+    /// A number for one of our acknowledgments.
     pub(super) fn next_id(&self) -> String {
         self.control_ids.next()
     }

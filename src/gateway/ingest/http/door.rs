@@ -1,6 +1,7 @@
 //! The HTTP listener: TLS or not, and the conversation with each client (design section 8).
 //!
-//! Limits on everything: connections, time for the handshake, for the headers, for a body; size of headers and bodies.
+//! Everything is limited: connections, time for the handshake, for the headers, for a body; size of headers and
+//! bodies.
 
 use std::net::{IpAddr, SocketAddr};
 use std::pin::pin;
@@ -14,14 +15,14 @@ use hyper::service::{Service as _, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use pgw_core::text::chain;
-use pgw_host::accept::{Accept, told_to};
+use pgw_host::accept::{Accept, stop_requested};
 use pgw_link::clock::TrustedClock;
-use pgw_link::server_tls::{FILES_INTERVAL, HANDSHAKE_TIME};
+use pgw_link::server_tls::{HANDSHAKE_TIME, keep_reading};
 use pgw_outbox::{Outbox, Stored};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
-use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 
 use crate::ingest::http::access::{Access, AccessError, common_name};
@@ -36,15 +37,15 @@ use crate::listing;
 const HEADER_BYTES: usize = 16 * 1024;
 /// Most headers of a request.
 const HEADERS: usize = 64;
-/// A peer that takes nothing of its answer for this long is gone.
+/// A peer that reads nothing of its answer for this long is gone.
 const UNSENT_MILLIS: u32 = 30_000;
-/// Newest records of each lane whose keys are known again after a restart.
+/// Number of newest records of each lane whose keys are loaded after a restart.
 const NEWEST: u64 = 2_048;
 
 /// The door cannot be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum HttpDoorError {
-    /// The address cannot be listened on.
+    /// The address is not usable.
     #[error("cannot listen for HTTP on {address}")]
     Address {
         /// As configured.
@@ -75,7 +76,7 @@ pub struct HttpDoor {
 }
 
 impl HttpDoor {
-    /// Reads the files and listens; nobody is answered before [`HttpDoor::serve`].
+    /// Reads the files and listens; answers nobody before [`HttpDoor::serve`].
     ///
     /// # Errors
     /// [`HttpDoorError`].
@@ -89,14 +90,14 @@ impl HttpDoor {
         Ok(Self { listener, address, config, access, clock })
     }
 
-    /// The address, with the port that was given for port 0.
+    /// The address, with the assigned port if port 0 was configured.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Accepts connections until `stop` becomes true (or its sender is gone), then lets those that are open answer what
-    /// they are storing, and returns. When `reload` changes the certificates and tokens are read again.
+    /// Accepts connections until `stop` becomes true (or its sender is gone), then lets open ones answer what they are
+    /// storing, and returns. When `reload` changes, certificates and tokens are reread.
     pub async fn serve(
         self,
         outbox: Outbox,
@@ -111,6 +112,8 @@ impl HttpDoor {
         let context = Arc::new(HttpContext::new(config, port, access, outbox, status, counters, budget));
         let known = Arc::clone(&context);
         drop(tokio::task::spawn_blocking(move || remember(&known)));
+        let renewed = Arc::clone(&context);
+        let renewing = keep_reading(reload, move |always| renew(&renewed, &clock, always));
         let router = router::router(Arc::clone(&context));
         let client = |stream: TcpStream, peer: SocketAddr| {
             prepare(&stream);
@@ -128,51 +131,37 @@ impl HttpDoor {
         let accept = Accept { name: "HTTP", listener, most_clients: usize::MAX };
         tokio::select! {
             () = accept.serve(admit, client, stop.clone()) => {}
-            () = renew(&context, &clock, reload) => {}
+            () = renewing => {}
         }
     }
 }
 
-/// Reads certificates and tokens again when they change and when `reload` says so; what is not usable replaces nothing.
-/// Never returns.
-async fn renew(context: &Arc<HttpContext>, clock: &Arc<TrustedClock>, mut reload: watch::Receiver<u64>) {
-    let mut look = interval(FILES_INTERVAL);
-    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut reload_is_there = true;
-    loop {
-        let always = tokio::select! {
-            _ = look.tick() => false,
-            asked = reload.changed(), if reload_is_there => {
-                reload_is_there = asked.is_ok();
-                reload_is_there
-            }
-        };
-        let (files, old, clock) = (context.config.files.clone(), context.access(), Arc::clone(clock));
-        let read = tokio::task::spawn_blocking(move || {
-            (always || old.is_stale(&files)).then(|| Access::load(&files, &clock))
-        });
-        match read.await {
-            Ok(Some(Ok(access))) => {
-                context.replace_access(access);
-                tracing::info!("Reloaded the certificates and tokens of the HTTP door");
-            }
-            Ok(Some(Err(error))) => {
-                let error = chain(&error);
-                tracing::error!(error, "The HTTP door keeps its old certificates and tokens");
-            }
-            Ok(None) | Err(_) => {}
+/// Rereads certificates and tokens if they have changed, or in any case when asked to; unusable files replace nothing.
+/// Blocking.
+fn renew(context: &HttpContext, clock: &Arc<TrustedClock>, always: bool) {
+    let files = &context.config.files;
+    if !always && !context.access().is_stale(files) {
+        return;
+    }
+    match Access::load(files, clock) {
+        Ok(access) => {
+            context.replace_access(access);
+            tracing::info!("Reloaded the certificates and tokens of the HTTP door");
+        }
+        Err(error) => {
+            tracing::error!(error = chain(&error), "The HTTP door keeps its old certificates and tokens");
         }
     }
 }
 
-/// Knows the keys of the newest records again after a restart. Blocking, and beside the work: until it is done a
-/// key of another content is taken and flagged, as an old one is.
+/// Loads the keys of the newest records after a restart. Blocking, in parallel with requests: until it is done a key
+/// used before with other content is accepted and flagged, like an old one.
 fn remember(context: &HttpContext) {
     for lane in listing::lanes(&context.outbox) {
         let tail = listing::tail(&context.outbox, &lane);
         let first = context.outbox.first_retained(&lane).unwrap_or(1);
         let first = first.max(tail.saturating_sub(NEWEST) + 1);
-        // While the store cannot be read nothing is known of its keys: they are taken and flagged.
+        // While the store cannot be read its keys are unknown: they are accepted and flagged.
         for batch in listing::batches(&context.outbox, &lane, first, tail).map_while(Result::ok) {
             for Stored { transaction, .. } in batch.records {
                 if !transaction.key.is_empty() && compose::is_ours(&transaction.source) {
@@ -223,7 +212,7 @@ async fn converse<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(context.config.header_timeout)
-        // Who has said all it has to say and closes its side still gets the answers.
+        // A client that has sent everything and closes its side still gets the answers.
         .half_close(true)
         .max_headers(HEADERS)
         .max_buf_size(HEADER_BYTES)
@@ -231,7 +220,7 @@ async fn converse<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     let mut connection = pin!(connection);
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
-        () = told_to(&mut stop) => {
+        () = stop_requested(&mut stop) => {
             // What is being stored is still answered.
             connection.as_mut().graceful_shutdown();
             connection.await

@@ -1,7 +1,7 @@
-//! A look at a FHIR message: whether it is one, and what it calls itself. Pure.
+//! Checks whether a body is a FHIR message, and how it names itself. Pure.
 //!
-//! The bundle is read as a stream: what is not asked for is checked as JSON and passed over, nothing of it is kept,
-//! and its depth costs no stack. Everything else in the message stays opaque.
+//! The bundle is read as a stream: other parts are checked as JSON and skipped, nothing of them is kept, and their
+//! depth costs no stack. Everything else in the message stays opaque.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -12,25 +12,25 @@ use serde::de::{Deserializer, IgnoredAny, SeqAccess, Visitor};
 /// Longest part of a name that is kept.
 const NAME_BYTES: usize = 200;
 
-/// What the header of a FHIR message says. No `Debug`: a broken sender puts anything into a header.
+/// What the header of a FHIR message says. No `Debug`: a faulty sender may put anything into a header.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct Peek {
-    /// `Bundle.identifier`, `system|value`; empty where there is none.
+    /// `Bundle.identifier`, `system|value`; empty if there is none.
     pub identifier: String,
-    /// `MessageHeader.eventCoding.code`, or `eventUri`, or STU3's `event.code`; empty where there is none.
+    /// `MessageHeader.eventCoding.code`, or `eventUri`, or STU3's `event.code`; empty if there is none.
     pub event: String,
 }
 
-/// Why it is no FHIR message.
+/// Why it is not a FHIR message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum NoMessage {
     /// Not JSON, or not that of a FHIR resource.
     #[error("the body is not a FHIR resource in JSON")]
     NotFhir,
-    /// Another resource than a bundle of type `message`.
+    /// A resource other than a bundle of type `message`.
     #[error("the resource is not a Bundle of type message")]
     NotMessage,
-    /// The first entry is something else.
+    /// The first entry is not a MessageHeader.
     #[error("the first entry of the message is not a MessageHeader")]
     NoHeader,
 }
@@ -65,22 +65,22 @@ struct EntryResource {
     event: Named,
 }
 
-/// Text where there is text; a resource of another type may have anything there.
+/// Text if it is text; a resource of another type may have anything there.
 #[derive(Default)]
 struct Lenient(String);
 
-/// `system` with `value` (an identifier) or `code` (a coding), where it is an object.
+/// `system` with `value` (an identifier) or `code` (a coding), if it is an object.
 #[derive(Default)]
 struct Named {
     system: String,
     name: String,
 }
 
-/// The first entry; the others are passed over.
+/// The first entry; the others are skipped.
 #[derive(Default)]
 struct First(FirstEntry);
 
-/// A visitor that takes what it wants and passes over the rest, whatever it is.
+/// A visitor that takes what it needs and skips the rest, of any type.
 macro_rules! passes_over {
     ($($method:ident: $type:ty),*) => {
         $(fn $method<E>(self, _: $type) -> Result<Self::Value, E> {
@@ -180,7 +180,7 @@ fn shortened(text: &str) -> String {
 }
 
 impl Peek {
-    /// Looks at a body.
+    /// Checks a body.
     ///
     /// # Errors
     /// [`NoMessage`].
@@ -202,10 +202,10 @@ impl Peek {
         })
     }
 
-    /// CloudEvents `type`: `fhir.{event}`, harmless characters only.
+    /// CloudEvents `type`: `fhir.{event}`, safe characters only.
     #[must_use]
     pub fn event_type(&self) -> String {
-        // Of a URI the last part, which is what tells events apart.
+        // The last part of a URI, which distinguishes the events.
         let name = self.event.rsplit(['/', ':', '#']).next().unwrap_or_default();
         let mut event_type = String::from("fhir.");
         let letters = name.chars().filter(|c| c.is_ascii_alphanumeric() || "-_.".contains(*c)).take(64);
@@ -216,7 +216,7 @@ impl Peek {
         event_type
     }
 
-    /// The key that the message brings itself: its identifier with its event. Empty where it has no identifier.
+    /// The message's own key: its identifier with its event. Empty if it has no identifier.
     #[must_use]
     pub fn key(&self) -> String {
         if self.identifier.is_empty() { String::new() } else { format!("{}|{}", self.identifier, self.event) }

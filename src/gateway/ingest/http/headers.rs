@@ -1,4 +1,4 @@
-//! What the headers of a request say, and what they may not. Pure.
+//! What the headers of a request say, and what they must not. Pure.
 
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use uuid::Uuid;
@@ -6,11 +6,11 @@ use uuid::Uuid;
 use crate::ingest::http::outcome::Problem;
 use crate::ingest::media;
 
-/// Names this request; a repetition keeps it.
+/// Identifies this request; a repetition keeps it.
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-/// Names the conversation that this request belongs to.
+/// Identifies the conversation that this request belongs to.
 pub const CORRELATION_ID: HeaderName = HeaderName::from_static("x-correlation-id");
-/// The sender's own key of the transaction; goes before every other.
+/// The sender's own key of the transaction; it takes precedence over every other.
 pub const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 /// CloudEvents `type`, as its HTTP binding writes it.
 pub const EVENT_TYPE: HeaderName = HeaderName::from_static("ce-type");
@@ -21,11 +21,11 @@ const WORD_BYTES: usize = 256;
 /// The ids of a request, checked.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct Ids {
-    /// `Idempotency-Key`; empty where there is none.
+    /// `Idempotency-Key`; empty if there is none.
     pub idempotency_key: String,
-    /// `X-Request-ID`; empty where there is none.
+    /// `X-Request-ID`; empty if there is none.
     pub request_id: String,
-    /// `X-Correlation-ID`; empty where there is none.
+    /// `X-Correlation-ID`; empty if there is none.
     pub correlation_id: String,
 }
 
@@ -36,7 +36,8 @@ impl Ids {
     /// The [`Problem`] that names the header.
     pub fn read(headers: &HeaderMap, required: bool) -> Result<Self, Problem> {
         let word = |name: &HeaderName, wrong: Problem| match one(headers, name) {
-            // A tab passes for text in a header; inside an id nobody means one, and few receivers would keep it.
+            // A tab counts as text in a header, but nobody means one inside an id, and few receivers would preserve
+            // it.
             Ok(value) if value.len() <= WORD_BYTES && !value.contains('\t') => Ok(value.to_owned()),
             _ => Err(wrong),
         };
@@ -61,14 +62,15 @@ impl Ids {
         Ok(ids)
     }
 
-    /// The key that the sender chose: the first that is there. Empty: none was chosen.
+    /// The key that the sender chose: the first one present. Empty: none.
     #[must_use]
     pub fn chosen_key(&self) -> &str {
         if self.idempotency_key.is_empty() { &self.request_id } else { &self.idempotency_key }
     }
 }
 
-/// The one value of a header as text, trimmed; empty where there is none. Two are as wrong as bytes that are no text.
+/// The only value of a header as text, trimmed; empty if there is none. Two values are as wrong as bytes that are not
+/// text.
 fn one<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Result<&'a str, ()> {
     let mut values = headers.get_all(name).iter();
     match (values.next(), values.next()) {
@@ -78,11 +80,11 @@ fn one<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Result<&'a str, ()> {
     }
 }
 
-/// `Content-Type` as it was sent; empty where there is none.
+/// `Content-Type` as sent; empty if there is none.
 ///
 /// # Errors
-/// [`Problem::MEDIA_TYPE`] for what is no media type, [`Problem::ENCODED`] for a body that is packed: the bytes that
-/// would be kept were not those that the receiver expects.
+/// [`Problem::MEDIA_TYPE`] if it is not a media type, [`Problem::ENCODED`] for a compressed body: the stored bytes
+/// would not be those that the receiver expects.
 pub fn content_type(headers: &HeaderMap) -> Result<&str, Problem> {
     if let Ok(encoding) = one(headers, &axum::http::header::CONTENT_ENCODING)
         && (encoding.is_empty() || encoding.eq_ignore_ascii_case("identity"))
@@ -97,7 +99,7 @@ pub fn content_type(headers: &HeaderMap) -> Result<&str, Problem> {
     Err(Problem::ENCODED)
 }
 
-/// `Ce-Type`; empty where there is none.
+/// `Ce-Type`; empty if there is none.
 ///
 /// # Errors
 /// [`Problem::EVENT_TYPE`].
@@ -113,14 +115,14 @@ pub fn bearer(headers: &HeaderMap) -> Option<&str> {
     scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
 }
 
-/// Puts the ids of a request onto its answer, as they came: always, whatever the answer is.
+/// Copies the ids of a request to its answer, always, whatever the answer is.
 pub fn echo(given: &[(HeaderName, HeaderValue)], answer: &mut HeaderMap) {
     for (name, value) in given {
         answer.insert(name.clone(), value.clone());
     }
 }
 
-/// What [`echo`] needs of a request.
+/// What [`echo`] needs from a request.
 #[must_use]
 pub fn to_echo(headers: &HeaderMap) -> Vec<(HeaderName, HeaderValue)> {
     [REQUEST_ID, CORRELATION_ID]

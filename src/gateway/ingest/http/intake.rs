@@ -14,28 +14,28 @@ use crate::ingest::mllp::codec::HEAD_BYTES;
 const UNASKED_BYTES: usize = 8 * 1024;
 /// How long a body waits for the memory that all doors share.
 const BUDGET_WAIT: Duration = Duration::from_secs(2);
-/// What is read of a body that nobody wants, so that its sender can read why.
+/// How much of an unwanted body is read, so that its sender can read the reason.
 const DISCARD_BYTES: u64 = 256 * 1024;
 const DISCARD_TIME: Duration = Duration::from_secs(2);
 
-/// What became of a body.
+/// The result of reading a body.
 pub(super) enum Received {
-    /// It is here, whole.
+    /// It has arrived completely.
     Whole(Bytes),
-    /// Beyond the limit: its first bytes, and how many there were as far as it was read.
+    /// Larger than the limit: its first bytes, and its size as far as it was read.
     TooLarge { head: Bytes, bytes: u64 },
-    /// Not within the time limit.
+    /// It did not arrive in time.
     TooSlow,
-    /// It ended before its end.
+    /// It ended early.
     Broken,
-    /// No memory within a short wait.
+    /// No memory became free within a short wait.
     NoMemory,
 }
 
 /// Reads a body of at most `limit` bytes.
 pub(super) async fn take(mut body: Body, limit: usize, time: Duration, share: &mut Share) -> Received {
     let deadline = Instant::now() + time;
-    // What the sender says: no reason to take memory for it before it comes.
+    // The announced size is no reason to reserve memory before the body arrives.
     let announced = body.size_hint().exact().and_then(|bytes| usize::try_from(bytes).ok());
     let mut kept: Vec<u8> = Vec::new();
     loop {
@@ -56,7 +56,7 @@ pub(super) async fn take(mut body: Body, limit: usize, time: Duration, share: &m
             return Received::TooLarge { head: Bytes::from(kept), bytes: bytes as u64 + rest };
         }
         if bytes > kept.capacity() {
-            // By half, so that a growing buffer is not copied at each read; never past what is announced or allowed.
+            // Grows by half, so that the buffer is not copied at each read; never past what is announced or allowed.
             let next = (bytes + bytes / 2).min(announced.unwrap_or(limit)).min(limit).max(bytes);
             if next > UNASKED_BYTES
                 && !share.covers(next)
@@ -70,8 +70,8 @@ pub(super) async fn take(mut body: Body, limit: usize, time: Duration, share: &m
     }
 }
 
-/// Reads away a little of a body that is refused unread: closing on a sender that still sends would take the
-/// answer from it.
+/// Reads and drops a little of a body that is refused unread: closing on a sender that is still sending would destroy
+/// the answer.
 pub(super) async fn discard(mut body: Body) {
     discard_until(&mut body, DISCARD_BYTES, Instant::now() + DISCARD_TIME).await;
 }
@@ -92,7 +92,7 @@ async fn data(body: &mut Body) -> Option<Result<Bytes, ()>> {
         let frame = std::future::poll_fn(|context| Pin::new(&mut *body).poll_frame(context)).await?;
         match frame {
             Err(_) => return Some(Err(())),
-            // Trailers carry nothing that is wanted.
+            // Trailers carry nothing that is needed.
             Ok(frame) => {
                 if let Ok(data) = frame.into_data() {
                     return Some(Ok(data));

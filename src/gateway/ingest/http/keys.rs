@@ -1,14 +1,14 @@
-//! The keys that senders have chosen lately, so that one key never stands for two contents. Pure.
+//! The keys that senders have used recently, so that one key is never used for two contents. Pure.
 //!
-//! The outbox finds repetitions by itself, and takes a known key with other content as a new transaction, flagged: a
-//! sender's counter may have started again. HTTP senders choose keys that never come again, and are told of their
-//! mistake *before* anything is stored. What is too long ago for this table is taken and flagged: nothing is lost.
+//! The outbox finds repetitions by itself, and accepts a known key with other content as a new transaction, flagged: a
+//! sender's counter may have started again. HTTP senders choose keys that never come again, and get an error *before*
+//! anything is stored. Keys too old for this table are accepted and flagged: nothing is lost.
 
 use std::collections::{HashMap, VecDeque};
 
 use ring::digest::{Context, SHA256, digest};
 
-/// RecentKeys that are remembered; about 6 MiB.
+/// Number of keys that are remembered; about 6 MiB.
 pub const LIMIT: usize = 65_536;
 
 type Hash = [u8; 16];
@@ -20,7 +20,7 @@ struct Seen {
     stored: bool,
 }
 
-/// What a door knows of the keys of its senders: hashes only.
+/// A door's memory of its senders' keys: hashes only.
 #[derive(Debug)]
 pub struct RecentKeys {
     seen: HashMap<Hash, Seen>,
@@ -37,7 +37,7 @@ pub struct KeyFingerprint {
 }
 
 impl KeyFingerprint {
-    /// Of a key in a lane, by its sender.
+    /// For a sender's key in a lane.
     #[must_use]
     pub fn new(lane: &str, source: &str, key: &str, body: &[u8]) -> Self {
         let mut name = Context::new(&SHA256);
@@ -58,7 +58,7 @@ fn front(hash: &[u8]) -> Hash {
     front
 }
 
-/// The key stands for another content.
+/// The key was used for another content.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Conflict;
 
@@ -69,7 +69,7 @@ impl RecentKeys {
         Self { seen: HashMap::new(), order: VecDeque::new(), limit }
     }
 
-    /// A submission begins; [`RecentKeys::ended`] must follow.
+    /// A submission begins; the caller must call [`RecentKeys::ended`] afterwards.
     ///
     /// # Errors
     /// [`Conflict`]: it must not begin.
@@ -82,7 +82,7 @@ impl RecentKeys {
         Ok(())
     }
 
-    /// A submission that had begun was stored or not.
+    /// A submission that had begun was stored, or not.
     pub fn ended(&mut self, tag: KeyFingerprint, stored: bool) {
         let Some(seen) = self.seen.get_mut(&tag.name) else { return };
         seen.under_way = seen.under_way.saturating_sub(1);
@@ -95,7 +95,7 @@ impl RecentKeys {
         while self.order.len() > self.limit {
             let Some(oldest) = self.order.pop_front() else { return };
             match self.seen.get_mut(&oldest) {
-                // Somebody repeats it just now: it is forgotten when that has ended.
+                // Another request repeats it just now: it is forgotten when that one has ended.
                 Some(seen) if seen.under_way > 0 => seen.stored = false,
                 _ => {
                     self.seen.remove(&oldest);
@@ -104,7 +104,7 @@ impl RecentKeys {
         }
     }
 
-    /// Takes over what the store has, when the door opens.
+    /// Loads the store's keys when the door opens.
     pub fn stored_before(&mut self, tag: KeyFingerprint) {
         if self.begin(tag).is_ok() {
             self.ended(tag, true);
@@ -122,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn one_key_stands_for_one_content() {
+    fn one_key_is_for_one_content() {
         let mut keys = RecentKeys::new(10);
         assert_eq!(keys.begin(tag("k", "a")), Ok(()));
         assert_eq!(keys.begin(tag("k", "b")), Err(Conflict), "also while the first is under way");

@@ -1,8 +1,8 @@
-//! Where one transaction is now.
+//! Finds where a transaction is now.
 //!
-//! The outbox has no index of ids; ids are made in the order of acceptance (UUIDv7), so that a few records found by
-//! halving are read, whatever the backlog. A clock that was set back between two acceptances can hide a transaction
-//! from the search, never from the lane and position that its `Location` names.
+//! The outbox has no index of ids. Ids are made in the order of acceptance (UUIDv7), so a binary search finds them
+//! with a few reads, whatever the backlog. A clock that was set back between two acceptances can hide a transaction
+//! from the search, but never from the lane and position in its `Location`.
 
 use pgw_core::transaction::{Lane, Position, TransactionId};
 use pgw_outbox::{Outbox, ReadError, Stored};
@@ -14,10 +14,10 @@ use crate::listing::{ListedTransaction, TransactionState};
 
 /// Records read on both sides of where the id should be: neighbours share a millisecond.
 const AROUND: u64 = 32;
-/// Records passed over where one cannot be read.
+/// Records skipped if one cannot be read.
 const GAP: u64 = 256;
 
-/// What a `Location` says besides the id.
+/// What a `Location` holds besides the id.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub(super) struct Hint {
     pub(super) lane: Option<Lane>,
@@ -28,7 +28,7 @@ impl Hint {
     /// From a query.
     ///
     /// # Errors
-    /// [`Problem::BAD_HINT`]: who sends a hint that is none has made a mistake that a search of everything would hide.
+    /// [`Problem::BAD_HINT`]: a wrong hint is a client's mistake that a full search would hide.
     pub(super) fn read(query: &str) -> Result<Self, Problem> {
         let mut hint = Self::default();
         for pair in query.split('&') {
@@ -46,7 +46,7 @@ impl Hint {
     }
 }
 
-/// Digits alone: no sign, which a query would have to encode.
+/// Digits only: no sign, which a query would have to encode.
 fn position(text: &str) -> Option<Position> {
     text.bytes()
         .all(|b| b.is_ascii_digit())
@@ -55,7 +55,7 @@ fn position(text: &str) -> Option<Position> {
         .filter(|position| *position > 0)
 }
 
-/// Finds it. Blocking.
+/// Finds the transaction. Blocking.
 ///
 /// # Errors
 /// The store cannot be read now.
@@ -122,7 +122,7 @@ fn read(outbox: &Outbox, lane: &Lane, position: Position) -> Result<Option<Store
     }
 }
 
-/// The answer. `forwarded`: it was published and is not confirmed yet; known only where there is one lane.
+/// The answer. `forwarded`: published and not confirmed yet; known only if there is one lane.
 pub(super) fn document(entry: &ListedTransaction, confirmed: Position, status: &Value) -> Value {
     let one_lane = status["lanes"].as_array().is_some_and(|lanes| lanes.len() == 1);
     let sent = confirmed.saturating_add(status["in_flight"].as_u64().unwrap_or(0));

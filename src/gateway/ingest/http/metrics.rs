@@ -1,4 +1,4 @@
-//! The numbers of health and of the doors as Prometheus reads them. Pure.
+//! The numbers of health and of the doors in Prometheus's format. Pure.
 
 use std::fmt::Write as _;
 
@@ -9,7 +9,7 @@ use crate::ingest::Counts;
 /// Media type of the text format.
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-/// Health's keys, whether they only grow, and what they are. `confirmed_total` goes down when a hub is restored.
+/// Health's keys, whether they only grow, and their meaning. `confirmed_total` goes down when a hub is restored.
 const HEALTH: [(&str, &str, &str); 31] = [
     ("state_code", "gauge", "0 ok, 1 buffering, 2 degraded, 3 refusing"),
     ("uptime_seconds", "gauge", "Since the start of the process"),
@@ -53,7 +53,7 @@ const LANES: [(&str, &str, &str); 6] = [
     ("oldest_age_seconds", "gauge", "Age of the oldest waiting transaction"),
 ];
 
-/// The status document and the doors' counters as text. What is not known is left out, never written as 0.
+/// The status document and the doors' counters as text. Unknown values are left out, never written as 0.
 #[must_use]
 pub fn render(status: &Value, doors: &Counts) -> String {
     let mut out = String::with_capacity(8 * 1024);

@@ -1,10 +1,12 @@
-//! The HTTP door: any bytes, FHIR messages, and HL7 v2, each answered in its own words (design section 8).
+//! The HTTP door: any bytes, FHIR messages, and HL7 v2, each answered in its own format (design section 8).
 //!
 //! `docs/openapi.yaml` is the contract; a test drives every route, method and status in it.
 //!
 //! - [`headers`], [`fhir`], [`outcome`], [`keys`] and [`metrics`] are pure
-//! - [`door`] listens and holds connections, [`context`] is what these share, [`access`] says who may send, `intake` reads a body within its limits
-//! - [`router`] has the routes, `compose` and `submission` the one way from a request to `submit()`, `lookup` finds what was taken
+//! - [`door`] listens and holds connections, [`context`] is what they share, [`access`] decides who may send, `intake`
+//!   reads a body within its limits
+//! - [`router`] has the routes, `compose` and `submission` turn a request into a `submit()`, `lookup` finds accepted
+//!   transactions
 
 pub mod access;
 mod compose;

@@ -1,6 +1,6 @@
-//! What a sender is told: the statuses, and the words of each route. Pure.
+//! The answers to senders: the statuses, and the wording of each route. Pure.
 //!
-//! Only 408 and 503 mean "later"; trouble with the store is never a 500, because senders give up on that.
+//! Only 408 and 503 mean "later". A failing store never gives a 500, because senders give up on that.
 
 use pgw_outbox::Refusal;
 use serde_json::{Value, json};
@@ -10,7 +10,7 @@ use crate::ingest::mllp::ack::{AckOutcome, Fault, Stamp, acknowledgment};
 use crate::ingest::mllp::msh::Msh;
 use crate::ingest::slip::AcceptanceSlip;
 
-/// In which format a route answers.
+/// The format of a route's answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Dialect {
     /// JSON; problems after RFC 9457.
@@ -21,7 +21,7 @@ pub enum Dialect {
     Hl7,
 }
 
-/// Why a request got no "yes". No content of it is ever in the words.
+/// Why a request was not accepted. The text never contains anything of its content.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Problem {
     /// HTTP status.
@@ -30,7 +30,7 @@ pub struct Problem {
     pub issue: &'static str,
     /// One sentence.
     pub text: &'static str,
-    /// The reason in quarantine; empty: the body is not kept.
+    /// The reason in quarantine; empty: the body is not quarantined.
     pub reason: &'static str,
 }
 
@@ -39,18 +39,18 @@ const fn problem(status: u16, issue: &'static str, text: &'static str, reason: &
 }
 
 impl Problem {
-    /// Nobody whom this door knows. Nothing is kept: strangers must not be able to fill the quarantine.
+    /// An unknown client. Nothing is quarantined: strangers must not be able to fill the quarantine.
     pub const UNAUTHORIZED: Self =
         problem(401, "login", "A client certificate or a bearer token that is known here is needed", "");
     /// No such route.
     pub const NO_ROUTE: Self = problem(404, "not-found", "There is nothing at this path", "");
     /// No such method there.
     pub const METHOD: Self = problem(405, "not-supported", "This path does not take this method", "");
-    /// Not kept here, or never was.
+    /// Not in this outbox, or never was.
     pub const NO_TRANSACTION: Self = problem(404, "not-found", "No transaction of this id is kept here", "");
     /// Not an id.
     pub const BAD_ID: Self = problem(400, "value", "A transaction's id is a UUID", "");
-    /// `lane` or `position` of a look-up is none.
+    /// `lane` or `position` of a look-up is not valid.
     pub const BAD_HINT: Self = problem(
         400,
         "value",
@@ -64,87 +64,87 @@ impl Problem {
         "There is no such lane in the configuration of this gateway",
         "unknown lane",
     );
-    /// `X-Request-ID` is missing where BaRS wants it.
+    /// `X-Request-ID` is missing, and BaRS requires it.
     pub const NO_REQUEST_ID: Self = problem(400, "required", "X-Request-ID is required", "no X-Request-ID");
-    /// `X-Correlation-ID` is missing where BaRS wants it.
+    /// `X-Correlation-ID` is missing, and BaRS requires it.
     pub const NO_CORRELATION_ID: Self =
         problem(400, "required", "X-Correlation-ID is required", "no X-Correlation-ID");
-    /// It cannot be used.
+    /// It is not valid.
     pub const REQUEST_ID: Self = problem(
         400,
         "value",
         "X-Request-ID must be one UUID (or, where it is optional, one short text)",
         "bad X-Request-ID",
     );
-    /// It cannot be used.
+    /// It is not valid.
     pub const CORRELATION_ID: Self = problem(
         400,
         "value",
         "X-Correlation-ID must be one UUID (or, where it is optional, one short text)",
         "bad X-Correlation-ID",
     );
-    /// It cannot be used.
+    /// It is not valid.
     pub const IDEMPOTENCY_KEY: Self = problem(
         400,
         "value",
         "Idempotency-Key must be one text of at most 256 characters",
         "bad Idempotency-Key",
     );
-    /// It cannot be used.
+    /// It is not valid.
     pub const EVENT_TYPE: Self =
         problem(400, "value", "Ce-Type has at most 256 letters, digits, and . - _ : /", "bad Ce-Type");
-    /// It cannot be used.
+    /// It is not valid.
     pub const MEDIA_TYPE: Self =
         problem(400, "value", "Content-Type must be one media type", "bad Content-Type");
-    /// Not what this route takes.
+    /// This route does not accept it.
     pub const UNSUPPORTED: Self = problem(
         415,
         "not-supported",
         "This route does not take this Content-Type",
         "unsupported Content-Type",
     );
-    /// Packed.
+    /// Compressed.
     pub const ENCODED: Self =
         problem(415, "not-supported", "Send the body as it is, without Content-Encoding", "packed body");
-    /// Nothing in it.
+    /// The body is empty.
     pub const EMPTY: Self = problem(400, "required", "The body is empty", "");
-    /// Beyond the limit; its head is kept.
+    /// Larger than the limit; its first bytes are quarantined.
     pub const TOO_LARGE: Self =
         problem(413, "too-long", "The body is larger than the limit of this gateway", "too large");
     /// Not FHIR in JSON.
     pub const NOT_FHIR: Self =
         problem(400, "structure", "The body is not a FHIR resource in JSON", "not FHIR JSON");
-    /// Another resource.
+    /// Another FHIR resource.
     pub const NOT_MESSAGE: Self =
         problem(422, "invalid", "Only a Bundle of type message is taken here", "not a FHIR message");
-    /// No header in front.
+    /// The message has no header at its beginning.
     pub const NO_MESSAGE_HEADER: Self =
         problem(422, "invalid", "The first entry of a message must be a MessageHeader", "no MessageHeader");
-    /// The key of another content.
+    /// The key was used for another content.
     pub const KEY_REUSED: Self =
         problem(422, "conflict", "This key was used before with another content", "key of another content");
-    /// The same, as BaRS says it.
+    /// The same, in BaRS's terms.
     pub const CONFLICT: Self = problem(
         409,
         "conflict",
         "This request id was used before with another content",
         "key of another content",
     );
-    /// BaRS wants a repetition to be told so.
+    /// BaRS requires an error for a repetition.
     pub const DUPLICATE: Self = problem(409, "duplicate", "This message was accepted before", "");
-    /// We keep and forward, and cannot look anything up.
+    /// The gateway stores and forwards, and cannot look anything up.
     pub const QUERY: Self =
         problem(501, "not-supported", "This gateway takes messages and answers no queries", "");
-    /// The body did not come in time.
+    /// The body did not arrive in time.
     pub const TOO_SLOW: Self = problem(408, "timeout", "The body did not come within the time limit", "");
-    /// The body ended early or is no HTTP.
+    /// The body ended early or is not HTTP.
     pub const BROKEN: Self = problem(400, "structure", "The body ended before its end", "");
     /// Nothing can be stored now.
     pub const LATER: Self = problem(503, "transient", "Nothing can be stored now: send it again later", "");
     /// A bug in this program.
     pub const FAULT: Self = problem(500, "exception", "The gateway has made a mistake: it is in its log", "");
 
-    /// What the outbox's refusal is in HTTP.
+    /// The HTTP answer to the outbox's refusal.
     #[must_use]
     pub fn of(refusal: &Refusal) -> Self {
         match refusal {
@@ -154,7 +154,7 @@ impl Problem {
         }
     }
 
-    /// The code of BaRS: `https://fhir.nhs.uk/CodeSystem/http-error-codes`, with us as the receiver.
+    /// The BaRS code: `https://fhir.nhs.uk/CodeSystem/http-error-codes`, with the gateway as the receiver.
     #[must_use]
     pub fn bars_code(self) -> &'static str {
         match self.status {
@@ -190,12 +190,12 @@ impl Problem {
     }
 }
 
-/// An answer, ready for the wire.
+/// An answer, ready to send.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Answer {
     /// HTTP status.
     pub status: u16,
-    /// Of the body.
+    /// The body's media type.
     pub content_type: &'static str,
     /// The body.
     pub body: Vec<u8>,
@@ -247,12 +247,12 @@ fn plain_problem(problem: Problem) -> Answer {
     json_answer(problem.status, PROBLEM_JSON, &body)
 }
 
-/// The answer to an HL7 message that is refused for what it is.
+/// The answer to an HL7 message that is refused because of its content.
 #[must_use]
 pub fn refused_hl7(fault: Fault, message: &[u8], stamp: Stamp<'_>) -> Answer {
     match Msh::read(message) {
         Some(msh) => negative(400, &msh, fault, stamp),
-        // Without a header there is nobody to acknowledge to, but these senders read acknowledgments only.
+        // Without a header there is nothing to acknowledge, but these senders read only acknowledgments.
         None => acknowledged(400, None, AckOutcome::Refused(fault), stamp),
     }
 }
@@ -263,19 +263,19 @@ fn negative(status: u16, msh: &Msh<'_>, fault: Fault, stamp: Stamp<'_>) -> Answe
 
 fn acknowledged(status: u16, msh: Option<&Msh<'_>>, outcome: AckOutcome, stamp: Stamp<'_>) -> Answer {
     let framed = acknowledgment(msh, outcome, stamp).unwrap_or_default();
-    // Without the frame of MLLP: 0B ... 1C 0D.
+    // Without MLLP's frame: 0B ... 1C 0D.
     let body = framed.get(1..framed.len().saturating_sub(2)).unwrap_or_default().to_vec();
     Answer { status, content_type: media::ER7, body }
 }
 
-/// Where an accepted transaction can be asked for. Lane and position are hints that spare the search.
+/// Where an accepted transaction can be looked up. Lane and position are hints that save the search.
 #[must_use]
 pub fn location(slip: &AcceptanceSlip) -> Option<String> {
     let id = slip.id.as_ref()?;
     Some(format!("/v1/transactions/{id}?lane={}&position={}", slip.lane, slip.position))
 }
 
-/// The answer to an accepted request: 202, and 200 with the acknowledgment where HL7 over HTTP wants it so.
+/// The answer to an accepted request: 202, or 200 with the acknowledgment if HL7 over HTTP requires it.
 #[must_use]
 pub fn accepted(dialect: Dialect, slip: &AcceptanceSlip, message: &[u8], stamp: Stamp<'_>) -> Answer {
     match dialect {
@@ -337,7 +337,7 @@ mod tests {
     ];
 
     #[test]
-    fn trouble_with_the_store_is_never_a_fault_and_always_later() {
+    fn a_failing_store_is_never_a_fault_and_always_later() {
         for refusal in
             [Refusal::Full("x".into()), Refusal::Busy, Refusal::Trouble("x".into()), Refusal::Stopping]
         {
@@ -349,7 +349,7 @@ mod tests {
         assert_eq!(Problem::of(&Refusal::UnknownLane(lane)).status, 404);
         for problem in ALL {
             assert_eq!(problem.is_temporary(), [408, 503].contains(&problem.status), "{problem:?}");
-            // What may come again is not kept: the sender has it.
+            // What may be sent again is not quarantined: the sender has it.
             assert!(!problem.is_temporary() || problem.reason.is_empty(), "{problem:?}");
             assert_ne!(problem.bars_code(), "REC_SERVER_ERROR", "{problem:?}");
         }
@@ -388,7 +388,7 @@ mod tests {
         let later = refused(Dialect::Hl7, Problem::LATER, message, STAMP);
         assert!(later.status == 503 && text(&later).contains("MSA|AR|42|"), "{}", text(&later));
         assert_eq!(refused(Dialect::Hl7, Problem::UNAUTHORIZED, b"", STAMP).content_type, PROBLEM_JSON);
-        // A sender that wants no acknowledgment gets an empty one: HTTP has an answer for every request.
+        // A sender that wants no acknowledgment gets an empty one, because HTTP answers every request.
         let none = accepted(Dialect::Hl7, &slip, b"MSH|^~\\&|||||||A|1||2.4|||NE", STAMP);
         assert!(none.status == 200 && none.body.is_empty());
     }

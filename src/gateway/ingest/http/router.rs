@@ -55,7 +55,7 @@ pub(super) fn router(context: Arc<HttpContext>) -> Router {
         .with_state(context)
 }
 
-/// The ids of a request stand on its answer, whatever the answer is.
+/// Every answer carries the request's ids.
 async fn echo(request: Request, next: Next) -> Response {
     let given = headers::to_echo(request.headers());
     let mut response = next.run(request).await;
@@ -118,11 +118,11 @@ fn document_response(status: StatusCode, document: &Value) -> Response {
 }
 
 async fn status(context: Arc<HttpContext>) -> Value {
-    // The source may look at the disk.
+    // The source may read the disk.
     tokio::task::spawn_blocking(move || (context.status)()).await.unwrap_or_default()
 }
 
-/// This process runs and can say what it is doing; a supervisor would restart what does not answer.
+/// The process runs and can answer; a supervisor would restart it otherwise.
 async fn alive(State(context): Context) -> Response {
     let status = status(context).await;
     match status.is_object() {
@@ -133,7 +133,7 @@ async fn alive(State(context): Context) -> Response {
     }
 }
 
-/// Whether new work is taken now; the state of the link does not matter to that.
+/// Whether new transactions are accepted now; the state of the link does not matter for that.
 async fn ready(State(context): Context) -> Response {
     let status = status(context).await;
     let refusing = status["state"] == "refusing" || !status.is_object();
@@ -157,7 +157,7 @@ async fn numbers(State(context): Context, request: Request) -> Response {
     response
 }
 
-/// A FHIR query is told that there are none; everything else that there is nothing.
+/// A FHIR query gets the answer that queries are not supported; everything else gets "not found".
 async fn nothing_here(State(context): Context, request: Request) -> Response {
     let is_fhir = request.uri().path().starts_with("/fhir/");
     let dialect = if is_fhir { Dialect::Fhir } else { Dialect::Plain };

@@ -1,6 +1,6 @@
-//! The one way from a request to `submit()`: who, body, header rules, key, barrier, answer.
+//! The steps from a request to `submit()`: client, body, header rules, key, barrier, answer.
 //!
-//! A refused body of somebody who may send goes to quarantine; what strangers send is not read.
+//! A refused body of a permitted client goes to quarantine; what strangers send is not read.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -26,11 +26,11 @@ use crate::ingest::origin::Origin;
 use crate::ingest::slip::AcceptanceSlip;
 use crate::ingest::{Share, count};
 
-/// When to come again: a full queue drains in milliseconds, a full disk does not.
+/// When to retry: a full queue drains in milliseconds, a full disk does not.
 const SOON_SECONDS: &str = "1";
 const LATER_SECONDS: &str = "10";
 
-/// Takes one request in, and gives its answer.
+/// Handles one request and returns its answer.
 pub(super) async fn take(
     context: Arc<HttpContext>,
     dialect: Dialect,
@@ -47,7 +47,7 @@ pub(super) async fn take(
     if body.size_hint().exact().unwrap_or(0) > context.config.body_limit_bytes as u64
         && parts.headers.contains_key(EXPECT)
     {
-        // It waits for our word before it sends: nothing of it is here.
+        // It waits for our go-ahead before it sends: nothing of the body is here.
         count(&counters.received);
         count(&counters.refused);
         return closing(sender.answer(Problem::TOO_LARGE));
@@ -81,7 +81,7 @@ pub(super) async fn take(
     }
 }
 
-/// Who sends, and in which dialect the answer is.
+/// Who sends, and the dialect of the answer.
 struct Sender<'a> {
     context: &'a Arc<HttpContext>,
     dialect: Dialect,
@@ -90,7 +90,7 @@ struct Sender<'a> {
 }
 
 impl Sender<'_> {
-    /// The whole body, or the answer to one that did not come whole.
+    /// The whole body, or the answer to one that did not arrive completely.
     async fn receive(&self, body: axum::body::Body, share: &mut Share) -> Result<Bytes, Response> {
         let (config, counters) = (&self.context.config, &self.context.counters);
         let limit = config.body_limit_bytes;
@@ -117,12 +117,12 @@ impl Sender<'_> {
         }
     }
 
-    /// The answer to a body of which nothing is here.
+    /// The answer to a body of which nothing was read.
     fn answer(&self, problem: Problem) -> Response {
         respond(outcome::refused(self.dialect, problem, b"", stamp(&self.context.next_id())))
     }
 
-    /// Refuses a body for what it is: its bytes to quarantine, then the answer.
+    /// Refuses a body because of its content: quarantines its bytes, then answers.
     async fn refuse(&self, refused: Refused, bytes: Bytes) -> Response {
         let Self { context, dialect, client, address } = *self;
         count(&context.counters.refused);
@@ -151,7 +151,7 @@ impl Sender<'_> {
     }
 }
 
-/// Who sends; `None`: nobody that is known here.
+/// Who sends; `None`: unknown here.
 pub(super) fn client(
     context: &HttpContext,
     extensions: &axum::http::Extensions,
@@ -168,7 +168,7 @@ pub(super) async fn unauthorized(dialect: Dialect, body: axum::body::Body) -> Re
     closing(response)
 }
 
-/// To the outbox, on a task of its own: a sender that goes away takes nothing back.
+/// Submits on a task of its own: a sender that disconnects cannot cancel it.
 async fn store(
     context: &Arc<HttpContext>,
     composed: Composed,
@@ -189,14 +189,14 @@ async fn store(
         let bars = submission.kind == "fhir" && context.config.bars;
         return Err(if bars { Problem::CONFLICT } else { Problem::KEY_REUSED });
     }
-    let keeper = Arc::clone(context);
+    let owned = Arc::clone(context);
     let stored = tokio::spawn(async move {
         let _share = share;
-        let stored = keeper.outbox.submit(submission).await;
+        let stored = owned.outbox.submit(submission).await;
         if let Some(tag) = tag {
-            keeper.keys().ended(tag, stored.is_ok());
+            owned.keys().ended(tag, stored.is_ok());
         }
-        let counters = &keeper.counters;
+        let counters = &owned.counters;
         match &stored {
             Ok(accepted) => {
                 counters.count_accepted(accepted);
@@ -245,7 +245,7 @@ fn stamp(control_id: &str) -> Stamp<'_> {
     Stamp { now: unix_millis_now(), control_id }
 }
 
-/// An answer as hyper sends it.
+/// An answer in hyper's type.
 pub(super) fn respond(answer: Answer) -> Response {
     let mut response = Response::new(axum::body::Body::from(answer.body));
     let status = axum::http::StatusCode::from_u16(answer.status);
@@ -255,7 +255,7 @@ pub(super) fn respond(answer: Answer) -> Response {
     response
 }
 
-/// A problem in plain words.
+/// A problem as plain text.
 pub(super) fn plain(problem: Problem) -> Response {
     respond(outcome::refused(Dialect::Plain, problem, b"", stamp("")))
 }
@@ -272,7 +272,7 @@ fn closing(mut response: Response) -> Response {
     response
 }
 
-/// A request for what is not here; its body is not wanted.
+/// A request for an unknown path; its body is not read.
 pub(super) async fn not_taken(dialect: Dialect, problem: Problem, request: Request) -> Response {
     intake::discard(request.into_body()).await;
     respond(outcome::refused(dialect, problem, b"", stamp("")))

@@ -1,9 +1,9 @@
-//! How much garbage is put up with: from one connection, and in quarantine from one address. Pure.
+//! How much junk is tolerated: from one connection, and in quarantine from one address. Pure.
 //!
-//! AbuseLimiter is what no message comes of: noise between frames, messages that are refused. Beyond its allowance a
-//! connection is read more slowly, which TCP hands on to its sender; nobody else waits for it. What an address sends
-//! beyond its share of the quarantine is refused like the rest, counted, and not kept: a flood must not push aside what
-//! a person should see.
+//! Junk is input that yields no message: noise between frames, and messages that are refused. Beyond its allowance a
+//! connection is read more slowly, and TCP slows its sender down; nobody else waits for it. What an address sends
+//! beyond its share of the quarantine is refused and counted like the rest, but not quarantined: a flood must not push
+//! out what a person should see.
 
 use core::net::IpAddr;
 use std::collections::HashMap;
@@ -12,26 +12,26 @@ use pgw_core::delivery::Millis;
 
 /// A refused message costs this much besides its bytes.
 const REFUSED_BYTES: u64 = 8 * 1024;
-/// AbuseLimiter of one connection that costs no time, and what it may go on with in a second.
+/// The junk of one connection that costs no time, and how much more is allowed per second.
 const JUNK: Rate = Rate { capacity: 1024 * 1024, per_second: 256 * 1024 };
 /// Longest pause for one message or one read.
 const PAUSE: Millis = 2_000;
 
-/// An entry of the quarantine costs this much besides its bytes.
+/// A quarantine entry costs this much besides its bytes.
 const ENTRY_BYTES: u64 = 256 * 1024;
 /// One address: 128 small entries at once, then one a second; or one of 20 MB in 80 seconds.
 const KEPT: Rate = Rate { capacity: 32 * 1024 * 1024, per_second: 256 * 1024 };
-/// Addresses that are told apart; the others share one quota.
+/// Addresses that are counted separately; the others share one quota.
 const ADDRESSES: usize = 256;
 
-/// How much there is, and how fast it comes back.
+/// The size of an allowance, and how fast it is refilled.
 #[derive(Debug, Clone, Copy)]
 struct Rate {
     capacity: u64,
     per_second: u64,
 }
 
-/// What is left of a limit; below zero after more was spent than there was.
+/// What is left of an allowance; below zero if more was spent.
 #[derive(Debug, Clone, Copy)]
 struct Bucket {
     left: i64,
@@ -56,29 +56,29 @@ impl Bucket {
     }
 }
 
-/// Slows one connection down by the junk that it brings.
+/// Slows one connection down according to its junk.
 #[derive(Debug)]
 pub struct AbuseLimiter(Bucket);
 
 impl AbuseLimiter {
-    /// Nothing yet.
+    /// No junk yet.
     #[must_use]
     pub fn new(now: Millis) -> Self {
         Self(Bucket::full(JUNK, now))
     }
 
-    /// So many bytes belonged to no message. Returns how long to wait before more is read.
+    /// This many bytes belonged to no message. Returns how long to wait before the next read.
     pub fn noise(&mut self, bytes: u64, now: Millis) -> Millis {
         self.0.refill(JUNK, now);
         let spent = i64::try_from(bytes).unwrap_or(i64::MAX);
-        // What the longest pause would not bring back is forgiven: one large message must not stop a sender for minutes.
+        // What the longest pause would not refill is forgiven: one large message must not stop a sender for minutes.
         let most = JUNK.per_second * PAUSE / 1000;
         self.0.left = self.0.left.saturating_sub(spent).max(-most.cast_signed());
         let owed = u64::try_from(-self.0.left).unwrap_or(0);
         owed * 1000 / JUNK.per_second
     }
 
-    /// A message of so many bytes was refused. Returns how long to wait before more is read.
+    /// A message of this many bytes was refused. Returns how long to wait before the next read.
     pub fn refused(&mut self, bytes: u64, now: Millis) -> Millis {
         self.noise(bytes.saturating_add(REFUSED_BYTES), now)
     }
@@ -98,7 +98,7 @@ impl QuarantineQuota {
         Self { addresses: HashMap::new(), others: Bucket::full(KEPT, now) }
     }
 
-    /// Whether a refused message of this address may be kept; it counts then.
+    /// Whether a refused message of this address may be quarantined; if so, it is counted.
     pub fn take(&mut self, address: IpAddr, bytes: u64, now: Millis) -> bool {
         let address = address.to_canonical();
         if !self.addresses.contains_key(&address) {
@@ -111,7 +111,7 @@ impl QuarantineQuota {
         }
         let bucket = self.addresses.get_mut(&address).unwrap_or(&mut self.others);
         bucket.refill(KEPT, now);
-        // The largest body there can be is taken by a full quota.
+        // A full quota covers the largest possible body.
         let cost = bytes.saturating_add(ENTRY_BYTES).min(KEPT.capacity).cast_signed();
         let enough = bucket.left >= cost;
         if enough {

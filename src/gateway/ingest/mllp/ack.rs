@@ -1,10 +1,10 @@
-//! The one acknowledgment of a message: whether there is one, and its bytes (design section 8).
+//! The acknowledgment of a message: whether there is one, and its bytes (design section 8).
 //!
-//! `MSH-15` and `MSH-16` both empty is original mode (`AA`/`AE`/`AR`); otherwise `MSH-15` decides about an accept
-//! acknowledgment (`CA`/`CE`/`CR`). A sender that sets `MSH-16` alone waits for an answer on this connection, and ours
-//! is the only one that there will be: it gets the `A` codes under the condition of `MSH-16`.
+//! If `MSH-15` and `MSH-16` are both empty this is original mode (`AA`/`AE`/`AR`); otherwise `MSH-15` decides about an
+//! accept acknowledgment (`CA`/`CE`/`CR`). A sender that sets `MSH-16` alone waits for an answer on this connection,
+//! and ours is the only one: it gets the `A` codes under the condition of `MSH-16`.
 //!
-//! Whatever the header holds, the answer is one valid frame of less than [`MAX_BYTES`] bytes.
+//! Whatever the header contains, the answer is one valid frame of less than [`MAX_BYTES`] bytes.
 
 use std::io::Write as _;
 
@@ -16,10 +16,10 @@ use crate::ingest::hl7::Beginning;
 use crate::ingest::mllp::codec;
 use crate::ingest::mllp::msh::{Msh, Separators};
 
-/// Every acknowledgment in its frame is smaller: it fits one TCP segment.
+/// Every framed acknowledgment is smaller than this, so that it fits one TCP segment.
 pub const MAX_BYTES: usize = 1_400;
 
-/// MSA-3 of a positive answer: a reader must see that this is not the final receiver's word.
+/// MSA-3 of a positive answer: a reader must see that it is not the final receiver's answer.
 const STORED_TEXT: &str = "Stored for forwarding";
 
 /// Longest echo of each of MSH-3 to MSH-6; HL7 2.5 allows 180.
@@ -30,22 +30,22 @@ const CONTROL_ID_BYTES: usize = 199;
 /// Error or reject: the second letter of a refusing code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Class {
-    /// `AE`, `CE`: the message cannot be taken.
+    /// `AE`, `CE`: the message cannot be accepted.
     Error,
-    /// `AR`, `CR`: its header says something that is not taken here, or we cannot take anything now.
+    /// `AR`, `CR`: its header is not acceptable here, or nothing can be accepted now.
     Reject,
 }
 
-/// Why a message is refused, in the words of HL7 table 0357.
+/// Why a message is refused, in the terms of HL7 table 0357.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Fault {
     /// Error or reject.
     pub class: Class,
     /// HL7 table 0357.
     pub code: u16,
-    /// The table's text of that code.
+    /// The table's text for that code.
     pub meaning: &'static str,
-    /// Our sentence, for MSA-3 and ERR-8; names no content. Short: it must fit the answer.
+    /// Our sentence, for MSA-3 and ERR-8; it contains nothing of the message. Short, so that it fits the answer.
     pub text: &'static str,
     /// The reason in quarantine and in counters.
     pub reason: &'static str,
@@ -76,7 +76,7 @@ impl Fault {
         text: "This sending application and facility is not allowed here",
         reason: "sender not allowed",
     };
-    /// A batch (FHS, BHS) where single messages are expected.
+    /// A batch (FHS, BHS); single messages are expected.
     pub const UNSUPPORTED: Self = Self {
         class: Class::Reject,
         code: 200,
@@ -85,7 +85,7 @@ impl Fault {
         reason: "unsupported",
     };
 
-    /// Why input that [`Msh::read`] gives nothing for is refused.
+    /// The refusal for input in which [`Msh::read`] finds no header.
     #[must_use]
     pub fn of_no_message(input: &[u8]) -> Self {
         if Beginning::of(input) == Beginning::Batch { Self::UNSUPPORTED } else { Self::NO_HEADER }
@@ -99,7 +99,7 @@ impl Fault {
         text: "The gateway is not configured to take this message",
         reason: "refused by the outbox",
     };
-    /// It cannot be stored now; only where the site prefers words to a closed connection.
+    /// It cannot be stored now; used only if the site prefers an answer to a closed connection.
     pub const UNAVAILABLE: Self = Self {
         class: Class::Reject,
         code: 207,
@@ -109,16 +109,16 @@ impl Fault {
     };
 }
 
-/// What became of the message.
+/// The result for the message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AckOutcome {
     /// It is behind the barrier.
     Stored,
-    /// It is not, and will not be.
+    /// It is not stored, and will not be.
     Refused(Fault),
 }
 
-/// What an acknowledgment says of itself.
+/// An acknowledgment's own header fields.
 #[derive(Debug, Clone, Copy)]
 pub struct Stamp<'a> {
     /// MSH-7.
@@ -127,8 +127,8 @@ pub struct Stamp<'a> {
     pub control_id: &'a str,
 }
 
-/// The acknowledgment in its frame; `None` when the sender wants none for this outcome. `msh` is `None` when the
-/// message has no header; that is always answered.
+/// The framed acknowledgment; `None` if the sender wants none for this outcome. `msh` is `None` if the message has no
+/// header; that is always answered.
 #[must_use]
 pub fn acknowledgment(msh: Option<&Msh<'_>>, outcome: AckOutcome, stamp: Stamp<'_>) -> Option<Vec<u8>> {
     let code = code(msh, outcome)?;
@@ -183,7 +183,7 @@ fn code(msh: Option<&Msh<'_>>, outcome: AckOutcome) -> Option<&'static [u8]> {
     let application = msh.map_or(&[][..], |m| m.component(16, 1));
     let (condition, enhanced) = if accept.is_empty() { (application, false) } else { (accept, true) };
     let is = |word: &[u8]| condition.eq_ignore_ascii_case(word);
-    // Unknown words are answered: a sender that hears nothing sends again for ever.
+    // Unknown values get an answer: a sender that gets none repeats for ever.
     let wanted = match outcome {
         AckOutcome::Stored => !(is(b"NE") || is(b"ER")),
         AckOutcome::Refused(_) => !(is(b"NE") || is(b"SU")),
@@ -217,7 +217,7 @@ fn message_type(msh: Option<&Msh<'_>>, version: &[u8], separators: Separators) -
     kind
 }
 
-/// ERR as version 2.5 has it, or the one field that it was before.
+/// ERR as in version 2.5, or the single field of earlier versions.
 fn error_segment(line: &mut SegmentText, fault: Fault, version: &[u8], separators: Separators) {
     let code = fault.code.to_string();
     line.out.extend_from_slice(b"ERR");
@@ -248,12 +248,12 @@ fn error_segment(line: &mut SegmentText, fault: Fault, version: &[u8], separator
     line.end();
 }
 
-/// MSH-10 as it is to be echoed.
+/// MSH-10 as echoed.
 fn echo_control_id(msh: Option<&Msh<'_>>, separators: Separators) -> Vec<u8> {
     echo(msh.map_or(&[][..], Msh::control_id), CONTROL_ID_BYTES, separators)
 }
 
-/// A field of the sender's header, harmless and short: no control characters, no field separator, no cut within a
+/// A field of the sender's header, made safe and short: no control characters, no field separator, not cut within a
 /// character or an escape sequence.
 fn echo(value: &[u8], most: usize, separators: Separators) -> Vec<u8> {
     let mut kept: Vec<u8> = value
@@ -278,7 +278,7 @@ fn echo(value: &[u8], most: usize, separators: Separators) -> Vec<u8> {
     kept
 }
 
-/// Whether an answer can be written with these: all different, and none is part of what we write ourselves.
+/// Whether an answer can be written with these delimiters: all different, and none occurs in our own text.
 fn usable(s: Separators) -> bool {
     let all = [s.field, s.component, s.repetition, s.escape, s.subcomponent];
     (0..all.len()).all(|at| !all[..at].contains(&all[at]) && !b"+-.,_".contains(&all[at]))
@@ -310,7 +310,7 @@ impl SegmentText {
 }
 
 /// Gives each acknowledgment its own MSH-10: the start in tenths of a second, the door's port and a count, all
-/// hexadecimal. The count goes round after 268 million.
+/// hexadecimal. The count wraps after 268 million.
 #[derive(Debug)]
 pub struct ControlIds {
     started: UnixMillis,
@@ -319,13 +319,13 @@ pub struct ControlIds {
 }
 
 impl ControlIds {
-    /// Ids of the door on `port` that started at `started`.
+    /// The ids of the door on `port` that started at `started`.
     #[must_use]
     pub fn new(started: UnixMillis, port: u16) -> Self {
         Self { started, port, next: std::sync::atomic::AtomicU32::new(0) }
     }
 
-    /// The next one: 20 characters, as many as the oldest versions allow.
+    /// The next id: 20 characters, the most that the oldest versions allow.
     #[must_use]
     pub fn next(&self) -> String {
         let count = self.next.fetch_add(1, std::sync::atomic::Ordering::Relaxed);

@@ -1,10 +1,10 @@
 //! MLLP framing without I/O: bytes in, frames out (design section 8).
 //!
-//! A frame is `0B` message `1C 0D`. What real senders get wrong and this decoder takes: a message without its last
-//! CR, `1C` without `0D`, noise between frames, a second `0B MSH` in a frame that its sender had given up. A `1C`
-//! that is followed by anything but CR, LF or `0B` belongs to the message: ending the frame there would store a part of
-//! a message and acknowledge it as the whole. Memory is bounded by the frame limit; a larger frame is skipped to its
-//! end, and only its first [`HEAD_BYTES`] are kept, so that it can be refused by name.
+//! A frame is `0B` message `1C 0D`. The decoder tolerates what real senders get wrong: a message without its last CR,
+//! `1C` without `0D`, noise between frames, a second `0B MSH` in a frame that its sender had given up. A `1C` followed
+//! by anything but CR, LF or `0B` belongs to the message: ending the frame there would store a part of a message and
+//! acknowledge it as the whole. Memory is bounded by the frame limit; a larger frame is skipped to its end, and only
+//! its first [`HEAD_BYTES`] are kept, so that it can be refused by name.
 
 use std::collections::VecDeque;
 
@@ -20,28 +20,28 @@ const START: u8 = 0x0b;
 /// End of a frame: FS, then CR.
 const END: u8 = 0x1c;
 
-/// How much of a frame that is too large is kept: enough for any real MSH.
+/// How much of an oversized frame is kept: enough for any real MSH.
 pub const HEAD_BYTES: usize = 4096;
 
-/// How long a `1C` may stand alone before it ends its frame without the CR.
+/// How long to wait after a `1C` before the frame ends without the CR.
 pub const LONE_END_MILLIS: Millis = 100;
 
-/// Frames up to this size are copied out to their exact size; larger ones hand over their buffer.
+/// Frames up to this size are copied to a buffer of their exact size; larger ones pass on their buffer.
 const COPY_BYTES: usize = 64 * 1024;
 
 /// Capacity that a connection keeps between frames.
 const KEEP_CAPACITY: usize = 8 * 1024;
 
-/// What came out of the bytes.
+/// The output of the decoder.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
-    /// A whole message, as it was sent, without its frame.
+    /// A complete message as sent, without its frame.
     Frame(Body),
-    /// A frame beyond the limit, skipped to its end.
+    /// A frame larger than the limit, skipped to its end.
     TooLarge {
         /// Its first [`HEAD_BYTES`] bytes.
         head: Body,
-        /// Its whole size.
+        /// Its full size.
         bytes: u64,
     },
 }
@@ -55,7 +55,7 @@ pub struct FrameTimedOut;
 enum Framing {
     Outside,
     Inside,
-    /// After a `1C`: the next byte, the clock or the end of the connection says what it was.
+    /// After a `1C`: the next byte, the clock or the end of the connection decides what it was.
     Ended {
         at: Millis,
     },
@@ -90,7 +90,7 @@ impl Decoder {
         }
     }
 
-    /// Takes what was read; appends what is complete to `events`.
+    /// Takes what was read; appends complete frames to `events`.
     pub fn handle(&mut self, input: &[u8], now: Millis, events: &mut VecDeque<Event>) {
         let mut rest = input;
         while let Some(&first) = rest.first() {
@@ -98,7 +98,7 @@ impl Decoder {
                 Framing::Outside => {
                     let start = rest.iter().position(|b| *b == START);
                     let skipped = &rest[..start.unwrap_or(rest.len())];
-                    // Line ends between frames are what careful senders leave behind, not noise.
+                    // Careful senders put line ends between frames; they are not noise.
                     self.noise += skipped.iter().filter(|b| !matches!(b, b'\r' | b'\n')).count() as u64;
                     rest = &rest[skipped.len()..];
                     if start.is_some() {
@@ -128,7 +128,7 @@ impl Decoder {
         }
     }
 
-    /// When [`Decoder::tick`] has to be called if nothing is read before; `None`: never.
+    /// When [`Decoder::tick`] is due if nothing is read before; `None`: never.
     #[must_use]
     pub fn deadline(&self) -> Option<Millis> {
         match self.state {
@@ -151,7 +151,7 @@ impl Decoder {
         Ok(())
     }
 
-    /// Nothing was read for a while by our own choice: the sender's time inside its frame starts again.
+    /// We deliberately read nothing for a while: the sender's time inside its frame starts again.
     pub fn resumed(&mut self, now: Millis) {
         self.since = now;
         if let Framing::Ended { at } = &mut self.state {
@@ -159,7 +159,7 @@ impl Decoder {
         }
     }
 
-    /// The connection has ended. Returns whether a frame was left unfinished; it was never acknowledged.
+    /// The connection has ended. Returns whether a frame was unfinished; it was never acknowledged.
     pub fn finish(&mut self, events: &mut VecDeque<Event>) -> bool {
         match self.state {
             Framing::Outside => false,
@@ -194,7 +194,7 @@ impl Decoder {
         self.total += bytes.len() as u64;
         if self.total <= self.limit as u64 {
             if self.frame.capacity() - self.frame.len() < bytes.len() {
-                // By half and never past the limit: what is held is what the budget was asked for.
+                // Grows by half and never past the limit: what is held is what was requested from the budget.
                 let more = (self.frame.len() / 2).min(self.limit - self.frame.len()).max(bytes.len());
                 self.frame.reserve_exact(more);
             }
@@ -237,17 +237,17 @@ impl Decoder {
     }
 }
 
-/// Where a frame was begun again, if it was: the last start byte with a message or a batch behind it. One pass: where
-/// nothing but what is passed over lies before a start that was judged, the judgement is the same.
+/// Where a frame was begun again, if it was: the last start byte followed by a message or a batch. One pass is enough:
+/// if only skippable bytes lie before a start that was checked, the result is the same.
 fn restart(frame: &[u8]) -> Option<usize> {
-    let mut judged = frame.len();
-    while let Some(at) = frame[..judged].iter().rposition(|byte| *byte == START) {
-        let (after, between) = (&frame[at + 1..], &frame[at + 1..judged]);
-        let same = judged < frame.len() && between.iter().all(|byte| hl7::may_precede(*byte));
+    let mut checked = frame.len();
+    while let Some(at) = frame[..checked].iter().rposition(|byte| *byte == START) {
+        let (after, between) = (&frame[at + 1..], &frame[at + 1..checked]);
+        let same = checked < frame.len() && between.iter().all(|byte| hl7::may_precede(*byte));
         if !same && Beginning::of(after) != Beginning::Other {
             return Some(at);
         }
-        judged = at;
+        checked = at;
     }
     None
 }
@@ -302,7 +302,7 @@ mod tests {
         assert!(events.is_empty());
         decoder.tick(LONE_END_MILLIS, &mut events).unwrap();
         assert_eq!(events, [frame(b"MSH|b")]);
-        // The CR that comes late is no noise and no frame.
+        // The CR that comes late is neither noise nor a frame.
         decoder.handle(b"\r\x0bMSH|c\x1c", 200, &mut events);
         assert!(!decoder.finish(&mut events));
         assert_eq!(events, [frame(b"MSH|b"), frame(b"MSH|c")]);

@@ -1,6 +1,6 @@
 //! One sender's connection: frames in, one acknowledgment each, in order.
 //!
-//! Messages of one connection are submitted one after the other: when one cannot be stored, none behind it may be.
+//! The messages of one connection are submitted one after the other: if one cannot be stored, none after it may be.
 
 use std::collections::VecDeque;
 use std::io::ErrorKind;
@@ -37,9 +37,9 @@ const READ_BYTES: usize = 16 * 1024;
 const UNASKED_BYTES: usize = 8 * 1024;
 /// How long a connection waits for the budget before it is closed without an acknowledgment.
 const BUDGET_WAIT: Duration = Duration::from_secs(2);
-/// How long a peer may take to take its acknowledgment.
+/// How long a peer may take to read its acknowledgment.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
-/// Of a larger message the first segment alone is held while it is stored.
+/// Of a larger message only the first segment is held while it is stored.
 const LARGE_BYTES: usize = 64 * 1024;
 /// How long the end of a TLS connection may take.
 const GOODBYE_TIME: Duration = Duration::from_secs(1);
@@ -53,16 +53,16 @@ pub(super) struct Connection<A> {
     events: VecDeque<Event>,
     share: Share,
     limiter: AbuseLimiter,
-    /// Milliseconds to wait before more is read: what the limiter so far costs.
+    /// Milliseconds to wait before the next read, from the limiter.
     pause: Millis,
 }
 
-/// The connection is to be closed. Why is counted where it is known; the peer sees the close alone.
+/// The connection is to be closed. The reason is counted where it is known; the peer only sees the close.
 struct Closed;
 
 /// Reads once into the decoder.
 ///
-/// By `poll_read`, because that knows after a short read that there is no more and saves a system call for each message.
+/// Uses `poll_read`: after a short read it knows that there is no more, which saves a system call per message.
 struct Reader<'a, A> {
     stream: &'a mut Stream,
     decoder: &'a mut Decoder,
@@ -108,16 +108,16 @@ impl<A: Acceptor> Connection<A> {
         Self { stream, peer, context, stop, decoder, events: VecDeque::new(), share, limiter, pause: 0 }
     }
 
-    /// Until the peer, a fault or the end of the daemon closes it.
+    /// Runs until the peer, a fault or the end of the daemon closes it.
     pub(super) async fn run(mut self) {
         while self.turn().await.is_ok() {}
         if let Stream::Tls(_) = self.stream {
-            // A word of good-bye, so that a sender can tell the end from a cut.
+            // Closes TLS properly, so that a sender can tell this from a cut.
             let _ = timeout(GOODBYE_TIME, self.stream.shutdown()).await;
         }
     }
 
-    /// Lets time pass for the limiter that has come. The sender's time inside a frame stands still meanwhile.
+    /// Waits as long as the limiter demands. The sender's time inside a frame does not run meanwhile.
     async fn slow_down(&mut self) -> Result<(), Closed> {
         let pause = std::mem::take(&mut self.pause);
         if pause == 0 {
@@ -132,7 +132,7 @@ impl<A: Acceptor> Connection<A> {
         Ok(())
     }
 
-    /// Waits for something to happen; then answers what has come in.
+    /// Waits for something to happen; then answers what has arrived.
     async fn turn(&mut self) -> Result<(), Closed> {
         self.slow_down().await?;
         let deadline = self.decoder.deadline();
@@ -151,7 +151,7 @@ impl<A: Acceptor> Connection<A> {
             pause: &mut self.pause,
         };
         let read = tokio::select! {
-            // What has been sent counts before the time that it took.
+            // What has been sent counts first, then the time that it took.
             biased;
             read = reader => Some(read),
             _ = self.stop.wait_for(|stop| *stop) => return Err(Closed),
@@ -205,7 +205,7 @@ impl<A: Acceptor> Connection<A> {
     /// Submits one message and answers it.
     async fn frame(&mut self, body: Body) -> Result<(), Closed> {
         let size = body.len() as u64;
-        // What is held until the answer; the outbox lets a large message go as soon as it is sealed.
+        // What is held until the answer; the outbox frees a large message as soon as it is sealed.
         let front = front(&body);
         let Some(msh) = Msh::read(front.as_bytes()) else {
             return self.refuse(&body, Fault::of_no_message(body.as_bytes()), size).await;
@@ -234,7 +234,7 @@ impl<A: Acceptor> Connection<A> {
             Err(refusal) if refusal.is_temporary() => {
                 count(&self.context.counters.unavailable);
                 tracing::debug!(%refusal, "Left an MLLP message with its sender");
-                // A full queue drains in milliseconds; that alone is no reason to turn everybody away.
+                // A full queue drains in milliseconds; that alone is no reason to turn everyone away.
                 if refusal != pgw_outbox::Refusal::Busy {
                     self.context.shut();
                 }
@@ -247,7 +247,7 @@ impl<A: Acceptor> Connection<A> {
             }
             Err(pgw_outbox::Refusal::TooLarge { .. }) => self.refuse(&front, Fault::TOO_LARGE, size).await,
             Err(refusal) => {
-                // No configuration that was checked brings this about: a large one is not held for it.
+                // A checked configuration cannot cause this; a large message is not held for it.
                 tracing::error!(%refusal, "The outbox refuses transactions from the MLLP door");
                 self.refuse(&front, Fault::REFUSED, size).await
             }
@@ -265,13 +265,14 @@ impl<A: Acceptor> Connection<A> {
         }
     }
 
-    /// Refuses a message of `size` bytes for what it is: what there is of it to quarantine, then the negative answer.
+    /// Refuses a message of `size` bytes because of its content: quarantines what there is of it, then sends the
+    /// negative answer.
     async fn refuse(&mut self, body: &Body, fault: Fault, size: u64) -> Result<(), Closed> {
         count(&self.context.counters.refused);
         let msh = Msh::read(body.as_bytes());
         let is_cut = body.len() as u64 != size;
         if is_cut && fault != Fault::TOO_LARGE {
-            // A part must not lie in quarantine as if it were the whole.
+            // A part must not be quarantined as if it were the whole.
             count(&self.context.counters.quarantine_failed);
         } else if is_cut {
             let head = &body.as_bytes()[..body.len().min(HEAD_BYTES)];
@@ -281,7 +282,7 @@ impl<A: Acceptor> Connection<A> {
         }
         self.acknowledge(msh.as_ref(), AckOutcome::Refused(fault)).await?;
         self.pause = self.limiter.refused(size, self.context.now());
-        // More of the same may be waiting behind it.
+        // More of the same may be queued behind it.
         if self.events.is_empty() { Ok(()) } else { self.slow_down().await }
     }
 
@@ -307,7 +308,7 @@ impl<A: Acceptor> Connection<A> {
         }
     }
 
-    /// One write for the one answer, if the sender wants any.
+    /// One write for the answer, if the sender wants one.
     async fn acknowledge(&mut self, msh: Option<&Msh<'_>>, outcome: AckOutcome) -> Result<(), Closed> {
         let control_id = self.context.control_ids.next();
         let stamp = Stamp { now: unix_millis_now(), control_id: &control_id };
@@ -334,7 +335,7 @@ impl<A: Acceptor> Connection<A> {
         }
     }
 
-    /// A large frame under way asks the budget before it grows; without room in time it is for later.
+    /// A large frame asks the budget before it grows; if no memory becomes free in time it is left for later.
     async fn ask_budget(&mut self) -> Result<(), Closed> {
         let held = self.decoder.held_bytes();
         let most = self.context.config.frame_limit_bytes;
@@ -353,13 +354,13 @@ impl<A: Acceptor> Connection<A> {
     }
 }
 
-/// All of a message that is not large; else a copy of its first segment, as far as anybody reads it.
+/// All of a small message; otherwise a copy of its first segment, as far as anything reads it.
 fn front(body: &Body) -> Body {
     if body.len() <= LARGE_BYTES {
         return body.clone();
     }
     let most = &body.as_bytes()[..LARGE_BYTES];
-    // A line end before the header is no end of it.
+    // A line end before the header does not end it.
     let begin = if let Beginning::Message(at) = Beginning::of(most) { at } else { 0 };
     let end = most[begin..].iter().position(|b| matches!(b, b'\r' | b'\n'));
     Body::new(most[..end.map_or(LARGE_BYTES, |end| begin + end)].to_vec())

@@ -1,7 +1,7 @@
-//! What the connections of one MLLP door share: its configuration, its counters, and whether it is shut.
+//! What the connections of one MLLP door share: its configuration, its counters, and whether it is closed.
 //!
-//! While the outbox takes nothing, connections are closed as soon as they come: silence and a close is the one "later"
-//! that every sender understands.
+//! While the outbox accepts nothing, connections are closed as soon as they arrive: silence and a close is the only
+//! "later" that every sender understands.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -19,13 +19,13 @@ use crate::ingest::mllp::ack::ControlIds;
 use crate::ingest::mllp::route::Route;
 use crate::ingest::{Budget, Counters, count};
 
-/// What a sender is told when nothing can be stored now.
+/// What to do when nothing can be stored now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum OnUnavailable {
-    /// The connection is closed without an acknowledgment, and none is taken while it lasts.
+    /// Close the connection without an acknowledgment, and accept none meanwhile.
     #[default]
     Close,
-    /// A negative acknowledgment, for senders that are known to repeat after it.
+    /// Send a negative acknowledgment, for senders that are known to repeat after it.
     Reject,
 }
 
@@ -38,11 +38,11 @@ pub struct MllpDoorConfig {
     pub practice: Practice,
     /// The gateway's id, likewise.
     pub gateway: Gateway,
-    /// The lane that this door's messages go to, unless a route says otherwise.
+    /// The lane for this door's messages, unless a route names another.
     pub lane: Lane,
-    /// Lanes of some kinds of messages; the first that fits decides.
+    /// Lanes for some kinds of messages; the first match decides.
     pub routes: Vec<Route>,
-    /// TLS, where there is any; with a CA for clients every sender must show a certificate.
+    /// TLS settings, if any; with a CA for clients every sender must show a certificate.
     pub tls: Option<tls::Files>,
     /// Largest message (20 MB).
     pub frame_limit_bytes: usize,
@@ -52,11 +52,11 @@ pub struct MllpDoorConfig {
     pub max_connections: usize,
     /// What to do when nothing can be stored (close).
     pub on_unavailable: OnUnavailable,
-    /// How long nobody is let in after the outbox refused (1 s); the next message after that asks it again.
+    /// How long nobody is admitted after the outbox refused (1 s); the next message after that tries it again.
     pub unavailable_pause: Duration,
-    /// Peers that may connect; empty: everybody who can reach the address.
+    /// Peers that may connect; empty: everyone who can reach the address.
     pub allowed_addresses: Vec<AddressRange>,
-    /// `MSH-3|MSH-4` of the senders that may send, as they write it; empty: all.
+    /// `MSH-3|MSH-4` of the permitted senders, as they write it; empty: all.
     pub allowed_senders: Vec<String>,
 }
 
@@ -68,10 +68,10 @@ pub(super) struct MllpContext<A> {
     pub(super) budget: Budget,
     pub(super) control_ids: ControlIds,
     pub(super) started: Instant,
-    /// Refused messages go to quarantine one by one: a flood of them must not take the blocking threads.
+    /// Refused messages go to quarantine one by one: a flood of them must not use up the blocking threads.
     pub(super) quarantine_slot: Semaphore,
     quota: Mutex<QuarantineQuota>,
-    /// Milliseconds since `started` until which nothing is taken.
+    /// Milliseconds since `started` until which nothing is accepted.
     closed_until: AtomicU64,
 }
 
@@ -101,7 +101,7 @@ impl<A> MllpContext<A> {
         u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
-    /// The outbox takes nothing now. With [`OnUnavailable::Close`] nobody is let in for a while.
+    /// The outbox accepts nothing now. With [`OnUnavailable::Close`] nobody is admitted for a while.
     pub(super) fn shut(&self) {
         if self.config.on_unavailable == OnUnavailable::Close {
             let pause = u64::try_from(self.config.unavailable_pause.as_millis()).unwrap_or(u64::MAX);
@@ -120,7 +120,7 @@ impl<A> MllpContext<A> {
         }
     }
 
-    /// Whether a refused message of this address goes to quarantine.
+    /// Whether a refused message of this address may be quarantined.
     pub(super) fn may_keep(&self, peer: IpAddr, bytes: u64) -> bool {
         self.quota.lock().unwrap_or_else(PoisonError::into_inner).take(peer, bytes, self.now())
     }
@@ -130,7 +130,7 @@ impl<A> MllpContext<A> {
         until != 0 && self.now() < until
     }
 
-    /// Whether a peer may connect while `open` connections are; otherwise the reason, and it is counted.
+    /// Whether a peer may connect while `open` connections exist; otherwise the reason, which is counted.
     pub(super) fn admit(&self, peer: SocketAddr, open: usize) -> Result<(), &'static str> {
         let reason = if !is_allowed(&self.config.allowed_addresses, peer.ip()) {
             "address not allowed"

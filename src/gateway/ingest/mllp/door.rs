@@ -1,16 +1,16 @@
 //! The MLLP listener: TLS or not, and the conversation with each sender (design section 8).
 //!
-//! [`super::connection`] holds the conversation, [`super::context`] says who is let in.
+//! [`super::connection`] holds the conversation, [`super::context`] decides who is admitted.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use pgw_host::accept::{Accept, told_to};
+use pgw_host::accept::{Accept, stop_requested};
 use pgw_link::clock::TrustedClock;
-use pgw_link::server_tls::{Certificates, FILES_INTERVAL, HANDSHAKE_TIME, TlsError};
+use pgw_link::server_tls::{Certificates, HANDSHAKE_TIME, TlsError, keep_reading};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
-use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 
 use crate::ingest::listen::{bind, prepare};
@@ -22,7 +22,7 @@ use crate::ingest::{Acceptor, Budget, Counters, count};
 /// The door cannot be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum MllpDoorError {
-    /// The address cannot be listened on.
+    /// The address is not usable.
     #[error("cannot listen for MLLP on {address}")]
     Address {
         /// As configured.
@@ -52,7 +52,7 @@ pub struct MllpDoor {
 }
 
 impl MllpDoor {
-    /// Reads the certificates, if there are any, and listens; nobody is answered before [`MllpDoor::serve`].
+    /// Reads the certificates, if there are any, and listens; answers nobody before [`MllpDoor::serve`].
     ///
     /// # Errors
     /// [`MllpDoorError`].
@@ -67,14 +67,14 @@ impl MllpDoor {
         Ok(Self { listener, address, config, certificates })
     }
 
-    /// The address, with the port that was given for port 0.
+    /// The address, with the assigned port if port 0 was configured.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Accepts connections until `stop` becomes true (or its sender is gone), then lets those that are open answer
-    /// what they are storing, and returns. When `reload` changes the certificates are read again.
+    /// Accepts connections until `stop` becomes true (or its sender is gone), then lets open ones answer what they are
+    /// storing, and returns. When `reload` changes, the certificates are reread.
     pub async fn serve<A: Acceptor>(
         self,
         acceptor: A,
@@ -104,27 +104,15 @@ impl MllpDoor {
     }
 }
 
-/// Reads the certificates again when they change and when `reload` says so, beside the work: the disk may be slow.
-/// Never returns.
-async fn renew(certificates: Option<Arc<Certificates>>, mut reload: watch::Receiver<u64>) {
-    let Some(certificates) = certificates else { return std::future::pending().await };
-    let mut look = interval(FILES_INTERVAL);
-    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut reload_is_there = true;
-    loop {
-        let always = tokio::select! {
-            _ = look.tick() => false,
-            asked = reload.changed(), if reload_is_there => {
-                reload_is_there = asked.is_ok();
-                reload_is_there
-            }
-        };
-        let certificates = Arc::clone(&certificates);
-        drop(tokio::task::spawn_blocking(move || certificates.renew(always)));
+/// Replaces the certificates when they change and when `reload` says so. Never returns.
+async fn renew(certificates: Option<Arc<Certificates>>, reload: watch::Receiver<u64>) {
+    match certificates {
+        Some(certificates) => keep_reading(reload, move |always| certificates.renew(always)).await,
+        None => std::future::pending().await,
     }
 }
 
-/// Shakes hands where there is TLS, and holds the conversation.
+/// Does the handshake if there is TLS, and holds the conversation.
 async fn hold<A: Acceptor>(
     stream: TcpStream,
     peer: IpAddr,
@@ -137,7 +125,7 @@ async fn hold<A: Acceptor>(
     };
     let handshake = timeout(HANDSHAKE_TIME, TlsAcceptor::from(certificates.current()).accept(stream));
     let shaken = tokio::select! {
-        () = told_to(&mut stop) => return,
+        () = stop_requested(&mut stop) => return,
         shaken = handshake => shaken,
     };
     match shaken {

@@ -1,4 +1,4 @@
-//! The door over real sockets, before a fake outbox that does as it is told.
+//! The door over real sockets, in front of a fake outbox under the test's control.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -20,7 +20,7 @@ use crate::ingest::mllp::door::MllpDoor;
 use crate::ingest::mllp::route::Route;
 use crate::ingest::{Acceptor, Budget, Counters};
 
-/// Far beyond what anything here takes; a test that reaches it has failed.
+/// Far longer than anything here takes; a test that reaches it has failed.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 #[derive(Clone, Default)]
@@ -158,7 +158,7 @@ impl Sender {
         self.stream.write_all(bytes).await.unwrap();
     }
 
-    /// MSA-1 and MSA-2 of the next acknowledgment; `None` when the connection is closed instead.
+    /// MSA-1 and MSA-2 of the next acknowledgment; `None` if the connection is closed instead.
     async fn answer(&mut self) -> Option<String> {
         loop {
             if let Some(event) = self.events.pop_front() {
@@ -390,14 +390,14 @@ async fn connections_are_limited_and_peers_are_chosen() {
 #[tokio::test]
 async fn large_messages_share_the_budget() {
     let door = open(MllpDoorConfig { frame_limit_bytes: 4 << 20, ..settings() }).await;
-    // More than the whole budget of 1 MiB goes alone, and gives it back.
+    // A message larger than the whole budget of 1 MiB is handled alone, and gives the budget back.
     let mut large = message("1", "");
     large.resize(3 << 20, b'x');
     let mut sender = door.sender().await;
     sender.send(&large).await;
     assert_eq!(sender.answer().await.as_deref(), Some("AA 1"));
     assert_eq!(door.budget.free_bytes(), 1 << 20);
-    // While another holds it all, a large one is for later, and a small one is not.
+    // While another connection holds it all, a large message has to wait for later, and a small one does not.
     let mut all = door.budget.share();
     all.grow_to(1 << 20).await;
     let mut small = door.sender().await;
@@ -405,7 +405,7 @@ async fn large_messages_share_the_budget() {
     assert_eq!(small.answer().await.as_deref(), Some("AA 2"));
     let mut framed = Vec::new();
     encode(&large, &mut framed);
-    // The door closes before it has read it all.
+    // The door closes before it has read everything.
     let _ = sender.stream.write_all(&framed).await;
     assert_eq!(sender.answer().await, None);
     assert_eq!(door.outbox.bodies().len(), 2);

@@ -1,12 +1,12 @@
-//! From an HL7 header to the outside of a transaction: type, content type, source and key.
+//! From an HL7 header to a transaction's envelope: type, content type, source and key.
 
 use pgw_core::transaction::{Gateway, Practice};
 
 use crate::ingest::media;
 use crate::ingest::mllp::msh::{Msh, text};
 
-/// Longest sender's key that is kept, in bytes of MSH-10: the content hash decides about repetitions, too, so that a
-/// cut key loses nothing.
+/// Longest sender's key that is kept, in bytes of MSH-10: the content hash decides about repetitions as well, so a
+/// shortened key loses nothing.
 const KEY_BYTES: usize = 256;
 
 /// Longest part of MSH-3 and MSH-4 in the source.
@@ -35,7 +35,7 @@ fn push_word(name: &mut String, word: &[u8]) {
     name.extend(letters.map(|b| char::from(b.to_ascii_lowercase())));
 }
 
-/// Media type, with the charset where MSH-18 names one of those that media types know too.
+/// Media type, with the charset if MSH-18 names one that media types know.
 #[must_use]
 pub fn content_type(msh: &Msh<'_>) -> &'static str {
     macro_rules! with {
@@ -87,7 +87,7 @@ fn push_encoded(out: &mut String, bytes: &[u8]) {
     }
 }
 
-/// The sender's key: MSH-10; empty where it is.
+/// The sender's key: MSH-10; empty if there is none.
 #[must_use]
 pub fn key(msh: &Msh<'_>) -> String {
     let given = msh.control_id();

@@ -1,7 +1,7 @@
 //! The MLLP door: HL7 v2 as surgeries' systems send it (design section 8).
 //!
 //! [`codec`], [`msh`], [`ack`], [`envelope`], [`route`] and [`abuse_limiter`] are pure; [`door`] listens, `connection`
-//! talks with one sender, [`context`] is what the connections of a door share.
+//! talks to one sender, [`context`] is what the connections of a door share.
 
 pub mod abuse_limiter;
 pub mod ack;

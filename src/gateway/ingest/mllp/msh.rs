@@ -1,27 +1,27 @@
 //! The first segment of an HL7 v2 message, and nothing else of it.
 //!
-//! The gateway reads the header to acknowledge and to name a message; the rest stays opaque, in any charset. What
-//! can be read is read: what [`crate::ingest::hl7`] passes over, LF or CRLF for CR, a short MSH-2, missing fields.
+//! The gateway reads the header to acknowledge and to name a message; the rest stays opaque, in any charset. It
+//! tolerates what [`crate::ingest::hl7`] skips, LF or CRLF for CR, a short MSH-2, and missing fields.
 
 use crate::ingest::hl7::Beginning;
 
 /// The delimiters of a message, from MSH-1 and MSH-2.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Separators {
-    /// MSH-1, mostly `|`.
+    /// MSH-1, usually `|`.
     pub field: u8,
-    /// Mostly `^`.
+    /// Usually `^`.
     pub component: u8,
-    /// Mostly `~`.
+    /// Usually `~`.
     pub repetition: u8,
-    /// Mostly `\`.
+    /// Usually `\`.
     pub escape: u8,
-    /// Mostly `&`.
+    /// Usually `&`.
     pub subcomponent: u8,
 }
 
 impl Separators {
-    /// What nearly everybody uses.
+    /// The usual delimiters.
     pub const USUAL: Self =
         Self { field: b'|', component: b'^', repetition: b'~', escape: b'\\', subcomponent: b'&' };
 }
@@ -29,7 +29,7 @@ impl Separators {
 /// Fields are kept up to MSH-18, the last that matters here.
 const FIELDS: usize = 19;
 
-/// A header, borrowed from its message. No `Debug`: a broken sender puts anything into a header.
+/// A header, borrowed from its message. No `Debug`: a faulty sender may put anything into a header.
 #[derive(Clone)]
 pub struct Msh<'a> {
     separators: Separators,
@@ -37,7 +37,7 @@ pub struct Msh<'a> {
 }
 
 impl<'a> Msh<'a> {
-    /// Reads the header; `None` when the message does not begin with one.
+    /// Reads the header; `None` if the message does not begin with one.
     #[must_use]
     pub fn read(message: &'a [u8]) -> Option<Self> {
         let Beginning::Message(start) = Beginning::of(message) else { return None };
@@ -58,7 +58,7 @@ impl<'a> Msh<'a> {
         self.separators
     }
 
-    /// MSH-`number` as it was sent; empty when missing, and for numbers that are not read (1, and over 18).
+    /// MSH-`number` as sent; empty if missing, and for numbers that are not read (1, and over 18).
     #[must_use]
     pub fn field(&self, number: usize) -> &'a [u8] {
         self.fields.get(number).copied().unwrap_or_default()
@@ -81,14 +81,14 @@ impl<'a> Msh<'a> {
         self.field(10).trim_ascii()
     }
 
-    /// MSH-11: `P`, `T`, `D`; noted, never acted upon.
+    /// MSH-11: `P`, `T`, `D`; recorded, never acted upon.
     #[must_use]
     pub fn processing_id(&self) -> &'a [u8] {
         self.component(11, 1)
     }
 }
 
-/// Missing, repeated or unprintable characters of MSH-2 become the usual ones.
+/// Missing, repeated or unprintable characters of MSH-2 are replaced by the usual ones.
 fn separators(field: u8, given: &[u8]) -> Separators {
     let usual = Separators::USUAL;
     let pick = |index: usize, otherwise: u8| match given.get(index) {
@@ -104,7 +104,7 @@ fn separators(field: u8, given: &[u8]) -> Separators {
     }
 }
 
-/// Bytes of an unknown charset as text: UTF-8 where it is, otherwise each byte as its Latin-1 character.
+/// Bytes of an unknown charset as text: UTF-8 if valid, otherwise each byte as its Latin-1 character.
 #[must_use]
 pub fn text(bytes: &[u8]) -> String {
     match std::str::from_utf8(bytes) {

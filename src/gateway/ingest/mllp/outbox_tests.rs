@@ -1,4 +1,4 @@
-//! The door before the real outbox: what was acknowledged is there, in order, after the store was opened again.
+//! The door with the real outbox: what was acknowledged is there, in order, after the store was reopened.
 
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -99,7 +99,7 @@ fn what_was_acknowledged_is_there_after_a_reopening() {
         .map(|n| {
             let mut message =
                 format!("MSH|^~\\&|LAB|SURG|||1||ORU^R01|{n}|P|2.3|||AL\rPID|1|x\r").into_bytes();
-            // Some of several chunks of the store, some with bytes of no charset.
+            // Some span several chunks of the store, some have bytes of no charset.
             message.resize(message.len() + n * 1500, b'\xfc');
             message
         })

@@ -6,14 +6,14 @@ use pgw_core::transaction::Lane;
 
 use crate::ingest::mllp::msh::Msh;
 
-/// A kind of message: all of a code (`ADT`), or one event of it (`ORU^R01`).
+/// A kind of message: all messages of a code (`ADT`), or one event of it (`ORU^R01`).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MessageKind {
     code: String,
     event: Option<String>,
 }
 
-/// Text that is no [`MessageKind`].
+/// Text that is not a [`MessageKind`].
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("a message code, with its event if only that is meant: \"ADT\", \"ORU^R01\"")]
 pub struct NotAMessageKind;
@@ -42,11 +42,11 @@ impl FromStr for MessageKind {
 pub struct Route {
     /// Which messages.
     pub message: MessageKind,
-    /// Where they go.
+    /// Their lane.
     pub lane: Lane,
 }
 
-/// The lane of the first route that fits, or `otherwise`.
+/// The lane of the first matching route, or `otherwise`.
 #[must_use]
 pub fn lane<'a>(routes: &'a [Route], otherwise: &'a Lane, msh: &Msh<'_>) -> &'a Lane {
     let fits = |route: &&Route| {

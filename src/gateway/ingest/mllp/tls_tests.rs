@@ -1,4 +1,4 @@
-//! The door with TLS: who gets in, and new certificates while it is open.
+//! The door with TLS: who is admitted, and new certificates while it is open.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -58,7 +58,7 @@ impl Ca {
         Files { certificate: self.path("localhost.pem"), key: self.path("localhost.key"), client_ca }
     }
 
-    /// One message over TLS: what came back, or `None` when nobody answered.
+    /// One message over TLS: the answer, or `None` if there was none.
     async fn send(&self, door: &Running, client: Option<&Ca>, id: &str) -> Option<Vec<u8>> {
         let mut roots = RootCertStore::empty();
         roots.add(CertificateDer::from_pem_file(self.path("ca.pem")).unwrap()).unwrap();
@@ -106,7 +106,7 @@ async fn over_tls_each_message_is_answered() {
     assert!(accepted(ca.send(&door, None, "1").await, "1"));
     let strangers = Ca::new("strangers'");
     assert_eq!(strangers.send(&door, None, "2").await, None, "it would not believe us");
-    // One who speaks without TLS gets nothing, and its bytes are nobody's message.
+    // A client without TLS gets no answer, and its bytes count as no message.
     let mut plain = TcpStream::connect(door.address).await.unwrap();
     let mut framed = Vec::new();
     encode(&message("3", ""), &mut framed);

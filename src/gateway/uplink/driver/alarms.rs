@@ -41,7 +41,7 @@ impl Driver {
                     format!("lane {lane}: the gateway sends positions {from} to {to} again"),
                 )
             }
-            Alarm::Hole(position) => {
+            Alarm::Missing(position) => {
                 tracing::error!(%lane, position, "A transaction can no longer be read; its lane is stalled until an operator releases it");
                 (
                     "alarm",

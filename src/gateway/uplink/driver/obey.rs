@@ -1,4 +1,4 @@
-//! What a person has ordered, carried out between the connection's own events.
+//! Carries out a person's orders, between the connection's own events.
 
 use pgw_bundle::receipts::SignedReceipt;
 use pgw_core::delivery::Input;
@@ -12,9 +12,9 @@ use crate::uplink::orders::{Order, OrderError};
 use crate::uplink::verifier::Inbound;
 
 impl Driver {
-    /// Does what a person has ordered, as far as it needs no link.
+    /// Carries out a person's order, as far as it needs no link.
     pub(in crate::uplink) fn obey(&mut self, order: Order) {
-        // Whoever asked may have gone: the order stands.
+        // The person may have gone: the order is carried out all the same.
         match order {
             Order::Receipt(signed, answer) => {
                 let _ = answer.send(self.imported(signed));
@@ -28,18 +28,18 @@ impl Driver {
                     .ok_or_else(|| OrderError::UnknownLane(lane.clone()));
                 let _ = answer.send(done);
             }
-            Order::Resend(lane, range, told) => self.order_resend(&lane, range, told),
+            Order::Resend(lane, range, progress) => self.order_resend(&lane, range, progress),
         }
     }
 
-    /// Without a link: what the machines want of the outbox and of people.
+    /// Without a link: the machines' actions that concern the outbox and people.
     pub(in crate::uplink) fn act_alone(&mut self) {
         for index in 0..self.lanes.len() {
             self.act(index, None);
         }
     }
 
-    /// Judged as if it had come from the broker.
+    /// Verified as if it had come from the broker.
     fn imported(&mut self, signed: SignedReceipt) -> Result<(Lane, Position), OrderError> {
         let properties = PublishProperties {
             user_properties: vec![(signature::PROPERTY.to_owned(), signed.signature)],
@@ -51,8 +51,8 @@ impl Driver {
                 let now = self.now();
                 let work = &mut self.lanes[lane];
                 work.look_at_tail(now);
-                let position = work.machine.spoken_of(&receipt);
-                work.handle(Input::Carried(receipt), now);
+                let position = work.machine.claimed_by(&receipt);
+                work.handle(Input::Imported(receipt), now);
                 Ok((work.lane.clone(), position))
             }
             _ => Err(OrderError::NotAReceipt),

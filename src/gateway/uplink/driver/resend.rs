@@ -1,4 +1,4 @@
-//! Confirmed transactions once more: what a person or a hub orders, and the sending beside the lanes' own traffic.
+//! Confirmed transactions sent again: orders of a person or a hub, and the sending beside the lanes' own traffic.
 
 use pgw_core::transaction::{Lane, Position, unix_millis_now};
 use pgw_core::wire::command::{Command, Order};
@@ -11,24 +11,24 @@ use crate::uplink::live::Live;
 use crate::uplink::resend::{Requester, ResendProgress};
 use crate::uplink::verifier::seconds;
 
-/// Ranges that wait for their turn; more are refused.
+/// Ranges that wait for their turn; further ones are refused.
 const MOST: usize = 16;
-/// Under way at once: few, for the lanes' own traffic shares the link.
+/// In flight at once: few, because the lanes' own traffic shares the link.
 const UNDER_WAY: (usize, u64) = (16, 256 * 1024);
 /// Read at once.
 const READ: (usize, usize) = (64, 512 * 1024);
-/// Commands that are remembered, so that one that comes twice is obeyed once.
+/// Commands that are remembered, so that a repeated one is obeyed once.
 const REMEMBERED: usize = 64;
 
 impl Driver {
-    /// A person orders a range again. `told` receives its progress.
+    /// A person orders a range again. `progress` receives its progress.
     pub(super) fn order_resend(
         &mut self,
         lane: &Lane,
         range: (Position, Position),
-        told: watch::Sender<ResendProgress>,
+        progress: watch::Sender<ResendProgress>,
     ) {
-        let requester = Requester::Person(told);
+        let requester = Requester::Person(progress);
         if !self.link.now.up {
             let reason =
                 "the link is down: order it again when it is up (waiting transactions are sent anyway)";
@@ -38,7 +38,7 @@ impl Driver {
         self.admit(lane, range, requester);
     }
 
-    /// A hub's command, found to be its own.
+    /// A hub's command, verified as its own.
     pub(super) fn command(&mut self, command: Command) {
         let Command { id, hub, session, expires, order, .. } = command;
         if self.resends.obeyed.contains(&id) {
@@ -114,7 +114,7 @@ impl Driver {
         }
     }
 
-    /// Sends what there is room for, and tells the hubs what has become of their commands.
+    /// Sends as much as the window allows, and reports the results of commands to the hubs.
     pub(super) fn resend(&mut self, live: &mut Live) {
         while let Some(range) = self.resends.ranges.front_mut() {
             while live.leave.is_none()
@@ -160,7 +160,7 @@ impl Driver {
     }
 }
 
-/// A time that cannot be read has passed.
+/// A time that cannot be read counts as past.
 fn has_expired(expires: &str, now_seconds: u64) -> bool {
     seconds(expires) <= now_seconds
 }

@@ -1,4 +1,4 @@
-//! How a lane writer continues in a new segment: the present one is full, failed, or is to be closed.
+//! How a lane writer continues in a new segment, when the present one is full, has failed, or is to be closed.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use crate::pipeline::pending::PendingRecord;
 use crate::pipeline::shared::SharedOutbox;
 
 impl LaneWriter {
-    /// Continues in a new segment with all that is pending, the present one being full, absent or broken.
+    /// Continues in a new segment with all pending records: the present one is full, absent or broken.
     ///
     /// # Errors
     /// As [`LaneWriter::barrier_ended`].
@@ -30,12 +30,12 @@ impl LaneWriter {
                 format!("a segment of lane {} failed and was replaced: {error}", self.lane.name),
             );
             let dead = self.active.take();
-            self.let_go(shared, dead);
+            self.drop_handle(shared, dead);
         }
         self.replace_segment(shared)
     }
 
-    /// Tries again to write what could not be written.
+    /// Tries again to write the pending records after a failure.
     pub(crate) fn retry(&mut self, shared: &SharedOutbox) {
         if self.trouble.is_some() && self.replace_segment(shared).is_ok() {
             self.trouble = None;
@@ -49,7 +49,7 @@ impl LaneWriter {
         }
     }
 
-    /// Writes what is pending to a new segment, which follows or replaces the present one.
+    /// Writes the pending records to a new segment, which follows or replaces the present one.
     fn replace_segment(&mut self, shared: &SharedOutbox) -> Result<(), Refusal> {
         let outcome = self.begin_segment(shared);
         match outcome {
@@ -90,7 +90,7 @@ impl LaneWriter {
                 match Segment::create(&directory) {
                     Ok(segment) => (number, segment),
                     Err(error) => {
-                        // Each try would leave one more, on a disk that is full already.
+                        // Otherwise each try would leave a directory on a disk that is full already.
                         shared.task(Task::Discard(directory));
                         return Err(error);
                     }
@@ -113,7 +113,7 @@ impl LaneWriter {
         match begin(&segment, &header, &self.pending) {
             Ok(()) => Ok((number, segment)),
             Err(error) => {
-                // Its base hides nothing that was answered, but it must not count at the next start.
+                // Its base hides no answered record, but it must not count at the next start.
                 drop(segment);
                 shared.task(Task::Discard(self.lane.segment_directory(number)));
                 Err(error)
@@ -121,14 +121,14 @@ impl LaneWriter {
         }
     }
 
-    /// Dropping a handle takes milliseconds: not here.
-    fn let_go(&self, shared: &SharedOutbox, old: Option<Active>) {
+    /// Leaves dropping a handle, which takes milliseconds, to the segment worker.
+    fn drop_handle(&self, shared: &SharedOutbox, old: Option<Active>) {
         if let Some(old) = old {
-            shared.task(Task::LetGo { lane: self.index, number: old.number, segment: old.segment });
+            shared.task(Task::DropHandle { lane: self.index, number: old.number, segment: old.segment });
         }
     }
 
-    /// Closes the present segment and begins a new one: it is to be pruned, or rebuilt. `tail`: only if nothing came since.
+    /// Closes the present segment, to be pruned or rebuilt, and begins a new one. With `tail`: only if nothing came since.
     pub(crate) fn retire(&mut self, shared: &SharedOutbox, tail: Option<Position>) {
         let wanted =
             tail.is_none_or(|tail| tail == self.tail) && self.active.as_ref().is_none_or(|a| a.records > 0);
@@ -137,7 +137,7 @@ impl LaneWriter {
         }
     }
 
-    /// Continues in a new segment. A failure does no harm: there is nothing to be written, the present one continues.
+    /// Continues in a new segment. A failure does no harm: nothing is pending, and the present one stays in use.
     pub(super) fn roll(&mut self, shared: &SharedOutbox) {
         match self.begin_segment(shared) {
             Ok((number, segment)) => self.go_on_in(shared, number, segment),
@@ -152,7 +152,7 @@ impl LaneWriter {
         let old =
             self.active.replace(Active { number, segment, records: 0, bytes: 0, next_asked_for: false });
         self.publish(shared, Some(number), self.pending.len());
-        self.let_go(shared, old);
+        self.drop_handle(shared, old);
     }
 }
 

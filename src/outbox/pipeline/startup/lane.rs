@@ -1,8 +1,7 @@
-//! From what lies on the disk to a lane that continues: after a clean stop, after a crash, after damage.
+//! Opens a lane from its files on the disk: after a clean stop, after a crash, after damage.
 //!
 //! A start does not read the backlog. The segment table says what the older segments hold; only the newest is opened, and of
-//! that only the last record is read. Never is anything deleted here that was answered, and never does a
-//! store start silently empty.
+//! that only the last record is read. A start never deletes an answered record, and a store never starts silently empty.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -44,7 +43,7 @@ pub(crate) struct OpenedLane {
     pub(crate) chain_unknown: bool,
 }
 
-/// What a lane is opened with.
+/// The store's files that a lane needs to open.
 pub(super) struct StoreParts<'a> {
     pub(super) settings: &'a OutboxSettings,
     pub(super) sealer: &'a Sealer,
@@ -69,8 +68,8 @@ pub(super) fn open_lane(
     if let Some(parent) = numbering_path.parent() {
         files::create_directory(parent).map_err(failed("create", parent))?;
     }
-    let table = read_kept::<SegmentTable>(&lane_file(store, name, "ledger"), name, alarms);
-    let known_numbering = read_kept::<Numbering>(&numbering_path, name, alarms);
+    let table = load_or_alarm::<SegmentTable>(&lane_file(store, name, "ledger"), name, alarms);
+    let known_numbering = load_or_alarm::<Numbering>(&numbering_path, name, alarms);
 
     finish_replacements(&directory).map_err(failed("finish replacing a segment in", &directory))?;
     let mut numbers = segment_numbers(&directory).map_err(failed("list", &directory))?;
@@ -90,24 +89,24 @@ pub(super) fn open_lane(
     let numbering = match &known_numbering {
         Some(numbering) => numbering.clone(),
         None => {
-            let told = newest.as_ref().map(|(_, _, header)| header.numbering.clone());
-            let numbering = told.unwrap_or_else(|| Numbering::new(Epoch(Uuid::now_v7())));
+            let from_header = newest.as_ref().map(|(_, _, header)| header.numbering.clone());
+            let numbering = from_header.unwrap_or_else(|| Numbering::new(Epoch(Uuid::now_v7())));
             files::save(&numbering_path, &numbering).map_err(failed("write", &numbering_path))?;
             numbering
         }
     };
-    let voids = read_kept::<Voids>(&lane_file(store, name, "voids"), name, alarms).unwrap_or_default();
-    let mut opening = Opening::new(&context, parts.watermarks, numbering, voids, table.as_ref());
+    let voids = load_or_alarm::<Voids>(&lane_file(store, name, "voids"), name, alarms).unwrap_or_default();
+    let mut opening = LaneStartup::new(&context, parts.watermarks, numbering, voids, table.as_ref());
     if let Some((number, segment, header)) = newest {
         let older = older(&context, table.as_ref(), &numbers, number, &header, alarms)?;
         opening.continue_after(older, number, segment, &header, alarms)?;
     }
-    opening.give_up_what_is_lost(alarms)?;
+    opening.continue_after_lost_tail(alarms)?;
     Ok(opening.found(lane, last_number, parts.watermarks))
 }
 
 /// A lane while it is opened.
-struct Opening<'a> {
+struct LaneStartup<'a> {
     context: &'a Context<'a>,
     numbering: Numbering,
     voids: Voids,
@@ -118,13 +117,13 @@ struct Opening<'a> {
     tail: Position,
     chain: ChainValue,
     chain_unknown: bool,
-    /// The last record is there and damaged, and nothing knows its chain value.
+    /// The last record is damaged, and its chain value is not known from elsewhere.
     end_unknown: bool,
     /// The segment to continue: segment number, handle, records, payload bytes.
     active: Option<(u64, Arc<Segment>, u64, u64)>,
 }
 
-impl<'a> Opening<'a> {
+impl<'a> LaneStartup<'a> {
     fn new(
         context: &'a Context<'a>,
         watermarks: &Watermarks,
@@ -149,7 +148,7 @@ impl<'a> Opening<'a> {
         }
     }
 
-    /// Finds the lane's end in its newest segment, and whether that may be written on.
+    /// Finds the lane's end in its newest segment, and whether the writer may continue in it.
     fn continue_after(
         &mut self,
         older: Older,
@@ -170,27 +169,28 @@ impl<'a> Opening<'a> {
         let end = end.map_err(segment_failed(segment.directory()))?;
         let tail = end.position.unwrap_or(header.base - 1);
         let parts = context.checkpoint.last(context.lane).filter(|(position, _)| *position == tail);
-        // The last record is damaged: only the tail checkpoint may still know its chain value.
-        let beside_it = parts.map(|(_, chain)| chain);
+        // If the last record is damaged, only the tail checkpoint may have its chain value.
+        let at_checkpoint = parts.map(|(_, chain)| chain);
         self.tail = tail;
-        self.end_unknown = end.position.is_some() && end.chain.or(beside_it).is_none();
-        self.chain = end.chain.or(beside_it.filter(|_| end.position.is_some())).unwrap_or(header.previous);
+        self.end_unknown = end.position.is_some() && end.chain.or(at_checkpoint).is_none();
+        self.chain =
+            end.chain.or(at_checkpoint.filter(|_| end.position.is_some())).unwrap_or(header.previous);
         self.chain_unknown = end.epoch.is_some_and(|epoch| epoch != self.numbering.at(tail + 1).epoch)
             || (end.epoch.is_none() && header.numbering != self.numbering);
         let records = tail + 1 - header.base;
         let bytes = end.average_bytes * records;
         let span = Span { base: header.base, previous: header.previous, bytes, oldest: end.oldest };
         self.segments.insert(number, span);
-        // A tail that nothing vouches for may be in the page cache only, after a barrier that failed before a
-        // kill: nothing is appended behind it.
+        // A tail beyond the tail checkpoint may be in the page cache only, after a barrier that failed before a kill:
+        // nothing is appended to that segment.
         if !end.trimmed && (parts.is_some() || records == 0) {
             self.active = Some((number, Arc::new(segment), records, bytes));
         }
         Ok(())
     }
 
-    /// What was accepted beyond the end that was found is lost: the lane continues after it, in a new epoch.
-    fn give_up_what_is_lost(&mut self, alarms: &mut Vec<OutboxAlarm>) -> Result<(), OpenError> {
+    /// Records that were accepted beyond the end that was found are lost: the lane continues after them, in a new epoch.
+    fn continue_after_lost_tail(&mut self, alarms: &mut Vec<OutboxAlarm>) -> Result<(), OpenError> {
         let (store, name) = (self.context.store, self.context.lane);
         let checkpoint = self.context.checkpoint.last(name);
         let vouched = checkpoint.map_or(0, |(position, _)| position).max(self.watermark.position);
@@ -208,7 +208,7 @@ impl<'a> Opening<'a> {
         });
         tracing::error!(lane = %name, found = self.tail, accepted = vouched, "The store ends before the last position that it had accepted");
         self.missing.add(self.tail + 1, vouched);
-        // The hub may have had what is lost here: by this value it is believed.
+        // The hub may have the lost records: this value then confirms its receipt.
         let known = checkpoint.filter(|(position, _)| *position == vouched);
         let known = known.or(Some((self.watermark.position, self.watermark.chain))
             .filter(|(position, _)| *position == vouched));
@@ -233,7 +233,7 @@ impl<'a> Opening<'a> {
         files::save(&path, &table).map_err(failed("write", &path))
     }
 
-    /// The lane, to be shared.
+    /// The opened lane, for sharing.
     fn found(self, settings: &LaneSettings, last_number: u64, watermarks: &Watermarks) -> OpenedLane {
         let Context { lane: name, id, directory, .. } = *self.context;
         let state = LaneState {
@@ -272,8 +272,8 @@ impl<'a> Opening<'a> {
     }
 }
 
-/// A small file that can be recreated: damage raises an alarm and is not fatal.
-fn read_kept<T: serde::de::DeserializeOwned>(
+/// Loads a small file that can be recreated: damage raises an alarm and is not fatal.
+fn load_or_alarm<T: serde::de::DeserializeOwned>(
     path: &Path,
     lane: &Lane,
     alarms: &mut Vec<OutboxAlarm>,

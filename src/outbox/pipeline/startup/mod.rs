@@ -1,4 +1,4 @@
-//! From what lies on the disk to running threads: opens the parts in their order, then the lanes, then starts the threads.
+//! From the files on the disk to running threads: opens the parts in their order, then the lanes, then starts the threads.
 
 use std::fs::File;
 use std::io;
@@ -37,7 +37,7 @@ pub(crate) fn open(
     keys: &Keyring,
     retirement: Retirement,
 ) -> Result<Running, OpenError> {
-    let (lock, mut descriptor) = descriptor::claim(&settings, keys, retirement)?;
+    let (lock, mut descriptor) = descriptor::identify_and_lock(&settings, keys, retirement)?;
     let mut alarms = Vec::new();
     let files = StoreFiles::open(&settings, keys, &mut descriptor, &mut alarms)?;
     files.tell_of_damage(&mut alarms);
@@ -102,7 +102,7 @@ impl StoreFiles {
         let path = directory.join("quarantine");
         let quarantine =
             open_quarantine(&path, keys, settings.quarantine_bytes).map_err(failed("open", &path))?;
-        // Before anything is sealed with a new key the store names it: here, and later where its lanes begin.
+        // `FORMAT` must name a new key before it seals anything: here, and again later with the lanes' first positions.
         if descriptor.begin_key(&keys.present().id(), quarantine.last_id() + 1) {
             descriptor.save(directory).map_err(failed("write", &directory.join("FORMAT")))?;
             let detail =
@@ -169,21 +169,21 @@ fn start(
     lane_writers: Vec<LaneWriter>,
     maintenance: Maintenance,
 ) -> Result<Running, OpenError> {
-    let (stop_keeper, keeper_stopped) = channel();
-    let (syncer, wanted) = channel();
+    let (stop_maintenance, maintenance_stopped) = channel();
+    let (barriers, wanted) = channel();
     let (comparer, compared) = channel();
-    let writer = Writer::new(Arc::clone(&shared), queue, lane_writers, syncer, comparer);
+    let writer = Writer::new(Arc::clone(&shared), queue, lane_writers, barriers, comparer);
     let (barrier_ended, back) = (jobs.clone(), jobs.clone());
     let comparing = Arc::clone(&shared);
-    let maker_shared = Arc::clone(&shared);
+    let worker_shared = Arc::clone(&shared);
     let threads = vec![
         spawn("outbox-writer", &shared, move || writer.run())?,
-        spawn("outbox-syncer", &shared, move || fsync_worker::run(&wanted, &barrier_ended))?,
+        spawn("outbox-fsync", &shared, move || fsync_worker::run(&wanted, &barrier_ended))?,
         spawn("outbox-comparer", &shared, move || duplicates::run(&comparing, &compared, &back))?,
-        spawn("outbox-maker", &shared, move || segment_worker::run(&maker_shared, &work))?,
-        spawn("outbox-keeper", &shared, move || maintenance::run(maintenance, &keeper_stopped))?,
+        spawn("outbox-segment", &shared, move || segment_worker::run(&worker_shared, &work))?,
+        spawn("outbox-maintain", &shared, move || maintenance::run(maintenance, &maintenance_stopped))?,
     ];
-    Ok(Running::new(shared, jobs, stop_keeper, threads, lock))
+    Ok(Running::new(shared, jobs, stop_maintenance, threads, lock))
 }
 
 fn open_quarantine(directory: &Path, keys: &Keyring, limit_bytes: u64) -> io::Result<Quarantine> {

@@ -1,4 +1,4 @@
-//! A lane's segments at start: the newest is opened, the older ones are known from the segment table; a damaged one is carved.
+//! A lane's segments at start: the newest is opened, the older ones are known from the segment table; a damaged one is rebuilt.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -12,7 +12,7 @@ use crate::descriptor::failed;
 use crate::errors::OpenError;
 use crate::guard::carve::was_begun;
 use crate::guard::segment::{DATABASE_FILE, Segment, SegmentError, SegmentHeader, Span};
-use crate::pipeline::rebuild::{DamagedSegment, rebuild_segment, told};
+use crate::pipeline::rebuild::{DamagedSegment, rebuild_segment, summary};
 use crate::pipeline::space::Ballast;
 use crate::pipeline::trash::discard;
 use crate::quarantine::Quarantine;
@@ -20,7 +20,7 @@ use crate::state::checkpoint::TailCheckpoint;
 use crate::state::segment_table::SegmentTable;
 use crate::types::OutboxAlarm;
 
-/// Makes an [`OpenError`] of what a segment said.
+/// Makes an [`OpenError`] of a segment's error.
 pub(super) fn segment_failed(path: &Path) -> impl FnOnce(SegmentError) -> OpenError {
     let path = path.to_owned();
     move |error| OpenError::Io {
@@ -36,7 +36,7 @@ pub(super) fn segment_failed(path: &Path) -> impl FnOnce(SegmentError) -> OpenEr
 /// Number, handle and header of the newest segment.
 pub(super) type Newest = (u64, Segment, SegmentHeader);
 
-/// What opening a lane goes by.
+/// Everything that opening a lane's segments needs.
 pub(super) struct Context<'a> {
     pub(super) store: &'a Path,
     pub(super) lane: &'a Lane,
@@ -49,8 +49,7 @@ pub(super) struct Context<'a> {
     pub(super) numbering: Option<&'a Numbering>,
 }
 
-/// The newest segment that was begun. Newer ones were only made ahead, and go; a damaged one is replaced by what can be
-/// carved of it.
+/// The newest segment that was begun. Newer ones were only made ahead, and are removed; a damaged one is rebuilt.
 pub(super) fn newest_begun(
     context: &Context<'_>,
     table: Option<&SegmentTable>,
@@ -59,7 +58,7 @@ pub(super) fn newest_begun(
 ) -> Result<Option<Newest>, OpenError> {
     while let Some(number) = numbers.last().copied() {
         let path = context.directory.join(format!("{number:010}"));
-        // A crash while it was made ahead leaves one that sled may refuse; nothing was in it.
+        // A crash while a segment was made ahead leaves one that sled may refuse; it had no records.
         let made_ahead = table.is_none_or(|table| !table.segments.contains_key(&number));
         if made_ahead && !was_begun(&path).map_err(failed("read", &path))? {
             discard(context.store, &path).map_err(failed("remove", &path))?;
@@ -68,7 +67,7 @@ pub(super) fn newest_begun(
         }
         match open_or_carve(context, table, number, &path, None, alarms)? {
             (segment, Some(header)) => {
-                // Recovered, not only read: what it gives from here on must survive the next cut too.
+                // Recovery must be durable: the records read from here on must survive the next power cut too.
                 segment.barrier().map_err(segment_failed(&path))?;
                 return Ok(Some((number, segment, header)));
             }
@@ -82,13 +81,13 @@ pub(super) fn newest_begun(
     Ok(None)
 }
 
-/// A power cut in the making of a segment can leave its directory without a database. One that was begun has had
-/// every file of it synced before; should its database vanish, the segment table or the tail checkpoint knows of it.
+/// A power cut while a segment is made can leave its directory without a database. A begun segment had every file synced
+/// first; if its database vanishes, the segment table or the tail checkpoint has the segment.
 fn is_half_made(path: &Path, table: Option<&SegmentTable>, number: u64) -> bool {
     !path.join(DATABASE_FILE).exists() && table.is_none_or(|table| !table.segments.contains_key(&number))
 }
 
-/// Opens a segment; a damaged one is replaced by what can be carved of it first.
+/// Opens a segment, and rebuilds it first if it is damaged.
 fn open_or_carve(
     context: &Context<'_>,
     table: Option<&SegmentTable>,
@@ -124,7 +123,8 @@ fn open_or_carve(
             let lost = outcome
                 .range
                 .map_or(0, |(first, last)| (last.max(durable) + 1 - first).saturating_sub(outcome.records));
-            alarms.push(OutboxAlarm { code: "salvaged", detail: told(context.lane, number, &outcome, lost) });
+            let detail = summary(context.lane, number, &outcome, lost);
+            alarms.push(OutboxAlarm { code: "salvaged", detail });
             open_begun(path, durable)
         }
         other => other,
@@ -145,7 +145,7 @@ fn open_begun(path: &Path, durable: Position) -> Result<(Segment, Option<Segment
 /// The segments before the newest.
 pub(super) struct Older {
     pub(super) segments: BTreeMap<u64, Span>,
-    /// The segment table did not know all of them.
+    /// The segment table did not have all of them.
     pub(super) stale: bool,
 }
 
@@ -162,8 +162,9 @@ pub(super) fn older(
     let mut stale = false;
     let mut next_base = header.base;
     for number in numbers.range(..newest).rev().copied() {
-        let told = header.predecessor.filter(|(predecessor, _)| *predecessor == number).map(|(_, span)| span);
-        let known = told.or_else(|| table.and_then(|table| table.segments.get(&number).copied()));
+        let from_header =
+            header.predecessor.filter(|(predecessor, _)| *predecessor == number).map(|(_, span)| span);
+        let known = from_header.or_else(|| table.and_then(|table| table.segments.get(&number).copied()));
         let span = match known {
             Some(span) => span,
             None => {
@@ -178,7 +179,7 @@ pub(super) fn older(
                         Span { base: header.base, previous: header.previous, bytes: 0, oldest: None }
                     }
                     (segment, None) => {
-                        // Made ahead, and overtaken by one that the writer needed sooner.
+                        // Made ahead, but the writer needed one sooner and made its own.
                         drop(segment);
                         discard(context.store, &path).map_err(failed("remove", &path))?;
                         continue;
@@ -190,7 +191,7 @@ pub(super) fn older(
             next_base = span.base;
             segments.insert(number, span);
         } else {
-            // A later one began at the same position: nothing that was answered is here.
+            // A later segment began at the same position: this one has no answered record.
             let path = context.directory.join(format!("{number:010}"));
             discard(context.store, &path).map_err(failed("remove", &path))?;
         }

@@ -25,7 +25,7 @@ pub(super) struct SegmentEnd {
     pub(super) trimmed: bool,
 }
 
-/// Reads the last record; one that a crash cut short before it was answered is trimmed and goes to quarantine.
+/// Reads the last record; one that a crash truncated before it was answered is trimmed and goes to quarantine.
 pub(super) fn last_record(
     context: &Context<'_>,
     segment: &Segment,
@@ -44,7 +44,7 @@ pub(super) fn last_record(
                 end.epoch = Some(header.epoch);
                 break;
             }
-            // Nobody was told of it: a crash cut it short. Its pieces are kept all the same.
+            // A crash truncated it before it was answered. Its pieces are kept nevertheless.
             _ if last > vouched && !end.trimmed => {
                 quarantine
                     .keep_own(INCOMPLETE, lane.as_str(), &segment.pieces(last)?)
@@ -56,11 +56,11 @@ pub(super) fn last_record(
                 alarms.push(OutboxAlarm {
                     code: "tail.trimmed",
                     detail: format!(
-                        "position {last} of lane {lane} was cut short by a crash before it was answered"
+                        "position {last} of lane {lane} was truncated by a crash before it was answered"
                     ),
                 });
             }
-            // It was answered: it stays. A reader will find it damaged, and carving may find it whole.
+            // It was answered, so it stays. A reader will find it damaged, and carving may find a whole copy.
             _ => {
                 end.position = Some(last);
                 end.trimmed = true;

@@ -1,6 +1,7 @@
-//! The whole road on the real programs, and the one oracle that judges every run: what a sender was told is safe must stand in
-//! the hub's store exactly once, byte for byte, in the order in which that sender got its acknowledgments, on an
-//! unbroken chain, with nothing beside it; and health adds up in every look on the way, and in every message at the broker.
+//! The whole pipeline on the real programs, and the only oracle for every run: what a sender was told is safe must be
+//! in the hub's store exactly once, byte for byte, in the order in which that sender got its acknowledgments, on an
+//! unbroken chain, with nothing beside it; and health adds up in every status on the way, and in every message at the
+//! broker.
 
 use std::path::Path;
 use std::time::Duration;
@@ -11,46 +12,46 @@ use super::site::{Site, SiteOptions, adds_up};
 use super::wire::Books;
 use super::{Certificates, Fault, FaultProxy, Mosquitto, MosquittoOptions, eventually_blocking};
 
-/// How long anything may take.
+/// The longest that anything may take.
 pub const PATIENCE: Duration = Duration::from_secs(120);
 
-/// A gateway behind a proxy, a broker, and a hub that stands beside the broker.
-pub struct Road {
+/// A gateway behind a proxy, a broker, and a hub next to the broker.
+pub struct Pipeline {
     pub site: Site,
     pub proxy: FaultProxy,
     pub broker: Mosquitto,
     pub certificates: Certificates,
-    /// Every health message that the broker carries.
+    /// Every health message on the broker.
     pub books: Books,
 }
 
-impl Road {
-    /// Both programs run.
+impl Pipeline {
+    /// Starts both programs.
     pub fn start(options: SiteOptions) -> Self {
-        let mut road = Self::prepare(options, &MosquittoOptions::default());
-        road.site.start_hub();
-        road.site.start_gateway();
-        road
+        let mut pipeline = Self::prepare(options, &MosquittoOptions::default());
+        pipeline.site.start_hub();
+        pipeline.site.start_gateway();
+        pipeline
     }
 
-    /// Neither program runs yet.
+    /// Neither program is running yet.
     pub fn prepare(options: SiteOptions, mosquitto: &MosquittoOptions) -> Self {
         let certificates = Certificates::new();
         let broker = Mosquitto::start_with(&certificates, mosquitto);
         Self::between(certificates, broker, options)
     }
 
-    /// The same with certificates and a broker that are there.
+    /// The same with existing certificates and an existing broker.
     pub fn between(certificates: Certificates, broker: Mosquitto, mut options: SiteOptions) -> Self {
         let books = Books::watch(broker.plain_port());
-        // Far more often than anybody wants it: each is a look into the books.
+        // Far more often than in practice: each message is checked.
         options.uplink.push_str("[health]\ninterval_seconds = 0.1\n");
         let proxy = FaultProxy::start(broker.port());
         let site = Site::new(&certificates, proxy.port(), broker.port(), options);
         Self { site, proxy, broker, certificates, books }
     }
 
-    /// The link is cut and new connections are refused, and the gateway knows it.
+    /// Cuts the link and refuses new connections; returns when the gateway knows it.
     pub fn cut_off(&self) {
         self.site.wait_for_link(true);
         self.proxy.set(Fault::Refuse);
@@ -84,7 +85,7 @@ impl Road {
             .collect()
     }
 
-    /// Everything that was accepted is confirmed; then both are stopped and the hub's files are compared.
+    /// Waits until everything accepted is confirmed; then stops both and compares the hub's files.
     pub fn prove(mut self, safe: &[Vec<Vec<u8>>]) -> Proof {
         let accepted: usize = safe.iter().map(Vec::len).sum();
         self.site.wait_for("accepted_total", accepted as u64, PATIENCE);
@@ -106,8 +107,8 @@ impl Road {
         proof
     }
 
-    /// The verdict, after a look whether fresh traffic passes.
-    pub fn judge(self, safe: &[Vec<Vec<u8>>]) {
+    /// Checks that fresh traffic passes, then asserts the oracle's result.
+    pub fn check(self, safe: &[Vec<Vec<u8>>]) {
         let mut safe = safe.to_vec();
         let fresh = message(99, 1, 10);
         let mut stream = connect(self.site.door).expect("the door takes fresh traffic");
@@ -136,7 +137,7 @@ pub fn copy_directory(from: &Path, to: &Path) {
     }
 }
 
-/// A small generator with a printed seed: `PGW_SEED` runs the same moments again.
+/// A small generator with a printed seed: `PGW_SEED` repeats the same moments.
 pub struct Random(u64);
 
 impl Random {
@@ -160,8 +161,8 @@ impl Random {
     }
 }
 
-/// Where a row ends without the verdict, its messages are looked at all the same.
-impl Drop for Road {
+/// If a row ends without `check`, its health messages are checked all the same.
+impl Drop for Pipeline {
     fn drop(&mut self) {
         if !std::thread::panicking() {
             self.books.balance();

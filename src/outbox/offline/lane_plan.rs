@@ -1,37 +1,37 @@
-//! A lane, judged: what is to stand at each of its positions.
+//! The plan for a whole lane: which record belongs at each of its positions.
 
 use std::collections::BTreeMap;
 
 use pgw_core::transaction::Position;
 
 use crate::offline::inspect::LaneInspection;
-use crate::offline::plan::{self, Anchor, Candidates, FoundRecord, Part, PositionVerdict, judge};
+use crate::offline::plan::{self, Anchor, Candidates, FoundRecord, Part, PositionVerdict, decide};
 
-/// One lane, judged.
-pub(super) struct LaneJudgement {
+/// The plan for one lane.
+pub(super) struct LanePlan {
     pub(super) inspection: LaneInspection,
-    /// What was found in each segment, and elsewhere for what is missing there.
+    /// The records found in each segment, and elsewhere for its missing ones.
     pub(super) candidates: BTreeMap<u64, Candidates>,
     pub(super) verdicts: BTreeMap<u64, BTreeMap<Position, PositionVerdict>>,
 }
 
-/// What a segment is to hold.
+/// The content of a new segment.
 #[derive(Debug, Default)]
 pub(super) struct SegmentWork {
     pub(super) records: BTreeMap<Position, FoundRecord>,
-    /// Those of them that were missing.
+    /// The positions among them that were missing.
     pub(super) filled: Vec<Position>,
 }
 
-/// Judges a lane from its newest segment to its oldest: each says what the one before it must end with.
-pub(super) fn judged(
+/// Plans a lane from its newest segment to its oldest: each says which chain value the one before it must end with.
+pub(super) fn plan_lane(
     inspection: LaneInspection,
     sources: &BTreeMap<Position, Vec<plan::FoundRecord>>,
-) -> LaneJudgement {
+) -> LanePlan {
     let (missing, released, anchors) =
         (inspection.missing().to_vec(), inspection.released(), inspection.anchors());
     let (mut all, mut verdicts) = (BTreeMap::new(), BTreeMap::new());
-    let mut carried: Option<Anchor> = None;
+    let mut from_newer: Option<Anchor> = None;
     for (number, segment) in inspection.segments.iter().rev() {
         let (first, last) = (segment.span.base, segment.last);
         if first > last {
@@ -39,7 +39,7 @@ pub(super) fn judged(
         }
         if segment.whole {
             let found = segment.found.get(&first).and_then(|found| found.first());
-            carried = found.map(|f| Anchor { position: first - 1, epoch: f.epoch, chain: f.previous });
+            from_newer = found.map(|f| Anchor { position: first - 1, epoch: f.epoch, chain: f.previous });
             continue;
         }
         let mut candidates = segment.found.clone();
@@ -51,23 +51,23 @@ pub(super) fn judged(
                 }
             }
         }
-        let anchors: Vec<Anchor> = anchors.iter().copied().chain(carried).collect();
+        let anchors: Vec<Anchor> = anchors.iter().copied().chain(from_newer).collect();
         let part = Part { first, last, missing: &missing, released: &released, anchors: &anchors };
-        let judged = judge(&part, &candidates);
-        carried = judged.before;
+        let decisions = decide(&part, &candidates);
+        from_newer = decisions.before;
         all.insert(*number, candidates);
-        verdicts.insert(*number, judged.verdicts);
+        verdicts.insert(*number, decisions.verdicts);
     }
-    LaneJudgement { inspection, candidates: all, verdicts }
+    LanePlan { inspection, candidates: all, verdicts }
 }
 
-impl LaneJudgement {
+impl LanePlan {
     /// The positions for which another copy would help.
     pub(super) fn wanting(&self) -> impl Iterator<Item = Position> + '_ {
         self.verdicts.values().flatten().filter(|(_, verdict)| verdict.is_wanting()).map(|(p, _)| *p)
     }
 
-    /// What is to stand at each position of a segment, and which of it was missing. `None`: the segment is left as it is.
+    /// The record at each position of a segment, and which were missing. `None`: the segment is left as it is.
     pub(super) fn work(&self, number: u64, unproven: bool) -> Option<SegmentWork> {
         let (segment, verdicts) = (self.inspection.segments.get(&number)?, self.verdicts.get(&number)?);
         let candidates = self.candidates.get(&number)?;
@@ -86,8 +86,8 @@ impl LaneJudgement {
                 work.filled.push(*position);
             }
         }
-        // An unsound one the daemon would carving when it opens it: the same, earlier.
-        let salvage = !segment.sound && segment.lies.is_some() && !work.records.is_empty();
-        (!work.filled.is_empty() || salvage).then_some(work)
+        // The daemon would rebuild an unsound segment when it opens it: do the same now.
+        let rebuild = !segment.sound && segment.lies.is_some() && !work.records.is_empty();
+        (!work.filled.is_empty() || rebuild).then_some(work)
     }
 }

@@ -1,13 +1,14 @@
-//! The whole road on the real programs: how fast the MLLP door accepts, and how fast a backlog is replayed into the hub's
-//! fsynced store over mutual TLS, beside a rumqttc publisher from memory with the same window to the same broker.
+//! The whole pipeline with the real programs: how fast the MLLP door accepts, and how fast a backlog is replayed into
+//! the hub's fsynced store over mutual TLS, compared with a rumqttc publisher from memory with the same window and
+//! broker.
 //!
-//!     cargo bench --bench road            # 100,000 transactions
-//!     PGW_BENCH_COUNT=20000 cargo bench --bench road
-//!     PGW_BENCH_PARTS=replay cargo bench --bench road     # without rumqttc from memory; `memory`: that alone
-//!     PGW_BENCH_WINDOW=64 cargo bench --bench road        # window and inflight, and rumqttc's own limit; 256
+//!     cargo bench --bench pipeline            # 100,000 transactions
+//!     PGW_BENCH_COUNT=20000 cargo bench --bench pipeline
+//!     PGW_BENCH_PARTS=replay cargo bench --bench pipeline     # without rumqttc from memory; `memory`: that alone
+//!     PGW_BENCH_WINDOW=64 cargo bench --bench pipeline        # window and inflight, and rumqttc's own limit; 256
 //!
-//! The end of the replay is seen by the size of the hub's file, for asking the gateway costs the processor that is measured.
-//! `PGW_BENCH_DIR` names the directory (a real disk, not tmpfs). Needs Mosquitto.
+//! The end of the replay is detected by the size of the hub's file, because asking the gateway would cost processor
+//! time that is being measured. `PGW_BENCH_DIR` names the directory (a real disk, not tmpfs). Needs Mosquitto.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -58,7 +59,7 @@ fn main() {
     }
 }
 
-/// Accepts `count` with the broker away, then brings it back: transactions a second into the hub's store.
+/// Accepts `count` while the broker is stopped, then starts it: transactions a second into the hub's store.
 fn replay(
     certificates: &Certificates,
     broker: &mut Mosquitto,
@@ -66,7 +67,7 @@ fn replay(
     count: usize,
     window: u16,
 ) -> f64 {
-    // No proxy: it would be a fifth process on two cores. The link is down because the broker is not there yet.
+    // No proxy: it would be a fifth process on two cores. The link is down because the broker is not running yet.
     let options = SiteOptions {
         base: Some(base),
         uplink: format!("window = {window}\ninflight = {window}\nwindow_bytes = 4194304\n"),
@@ -123,8 +124,8 @@ fn replay(
     measured
 }
 
-/// One transaction is accepted while the broker is away; seconds from the moment at which both ends are connected
-/// again to the moment at which the hub stores it.
+/// One transaction is accepted while the broker is stopped; returns the seconds from the moment when both ends are
+/// connected again until the hub has stored it.
 fn first_after_an_outage(site: &Site, broker: &mut Mosquitto, file: &Path) -> f64 {
     broker.kill();
     let mut stream = connect(site.door).expect("the door");
@@ -195,7 +196,7 @@ fn accept(site: &Site, count: usize) -> (f64, f64) {
     (rate, times[times.len() * 99 / 100].as_secs_f64() * 1e3)
 }
 
-/// The ceiling: the same client library, QoS 1, TLS with a client certificate, bodies from memory, nobody listening.
+/// The upper limit: the same client library, QoS 1, TLS with a client certificate, bodies from memory, no subscriber.
 fn from_memory(certificates: &Certificates, port: u16, count: usize, window: u16) -> f64 {
     let client = certificates.client("B86022.bench");
     let runtime = tokio::runtime::Builder::new_multi_thread()

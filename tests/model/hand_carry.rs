@@ -1,5 +1,5 @@
-//! What is carried by hand, below the programs: the hub takes nothing of a later epoch too early, and a gateway's
-//! machine believes a receipt from a file only as far as its own chain agrees.
+//! Hand-carry without the programs: the hub accepts nothing of a later epoch too early, and a gateway's machine trusts
+//! a receipt from a file only as far as its own chain agrees.
 
 use pgw_bundle::bundle::Older;
 use pgw_core::chain::ChainValue;
@@ -22,7 +22,7 @@ fn part(older: &[Older], entries: &[Entry]) -> Part {
 }
 
 #[test]
-fn the_hub_takes_parts_by_the_rules_of_the_road() {
+fn the_hub_imports_bundles_by_the_same_rules() {
     let directory = tempfile::tempdir().unwrap();
     let store = NdjsonStore::open(directory.path(), 1 << 30).unwrap();
     let limits = GroupLimits { transactions: 1_024, bytes: 4 << 20 };
@@ -44,7 +44,7 @@ fn the_hub_takes_parts_by_the_rules_of_the_road() {
     assert_eq!(hub.import(part(&[], &old[2..])), missing(first.epoch, 1), "a gap");
     let stored = |tally: Result<Tally, NotTaken>| {
         let tally = tally.unwrap();
-        (tally.stored, tally.repeated, tally.marks.len())
+        (tally.stored, tally.repeated, tally.watermarks.len())
     };
     assert_eq!(stored(hub.import(part(&[], &old[..3]))), (3, 0, 1));
     assert_eq!(hub.import(part(&older, &new)), missing(first.epoch, 4), "its end is not here");
@@ -89,25 +89,25 @@ fn a_receipt_from_a_file_moves_the_mark_only_to_what_is_ours() {
     let ours =
         |position: u64| Input::ChainAt { position, chain: Some(chain(u8::try_from(position).unwrap())) };
 
-    assert_eq!(give(Input::Carried(receipt(0, 2))), [], "it never goes back");
-    assert_eq!(give(Input::Carried(receipt(0, 21))), [], "beyond the tail: for an answer to judge");
-    assert_eq!(give(Input::Carried(receipt(0, 9))), [Action::LookUpChain(9)]);
+    assert_eq!(give(Input::Imported(receipt(0, 2))), [], "it never goes back");
+    assert_eq!(give(Input::Imported(receipt(0, 21))), [], "beyond the tail: only an answer decides");
+    assert_eq!(give(Input::Imported(receipt(0, 9))), [Action::LookUpChain(9)]);
     assert_eq!(give(Input::ChainAt { position: 9, chain: Some(chain(77)) }), [], "another history");
-    assert_eq!(give(Input::Carried(receipt(0, 9))), [Action::LookUpChain(9)]);
+    assert_eq!(give(Input::Imported(receipt(0, 9))), [Action::LookUpChain(9)]);
     assert_eq!(give(Input::ChainAt { position: 9, chain: None }), [], "not to be had");
-    assert_eq!(give(Input::Carried(receipt(0, 9))), [Action::LookUpChain(9)]);
+    assert_eq!(give(Input::Imported(receipt(0, 9))), [Action::LookUpChain(9)]);
     assert_eq!(give(ours(9)), [], "the other hub has not got it");
-    assert_eq!(give(Input::Carried(receipt(1, 7))), [Action::LookUpChain(7)]);
+    assert_eq!(give(Input::Imported(receipt(1, 7))), [Action::LookUpChain(7)]);
     assert_eq!(
         give(ours(7)),
         [Action::Confirm { position: 7, chain: chain(7), backed_up_through: None }],
         "confirmed is the lowest of them"
     );
     // A link comes up while a value is being looked up: from then on only answers count.
-    assert_eq!(give(Input::Carried(receipt(1, 9))), [Action::LookUpChain(9)]);
+    assert_eq!(give(Input::Imported(receipt(1, 9))), [Action::LookUpChain(9)]);
     let asked = give(Input::Connected { nonce: [7; 16], receive_maximum: 8, maximum_bytes: None });
     assert!(matches!(asked[..], [Action::AskPosition(_)]), "{asked:?}");
     assert_eq!(give(ours(9)), []);
-    assert_eq!(give(Input::Carried(receipt(1, 12))), [], "it answers nothing");
+    assert_eq!(give(Input::Imported(receipt(1, 12))), [], "it answers nothing");
     assert_eq!(machine.confirmed(), 7);
 }

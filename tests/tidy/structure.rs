@@ -1,4 +1,4 @@
-//! The shape of the house: who imports whom, how long a function may be, who may rename a file.
+//! The structure of the code: who imports whom, how long a function may be, who may rename a file.
 
 use crate::{product, root};
 
@@ -25,7 +25,7 @@ fn crates_import_what_the_map_allows() {
         }
         assert!(name == "outbox" || !manifest.contains("sled"), "src/{name}/Cargo.toml has sled");
     }
-    // Whoever adds a folder of src/ gives it a row.
+    // A new folder of src/ needs a row.
     for entry in std::fs::read_dir(root().join("src")).expect("src") {
         let folder = entry.expect("an entry").file_name().into_string().expect("text");
         assert!(
@@ -63,7 +63,7 @@ fn paths(code: &str) -> Vec<String> {
     found
 }
 
-/// One path, or each of `a::{b, c::{d, e}}`; gives what follows it.
+/// One path, or each of `a::{b, c::{d, e}}`; returns what follows it.
 fn take_apart<'a>(text: &'a str, before: String, found: &mut Vec<String>) -> &'a str {
     let end = text.find(|c: char| !(c.is_alphanumeric() || c == '_' || c == ':')).unwrap_or(text.len());
     let path = format!("{before}{}", &text[..end]);
@@ -87,7 +87,7 @@ fn take_apart<'a>(text: &'a str, before: String, found: &mut Vec<String>) -> &'a
     rest.strip_prefix('}').unwrap_or(rest)
 }
 
-/// Who imports whom within a crate, told of the two siblings below whose common folder both lie.
+/// Who imports whom within a crate, reported for the two siblings under their common folder.
 fn imports_between_siblings() -> Vec<(String, String, String)> {
     let files: Vec<(String, Module, String)> = product()
         .into_iter()
@@ -131,10 +131,10 @@ fn imports_between_siblings() -> Vec<(String, String, String)> {
     edges
 }
 
-/// Two siblings that import each other, directly or through others; what is below a folder counts as the folder.
+/// Two siblings that import each other, directly or through others; a folder stands for everything in it.
 #[test]
 fn no_modules_import_each_other_in_a_circle() {
-    /// Debts, which may only shrink: the folder, and the modules that lie on a circle in it.
+    /// Debts, which may only shrink: the folder, and the modules that are on a cycle in it.
     const DEBTS: &[(&str, &[&str])] = &[];
     let edges = imports_between_siblings();
     let mut circles = Vec::new();
@@ -169,7 +169,7 @@ fn no_modules_import_each_other_in_a_circle() {
     assert!(circles.is_empty(), "these lie on circles of imports: {circles:?}");
 }
 
-/// rustfmt ends a function with a brace as far in as its `fn`.
+/// rustfmt puts a function's closing brace at the indentation of its `fn`.
 fn functions(code: &str) -> Vec<(String, usize)> {
     let lines: Vec<&str> = code.lines().collect();
     let mut found = Vec::new();
@@ -216,10 +216,10 @@ fn functions_are_short() {
     }
 }
 
-/// What must last is renamed by `durable` alone: elsewhere the sync of the file or of the directory is forgotten.
+/// Only `durable` renames files that must survive: elsewhere the sync of the file or of the directory gets forgotten.
 #[test]
 fn only_durable_renames() {
-    /// What need not last, with the reason.
+    /// Files that need not survive, with the reason.
     const NEED_NOT_LAST: &[(&str, &str)] = &[
         ("gateway/control/server.rs", "a socket ends with its daemon"),
         ("host/control/server.rs", "a socket ends with its daemon"),
