@@ -22,4 +22,7 @@ pub mod health;
 pub mod ingest;
 pub mod keys;
 pub mod listing;
+#[cfg(test)]
+#[path = "../../tests/seeds.rs"]
+mod seeds;
 pub mod uplink;

@@ -42,6 +42,9 @@ mod lock;
 pub mod offline;
 mod pipeline;
 mod quarantine;
+#[cfg(test)]
+#[path = "../../tests/seeds.rs"]
+mod seeds;
 mod state;
 #[cfg(test)]
 mod tests;

@@ -13,6 +13,8 @@
 
 #[path = "../hub_kit/mod.rs"]
 mod hub_kit;
+#[path = "../seeds.rs"]
+mod seeds;
 mod world;
 
 mod exhaustive;

@@ -364,7 +364,7 @@ fn files_named(directory: &Path, name: &str) -> Vec<std::path::PathBuf> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 24, max_shrink_iters: 60, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { max_shrink_iters: 60, ..crate::seeds::kept_of(24) })]
 
     #[test]
     fn the_outbox_is_a_list_that_survives(steps in steps(), prunes in any::<bool>()) {

@@ -7,6 +7,8 @@
     reason = "a test stops at the first thing that goes wrong, and prints"
 )]
 
+mod manifests;
+mod seeds;
 mod structure;
 
 use std::path::{Path, PathBuf};
@@ -167,44 +169,6 @@ fn the_map_names_every_crate_and_each_crate_its_modules() {
                 continue;
             };
             assert!(tour.contains(&format!("`{module}`")), "src/{name}/lib.rs does not say what {module} is");
-        }
-    }
-}
-
-/// Every `NAME.workspace = true` and `NAME = ...` below a heading of dependencies.
-fn dependencies(manifest: &str) -> Vec<(&str, &str)> {
-    let mut heading = "";
-    let mut found = Vec::new();
-    for line in manifest.lines() {
-        if line.starts_with('[') {
-            heading = line;
-        } else if heading.ends_with("dependencies]") && line.contains(" = ") && !line.starts_with('#') {
-            found.push((heading, line));
-        }
-    }
-    found
-}
-
-#[test]
-fn every_dependency_says_why_it_is_there() {
-    let manifest = std::fs::read_to_string(root().join("Cargo.toml")).expect("Cargo.toml");
-    let listed: Vec<&str> = dependencies(&manifest)
-        .into_iter()
-        .filter(|(heading, _)| *heading == "[workspace.dependencies]")
-        .map(|(_, line)| line)
-        .collect();
-    assert!(listed.len() > 30, "the dependencies were not found");
-    for line in listed {
-        assert!(line.contains("# "), "no reason: {line}");
-    }
-    // All others take a dependency from that list, which has the reason.
-    let mut others = vec![String::from("Cargo.toml"), String::from("examples/Cargo.toml")];
-    others.extend(IMPORTS.map(|(name, _)| format!("src/{name}/Cargo.toml")));
-    for path in others {
-        let manifest = std::fs::read_to_string(root().join(&path)).expect("a manifest");
-        for (heading, line) in dependencies(&manifest) {
-            let taken = line.contains("workspace = true") || heading == "[workspace.dependencies]";
-            assert!(taken, "{path}: {line} is not taken from the workspace");
         }
     }
 }

@@ -80,6 +80,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(crate::seeds::kept())]
+
         #[test]
         fn the_offset_is_where_the_name_begins(bytes in proptest::collection::vec(any::<u8>(), 0..40)) {
             for given in [bytes.clone(), [&bytes[..], b"MSH|"].concat()] {

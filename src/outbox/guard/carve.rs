@@ -443,7 +443,7 @@ mod tests {
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig::with_cases(64))]
+        #![proptest_config(crate::seeds::kept_of(64))]
         /// Whatever is hit, each carved record is as written, and only hit records are missing.
         #[test]
         fn never_another_record(hits in proptest::collection::vec((0usize..60_000, any::<u8>()), 0..8)) {

@@ -348,7 +348,7 @@ mod tests {
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig::with_cases(2000))]
+        #![proptest_config(crate::seeds::kept_of(2000))]
         /// Whatever rivals there are: only accepted records are taken, and all of those that are vouched for.
         #[test]
         fn only_what_was_accepted_is_taken_and_all_of_it_that_is_vouched_for(

@@ -201,6 +201,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(crate::seeds::kept())]
+
         /// Whatever the disk does: below the floor no ordinary lane is admitted, and urgent lanes are never worse off.
         #[test]
         fn never_below_the_floor(steps in proptest::collection::vec((0u64..5000, 0u64..3000), 1..50)) {

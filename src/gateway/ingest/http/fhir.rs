@@ -286,6 +286,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(crate::seeds::kept())]
+
         #[test]
         fn anything_can_be_looked_at(at in 0..MESSAGE.len(), with in proptest::collection::vec(any::<u8>(), 0..8), cut in 0usize..40) {
             let mut body = MESSAGE.as_bytes().to_vec();

@@ -201,6 +201,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(crate::seeds::kept())]
+
         #[test]
         fn whatever_the_headers_hold_what_is_taken_is_short_and_harmless(
             values in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..400), 6)

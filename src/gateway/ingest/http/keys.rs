@@ -156,6 +156,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(crate::seeds::kept())]
+
         #[test]
         fn memory_is_bounded_and_a_conflict_is_never_missed_within_it(
             steps in proptest::collection::vec((0u8..6, 0u8..2, any::<bool>()), 0..200)

@@ -412,6 +412,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(crate::seeds::kept())]
+
         #[test]
         fn no_answer_carries_content(message in "[A-Z]{30}", index in 0..ALL.len(), dialect in 0usize..3) {
             let dialect = [Dialect::Plain, Dialect::Fhir, Dialect::Hl7][dialect];

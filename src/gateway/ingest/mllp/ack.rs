@@ -481,6 +481,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(crate::seeds::kept())]
+
         #[test]
         fn every_answer_is_one_small_frame_with_msh_and_msa(message in hostile(), kind in 0usize..4) {
             let msh = Msh::read(&message);

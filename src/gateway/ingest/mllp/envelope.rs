@@ -137,6 +137,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(crate::seeds::kept())]
+
         #[test]
         fn names_are_always_harmless(header in proptest::collection::vec(any::<u8>(), 0..400)) {
             let mut message = b"MSH|^~\\&|".to_vec();

@@ -186,6 +186,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(crate::seeds::kept())]
+
         #[test]
         fn anything_can_be_read(message in proptest::collection::vec(any::<u8>(), 0..300)) {
             let mut message = message;
