@@ -4,7 +4,7 @@
 //! is written beside the old one, synced, renamed over it, and the directory is synced. Without the last step the rename can be
 //! lost; without the second the name can point to an empty file. Everything here blocks.
 //!
-//! - [`replace`], [`Replacement`]: new content for a file; [`create`]: a file that never replaces another
+//! - [`replace`], [`Replacement`]: new content for a file; [`create`], [`NewFile`]: a file that never replaces another
 //! - [`ExclusiveRename`], [`rename_unsynced`]: for many files at once, whose directories the caller syncs
 //! - [`rename`], [`remove`], [`create_directory`], [`sync_directory`]: directory entries, made durable
 //! - [`random`]: random bytes of the kernel
@@ -41,7 +41,7 @@ pub fn replace_in_place(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let path = std::fs::canonicalize(path)?;
     let facts = std::fs::metadata(&path)?;
     let mut replacement = Replacement::begin(&path, facts.mode() & 0o777)?;
-    std::os::unix::fs::fchown(&replacement.file, Some(facts.uid()), Some(facts.gid()))?;
+    std::os::unix::fs::fchown(replacement.file(), Some(facts.uid()), Some(facts.gid()))?;
     replacement.write_all(bytes)?;
     replacement.commit()
 }
@@ -57,14 +57,86 @@ pub fn create(path: &Path, mode: u32, bytes: &[u8]) -> io::Result<()> {
     sync_directory(parent(path))
 }
 
+/// A file while it is written, under another name. Dropped before it has its own name it leaves nothing.
+#[derive(Debug)]
+pub struct NewFile {
+    file: File,
+    draft: PathBuf,
+    placed: bool,
+}
+
+impl NewFile {
+    /// Begins to write below the draft's name, which is on the same file system and the caller's alone.
+    ///
+    /// # Errors
+    /// Those of the system.
+    pub fn begin(draft: &Path, mode: u32) -> io::Result<Self> {
+        // Created each time: a leftover may have another owner or mode, or be a link.
+        match std::fs::remove_file(draft) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let file = OpenOptions::new().write(true).create_new(true).mode(mode).open(draft)?;
+        Ok(Self { file, draft: draft.to_owned(), placed: false })
+    }
+
+    /// The file that is being written.
+    #[must_use]
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// Syncs the file, gives it this name and syncs the directory. Replaces no file.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::AlreadyExists`]: the name is taken; else those of the system. If only the last sync failed, the file has
+    /// its name.
+    pub fn commit(self, path: &Path) -> io::Result<()> {
+        self.commit_unsynced(path, &ExclusiveRename::default())?;
+        sync_directory(parent(path))
+    }
+
+    /// As [`Self::commit`], but the caller syncs the directory.
+    ///
+    /// # Errors
+    /// As [`Self::commit`].
+    pub fn commit_unsynced(self, path: &Path, exclusive: &ExclusiveRename) -> io::Result<()> {
+        self.place(|draft| exclusive.rename_unsynced(draft, path))
+    }
+
+    fn place(mut self, rename: impl FnOnce(&Path) -> io::Result<()>) -> io::Result<()> {
+        self.file.sync_all()?;
+        rename(&self.draft)?;
+        self.placed = true;
+        Ok(())
+    }
+}
+
+impl Write for NewFile {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.file.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
+}
+
+impl Drop for NewFile {
+    fn drop(&mut self) {
+        if !self.placed {
+            // A leftover does no harm: the next one replaces it.
+            let _ = std::fs::remove_file(&self.draft);
+        }
+    }
+}
+
 /// A file's new content while it is written, for content that does not fit into memory. Dropped without [`Self::commit`] it
 /// leaves the file as it was.
 #[derive(Debug)]
 pub struct Replacement {
-    file: File,
-    aside: PathBuf,
+    new: NewFile,
     path: PathBuf,
-    committed: bool,
 }
 
 impl Replacement {
@@ -75,50 +147,33 @@ impl Replacement {
     pub fn begin(path: &Path, mode: u32) -> io::Result<Self> {
         let mut name = path.file_name().unwrap_or_default().to_owned();
         name.push(ASIDE);
-        let aside = path.with_file_name(name);
-        // Created each time: a leftover may have another owner or mode, or be a link.
-        match std::fs::remove_file(&aside) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
-        let file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&aside)?;
-        Ok(Self { file, aside, path: path.to_owned(), committed: false })
+        Ok(Self { new: NewFile::begin(&path.with_file_name(name), mode)?, path: path.to_owned() })
     }
 
     /// The file that is being written.
     #[must_use]
     pub fn file(&self) -> &File {
-        &self.file
+        self.new.file()
     }
 
     /// Replaces the file.
     ///
     /// # Errors
     /// Those of the system; the file is as it was, or (only if the last sync failed) has the new content.
-    pub fn commit(mut self) -> io::Result<()> {
-        self.file.sync_all()?;
-        std::fs::rename(&self.aside, &self.path)?;
-        self.committed = true;
-        sync_directory(parent(&self.path))
+    pub fn commit(self) -> io::Result<()> {
+        let Self { new, path } = self;
+        new.place(|draft| std::fs::rename(draft, &path))?;
+        sync_directory(parent(&path))
     }
 }
 
 impl Write for Replacement {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.file.write(bytes)
+        self.new.write(bytes)
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        self.file.flush()
-    }
-}
-
-impl Drop for Replacement {
-    fn drop(&mut self) {
-        if !self.committed {
-            // A leftover does no harm: the next one replaces it.
-            let _ = std::fs::remove_file(&self.aside);
-        }
+        self.new.flush()
     }
 }
 
@@ -310,6 +365,31 @@ mod tests {
         create(&file, PRIVATE, b"one").unwrap();
         assert_eq!(create(&file, PRIVATE, b"two").unwrap_err().kind(), io::ErrorKind::AlreadyExists);
         assert_eq!(std::fs::read(&file).unwrap(), b"one");
+    }
+
+    #[test]
+    fn a_new_file_has_its_name_once_it_is_whole_and_replaces_none_that_came_meanwhile() {
+        let directory = tempfile::tempdir().unwrap();
+        let [draft, file] = ["draft", "bundle"].map(|name| directory.path().join(name));
+        for exclusive in [ExclusiveRename::default(), ExclusiveRename::in_two_steps()] {
+            std::fs::write(&draft, "a longer leftover of a crash").unwrap();
+            let mut new = NewFile::begin(&draft, PRIVATE).unwrap();
+            new.write_all(b"one").unwrap();
+            assert_eq!(names(directory.path()), ["draft"]);
+            new.commit_unsynced(&file, &exclusive).unwrap();
+            assert_eq!((std::fs::read(&file).unwrap(), mode(&file)), (b"one".to_vec(), 0o600));
+            let mut late = NewFile::begin(&draft, PRIVATE).unwrap();
+            late.write_all(b"two").unwrap();
+            let taken = late.commit_unsynced(&file, &exclusive).unwrap_err();
+            assert_eq!(taken.kind(), io::ErrorKind::AlreadyExists);
+            assert_eq!(
+                (std::fs::read(&file).unwrap(), names(directory.path())),
+                (b"one".into(), vec!["bundle".into()])
+            );
+            std::fs::remove_file(&file).unwrap();
+        }
+        drop(NewFile::begin(&draft, PRIVATE).unwrap());
+        assert!(names(directory.path()).is_empty(), "given up, it leaves nothing");
     }
 
     #[test]

@@ -2,7 +2,6 @@
 
 use std::fs::File;
 use std::io::{self, BufReader, IsTerminal as _, Write};
-use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use base64::Engine as _;
@@ -10,6 +9,7 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use clap::Args;
 use pgw_bundle::receipts;
 use pgw_core::transaction::{Lane, Position};
+use pgw_durable::{NewFile, PRIVATE};
 use pgw_host::exit::{Exit, complain};
 use pgw_outbox::Outbox;
 use pgw_outbox::offline::moving;
@@ -49,41 +49,14 @@ pub struct Receipts {
     pub file: PathBuf,
 }
 
-/// The file while it is written, under a temporary name until it is complete.
-struct PartialFile<'a> {
-    file: File,
-    making: PathBuf,
-    to: &'a Path,
-}
-
-impl<'a> PartialFile<'a> {
-    fn begin(to: &'a Path) -> io::Result<Self> {
-        if to.exists() {
-            return Err(io::ErrorKind::AlreadyExists.into());
-        }
-        let mut name = to.file_name().ok_or(io::ErrorKind::InvalidInput)?.to_owned();
-        name.push(format!(".{}.part", std::process::id()));
-        let making = to.with_file_name(name);
-        let file = File::options().write(true).create_new(true).mode(0o600).open(&making)?;
-        Ok(Self { file, making, to })
+/// The file, under a temporary name beside its own until it is complete.
+fn begin(to: &Path) -> io::Result<NewFile> {
+    if to.exists() {
+        return Err(io::ErrorKind::AlreadyExists.into());
     }
-
-    /// Puts the file on stable storage, then gives it its name.
-    fn finish(self) -> io::Result<()> {
-        self.file.sync_all()?;
-        // A file that appeared there meanwhile is not replaced.
-        match std::fs::hard_link(&self.making, self.to) {
-            // This syncs the directory, and with it the new name.
-            Ok(()) => pgw_durable::remove(&self.making),
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Err(error),
-            // FAT, as on a USB stick, has no hard links.
-            Err(_) => pgw_durable::rename(&self.making, self.to),
-        }
-    }
-
-    fn give_up(self) {
-        let _ = std::fs::remove_file(&self.making);
-    }
+    let mut name = to.file_name().ok_or(io::ErrorKind::InvalidInput)?.to_owned();
+    name.push(format!(".{}.part", std::process::id()));
+    NewFile::begin(&to.with_file_name(name), PRIVATE)
 }
 
 /// Runs `export`, through the daemon, or from a store that no daemon has open.
@@ -92,8 +65,8 @@ pub fn export(config: &GatewayConfig, command: &Export, out: &mut dyn Write, err
         let _ = writeln!(err, "cannot write {}: {error}", command.to.display());
         Exit::Files
     };
-    let mut making = match PartialFile::begin(&command.to) {
-        Ok(making) => making,
+    let mut bundle = match begin(&command.to) {
+        Ok(bundle) => bundle,
         Err(error) => return cannot(err, &error),
     };
     let mut shown = Shown { watched: io::stderr().is_terminal(), percent: None };
@@ -102,7 +75,7 @@ pub fn export(config: &GatewayConfig, command: &Export, out: &mut dyn Write, err
         Reply::Progress { lane, position, tail } => shown.show(err, &lane, position, tail),
         Reply::Piece { base64 } if write_error.is_none() => {
             let bytes = BASE64.decode(base64).map_err(io::Error::other);
-            write_error = bytes.and_then(|bytes| making.file.write_all(&bytes)).err();
+            write_error = bytes.and_then(|bytes| bundle.write_all(&bytes)).err();
         }
         Reply::Exported { lane, count, first, last, stopped_before } => {
             total += count;
@@ -133,20 +106,17 @@ pub fn export(config: &GatewayConfig, command: &Export, out: &mut dyn Write, err
     };
     shown.clear(err);
     if let Err(exit) = asked {
-        making.give_up();
         return exit;
     }
     if let Some(error) = write_error {
-        making.give_up();
         return cannot(err, &error);
     }
     for line in lines {
         let _ = writeln!(out, "{line}");
     }
     if total == 0 {
-        making.give_up();
         let _ = writeln!(out, "no transactions are waiting: no file was written");
-    } else if let Err(error) = making.finish() {
+    } else if let Err(error) = bundle.commit(&command.to) {
         return cannot(err, &error);
     } else {
         let _ = writeln!(out, "{total} transactions are in {}", command.to.display());

@@ -5,14 +5,14 @@
 //! go.
 
 use std::ffi::{OsStr, OsString};
-use std::fs::{self, OpenOptions, Permissions};
+use std::fs::{self, Permissions};
 use std::io::{self, ErrorKind, Write as _};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
-use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use pgw_core::transaction::Lane;
-use pgw_durable::ExclusiveRename;
+use pgw_durable::{ExclusiveRename, NewFile, PRIVATE};
 use pgw_outbox::Accepted;
 
 use super::debounce::FileFacts;
@@ -292,16 +292,13 @@ impl SettledFiles {
             // A different document, or something that is not a document.
             Ok(_) | Err(_) => return Ok(false),
         }
-        let draft = self.taken.join(format!("{DRAFT}document"));
-        remove(&draft)?;
-        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&draft)?;
-        file.write_all(text)?;
+        let mut document = NewFile::begin(&self.taken.join(format!("{DRAFT}document")), PRIVATE)?;
+        document.write_all(text)?;
         // As readable as the folder itself: it is for the sender.
-        if let Err(error) = file.set_permissions(Permissions::from_mode(mode)) {
+        if let Err(error) = document.file().set_permissions(Permissions::from_mode(mode)) {
             tracing::debug!(%error, "Could not set the mode of a document");
         }
-        file.sync_all()?;
-        match self.exclusive.rename_unsynced(&draft, target) {
+        match document.commit_unsynced(target, &self.exclusive) {
             Ok(()) => Ok(true),
             Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(false),
             Err(error) => Err(error),
