@@ -1,18 +1,16 @@
 //! TLS at the doors: certificates and keys from files, read at the start and whenever they change.
 
-use std::fmt;
 use std::path::PathBuf;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
 use std::time::Duration;
 
-use pgw_core::text::chain;
 use tokio_rustls::rustls::ServerConfig;
 use tokio_rustls::rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 
 use crate::clock::TrustedClock;
 pub use crate::pem::TlsError;
 use crate::pem::{self, Pair};
-pub use crate::watched::{Stamp, keep_reading, stamp};
+pub use crate::watched::{Reloading, Stamp, keep_reading, stamp};
 
 /// How long a handshake may take.
 pub const HANDSHAKE_TIME: Duration = Duration::from_secs(10);
@@ -26,6 +24,12 @@ pub struct Files {
     pub key: PathBuf,
     /// The CA of the clients' certificates; none: clients show no certificate.
     pub client_ca: Option<PathBuf>,
+}
+
+impl Files {
+    fn stamp(&self) -> Stamp {
+        stamp([&self.certificate, &self.key].into_iter().chain(&self.client_ca).map(PathBuf::as_path))
+    }
 }
 
 /// Whether a client must show a certificate when there is a CA for them.
@@ -46,7 +50,7 @@ pub fn server(
     clients: Clients,
     protocols: &[&[u8]],
     clock: &Arc<TrustedClock>,
-) -> Result<Arc<ServerConfig>, TlsError> {
+) -> Result<ServerConfig, TlsError> {
     let Pair { chain, key, .. } = Pair::load("certificate", &files.certificate, &files.key)?;
     let builder = ServerConfig::builder_with_details(pem::provider(), Arc::<TrustedClock>::clone(clock))
         .with_safe_default_protocol_versions()
@@ -70,61 +74,21 @@ pub fn server(
     // A resumed session would skip the check of the client's certificate after its CA was replaced.
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
-    Ok(Arc::new(config))
+    Ok(config)
 }
 
-/// The certificates that a door uses; they can be exchanged while it is open.
-pub struct Certificates {
+/// The certificates of an open door whose clients show one where there is a CA for them.
+pub type Certificates = Reloading<ServerConfig, TlsError>;
+
+/// Reads the certificates of a door, named for the log as in [`Reloading::load`]. Blocking.
+///
+/// # Errors
+/// [`TlsError`] names the file.
+pub fn certificates(
+    name: &'static str,
     files: Files,
     clock: Arc<TrustedClock>,
-    now: RwLock<(Arc<ServerConfig>, Stamp)>,
-}
-
-impl fmt::Debug for Certificates {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Certificates").field("files", &self.files).finish_non_exhaustive()
-    }
-}
-
-impl Certificates {
-    /// Reads the files. Blocking.
-    pub fn load(files: Files, clock: Arc<TrustedClock>) -> Result<Self, TlsError> {
-        let read = Self::read(&files, &clock)?;
-        Ok(Self { files, clock, now: RwLock::new(read) })
-    }
-
-    fn read(files: &Files, clock: &Arc<TrustedClock>) -> Result<(Arc<ServerConfig>, Stamp), TlsError> {
-        // The stamp is taken first, so that a change during reading is noticed at the next check.
-        let stamp = Self::stamp(files);
-        Ok((server(files, Clients::Required, &[], clock)?, stamp))
-    }
-
-    fn stamp(files: &Files) -> Stamp {
-        stamp([&files.certificate, &files.key].into_iter().chain(&files.client_ca).map(PathBuf::as_path))
-    }
-
-    /// What the next connection gets.
-    pub fn current(&self) -> Arc<ServerConfig> {
-        Arc::clone(&self.now.read().unwrap_or_else(PoisonError::into_inner).0)
-    }
-
-    /// Rereads the files if they have changed, or in any case when asked to. Unusable files replace nothing. Blocking.
-    pub fn renew(&self, always: bool) {
-        let stale = {
-            let now = self.now.read().unwrap_or_else(PoisonError::into_inner);
-            Self::stamp(&self.files) != now.1
-        };
-        if !always && !stale {
-            return;
-        }
-        match Self::read(&self.files, &self.clock) {
-            Ok(read) => {
-                *self.now.write().unwrap_or_else(PoisonError::into_inner) = read;
-                tracing::info!("Read the certificates of the MLLP door again");
-            }
-            Err(error) => {
-                tracing::error!(error = chain(&error), "The MLLP door keeps the certificates that it has");
-            }
-        }
-    }
+) -> Result<Certificates, TlsError> {
+    let watched = files.clone();
+    Reloading::load(name, move || watched.stamp(), move || server(&files, Clients::Required, &[], &clock))
 }

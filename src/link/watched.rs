@@ -1,9 +1,11 @@
 //! Files that are reread when they change: certificates, keys, tokens.
 
+use std::fmt;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, SystemTime};
 
+use pgw_core::text::chain;
 use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval};
 
@@ -44,9 +46,87 @@ pub async fn keep_reading(mut reload: watch::Receiver<u64>, read: impl Fn(bool) 
     }
 }
 
+/// What was read from files, exchanged while it is in use when they change.
+pub struct Reloading<T, E> {
+    name: &'static str,
+    stamp: Box<dyn Fn() -> Stamp + Send + Sync>,
+    read: Box<dyn Fn() -> Result<T, E> + Send + Sync>,
+    now: RwLock<(Arc<T>, Stamp)>,
+}
+
+impl<T, E> fmt::Debug for Reloading<T, E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Reloading").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+impl<T, E: std::error::Error> Reloading<T, E> {
+    /// Reads the files. `name` is for the log: "certificates of the MLLP door". Blocking.
+    ///
+    /// # Errors
+    /// Those of `read`.
+    pub fn load(
+        name: &'static str,
+        stamp: impl Fn() -> Stamp + Send + Sync + 'static,
+        read: impl Fn() -> Result<T, E> + Send + Sync + 'static,
+    ) -> Result<Self, E> {
+        // The stamp is taken first, so that a change during reading is noticed at the next check.
+        let before = stamp();
+        let now = RwLock::new((Arc::new(read()?), before));
+        Ok(Self { name, stamp: Box::new(stamp), read: Box::new(read), now })
+    }
+
+    /// What the next connection gets.
+    pub fn current(&self) -> Arc<T> {
+        Arc::clone(&self.now.read().unwrap_or_else(PoisonError::into_inner).0)
+    }
+
+    /// Rereads the files if they have changed, or in any case when asked to. Unusable files replace nothing. Blocking.
+    pub fn renew(&self, always: bool) {
+        let stamp = (self.stamp)();
+        if !always && stamp == self.now.read().unwrap_or_else(PoisonError::into_inner).1 {
+            return;
+        }
+        match (self.read)() {
+            Ok(read) => {
+                *self.now.write().unwrap_or_else(PoisonError::into_inner) = (Arc::new(read), stamp);
+                tracing::info!("Reloaded the {}", self.name);
+            }
+            Err(error) => {
+                let error = chain(&error);
+                tracing::error!(error, "Could not reload the {}; the old ones stay in use", self.name);
+            }
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_changed_file_is_read_again_and_an_unusable_one_replaces_nothing() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("key.pem");
+        std::fs::write(&file, "1").unwrap();
+        let (watched, read) = (file.clone(), file.clone());
+        let number = Reloading::load(
+            "number of this test",
+            move || stamp([watched.as_path()]),
+            move || std::fs::read_to_string(&read).unwrap_or_default().parse::<u32>(),
+        );
+        let number = number.unwrap();
+        number.renew(false);
+        assert_eq!(*number.current(), 1);
+        for (text, value) in [("22", 22), ("nonsense", 22), ("333", 333)] {
+            std::fs::write(&file, text).unwrap();
+            number.renew(false);
+            assert_eq!(*number.current(), value, "{text}");
+        }
+        let before = number.current();
+        number.renew(true);
+        assert!(!Arc::ptr_eq(&before, &number.current()), "asked to, it reads them in any case");
+    }
 
     #[test]
     fn a_file_that_comes_grows_or_goes_changes_the_stamp() {

@@ -420,7 +420,11 @@ fn certificates_and_tokens_let_in_who_has_one_and_name_the_sender() {
     doors.write_tokens("nonsense\n");
     doors.hang_up();
     eventually_blocking("the word about the bad file", PATIENCE, || {
-        doors.site.log("gateway").contains("keeps its old certificates and tokens").then_some(())
+        doors
+            .site
+            .log("gateway")
+            .contains("Could not reload the certificates and tokens of the HTTP door")
+            .then_some(())
     });
     assert_eq!(curl(&url, &renewed, Some(b"more"), &["--cacert", &ca]).status, 202);
     let log = doors.site.log("gateway");

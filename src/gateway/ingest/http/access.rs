@@ -9,7 +9,7 @@ use pgw_host::secret;
 use pgw_host::secret::KeyError;
 use pgw_link::clock::TrustedClock;
 use pgw_link::server_tls as tls;
-use pgw_link::server_tls::{Clients, Stamp, TlsError};
+use pgw_link::server_tls::{Clients, Reloading, Stamp, TlsError};
 use pgw_link::tls::CertificateFacts;
 use ring::digest::{SHA256, digest};
 use tokio_rustls::rustls::{self, ServerConfig};
@@ -58,8 +58,10 @@ pub struct Access {
     tls: Option<Arc<ServerConfig>>,
     tokens: Vec<(String, Vec<u8>)>,
     open: bool,
-    stamp: Stamp,
 }
+
+/// Who may send, according to the files of an open door.
+pub type ReloadingAccess = Reloading<Access, AccessError>;
 
 impl fmt::Debug for Access {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -73,7 +75,6 @@ impl Access {
     /// # Errors
     /// [`AccessError`] names the file.
     pub fn load(files: &AccessFiles, clock: &Arc<TrustedClock>) -> Result<Self, AccessError> {
-        let stamp = stamp(files);
         let tokens = match &files.tokens {
             Some(path) => tokens(path)?,
             None => Vec::new(),
@@ -84,17 +85,22 @@ impl Access {
                 let pem = tls::Files { certificate: certificate.clone(), key: key.clone(), client_ca };
                 // With tokens, a certificate or a token is enough.
                 let clients = if files.tokens.is_some() { Clients::Offered } else { Clients::Required };
-                Some(tls::server(&pem, clients, &[b"http/1.1"], clock).map_err(AccessError::Tls)?)
+                let config = tls::server(&pem, clients, &[b"http/1.1"], clock);
+                Some(Arc::new(config.map_err(AccessError::Tls)?))
             }
             None => None,
         };
-        Ok(Self { tls, tokens, open: files.client_ca.is_none() && files.tokens.is_none(), stamp })
+        Ok(Self { tls, tokens, open: files.client_ca.is_none() && files.tokens.is_none() })
     }
 
-    /// Whether the files have changed since they were read. Blocking.
-    #[must_use]
-    pub fn is_stale(&self, files: &AccessFiles) -> bool {
-        stamp(files) != self.stamp
+    /// The same for a door that stays open. Blocking.
+    ///
+    /// # Errors
+    /// [`AccessError`] names the file.
+    pub fn reloading(files: &AccessFiles, clock: &Arc<TrustedClock>) -> Result<ReloadingAccess, AccessError> {
+        let (watched, files, clock) = (files.clone(), files.clone(), Arc::clone(clock));
+        let name = "certificates and tokens of the HTTP door";
+        Reloading::load(name, move || stamp(&watched), move || Self::load(&files, &clock))
     }
 
     /// TLS, where there is any.

@@ -217,7 +217,7 @@ mod tests {
             allowed_addresses: Vec::new(),
             files: AccessFiles::default(),
         };
-        let access = Access::load(&config.files, &clock).unwrap();
+        let access = Arc::new(Access::reloading(&config.files, &clock).unwrap());
         let status = Arc::new(|| serde_json::Value::Null);
         let outbox = store.outbox.clone();
         HttpContext::new(config, 1, access, outbox, status, Arc::default(), Budget::new(1 << 20))

@@ -1,14 +1,14 @@
 //! What the connections of one HTTP door share.
 
 use std::net::{IpAddr, SocketAddr};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use pgw_core::transaction::{Gateway, Lane, Practice, unix_millis_now};
 use pgw_outbox::Outbox;
 use tokio::sync::Semaphore;
 
-use crate::ingest::http::access::{Access, AccessFiles};
+use crate::ingest::http::access::{Access, AccessFiles, ReloadingAccess};
 use crate::ingest::http::keys;
 use crate::ingest::http::keys::RecentKeys;
 use crate::ingest::listen::{AddressRange, is_allowed};
@@ -63,14 +63,14 @@ pub(super) struct HttpContext {
     pub(super) quarantine_slot: Semaphore,
     keys: Mutex<RecentKeys>,
     control_ids: ControlIds,
-    access: RwLock<Arc<Access>>,
+    access: Arc<ReloadingAccess>,
 }
 
 impl HttpContext {
     pub(super) fn new(
         config: HttpDoorConfig,
         port: u16,
-        access: Access,
+        access: Arc<ReloadingAccess>,
         outbox: Outbox,
         status: StatusSource,
         counters: Arc<Counters>,
@@ -85,7 +85,7 @@ impl HttpContext {
             quarantine_slot: Semaphore::new(1),
             keys: Mutex::new(RecentKeys::new(keys::LIMIT)),
             control_ids: ControlIds::new(unix_millis_now(), port),
-            access: RwLock::new(Arc::new(access)),
+            access,
         }
     }
 
@@ -109,12 +109,7 @@ impl HttpContext {
 
     /// Who may send, according to the last reading of the files.
     pub(super) fn access(&self) -> Arc<Access> {
-        Arc::clone(&self.access.read().unwrap_or_else(PoisonError::into_inner))
-    }
-
-    /// Replaces who may send.
-    pub(super) fn replace_access(&self, access: Access) {
-        *self.access.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(access);
+        self.access.current()
     }
 
     /// A number for one of our acknowledgments.

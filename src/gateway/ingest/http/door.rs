@@ -14,7 +14,6 @@ use hyper::server::conn::http1;
 use hyper::service::{Service as _, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
-use pgw_core::text::chain;
 use pgw_host::accept::{Accept, stop_requested};
 use pgw_link::clock::TrustedClock;
 use pgw_link::server_tls::{HANDSHAKE_TIME, keep_reading};
@@ -25,7 +24,7 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 
-use crate::ingest::http::access::{Access, AccessError, common_name};
+use crate::ingest::http::access::{Access, AccessError, ReloadingAccess, common_name};
 use crate::ingest::http::context::{HttpContext, HttpDoorConfig, Peer};
 use crate::ingest::http::keys::KeyFingerprint;
 use crate::ingest::http::{compose, router};
@@ -71,8 +70,7 @@ pub struct HttpDoor {
     listener: TcpListener,
     address: SocketAddr,
     config: HttpDoorConfig,
-    access: Access,
-    clock: Arc<TrustedClock>,
+    access: Arc<ReloadingAccess>,
 }
 
 impl HttpDoor {
@@ -82,12 +80,12 @@ impl HttpDoor {
     /// [`HttpDoorError`].
     pub async fn listen(config: HttpDoorConfig, clock: Arc<TrustedClock>) -> Result<Self, HttpDoorError> {
         let address = config.listen;
-        let access = Access::load(&config.files, &clock)
+        let access = Access::reloading(&config.files, &clock)
             .map_err(|source| HttpDoorError::Access { address, source })?;
         let failed = |source| HttpDoorError::Address { address, source };
         let listener = bind(address).map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
-        Ok(Self { listener, address, config, access, clock })
+        Ok(Self { listener, address, config, access: Arc::new(access) })
     }
 
     /// The address, with the assigned port if port 0 was configured.
@@ -107,13 +105,13 @@ impl HttpDoor {
         reload: watch::Receiver<u64>,
         stop: watch::Receiver<bool>,
     ) {
-        let Self { listener, address, config, access, clock } = self;
+        let Self { listener, address, config, access } = self;
         let port = address.port();
+        let renewed = Arc::clone(&access);
+        let renewing = keep_reading(reload, move |always| renewed.renew(always));
         let context = Arc::new(HttpContext::new(config, port, access, outbox, status, counters, budget));
         let known = Arc::clone(&context);
         drop(tokio::task::spawn_blocking(move || remember(&known)));
-        let renewed = Arc::clone(&context);
-        let renewing = keep_reading(reload, move |always| renew(&renewed, &clock, always));
         let router = router::router(Arc::clone(&context));
         let client = |stream: TcpStream, peer: SocketAddr| {
             prepare(&stream);
@@ -132,24 +130,6 @@ impl HttpDoor {
         tokio::select! {
             () = accept.serve(admit, client, stop.clone()) => {}
             () = renewing => {}
-        }
-    }
-}
-
-/// Rereads certificates and tokens if they have changed, or in any case when asked to; unusable files replace nothing.
-/// Blocking.
-fn renew(context: &HttpContext, clock: &Arc<TrustedClock>, always: bool) {
-    let files = &context.config.files;
-    if !always && !context.access().is_stale(files) {
-        return;
-    }
-    match Access::load(files, clock) {
-        Ok(access) => {
-            context.replace_access(access);
-            tracing::info!("Reloaded the certificates and tokens of the HTTP door");
-        }
-        Err(error) => {
-            tracing::error!(error = chain(&error), "The HTTP door keeps its old certificates and tokens");
         }
     }
 }

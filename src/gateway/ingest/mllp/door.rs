@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use pgw_host::accept::{Accept, stop_requested};
 use pgw_link::clock::TrustedClock;
-use pgw_link::server_tls::{Certificates, HANDSHAKE_TIME, TlsError, keep_reading};
+use pgw_link::server_tls::{Certificates, HANDSHAKE_TIME, TlsError, certificates, keep_reading};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::time::timeout;
@@ -58,9 +58,9 @@ impl MllpDoor {
     /// [`MllpDoorError`].
     pub async fn listen(config: MllpDoorConfig, clock: Arc<TrustedClock>) -> Result<Self, MllpDoorError> {
         let address = config.listen;
-        let load = |files| Certificates::load(files, clock).map(Arc::new);
-        let certificates = config.tls.clone().map(load).transpose();
-        let certificates = certificates.map_err(|source| MllpDoorError::Certificates { address, source })?;
+        let load = |files| certificates("certificates of the MLLP door", files, clock).map(Arc::new);
+        let loaded = config.tls.clone().map(load).transpose();
+        let certificates = loaded.map_err(|source| MllpDoorError::Certificates { address, source })?;
         let failed = |source| MllpDoorError::Address { address, source };
         let listener = bind(address).map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
