@@ -34,8 +34,10 @@ const TABLE: [(&str, bool, &str); 4] = [
     ("application/edifact", false, EDIFACT_KIND),
 ];
 
-/// What the HL7 route of the HTTP door accepts; a body without a media type counts as HL7 v2.
-const HL7_ROUTE: [&str; 5] = ["", "application/hl7-v2", ER7, "x-application/hl7-v2+er7", "text/plain"];
+/// What the HL7 route of the HTTP door accepts besides HL7 v2 of [`TABLE`]; a body without a media type counts as HL7 v2.
+const HL7_ROUTE: [&str; 2] = ["", "text/plain"];
+/// The encodings of HL7 v2 that the route can read: the usual one, named or not.
+const HL7_ENCODINGS: [&str; 2] = ["", "+er7"];
 
 /// What the FHIR route of the HTTP door accepts.
 const FHIR_ROUTE: [&str; 2] = [FHIR_JSON, "application/json"];
@@ -78,7 +80,11 @@ pub fn kind(content_type: &str) -> &'static str {
 /// Whether the HL7 route accepts it.
 #[must_use]
 pub fn is_hl7_route(content_type: &str) -> bool {
-    HL7_ROUTE.contains(&essence(content_type).as_str())
+    let name = essence(content_type);
+    let mut hl7 = TABLE.iter().filter(|(.., kind)| *kind == HL7_KIND);
+    let is_hl7 =
+        hl7.any(|(start, ..)| name.strip_prefix(start).is_some_and(|rest| HL7_ENCODINGS.contains(&rest)));
+    is_hl7 || HL7_ROUTE.contains(&name.as_str())
 }
 
 /// Whether the FHIR route accepts it.
@@ -127,6 +133,17 @@ mod tests {
             assert!(!is_event_type(bad), "{bad:?}");
         }
         assert!(is_event_type("hl7v2.oru_r01") && is_event_type("urn:nhs/x-1"));
+    }
+
+    #[test]
+    fn the_hl7_route_takes_every_name_that_is_hl7_v2_at_the_other_doors() {
+        for (start, _, kind) in TABLE {
+            for encoding in HL7_ENCODINGS {
+                let name = format!("{start}{encoding}");
+                assert_eq!(is_hl7_route(&name), kind == HL7_KIND, "{name}");
+            }
+        }
+        assert_eq!(kind(ER7), HL7_KIND);
     }
 
     #[test]
