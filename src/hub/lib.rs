@@ -1,7 +1,7 @@
 //! The hub: takes the fleet's transactions from the broker, stores them exactly once and in order, sends receipts.
 //!
 //! - [`store`]: the interface to stable storage, and the embedded NDJSON store behind it
-//! - [`run`]: one connection after another, each with a new event loop
+//! - [`run`]: one connection after another, each with a new session
 //! - [`link`]: the options of a connection, and what is published on it
 //! - [`store_thread`]: drives [`pgw_core::committer`], which decides what is stored and answered, over the store
 //! - [`imported`], [`import`]: hand-carried bundles, stored in the same way

@@ -1,8 +1,8 @@
 //! The store's owner, version and keys: checked before anything is written, then its lock is taken.
 //!
-//! `FORMAT` is one line of JSON and one with its checksum, replaced as a whole. Version 1 names the owner and the one key that
-//! seals everything. Version 2, from the first rotation on or when the store is retired, also says which key has sealed
-//! what ([`KeyPeriod`]) and whether it may be opened ([`Retired`]); programs that know only version 1 do not touch such a store.
+//! `FORMAT` is one line of JSON and one with its checksum, replaced as a whole. It names the owner and the key that seals; from
+//! the first rotation on also which key has sealed what ([`KeyPeriod`]), and of a retired store that it may not be opened
+//! ([`Retired`]).
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -21,10 +21,8 @@ use crate::state::segment_table::SegmentTable;
 use crate::types::{LaneSettings, OutboxAlarm, OutboxSettings};
 use crate::{files, quarantine};
 
-/// Newest format that this build reads.
-pub(crate) const FORMAT: u32 = 2;
-/// The format of a store that has had one key only and was never retired.
-const SIMPLE: u32 = 1;
+/// The format that this build reads and writes.
+const FORMAT: u32 = 1;
 
 /// The content of `FORMAT`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -45,7 +43,7 @@ pub(crate) struct Descriptor {
 impl Descriptor {
     fn new(settings: &OutboxSettings, keys: &Keyring) -> Self {
         Self {
-            format: SIMPLE,
+            format: FORMAT,
             practice: settings.practice.clone(),
             gateway: settings.gateway.clone(),
             key_id: keys.present().id(),
@@ -95,8 +93,7 @@ impl Descriptor {
     }
 
     /// Writes `FORMAT`, durably.
-    pub(crate) fn save(&mut self, directory: &Path) -> io::Result<()> {
-        self.format = if self.keys.is_empty() && self.retired.is_none() { SIMPLE } else { FORMAT };
+    pub(crate) fn save(&self, directory: &Path) -> io::Result<()> {
         files::save(&directory.join("FORMAT"), self)
     }
 
@@ -282,7 +279,7 @@ pub(crate) fn identify_and_lock(
             io::Error::new(io::ErrorKind::NotFound, "there are segments, but the file FORMAT is missing");
         return Err(failed("read", &path)(missing));
     }
-    let mut format = Descriptor::new(settings, keys);
+    let format = Descriptor::new(settings, keys);
     format.save(directory).map_err(failed("write", &path))?;
     Ok((lock, format))
 }

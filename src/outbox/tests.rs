@@ -408,11 +408,11 @@ fn wrong_key_owner_version_and_a_second_process_are_refused_untouched() {
     let other = OutboxSettings { gateway: Gateway::new("gw2").unwrap(), ..settings(directory.path()) };
     assert!(matches!(Outbox::open(other, key()), Err(OpenError::OtherOwner { .. })));
     assert_eq!(list(), before, "nothing was written");
-    files::save(&directory.path().join("FORMAT"), &serde_json::json!({"format": 3, "anything": 1})).unwrap();
+    files::save(&directory.path().join("FORMAT"), &serde_json::json!({"format": 2, "anything": 1})).unwrap();
     let before = list();
     assert!(matches!(
         Outbox::open(settings(directory.path()), key()),
-        Err(OpenError::Newer { found: 3, .. })
+        Err(OpenError::Newer { found: 2, .. })
     ));
     assert_eq!(list(), before, "nothing was written");
 }

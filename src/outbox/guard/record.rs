@@ -7,7 +7,7 @@
 //! | 0 | 4 | magic `PGWr` |
 //! | 4 | 1 | version, 1 |
 //! | 5 | 1 | 0 |
-//! | 6 | 2 | lane: its number in the store's `lanes` file |
+//! | 6 | 2 | lane: its number in the store's `lanes.list` |
 //! | 8 | 8 | key id: the first 8 bytes of the SHA-256 of the outbox key |
 //! | 16 | 16 | epoch in which it was accepted |
 //! | 32 | 8 | position in its lane |

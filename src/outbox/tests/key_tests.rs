@@ -7,11 +7,11 @@ use std::time::{Duration, Instant};
 use pgw_core::transaction::Position;
 
 use crate::crypt::seal::Sealer;
+use crate::descriptor;
 use crate::guard::segment::{DATABASE_FILE, Segment};
 use crate::state::layout::segment_numbers;
 use crate::tests::{add, bodies, clinical, codes, expected, settings, submission, submit, tail};
 use crate::*;
-use crate::{descriptor, files};
 
 fn k(n: u8) -> OutboxKey {
     OutboxKey::new([n; 32])
@@ -234,16 +234,4 @@ fn a_segment_rebuilt_after_a_rotation_is_complete() {
     outbox.close();
     let uses = Outbox::key_uses_of(&settings(directory)).unwrap().unwrap();
     assert!(uses[0].needed_by.iter().any(|by| by.contains("aside/")), "{uses:?}");
-}
-
-#[test]
-fn a_store_with_one_key_stays_of_version_1_and_a_rotated_one_is_newer() {
-    let directory = tempfile::tempdir().unwrap();
-    let version = || {
-        files::load::<serde_json::Value>(&directory.path().join("FORMAT")).unwrap().unwrap()["format"].clone()
-    };
-    open_with(directory.path(), &[1]).close();
-    assert_eq!(version(), 1);
-    open_with(directory.path(), &[2, 1]).close();
-    assert_eq!(version(), 2);
 }
