@@ -261,7 +261,6 @@ mod tests {
     #[test]
     fn golden_slot() {
         let slot = encode(b"ab", MAGIC, 1, 2).unwrap();
-        let hex: String = slot.iter().map(|b| format!("{b:02x}")).collect();
-        assert_eq!(hex, "5445535400010000000000000000000200000002616223bacab8");
+        assert_eq!(pgw_core::text::hex(&slot), "5445535400010000000000000000000200000002616223bacab8");
     }
 }

@@ -1,7 +1,6 @@
 //! Hand-carry: the age format against its own test kit and against Debian's `age`, and bundles from a real gateway to
 //! a real hub and back, with link and file in either order.
 
-use std::fmt::Write as _;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixStream;
@@ -73,11 +72,11 @@ fn the_age_test_kit_says_the_same() {
         // For a bad file the kit says how much is good; our reader may return less.
         if expect == "success" {
             let digest = ring::digest::digest(&ring::digest::SHA256, &plain);
-            let digits = digest.as_ref().iter().fold(String::new(), |mut text, byte| {
-                let _ = write!(text, "{byte:02x}");
-                text
-            });
-            assert_eq!(digits, payload, "{name}: what was released before the end");
+            assert_eq!(
+                pgw_core::text::hex(digest.as_ref()),
+                payload,
+                "{name}: what was released before the end"
+            );
         }
     }
     assert!(seen > 15, "the vectors were not found");

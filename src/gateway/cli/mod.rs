@@ -25,8 +25,8 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use pgw_host::args::parse;
-use pgw_host::exit::{Exit, complain};
+use pgw_host::args::parse_and_load;
+use pgw_host::exit::Exit;
 
 use crate::config::GatewayConfig;
 use crate::daemon;
@@ -79,16 +79,11 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
 }
 
 fn run(args: impl IntoIterator<Item = OsString>, out: &mut dyn Write, err: &mut dyn Write) -> Exit {
-    let Arguments { config: file, command } = match parse(args, out, err) {
-        Ok(arguments) => arguments,
+    let file = |arguments: &Arguments| arguments.config.clone();
+    let (Arguments { command, .. }, config) = match parse_and_load(args, file, GatewayConfig::load, out, err)
+    {
+        Ok(loaded) => loaded,
         Err(exit) => return exit,
-    };
-    let config = match GatewayConfig::load(&file) {
-        Ok(config) => config,
-        Err(error) => {
-            complain(err, &error);
-            return Exit::Configuration;
-        }
     };
     let socket = config.control.socket.clone();
     match command {

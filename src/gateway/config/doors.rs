@@ -40,12 +40,7 @@ pub(super) fn mllp(
         gateway: outbox.gateway.clone(),
         listen: source.address("mllp.listen", &listen)?,
         lane,
-        frame_limit_bytes: source.number(
-            "mllp.frame_limit_bytes",
-            raw.frame_limit_bytes,
-            usize::try_from(outbox.max_body_bytes).unwrap_or(usize::MAX),
-            1024..=outbox.max_body_bytes,
-        )?,
+        frame_limit_bytes: limit(source, "mllp.frame_limit_bytes", raw.frame_limit_bytes, 1024, outbox)?,
         in_frame_timeout: source.seconds(
             "mllp.in_frame_seconds",
             raw.in_frame_seconds,
@@ -98,12 +93,7 @@ pub(super) fn http(
         gateway: outbox.gateway.clone(),
         lane,
         lanes: outbox.lanes.iter().map(|lane| lane.lane.clone()).collect(),
-        body_limit_bytes: source.number(
-            "http.body_limit_bytes",
-            raw.body_limit_bytes,
-            usize::try_from(outbox.max_body_bytes).unwrap_or(usize::MAX),
-            1024..=outbox.max_body_bytes,
-        )?,
+        body_limit_bytes: limit(source, "http.body_limit_bytes", raw.body_limit_bytes, 1024, outbox)?,
         header_timeout: source.seconds("http.header_seconds", raw.header_seconds, 10.0, 0.1..=3600.0)?,
         body_timeout: source.seconds("http.body_seconds", raw.body_seconds, 30.0, 0.1..=3600.0)?,
         max_connections: source.number("http.max_connections", raw.max_connections, 256, 1..=10_000)?,
@@ -162,6 +152,18 @@ pub(super) fn lane(
     } else {
         Err(source.wrong(key, &text, ALLOWED))
     }
+}
+
+/// The largest input that a door takes: at most what the outbox takes, and that unless configured.
+pub(super) fn limit(
+    source: &Source,
+    key: &str,
+    given: Option<Spanned<u64>>,
+    least: u64,
+    outbox: &outbox::OutboxSettings,
+) -> Result<usize, ConfigError> {
+    let most = outbox.max_body_bytes;
+    source.number(key, given, usize::try_from(most).unwrap_or(usize::MAX), least..=most)
 }
 
 fn addresses(

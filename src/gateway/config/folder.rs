@@ -7,7 +7,7 @@ use pgw_host::config::Source;
 use pgw_outbox as outbox;
 use toml::Spanned;
 
-use crate::config::doors::lane;
+use crate::config::doors::{lane, limit};
 use crate::config::raw::{RawExtension, RawFolder};
 use crate::ingest::folder::config::FolderDoorConfig;
 use crate::ingest::folder::rules::{Nature, Take};
@@ -59,12 +59,7 @@ pub(super) fn folder(
         lane: lane(source, "folder.lane", raw.lane, outbox)?,
         take,
         mounted: raw.mounted.unwrap_or(false),
-        file_limit_bytes: source.number(
-            "folder.file_limit_bytes",
-            raw.file_limit_bytes,
-            usize::try_from(outbox.max_body_bytes).unwrap_or(usize::MAX),
-            1..=outbox.max_body_bytes,
-        )?,
+        file_limit_bytes: limit(source, "folder.file_limit_bytes", raw.file_limit_bytes, 1, outbox)?,
         rescan: source.seconds("folder.rescan_seconds", raw.rescan_seconds, 5.0, 0.1..=3600.0)?,
         settle: source.seconds("folder.settle_seconds", raw.settle_seconds, settle, 0.0..=3600.0)?,
         empty: source.seconds("folder.empty_seconds", raw.empty_seconds, 60.0, 0.0..=86_400.0)?,

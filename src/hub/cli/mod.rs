@@ -19,7 +19,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 use pgw_core::transaction::unix_millis_now;
-use pgw_host::args::parse;
+use pgw_host::args::parse_and_load;
 use pgw_host::exit::{Exit, complain};
 
 use crate::config::HubConfig;
@@ -71,22 +71,16 @@ struct Verify {
     bundle: Option<PathBuf>,
 }
 
-/// The program's entry point: `words` begin with its name.
-pub fn main(words: impl IntoIterator<Item = OsString>) -> ExitCode {
-    run(words, &mut std::io::stdout(), &mut std::io::stderr()).into()
+/// The program's entry point: `args` begin with its name.
+pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    run(args, &mut std::io::stdout(), &mut std::io::stderr()).into()
 }
 
-fn run(words: impl IntoIterator<Item = OsString>, out: &mut dyn Write, err: &mut dyn Write) -> Exit {
-    let Arguments { config: file, command } = match parse(words, out, err) {
-        Ok(arguments) => arguments,
+fn run(args: impl IntoIterator<Item = OsString>, out: &mut dyn Write, err: &mut dyn Write) -> Exit {
+    let file = |arguments: &Arguments| arguments.config.clone();
+    let (Arguments { command, .. }, config) = match parse_and_load(args, file, HubConfig::load, out, err) {
+        Ok(loaded) => loaded,
         Err(exit) => return exit,
-    };
-    let config = match HubConfig::load(&file) {
-        Ok(config) => config,
-        Err(error) => {
-            complain(err, &error);
-            return Exit::Configuration;
-        }
     };
     match command {
         Command::Run => pgw_host::daemon::run(&config.log.clone(), || daemon::run(config), err),

@@ -312,8 +312,10 @@ mod tests {
         table.insert(0x0a0b, 0x0000_0c0d_0e0f_1011, fingerprints(key, 0x1213_1415_1617_1819)).unwrap();
         let bytes = std::fs::read(directory.path().join("1")).unwrap();
         assert_eq!(bytes.len(), 2048);
-        let hex: String = bytes[1024..1048].iter().map(|b| format!("{b:02x}")).collect();
-        assert_eq!(hex, "010203040506070912131415161718190a0b0c0d0e0f1011");
+        assert_eq!(
+            pgw_core::text::hex(&bytes[1024..1048]),
+            "010203040506070912131415161718190a0b0c0d0e0f1011"
+        );
         assert!(bytes[..1024].iter().chain(&bytes[1048..]).all(|b| *b == 0));
     }
 }

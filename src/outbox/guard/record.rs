@@ -323,7 +323,8 @@ mod tests {
 
     #[test]
     fn version_1_has_these_bytes() {
-        let hex = |bytes: &[u8]| bytes.iter().map(|b| format!("{b:02x}")).collect::<String>();
+        use pgw_core::text::hex;
+
         let value = chunks(0x0102_0304_0506_0708, &record(b"sealed")).next().unwrap();
         let expected = [
             "50475763",

@@ -65,7 +65,7 @@ impl Secrets {
             count += 1;
             // As it is, and in the forms of `{:?}` of bytes and of hexadecimal digits.
             let listed = value.iter().map(u8::to_string).collect::<Vec<_>>().join(", ");
-            let digits: String = value.iter().map(|byte| format!("{byte:02x}")).collect();
+            let digits = pgw_core::text::hex(&value);
             for form in [value, listed.into_bytes(), digits.into_bytes()] {
                 let start = [form[0], form[1], form[2], form[3]];
                 by_start.entry(start).or_default().push(form);
