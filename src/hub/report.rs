@@ -8,7 +8,7 @@ use pgw_core::transaction::{UnixMillis, rfc3339};
 
 use super::fleet::{self, GatewayView};
 use super::store::{LaneName, StoreError, Through, ndjson};
-use super::verify::{self, LaneReport};
+use super::verify::{self, VerifiedLane};
 
 /// A gateway whose session number went back is flagged for this long.
 const DAY_MILLIS: u64 = 86_400_000;
@@ -51,7 +51,7 @@ fn is_below(name: &LaneName, only: Option<&str>) -> bool {
     })
 }
 
-fn write_lane(text: &mut String, report: &LaneReport) {
+fn write_lane(text: &mut String, report: &VerifiedLane) {
     let state = if report.faults_total == 0 { "whole" } else { "NOT whole" };
     let _ = write!(text, "{}: {state}, {} transactions", report.lane, report.transactions);
     if report.advances > 0 {

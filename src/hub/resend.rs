@@ -2,7 +2,7 @@
 //! ([`Store::keep_copies`](super::store::Store::keep_copies)). The stored lines stay as they are, and no lane's end
 //! moves: exactly once still holds.
 //!
-//! A person requests it with `practice-hub resend`, over the control socket; the store thread owns [`Resends`].
+//! A person requests it with `practice-hub resend`, over the control socket; the store thread owns [`ResendRequests`].
 
 use std::collections::{BTreeSet, HashMap};
 use std::ops::RangeInclusive;
@@ -35,16 +35,16 @@ pub struct ResendRequest {
 
 /// How far a resend has come.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct ResendProgress {
+pub struct CopiesProgress {
     /// Copies that have arrived; they are on stable storage when it has ended.
     pub kept: u64,
     /// How it ended.
-    pub ended: Option<Result<Resent, ResendError>>,
+    pub ended: Option<Result<ResendDone, ResendError>>,
 }
 
 /// A resend that the gateway reports as done.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Resent {
+pub struct ResendDone {
     /// How many it has sent.
     pub sent: u64,
     /// Its remark.
@@ -111,18 +111,18 @@ struct Pending {
     range: RangeInclusive<Sequence>,
     kept: BTreeSet<Sequence>,
     last_received: Instant,
-    progress: watch::Sender<ResendProgress>,
+    progress: watch::Sender<CopiesProgress>,
 }
 
 /// All requests: one range per lane.
 #[derive(Default)]
-pub(super) struct Resends {
+pub(super) struct ResendRequests {
     lanes: HashMap<LaneName, Pending>,
     copies: Vec<Entry>,
     bytes: usize,
 }
 
-impl Resends {
+impl ResendRequests {
     /// Payload bytes of the copies that are not on stable storage yet.
     pub(super) fn bytes(&self) -> usize {
         self.bytes
@@ -135,12 +135,12 @@ impl Resends {
         stored: &[Through],
         session: Option<u64>,
         answers: &Answers,
-        progress: watch::Sender<ResendProgress>,
+        progress: watch::Sender<CopiesProgress>,
     ) {
         let (epoch, session) = match possible(&request, stored, session) {
             Ok(possible) => possible,
             Err(error) => {
-                progress.send_replace(ResendProgress { kept: 0, ended: Some(Err(error)) });
+                progress.send_replace(CopiesProgress { kept: 0, ended: Some(Err(error)) });
                 return;
             }
         };
@@ -180,7 +180,7 @@ impl Resends {
         let CommandResult { done, count, detail, .. } = result;
         let ended = match done {
             1 if kept < count => Err(ResendError::NotArrived { sent: count, kept }),
-            1 => Ok(Resent { sent: count, detail }),
+            1 => Ok(ResendDone { sent: count, detail }),
             _ => Err(ResendError::Refused(detail)),
         };
         self.end(&name, ended);
@@ -207,7 +207,7 @@ impl Resends {
         }
     }
 
-    fn end(&mut self, lane: &LaneName, ended: Result<Resent, ResendError>) {
+    fn end(&mut self, lane: &LaneName, ended: Result<ResendDone, ResendError>) {
         if let Some(pending) = self.lanes.remove(lane) {
             // The client may have gone.
             pending.progress.send_modify(|progress| progress.ended = Some(ended));

@@ -139,7 +139,7 @@ pub async fn run_with(
     let control = tokio::spawn(control.serve(Arc::new(commands), is_over));
 
     let clock = TrustedClock::open(&settings.directory);
-    let mut context = Context { clock, known: Vec::new(), arrivals, answers };
+    let mut context = ConnectionContext { clock, known: Vec::new(), arrivals, answers };
     connections(&settings, &mut context, &mut signer, &mut stop, &live).await;
     drop(context);
     over.send_replace(true);
@@ -156,7 +156,7 @@ pub async fn run_with(
 /// One connection after another, until the hub stops.
 async fn connections(
     settings: &HubSettings,
-    context: &mut Context,
+    context: &mut ConnectionContext,
     signer: &mut AnswerSigner,
     stop: &mut watch::Receiver<bool>,
     live: &watch::Sender<bool>,
@@ -192,7 +192,7 @@ async fn connections(
 }
 
 /// What all connections share.
-struct Context {
+struct ConnectionContext {
     clock: Arc<TrustedClock>,
     /// The broker's addresses from the last look-up.
     known: Vec<SocketAddr>,
@@ -206,12 +206,12 @@ struct Context {
 async fn connection(
     settings: &HubSettings,
     session: u64,
-    context: &mut Context,
+    context: &mut ConnectionContext,
     signer: &mut AnswerSigner,
     stop: &mut watch::Receiver<bool>,
     live: &watch::Sender<bool>,
 ) -> Ended {
-    let Context { clock, known, arrivals, .. } = &mut *context;
+    let ConnectionContext { clock, known, arrivals, .. } = &mut *context;
     let opened = tokio::select! {
         opened = link::open(settings, session, clock, known) => opened,
         _ = stop.wait_for(|stop| *stop) => return Ended::Stopping,
@@ -243,7 +243,7 @@ async fn connection(
 /// Passes the store thread's answers to the session, after `bundle`, until the hub stops.
 async fn publish(
     mut bundle: Vec<Outgoing>,
-    Context { arrivals, answers, .. }: &Context,
+    ConnectionContext { arrivals, answers, .. }: &ConnectionContext,
     signer: &mut AnswerSigner,
     queue: &mpsc::Sender<Vec<Outgoing>>,
     work: &mut AbortOnDrop,

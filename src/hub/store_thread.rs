@@ -30,7 +30,7 @@ use super::backup::Backups;
 use super::fleet::Fleet;
 use super::imported::{NotTaken, Part, Tally};
 use super::refusals::{Refusals, reason};
-use super::resend::{ResendProgress, ResendRequest, Resends};
+use super::resend::{CopiesProgress, ResendRequest, ResendRequests};
 use super::store::{Entry, LaneName, Store, StoreError, Through};
 
 pub use pgw_core::committer::GroupLimits;
@@ -59,7 +59,7 @@ pub enum Arrival {
     /// A part of an imported bundle, and where to send its result.
     Import(Box<Part>, SyncSender<Result<Tally, NotTaken>>),
     /// A person wants transactions sent again, and where to send the result.
-    Resend(ResendRequest, watch::Sender<ResendProgress>),
+    Resend(ResendRequest, watch::Sender<CopiesProgress>),
     /// A person says that the backup that was begun is complete.
     BackedUp,
 }
@@ -76,7 +76,7 @@ pub struct StoreThread {
     topics: HashMap<Bytes, Topic>,
     probes: Vec<(Practice, Gateway, Bytes)>,
     refusals: Refusals,
-    resends: Resends,
+    resends: ResendRequests,
     /// The committer's time counts from here.
     began: Instant,
     /// Groups given to the store, and how many of them failed.
@@ -122,7 +122,7 @@ impl StoreThread {
             topics: HashMap::new(),
             probes: Vec::new(),
             refusals: Refusals::default(),
-            resends: Resends::default(),
+            resends: ResendRequests::default(),
             began: Instant::now(),
             groups: 0,
             failed: 0,

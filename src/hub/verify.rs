@@ -20,7 +20,7 @@ const MOST_FAULTS: usize = 100;
 
 /// The result for a lane.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct LaneReport {
+pub struct VerifiedLane {
     /// Its full name.
     pub lane: LaneName,
     /// Number of stored transactions.
@@ -30,7 +30,7 @@ pub struct LaneReport {
     /// Lines of a later version.
     pub others: u64,
     /// Lost sequences that a person wrote off.
-    pub voids: Vec<VoidRange>,
+    pub voids: Vec<WrittenOff>,
     /// Sequences that are damaged in its files, but that its gateway sent again: the copies are beside them.
     pub recovered: Vec<(Epoch, std::ops::RangeInclusive<Sequence>)>,
     /// The lane's ends, epochs oldest first.
@@ -45,7 +45,7 @@ pub struct LaneReport {
 
 /// Sequences of one epoch that a person wrote off.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct VoidRange {
+pub struct WrittenOff {
     /// Their epoch.
     pub epoch: Epoch,
     /// The first.
@@ -56,7 +56,7 @@ pub struct VoidRange {
     pub reason: String,
 }
 
-impl LaneReport {
+impl VerifiedLane {
     fn of(lane: &LaneName) -> Self {
         Self {
             lane: lane.clone(),
@@ -80,7 +80,7 @@ impl LaneReport {
             {
                 last.to = sequence;
             }
-            _ => self.voids.push(VoidRange {
+            _ => self.voids.push(WrittenOff {
                 epoch: watermark.epoch,
                 from: sequence,
                 to: sequence,
@@ -157,7 +157,7 @@ impl Copies {
 ///
 /// # Errors
 /// [`StoreError`] when a file cannot be read.
-pub fn lane(directory: &Path, name: &LaneName) -> Result<LaneReport, StoreError> {
+pub fn lane(directory: &Path, name: &LaneName) -> Result<VerifiedLane, StoreError> {
     let mut files: Vec<_> =
         ndjson::files_of(directory, name)?.into_iter().filter(|path| path.exists()).collect();
     let own = files.len();
@@ -173,13 +173,13 @@ pub fn lane(directory: &Path, name: &LaneName) -> Result<LaneReport, StoreError>
             advanced.insert(id, copies.ids.get(&id).copied());
         }
     })?;
-    let (walk, report) = (Walk::new(name.clone()), LaneReport::of(name));
+    let (walk, report) = (Walk::new(name.clone()), VerifiedLane::of(name));
     let mut check = Check { files: &files, walk, copies, advanced, report };
     let torn_bytes = for_lines(&files[..own], |file, number, offset, text| {
         check.line(LineAt { file, offset, length: text.len() as u64 }, number, text);
     })?;
     let Check { walk, copies, report, .. } = check;
-    Ok(LaneReport {
+    Ok(VerifiedLane {
         torn_bytes,
         watermarks: walk.watermarks().to_vec(),
         recovered: ranges(copies.used),
@@ -194,7 +194,7 @@ struct Check<'a> {
     copies: Copies,
     /// What the advances refer to, and where those transactions are.
     advanced: HashMap<Uuid, Option<LineAt>>,
-    report: LaneReport,
+    report: VerifiedLane,
 }
 
 impl Check<'_> {
@@ -313,7 +313,7 @@ pub(super) fn ranges(
 ///
 /// # Errors
 /// [`StoreError`] when a directory or file cannot be read.
-pub fn all(directory: &Path) -> Result<Vec<LaneReport>, StoreError> {
+pub fn all(directory: &Path) -> Result<Vec<VerifiedLane>, StoreError> {
     ndjson::lanes_in(directory)?.iter().map(|name| lane(directory, name)).collect()
 }
 

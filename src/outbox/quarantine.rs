@@ -71,10 +71,11 @@ pub(crate) struct Quarantine {
     directory: PathBuf,
     seal: EntrySeal,
     limit_bytes: u64,
-    state: Mutex<QuarantineQuota>,
+    state: Mutex<EntryTotals>,
 }
 
-struct QuarantineQuota {
+/// What the directory holds.
+struct EntryTotals {
     last_id: u64,
     count: usize,
     bytes: u64,
@@ -94,7 +95,7 @@ impl Quarantine {
     pub(crate) fn open(directory: &Path, key: &[u8; 32], limit_bytes: u64) -> io::Result<Self> {
         files::create_directory(directory)?;
         let seal = EntrySeal::new(key)?;
-        let mut state = QuarantineQuota { last_id: 0, count: 0, bytes: 0 };
+        let mut state = EntryTotals { last_id: 0, count: 0, bytes: 0 };
         for entry in std::fs::read_dir(directory)? {
             let entry = entry?;
             match parse_name(&entry.path()) {
@@ -130,7 +131,7 @@ impl Quarantine {
         key: &[u8; 32],
         each: &mut dyn FnMut(PathBuf, &QuarantineEntry, Vec<u8>),
     ) -> io::Result<()> {
-        let state = Mutex::new(QuarantineQuota { last_id: 0, count: 0, bytes: 0 });
+        let state = Mutex::new(EntryTotals { last_id: 0, count: 0, bytes: 0 });
         let (directory, seal) = (directory.to_owned(), EntrySeal::new(key)?);
         let quarantine = Self { directory, seal, limit_bytes: 0, state };
         for entry in quarantine.list()?.into_iter().filter(QuarantineEntry::is_own_record) {
@@ -256,7 +257,7 @@ impl Quarantine {
         Ok(true)
     }
 
-    fn state(&self) -> MutexGuard<'_, QuarantineQuota> {
+    fn state(&self) -> MutexGuard<'_, EntryTotals> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -13,12 +13,12 @@ use pgw_hub::report;
 use pgw_hub::store::ndjson::{NdjsonStore, files_of};
 use pgw_hub::store::walk::Fault;
 use pgw_hub::store::{Entry, Store};
-use pgw_hub::verify::{LaneReport, all};
+use pgw_hub::verify::{VerifiedLane, all};
 
 use crate::hub_kit::{Sender, lane, lane_of};
 
 /// Nine transactions in three groups and files; `change` gets the lines of transactions, which are then written back.
-fn after(change: impl FnOnce(&mut Vec<String>)) -> (LaneReport, Sender) {
+fn after(change: impl FnOnce(&mut Vec<String>)) -> (VerifiedLane, Sender) {
     let directory = tempfile::tempdir().unwrap();
     let mut sender = Sender::new(&lane("clinical"), 1);
     let mut store = NdjsonStore::open(directory.path(), 1 << 30).unwrap();
@@ -33,7 +33,7 @@ fn after(change: impl FnOnce(&mut Vec<String>)) -> (LaneReport, Sender) {
     (all(directory.path()).unwrap().remove(0), sender)
 }
 
-fn faults(report: &LaneReport) -> Vec<Fault> {
+fn faults(report: &VerifiedLane) -> Vec<Fault> {
     report.faults.iter().map(|(_, _, fault)| fault.clone()).collect()
 }
 
@@ -70,7 +70,7 @@ fn a_missing_tail_of_a_group_is_named_too() {
 
 #[test]
 fn an_altered_one_is_named_and_no_other() {
-    let altered = |report: &LaneReport, sequence| {
+    let altered = |report: &VerifiedLane, sequence| {
         assert_eq!(faults(report), [Fault::Altered { epoch: report.watermarks[0].epoch, sequence }]);
     };
     let body = |n: u64| base64::engine::general_purpose::STANDARD.encode(format!("body \u{e9} {n}"));

@@ -33,7 +33,7 @@ pub(super) enum Verdict {
 /// One lane of one gateway.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub(super) struct LaneState {
-    epochs: Vec<Progress>,
+    epochs: Vec<EpochProgress>,
     /// The nonce of the last position question since the hub started.
     asked: Option<String>,
     /// The last gap notice.
@@ -41,7 +41,7 @@ pub(super) struct LaneState {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-struct Progress {
+struct EpochProgress {
     /// On stable storage.
     stored: Through,
     /// Including the transactions in the group.
@@ -50,7 +50,7 @@ struct Progress {
     recent: VecDeque<ChainValue>,
 }
 
-impl Progress {
+impl EpochProgress {
     fn new(through: Through) -> Self {
         Self { stored: through, staged: through, recent: VecDeque::from([through.chain]) }
     }
@@ -74,7 +74,7 @@ impl LaneState {
     /// A lane as the store has it, its epochs in the order of their first transactions. Its gateway's last question
     /// stays: it was asked since the hub started.
     pub(super) fn begin_again(&mut self, watermarks: Vec<Through>) {
-        self.epochs = watermarks.into_iter().map(Progress::new).collect();
+        self.epochs = watermarks.into_iter().map(EpochProgress::new).collect();
         self.last_notice = None;
     }
 
@@ -136,7 +136,7 @@ impl LaneState {
         match progress {
             Some(progress) => progress.advance(chain),
             None => {
-                let mut progress = Progress::new(Through { epoch, through: 0, chain: before });
+                let mut progress = EpochProgress::new(Through { epoch, through: 0, chain: before });
                 progress.advance(chain);
                 self.epochs.push(progress);
             }

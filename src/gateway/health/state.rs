@@ -15,7 +15,7 @@ use crate::health::payload::Payload;
 const CONFIRM_OVERDUE: Duration = Duration::from_secs(60);
 
 /// The number of confirmed transactions when it last changed, or when nothing was waiting.
-type Progress = Arc<Mutex<Option<(u64, Instant)>>>;
+type LastConfirmed = Arc<Mutex<Option<(u64, Instant)>>>;
 
 /// Assesses an observation for any caller; clones share what they have seen.
 #[derive(Debug, Clone)]
@@ -25,7 +25,7 @@ pub struct Evaluator {
     started: Instant,
     /// Accepted in total at the start; the rest was accepted since.
     accepted_before: u64,
-    progress: Progress,
+    progress: LastConfirmed,
 }
 
 /// The assessment of one moment.
@@ -82,7 +82,7 @@ impl Evaluator {
             gateway,
             started: now,
             accepted_before: sum(outbox).accepted,
-            progress: Progress::default(),
+            progress: LastConfirmed::default(),
         }
     }
 

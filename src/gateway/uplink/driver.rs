@@ -25,7 +25,7 @@ use super::link::LinkReport;
 use super::live::Live;
 use super::orders::Ordered;
 use super::probe::Prober;
-use super::reader::Answer;
+use super::reader::ReaderAnswer;
 use super::refusal::{Ignored, refusal};
 use super::resend::Resends;
 use super::snapshot::Reports;
@@ -49,7 +49,7 @@ pub(super) struct Driver {
     pub(super) outbox: Outbox,
     pub(super) root: Root,
     pub(super) lanes: Vec<LaneWork>,
-    pub(super) answers: mpsc::UnboundedReceiver<(usize, Answer)>,
+    pub(super) answers: mpsc::UnboundedReceiver<(usize, ReaderAnswer)>,
     /// Notified when any lane's tail grows.
     pub(super) tails: Arc<Notify>,
     pub(super) verifier: Verifier,
@@ -322,10 +322,10 @@ impl Driver {
         }
     }
 
-    pub(super) fn answer(&mut self, lane: usize, answer: Answer) {
+    pub(super) fn answer(&mut self, lane: usize, answer: ReaderAnswer) {
         let now = self.now();
         match answer {
-            Answer::Resend { from, records } => self.resends.read(lane, from, records),
+            ReaderAnswer::Resend { from, records } => self.resends.read(lane, from, records),
             answer => self.lanes[lane].answered(answer, now),
         }
     }

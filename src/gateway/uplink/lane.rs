@@ -10,7 +10,7 @@ use pgw_core::wire::receipt;
 use pgw_outbox::{Outbox, ReadError};
 use tokio::sync::watch;
 
-use super::reader::{Answer, Reader, Ready};
+use super::reader::{Reader, ReaderAnswer, Ready};
 
 /// Most records and bytes in one read: a lane then holds about 1.5 MiB and 512 records.
 const READ_RECORDS: usize = 256;
@@ -177,22 +177,22 @@ impl LaneWork {
     }
 
     /// The thread has answered.
-    pub(super) fn answered(&mut self, answer: Answer, now: Millis) {
+    pub(super) fn answered(&mut self, answer: ReaderAnswer, now: Millis) {
         match answer {
-            Answer::Records { generation, from, records } => {
+            ReaderAnswer::Records { generation, from, records } => {
                 if generation == self.generation {
                     self.reading = false;
                     self.records(from, records, now);
                 }
             }
             // Not for the machine: the driver has handled it.
-            Answer::Resend { .. } => {}
-            Answer::ChainAt { position, chain } => self.handle(Input::ChainAt { position, chain }, now),
-            Answer::Renumbered(Ok(numbering)) => {
+            ReaderAnswer::Resend { .. } => {}
+            ReaderAnswer::ChainAt { position, chain } => self.handle(Input::ChainAt { position, chain }, now),
+            ReaderAnswer::Renumbered(Ok(numbering)) => {
                 self.forget();
                 self.handle(Input::Renumbered(numbering), now);
             }
-            Answer::Renumbered(Err(error)) => {
+            ReaderAnswer::Renumbered(Err(error)) => {
                 tracing::error!(lane = %self.lane, %error, "A new epoch could not be written; the lane is stalled");
                 self.handle(Input::NotRenumbered, now);
             }

@@ -118,7 +118,7 @@ enum Question {
 
 /// An answer, with its lane.
 #[derive(Debug)]
-pub(super) enum Answer {
+pub(super) enum ReaderAnswer {
     Records { generation: u64, from: Position, records: Result<Vec<Ready>, ReadError> },
     Resend { from: Position, records: Result<Vec<Ready>, ReadError> },
     ChainAt { position: Position, chain: Option<ChainValue> },
@@ -138,7 +138,7 @@ impl Reader {
         lane: Lane,
         index: usize,
         topic: String,
-        answers: mpsc::UnboundedSender<(usize, Answer)>,
+        answers: mpsc::UnboundedSender<(usize, ReaderAnswer)>,
         panicked: mpsc::UnboundedSender<Lane>,
     ) -> std::io::Result<Self> {
         let (questions, asked) = blocking::channel();
@@ -195,7 +195,7 @@ impl Drop for PanicNotice {
     }
 }
 
-fn answer(outbox: &Outbox, lane: &Lane, topic: &Bytes, question: Question) -> Answer {
+fn answer(outbox: &Outbox, lane: &Lane, topic: &Bytes, question: Question) -> ReaderAnswer {
     let read = |from, most, most_bytes, round| {
         // A record that MQTT cannot carry ends the batch: no door accepts one so large.
         let ready = |stored| Ready::new(lane, topic, round, stored);
@@ -204,13 +204,15 @@ fn answer(outbox: &Outbox, lane: &Lane, topic: &Bytes, question: Question) -> An
     };
     match question {
         Question::Records { generation, from, most, most_bytes, round } => {
-            Answer::Records { generation, from, records: read(from, most, most_bytes, round) }
+            ReaderAnswer::Records { generation, from, records: read(from, most, most_bytes, round) }
         }
         Question::Resend { from, most, most_bytes } => {
-            Answer::Resend { from, records: read(from, most, most_bytes, 0) }
+            ReaderAnswer::Resend { from, records: read(from, most, most_bytes, 0) }
         }
-        Question::ChainAt(position) => Answer::ChainAt { position, chain: outbox.chain_at(lane, position) },
-        Question::NewEpoch { after } => Answer::Renumbered(outbox.new_epoch(lane, after)),
+        Question::ChainAt(position) => {
+            ReaderAnswer::ChainAt { position, chain: outbox.chain_at(lane, position) }
+        }
+        Question::NewEpoch { after } => ReaderAnswer::Renumbered(outbox.new_epoch(lane, after)),
     }
 }
 

@@ -32,7 +32,7 @@ use super::lane::LaneWork;
 use super::link::LinkReport;
 use super::orders::Ordered;
 use super::probe::Prober;
-use super::reader::{Answer, Reader};
+use super::reader::{Reader, ReaderAnswer};
 use super::refusal::Ignored;
 use super::renewal::Renewal;
 use super::resend::Resends;
@@ -118,7 +118,7 @@ fn lanes(
     settings: &UplinkSettings,
     root: &Root,
     outbox: &Outbox,
-    answers: &mpsc::UnboundedSender<(usize, Answer)>,
+    answers: &mpsc::UnboundedSender<(usize, ReaderAnswer)>,
     panicked: &mpsc::UnboundedSender<Lane>,
 ) -> Result<Vec<LaneWork>, UplinkError> {
     let make = |(index, lane): (usize, &Lane)| {

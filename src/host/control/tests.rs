@@ -33,7 +33,7 @@ enum Request {
 
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "reply", rename_all = "snake_case")]
-enum Answer {
+enum TestReply {
     Number { number: u64 },
     Sum { sum: u64, user: u32 },
     Bytes {},
@@ -42,7 +42,7 @@ enum Answer {
     NotPermitted { reason: String },
 }
 
-impl Reply for Answer {
+impl Reply for TestReply {
     fn failed(reason: String) -> Self {
         Self::Failed { reason }
     }
@@ -64,7 +64,7 @@ struct Counter;
 
 impl Handler for Counter {
     type Request = Request;
-    type Reply = Answer;
+    type Reply = TestReply;
 
     async fn answer(&self, request: Request, client: &mut Conversation) -> io::Result<()> {
         match request {
@@ -75,11 +75,11 @@ impl Handler for Counter {
                             if number > 1_000 {
                                 return Err("it cannot count so far".to_owned());
                             }
-                            if send(Answer::Number { number }).is_break() {
+                            if send(TestReply::Number { number }).is_break() {
                                 break;
                             }
                         }
-                        Ok(Answer::End {})
+                        Ok(TestReply::End {})
                     })
                     .await
             }
@@ -87,14 +87,14 @@ impl Handler for Counter {
                 let mut numbers = vec![0; bytes];
                 client.read_exact(&mut numbers).await?;
                 let sum = numbers.iter().map(|number| u64::from(*number)).sum();
-                client.send_line(&Answer::Sum { sum, user: client.user()? }).await
+                client.send_line(&TestReply::Sum { sum, user: client.user()? }).await
             }
             Request::Bytes { bytes } => {
-                client.send_line(&Answer::Bytes {}).await?;
+                client.send_line(&TestReply::Bytes {}).await?;
                 client.send(&vec![7; usize::try_from(bytes).unwrap_or(0)]).await
             }
             Request::Forbidden {} => {
-                client.send_line(&Answer::NotPermitted { reason: "not for you".to_owned() }).await
+                client.send_line(&TestReply::NotPermitted { reason: "not for you".to_owned() }).await
             }
         }
     }
@@ -122,7 +122,7 @@ impl Daemon {
         Self { socket, stop, task, runtime, _directory: directory }
     }
 
-    fn client(&self) -> Client<Request, Answer> {
+    fn client(&self) -> Client<Request, TestReply> {
         Client::connect(&self.socket).unwrap()
     }
 
@@ -140,11 +140,11 @@ fn an_answer_has_many_lines_and_bytes_go_both_ways() {
     let mut client = daemon.client();
     let mut answers = Vec::new();
     client.ask(&Request::Count { through: 500 }, |answer| answers.push(answer)).unwrap();
-    assert_eq!((answers.len(), answers.pop()), (501, Some(Answer::End {})));
+    assert_eq!((answers.len(), answers.pop()), (501, Some(TestReply::End {})));
     client.send(&Request::Add { bytes: 3 }).unwrap();
     client.send_bytes(&[1, 2, 250]).unwrap();
     let user = rustix::process::getuid().as_raw();
-    assert_eq!(client.reply().unwrap(), Answer::Sum { sum: 253, user });
+    assert_eq!(client.reply().unwrap(), TestReply::Sum { sum: 253, user });
     client.ask(&Request::Bytes { bytes: 100_000 }, |_| {}).unwrap();
     let mut bytes = Vec::new();
     client.bytes(100_000, &mut bytes).unwrap();
@@ -163,7 +163,7 @@ fn what_the_daemon_cannot_do_or_may_not_do_is_an_error_with_its_exit_code() {
     let socket = daemon.socket.clone();
     daemon.stop();
     assert!(matches!(client.reply(), Err(ClientError::Broken(_))));
-    let nobody = Client::<Request, Answer>::connect(&socket).unwrap_err();
+    let nobody = Client::<Request, TestReply>::connect(&socket).unwrap_err();
     assert!(nobody.is_not_running());
     assert_eq!(Exit::from(&nobody), Exit::Unreachable);
 }

@@ -23,7 +23,7 @@ use crate::import::{self, BundleFile, ImportError, ImportedLane};
 use crate::imported::{Part, Tally};
 use crate::keys;
 use crate::link::AnswerSigner;
-use crate::resend::{ResendProgress, ResendRequest};
+use crate::resend::{CopiesProgress, ResendRequest};
 use crate::store::{LaneName, StoreError};
 use crate::store_thread::Arrival;
 
@@ -119,7 +119,7 @@ impl Commands {
 
     /// Reports progress every few seconds, so that the client knows that the hub is still working.
     async fn resend(&self, request: ResendRequest, client: &mut Conversation) -> io::Result<()> {
-        let (progress, mut watcher) = watch::channel(ResendProgress::default());
+        let (progress, mut watcher) = watch::channel(CopiesProgress::default());
         if self.arrivals.send(Arrival::Resend(request, progress)).is_err() {
             return client.send_line(&Reply::NotResent { reason: HUB_STOPS.to_owned(), kept: 0 }).await;
         }
@@ -131,7 +131,7 @@ impl Commands {
                 }
                 _ = stop.wait_for(|stop| *stop) => true,
             };
-            let ResendProgress { kept, ended } = watcher.borrow().clone();
+            let CopiesProgress { kept, ended } = watcher.borrow().clone();
             let reply = match ended {
                 Some(Ok(resent)) => Reply::Resent { sent: resent.sent, kept, detail: resent.detail },
                 Some(Err(error)) => Reply::NotResent { reason: error.to_string(), kept },

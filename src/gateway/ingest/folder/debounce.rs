@@ -27,10 +27,10 @@ pub(super) struct Candidate {
 /// folder is being listed may be missed while a later file is seen, and would be overtaken.
 #[derive(Default)]
 pub(super) struct Debounce {
-    since: HashMap<OsString, Seen>,
+    since: HashMap<OsString, SeenFile>,
 }
 
-struct Seen {
+struct SeenFile {
     facts: FileFacts,
     since: Instant,
     times_seen: u32,
@@ -41,10 +41,10 @@ impl Debounce {
     pub(super) fn handle<'a>(&mut self, shown: impl Iterator<Item = &'a Candidate>, now: Instant) {
         let mut before = std::mem::take(&mut self.since);
         for Candidate { name, facts } in shown {
-            let new = Seen { facts: *facts, since: now, times_seen: 1 };
+            let new = SeenFile { facts: *facts, since: now, times_seen: 1 };
             let (name, seen) = match before.remove_entry(name) {
                 Some((name, seen)) if seen.facts == *facts => {
-                    (name, Seen { times_seen: seen.times_seen.saturating_add(1), ..seen })
+                    (name, SeenFile { times_seen: seen.times_seen.saturating_add(1), ..seen })
                 }
                 Some((name, _)) => (name, new),
                 None => (name.clone(), new),
@@ -74,7 +74,7 @@ impl Debounce {
     }
 }
 
-impl Seen {
+impl SeenFile {
     fn remaining(&self, now: Instant, enough: Duration) -> Option<Duration> {
         let rest = enough.saturating_sub(now.saturating_duration_since(self.since));
         (self.times_seen < 2 || !rest.is_zero()).then_some(rest)

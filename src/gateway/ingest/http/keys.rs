@@ -14,7 +14,7 @@ pub const LIMIT: usize = 65_536;
 type Hash = [u8; 16];
 
 #[derive(Debug, Clone, Copy)]
-struct Seen {
+struct UsedKey {
     body: Hash,
     under_way: u32,
     stored: bool,
@@ -23,7 +23,7 @@ struct Seen {
 /// A door's memory of its senders' keys: hashes only.
 #[derive(Debug)]
 pub struct RecentKeys {
-    seen: HashMap<Hash, Seen>,
+    seen: HashMap<Hash, UsedKey>,
     /// The stored ones, oldest first.
     order: VecDeque<Hash>,
     limit: usize,
@@ -74,7 +74,8 @@ impl RecentKeys {
     /// # Errors
     /// [`Conflict`]: it must not begin.
     pub fn begin(&mut self, tag: KeyFingerprint) -> Result<(), Conflict> {
-        let seen = self.seen.entry(tag.name).or_insert(Seen { body: tag.body, under_way: 0, stored: false });
+        let seen =
+            self.seen.entry(tag.name).or_insert(UsedKey { body: tag.body, under_way: 0, stored: false });
         if seen.body != tag.body {
             return Err(Conflict);
         }

@@ -35,7 +35,7 @@ pub const ROUTES: [(&str, &str); 9] = [
     ("get", "/metrics"),
 ];
 
-type Context = State<Arc<HttpContext>>;
+type DoorState = State<Arc<HttpContext>>;
 
 /// All routes of one door.
 pub(super) fn router(context: Arc<HttpContext>) -> Router {
@@ -63,27 +63,27 @@ async fn echo(request: Request, next: Next) -> Response {
     response
 }
 
-async fn plain_transaction(State(context): Context, request: Request) -> Response {
+async fn plain_transaction(State(context): DoorState, request: Request) -> Response {
     take(context, Dialect::Plain, None, request).await
 }
 
 async fn transaction_in_lane(
-    State(context): Context,
+    State(context): DoorState,
     Path(lane): Path<String>,
     request: Request,
 ) -> Response {
     take(context, Dialect::Plain, Some(&lane), request).await
 }
 
-async fn fhir(State(context): Context, request: Request) -> Response {
+async fn fhir(State(context): DoorState, request: Request) -> Response {
     take(context, Dialect::Fhir, None, request).await
 }
 
-async fn hl7(State(context): Context, request: Request) -> Response {
+async fn hl7(State(context): DoorState, request: Request) -> Response {
     take(context, Dialect::Hl7, None, request).await
 }
 
-async fn look_up(State(context): Context, Path(id): Path<String>, request: Request) -> Response {
+async fn look_up(State(context): DoorState, Path(id): Path<String>, request: Request) -> Response {
     if client(&context, request.extensions(), request.headers()).is_none() {
         return unauthorized(Dialect::Plain, request.into_body()).await;
     }
@@ -123,7 +123,7 @@ async fn status(context: Arc<HttpContext>) -> Value {
 }
 
 /// The process runs and can answer; a supervisor would restart it otherwise.
-async fn alive(State(context): Context) -> Response {
+async fn alive(State(context): DoorState) -> Response {
     let status = status(context).await;
     match status.is_object() {
         true => {
@@ -134,7 +134,7 @@ async fn alive(State(context): Context) -> Response {
 }
 
 /// Whether new transactions are accepted now; the state of the link does not matter for that.
-async fn ready(State(context): Context) -> Response {
+async fn ready(State(context): DoorState) -> Response {
     let status = status(context).await;
     let refusing = status["state"] == "refusing" || !status.is_object();
     let code = if refusing { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::OK };
@@ -146,7 +146,7 @@ async fn ready(State(context): Context) -> Response {
     document_response(code, &document)
 }
 
-async fn numbers(State(context): Context, request: Request) -> Response {
+async fn numbers(State(context): DoorState, request: Request) -> Response {
     if client(&context, request.extensions(), request.headers()).is_none() {
         return unauthorized(Dialect::Plain, request.into_body()).await;
     }
@@ -158,7 +158,7 @@ async fn numbers(State(context): Context, request: Request) -> Response {
 }
 
 /// A FHIR query gets the answer that queries are not supported; everything else gets "not found".
-async fn nothing_here(State(context): Context, request: Request) -> Response {
+async fn nothing_here(State(context): DoorState, request: Request) -> Response {
     let is_fhir = request.uri().path().starts_with("/fhir/");
     let dialect = if is_fhir { Dialect::Fhir } else { Dialect::Plain };
     if client(&context, request.extensions(), request.headers()).is_none() {

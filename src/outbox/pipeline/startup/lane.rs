@@ -22,7 +22,7 @@ use crate::guard::segment::{Segment, SegmentError, SegmentHeader, Span};
 use crate::pipeline::handles::Handles;
 use crate::pipeline::lane::{LaneState, SharedLane};
 use crate::pipeline::space::Ballast;
-use crate::pipeline::startup::segments::{Context, Older, newest_begun, older, segment_failed};
+use crate::pipeline::startup::segments::{LaneContext, Older, newest_begun, older, segment_failed};
 use crate::pipeline::startup::tail::last_record;
 use crate::quarantine::Quarantine;
 use crate::state::checkpoint::TailCheckpoint;
@@ -74,7 +74,7 @@ pub(super) fn open_lane(
     finish_replacements(&directory).map_err(failed("finish replacing a segment in", &directory))?;
     let mut numbers = segment_numbers(&directory).map_err(failed("list", &directory))?;
     let last_number = numbers.last().copied().unwrap_or(0);
-    let context = Context {
+    let context = LaneContext {
         store,
         lane: name,
         id,
@@ -107,7 +107,7 @@ pub(super) fn open_lane(
 
 /// A lane while it is opened.
 struct LaneStartup<'a> {
-    context: &'a Context<'a>,
+    context: &'a LaneContext<'a>,
     numbering: Numbering,
     voids: Voids,
     missing: MissingRecords,
@@ -125,7 +125,7 @@ struct LaneStartup<'a> {
 
 impl<'a> LaneStartup<'a> {
     fn new(
-        context: &'a Context<'a>,
+        context: &'a LaneContext<'a>,
         watermarks: &Watermarks,
         numbering: Numbering,
         voids: Voids,
@@ -235,7 +235,7 @@ impl<'a> LaneStartup<'a> {
 
     /// The opened lane, for sharing.
     fn found(self, settings: &LaneSettings, last_number: u64, watermarks: &Watermarks) -> OpenedLane {
-        let Context { lane: name, id, directory, .. } = *self.context;
+        let LaneContext { lane: name, id, directory, .. } = *self.context;
         let state = LaneState {
             numbering: self.numbering,
             segments: self.segments,

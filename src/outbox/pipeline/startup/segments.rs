@@ -37,7 +37,7 @@ pub(super) fn segment_failed(path: &Path) -> impl FnOnce(SegmentError) -> OpenEr
 pub(super) type Newest = (u64, Segment, SegmentHeader);
 
 /// Everything that opening a lane's segments needs.
-pub(super) struct Context<'a> {
+pub(super) struct LaneContext<'a> {
     pub(super) store: &'a Path,
     pub(super) lane: &'a Lane,
     pub(super) id: u16,
@@ -51,7 +51,7 @@ pub(super) struct Context<'a> {
 
 /// The newest segment that was begun. Newer ones were only made ahead, and are removed; a damaged one is rebuilt.
 pub(super) fn newest_begun(
-    context: &Context<'_>,
+    context: &LaneContext<'_>,
     table: Option<&SegmentTable>,
     numbers: &mut BTreeSet<u64>,
     alarms: &mut Vec<OutboxAlarm>,
@@ -89,7 +89,7 @@ fn is_half_made(path: &Path, table: Option<&SegmentTable>, number: u64) -> bool 
 
 /// Opens a segment, and rebuilds it first if it is damaged.
 fn open_or_carve(
-    context: &Context<'_>,
+    context: &LaneContext<'_>,
     table: Option<&SegmentTable>,
     number: u64,
     path: &Path,
@@ -151,7 +151,7 @@ pub(super) struct Older {
 
 /// The segments before the newest: from the segment table, the newest one's header, and only then from the segments.
 pub(super) fn older(
-    context: &Context<'_>,
+    context: &LaneContext<'_>,
     table: Option<&SegmentTable>,
     numbers: &BTreeSet<u64>,
     newest: u64,

@@ -6,7 +6,7 @@ use pgw_core::chain::ChainValue;
 use pgw_core::transaction::{Epoch, Position};
 
 use crate::guard::segment::{Segment, SegmentError};
-use crate::pipeline::startup::segments::Context;
+use crate::pipeline::startup::segments::LaneContext;
 use crate::quarantine::INCOMPLETE;
 use crate::types::OutboxAlarm;
 
@@ -27,12 +27,12 @@ pub(super) struct SegmentEnd {
 
 /// Reads the last record; one that a crash truncated before it was answered is trimmed and goes to quarantine.
 pub(super) fn last_record(
-    context: &Context<'_>,
+    context: &LaneContext<'_>,
     segment: &Segment,
     base: Position,
     alarms: &mut Vec<OutboxAlarm>,
 ) -> Result<SegmentEnd, SegmentError> {
-    let Context { lane, sealer, checkpoint, quarantine, .. } = *context;
+    let LaneContext { lane, sealer, checkpoint, quarantine, .. } = *context;
     let mut end = SegmentEnd::default();
     let vouched = checkpoint.last(lane).map_or(0, |(position, _)| position);
     while let Some(last) = segment.last_position()?.filter(|last| *last >= base) {
