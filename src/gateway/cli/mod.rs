@@ -26,7 +26,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use pgw_host::args::parse;
-use pgw_host::exit::{Exit, complain};
+use pgw_host::exit::{Exit, fail};
 
 use crate::config::GatewayConfig;
 use crate::daemon;
@@ -85,10 +85,7 @@ fn run(args: impl IntoIterator<Item = OsString>, out: &mut dyn Write, err: &mut 
     };
     let config = match GatewayConfig::load(&file) {
         Ok(config) => config,
-        Err(error) => {
-            complain(err, &error);
-            return Exit::Configuration;
-        }
+        Err(error) => return fail(err, &error, error.consequence()),
     };
     let socket = config.control.socket.clone();
     match command {

@@ -20,7 +20,7 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand};
 use pgw_core::transaction::unix_millis_now;
 use pgw_host::args::parse;
-use pgw_host::exit::{Exit, complain};
+use pgw_host::exit::{Exit, fail};
 
 use crate::config::HubConfig;
 use crate::daemon;
@@ -71,22 +71,19 @@ struct Verify {
     bundle: Option<PathBuf>,
 }
 
-/// The program's entry point: `words` begin with its name.
-pub fn main(words: impl IntoIterator<Item = OsString>) -> ExitCode {
-    run(words, &mut std::io::stdout(), &mut std::io::stderr()).into()
+/// The program's entry point; the first of `args` is its name.
+pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    run(args, &mut std::io::stdout(), &mut std::io::stderr()).into()
 }
 
-fn run(words: impl IntoIterator<Item = OsString>, out: &mut dyn Write, err: &mut dyn Write) -> Exit {
-    let Arguments { config: file, command } = match parse(words, out, err) {
+fn run(args: impl IntoIterator<Item = OsString>, out: &mut dyn Write, err: &mut dyn Write) -> Exit {
+    let Arguments { config: file, command } = match parse(args, out, err) {
         Ok(arguments) => arguments,
         Err(exit) => return exit,
     };
     let config = match HubConfig::load(&file) {
         Ok(config) => config,
-        Err(error) => {
-            complain(err, &error);
-            return Exit::Configuration;
-        }
+        Err(error) => return fail(err, &error, error.consequence()),
     };
     match command {
         Command::Run => pgw_host::daemon::run(&config.log.clone(), || daemon::run(config), err),
@@ -131,9 +128,6 @@ fn print(report: Result<PrintedReport, StoreError>, out: &mut dyn Write, err: &m
                 Exit::Refused
             }
         }
-        Err(error) => {
-            complain(err, &error);
-            Exit::Files
-        }
+        Err(error) => fail(err, &error, error.consequence()),
     }
 }
