@@ -165,7 +165,7 @@ fn line(input: &mut impl Read, text: &mut Vec<u8>) -> Result<String, AgeError> {
         }
         if byte[0] == b'\n' {
             let line = text.get(began..text.len() - 1).unwrap_or_default().to_vec();
-            return String::from_utf8(line).map_err(|_| AgeError::Header("its header is no text"));
+            return String::from_utf8(line).map_err(|_| AgeError::Header("its header is not text"));
         }
         if text.len() > MOST_BYTES {
             return Err(AgeError::Header("its header is too long"));

@@ -2,6 +2,7 @@
 //!
 //! - [`transaction`]: practice, gateway, lane, epoch, transaction
 //! - [`text`]: hexadecimal digits, errors with their causes
+//! - [`consequence`]: how to react to an error
 //! - [`chain`]: the proof that none is missing, altered or swapped
 //! - [`delivery`]: which transaction is sent when, and what a receipt means; sans-IO
 //! - [`committer`]: what the hub stores, what it answers, and when; sans-IO
@@ -9,6 +10,7 @@
 
 pub mod chain;
 pub mod committer;
+pub mod consequence;
 pub mod delivery;
 pub mod text;
 pub mod transaction;

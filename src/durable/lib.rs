@@ -283,7 +283,7 @@ fn parent(path: &Path) -> &Path {
 /// Random bytes of the kernel, fit for keys.
 ///
 /// # Errors
-/// Those of the system: early at boot, or in a jail without `getrandom`.
+/// Those of the system: early at boot, or in a sandbox without `getrandom`.
 pub fn random<const N: usize>() -> io::Result<[u8; N]> {
     let mut bytes = [0; N];
     let mut filled = 0;

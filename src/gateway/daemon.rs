@@ -1,19 +1,18 @@
 //! `practice-gateway run`.
 
-use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use pgw_core::consequence::Consequence;
 use pgw_core::text::chain;
 use pgw_host::control::Control;
 use pgw_host::daemon::{Fatal, close_umask, runtime};
-use pgw_host::exit::Exit;
 use pgw_host::systemd;
 use pgw_host::tasks::{Ended, Stage, Tasks};
 use pgw_link::clock::TrustedClock;
+use pgw_outbox::Outbox;
 use pgw_outbox::offline::set_aside;
-use pgw_outbox::{OpenError, Outbox};
 use sd_notify::NotifyState;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
@@ -28,9 +27,9 @@ use crate::health::watcher::Sampler;
 use crate::ingest::folder::config::FolderDoorConfig;
 use crate::ingest::folder::door::FolderDoor;
 use crate::ingest::http::context::HttpDoorConfig;
-use crate::ingest::http::door::{HttpDoor, HttpDoorError};
+use crate::ingest::http::door::HttpDoor;
 use crate::ingest::mllp::context::MllpDoorConfig;
-use crate::ingest::mllp::door::{MllpDoor, MllpDoorError};
+use crate::ingest::mllp::door::MllpDoor;
 use crate::ingest::{Budget, Counters, StatusSource};
 use crate::keys;
 use crate::uplink::{self, LinkSnapshot};
@@ -42,19 +41,22 @@ const ANSWER_DEADLINE: Duration = Duration::from_secs(10);
 /// How often systemd's status line may change.
 const STATUS_INTERVAL: Duration = Duration::from_secs(5);
 
+/// Why the daemon ends if a door's address or certificates cannot be used.
+const NO_DOOR: &str = "a door cannot be opened";
+
 /// Runs the gateway until SIGTERM or SIGINT. The log is already started.
 ///
 /// # Errors
-/// [`Fatal`], with the exit code: 78 for configuration, key and owner of the store, 75 if another process has the
-/// store, 77 for missing rights on it, 74 for its files, 69 for an address that is in use, 70 for a task that ended
-/// early.
+/// [`Fatal`], with the exit code of its consequence: 78 for configuration, key and owner of the store, 75 if another
+/// process has the store, 77 for missing rights on it, 74 for its files, 69 for an address that is in use, 70 for a bug.
 pub fn run(mut config: GatewayConfig) -> Result<(), Fatal> {
     close_umask();
     let keys = keys::outbox_keys(&config.outbox_key_file)
-        .map_err(|error| Fatal::of(Exit::Configuration, "there is no usable outbox key", error))?;
+        .map_err(|error| Fatal::of("there is no usable outbox key", error.consequence(), error))?;
     config.uplink.info.key_id = keys.present().id();
     let began = Instant::now();
-    let outbox = Outbox::open(config.outbox.clone(), keys).map_err(not_opened)?;
+    let outbox = Outbox::open(config.outbox.clone(), keys)
+        .map_err(|error| Fatal::of("the outbox cannot be opened", error.consequence(), error))?;
     tracing::info!(seconds = began.elapsed().as_secs_f64(), "Opened the outbox");
     for (directory, facts) in set_aside::beside(&config.outbox) {
         let alarm = set_aside::alarm(&directory, &facts);
@@ -62,31 +64,13 @@ pub fn run(mut config: GatewayConfig) -> Result<(), Fatal> {
         outbox.raise(alarm);
     }
     pgw_durable::create_directory(&config.uplink.state_directory, 0o700).map_err(|error| {
-        let exit =
-            if error.kind() == io::ErrorKind::PermissionDenied { Exit::NotPermitted } else { Exit::Files };
-        Fatal::of(exit, "cannot create the uplink's directory", error)
+        Fatal::of("cannot create the uplink's directory", Consequence::of_file(&error), error)
     })?;
     let runtime = runtime()?;
     let ran = runtime.block_on(serve(config, outbox.clone()));
     runtime.shutdown_timeout(Duration::from_secs(1));
     close(outbox);
     ran
-}
-
-fn not_opened(error: OpenError) -> Fatal {
-    let exit = match &error {
-        // Not 74, on which systemd restarts for ever: rights do not come back by themselves.
-        OpenError::Io { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
-            Exit::NotPermitted
-        }
-        OpenError::Newer { .. }
-        | OpenError::WrongKey { .. }
-        | OpenError::OtherOwner { .. }
-        | OpenError::Retired { .. } => Exit::Configuration,
-        OpenError::InUse(_) => Exit::Later,
-        OpenError::Io { .. } => Exit::Files,
-    };
-    Fatal::of(exit, "the outbox cannot be opened", error)
 }
 
 /// The store survives being cut off at any point, so a close that hangs is logged and abandoned.
@@ -113,7 +97,7 @@ async fn serve(config: GatewayConfig, outbox: Outbox) -> Result<(), Fatal> {
     let (orders, ordered) = uplink::orders();
     // Refused before any door is open.
     let control = Control::listen(&config.control.socket)
-        .map_err(|error| Fatal::of(Exit::Unreachable, "there is no control socket", error))?;
+        .map_err(|error| Fatal::of("cannot open the control socket", error.consequence(), error))?;
 
     let asked = sampler.clone();
     let doors = Doors {
@@ -139,18 +123,17 @@ async fn serve(config: GatewayConfig, outbox: Outbox) -> Result<(), Fatal> {
     tasks.spawn(Stage::Uplink, "uplink", async move {
         uplink::run(settings, store, link, reports, stop, certificates, ordered)
             .await
-            .map_err(|error| chain(&error))
+            .map_err(|error| Fatal::of("the uplink has failed", error.consequence(), error))
     });
 
-    systemd::tell(&[NotifyState::Ready]);
+    systemd::notify(&[NotifyState::Ready]);
     tracing::info!(version = env!("CARGO_PKG_VERSION"), "Accepting");
     let failed = attend(&mut tasks, signals, &reload, state, &outbox).await;
-    systemd::tell(&[NotifyState::Stopping]);
+    systemd::notify(&[NotifyState::Stopping]);
     tracing::info!("Stopping");
-    let fatal = failed.map(|Ended { name, failure }| {
-        let failure = failure.unwrap_or_else(|| String::from("it returned without an error"));
-        tracing::error!(task = name, failure, "A task ended early");
-        Fatal::new(Exit::Internal, format!("the task {name:?} ended early: {failure}"))
+    let fatal = failed.map(|Ended { name, reason }| {
+        tracing::error!(task = name, failure = chain(&reason), "A task ended early");
+        Fatal::of(format!("the task {name:?} ended early"), reason.consequence(), reason)
     });
     tasks.stop().await;
     fatal.map_or(Ok(()), Err)
@@ -165,8 +148,9 @@ struct Signals {
 
 impl Signals {
     fn new() -> Result<Self, Fatal> {
-        let on =
-            |kind| signal(kind).map_err(|error| Fatal::of(Exit::Internal, "cannot wait for signals", error));
+        let on = |kind| {
+            signal(kind).map_err(|error| Fatal::of("cannot wait for signals", Consequence::BUG, error))
+        };
         Ok(Self {
             terminate: on(SignalKind::terminate())?,
             interrupt: on(SignalKind::interrupt())?,
@@ -200,13 +184,13 @@ async fn attend(
             ended = tasks.next() => return Some(ended),
             _ = watchdog.tick(), if watched.is_some() => {
                 if moves(outbox).await {
-                    systemd::tell(&[NotifyState::Watchdog]);
+                    systemd::notify(&[NotifyState::Watchdog]);
                 }
             }
             _ = line.tick() => if state.has_changed().unwrap_or(false) {
                 let (state, reason) = state.borrow_and_update().clone();
                 let text = if reason.is_empty() { state.as_str().to_owned() } else { format!("{}: {reason}", state.as_str()) };
-                systemd::tell(&[NotifyState::Status(&text)]);
+                systemd::notify(&[NotifyState::Status(&text)]);
             }
         }
     }
@@ -228,13 +212,9 @@ impl Doors {
         for settings in doors {
             let name = format!("mllp {}", settings.listen);
             let clock = TrustedClock::open(&self.clock_directory);
-            let door = MllpDoor::listen(settings.clone(), clock).await.map_err(|error| {
-                let exit = match &error {
-                    MllpDoorError::Address { .. } => Exit::Unreachable,
-                    MllpDoorError::Certificates { .. } => Exit::Configuration,
-                };
-                Fatal::of(exit, "a door cannot be opened", error)
-            })?;
+            let door = MllpDoor::listen(settings.clone(), clock)
+                .await
+                .map_err(|error| Fatal::of(NO_DOOR, error.consequence(), error))?;
             tracing::info!(address = %door.address(), "Opened an MLLP door");
             let (stop, certificates) = (tasks.stop_of(Stage::Doors), self.reload.subscribe());
             let (outbox, counters) = (self.outbox.clone(), Arc::clone(&self.counters));
@@ -251,7 +231,9 @@ impl Doors {
         for settings in doors {
             let name = format!("http {}", settings.listen);
             let clock = TrustedClock::open(&self.clock_directory);
-            let door = HttpDoor::listen(settings.clone(), clock).await.map_err(not_listening)?;
+            let door = HttpDoor::listen(settings.clone(), clock)
+                .await
+                .map_err(|error| Fatal::of(NO_DOOR, error.consequence(), error))?;
             tracing::info!(address = %door.address(), "Opened an HTTP door");
             let (stop, certificates) = (tasks.stop_of(Stage::Doors), self.reload.subscribe());
             let (outbox, counters) = (self.outbox.clone(), Arc::clone(&self.counters));
@@ -295,14 +277,6 @@ impl Doors {
     }
 }
 
-fn not_listening(error: HttpDoorError) -> Fatal {
-    let exit = match &error {
-        HttpDoorError::Address { .. } => Exit::Unreachable,
-        HttpDoorError::Access { .. } => Exit::Configuration,
-    };
-    Fatal::of(exit, "a door cannot be opened", error)
-}
-
 /// Whether the daemon is working: this task runs, a blocking thread can be started, and the outbox's writer responds.
 async fn moves(outbox: &Outbox) -> bool {
     let outbox = outbox.clone();
@@ -313,23 +287,4 @@ async fn moves(outbox: &Outbox) -> bool {
         tracing::error!("The outbox writer is not responding; the watchdog is not fed");
     }
     well
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn missing_rights_on_the_store_are_no_reason_to_restart() {
-        let with = |kind: io::ErrorKind| {
-            let error = OpenError::Io {
-                action: "open",
-                path: "/var/lib/practice-gateway/outbox".into(),
-                source: kind.into(),
-            };
-            not_opened(error).exit
-        };
-        assert_eq!(with(io::ErrorKind::PermissionDenied), Exit::NotPermitted);
-        assert_eq!(with(io::ErrorKind::StorageFull), Exit::Files);
-    }
 }

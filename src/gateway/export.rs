@@ -4,6 +4,7 @@ use std::io::{self, Write};
 use std::ops::ControlFlow;
 
 use pgw_bundle::bundle::{Foot, Head, Older, Owner, Writer};
+use pgw_core::consequence::Consequence;
 use pgw_core::delivery::Numbering;
 use pgw_core::transaction::{Gateway, Lane, Position, Practice, rfc3339, unix_millis_now};
 use pgw_core::wire::SCHEMA;
@@ -37,6 +38,18 @@ pub enum ExportError {
     /// The client has gone.
     #[error("the export was interrupted")]
     Interrupted,
+}
+
+impl ExportError {
+    /// How the command ends.
+    #[must_use]
+    pub fn consequence(&self) -> Consequence {
+        match self {
+            Self::Write(_) => Consequence::FILES,
+            Self::Read(error) => error.consequence(),
+            Self::Interrupted => Consequence::Retry,
+        }
+    }
 }
 
 /// The first line of a bundle.

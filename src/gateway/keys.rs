@@ -181,7 +181,7 @@ mod tests {
         drop_outbox_key(&file, &second[0]).unwrap();
         assert_eq!(outbox_keys(&file).unwrap().ids(), [&third[0], &first[0]].map(String::as_str));
         drop_outbox_key(&file, &third[0]).unwrap();
-        assert_eq!(outbox_keys(&file).unwrap().ids().len(), 2, "the present one stays");
+        assert_eq!(outbox_keys(&file).unwrap().ids().len(), 2, "the active one stays");
     }
 
     #[test]

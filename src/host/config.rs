@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
+use pgw_core::consequence::Consequence;
 use pgw_core::text::hex;
 use toml::Spanned;
 
@@ -56,6 +57,14 @@ pub enum ConfigError {
         /// What is allowed.
         allowed: String,
     },
+}
+
+impl ConfigError {
+    /// Always the same: a person has to correct the file.
+    #[must_use]
+    pub fn consequence(&self) -> Consequence {
+        Consequence::CONFIGURATION
+    }
 }
 
 /// One broker.

@@ -6,17 +6,18 @@
 use std::error::Error;
 use std::io::Write;
 
-use crate::exit::{Exit, complain};
+use pgw_core::consequence::Consequence;
+
+use crate::exit::{Exit, fail};
 use crate::log_config::Log;
 use crate::logs;
 
-/// Why a daemon did not start or ended early, with the exit code.
+/// Why a daemon did not start or ended early.
 #[derive(Debug, thiserror::Error)]
 #[error("{what}")]
 pub struct Fatal {
-    /// The exit code, which systemd and scripts act on.
-    pub exit: Exit,
     what: String,
+    consequence: Consequence,
     #[source]
     source: Option<Box<dyn Error + Send + Sync>>,
 }
@@ -24,26 +25,30 @@ pub struct Fatal {
 impl Fatal {
     /// A reason without an underlying error.
     #[must_use]
-    pub fn new(exit: Exit, what: impl Into<String>) -> Self {
-        Self { exit, what: what.into(), source: None }
+    pub fn new(what: impl Into<String>, consequence: Consequence) -> Self {
+        Self { what: what.into(), consequence, source: None }
     }
 
     /// A reason with the error that caused it.
-    pub fn of(exit: Exit, what: impl Into<String>, source: impl Error + Send + Sync + 'static) -> Self {
-        Self { exit, what: what.into(), source: Some(Box::new(source)) }
+    pub fn of(
+        what: impl Into<String>,
+        consequence: Consequence,
+        source: impl Error + Send + Sync + 'static,
+    ) -> Self {
+        Self { what: what.into(), consequence, source: Some(Box::new(source)) }
+    }
+
+    /// How the daemon ends; systemd and scripts act on its exit code.
+    #[must_use]
+    pub fn consequence(&self) -> Consequence {
+        self.consequence
     }
 }
 
 /// Starts the log and runs a daemon. Writes the reason if it fails, and returns the exit code.
 pub fn run(log: &Log, daemon: impl FnOnce() -> Result<(), Fatal>, err: &mut dyn Write) -> Exit {
     logs::start(log);
-    daemon().map_or_else(
-        |fatal| {
-            complain(err, &fatal);
-            fatal.exit
-        },
-        |()| Exit::Done,
-    )
+    daemon().map_or_else(|fatal| fail(err, &fatal, fatal.consequence()), |()| Exit::Done)
 }
 
 /// Only the owner may read the files we create; the control socket and public files set their own modes.
@@ -62,5 +67,5 @@ pub fn runtime() -> Result<tokio::runtime::Runtime, Fatal> {
         .thread_name("worker")
         .enable_all()
         .build()
-        .map_err(|error| Fatal::of(Exit::Internal, "cannot start the runtime", error))
+        .map_err(|error| Fatal::of("cannot start the runtime", Consequence::BUG, error))
 }

@@ -30,10 +30,6 @@ pub fn start(log: &Log) {
     std::panic::set_hook(Box::new(|panic| {
         let place = panic.location().map(ToString::to_string).unwrap_or_default();
         let thread = std::thread::current();
-        tracing::warn!(
-            place,
-            thread = thread.name().unwrap_or_default(),
-            "A panic, contained or about to end the program"
-        );
+        tracing::warn!(place, thread = thread.name().unwrap_or_default(), "A thread panicked");
     }));
 }

@@ -4,6 +4,7 @@
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
+use pgw_core::consequence::Consequence;
 use pgw_core::wire::signature::SigningKey;
 use zeroize::Zeroizing;
 
@@ -47,6 +48,19 @@ pub enum KeyError {
     /// The system gave no random bytes.
     #[error("the system provides no random bytes")]
     Random,
+}
+
+impl KeyError {
+    /// How a command or a daemon that needs the key should react. A key that cannot be read is an error of the
+    /// configuration whatever the reason, missing rights included.
+    #[must_use]
+    pub fn consequence(&self) -> Consequence {
+        match self {
+            Self::Unreadable { .. } | Self::Open { .. } | Self::Form { .. } => Consequence::CONFIGURATION,
+            Self::Make { source, .. } => Consequence::of_file(source),
+            Self::Random => Consequence::BUG,
+        }
+    }
 }
 
 /// Reads a file that only its owner may read.
@@ -99,7 +113,7 @@ pub fn signing_key(file: &Path) -> Result<SigningKey, KeyError> {
     let document = read_secret(file)?;
     SigningKey::from_pkcs8(&document).map_err(|_| KeyError::Form {
         file: file.to_owned(),
-        form: "an Ed25519 key in PKCS#8, as `practice-hub init` makes it",
+        form: "an Ed25519 key in PKCS#8, as `practice-hub init` creates it",
     })
 }
 
@@ -115,7 +129,26 @@ pub fn make_signing_key(file: &Path) -> Result<SigningKey, KeyError> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::ErrorKind::{NotFound, PermissionDenied, StorageFull};
+
+    use pgw_core::consequence::Cause;
+
     use super::*;
+
+    #[test]
+    fn a_key_that_cannot_be_read_is_an_error_of_the_configuration() {
+        let file = || PathBuf::from("outbox.key");
+        for kind in [NotFound, PermissionDenied] {
+            let error = KeyError::Unreadable { file: file(), source: kind.into() };
+            assert_eq!(error.consequence(), Consequence::CONFIGURATION, "{kind}");
+        }
+        let open = KeyError::Open { file: file(), mode: 0o644 };
+        let form = KeyError::Form { file: file(), form: "text" };
+        assert_eq!([open, form].map(|error| error.consequence()), [Consequence::CONFIGURATION; 2]);
+        let make = |kind: std::io::ErrorKind| KeyError::Make { file: file(), source: kind.into() };
+        assert_eq!(make(PermissionDenied).consequence(), Consequence::Stop(Cause::Rights));
+        assert_eq!(make(StorageFull).consequence(), Consequence::FILES);
+    }
 
     #[test]
     fn a_key_that_others_may_read_is_refused() {

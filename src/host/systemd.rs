@@ -10,8 +10,8 @@ pub fn watchdog_interval() -> Option<Duration> {
 }
 
 /// Notifies systemd; without systemd it does nothing.
-pub fn tell(news: &[NotifyState<'_>]) {
-    if let Err(error) = sd_notify::notify(news) {
-        tracing::debug!(%error, "Could not tell systemd");
+pub fn notify(states: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(states) {
+        tracing::debug!(%error, "Could not notify systemd");
     }
 }

@@ -4,8 +4,12 @@ use std::collections::HashMap;
 use std::future::Future;
 use std::time::Duration;
 
+use pgw_core::consequence::Consequence;
+use pgw_core::text::chain;
 use tokio::sync::watch;
-use tokio::task::{Id, JoinSet};
+use tokio::task::{Id, JoinError, JoinSet};
+
+use crate::daemon::Fatal;
 
 /// Stages stop in this order; each has ended before the next one is stopped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -29,17 +33,45 @@ const STAGES: [(Stage, Duration); 4] = [
 ];
 
 /// How a task has ended.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub struct Ended {
     /// Its name, as spawned.
     pub name: String,
-    /// `None`: it returned; otherwise why it failed.
-    pub failure: Option<String>,
+    /// Why.
+    pub reason: EndReason,
+}
+
+/// Why a task has ended.
+#[derive(Debug, thiserror::Error)]
+pub enum EndReason {
+    /// It returned without an error.
+    #[error("it returned without an error")]
+    Returned,
+    /// It failed.
+    #[error(transparent)]
+    Failed(Fatal),
+    /// It panicked. The message may quote the data that was processed, so it is left out.
+    #[error("it panicked")]
+    Panicked,
+    /// It was aborted.
+    #[error("it was aborted")]
+    Aborted,
+}
+
+impl EndReason {
+    /// How a daemon ends whose task has ended early.
+    #[must_use]
+    pub fn consequence(&self) -> Consequence {
+        match self {
+            Self::Failed(fatal) => fatal.consequence(),
+            Self::Returned | Self::Panicked | Self::Aborted => Consequence::BUG,
+        }
+    }
 }
 
 /// All tasks, named.
 pub struct Tasks {
-    set: JoinSet<Result<(), String>>,
+    set: JoinSet<Result<(), Fatal>>,
     names: HashMap<Id, (Stage, String)>,
     stops: Vec<(Stage, Duration, watch::Sender<bool>)>,
 }
@@ -73,7 +105,7 @@ impl Tasks {
         &mut self,
         stage: Stage,
         name: impl Into<String>,
-        task: impl Future<Output = Result<(), String>> + Send + 'static,
+        task: impl Future<Output = Result<(), Fatal>> + Send + 'static,
     ) {
         let id = self.set.spawn(task).id();
         self.names.insert(id, (stage, name.into()));
@@ -87,16 +119,15 @@ impl Tasks {
         }
     }
 
-    fn named(&mut self, ended: Result<(Id, Result<(), String>), tokio::task::JoinError>) -> Ended {
-        let (id, failure) = match ended {
-            Ok((id, outcome)) => (id, outcome.err()),
-            // A panic's message may quote the data that was processed, so the log says only that there was a panic.
-            Err(error) => {
-                (error.id(), Some(String::from(if error.is_panic() { "a panic" } else { "cut off" })))
-            }
+    fn named(&mut self, ended: Result<(Id, Result<(), Fatal>), JoinError>) -> Ended {
+        let (id, reason) = match ended {
+            Ok((id, Ok(()))) => (id, EndReason::Returned),
+            Ok((id, Err(fatal))) => (id, EndReason::Failed(fatal)),
+            Err(error) if error.is_panic() => (error.id(), EndReason::Panicked),
+            Err(error) => (error.id(), EndReason::Aborted),
         };
         let name = self.names.remove(&id).map_or_else(String::new, |(_, name)| name);
-        Ended { name, failure }
+        Ended { name, reason }
     }
 
     /// Stops the stages one after the other and aborts tasks that do not end in time. Returns the names of those.
@@ -109,8 +140,9 @@ impl Tasks {
                 while self.names.values().any(|(of, _)| of == stage) {
                     match self.set.join_next_with_id().await {
                         Some(ended) => {
-                            let Ended { name, failure } = self.named(ended);
-                            if let Some(failure) = failure {
+                            let Ended { name, reason } = self.named(ended);
+                            if !matches!(reason, EndReason::Returned) {
+                                let failure = chain(&reason);
                                 tracing::warn!(task = name, failure, "A task failed while stopping");
                             }
                         }
@@ -193,11 +225,15 @@ mod tests {
     #[tokio::test]
     async fn the_task_that_ends_early_is_named_with_its_failure() {
         let mut tasks = Tasks::new();
-        tasks.spawn(Stage::Uplink, "uplink", async { Err(String::from("no randomness")) });
-        let ended = tasks.next().await;
-        assert_eq!(ended, Ended { name: "uplink".into(), failure: Some("no randomness".into()) });
+        tasks.spawn(Stage::Uplink, "uplink", async {
+            Err(Fatal::new("no upstream is configured", Consequence::CONFIGURATION))
+        });
+        let Ended { name, reason } = tasks.next().await;
+        assert_eq!((name.as_str(), chain(&reason).as_str()), ("uplink", "no upstream is configured"));
+        assert_eq!(reason.consequence(), Consequence::CONFIGURATION, "the task's, not always a bug's");
         tasks.spawn(Stage::Doors, "door", async { panic!("9434765919") });
-        let ended = tasks.next().await;
-        assert_eq!(ended, Ended { name: "door".into(), failure: Some("a panic".into()) });
+        let Ended { name, reason } = tasks.next().await;
+        assert_eq!((name.as_str(), chain(&reason).as_str()), ("door", "it panicked"));
+        assert_eq!(reason.consequence(), Consequence::BUG);
     }
 }

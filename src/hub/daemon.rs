@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
+use pgw_core::consequence::Consequence;
 use pgw_host::daemon::{Fatal, close_umask, runtime};
-use pgw_host::exit::Exit;
 use pgw_host::systemd;
 use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
@@ -19,7 +19,8 @@ const STOP_DEADLINE: Duration = Duration::from_secs(30);
 /// Runs the hub until SIGTERM or SIGINT. The log is already started.
 ///
 /// # Errors
-/// [`Fatal`]: 78 for the signing key, 74 for the store, 69 for the control socket, 70 for the rest.
+/// [`Fatal`], with the exit code of its consequence: 78 for the signing key, 77 for missing rights on the store, 74 for
+/// the store, 69 for the control socket, 70 for a bug.
 pub fn run(config: HubConfig) -> Result<(), Fatal> {
     close_umask();
     let runtime = runtime()?;
@@ -29,17 +30,17 @@ pub fn run(config: HubConfig) -> Result<(), Fatal> {
 }
 
 fn ended(error: HubError) -> Fatal {
-    Fatal::of(error.consequence(), "the hub has ended", error)
+    Fatal::of("the hub has ended", error.consequence(), error)
 }
 
 async fn serve(config: HubConfig) -> Result<(), Fatal> {
-    let cannot = |error| Fatal::of(Exit::Internal, "cannot wait for signals", error);
+    let cannot = |error| Fatal::of("cannot wait for signals", Consequence::BUG, error);
     let mut terminate = signal(SignalKind::terminate()).map_err(cannot)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(cannot)?;
     let (stop, stopped) = watch::channel(false);
     let (live, mut seen) = watch::channel(false);
     let mut hub = tokio::spawn(run::run(config.settings, stopped, live));
-    systemd::tell(&[NotifyState::Ready, NotifyState::Status("connecting")]);
+    systemd::notify(&[NotifyState::Ready, NotifyState::Status("connecting")]);
     let watched = systemd::watchdog_interval();
     let mut watchdog = tokio::time::interval(watched.unwrap_or(Duration::from_secs(3600)));
     watchdog.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -48,16 +49,16 @@ async fn serve(config: HubConfig) -> Result<(), Fatal> {
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
             ended_early = &mut hub => {
-                return outcome(ended_early).and(Err(Fatal::new(Exit::Internal, "the hub ended early")));
+                return outcome(ended_early).and(Err(Fatal::new("the hub ended early", Consequence::BUG)));
             }
-            _ = watchdog.tick(), if watched.is_some() => systemd::tell(&[NotifyState::Watchdog]),
+            _ = watchdog.tick(), if watched.is_some() => systemd::notify(&[NotifyState::Watchdog]),
             Ok(()) = seen.changed() => {
                 let status = if *seen.borrow_and_update() { "live" } else { "no broker" };
-                systemd::tell(&[NotifyState::Status(status)]);
+                systemd::notify(&[NotifyState::Status(status)]);
             }
         }
     }
-    systemd::tell(&[NotifyState::Stopping]);
+    systemd::notify(&[NotifyState::Stopping]);
     tracing::info!("Stopping");
     stop.send_replace(true);
     match tokio::time::timeout(STOP_DEADLINE, &mut hub).await {
@@ -67,7 +68,7 @@ async fn serve(config: HubConfig) -> Result<(), Fatal> {
                 seconds = STOP_DEADLINE.as_secs(),
                 "The hub did not stop in time and was aborted"
             );
-            Err(Fatal::new(Exit::Internal, "the hub did not stop in time"))
+            Err(Fatal::new("the hub did not stop in time", Consequence::BUG))
         }
     }
 }
@@ -75,6 +76,6 @@ async fn serve(config: HubConfig) -> Result<(), Fatal> {
 fn outcome(ended_with: Result<Result<(), HubError>, tokio::task::JoinError>) -> Result<(), Fatal> {
     match ended_with {
         Ok(ran) => ran.map_err(ended),
-        Err(_) => Err(Fatal::new(Exit::Internal, "the hub ended by a panic")),
+        Err(_) => Err(Fatal::new("the hub panicked", Consequence::BUG)),
     }
 }

@@ -12,12 +12,14 @@ use pgw_bundle::bundle::{BundleError, Head, Item, Reader};
 use pgw_bundle::keys::Identity;
 use pgw_bundle::receipts;
 use pgw_bundle::seal::Decryptor;
+use pgw_core::consequence::Consequence;
 use pgw_core::text::chain;
 use pgw_core::transaction::{Epoch, Gateway, Lane, Practice, Sequence};
 use pgw_core::wire::receipt::Stored;
-use pgw_host::exit::Exit;
+use pgw_host::secret::{self, KeyError};
 use serde::{Deserialize, Serialize};
 
+use super::HubSettings;
 use super::answers::Answer;
 use super::imported::{NotTaken, Part, Tally};
 use super::link::AnswerSigner;
@@ -42,18 +44,19 @@ pub enum ImportError {
     #[error(transparent)]
     NotTaken(#[from] NotTaken),
     /// The hub is stopping.
-    #[error("the hub is stopping: import the file again when it runs")]
+    #[error("the hub is stopping: import the file again once it has restarted")]
     Ended,
 }
 
 impl ImportError {
-    /// What the person who brought the bundle should do.
+    /// How the person who brought the bundle should react.
     #[must_use]
-    pub fn consequence(&self) -> Exit {
+    pub fn consequence(&self) -> Consequence {
         match self {
-            Self::File(..) => Exit::Files,
-            Self::NotTaken(NotTaken::StoreFailed(_)) | Self::Ended => Exit::Later,
-            Self::Age(_) | Self::Bundle(_) | Self::NotTaken(_) => Exit::Refused,
+            Self::File(..) => Consequence::FILES,
+            Self::NotTaken(error) => error.consequence(),
+            Self::Ended => Consequence::Retry,
+            Self::Age(_) | Self::Bundle(_) => Consequence::Refuse,
         }
     }
 
@@ -65,6 +68,31 @@ impl ImportError {
             text += &format!(" (practice-gateway export --lane {} --from {position})", lane.lane);
         }
         text
+    }
+}
+
+/// What the hub lacks to read a bundle or to sign its receipts.
+#[derive(Debug, thiserror::Error)]
+pub enum KeysError {
+    /// The carry key or the signing key.
+    #[error(transparent)]
+    Key(#[from] KeyError),
+    /// Random bytes.
+    #[error("the system provides no random bytes")]
+    Random(#[source] std::io::Error),
+    /// A receipt that is not text.
+    #[error("a receipt is not text: a bug in this program")]
+    NotText(#[from] std::string::FromUtf8Error),
+}
+
+impl KeysError {
+    /// How the command ends.
+    #[must_use]
+    pub fn consequence(&self) -> Consequence {
+        match self {
+            Self::Key(error) => error.consequence(),
+            Self::Random(_) | Self::NotText(_) => Consequence::BUG,
+        }
     }
 }
 
@@ -244,6 +272,19 @@ fn with_position(error: ImportError, head: &Head) -> ImportError {
         }
         error => error,
     }
+}
+
+/// The hub's receipts for these lanes, signed with its key: see [`receipts`].
+///
+/// # Errors
+/// [`KeysError`].
+pub fn signed_receipts(
+    settings: &HubSettings,
+    lanes: &[ImportedLane],
+) -> Result<Vec<receipts::SignedReceipt>, KeysError> {
+    let key = secret::signing_key(&settings.signing_key_file)?;
+    let mut signer = AnswerSigner::begin(settings.hub.clone(), key).map_err(KeysError::Random)?;
+    Ok(receipts(&mut signer, lanes)?)
 }
 
 /// The hub's receipts for these lanes, to be carried back in a file. They answer no question, and the gateway trusts

@@ -12,7 +12,7 @@ use pgw_host::secret::{self, KeyError, read_secret};
 pub fn carry_key(file: &Path) -> Result<Identity, KeyError> {
     let text = read_secret(file)?;
     std::str::from_utf8(&text).ok().and_then(|text| Identity::from_file_text(text).ok()).ok_or_else(|| {
-        KeyError::Form { file: file.to_owned(), form: "an age identity, as `practice-hub init` makes it" }
+        KeyError::Form { file: file.to_owned(), form: "an age identity, as `practice-hub init` creates it" }
     })
 }
 

@@ -14,11 +14,11 @@ use std::sync::Arc;
 use std::sync::mpsc as blocking;
 use std::time::{Duration, Instant};
 
+use pgw_core::consequence::Consequence;
 use pgw_core::delivery::Millis;
 use pgw_core::wire::WireError;
 use pgw_core::wire::signature::SigningKey;
 use pgw_host::control::{Control, ListenError};
-use pgw_host::exit::Exit;
 use pgw_link::backoff::{Backoff, BackoffLimits, random_bits};
 use pgw_link::clock::TrustedClock;
 use pgw_link::connect::Connected;
@@ -64,8 +64,8 @@ pub enum HubError {
     /// It is not a key.
     #[error("{0} is not a PKCS#8 document with an Ed25519 key")]
     Key(PathBuf, #[source] WireError),
-    /// The control socket cannot be made.
-    #[error("there is no control socket")]
+    /// The control socket cannot be created.
+    #[error("cannot open the control socket")]
     Control(#[from] ListenError),
     /// The system has no randomness, or no threads.
     #[error("the system cannot {0}")]
@@ -73,14 +73,14 @@ pub enum HubError {
 }
 
 impl HubError {
-    /// What the supervisor should do.
+    /// How the hub ends.
     #[must_use]
-    pub fn consequence(&self) -> Exit {
+    pub fn consequence(&self) -> Consequence {
         match self {
-            Self::Store(_) => Exit::Files,
-            Self::KeyFile(..) | Self::Key(..) => Exit::Configuration,
-            Self::Control(_) => Exit::Unreachable,
-            Self::System(_) => Exit::Internal,
+            Self::Store(error) => error.consequence(),
+            Self::KeyFile(..) | Self::Key(..) => Consequence::CONFIGURATION,
+            Self::Control(error) => error.consequence(),
+            Self::System(_) => Consequence::BUG,
         }
     }
 }

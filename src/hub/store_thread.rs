@@ -256,7 +256,7 @@ impl StoreThread {
         self.fleet.seen(&lane.practice, &lane.gateway, false);
         // What the models prove about the committer holds for this store only as long as the two agree.
         if !is_stored(&statement.epochs, &self.store.watermarks_of(lane)) {
-            tracing::error!(%lane, "A receipt would say more than what is stored, by a bug in this program: it is not sent");
+            tracing::error!(%lane, "Withheld a receipt that claims more than is stored; a bug in this program");
             return;
         }
         self.answers.receipt(lane, statement);

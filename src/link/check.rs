@@ -1,13 +1,15 @@
 //! What the `check` commands report about a client certificate, before any connection is made.
 
 use std::fs::File;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use pgw_core::text::chain;
 use pgw_core::transaction::rfc3339;
 use pgw_host::check::Checks;
+use tokio_rustls::rustls;
 use tokio_rustls::rustls::pki_types::UnixTime;
-use tokio_rustls::rustls::server::WebPkiClientVerifier;
+use tokio_rustls::rustls::server::{VerifierBuilderError, WebPkiClientVerifier};
 
 use crate::pem;
 use crate::tls::{Identity, TlsError, TlsFiles};
@@ -44,9 +46,11 @@ pub fn certificate(files: &TlsFiles, name: &str, now: u64, report: &mut Checks<'
     }
     match accepted(files, now.clamp(begins, ends)) {
         Ok(()) => report.ok("CA", &format!("{} signs it for clients", files.ca.display())),
-        Err(problem) => {
-            report.fail("CA", &problem, "the CA file and the certificate do not belong together: ask the CA")
-        }
+        Err(problem) => report.fail(
+            "CA",
+            &chain(&problem),
+            "the CA file and the certificate do not belong together: ask the CA",
+        ),
     }
     let mode_is_wide = File::open(&files.key).and_then(|key| key.metadata()).is_ok_and(|facts| {
         use std::os::unix::fs::PermissionsExt as _;
@@ -58,20 +62,49 @@ pub fn certificate(files: &TlsFiles, name: &str, now: u64, report: &mut Checks<'
     }
 }
 
+/// Why a broker with the same CA would not accept the certificate.
+#[derive(Debug, thiserror::Error)]
+enum NotAccepted {
+    /// A file cannot be used.
+    #[error(transparent)]
+    Files(#[from] TlsError),
+    /// The CA cannot verify client certificates.
+    #[error("{ca} cannot verify certificates")]
+    Verifier {
+        /// The CA's file.
+        ca: PathBuf,
+        /// The verifier's error.
+        #[source]
+        source: VerifierBuilderError,
+    },
+    /// The verifier refuses it.
+    #[error("{ca} does not accept {certificate}")]
+    Refused {
+        /// The CA's file.
+        ca: PathBuf,
+        /// The certificate's file.
+        certificate: PathBuf,
+        /// The verifier's error.
+        #[source]
+        source: rustls::Error,
+    },
+}
+
 /// What a broker with the same CA would say at this time (seconds since the epoch).
-fn accepted(files: &TlsFiles, at: u64) -> Result<(), String> {
-    let text = |error: TlsError| chain(&error);
-    let roots = pem::roots("CA certificate", &files.ca).map_err(text)?;
-    let certificates = pem::certificates("client certificate", &files.certificate).map_err(text)?;
-    let (leaf, between) = certificates.split_first().ok_or("there is no certificate")?;
-    let verifier = WebPkiClientVerifier::builder_with_provider(roots, pem::provider())
-        .build()
-        .map_err(|error| error.to_string())?;
+fn accepted(files: &TlsFiles, at: u64) -> Result<(), NotAccepted> {
+    let (ca, certificate) = (files.ca.clone(), files.certificate.clone());
+    let roots = pem::roots("CA certificate", &ca)?;
+    let certificates = pem::certificates("client certificate", &certificate)?;
+    let Some((leaf, between)) = certificates.split_first() else {
+        return Err(TlsError::Empty { what: "client certificate", path: certificate }.into());
+    };
+    let verifier = match WebPkiClientVerifier::builder_with_provider(roots, pem::provider()).build() {
+        Ok(verifier) => verifier,
+        Err(source) => return Err(NotAccepted::Verifier { ca, source }),
+    };
     let at = UnixTime::since_unix_epoch(Duration::from_secs(at));
     match verifier.verify_client_cert(leaf, between, at) {
         Ok(_) => Ok(()),
-        Err(error) => {
-            Err(format!("{} does not accept {}: {error}", files.ca.display(), files.certificate.display()))
-        }
+        Err(source) => Err(NotAccepted::Refused { ca, certificate, source }),
     }
 }

@@ -46,7 +46,7 @@ pub async fn resolve(
     if known.is_empty() {
         return Err(Failure::new(Phase::Dns, sentence));
     }
-    tracing::debug!(reason = sentence, "Name look-up failed, the last known addresses serve");
+    tracing::debug!(reason = sentence, "Name lookup failed; using the last known addresses");
     Ok(())
 }
 

@@ -7,7 +7,7 @@
 //! | 4 | magic, the caller's |
 //! | 2 | version of the payload, the caller's |
 //! | 2 | zero |
-//! | 8 | generation, from 1: the valid slot with the higher one counts |
+//! | 8 | write counter, from 1: the valid slot with the higher one counts |
 //! | 4 | length of the payload |
 //! | n | payload |
 //! | 4 | CRC32C of everything before |
@@ -33,7 +33,7 @@ pub(crate) struct Alternating {
     file: File,
     magic: [u8; 4],
     version: u16,
-    generation: u64,
+    counter: u64,
 }
 
 /// The content of an [`Alternating`] file when it was opened.
@@ -57,8 +57,8 @@ impl Alternating {
             file.sync_all()?;
             files::sync_name(path)?;
         }
-        let (generation, found) = newest(&file, magic, version)?;
-        Ok((Self { file, magic, version, generation }, found))
+        let (counter, found) = newest(&file, magic, version)?;
+        Ok((Self { file, magic, version, counter }, found))
     }
 
     /// Reads the file's content. Nothing is written or created.
@@ -75,16 +75,16 @@ impl Alternating {
 
     /// Writes `payload` to the other slot and waits until it is on the disk.
     pub(crate) fn write(&mut self, payload: &[u8]) -> io::Result<()> {
-        let generation = self.generation + 1;
-        let slot = encode(payload, self.magic, self.version, generation)?;
-        self.file.write_all_at(&slot, generation % 2 * SLOT_BYTES)?;
+        let counter = self.counter + 1;
+        let slot = encode(payload, self.magic, self.version, counter)?;
+        self.file.write_all_at(&slot, counter % 2 * SLOT_BYTES)?;
         self.file.sync_data()?;
-        self.generation = generation;
+        self.counter = counter;
         Ok(())
     }
 }
 
-/// The newest payload of a file of two slots, and its generation.
+/// The newest payload of a file of two slots, and its write counter.
 fn newest(file: &File, magic: [u8; 4], version: u16) -> io::Result<(u64, SlotContent)> {
     let mut written = false;
     let mut best: Option<(u64, Vec<u8>)> = None;
@@ -98,19 +98,19 @@ fn newest(file: &File, magic: [u8; 4], version: u16) -> io::Result<(u64, SlotCon
             other => other?,
         }
         written |= bytes.iter().any(|b| *b != 0);
-        let Some((generation, payload)) = parse(&bytes, magic, version) else { continue };
-        if generation % 2 == slot && best.as_ref().is_none_or(|(other, _)| generation > *other) {
-            best = Some((generation, payload.to_vec()));
+        let Some((counter, payload)) = parse(&bytes, magic, version) else { continue };
+        if counter % 2 == slot && best.as_ref().is_none_or(|(other, _)| counter > *other) {
+            best = Some((counter, payload.to_vec()));
         }
     }
     Ok(match best {
-        Some((generation, payload)) => (generation, SlotContent::Payload(payload)),
+        Some((counter, payload)) => (counter, SlotContent::Payload(payload)),
         None if written => (0, SlotContent::Damaged),
         None => (0, SlotContent::Nothing),
     })
 }
 
-fn encode(payload: &[u8], magic: [u8; 4], version: u16, generation: u64) -> io::Result<Vec<u8>> {
+fn encode(payload: &[u8], magic: [u8; 4], version: u16, counter: u64) -> io::Result<Vec<u8>> {
     let length = u32::try_from(payload.len()).map_err(io::Error::other)?;
     if (HEAD + payload.len() + TAIL) as u64 > SLOT_BYTES {
         return Err(io::Error::other("the payload is larger than its slot"));
@@ -119,7 +119,7 @@ fn encode(payload: &[u8], magic: [u8; 4], version: u16, generation: u64) -> io::
     slot.extend(magic);
     slot.extend(version.to_be_bytes());
     slot.extend([0, 0]);
-    slot.extend(generation.to_be_bytes());
+    slot.extend(counter.to_be_bytes());
     slot.extend(length.to_be_bytes());
     slot.extend(payload);
     slot.extend(crc32c::crc32c(&slot).to_be_bytes());
@@ -131,10 +131,10 @@ fn parse(slot: &[u8], magic: [u8; 4], version: u16) -> Option<(u64, &[u8])> {
     if head.array::<4>()? != magic || head.array::<2>()? != version.to_be_bytes() || head.array()? != [0, 0] {
         return None;
     }
-    let generation = head.u64()?;
+    let counter = head.u64()?;
     let payload = head.bytes(usize::try_from(head.peek_u32()?).ok()? + 4)?.get(4..)?;
     let crc = u32::from_be_bytes(head.array()?);
-    (crc32c::crc32c(slot.get(..HEAD + payload.len())?) == crc).then_some((generation, payload))
+    (crc32c::crc32c(slot.get(..HEAD + payload.len())?) == crc).then_some((counter, payload))
 }
 
 /// Reads numbers and fields off the front of some bytes; `None` at their end.
@@ -211,7 +211,7 @@ mod tests {
         for pieces in 0..64u32 {
             let mut torn = before.clone();
             for piece in (0..6).filter(|p| pieces >> p & 1 == 1) {
-                let at = piece as usize * 512; // generation 2 lies in slot 0
+                let at = piece as usize * 512; // write 2 is in slot 0
                 torn[at..at + 512].copy_from_slice(&after[at..at + 512]);
             }
             std::fs::write(&path, torn).unwrap();

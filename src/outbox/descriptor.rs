@@ -65,7 +65,7 @@ impl Descriptor {
         self.keys.first().map_or(&self.key_id, |period| &period.key_id)
     }
 
-    /// The present key seals from here on. Returns whether that is new; the caller saves it before the key seals anything.
+    /// The active key seals from here on. Returns whether that is new; the caller saves it before the key seals anything.
     pub(crate) fn begin_key(&mut self, key_id: &str, next_quarantined: u64) -> bool {
         if self.key_id == key_id {
             return false;
@@ -77,7 +77,7 @@ impl Descriptor {
         true
     }
 
-    /// The next records of each lane are sealed with the present key. Returns whether that is new; the caller saves it first.
+    /// The next records of each lane are sealed with the active key. Returns whether that is new; the caller saves it first.
     pub(crate) fn begin_lanes(&mut self, next: impl Iterator<Item = (Lane, Position)>) -> bool {
         if self.keys.len() < 2 {
             return false;
@@ -97,7 +97,7 @@ impl Descriptor {
         files::save(&directory.join("FORMAT"), self)
     }
 
-    /// Writes a lost `FORMAT` again; only for a store that no other key than the present one has sealed.
+    /// Writes a lost `FORMAT` again; only for a store that no other key than the active one has sealed.
     pub(crate) fn restore(
         settings: &OutboxSettings,
         keys: &Keyring,

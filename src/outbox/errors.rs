@@ -2,16 +2,8 @@
 
 use std::path::PathBuf;
 
+use pgw_core::consequence::Consequence;
 use pgw_core::transaction::{Lane, Position};
-
-/// How a caller should react to an error.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Consequence {
-    /// The same may succeed later.
-    Retry,
-    /// It never will: tell the sender.
-    Refuse,
-}
 
 /// Why a submission was not accepted. It is not stored, or at least was not acknowledged.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -46,7 +38,7 @@ impl Refusal {
     #[must_use]
     pub fn consequence(&self) -> Consequence {
         match self {
-            Refusal::TooLarge { .. } | Refusal::UnknownLane(_) => Consequence::Refuse,
+            Refusal::TooLarge { .. } | Refusal::UnknownLane(_) => Consequence::Quarantine,
             Refusal::Full(_) | Refusal::Busy | Refusal::Trouble(_) | Refusal::Stopping => Consequence::Retry,
         }
     }
@@ -121,6 +113,20 @@ pub enum OpenError {
     },
 }
 
+impl OpenError {
+    /// How whoever opens it should react.
+    #[must_use]
+    pub fn consequence(&self) -> Consequence {
+        match self {
+            Self::Newer { .. } | Self::WrongKey { .. } | Self::Retired { .. } | Self::OtherOwner { .. } => {
+                Consequence::CONFIGURATION
+            }
+            Self::InUse(_) => Consequence::Retry,
+            Self::Io { source, .. } => Consequence::of_file(source),
+        }
+    }
+}
+
 /// Why a record could not be read.
 #[derive(Debug, thiserror::Error)]
 pub enum ReadError {
@@ -137,6 +143,17 @@ pub enum ReadError {
     Trouble(String),
 }
 
+impl ReadError {
+    /// How the caller should react.
+    #[must_use]
+    pub fn consequence(&self) -> Consequence {
+        match self {
+            Self::Gone { .. } => Consequence::Refuse,
+            Self::Trouble(_) => Consequence::Retry,
+        }
+    }
+}
+
 /// Why lost positions were not written off.
 #[derive(Debug, thiserror::Error)]
 pub enum VoidError {
@@ -145,7 +162,7 @@ pub enum VoidError {
     UnknownLane(Lane),
     /// The range is not one of unconfirmed positions.
     #[error(
-        "a range lies between the confirmed position {confirmed} and the tail {tail}, from its first to its last"
+        "the range must start after the confirmed position {confirmed} and end at or before the tail {tail}"
     )]
     Range {
         /// The last confirmed position.
@@ -157,7 +174,7 @@ pub enum VoidError {
     #[error("the range lies in two epochs: write off each part by itself")]
     TwoEpochs,
     /// The reason is empty, too long or has line ends.
-    #[error("a reason has 1 to {0} bytes, and no line ends")]
+    #[error("the reason must be 1 to {0} bytes on one line")]
     Reason(usize),
     /// This position was written off before.
     #[error("position {0} was written off already")]
@@ -188,7 +205,32 @@ impl VoidError {
     pub fn consequence(&self) -> Consequence {
         match self {
             Self::Unclear(_) | Self::Read(_) | Self::Save(_) | Self::NewEpoch(_) => Consequence::Retry,
-            _ => Consequence::Refuse,
+            Self::UnknownLane(_)
+            | Self::Range { .. }
+            | Self::TwoEpochs
+            | Self::Reason(_)
+            | Self::Already(_)
+            | Self::Readable(_)
+            | Self::NotTheFirst(_) => Consequence::Refuse,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use pgw_core::consequence::Cause;
+
+    use super::*;
+
+    #[test]
+    fn missing_rights_on_the_store_are_no_reason_to_restart() {
+        let of = |kind: io::ErrorKind| {
+            OpenError::Io { action: "open", path: "outbox".into(), source: kind.into() }.consequence()
+        };
+        assert_eq!(of(io::ErrorKind::PermissionDenied), Consequence::Stop(Cause::Rights));
+        assert_eq!(of(io::ErrorKind::StorageFull), Consequence::FILES);
+        assert_eq!(OpenError::InUse("outbox".into()).consequence(), Consequence::Retry);
     }
 }

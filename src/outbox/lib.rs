@@ -53,7 +53,7 @@ mod void;
 
 pub use crypt::key_use::KeyUse;
 pub use crypt::keyring::{Keyring, OutboxKey};
-pub use errors::{Consequence, OpenError, ReadError, Refusal, VoidError};
+pub use errors::{OpenError, ReadError, Refusal, VoidError};
 pub use handle::Outbox;
 pub use quarantine::QuarantineEntry;
 pub use types::{

@@ -117,6 +117,32 @@ fn a_log_that_nobody_takes_stops_nothing() {
     assert!(site.gateway_ended().is_none());
 }
 
+/// A program that reads exit codes need not know which command ran.
+#[test]
+fn a_key_that_cannot_be_read_ends_every_command_with_the_daemons_code() {
+    let (site, _certificates) = site(SiteOptions::default());
+    let key = site.path("outbox.key");
+    std::fs::remove_file(&key).expect("removed");
+    std::fs::create_dir(&key).expect("a directory");
+    std::fs::set_permissions(&key, std::fs::Permissions::from_mode(0o700)).expect("set");
+    let bundle = site.path("bundle.age").display().to_string();
+    for words in [
+        &["run"][..],
+        &["init"],
+        &["key", "list"],
+        &["key", "rotate"],
+        &["repair"],
+        &["outbox", "retire"],
+        &["outbox", "set-aside"],
+        &["export", "--to", &bundle],
+    ] {
+        let output = site.gateway_command(words);
+        let printed = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(78), "{words:?}: {printed}");
+        assert!(printed.contains("outbox.key"), "{words:?}: {printed}");
+    }
+}
+
 #[test]
 fn a_key_that_others_may_read_or_that_is_gone_starts_nothing() {
     let (site, _certificates) = site(SiteOptions::default());

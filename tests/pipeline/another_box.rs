@@ -1,4 +1,4 @@
-//! Another box, another key, on the real programs: a rotation, a store that moves to new hardware, a copy that runs
+//! Moving to another box and replacing a key, on the real programs: a rotation, a store that moves to new hardware, a copy that runs
 //! twice, a key that is lost and found again. The oracle is that of `harness::pipeline`: once, in order, byte for
 //! byte.
 

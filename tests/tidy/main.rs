@@ -149,6 +149,21 @@ fn nothing_is_printed_past_the_command_lines_writers() {
     }
 }
 
+/// An error names its consequence; `host/exit.rs` alone turns consequences into exit codes.
+#[test]
+fn errors_become_exit_codes_in_one_place() {
+    for (name, code) in product() {
+        assert!(
+            !code.contains("fn consequence(&self) -> Exit"),
+            "src/{name}: a consequence is not an exit code"
+        );
+        let by_hand = code.lines().any(|line| line.contains("Error::") && line.contains("=> Exit::"));
+        assert!(!by_hand, "src/{name} maps an error to an exit code: give the error a consequence()");
+        let maps = code.contains("for Exit {");
+        assert!(!maps || name == "host/exit.rs", "src/{name} has a second mapping to exit codes");
+    }
+}
+
 #[test]
 fn no_folder_is_a_drawer_for_everything() {
     for (name, _) in product() {

@@ -6,6 +6,7 @@
 
 use super::lane::Verdict;
 use super::{Committer, Lookup, Numbered, Record};
+use crate::consequence::Consequence;
 use crate::delivery::{Millis, Through};
 use crate::transaction::{Epoch, LaneName, Position, Sequence};
 
@@ -57,6 +58,17 @@ pub enum NotTaken {
     /// The gateway has more lanes than any gateway has.
     #[error("{0}: the gateway has too many lanes")]
     TooManyLanes(LaneName),
+}
+
+impl NotTaken {
+    /// How the person who brought the bundle should react.
+    #[must_use]
+    pub fn consequence(&self) -> Consequence {
+        match self {
+            Self::StoreFailed(_) => Consequence::Retry,
+            Self::Missing { .. } | Self::Diverged { .. } | Self::TooManyLanes(_) => Consequence::Refuse,
+        }
+    }
 }
 
 impl<R: Record> Committer<R> {

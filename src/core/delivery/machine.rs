@@ -11,7 +11,7 @@ use crate::transaction::Position;
 
 /// An unanswered position question is repeated after this, then after twice that, and so on.
 const ASK_AGAIN: Millis = 2_000;
-/// At least so long after a question the next one follows that a sign of life of the hub hastens.
+/// A status message from the hub triggers the next position request earlier, but at least so long after the last one.
 const ASK_SOON: Millis = 250;
 /// A head that ended so many connections by itself is held.
 const ENDINGS: u32 = 3;

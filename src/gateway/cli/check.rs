@@ -112,7 +112,7 @@ fn store(config: &GatewayConfig, report: &mut Checks<'_>) {
         Err(error) => report.fail(
             "store",
             &chain(&error),
-            "restore the right key, disk or version; see \"Another box, another key\" in the runbook",
+            "restore the right key, disk or version; see \"Moving to another box, replacing a key\" in the runbook",
         ),
     }
     match Client::connect(&config.control.socket) {

@@ -8,18 +8,18 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use clap::Args;
 use pgw_bundle::receipts;
+use pgw_core::consequence::Consequence;
 use pgw_core::transaction::{Lane, Position};
 use pgw_durable::{NewFile, PRIVATE};
-use pgw_host::exit::{Exit, complain};
+use pgw_host::exit::{Exit, fail};
 use pgw_outbox::Outbox;
 use pgw_outbox::offline::moving;
 
-use crate::cli::key::not_looked_at;
 use crate::config::GatewayConfig;
 use crate::control::client::{Client, failed};
 use crate::control::{Reply, Request, export_in_pieces};
 use crate::keys;
-use pgw_host::control::ClientError;
+use pgw_host::control::{ClientError, NotDone};
 
 /// Write waiting transactions to one file that only the hub can read. The outbox does not change: the hub confirms each once, by
 /// link or by file.
@@ -119,7 +119,7 @@ pub fn export(config: &GatewayConfig, command: &Export, out: &mut dyn Write, err
     } else if let Err(error) = bundle.commit(&command.to) {
         return cannot(err, &error);
     } else {
-        let _ = writeln!(out, "{total} transactions are in {}", command.to.display());
+        let _ = writeln!(out, "wrote {total} transactions to {}", command.to.display());
     }
     if stopped { Exit::Refused } else { Exit::Done }
 }
@@ -135,10 +135,7 @@ fn from_stopped(
         Some(file) => keys::outbox_keys_in(file),
         None => keys::outbox_keys(&config.outbox_key_file),
     };
-    let keys = keys.map_err(|error| {
-        complain(err, &error);
-        Exit::Configuration
-    })?;
+    let keys = keys.map_err(|error| fail(err, &error, error.consequence()))?;
     let mut settings = config.outbox.clone();
     if let Some(store) = &command.store {
         settings.directory.clone_from(store);
@@ -149,18 +146,15 @@ fn from_stopped(
         return Err(Exit::Unreachable);
     }
     let store = settings.directory.clone();
-    let outbox = Outbox::open(settings, keys).map_err(|error| not_looked_at(&error, err))?;
+    let outbox = Outbox::open(settings, keys).map_err(|error| fail(err, &error, error.consequence()))?;
     let done =
         export_in_pieces(&outbox, &config.control, command.lane.as_ref(), command.from, &mut |reply| {
             each(reply, err);
             std::ops::ControlFlow::Continue(())
         });
     outbox.close();
-    moving::give_to_owner(&store).map_err(|error| not_looked_at(&error, err))?;
-    done.map_err(|error| {
-        complain(err, &error);
-        Exit::Refused
-    })
+    moving::give_to_owner(&store).map_err(|error| fail(err, &error, error.consequence()))?;
+    done.map_err(|error| fail(err, &error, error.consequence()))
 }
 
 /// Runs `receipts`.
@@ -180,13 +174,13 @@ pub fn receipts(socket: &Path, command: &Receipts, out: &mut dyn Write, err: &mu
     let mut worst = Exit::Done;
     for line in lines {
         let asked = client.ask(&Request::Receipt(line), |reply| {
-            if let Reply::Heard { lane, confirmed } = reply {
+            if let Reply::ReceiptVerified { lane, confirmed } = reply {
                 let _ = writeln!(out, "{lane}: confirmed through position {confirmed}");
             }
         });
         match asked {
             Ok(()) => {}
-            Err(ClientError::Failed(reason)) => {
+            Err(ClientError::Failed(NotDone { reason, consequence: Consequence::Refuse })) => {
                 let _ = writeln!(err, "a receipt was rejected: {reason}");
                 worst = Exit::Refused;
             }

@@ -2,8 +2,8 @@
 
 use std::io::Write;
 
-use pgw_host::exit::Exit;
-use pgw_host::init::{directory, is_there, not_made};
+use pgw_host::exit::{Exit, fail};
+use pgw_host::init::{directory, is_there};
 
 use crate::config::GatewayConfig;
 use crate::keys;
@@ -17,14 +17,14 @@ pub fn run(config: &GatewayConfig, out: &mut dyn Write, err: &mut dyn Write) -> 
     let place = keys::outbox_key_place(file);
     let made = if place == *file { keys::make_outbox_key(file) } else { Ok(()) };
     let there = match made {
-        Ok(()) if place == *file => "made",
+        Ok(()) if place == *file => "created",
         Ok(()) => "exists already, as a systemd credential",
         Err(error) if is_there(&error) => "exists already, unchanged",
-        Err(error) => return not_made(&error, err),
+        Err(error) => return fail(err, &error, error.consequence()),
     };
     let id = match keys::outbox_keys(file) {
         Ok(keys) => keys.present().id(),
-        Err(error) => return not_made(&error, err),
+        Err(error) => return fail(err, &error, error.consequence()),
     };
     let (place, data, name) = (place.display(), data.display(), config.file.display());
     let common_name = format!("{}.{}", config.practice, config.gateway);

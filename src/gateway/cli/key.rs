@@ -4,9 +4,8 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
-use pgw_host::exit::{Exit, complain};
-use pgw_host::secret::KeyError;
-use pgw_outbox::{KeyUse, Keyring, OpenError, Outbox};
+use pgw_host::exit::{Exit, fail};
+use pgw_outbox::{KeyUse, Keyring, Outbox};
 
 use crate::config::GatewayConfig;
 use crate::keys;
@@ -14,7 +13,7 @@ use crate::keys;
 /// The outbox keys.
 #[derive(Debug, Clone, Subcommand)]
 pub enum Key {
-    /// List the keys' ids, the present one first, and what needs each.
+    /// List the keys' ids, the active one first, and what needs each.
     List(KeyFile),
     /// Add a new key, which seals from the next start on; the old ones stay, to open older records.
     Rotate(KeyFile),
@@ -48,11 +47,11 @@ pub fn run(config: &GatewayConfig, command: &Key, out: &mut dyn Write, err: &mut
     let file = place.file.as_ref().unwrap_or(&config.outbox_key_file);
     let keys = match keys::outbox_keys_in(file) {
         Ok(keys) => keys,
-        Err(error) => return no_key(&error, err),
+        Err(error) => return fail(err, &error, error.consequence()),
     };
     let uses = match Outbox::key_uses_of(&config.outbox) {
         Ok(uses) => uses,
-        Err(error) => return not_looked_at(&error, err),
+        Err(error) => return fail(err, &error, error.consequence()),
     };
     match command {
         Key::List(_) => list(&keys, &uses.unwrap_or_default(), out),
@@ -70,31 +69,31 @@ fn rotate(
     err: &mut dyn Write,
 ) -> Exit {
     if let Err(error) = Outbox::identify(&config.outbox, keys) {
-        return not_looked_at(&error, err);
+        return fail(err, &error, error.consequence());
     }
-    let present = keys.present().id();
-    if uses.iter().any(|used| used.present && used.id != present) {
+    let active = keys.present().id();
+    if uses.iter().any(|used| used.present && used.id != active) {
         let _ = writeln!(
             err,
-            "key {present} was created, but nothing is sealed with it yet: `systemctl restart practice-gateway` first"
+            "key {active} was created, but nothing is sealed with it yet: `systemctl restart practice-gateway` first"
         );
         return Exit::Refused;
     }
     let keys = match keys::rotate_outbox_key(file) {
         Ok(keys) => keys,
-        Err(error) => return no_key(&error, err),
+        Err(error) => return fail(err, &error, error.consequence()),
     };
     let new = keys.present().id();
     let file = file.display();
     let _ = writeln!(
         out,
-        "key {new} was created and is the first in {file}; key {present} stays there, and opens what it has sealed\n\
+        "key {new} was created and is the first in {file}; key {active} stays there, and opens what it has sealed\n\
          \n\
          Next:\n\
          1. Give a copy of {file} to central IT, off this box. It has all the keys.\n\
          2. systemctl restart practice-gateway: from then on the new key seals.\n\
-         3. When `practice-gateway key list` says that key {present} is no longer needed (the retention is over, the quarantine\n   \
-         is empty of it): `practice-gateway key drop {present}`."
+         3. When `practice-gateway key list` says that key {active} is no longer needed (the retention is over, the quarantine\n   \
+         is empty of it): `practice-gateway key drop {active}`."
     );
     Exit::Done
 }
@@ -114,7 +113,7 @@ fn remove(
         return Exit::Refused;
     }
     let refused = match uses {
-        _ if id == keys.present().id() => Some("it is the present key".to_owned()),
+        _ if id == keys.present().id() => Some("it is the active key".to_owned()),
         None => Some(format!(
             "there is no store in {}, so nobody can tell whether the key is needed",
             config.outbox.directory.display()
@@ -135,7 +134,7 @@ fn remove(
         return Exit::Refused;
     }
     if let Err(error) = keys::drop_outbox_key(file, id) {
-        return no_key(&error, err);
+        return fail(err, &error, error.consequence());
     }
     let _ = writeln!(
         out,
@@ -175,32 +174,5 @@ fn needs(used: &KeyUse) -> String {
         (true, false) => format!("seals new records; needed by {by}"),
         (false, true) => format!("no longer needed: `practice-gateway key drop {}`", used.id),
         (false, false) => format!("needed by {by}"),
-    }
-}
-
-fn no_key(error: &KeyError, err: &mut dyn Write) -> Exit {
-    complain(err, error);
-    match error {
-        KeyError::Unreadable { source, .. } | KeyError::Make { source, .. }
-            if source.kind() == std::io::ErrorKind::PermissionDenied =>
-        {
-            Exit::NotPermitted
-        }
-        KeyError::Make { .. } => Exit::Files,
-        KeyError::Random => Exit::Internal,
-        KeyError::Unreadable { .. } | KeyError::Open { .. } | KeyError::Form { .. } => Exit::Configuration,
-    }
-}
-
-/// The exit code of a command that cannot read the store.
-pub(crate) fn not_looked_at(error: &OpenError, err: &mut dyn Write) -> Exit {
-    complain(err, error);
-    match error {
-        OpenError::InUse(_) => Exit::Later,
-        OpenError::Io { source, .. } if source.kind() == std::io::ErrorKind::PermissionDenied => {
-            Exit::NotPermitted
-        }
-        OpenError::Io { .. } => Exit::Files,
-        _ => Exit::Configuration,
     }
 }

@@ -7,15 +7,14 @@ use std::ops::ControlFlow;
 
 use clap::Args;
 use pgw_core::transaction::Lane;
-use pgw_host::exit::{Exit, complain};
+use pgw_host::exit::{Exit, complain, fail};
 use pgw_host::secret::KeyError;
 use pgw_outbox::offline::moving;
 use pgw_outbox::offline::moving::{LaneTotals, MoveError};
 use pgw_outbox::offline::set_aside;
-use pgw_outbox::offline::set_aside::{SetAsideError, Unreadable};
+use pgw_outbox::offline::set_aside::Unreadable;
 use pgw_outbox::{Keyring, Outbox};
 
-use crate::cli::key::not_looked_at;
 use crate::config::GatewayConfig;
 use crate::control::verify::verify;
 use crate::keys;
@@ -40,30 +39,20 @@ pub struct SetAside {
 }
 
 fn keyring(config: &GatewayConfig, err: &mut dyn Write) -> Result<Keyring, Exit> {
-    keys::outbox_keys(&config.outbox_key_file).map_err(|error| {
-        complain(err, &error);
-        Exit::Configuration
-    })
+    keys::outbox_keys(&config.outbox_key_file).map_err(|error| fail(err, &error, error.consequence()))
 }
 
 fn not_moved(error: &MoveError, err: &mut dyn Write) -> Exit {
-    match error {
-        MoveError::Open(error) => not_looked_at(error, err),
-        MoveError::Incomplete(wrong) => {
-            let _ = writeln!(
-                err,
-                "the copy differs from the retired store; copy the whole data directory again:"
-            );
-            for what in wrong {
-                let _ = writeln!(err, "  {what}");
-            }
-            Exit::Refused
+    if let MoveError::Incomplete(wrong) = error {
+        let _ =
+            writeln!(err, "the copy differs from the retired store; copy the whole data directory again:");
+        for what in wrong {
+            let _ = writeln!(err, "  {what}");
         }
-        other => {
-            complain(err, other);
-            Exit::Refused
-        }
+    } else {
+        complain(err, error);
     }
+    error.consequence().into()
 }
 
 fn write_lanes(out: &mut dyn Write, lanes: &BTreeMap<Lane, LaneTotals>) {
@@ -139,7 +128,7 @@ pub fn adopt(config: &GatewayConfig, out: &mut dyn Write, err: &mut dyn Write) -
     };
     let outbox = match Outbox::open_retired(config.outbox.clone(), keys) {
         Ok(outbox) => outbox,
-        Err(error) => return not_looked_at(&error, err),
+        Err(error) => return fail(err, &error, error.consequence()),
     };
     let mut wrong = Vec::new();
     for lane in manifest.lanes.keys() {
@@ -208,10 +197,7 @@ pub fn set_aside(
         // Missing, or not a key any more: lost.
         Err(KeyError::Unreadable { source, .. }) if source.kind() == io::ErrorKind::NotFound => None,
         Err(KeyError::Form { .. }) => None,
-        Err(error) => {
-            complain(err, &error);
-            return Exit::Configuration;
-        }
+        Err(error) => return fail(err, &error, error.consequence()),
     };
     if !command.yes {
         return match set_aside::inspect(&config.outbox, keys.as_ref()) {
@@ -227,12 +213,12 @@ pub fn set_aside(
                 );
                 Exit::Done
             }
-            Err(error) => not_set_aside(&error, err),
+            Err(error) => fail(err, &error, error.consequence()),
         };
     }
     let (aside, facts) = match set_aside::set_aside(&config.outbox, keys.as_ref()) {
         Ok(done) => done,
-        Err(error) => return not_set_aside(&error, err),
+        Err(error) => return fail(err, &error, error.consequence()),
     };
     write_loss(out, &facts);
     let _ = writeln!(out, "\nthe store is set aside in {}: keep it", aside.display());
@@ -254,9 +240,9 @@ pub fn set_aside(
             Exit::Done
         }
         Err(error) => {
-            complain(err, &error);
+            let exit = fail(err, &error, error.consequence());
             let _ = writeln!(err, "there is no new key yet: `practice-gateway init` creates it");
-            Exit::Files
+            exit
         }
     }
 }
@@ -290,15 +276,5 @@ fn write_loss(out: &mut dyn Write, facts: &set_aside::SetAside) {
                 confirmed + 1
             ),
         };
-    }
-}
-
-fn not_set_aside(error: &SetAsideError, err: &mut dyn Write) -> Exit {
-    match error {
-        SetAsideError::Open(error) => not_looked_at(error, err),
-        other => {
-            complain(err, other);
-            Exit::Refused
-        }
     }
 }

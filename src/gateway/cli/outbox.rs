@@ -187,16 +187,16 @@ fn resend(client: &mut Client, command: &Resend, out: &mut dyn Write, err: &mut 
         Reply::Progress { lane, position, tail } => {
             let _ = writeln!(err, "{lane}: sent again through position {position} of {tail}");
         }
-        Reply::Resent { lane, count, missing, unheard } => {
+        Reply::Resent { lane, count, missing, unsubscribed } => {
             let _ =
                 writeln!(out, "{lane}: {count} transactions sent again; the hub stores none of them twice");
             if missing > 0 {
                 let _ = writeln!(out, "  {missing} positions of the range are no longer in the outbox");
             }
-            if unheard {
+            if unsubscribed {
                 let _ = writeln!(
                     out,
-                    "  no hub listened at the broker to some of them: order it again when one does"
+                    "  no hub was subscribed for some of them: run this command again once a hub is online"
                 );
             }
         }

@@ -83,7 +83,7 @@ pub fn run(socket: &Path, command: &Quarantine, out: &mut dyn Write, err: &mut d
                 let _ = writeln!(
                     out,
                     "{:>6} {:<24} {:<6} {:<15} {:>9} {:<22} source",
-                    "id", "came", "door", "address", "bytes", "reason"
+                    "id", "received", "door", "address", "bytes", "reason"
                 );
             }
             let write = if *json { write_json } else { write_line };
@@ -181,7 +181,7 @@ fn write_line(out: &mut dyn Write, entry: &Quarantined) -> io::Result<()> {
 
 fn write_page(out: &mut dyn Write, entry: &Quarantined) -> io::Result<()> {
     writeln!(out, "id            {}", entry.id)?;
-    writeln!(out, "came          {}", dash(&entry.time))?;
+    writeln!(out, "received      {}", dash(&entry.time))?;
     writeln!(out, "door          {}", dash(&entry.door))?;
     writeln!(out, "address       {}", address(entry))?;
     writeln!(out, "source        {}", dash(&entry.source))?;

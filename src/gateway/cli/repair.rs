@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use pgw_core::transaction::{Lane, Position};
-use pgw_host::exit::{Exit, complain};
+use pgw_host::exit::{Exit, fail};
 use pgw_outbox::OpenError;
 use pgw_outbox::offline::{
     self, FoundRange, LaneReport, LostRange, Neighbour, RepairError, RepairReport, RepairRequest,
@@ -24,7 +24,7 @@ pub struct Repair {
     /// Repair only this lane.
     #[arg(long)]
     pub lane: Option<Lane>,
-    /// Also take records that fit but that no later record proves. Perhaps no sender was ever told that they were accepted.
+    /// Also take records that fit but that no later record proves. Their senders may never have received an acknowledgment.
     #[arg(long)]
     pub unproven: bool,
     /// Do it; without this option it is a dry run.
@@ -39,10 +39,7 @@ pub struct Repair {
 pub fn run(config: &GatewayConfig, command: &Repair, out: &mut dyn Write, err: &mut dyn Write) -> Exit {
     let keys = match keys::outbox_keys(&config.outbox_key_file) {
         Ok(keys) => keys,
-        Err(error) => {
-            complain(err, &error);
-            return Exit::Configuration;
-        }
+        Err(error) => return fail(err, &error, error.consequence()),
     };
     let Repair { from, lane, unproven, yes, json } = command.clone();
     if let Some(lane) = &lane
@@ -77,26 +74,15 @@ pub fn run(config: &GatewayConfig, command: &Repair, out: &mut dyn Write, err: &
 }
 
 fn refused(err: &mut dyn Write, error: &RepairError) -> Exit {
-    complain(err, error);
-    match error {
-        RepairError::Open(OpenError::InUse(_)) => {
-            let _ = writeln!(
-                err,
-                "the daemon has it: `systemctl stop practice-gateway`, repair, and start it again; \
-                 `practice-gateway verify` says what is missing while it runs"
-            );
-            Exit::Later
-        }
-        RepairError::Open(OpenError::Io { .. })
-        | RepairError::Files { .. }
-        | RepairError::ReadBack(_)
-        | RepairError::Numbers(..) => Exit::Files,
-        RepairError::Open(_) | RepairError::NothingOpens(_) | RepairError::SeveralKeys(_) => {
-            Exit::Configuration
-        }
-        RepairError::NoStore(_) => Exit::Unreachable,
-        RepairError::NotTheOwner(..) => Exit::NotPermitted,
+    let exit = fail(err, error, error.consequence());
+    if let RepairError::Open(OpenError::InUse(_)) = error {
+        let _ = writeln!(
+            err,
+            "the daemon has it: `systemctl stop practice-gateway`, repair, and start it again; \
+             `practice-gateway verify` says what is missing while it runs"
+        );
     }
+    exit
 }
 
 /// Whether a lane needs nothing more.

@@ -208,8 +208,8 @@ fn confirmed_within(
     let begun = Instant::now();
     loop {
         let mut through = 0;
-        client.ask(&Request::Mark { lane: submit.lane.clone() }, |reply| {
-            if let Reply::Mark { confirmed } = reply {
+        client.ask(&Request::Watermark { lane: submit.lane.clone() }, |reply| {
+            if let Reply::Watermark { confirmed } = reply {
                 through = confirmed;
             }
         })?;

@@ -2,8 +2,8 @@
 
 use std::io;
 
-use pgw_host::control::{self, ClientError};
-use pgw_host::exit::{Exit, complain};
+use pgw_host::control::{self, ClientError, NotDone};
+use pgw_host::exit::{Exit, fail};
 
 use crate::control::{Reply, Request};
 
@@ -34,13 +34,13 @@ pub fn bytes(client: &mut Client, request: &Request, out: &mut dyn io::Write) ->
     client.send(request)?;
     match client.reply()? {
         Reply::Bytes { body_bytes } => client.bytes(body_bytes, out),
-        Reply::Refused { reason, .. } => Err(ClientError::Failed(reason)),
+        Reply::Refused { temporary: true, reason } => Err(ClientError::Failed(NotDone::later(reason))),
+        Reply::Refused { temporary: false, reason } => Err(ClientError::Failed(NotDone::refused(reason))),
         _ => Err(ClientError::Broken(io::ErrorKind::InvalidData.into())),
     }
 }
 
 /// Writes the daemon's error and returns its exit code.
 pub(crate) fn failed(err: &mut dyn io::Write, error: &ClientError) -> Exit {
-    complain(err, error);
-    error.into()
+    fail(err, error, error.consequence())
 }

@@ -5,7 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pgw_bundle::keys::Recipient;
+use pgw_core::consequence::Consequence;
 use pgw_core::transaction::{Gateway, Lane, Practice};
+use pgw_host::control::NotDone;
 use pgw_outbox::{Outbox, ReadError, Refusal};
 
 use crate::ingest::{Budget, Counters, StatusSource};
@@ -72,4 +74,28 @@ pub(crate) enum RequestError {
     /// The thread that worked on it has panicked.
     #[error("{0}: a bug in this program, see its log")]
     Panicked(&'static str),
+}
+
+impl RequestError {
+    /// How the command ends.
+    pub(crate) fn consequence(&self) -> Consequence {
+        match self {
+            Self::UnknownLane(_)
+            | Self::NoTransaction
+            | Self::NoEntry(_)
+            | Self::NoType
+            | Self::MalformedType
+            | Self::NoRecipient => Consequence::Refuse,
+            Self::Read(error) => error.consequence(),
+            Self::Refused(refusal) => refusal.consequence(),
+            Self::Export(error) => error.consequence(),
+            Self::Panicked(_) => Consequence::BUG,
+        }
+    }
+}
+
+impl From<RequestError> for NotDone {
+    fn from(error: RequestError) -> Self {
+        Self::of(&error, error.consequence())
+    }
 }

@@ -27,7 +27,7 @@ pub(crate) use hand_carry::export as export_in_pieces;
 use pgw_bundle::receipts;
 use pgw_core::chain::ChainValue;
 use pgw_core::transaction::{Lane, Position, TransactionId, rfc3339};
-use pgw_host::control::ClientError;
+use pgw_host::control::{ClientError, NotDone};
 use pgw_outbox::{QuarantineEntry, Refusal};
 use serde::{Deserialize, Serialize};
 
@@ -82,7 +82,7 @@ pub enum Request {
         lane: Option<Lane>,
     },
     /// How far a lane is confirmed.
-    Mark {
+    Watermark {
         /// The lane.
         lane: Lane,
     },
@@ -123,7 +123,7 @@ pub enum Request {
         /// From this position; otherwise the oldest waiting one.
         from: Option<Position>,
     },
-    /// A hub's receipt that came in a file.
+    /// A hub's receipt from a file.
     Receipt(receipts::SignedReceipt),
     /// Writes off lost records for good, so that their lane continues.
     Void {
@@ -211,7 +211,7 @@ pub enum Reply {
     /// The result for a lane.
     Verified(verify::LaneVerification),
     /// How far a lane is confirmed.
-    Mark {
+    Watermark {
         /// Every position up to here is confirmed.
         confirmed: Position,
     },
@@ -245,8 +245,8 @@ pub enum Reply {
         /// The missing record at which it had to stop.
         stopped_before: Option<Position>,
     },
-    /// A receipt that came in a file was verified.
-    Heard {
+    /// A receipt from a file was verified.
+    ReceiptVerified {
         /// The receipt's lane.
         lane: Lane,
         /// The lane is now confirmed through this position.
@@ -274,20 +274,17 @@ pub enum Reply {
         /// Positions of the range that are no longer in the outbox.
         missing: u64,
         /// The broker had no subscriber for some of them.
-        unheard: bool,
+        unsubscribed: bool,
     },
     /// The end of the answer.
     End {},
     /// The request failed; the connection may be closed.
-    Failed {
-        /// One sentence.
-        reason: String,
-    },
+    Failed(NotDone),
 }
 
 impl pgw_host::control::Reply for Reply {
-    fn failed(reason: String) -> Self {
-        Self::Failed { reason }
+    fn failed(failed: NotDone) -> Self {
+        Self::Failed(failed)
     }
 
     fn is_last(&self) -> bool {
@@ -305,7 +302,7 @@ impl pgw_host::control::Reply for Reply {
 
     fn checked(self) -> Result<Self, ClientError> {
         match self {
-            Self::Failed { reason } => Err(ClientError::Failed(reason)),
+            Self::Failed(failed) => Err(ClientError::Failed(failed)),
             Self::NotPermitted { reason } => Err(ClientError::NotPermitted(reason)),
             other => Ok(other),
         }
@@ -323,7 +320,7 @@ impl From<Refusal> for Reply {
 pub struct Quarantined {
     /// The entry's number.
     pub id: u64,
-    /// When it came, RFC 3339; empty when damaged.
+    /// When it was received, RFC 3339; empty when damaged.
     pub time: String,
     /// `mllp`, `http`, `folder`; `store` for the outbox's own records; empty when damaged.
     pub door: String,

@@ -6,13 +6,14 @@ use std::time::Duration;
 
 use pgw_bundle::receipts;
 use pgw_core::transaction::{Lane, Position};
+use pgw_host::control::NotDone;
 use pgw_outbox::{Outbox, Released};
 use tokio::sync::watch;
 
 use crate::control::Reply;
-use crate::control::context::ControlContext;
+use crate::control::context::{ControlContext, RequestError};
 use crate::listing;
-use crate::uplink::{Orders, ResendProgress, Resent};
+use crate::uplink::{OrderError, Orders, ResendProgress, Resent};
 
 /// How long to wait for a receipt to move the watermark.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -25,11 +26,10 @@ pub(super) async fn receipt(
     orders: Option<&Orders>,
     line: receipts::SignedReceipt,
 ) -> Reply {
-    let failed = |reason: String| Reply::Failed { reason };
-    let Some(orders) = orders else { return failed("there is no uplink".to_owned()) };
+    let Some(orders) = orders else { return Reply::Failed(OrderError::NoUplink.into()) };
     let (lane, position) = match orders.receipt(line).await {
         Ok(hubs) => hubs,
-        Err(error) => return failed(error.to_string()),
+        Err(error) => return Reply::Failed(error.into()),
     };
     let confirmed = || listing::confirmed(outbox, &lane);
     let wait = async {
@@ -40,7 +40,7 @@ pub(super) async fn receipt(
     // A receipt that confirms nothing new, or cannot be trusted yet, is no error.
     let _ = tokio::time::timeout(PATIENCE, wait).await;
     let confirmed = confirmed();
-    Reply::Heard { lane, confirmed }
+    Reply::ReceiptVerified { lane, confirmed }
 }
 
 /// Writes off lost records and retries the lane.
@@ -55,8 +55,8 @@ pub(super) async fn void(
     let done = tokio::task::spawn_blocking(move || asked.outbox.void(&of, range, &reason, act)).await;
     let Released { from, through, previous, chain } = match done {
         Ok(Ok(released)) => released,
-        Ok(Err(error)) => return Reply::Failed { reason: pgw_core::text::chain(&error) },
-        Err(_) => return Reply::Failed { reason: "the records could not be written off".to_owned() },
+        Ok(Err(error)) => return Reply::Failed(NotDone::of(&error, error.consequence())),
+        Err(_) => return RequestError::Panicked("the records could not be written off").into(),
     };
     if let (true, Some(orders)) = (act, &context.orders) {
         // It is durable; an uplink that has ended finds it when it starts again.
@@ -68,10 +68,10 @@ pub(super) async fn void(
 /// Retries the held transaction that stalls a lane.
 pub(super) async fn retry_head(orders: Option<&Orders>, lane: Lane) -> Reply {
     let done = match orders {
-        Some(orders) => orders.retry_head(lane).await.map_err(|error| error.to_string()),
-        None => Err("there is no uplink".to_owned()),
+        Some(orders) => orders.retry_head(lane).await,
+        None => Err(OrderError::NoUplink),
     };
-    done.map_or_else(|reason| Reply::Failed { reason }, |()| Reply::End {})
+    done.map_or_else(|error| Reply::Failed(error.into()), |()| Reply::End {})
 }
 
 /// Sends confirmed transactions again; the caller can watch the progress.
@@ -79,10 +79,10 @@ pub(super) async fn resend(
     orders: Option<&Orders>,
     lane: &Lane,
     range: (Position, Position),
-) -> Result<watch::Receiver<ResendProgress>, String> {
+) -> Result<watch::Receiver<ResendProgress>, OrderError> {
     match orders {
-        Some(orders) => orders.resend(lane.clone(), range).await.map_err(|error| error.to_string()),
-        None => Err("there is no uplink".to_owned()),
+        Some(orders) => orders.resend(lane.clone(), range).await,
+        None => Err(OrderError::NoUplink),
     }
 }
 
@@ -90,9 +90,11 @@ pub(super) async fn resend(
 pub(super) fn resent(progress: ResendProgress, gone: bool, lane: Lane, last: Position) -> Reply {
     let ResendProgress { arrived, ended } = progress;
     match ended {
-        Some(Ok(Resent { count, missing, unheard })) => Reply::Resent { lane, count, missing, unheard },
-        Some(Err(reason)) => Reply::Failed { reason },
-        None if gone => Reply::Failed { reason: "the uplink has ended".to_owned() },
+        Some(Ok(Resent { count, missing, unsubscribed })) => {
+            Reply::Resent { lane, count, missing, unsubscribed }
+        }
+        Some(Err(error)) => Reply::Failed(NotDone::of(&error, error.consequence())),
+        None if gone => Reply::Failed(OrderError::Ended.into()),
         None => Reply::Progress { lane, position: arrived, tail: last },
     }
 }

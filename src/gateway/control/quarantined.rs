@@ -8,8 +8,8 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use pgw_core::text::chain;
 use pgw_core::transaction::{Body, Lane};
+use pgw_host::control::NotDone;
 use pgw_outbox::{Outbox, OutboxAlarm, QuarantineEntry, Refusal, Submission};
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
@@ -35,13 +35,13 @@ pub(super) struct Wanted {
     pub(super) content_type: Option<String>,
 }
 
-fn failed(reason: impl Into<String>) -> Reply {
-    Reply::Failed { reason: reason.into() }
+fn refused(reason: impl Into<String>) -> Reply {
+    Reply::Failed(NotDone::refused(reason))
 }
 
 impl From<RequestError> for Reply {
     fn from(error: RequestError) -> Self {
-        failed(chain(&error))
+        Reply::Failed(error.into())
     }
 }
 
@@ -98,7 +98,7 @@ pub(super) async fn release(context: &Arc<ControlContext>, id: u64, wanted: Want
         Err(reply) => return reply,
     };
     if let Some(reason) = not_releasable(&entry) {
-        return failed(format!("entry {id} cannot be released: {reason}"));
+        return refused(format!("entry {id} cannot be released: {reason}"));
     }
     let mut share = context.budget.share();
     let bytes = match read(context, &entry, &mut share).await {
@@ -107,7 +107,7 @@ pub(super) async fn release(context: &Arc<ControlContext>, id: u64, wanted: Want
     };
     let Some(lane) = wanted.lane.clone().or_else(|| listing::lanes(&context.outbox).into_iter().next())
     else {
-        return failed("there is no lane in the configuration");
+        return refused("there is no lane in the configuration");
     };
     let submission = match compose(context, &entry, lane.clone(), wanted, bytes) {
         Ok(submission) => submission,
@@ -126,7 +126,7 @@ pub(super) async fn release(context: &Arc<ControlContext>, id: u64, wanted: Want
     let outbox = context.outbox.clone();
     if !matches!(spawn_blocking(move || outbox.discard_quarantined(id)).await, Ok(Ok(_))) {
         tracing::error!(entry = id, "Stored a quarantine entry but could not delete it from quarantine");
-        return failed(format!(
+        return refused(format!(
             "it is stored as {}, and could not be removed from quarantine: release it again, it will not be stored twice",
             slip.id_text()
         ));
@@ -145,7 +145,7 @@ pub(super) async fn release(context: &Arc<ControlContext>, id: u64, wanted: Want
 pub(super) async fn discard(context: &Arc<ControlContext>, id: u64, reason: String, user: u32) -> Reply {
     let reason = reason.trim().to_owned();
     if reason.is_empty() || reason.len() > REASON_BYTES || reason.chars().any(char::is_control) {
-        return failed(format!("a reason is one line of at most {REASON_BYTES} bytes"));
+        return refused(format!("the reason must be 1 to {REASON_BYTES} bytes on one line"));
     }
     let entry = match entry(context, id).await {
         Ok(entry) => entry,
@@ -159,7 +159,15 @@ pub(super) async fn discard(context: &Arc<ControlContext>, id: u64, reason: Stri
         Err(_) => return RequestError::Panicked("the entry could not be removed").into(),
     }
     let QuarantineEntry { bytes, time, reason: was, .. } = entry;
-    tracing::info!(entry = id, user, bytes, came = time, was, reason, "Discarded an entry of the quarantine");
+    tracing::info!(
+        entry = id,
+        user,
+        bytes,
+        received = time,
+        was,
+        reason,
+        "Discarded an entry of the quarantine"
+    );
     let detail = format!("user {user} discarded entry {id} ({was}, {bytes} bytes): {reason}");
     context.outbox.raise(OutboxAlarm { code: "quarantine.discarded", detail });
     Reply::End {}
@@ -241,7 +249,7 @@ async fn read(
     match spawn_blocking(move || outbox.quarantined_bytes(id)).await {
         Ok(Ok(Some((_, bytes)))) => Ok(Bytes::from(bytes)),
         Ok(Ok(None)) => Err(RequestError::NoEntry(id).into()),
-        Ok(Err(Refusal::Trouble(reason))) => Err(failed(reason)),
+        Ok(Err(Refusal::Trouble(reason))) => Err(Reply::Failed(NotDone::later(reason))),
         Ok(Err(refusal)) => Err(RequestError::from(refusal).into()),
         Err(_) => Err(RequestError::Panicked("the entry could not be read").into()),
     }

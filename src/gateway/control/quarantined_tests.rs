@@ -96,7 +96,8 @@ fn entries_are_listed_and_shown_and_never_what_is_in_them() {
 fn bytes_are_for_root_and_the_daemon_alone() {
     assert!(may_see(0, 990) && may_see(990, 990));
     assert!(!may_see(1000, 990) && !may_see(990, 991));
-    assert_eq!(Exit::from(&pgw_host::control::ClientError::NotPermitted(String::new())), Exit::NotPermitted);
+    let refused = pgw_host::control::ClientError::NotPermitted(String::new());
+    assert_eq!(Exit::from(refused.consequence()), Exit::NotPermitted);
 }
 
 #[test]

@@ -4,7 +4,6 @@ use std::io;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use pgw_core::text::chain;
 use pgw_core::transaction::{Body, Lane, Position};
 use pgw_host::control::server::PROGRESS;
 use pgw_host::control::{Conversation, Handler};
@@ -55,12 +54,7 @@ impl Handler for Commands {
             | Request::QuarantineList {}
             | Request::QuarantineShow { .. } => {
                 let context = Arc::clone(&self.context);
-                client
-                    .stream_of(move |send| {
-                        lines_of(&context, request, send).map_err(|error| chain(&error))?;
-                        Ok(Reply::End {})
-                    })
-                    .await
+                client.stream_of(move |send| lines_of(&context, request, send).map(|()| Reply::End {})).await
             }
             Request::Resend { lane, from, through } => self.resend(lane, (from, through), client).await,
             Request::QuarantineBytes { id } => {
@@ -85,7 +79,9 @@ impl Commands {
             Request::Submit { lane, event_type, content_type, key, body_bytes } => {
                 self.submit(lane, event_type, content_type, key, body_bytes, client).await?
             }
-            Request::Mark { lane } => Reply::Mark { confirmed: listing::confirmed(&context.outbox, &lane) },
+            Request::Watermark { lane } => {
+                Reply::Watermark { confirmed: listing::confirmed(&context.outbox, &lane) }
+            }
             Request::QuarantineRelease { id, lane, event_type, content_type } => {
                 let wanted = quarantined::Wanted { lane, event_type, content_type };
                 quarantined::release(&context, id, wanted, client.user()?).await
@@ -101,10 +97,10 @@ impl Commands {
             // The source may read the disk.
             Request::Status {} => match tokio::task::spawn_blocking(move || (context.status)()).await {
                 Ok(status) => Reply::Status { status },
-                Err(_) => Reply::Failed { reason: "the status could not be made".to_owned() },
+                Err(_) => RequestError::Panicked("could not collect the status").into(),
             },
             // Requests with answers of many lines: see [`Handler::answer`].
-            _ => Reply::Failed { reason: "a bug in this program: no single reply".to_owned() },
+            _ => RequestError::Panicked("the request has no single reply").into(),
         })
     }
 
@@ -117,7 +113,7 @@ impl Commands {
     ) -> io::Result<()> {
         let mut progress = match orders::resend(self.context.orders.as_ref(), &lane, range).await {
             Ok(progress) => progress,
-            Err(reason) => return client.send_line(&Reply::Failed { reason }).await,
+            Err(error) => return client.send_line(&Reply::Failed(error.into())).await,
         };
         loop {
             let gone = timeout(PROGRESS, progress.wait_for(|progress| progress.ended.is_some()))
@@ -143,13 +139,16 @@ impl Commands {
         let refused = |temporary, reason: String| Ok(Reply::Refused { temporary, reason });
         let config = &self.context.config;
         if !media::is_event_type(&event_type) {
-            return refused(false, "a type has 1 to 256 letters, digits, and . - _ : /".to_owned());
+            return refused(false, "the type must be 1 to 256 letters, digits, and . - _ : /".to_owned());
         }
         if !media::is_media_type(&content_type) {
-            return refused(false, "a content type is a media type, at most 256 characters".to_owned());
+            return refused(
+                false,
+                "the content type must be a media type of at most 256 characters".to_owned(),
+            );
         }
         if key.len() > KEY_BYTES {
-            return refused(false, format!("a key has at most {KEY_BYTES} bytes"));
+            return refused(false, format!("the key must be at most {KEY_BYTES} bytes"));
         }
         let limit = config.max_body_bytes;
         let size = match usize::try_from(body_bytes) {

@@ -52,7 +52,7 @@ pub(crate) fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
         (socket, freed)
     };
     if let Err(error) = freed {
-        tracing::debug!(%error, "Cannot listen on addresses that are not there yet");
+        tracing::debug!(%error, "Cannot listen on an address that is not configured on this host yet");
     }
     socket.set_reuseaddr(true)?;
     socket.bind(address)?;

@@ -33,6 +33,7 @@ pub(crate) use counters::count;
 use std::future::Future;
 use std::sync::Arc;
 
+use pgw_core::consequence::Consequence;
 use pgw_outbox::{Accepted, Outbox, Refusal, Submission};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
@@ -64,6 +65,28 @@ impl Acceptor for Outbox {
 
     fn quarantine(&self, reason: &'static str, source: &str, bytes: &[u8]) -> Result<u64, Refusal> {
         Outbox::quarantine(self, reason, source, bytes)
+    }
+}
+
+impl mllp::door::MllpDoorError {
+    /// How the daemon ends.
+    #[must_use]
+    pub fn consequence(&self) -> Consequence {
+        match self {
+            Self::Address { .. } => Consequence::UNREACHABLE,
+            Self::Certificates { .. } => Consequence::CONFIGURATION,
+        }
+    }
+}
+
+impl http::door::HttpDoorError {
+    /// How the daemon ends.
+    #[must_use]
+    pub fn consequence(&self) -> Consequence {
+        match self {
+            Self::Address { .. } => Consequence::UNREACHABLE,
+            Self::Access { .. } => Consequence::CONFIGURATION,
+        }
     }
 }
 
@@ -141,6 +164,23 @@ impl Share {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// The HTTP door keeps a body exactly if the outbox's refusal says so.
+    #[test]
+    fn what_the_outbox_refuses_because_of_its_content_is_quarantined() {
+        let lane = pgw_core::transaction::Lane::new("clinical").unwrap();
+        for refusal in [
+            Refusal::Full(String::new()),
+            Refusal::Busy,
+            Refusal::Trouble(String::new()),
+            Refusal::Stopping,
+            Refusal::TooLarge { bytes: 2, limit: 1 },
+            Refusal::UnknownLane(lane),
+        ] {
+            let kept = !http::outcome::Problem::of(&refusal).reason.is_empty();
+            assert_eq!(kept, refusal.consequence() == Consequence::Quarantine, "{refusal}");
+        }
+    }
 
     #[tokio::test]
     async fn a_budget_is_shared_and_given_back() {

@@ -34,12 +34,13 @@ mod snapshot;
 mod verifier;
 
 pub use orders::{OrderError, Ordered, Orders, orders};
-pub use resend::{ResendProgress, Resent};
+pub use resend::{ResendFailed, ResendProgress, Resent};
 pub use run::run;
 pub use settings::{PinnedHub, UplinkSettings};
 pub use snapshot::{LinkSnapshot, Reports};
 pub use verifier::Rejected;
 
+use pgw_core::consequence::Consequence;
 use pgw_core::transaction::Lane;
 
 /// What no other connection can fix: the gateway must be restarted, or its configuration changed.
@@ -60,4 +61,15 @@ pub enum UplinkError {
     /// The system gives no random bytes.
     #[error("the system provides no random bytes")]
     Randomness(#[source] std::io::Error),
+}
+
+impl UplinkError {
+    /// How the daemon ends.
+    #[must_use]
+    pub fn consequence(&self) -> Consequence {
+        match self {
+            Self::UnknownLane(_) | Self::NoUpstream => Consequence::CONFIGURATION,
+            Self::Thread(_) | Self::Reader(_) | Self::Randomness(_) => Consequence::BUG,
+        }
+    }
 }

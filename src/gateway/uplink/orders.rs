@@ -1,7 +1,9 @@
 //! A person's orders: they reach the driver beside the connection's own events, with or without a link.
 
 use pgw_bundle::receipts::SignedReceipt;
+use pgw_core::consequence::Consequence;
 use pgw_core::transaction::{Lane, Position};
+use pgw_host::control::NotDone;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::resend::ResendProgress;
@@ -24,6 +26,9 @@ pub(super) enum Order {
 /// Why an order was not carried out.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum OrderError {
+    /// The gateway runs without an uplink.
+    #[error("there is no uplink")]
+    NoUplink,
     /// The gateway is stopping, or the uplink has failed: the order can be given again once it runs.
     #[error("the uplink has ended")]
     Ended,
@@ -36,6 +41,25 @@ pub enum OrderError {
     /// The file's content is not for this gateway, or not of a configured hub.
     #[error(transparent)]
     Rejected(#[from] Rejected),
+}
+
+impl OrderError {
+    /// How the command ends.
+    #[must_use]
+    pub fn consequence(&self) -> Consequence {
+        match self {
+            Self::Ended => Consequence::Retry,
+            Self::NoUplink | Self::UnknownLane(_) | Self::NotAReceipt | Self::Rejected(_) => {
+                Consequence::Refuse
+            }
+        }
+    }
+}
+
+impl From<OrderError> for NotDone {
+    fn from(error: OrderError) -> Self {
+        Self::of(&error, error.consequence())
+    }
 }
 
 /// The sending end, for those who order.

@@ -7,7 +7,8 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use pgw_core::transaction::{Position, rfc3339, unix_millis_now};
+use pgw_core::consequence::Consequence;
+use pgw_core::transaction::{Epoch, Lane, Position, Sequence, rfc3339, unix_millis_now};
 use pgw_core::wire::command::CommandResult;
 use pgw_outbox::ReadError;
 use tokio::sync::watch;
@@ -24,7 +25,7 @@ pub struct ResendProgress {
     /// The last position that the broker has taken.
     pub arrived: Position,
     /// The result, or why it failed.
-    pub ended: Option<Result<Resent, String>>,
+    pub ended: Option<Result<Resent, ResendFailed>>,
 }
 
 /// The result of a resend.
@@ -35,7 +36,103 @@ pub struct Resent {
     /// Positions that can no longer be read.
     pub missing: u64,
     /// The broker had no subscriber for some of them.
-    pub unheard: bool,
+    pub unsubscribed: bool,
+}
+
+/// Why a range was not sent again, or not completely.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ResendFailed {
+    /// There is no connection.
+    #[error("the link is down: run this command again when it is up (waiting transactions are sent anyway)")]
+    LinkDown,
+    /// The hub's command is for another connection.
+    #[error("it is for session {wanted}, this is session {session}")]
+    OtherSession {
+        /// The command's session.
+        wanted: u64,
+        /// This one.
+        session: u64,
+    },
+    /// The hub's command is too old.
+    #[error("it expired at {0} by this gateway's clock")]
+    Expired(String),
+    /// The hub asks for numbers that this gateway has never given.
+    #[error("lane {lane} of this gateway does not know sequences {from} to {through} of epoch {epoch}")]
+    UnknownSequences {
+        /// The lane.
+        lane: Lane,
+        /// The epoch.
+        epoch: Epoch,
+        /// The first sequence.
+        from: Sequence,
+        /// The last one.
+        through: Sequence,
+    },
+    /// The hub is newer.
+    #[error("this version does not know the command")]
+    UnknownCommand,
+    /// No such lane is configured.
+    #[error("there is no lane {0}")]
+    UnknownLane(Lane),
+    /// It is no range.
+    #[error("the first position must be 1 or more, and the last must not be before it")]
+    Range,
+    /// Part of the range is still waiting.
+    #[error("lane {lane} is confirmed through {confirmed} only: later transactions are sent anyway")]
+    NotConfirmed {
+        /// The lane.
+        lane: Lane,
+        /// Its last confirmed position.
+        confirmed: Position,
+    },
+    /// All of the range is pruned.
+    #[error("lane {lane} no longer has anything before position {first}")]
+    Pruned {
+        /// The lane.
+        lane: Lane,
+        /// The first position that it still has.
+        first: Position,
+    },
+    /// Too many ranges wait for their turn.
+    #[error("too many ranges are waiting already")]
+    TooMany,
+    /// The store has no record and no error.
+    #[error("the records cannot be read now")]
+    NothingRead,
+    /// The store fails.
+    #[error("the store has failed: {0}")]
+    StoreFailed(String),
+    /// The broker refused one; nothing after it was sent.
+    #[error("the broker refused position {position}: {reason}")]
+    BrokerRefused {
+        /// The position.
+        position: Position,
+        /// The meaning of the broker's code.
+        reason: String,
+    },
+    /// The broker's limit is below the size of one.
+    #[error("the broker does not accept position {0}: it is too large")]
+    TooLarge(Position),
+}
+
+impl ResendFailed {
+    /// How the command ends.
+    #[must_use]
+    pub fn consequence(&self) -> Consequence {
+        match self {
+            Self::LinkDown | Self::TooMany | Self::NothingRead | Self::StoreFailed(_) => Consequence::Retry,
+            Self::OtherSession { .. }
+            | Self::Expired(_)
+            | Self::UnknownSequences { .. }
+            | Self::UnknownCommand
+            | Self::UnknownLane(_)
+            | Self::Range
+            | Self::NotConfirmed { .. }
+            | Self::Pruned { .. }
+            | Self::BrokerRefused { .. }
+            | Self::TooLarge(_) => Consequence::Refuse,
+        }
+    }
 }
 
 /// Who requested a range.
@@ -101,7 +198,7 @@ impl Resends {
         };
         range.reading = false;
         match records {
-            Ok(records) if records.is_empty() => self.end(Err("the records cannot be read now".to_owned())),
+            Ok(records) if records.is_empty() => self.end(Err(ResendFailed::NothingRead)),
             Ok(records) => {
                 for ready in records.into_iter().filter(|ready| ready.position <= range.through) {
                     range.next = ready.position + 1;
@@ -116,7 +213,7 @@ impl Resends {
                 }
                 range.next = position + 1;
             }
-            Err(error @ ReadError::Trouble(_)) => self.end(Err(error.to_string())),
+            Err(ReadError::Trouble(reason)) => self.end(Err(ResendFailed::StoreFailed(reason))),
         }
     }
 
@@ -134,14 +231,14 @@ impl Resends {
             Ok(()) | Err(0x10) => {
                 range.arrived = position;
                 range.done.count += 1;
-                range.done.unheard |= outcome.is_err();
+                range.done.unsubscribed |= outcome.is_err();
                 if let Requester::Person(watcher) = &range.requester {
                     watcher.send_modify(|progress| progress.arrived = position);
                 }
             }
             Err(code) => {
-                let reason = format!("the broker refused position {position}: {}", refusal(code));
-                self.end(Err(reason));
+                let reason = refusal(code).to_string();
+                self.end(Err(ResendFailed::BrokerRefused { position, reason }));
             }
         }
     }
@@ -162,14 +259,14 @@ impl Resends {
         });
     }
 
-    pub(super) fn end(&mut self, outcome: Result<Resent, String>) {
+    pub(super) fn end(&mut self, outcome: Result<Resent, ResendFailed>) {
         if let Some(range) = self.ranges.pop_front() {
             self.left_over += range.under_way.len();
-            self.tell(range.requester, outcome);
+            self.report(range.requester, outcome);
         }
     }
 
-    pub(super) fn tell(&mut self, requester: Requester, outcome: Result<Resent, String>) {
+    pub(super) fn report(&mut self, requester: Requester, outcome: Result<Resent, ResendFailed>) {
         match requester {
             Requester::Person(watcher) => watcher.send_modify(|progress| progress.ended = Some(outcome)),
             Requester::Hub(id) => self.results.push(result(id, outcome)),
@@ -178,11 +275,11 @@ impl Resends {
 }
 
 /// The answer to the hub's command.
-fn result(id: String, outcome: Result<Resent, String>) -> CommandResult {
+fn result(id: String, outcome: Result<Resent, ResendFailed>) -> CommandResult {
     let detail = match &outcome {
         Ok(Resent { missing, .. }) if *missing > 0 => format!("{missing} are no longer in the outbox"),
         _ => String::new(),
     };
-    let count = outcome.map(|resent| resent.count);
+    let count = outcome.map(|resent| resent.count).map_err(|error| error.to_string());
     CommandResult::new(id, count, detail, rfc3339(unix_millis_now()))
 }

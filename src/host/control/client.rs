@@ -6,10 +6,10 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use pgw_core::consequence::{Cause, Consequence};
 use serde::Serialize;
 
-use super::{LINE_BYTES, Reply};
-use crate::exit::Exit;
+use super::{LINE_BYTES, NotDone, Reply};
 
 /// How long the client waits for a line of an answer. After that, the daemon may still have done what was asked.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -36,8 +36,8 @@ pub enum ClientError {
     #[error("the daemon's answer was not understood")]
     NotUnderstood(#[source] serde_json::Error),
     /// The daemon failed to do it.
-    #[error("{0}")]
-    Failed(String),
+    #[error(transparent)]
+    Failed(NotDone),
     /// The daemon does not do this for this user.
     #[error("{0}")]
     NotPermitted(String),
@@ -50,17 +50,17 @@ impl ClientError {
         use io::ErrorKind::{ConnectionRefused, NotFound};
         matches!(self, Self::Unreachable { source, .. } if matches!(source.kind(), NotFound | ConnectionRefused))
     }
-}
 
-impl From<&ClientError> for Exit {
-    fn from(error: &ClientError) -> Self {
-        match error {
-            ClientError::Unreachable { .. } => Exit::Unreachable,
-            ClientError::Broken(_) => Exit::Later,
-            ClientError::NotUnderstood(_) => Exit::Internal,
-            ClientError::Failed(_) => Exit::Refused,
-            ClientError::NotPermitted(_) => Exit::NotPermitted,
-            ClientError::Write(_) => Exit::Files,
+    /// How the command ends.
+    #[must_use]
+    pub fn consequence(&self) -> Consequence {
+        match self {
+            Self::Unreachable { .. } => Consequence::UNREACHABLE,
+            Self::Broken(_) => Consequence::Retry,
+            Self::NotUnderstood(_) => Consequence::BUG,
+            Self::Failed(not_done) => not_done.consequence,
+            Self::NotPermitted(_) => Consequence::Stop(Cause::Rights),
+            Self::Write(_) => Consequence::FILES,
         }
     }
 }

@@ -11,8 +11,12 @@
 pub mod client;
 pub mod server;
 
-use serde::Serialize;
+use std::error::Error;
+
+use pgw_core::consequence::Consequence;
+use pgw_core::text::chain;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 
 pub use client::{Client, ClientError};
 pub use server::{Control, Conversation, Handler, ListenError};
@@ -20,10 +24,43 @@ pub use server::{Control, Conversation, Handler, ListenError};
 /// Longest line, with its line end.
 pub const LINE_BYTES: usize = 64 * 1024;
 
+/// Why a daemon did not do what a command asked, as the command reads it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("{reason}")]
+pub struct NotDone {
+    /// One sentence.
+    pub reason: String,
+    /// How the command ends.
+    pub consequence: Consequence,
+}
+
+impl NotDone {
+    /// An error with all its causes, in one sentence.
+    #[must_use]
+    pub fn of(error: &dyn Error, consequence: Consequence) -> Self {
+        Self { reason: chain(error), consequence }
+    }
+
+    /// The request is wrong, or asks for what cannot be done.
+    pub fn refused(reason: impl Into<String>) -> Self {
+        Self { reason: reason.into(), consequence: Consequence::Refuse }
+    }
+
+    /// The same request may succeed later.
+    pub fn later(reason: impl Into<String>) -> Self {
+        Self { reason: reason.into(), consequence: Consequence::Retry }
+    }
+
+    /// A bug in this program.
+    pub fn bug(reason: impl Into<String>) -> Self {
+        Self { reason: reason.into(), consequence: Consequence::BUG }
+    }
+}
+
 /// A line of an answer.
 pub trait Reply: Serialize + DeserializeOwned + Send + Sync + 'static {
-    /// The reply for a request that failed, with the reason in one sentence; the last line of its answer.
-    fn failed(reason: String) -> Self;
+    /// The reply for a request that failed; the last line of its answer.
+    fn failed(failed: NotDone) -> Self;
 
     /// Whether this is the last line of its answer.
     fn is_last(&self) -> bool;

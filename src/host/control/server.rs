@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use pgw_core::consequence::Consequence;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
@@ -14,7 +15,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 
-use super::{LINE_BYTES, Reply};
+use super::{LINE_BYTES, NotDone, Reply};
 use crate::accept::{Accept, Listener, stop_requested};
 
 /// Most clients at once; further ones wait in the kernel's queue.
@@ -50,7 +51,7 @@ pub enum ListenError {
     #[error("another process listens on {0}")]
     InUse(PathBuf),
     /// The system refuses it.
-    #[error("cannot make the control socket {path}")]
+    #[error("cannot create the control socket {path}")]
     Io {
         /// The socket.
         path: PathBuf,
@@ -58,6 +59,14 @@ pub enum ListenError {
         #[source]
         source: io::Error,
     },
+}
+
+impl ListenError {
+    /// How the daemon ends.
+    #[must_use]
+    pub fn consequence(&self) -> Consequence {
+        Consequence::UNREACHABLE
+    }
 }
 
 /// A control socket that listens; [`Control::serve`] starts to answer.
@@ -171,7 +180,7 @@ impl Conversation {
             Err(_) if line.len() == LINE_BYTES => format!("a request has at most {LINE_BYTES} bytes"),
             Err(error) => format!("not a request: {error}"),
         };
-        self.send_line(&H::Reply::failed(wrong)).await?;
+        self.send_line(&H::Reply::failed(NotDone::refused(wrong))).await?;
         Ok(None)
     }
 
@@ -210,14 +219,14 @@ impl Conversation {
         Ok(self.stream.get_ref().peer_cred()?.uid())
     }
 
-    /// Sends an answer of many lines. `make` blocks, so it runs on its own thread; it returns the last line, or the
-    /// reason for a failure. If the client has gone, the answer ends at its next line.
+    /// Sends an answer of many lines. `make` blocks, so it runs on its own thread; it returns the last line, or why
+    /// there is none. If the client has gone, the answer ends at its next line.
     ///
     /// # Errors
     /// The client has gone, or does not read them.
-    pub async fn stream_of<R: Reply>(
+    pub async fn stream_of<R: Reply, E: Into<NotDone> + Send + 'static>(
         &mut self,
-        make: impl FnOnce(SendReply<'_, R>) -> Result<R, String> + Send + 'static,
+        make: impl FnOnce(SendReply<'_, R>) -> Result<R, E> + Send + 'static,
     ) -> io::Result<()> {
         let (lines, mut replies) = mpsc::channel(64);
         let work = tokio::task::spawn_blocking(move || {
@@ -231,8 +240,10 @@ impl Conversation {
         }
         let last = match work.await {
             Ok(Ok(last)) => last,
-            Ok(Err(reason)) => R::failed(reason),
-            Err(_) => R::failed("the answer could not be made".to_owned()),
+            Ok(Err(error)) => R::failed(error.into()),
+            Err(_) => {
+                R::failed(NotDone::bug("could not produce the reply: a bug in this program, see its log"))
+            }
         };
         self.send_line(&last).await
     }

@@ -38,13 +38,13 @@ enum TestReply {
     Sum { sum: u64, user: u32 },
     Bytes {},
     End {},
-    Failed { reason: String },
+    Failed(NotDone),
     NotPermitted { reason: String },
 }
 
 impl Reply for TestReply {
-    fn failed(reason: String) -> Self {
-        Self::Failed { reason }
+    fn failed(failed: NotDone) -> Self {
+        Self::Failed(failed)
     }
 
     fn is_last(&self) -> bool {
@@ -53,7 +53,7 @@ impl Reply for TestReply {
 
     fn checked(self) -> Result<Self, ClientError> {
         match self {
-            Self::Failed { reason } => Err(ClientError::Failed(reason)),
+            Self::Failed(failed) => Err(ClientError::Failed(failed)),
             Self::NotPermitted { reason } => Err(ClientError::NotPermitted(reason)),
             other => Ok(other),
         }
@@ -73,7 +73,7 @@ impl Handler for Counter {
                     .stream_of(move |send| {
                         for number in 1..=through {
                             if number > 1_000 {
-                                return Err("it cannot count so far".to_owned());
+                                return Err(NotDone::refused("it cannot count so far"));
                             }
                             if send(TestReply::Number { number }).is_break() {
                                 break;
@@ -157,15 +157,20 @@ fn what_the_daemon_cannot_do_or_may_not_do_is_an_error_with_its_exit_code() {
     let daemon = Daemon::start();
     let mut client = daemon.client();
     let failed = client.ask(&Request::Count { through: 2_000 }, |_| {}).unwrap_err();
-    assert_eq!((failed.to_string().as_str(), Exit::from(&failed)), ("it cannot count so far", Exit::Refused));
+    let exit = |error: &ClientError| Exit::from(error.consequence());
+    assert_eq!((failed.to_string().as_str(), exit(&failed)), ("it cannot count so far", Exit::Refused));
+    for (consequence, code) in [(Consequence::Retry, Exit::Later), (Consequence::BUG, Exit::Internal)] {
+        let not_done = NotDone { reason: String::new(), consequence };
+        assert_eq!(exit(&ClientError::Failed(not_done)), code, "the daemon's consequence is the command's");
+    }
     let refused = client.ask(&Request::Forbidden {}, |_| {}).unwrap_err();
-    assert_eq!(Exit::from(&refused), Exit::NotPermitted);
+    assert_eq!(exit(&refused), Exit::NotPermitted);
     let socket = daemon.socket.clone();
     daemon.stop();
     assert!(matches!(client.reply(), Err(ClientError::Broken(_))));
     let nobody = Client::<Request, TestReply>::connect(&socket).unwrap_err();
     assert!(nobody.is_not_running());
-    assert_eq!(Exit::from(&nobody), Exit::Unreachable);
+    assert_eq!(exit(&nobody), Exit::Unreachable);
 }
 
 #[test]

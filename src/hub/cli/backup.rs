@@ -4,7 +4,7 @@ use std::io::Write;
 
 use clap::Subcommand;
 use pgw_host::control::ClientError;
-use pgw_host::exit::{Exit, complain};
+use pgw_host::exit::{Exit, fail};
 
 use crate::HubSettings;
 use crate::backup;
@@ -18,7 +18,7 @@ use crate::store::ndjson::StoreLock;
 pub enum Backup {
     /// Before you copy the store's files: record how far each lane is.
     Begin,
-    /// After the copy is complete and safe: receipts say so from now on.
+    /// Confirm that the copy is complete and safe; receipts report it from now on.
     Done,
 }
 
@@ -55,15 +55,9 @@ pub fn run(settings: &HubSettings, command: Backup, out: &mut dyn Write, err: &m
             let _ = writeln!(err, "the hub's answer was not understood");
             Exit::Internal
         }
-        Err(Failed::Hub(error)) => {
-            complain(err, &error);
-            (&error).into()
-        }
+        Err(Failed::Hub(error)) => fail(err, &error, error.consequence()),
         Err(Failed::Store(StoreError::InUse(_))) => not_answering(&settings.control_socket, err),
-        Err(Failed::Store(error)) => {
-            complain(err, &error);
-            Exit::Files
-        }
+        Err(Failed::Store(error)) => fail(err, &error, error.consequence()),
     }
 }
 

@@ -22,13 +22,13 @@ pub fn run(config: &HubConfig, out: &mut dyn Write) -> Exit {
             let detail = format!("{}, public key {}", settings.signing_key_file.display(), key.public());
             report.ok("signing key", &detail);
         }
-        Err(error) => report.fail("signing key", &chain(&error), "`practice-hub init` makes one"),
+        Err(error) => report.fail("signing key", &chain(&error), "`practice-hub init` creates one"),
     }
     let directory = settings.directory.display();
     if settings.directory.is_dir() {
         report.ok("store", &format!("{directory}; `practice-hub verify` checks its chains"));
     } else {
-        report.fail("store", &format!("{directory} is not there"), "`practice-hub init` makes it");
+        report.fail("store", &format!("{directory} is not there"), "`practice-hub init` creates it");
     }
     let files = TlsFiles {
         ca: settings.ca_file.clone(),

@@ -7,8 +7,10 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use pgw_bundle::keys::Identity;
 use pgw_bundle::receipts;
+use pgw_core::consequence::Consequence;
+use pgw_core::text::chain;
 use pgw_host::control::ClientError;
-use pgw_host::exit::{Exit, complain};
+use pgw_host::exit::{Exit, fail};
 
 use crate::HubSettings;
 use crate::answers::Answers;
@@ -19,7 +21,6 @@ use crate::control::{Client, PIECE_BYTES, Reply, Request};
 use crate::fleet::Fleet;
 use crate::import::{self, BundleFile, ImportError, ImportedLane};
 use crate::keys;
-use crate::link::AnswerSigner;
 use crate::store::ndjson::NdjsonStore;
 use crate::store::{StoreError, replacement};
 use crate::store_thread::{GroupLimits, StoreThread};
@@ -49,12 +50,12 @@ struct Imported {
     lanes: Vec<ImportedLane>,
     receipts: Vec<receipts::SignedReceipt>,
     /// Why it was not imported, or not completely.
-    failed: Option<(String, Exit)>,
+    failed: Option<(String, Consequence)>,
 }
 
 impl Imported {
-    fn failed(reason: String, exit: Exit) -> Self {
-        Self { failed: Some((reason, exit)), ..Self::default() }
+    fn failed(reason: String, consequence: Consequence) -> Self {
+        Self { failed: Some((reason, consequence)), ..Self::default() }
     }
 }
 
@@ -75,10 +76,10 @@ pub fn import(config: &HubConfig, command: &Import, out: &mut dyn Write, err: &m
         write_lanes(out, file, &imported);
         receipts.extend(imported.receipts);
         if let Some((reason, failed)) = imported.failed {
-            let word = if failed == Exit::Refused { "refused" } else { "not imported" };
+            let word = if failed == Consequence::Refuse { "refused" } else { "not imported" };
             let _ = writeln!(err, "{}: {word}: {reason}", file.display());
             // The files are in order: after a failure the next ones would only show a gap.
-            exit = failed;
+            exit = failed.into();
             break;
         }
     }
@@ -96,14 +97,11 @@ fn destination(settings: &HubSettings, err: &mut dyn Write) -> Result<Destinatio
         Ok(hub) => return Ok(Destination::Hub(hub)),
         Err(error) if error.is_not_running() => {}
         Err(error) => {
-            complain(err, &error);
-            return Err((&error).into());
+            return Err(fail(err, &error, error.consequence()));
         }
     }
-    let identity = keys::carry_key(&settings.carry_key_file).map_err(|error| {
-        complain(err, &error);
-        Exit::Configuration
-    })?;
+    let identity =
+        keys::carry_key(&settings.carry_key_file).map_err(|error| fail(err, &error, error.consequence()))?;
     match NdjsonStore::open(&settings.directory, settings.rotate_bytes) {
         Ok(store) => {
             let limits =
@@ -114,10 +112,7 @@ fn destination(settings: &HubSettings, err: &mut dyn Write) -> Result<Destinatio
             Ok(Destination::Store(Box::new(store), identity))
         }
         Err(StoreError::InUse(_)) => Err(not_answering(&settings.control_socket, err)),
-        Err(error) => {
-            complain(err, &error);
-            Err(Exit::Files)
-        }
+        Err(error) => Err(fail(err, &error, error.consequence())),
     }
 }
 
@@ -136,18 +131,12 @@ fn into_store(
     });
     imported.failed = done.err().map(|error| (error.sentence(), error.consequence()));
     if signed {
-        match sign(settings, &imported.lanes) {
+        match import::signed_receipts(settings, &imported.lanes) {
             Ok(receipts) => imported.receipts = receipts,
-            Err(error) => imported.failed = Some((error.to_string(), Exit::Files)),
+            Err(error) => imported.failed = Some((chain(&error), error.consequence())),
         }
     }
     imported
-}
-
-/// Signs them as the running hub does.
-fn sign(settings: &HubSettings, lanes: &[ImportedLane]) -> io::Result<Vec<receipts::SignedReceipt>> {
-    let key = pgw_host::secret::signing_key(&settings.signing_key_file).map_err(io::Error::other)?;
-    import::receipts(&mut AnswerSigner::begin(settings.hub.clone(), key)?, lanes).map_err(io::Error::other)
 }
 
 fn by_hub(file: &Path, hub: &mut Client, signed: bool, err: &mut dyn Write) -> Imported {
@@ -168,13 +157,9 @@ fn by_hub(file: &Path, hub: &mut Client, signed: bool, err: &mut dyn Write) -> I
             Imported::failed(error.sentence(), error.consequence())
         }
         Err(SendError::Hub(error)) => {
-            Imported { failed: Some((chained(&error), (&error).into())), ..imported }
+            Imported { failed: Some((chain(&error), error.consequence())), ..imported }
         }
     }
-}
-
-fn chained(error: &ClientError) -> String {
-    pgw_core::text::chain(error)
 }
 
 /// Why a file did not reach the hub, or its answer did not reach this command.
@@ -214,9 +199,7 @@ fn send(
     hub.replies(|reply| match reply {
         Reply::Lane(lane) => imported.lanes.push(lane),
         Reply::Receipt(line) => imported.receipts.push(line),
-        Reply::NotImported { reason, later } => {
-            imported.failed = Some((reason, if later { Exit::Later } else { Exit::Refused }));
-        }
+        Reply::NotImported { reason, consequence } => imported.failed = Some((reason, consequence)),
         _ => {}
     })?;
     Ok(())
@@ -251,10 +234,7 @@ fn write_receipts(lines: &[receipts::SignedReceipt], to: &Path) -> io::Result<()
 pub fn verify(config: &HubConfig, file: &Path, out: &mut dyn Write, err: &mut dyn Write) -> Exit {
     let identity = match keys::carry_key(&config.settings.carry_key_file) {
         Ok(identity) => identity,
-        Err(error) => {
-            complain(err, &error);
-            return Exit::Configuration;
-        }
+        Err(error) => return fail(err, &error, error.consequence()),
     };
     let checked =
         BundleFile::open(file.to_owned()).and_then(|bundle| import::check(&bundle, &identity, &mut |_| {}));
@@ -273,7 +253,7 @@ pub fn verify(config: &HubConfig, file: &Path, out: &mut dyn Write, err: &mut dy
         }
         Err(error) => {
             let _ = writeln!(err, "{}: NOT OK: {}", file.display(), error.sentence());
-            error.consequence()
+            error.consequence().into()
         }
     }
 }

@@ -2,8 +2,8 @@
 
 use std::io::Write;
 
-use pgw_host::exit::Exit;
-use pgw_host::init::{directory, is_there, not_made};
+use pgw_host::exit::{Exit, fail};
+use pgw_host::init::{directory, is_there};
 use pgw_host::secret;
 
 use crate::config::HubConfig;
@@ -17,21 +17,21 @@ pub fn run(config: &HubConfig, out: &mut dyn Write, err: &mut dyn Write) -> Exit
     }
     let file = &settings.signing_key_file;
     let (key, there) = match secret::make_signing_key(file) {
-        Ok(key) => (key, "made"),
+        Ok(key) => (key, "created"),
         Err(error) if is_there(&error) => match secret::signing_key(file) {
             Ok(key) => (key, "exists already, unchanged"),
-            Err(error) => return not_made(&error, err),
+            Err(error) => return fail(err, &error, error.consequence()),
         },
-        Err(error) => return not_made(&error, err),
+        Err(error) => return fail(err, &error, error.consequence()),
     };
     let carry_file = &settings.carry_key_file;
     let (recipient, carry_there) = match keys::make_carry_key(carry_file) {
-        Ok(identity) => (identity.recipient(), "made"),
+        Ok(identity) => (identity.recipient(), "created"),
         Err(error) if is_there(&error) => match keys::carry_key(carry_file) {
             Ok(identity) => (identity.recipient(), "exists already, unchanged"),
-            Err(error) => return not_made(&error, err),
+            Err(error) => return fail(err, &error, error.consequence()),
         },
-        Err(error) => return not_made(&error, err),
+        Err(error) => return fail(err, &error, error.consequence()),
     };
     let (store, file, name) = (settings.directory.display(), file.display(), config.file.display());
     let (hub, public, carry_file) = (&settings.hub, key.public(), carry_file.display());
@@ -49,7 +49,8 @@ pub fn run(config: &HubConfig, out: &mut dyn Write, err: &mut dyn Write) -> Exit
          recipient = \"{recipient}\"\n\
          \n\
          Next:\n\
-         1. Keep a copy of both keys in a safe place: with new ones every gateway must be told, and a lost\n   carry key leaves carried files unread.\n\
+         1. Keep a copy of both keys in a safe place: if the signing key is lost every gateway must be reconfigured; if the\n   \
+         carry key is lost, bundles already written cannot be read.\n\
          2. Get a client certificate with the common name {hub} from the fleet's CA.\n\
          3. practice-hub acl --gateways FILE for the broker's access rules.\n\
          4. practice-hub check --config {name}, then systemctl enable --now practice-hub"

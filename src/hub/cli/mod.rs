@@ -20,7 +20,7 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand};
 use pgw_core::transaction::unix_millis_now;
 use pgw_host::args::parse_and_load;
-use pgw_host::exit::{Exit, complain};
+use pgw_host::exit::{Exit, fail};
 
 use crate::config::HubConfig;
 use crate::daemon;
@@ -71,7 +71,7 @@ struct Verify {
     bundle: Option<PathBuf>,
 }
 
-/// The program's entry point: `args` begin with its name.
+/// The program's entry point; the first of `args` is its name.
 pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     run(args, &mut std::io::stdout(), &mut std::io::stderr()).into()
 }
@@ -125,9 +125,6 @@ fn print(report: Result<PrintedReport, StoreError>, out: &mut dyn Write, err: &m
                 Exit::Refused
             }
         }
-        Err(error) => {
-            complain(err, &error);
-            Exit::Files
-        }
+        Err(error) => fail(err, &error, error.consequence()),
     }
 }

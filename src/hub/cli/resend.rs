@@ -5,7 +5,7 @@ use std::path::Path;
 
 use clap::Args;
 use pgw_core::transaction::{Epoch, Gateway, Lane, Practice, Sequence};
-use pgw_host::exit::{Exit, complain};
+use pgw_host::exit::{Exit, fail};
 
 use crate::control::{Client, Reply, Request};
 use crate::store::LaneName;
@@ -84,9 +84,6 @@ pub fn run(socket: &Path, command: &Resend, out: &mut dyn Write, err: &mut dyn W
             let _ = writeln!(err, "the hub is not running: start it, then run this command again");
             Exit::Unreachable
         }
-        (Err(error), _) => {
-            complain(err, &error);
-            (&error).into()
-        }
+        (Err(error), _) => fail(err, &error, error.consequence()),
     }
 }

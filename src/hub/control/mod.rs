@@ -14,9 +14,10 @@
 pub mod server;
 
 use pgw_bundle::receipts;
+use pgw_core::consequence::Consequence;
 use pgw_core::transaction::{Epoch, Gateway, Lane, Practice, Sequence};
 use pgw_host::control;
-use pgw_host::control::ClientError;
+use pgw_host::control::{ClientError, NotDone};
 use serde::{Deserialize, Serialize};
 
 use super::import::ImportedLane;
@@ -80,8 +81,8 @@ pub enum Reply {
     NotImported {
         /// Why, in one sentence.
         reason: String,
-        /// The same file may be imported later.
-        later: bool,
+        /// How the command ends.
+        consequence: Consequence,
     },
     /// The gateway has sent them again.
     Resent {
@@ -110,15 +111,12 @@ pub enum Reply {
         begun: bool,
     },
     /// The hub failed to do it.
-    Failed {
-        /// Why, in one sentence.
-        reason: String,
-    },
+    Failed(NotDone),
 }
 
 impl control::Reply for Reply {
-    fn failed(reason: String) -> Self {
-        Self::Failed { reason }
+    fn failed(failed: NotDone) -> Self {
+        Self::Failed(failed)
     }
 
     fn is_last(&self) -> bool {
@@ -127,7 +125,7 @@ impl control::Reply for Reply {
 
     fn checked(self) -> Result<Self, ClientError> {
         match self {
-            Self::Failed { reason } => Err(ClientError::Failed(reason)),
+            Self::Failed(failed) => Err(ClientError::Failed(failed)),
             other => Ok(other),
         }
     }
@@ -157,7 +155,7 @@ mod tests {
         let line = receipts::SignedReceipt { topic: "t".into(), payload: "{}".into(), signature: "s".into() };
         for reply in [
             Reply::Receipt(line),
-            Reply::NotImported { reason: "x".into(), later: true },
+            Reply::NotImported { reason: "x".into(), consequence: Consequence::Retry },
             Reply::BackupDone { begun: false },
         ] {
             let line = serde_json::to_string(&reply).unwrap();

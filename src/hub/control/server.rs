@@ -8,10 +8,8 @@ use std::sync::Arc;
 use std::sync::mpsc::{Sender, sync_channel};
 use std::time::{Duration, Instant};
 
-use pgw_core::text::chain;
 use pgw_host::control::server::{PROGRESS, SendReply};
-use pgw_host::control::{Conversation, Handler};
-use pgw_host::secret;
+use pgw_host::control::{Conversation, Handler, NotDone};
 use tokio::sync::{Mutex, watch};
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
@@ -19,10 +17,9 @@ use tokio::time::timeout;
 use super::{PIECE_BYTES, Reply, Request};
 use crate::HubSettings;
 use crate::backup;
-use crate::import::{self, BundleFile, ImportError, ImportedLane};
+use crate::import::{self, BundleFile, ImportError, ImportedLane, KeysError};
 use crate::imported::{Part, Tally};
 use crate::keys;
-use crate::link::AnswerSigner;
 use crate::resend::{CopiesProgress, ResendRequest};
 use crate::store::{LaneName, StoreError};
 use crate::store_thread::Arrival;
@@ -32,7 +29,7 @@ const BETWEEN: Duration = Duration::from_secs(1);
 /// How much of the store's disk an import leaves free, bytes: a full disk would stop every surgery's transactions.
 const RESERVE_BYTES: u64 = 1 << 30;
 /// The answer while the hub stops; the client may ask again.
-const HUB_STOPS: &str = "the hub is stopping: run this command again when it runs";
+const HUB_STOPS: &str = "the hub is stopping: run this command again once it has restarted";
 
 /// The hub's side of its control socket.
 #[derive(Debug, Clone)]
@@ -92,8 +89,8 @@ fn store_reply<T>(
 ) -> Reply {
     match done {
         Ok(Ok(done)) => reply(done),
-        Ok(Err(error)) => Reply::Failed { reason: chain(&error) },
-        Err(_) => Reply::Failed { reason: "the hub could not do it, by a bug in this program".to_owned() },
+        Ok(Err(error)) => Reply::Failed(NotDone::of(&error, error.consequence())),
+        Err(_) => Reply::Failed(NotDone::bug("internal error: a bug in this program")),
     }
 }
 
@@ -103,13 +100,13 @@ impl Commands {
         let _only_one = self.importing.lock().await;
         let spool = match spawn_blocking(move || spool(&directory, bytes)).await {
             Ok(Ok(spool)) => spool,
-            Ok(Err(error)) => return client.send_line(&Reply::Failed { reason: cannot_keep(&error) }).await,
+            Ok(Err(error)) => return client.send_line(&cannot_keep(&error)).await,
             Err(error) => return Err(io::Error::other(error)),
         };
         client.send_line(&Reply::Send {}).await?;
         let spool = match receive(client, bytes, spool).await? {
             Ok(spool) => spool,
-            Err(error) => return client.send_line(&Reply::Failed { reason: cannot_keep(&error) }).await,
+            Err(error) => return client.send_line(&cannot_keep(&error)).await,
         };
         tracing::info!(bytes, user = client.user()?, "A command imports a bundle");
         let import = Import { commands: self.clone(), receipts };
@@ -146,8 +143,8 @@ impl Commands {
     }
 }
 
-fn cannot_keep(error: &io::Error) -> String {
-    format!("the hub cannot keep the file while it reads it: {error}")
+fn cannot_keep(error: &io::Error) -> Reply {
+    Reply::Failed(NotDone::refused(format!("the hub cannot keep the file while it reads it: {error}")))
 }
 
 /// A file in the store's directory without a name, so that it vanishes when the import ends, however it ends. Bundles
@@ -186,6 +183,12 @@ async fn receive(client: &mut Conversation, bytes: u64, spool: File) -> io::Resu
     Ok(spool)
 }
 
+impl From<KeysError> for NotDone {
+    fn from(error: KeysError) -> Self {
+        Self::of(&error, error.consequence())
+    }
+}
+
 /// Runs one import, on its own thread.
 struct Import {
     commands: Commands,
@@ -193,9 +196,9 @@ struct Import {
 }
 
 impl Import {
-    fn run(&self, file: &BundleFile, send: SendReply<'_, Reply>) -> Result<Reply, String> {
+    fn run(&self, file: &BundleFile, send: SendReply<'_, Reply>) -> Result<Reply, KeysError> {
         let settings = &self.commands.settings;
-        let identity = keys::carry_key(&settings.carry_key_file).map_err(|error| chain(&error))?;
+        let identity = keys::carry_key(&settings.carry_key_file)?;
         let mut lanes = Vec::new();
         // A client that has gone does not end the import: what it sent is stored.
         let mut reported = Instant::now();
@@ -225,7 +228,7 @@ impl Import {
             Err(error) => {
                 let reason = error.sentence();
                 tracing::error!(error = reason, "A bundle was refused");
-                Reply::NotImported { reason, later: error.consequence() == pgw_host::exit::Exit::Later }
+                Reply::NotImported { reason, consequence: error.consequence() }
             }
         };
         for line in self.signed(&lanes)? {
@@ -248,14 +251,11 @@ impl Import {
         Ok(answered.recv().map_err(|_| ImportError::Ended)??)
     }
 
-    fn signed(&self, lanes: &[ImportedLane]) -> Result<Vec<pgw_bundle::receipts::SignedReceipt>, String> {
+    fn signed(&self, lanes: &[ImportedLane]) -> Result<Vec<pgw_bundle::receipts::SignedReceipt>, KeysError> {
         if !self.receipts {
             return Ok(Vec::new());
         }
-        let settings = &self.commands.settings;
-        let key = secret::signing_key(&settings.signing_key_file).map_err(|error| chain(&error))?;
-        let mut signer = AnswerSigner::begin(settings.hub.clone(), key).map_err(|error| error.to_string())?;
-        import::receipts(&mut signer, lanes).map_err(|error| error.to_string())
+        import::signed_receipts(&self.commands.settings, lanes)
     }
 }
 

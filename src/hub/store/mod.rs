@@ -19,6 +19,7 @@ use std::path::{Path, PathBuf};
 use bytes::Bytes;
 use pgw_core::chain::ChainValue;
 use pgw_core::committer::{Numbered, Record};
+use pgw_core::consequence::Consequence;
 use pgw_core::transaction::{Epoch, Sequence, TransactionId};
 use pgw_core::wire::envelope::Envelope;
 use pgw_core::wire::void;
@@ -113,6 +114,15 @@ pub enum StoreError {
 }
 
 impl StoreError {
+    /// How a command or the hub ends.
+    #[must_use]
+    pub fn consequence(&self) -> Consequence {
+        match self {
+            Self::Io { source, .. } => Consequence::of_file(source),
+            Self::NotNext { .. } | Self::InUse(_) => Consequence::FILES,
+        }
+    }
+
     /// Whether the disk is full: a person must free space.
     #[must_use]
     pub fn is_full(&self) -> bool {

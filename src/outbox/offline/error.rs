@@ -3,6 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use pgw_core::consequence::{Cause, Consequence};
 use pgw_core::transaction::Lane;
 
 use crate::errors::{OpenError, Refusal};
@@ -49,9 +50,65 @@ pub enum RepairError {
 }
 
 impl RepairError {
+    /// How the command ends. A store that cannot be opened has the same consequence as for the daemon.
+    #[must_use]
+    pub fn consequence(&self) -> Consequence {
+        match self {
+            Self::Open(error) => error.consequence(),
+            Self::Files { source, .. } => Consequence::of_file(source),
+            Self::ReadBack(_) | Self::Numbers(..) => Consequence::FILES,
+            Self::NothingOpens(_) | Self::SeveralKeys(_) => Consequence::CONFIGURATION,
+            Self::NoStore(_) => Consequence::UNREACHABLE,
+            Self::NotTheOwner(..) => Consequence::Stop(Cause::Rights),
+        }
+    }
+
     /// Makes one of the system's error.
     pub(super) fn cannot(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
         let path = path.to_owned();
         move |source| Self::Files { action, path, source }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::offline::moving::MoveError;
+    use crate::offline::set_aside::SetAsideError;
+
+    /// Every command that opens the store ends as the daemon would.
+    #[test]
+    fn a_store_that_cannot_be_opened_has_one_consequence() {
+        let denied = || OpenError::Io {
+            action: "open",
+            path: "outbox".into(),
+            source: io::ErrorKind::PermissionDenied.into(),
+        };
+        let errors = [
+            denied,
+            || OpenError::InUse("outbox".into()),
+            || OpenError::Retired { directory: "outbox".into(), time: String::new() },
+            || OpenError::Io {
+                action: "read",
+                path: "outbox".into(),
+                source: io::ErrorKind::InvalidData.into(),
+            },
+        ];
+        for error in errors {
+            let daemon = error().consequence();
+            assert_eq!(RepairError::from(error()).consequence(), daemon, "{}", error());
+            assert_eq!(MoveError::from(error()).consequence(), daemon, "{}", error());
+            assert_eq!(SetAsideError::from(error()).consequence(), daemon, "{}", error());
+        }
+        let files = RepairError::cannot("write", Path::new("outbox"))(io::ErrorKind::PermissionDenied.into());
+        assert_eq!(files.consequence(), denied().consequence());
+    }
+
+    #[test]
+    fn a_store_that_is_not_there_has_one_consequence() {
+        let path = || PathBuf::from("outbox");
+        let repair = RepairError::NoStore(path()).consequence();
+        assert_eq!(MoveError::NoStore(path()).consequence(), repair);
+        assert_eq!(SetAsideError::NoStore(path()).consequence(), repair);
     }
 }

@@ -11,6 +11,7 @@ use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 
 use pgw_core::chain::ChainValue;
+use pgw_core::consequence::Consequence;
 use pgw_core::text::hex;
 use pgw_core::transaction::Lane;
 use ring::digest::{Context, SHA256};
@@ -89,6 +90,20 @@ pub enum MoveError {
     /// The copy differs from the retired store.
     #[error("the copy differs from the retired store: {}", .0.join("; "))]
     Incomplete(Vec<String>),
+}
+
+impl MoveError {
+    /// How the command ends.
+    #[must_use]
+    pub fn consequence(&self) -> Consequence {
+        match self {
+            Self::Open(error) => error.consequence(),
+            Self::NoStore(_) => Consequence::UNREACHABLE,
+            Self::NotRetired(_) | Self::NotACopy(_) | Self::NoManifest(_) | Self::Incomplete(_) => {
+                Consequence::Refuse
+            }
+        }
+    }
 }
 
 fn files_below(data: &Path, store: &Path) -> io::Result<Vec<PathBuf>> {

@@ -8,6 +8,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use pgw_core::consequence::Consequence;
 use pgw_core::delivery::Numbering;
 use pgw_core::transaction::{Epoch, Lane, Position, rfc3339, unix_millis_now};
 use serde::{Deserialize, Serialize};
@@ -73,6 +74,18 @@ pub enum SetAsideError {
     /// Its keys are available.
     #[error("this box has the keys of the store in {0}: nothing is lost, and nothing was set aside")]
     Readable(PathBuf),
+}
+
+impl SetAsideError {
+    /// How the command ends.
+    #[must_use]
+    pub fn consequence(&self) -> Consequence {
+        match self {
+            Self::Open(error) => error.consequence(),
+            Self::NoStore(_) => Consequence::UNREACHABLE,
+            Self::Readable(_) => Consequence::Refuse,
+        }
+    }
 }
 
 /// The loss that setting the store aside would mean. Nothing is written.

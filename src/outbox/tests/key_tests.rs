@@ -17,7 +17,7 @@ fn k(n: u8) -> OutboxKey {
     OutboxKey::new([n; 32])
 }
 
-/// A key ring; the first key is the present one.
+/// A key ring; the first key is the active one.
 fn ring(keys: &[u8]) -> Keyring {
     Keyring::new(k(keys[0]), keys[1..].iter().map(|n| k(*n)).collect())
 }

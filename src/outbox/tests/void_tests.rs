@@ -59,9 +59,9 @@ fn what_is_released_takes_its_place_for_ever() {
         (4, 5, "can be read"),
         (5, 8, "can be read"),
         (6, 7, "begin with the first"),
-        (0, 5, "a range lies"),
-        (7, 5, "a range lies"),
-        (20, 21, "a range lies"),
+        (0, 5, "the range must start"),
+        (7, 5, "the range must start"),
+        (20, 21, "the range must start"),
     ] {
         let refused = release(&outbox, from, through).unwrap_err();
         assert!(refused.contains(reason), "{from} to {through}: {refused}");

@@ -69,7 +69,7 @@ pub(super) async fn take(
     match store(&context, composed, share).await {
         Ok(Ok(accepted)) => answer_accepted(&context, dialect, lane, &accepted, &bytes),
         Ok(Err(refusal)) if refusal.is_temporary() => {
-            tracing::debug!(%refusal, "Left an HTTP message with its sender");
+            tracing::debug!(%refusal, "Answered 'try later'; the sender keeps the message");
             let wait = if refusal == Refusal::Busy { SOON_SECONDS } else { LATER_SECONDS };
             later(&context, dialect, &bytes, wait)
         }

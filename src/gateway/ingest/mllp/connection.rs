@@ -233,7 +233,7 @@ impl<A: Acceptor> Connection<A> {
             }
             Err(refusal) if refusal.is_temporary() => {
                 count(&self.context.counters.unavailable);
-                tracing::debug!(%refusal, "Left an MLLP message with its sender");
+                tracing::debug!(%refusal, "Answered 'try later'; the sender keeps the message");
                 // A full queue drains in milliseconds; that alone is no reason to turn everyone away.
                 if refusal != pgw_outbox::Refusal::Busy {
                     self.context.shut();

@@ -8,7 +8,7 @@ use tokio::sync::watch;
 use super::Driver;
 use crate::uplink::in_flight::Ticket;
 use crate::uplink::live::Live;
-use crate::uplink::resend::{Requester, ResendProgress};
+use crate::uplink::resend::{Requester, ResendFailed, ResendProgress};
 use crate::uplink::verifier::seconds;
 
 /// Ranges that wait for their turn; further ones are refused.
@@ -30,9 +30,7 @@ impl Driver {
     ) {
         let requester = Requester::Person(progress);
         if !self.link.now.up {
-            let reason =
-                "the link is down: order it again when it is up (waiting transactions are sent anyway)";
-            self.resends.tell(requester, Err(reason.to_owned()));
+            self.resends.report(requester, Err(ResendFailed::LinkDown));
             return;
         }
         self.admit(lane, range, requester);
@@ -50,15 +48,15 @@ impl Driver {
         self.resends.obeyed.push_back(id.clone());
         let requester = Requester::Hub(id);
         let refused = if session != self.link.now.session {
-            Some(format!("it is for session {session}, this is session {}", self.link.now.session))
+            Some(ResendFailed::OtherSession { wanted: session, session: self.link.now.session })
         } else if has_expired(&expires, unix_millis_now() / 1_000) {
-            Some(format!("it expired at {expires} by this gateway's clock"))
+            Some(ResendFailed::Expired(expires))
         } else {
             None
         };
         if let Some(reason) = refused {
-            tracing::warn!(%hub, reason, "Refused a command");
-            self.resends.tell(requester, Err(reason));
+            tracing::warn!(%hub, %reason, "Refused a command");
+            self.resends.report(requester, Err(reason));
             return;
         }
         match order {
@@ -71,15 +69,13 @@ impl Driver {
                         self.admit(&lane, (first, last), requester);
                     }
                     _ => {
-                        let reason = format!(
-                            "lane {lane} of this gateway does not know sequences {from} to {through} of epoch {epoch}"
-                        );
-                        self.resends.tell(requester, Err(reason));
+                        let unknown = ResendFailed::UnknownSequences { lane, epoch, from, through };
+                        self.resends.report(requester, Err(unknown));
                     }
                 }
             }
             Order::Unknown => {
-                self.resends.tell(requester, Err("this version does not know the command".to_owned()));
+                self.resends.report(requester, Err(ResendFailed::UnknownCommand));
             }
         }
     }
@@ -89,27 +85,25 @@ impl Driver {
         let index = match found {
             Some(index) => index,
             None => {
-                self.resends.tell(requester, Err(format!("there is no lane {lane}")));
+                self.resends.report(requester, Err(ResendFailed::UnknownLane(lane.clone())));
                 return;
             }
         };
         let confirmed = self.lanes[index].machine.confirmed();
         let first = self.outbox.first_retained(lane).unwrap_or(confirmed + 1);
         let refused = if from == 0 || through < from {
-            Some("a range has a first position from 1, and a last one that is not before it".to_owned())
+            Some(ResendFailed::Range)
         } else if through > confirmed {
-            Some(format!(
-                "lane {lane} is confirmed through {confirmed} only: later transactions are sent anyway"
-            ))
+            Some(ResendFailed::NotConfirmed { lane: lane.clone(), confirmed })
         } else if through < first {
-            Some(format!("lane {lane} no longer has anything before position {first}"))
+            Some(ResendFailed::Pruned { lane: lane.clone(), first })
         } else if self.resends.ranges.len() >= MOST {
-            Some("too many ranges are waiting already".to_owned())
+            Some(ResendFailed::TooMany)
         } else {
             None
         };
         match refused {
-            Some(reason) => self.resends.tell(requester, Err(reason)),
+            Some(reason) => self.resends.report(requester, Err(reason)),
             None => self.resends.begin(index, (from, through), requester),
         }
     }
@@ -131,8 +125,7 @@ impl Driver {
                 let too_large = live.connection.allowed.packet_bytes.is_some_and(|most| bytes > most);
                 let frame = ready.into_frame(lane.machine.round().unwrap_or_default());
                 let Some(frame) = frame.filter(|_| !too_large) else {
-                    self.resends
-                        .end(Err(format!("the broker does not accept position {position}: it is too large")));
+                    self.resends.end(Err(ResendFailed::TooLarge(position)));
                     break;
                 };
                 live.hand(Ticket::Resend(position));
