@@ -178,6 +178,12 @@ impl Carry {
             BufReader::new(&stream).read_line(&mut line).unwrap();
             assert_eq!(line, "{\"reply\":\"send\"}\n");
             stream.write_all(&vec![b'x'; sent]).unwrap();
+            if sent < size {
+                let second = self.site.hub_command(&["import", bundle]);
+                assert_eq!(second.status.code(), Some(75), "one at a time: {second:?}");
+                let printed = String::from_utf8_lossy(&second.stderr).into_owned();
+                assert!(printed.contains("another import is under way"), "{printed}");
+            }
             if sent == size {
                 line.clear();
                 BufReader::new(&stream).read_line(&mut line).unwrap();

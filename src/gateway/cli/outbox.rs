@@ -142,18 +142,19 @@ pub fn run(socket: &Path, command: &Outbox, out: &mut dyn Write, err: &mut dyn W
             (Request::Show { lane: lane.clone(), which: *which }, write)
         }
     };
-    let mut gone = false;
+    // All of it before any is written: a pager may read for longer than the daemon waits.
+    let mut entries = Vec::new();
     let asked = client.ask(&request, |reply| {
-        if let Reply::Entry(entry) = reply
-            && !gone
-        {
-            gone = write(out, &entry).is_err();
+        if let Reply::Entry(entry) = reply {
+            entries.push(entry);
         }
     });
-    match asked {
-        Ok(()) => Exit::Done,
-        Err(error) => failed(err, &error),
+    if let Err(error) = asked {
+        return failed(err, &error);
     }
+    // A reader that has gone is no error.
+    let _ = entries.iter().try_for_each(|entry| write(out, entry));
+    Exit::Done
 }
 
 fn void(client: &mut Client, command: &Void, out: &mut dyn Write, err: &mut dyn Write) -> Exit {

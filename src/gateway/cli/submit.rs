@@ -122,17 +122,17 @@ pub fn run(socket: &Path, submit: &Submit, out: &mut dyn Write, err: &mut dyn Wr
         let _ = writeln!(err, "--key takes one file only: a key names one transaction");
         return Exit::Usage;
     }
-    let mut client = match Client::connect(socket) {
-        Ok(client) => client,
-        Err(error) => return failed(err, &error),
-    };
+    // Before anything is read that could not be read again.
+    if let Err(error) = Client::connect(socket) {
+        return failed(err, &error);
+    }
     let progress = Progress::new(submit.files.len(), io::stderr().is_terminal());
     let mut report =
         Submission { out, err, json: submit.json, progress, accepted: 0, refused: 0, last: None };
-    let mut exit = each(&mut client, submit, &mut report);
+    let mut exit = each(socket, submit, &mut report);
     let mut confirmed = None;
     if submit.wait_confirmed && matches!(exit, Exit::Done | Exit::Refused) {
-        let waited = confirmed_within(&mut client, submit, report.last);
+        let waited = confirmed_within(socket, submit, report.last);
         confirmed = Some(matches!(waited, Ok(true)));
         match waited {
             Ok(true) => {}
@@ -151,7 +151,7 @@ pub fn run(socket: &Path, submit: &Submit, out: &mut dyn Write, err: &mut dyn Wr
     exit
 }
 
-fn each(client: &mut Client, submit: &Submit, report: &mut Submission<'_>) -> Exit {
+fn each(socket: &Path, submit: &Submit, report: &mut Submission<'_>) -> Exit {
     let mut exit = Exit::Done;
     for (index, file) in submit.files.iter().enumerate() {
         report.progress.at(index, Instant::now(), report.err);
@@ -172,7 +172,10 @@ fn each(client: &mut Client, submit: &Submit, report: &mut Submission<'_>) -> Ex
             key: submit.key.clone(),
             body_bytes: body.len() as u64,
         };
-        match client::submit(client, &request, &body) {
+        // A connection for each: reading may have taken longer than the daemon waits for a request.
+        let submitted =
+            Client::connect(socket).and_then(|mut client| client::submit(&mut client, &request, &body));
+        match submitted {
             Ok(Reply::Accepted(slip)) => report.accepted(&name, &slip),
             Ok(Reply::Refused { temporary: true, reason }) => {
                 report.not_accepted(&name, "later", &reason);
@@ -199,12 +202,9 @@ fn each(client: &mut Client, submit: &Submit, report: &mut Submission<'_>) -> Ex
 }
 
 /// Whether the hub has confirmed everything through `last` within the time. Nothing to wait for is confirmed.
-fn confirmed_within(
-    client: &mut Client,
-    submit: &Submit,
-    last: Option<Position>,
-) -> Result<bool, ClientError> {
+fn confirmed_within(socket: &Path, submit: &Submit, last: Option<Position>) -> Result<bool, ClientError> {
     let Some(last) = last else { return Ok(true) };
+    let mut client = Client::connect(socket)?;
     let begun = Instant::now();
     loop {
         let mut through = 0;

@@ -18,7 +18,7 @@ const PATIENCE: Duration = Duration::from_secs(120);
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
     /// No daemon answers there, or this user may not open the socket.
-    #[error("cannot reach the daemon at {socket}")]
+    #[error("cannot reach the daemon at {} ({})", socket.display(), hint(source))]
     Unreachable {
         /// Its socket.
         socket: PathBuf,
@@ -26,6 +26,9 @@ pub enum ClientError {
         #[source]
         source: io::Error,
     },
+    /// It took too long.
+    #[error("the daemon has not answered for {} s: what was asked may still be done", PATIENCE.as_secs())]
+    Silent,
     /// The connection ended in the middle of the answer.
     #[error("the daemon closed the connection")]
     Broken(#[source] io::Error),
@@ -43,6 +46,27 @@ pub enum ClientError {
     NotPermitted(String),
 }
 
+/// What to do where a daemon cannot be reached.
+fn hint(source: &io::Error) -> &'static str {
+    match source.kind() {
+        io::ErrorKind::NotFound => {
+            "it is not running, or its socket was removed: see `systemctl status`, and restart it"
+        }
+        io::ErrorKind::ConnectionRefused => "it is not running: see `systemctl status`",
+        io::ErrorKind::PermissionDenied => "run this as root, or as a member of the socket's group",
+        _ => "see `systemctl status`",
+    }
+}
+
+/// What a failed exchange means.
+fn broken(error: io::Error) -> ClientError {
+    match error.kind() {
+        // How the system reports that a timeout of the socket has passed.
+        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => ClientError::Silent,
+        _ => ClientError::Broken(error),
+    }
+}
+
 impl ClientError {
     /// Nobody listens on the socket: the daemon is not running, or it is starting or stopping.
     #[must_use]
@@ -56,7 +80,7 @@ impl ClientError {
     pub fn consequence(&self) -> Consequence {
         match self {
             Self::Unreachable { .. } => Consequence::UNREACHABLE,
-            Self::Broken(_) => Consequence::Retry,
+            Self::Broken(_) | Self::Silent => Consequence::Retry,
             Self::NotUnderstood(_) => Consequence::BUG,
             Self::Failed(not_done) => not_done.consequence,
             Self::NotPermitted(_) => Consequence::Stop(Cause::Rights),
@@ -109,7 +133,7 @@ impl<Q: Serialize, R: Reply> Client<Q, R> {
     /// # Errors
     /// [`ClientError::Broken`].
     pub fn send_bytes(&mut self, bytes: &[u8]) -> Result<(), ClientError> {
-        self.stream.get_mut().write_all(bytes).map_err(ClientError::Broken)
+        self.stream.get_mut().write_all(bytes).map_err(broken)
     }
 
     /// Passes the lines of the answer to `each`, up to and including the last.
@@ -134,7 +158,7 @@ impl<Q: Serialize, R: Reply> Client<Q, R> {
     pub fn reply(&mut self) -> Result<R, ClientError> {
         let mut line = Vec::new();
         let mut limited = (&mut self.stream).take(LINE_BYTES as u64);
-        limited.read_until(b'\n', &mut line).map_err(ClientError::Broken)?;
+        limited.read_until(b'\n', &mut line).map_err(broken)?;
         if line.is_empty() {
             return Err(ClientError::Broken(io::ErrorKind::UnexpectedEof.into()));
         }
@@ -147,7 +171,7 @@ impl<Q: Serialize, R: Reply> Client<Q, R> {
     /// [`ClientError::Broken`]; [`ClientError::Write`] if writing to `out` fails.
     pub fn bytes(&mut self, mut left: u64, out: &mut dyn io::Write) -> Result<(), ClientError> {
         while left > 0 {
-            let read = self.stream.fill_buf().map_err(ClientError::Broken)?;
+            let read = self.stream.fill_buf().map_err(broken)?;
             let read = &read[..read.len().min(usize::try_from(left).unwrap_or(usize::MAX))];
             if read.is_empty() {
                 return Err(ClientError::Broken(io::ErrorKind::UnexpectedEof.into()));

@@ -19,7 +19,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 pub use client::{Client, ClientError};
-pub use server::{Control, Conversation, Handler, ListenError};
+pub use server::{Control, Conversation, Handler, ListenError, check};
 
 /// Longest line, with its line end.
 pub const LINE_BYTES: usize = 64 * 1024;

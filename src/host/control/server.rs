@@ -2,7 +2,8 @@
 
 use std::io;
 use std::ops::ControlFlow;
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,14 +13,22 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::time::timeout;
 
 use super::{LINE_BYTES, NotDone, Reply};
 use crate::accept::{Accept, Listener, stop_requested};
 
 /// Most clients at once; further ones wait in the kernel's queue.
-const MAX_CLIENTS: usize = 16;
+const MAX_CLIENTS: usize = 64;
+/// Most answers of many lines at once: each has a thread and reads the store.
+const LONG_ANSWERS: usize = 8;
+/// How long a client waits until it may have one.
+const LONG_ANSWER_WAIT: Duration = Duration::from_secs(30);
+/// How long a client may keep its place without a request.
+const IDLE: Duration = Duration::from_secs(15);
+/// Longest path of a socket, bytes (`sun_path` of unix(7), with its end).
+const PATH_BYTES: usize = 107;
 /// How long a client may take to send a request or its bytes, and to read an answer.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 /// A long answer has a line at least this often, so that the client knows that the daemon is still working.
@@ -50,6 +59,15 @@ pub enum ListenError {
     /// A daemon already answers there.
     #[error("another process listens on {0}")]
     InUse(PathBuf),
+    /// Something else is there: it is not replaced.
+    #[error("{0} is there already and is no socket: give the control socket a path of its own")]
+    NotASocket(PathBuf),
+    /// The system has no room for the path.
+    #[error("the path of the control socket has at most {PATH_BYTES} bytes: {0}")]
+    TooLong(PathBuf),
+    /// Its directory is not there.
+    #[error("the directory of the control socket {0} is not there")]
+    NoDirectory(PathBuf),
     /// The system refuses it.
     #[error("cannot create the control socket {path}")]
     Io {
@@ -65,7 +83,26 @@ impl ListenError {
     /// How the daemon ends.
     #[must_use]
     pub fn consequence(&self) -> Consequence {
-        Consequence::UNREACHABLE
+        match self {
+            Self::InUse(_) | Self::Io { .. } => Consequence::UNREACHABLE,
+            Self::NotASocket(_) | Self::TooLong(_) | Self::NoDirectory(_) => Consequence::CONFIGURATION,
+        }
+    }
+}
+
+/// Whether a control socket can be created here, as far as the configuration decides it.
+///
+/// # Errors
+/// [`ListenError`], of those that a person has to correct.
+pub fn check(socket: &Path) -> Result<(), ListenError> {
+    if socket.as_os_str().as_bytes().len() > PATH_BYTES {
+        return Err(ListenError::TooLong(socket.to_owned()));
+    }
+    match std::fs::symlink_metadata(socket) {
+        Ok(facts) if !facts.file_type().is_socket() => Err(ListenError::NotASocket(socket.to_owned())),
+        Ok(_) => Ok(()),
+        Err(_) if socket.parent().is_some_and(Path::is_dir) => Ok(()),
+        Err(_) => Err(ListenError::NoDirectory(socket.to_owned())),
     }
 }
 
@@ -75,11 +112,13 @@ pub struct Control {
     listener: Socket,
 }
 
-/// Removes the socket's file when it is dropped.
+/// Removes the socket's file when it is dropped, unless another one has taken its place.
 #[derive(Debug)]
 struct Socket {
     listener: UnixListener,
     path: PathBuf,
+    /// Device and inode.
+    own: (u64, u64),
 }
 
 impl Listener for Socket {
@@ -93,8 +132,15 @@ impl Listener for Socket {
 
 impl Drop for Socket {
     fn drop(&mut self) {
-        if let Err(error) = std::fs::remove_file(&self.path) {
-            tracing::debug!(%error, "Could not remove the control socket");
+        match identity(&self.path) {
+            Ok(there) if there == self.own => {
+                if let Err(error) = std::fs::remove_file(&self.path) {
+                    tracing::debug!(%error, "Could not remove the control socket");
+                }
+            }
+            _ => {
+                tracing::warn!(path = %self.path.display(), "The control socket was removed or replaced meanwhile")
+            }
         }
     }
 }
@@ -105,19 +151,25 @@ impl Control {
     /// # Errors
     /// [`ListenError`].
     pub fn listen(socket: &Path) -> Result<Self, ListenError> {
+        check(socket)?;
         let path = socket.to_owned();
         if std::os::unix::net::UnixStream::connect(&path).is_ok() {
             return Err(ListenError::InUse(path));
         }
         match bind(&path) {
-            Ok(listener) => Ok(Self { listener: Socket { listener, path } }),
+            Ok((listener, own)) => Ok(Self { listener: Socket { listener, path, own } }),
             Err(source) => Err(ListenError::Io { path, source }),
         }
     }
 
     /// Answers clients until `stop` becomes true (or its sender is gone), and removes the socket.
     pub async fn serve<H: Handler>(self, handler: Arc<H>, stop: watch::Receiver<bool>) {
-        let client = |stream, ()| serve_client(stream, Arc::clone(&handler), stop.clone());
+        let long_answers = Arc::new(Semaphore::new(LONG_ANSWERS));
+        let client = |stream, ()| {
+            let client =
+                Conversation { stream: BufReader::new(stream), long_answers: Arc::clone(&long_answers) };
+            serve_client(client, Arc::clone(&handler), stop.clone())
+        };
         let accept = Accept { name: "control", listener: self.listener, most_clients: MAX_CLIENTS };
         accept.serve(|(), _| Ok(()), client, stop.clone()).await;
     }
@@ -125,23 +177,34 @@ impl Control {
 
 /// First under another name: nobody can connect before the mode is right, and the rename replaces a left-over socket
 /// atomically.
-fn bind(path: &Path) -> io::Result<UnixListener> {
-    let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(format!(".{}", std::process::id()));
-    let making = path.with_file_name(name);
+fn bind(path: &Path) -> io::Result<(UnixListener, (u64, u64))> {
+    // Short: the system's limit is on the path of this one, too.
+    let making = path.with_file_name(format!(".{:x}", std::process::id()));
     match std::fs::remove_file(&making) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
     let listener = UnixListener::bind(&making)?;
-    std::fs::set_permissions(&making, std::fs::Permissions::from_mode(0o660))?;
-    // A socket does not outlive its daemon, so it need not be on stable storage.
-    std::fs::rename(&making, path)?;
-    Ok(listener)
+    let named = std::fs::set_permissions(&making, std::fs::Permissions::from_mode(0o660))
+        // A socket does not outlive its daemon, so it need not be on stable storage.
+        .and_then(|()| std::fs::rename(&making, path))
+        .and_then(|()| identity(path));
+    if named.is_err() {
+        let _ = std::fs::remove_file(&making);
+    }
+    Ok((listener, named?))
 }
 
-async fn serve_client<H: Handler>(stream: UnixStream, handler: Arc<H>, mut stop: watch::Receiver<bool>) {
-    let mut client = Conversation { stream: BufReader::new(stream) };
+/// Device and inode of what is at a path.
+fn identity(path: &Path) -> io::Result<(u64, u64)> {
+    std::fs::symlink_metadata(path).map(|facts| (facts.dev(), facts.ino()))
+}
+
+async fn serve_client<H: Handler>(
+    mut client: Conversation,
+    handler: Arc<H>,
+    mut stop: watch::Receiver<bool>,
+) {
     loop {
         let request = tokio::select! {
             () = stop_requested(&mut stop) => return,
@@ -163,6 +226,7 @@ async fn serve_client<H: Handler>(stream: UnixStream, handler: Arc<H>, mut stop:
 #[derive(Debug)]
 pub struct Conversation {
     stream: BufReader<UnixStream>,
+    long_answers: Arc<Semaphore>,
 }
 
 impl Conversation {
@@ -170,14 +234,16 @@ impl Conversation {
     async fn request<H: Handler>(&mut self) -> io::Result<Option<H::Request>> {
         let mut line = Vec::new();
         let mut limited = (&mut self.stream).take(LINE_BYTES as u64);
-        timeout(PATIENCE, limited.read_until(b'\n', &mut line)).await??;
+        timeout(IDLE, limited.read_until(b'\n', &mut line)).await??;
         if line.is_empty() {
             return Ok(None);
         }
         let wrong = match serde_json::from_slice(&line) {
+            _ if line.len() == LINE_BYTES && !line.ends_with(b"\n") => {
+                format!("a request has at most {LINE_BYTES} bytes")
+            }
             Ok(request) if line.ends_with(b"\n") => return Ok(Some(request)),
             Ok(_) => "a request must end with a line end".to_owned(),
-            Err(_) if line.len() == LINE_BYTES => format!("a request has at most {LINE_BYTES} bytes"),
             Err(error) => format!("not a request: {error}"),
         };
         self.send_line(&H::Reply::failed(NotDone::refused(wrong))).await?;
@@ -228,6 +294,12 @@ impl Conversation {
         &mut self,
         make: impl FnOnce(SendReply<'_, R>) -> Result<R, E> + Send + 'static,
     ) -> io::Result<()> {
+        let Ok(Ok(_place)) = timeout(LONG_ANSWER_WAIT, Arc::clone(&self.long_answers).acquire_owned()).await
+        else {
+            let busy =
+                "other commands that read the store are under way: run this one again when they have ended";
+            return self.send_line(&R::failed(NotDone::later(busy))).await;
+        };
         let (lines, mut replies) = mpsc::channel(64);
         let work = tokio::task::spawn_blocking(move || {
             make(&mut |reply| match lines.blocking_send(reply) {

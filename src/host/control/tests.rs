@@ -60,6 +60,9 @@ impl Reply for TestReply {
     }
 }
 
+/// More clients than were taken at once before.
+const LONG_ANSWERS_FOR_TESTS: usize = 32;
+
 struct Counter;
 
 impl Handler for Counter {
@@ -187,6 +190,54 @@ fn the_socket_is_private_replaced_when_stale_and_never_taken_from_another() {
     drop(again);
     assert!(!stale.exists(), "and it is gone with its owner");
     drop(guard);
+    daemon.stop();
+}
+
+#[test]
+fn only_a_socket_is_replaced_and_only_the_own_one_removed() {
+    let daemon = Daemon::start();
+    let directory = daemon.socket.parent().unwrap();
+    let guard = daemon.runtime.enter();
+    // A key, for example: it would be lost.
+    let key = directory.join("outbox.key");
+    std::fs::write(&key, "secret").unwrap();
+    let refused = Control::listen(&key).unwrap_err();
+    assert!(matches!(refused, ListenError::NotASocket(_)));
+    assert_eq!(Exit::from(refused.consequence()), Exit::Configuration);
+    assert_eq!(std::fs::read_to_string(&key).unwrap(), "secret");
+    assert!(matches!(Control::listen(directory), Err(ListenError::NotASocket(_))));
+    assert!(matches!(Control::listen(&directory.join("no/s")), Err(ListenError::NoDirectory(_))));
+    let long = directory.join("s".repeat(108));
+    assert!(matches!(Control::listen(&long), Err(ListenError::TooLong(_))));
+    let replaced = directory.join("replaced.sock");
+    let first = Control::listen(&replaced).unwrap();
+    std::fs::remove_file(&replaced).unwrap();
+    let second = Control::listen(&replaced).unwrap();
+    drop(first);
+    assert!(replaced.exists(), "it is another daemon's now");
+    std::fs::remove_file(&replaced).unwrap();
+    std::fs::write(&replaced, "somebody's file").unwrap();
+    drop(second);
+    assert!(replaced.exists());
+    let names = std::fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().file_name());
+    assert!(names.into_iter().all(|name| !name.as_encoded_bytes().starts_with(b".")), "nothing half-made");
+    drop(guard);
+    daemon.stop();
+}
+
+#[test]
+fn clients_that_do_not_read_leave_room_for_others() {
+    let daemon = Daemon::start();
+    let mut stuck: Vec<_> = (0..LONG_ANSWERS_FOR_TESTS).map(|_| daemon.client()).collect();
+    // Each answer is larger than what a socket holds.
+    for client in &mut stuck {
+        client.send(&Request::Bytes { bytes: 8 << 20 }).unwrap();
+    }
+    let mut client = daemon.client();
+    client.send(&Request::Add { bytes: 1 }).unwrap();
+    client.send_bytes(&[7]).unwrap();
+    assert!(matches!(client.reply().unwrap(), TestReply::Sum { sum: 7, .. }));
+    drop(stuck);
     daemon.stop();
 }
 

@@ -24,6 +24,9 @@ pub fn run(config: &HubConfig, out: &mut dyn Write) -> Exit {
         }
         Err(error) => report.fail("signing key", &chain(&error), "`practice-hub init` creates one"),
     }
+    if let Err(error) = pgw_host::control::check(&settings.control_socket) {
+        report.fail("control socket", &chain(&error), "change [control] socket");
+    }
     let directory = settings.directory.display();
     if settings.directory.is_dir() {
         report.ok("store", &format!("{directory}; `practice-hub verify` checks its chains"));

@@ -97,7 +97,11 @@ fn store_reply<T>(
 impl Commands {
     async fn import(&self, bytes: u64, receipts: bool, client: &mut Conversation) -> io::Result<()> {
         let directory = self.settings.directory.clone();
-        let _only_one = self.importing.lock().await;
+        // One that was just given up needs a moment to end.
+        let Ok(only_one) = timeout(PROGRESS, Arc::clone(&self.importing).lock_owned()).await else {
+            let busy = "another import is under way: run this command again when it has ended";
+            return client.send_line(&Reply::Failed(NotDone::later(busy))).await;
+        };
         let spool = match spawn_blocking(move || spool(&directory, bytes)).await {
             Ok(Ok(spool)) => spool,
             Ok(Err(error)) => return client.send_line(&cannot_keep(&error)).await,
@@ -111,7 +115,13 @@ impl Commands {
         tracing::info!(bytes, user = client.user()?, "A command imports a bundle");
         let import = Import { commands: self.clone(), receipts };
         let file = BundleFile::of(spool, "the bundle".into());
-        client.stream_of(move |send| import.run(&file, send)).await
+        client
+            .stream_of(move |send| {
+                // As long as the work takes, even where its client has gone.
+                let _only_one = only_one;
+                import.run(&file, send)
+            })
+            .await
     }
 
     /// Reports progress every few seconds, so that the client knows that the hub is still working.
