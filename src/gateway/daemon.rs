@@ -51,6 +51,9 @@ const NO_DOOR: &str = "a door cannot be opened";
 /// process has the store, 77 for missing rights on it, 74 for its files, 69 for an address that is in use, 70 for a bug.
 pub fn run(mut config: GatewayConfig) -> Result<(), Fatal> {
     close_umask();
+    let runtime = runtime()?;
+    // From here on: opening the store may take long, and a reload meanwhile must not end the process. SIGTERM may.
+    let hangup = runtime.block_on(async { on(SignalKind::hangup()) })?;
     let keys = keys::outbox_keys(&config.outbox_key_file)
         .map_err(|error| Fatal::of("there is no usable outbox key", error.consequence(), error))?;
     config.uplink.info.key_id = keys.present().id();
@@ -66,8 +69,7 @@ pub fn run(mut config: GatewayConfig) -> Result<(), Fatal> {
     pgw_durable::create_directory(&config.uplink.state_directory, 0o700).map_err(|error| {
         Fatal::of("cannot create the uplink's directory", Consequence::of_file(&error), error)
     })?;
-    let runtime = runtime()?;
-    let ran = runtime.block_on(serve(config, outbox.clone()));
+    let ran = runtime.block_on(serve(config, outbox.clone(), hangup));
     runtime.shutdown_timeout(Duration::from_secs(1));
     close(outbox);
     ran
@@ -86,8 +88,8 @@ fn close(outbox: Outbox) {
     }
 }
 
-async fn serve(config: GatewayConfig, outbox: Outbox) -> Result<(), Fatal> {
-    let signals = Signals::new()?;
+async fn serve(config: GatewayConfig, outbox: Outbox, hangup: Signal) -> Result<(), Fatal> {
+    let signals = Signals::with(hangup)?;
     let mut tasks = Tasks::new();
     let reload = watch::Sender::new(0_u64);
     let (link, seen) = watch::channel(LinkSnapshot::starting(Instant::now()));
@@ -147,16 +149,13 @@ struct Signals {
 }
 
 impl Signals {
-    fn new() -> Result<Self, Fatal> {
-        let on = |kind| {
-            signal(kind).map_err(|error| Fatal::of("cannot wait for signals", Consequence::BUG, error))
-        };
-        Ok(Self {
-            terminate: on(SignalKind::terminate())?,
-            interrupt: on(SignalKind::interrupt())?,
-            hangup: on(SignalKind::hangup())?,
-        })
+    fn with(hangup: Signal) -> Result<Self, Fatal> {
+        Ok(Self { terminate: on(SignalKind::terminate())?, interrupt: on(SignalKind::interrupt())?, hangup })
     }
+}
+
+fn on(kind: SignalKind) -> Result<Signal, Fatal> {
+    signal(kind).map_err(|error| Fatal::of("cannot wait for signals", Consequence::BUG, error))
 }
 
 /// Feeds the watchdog, reports the state to systemd and passes SIGHUP on, until the gateway is stopped (`None`) or a

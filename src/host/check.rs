@@ -1,6 +1,9 @@
 //! What the `check` commands print: one line for each check, with what to do if it fails.
 
-use std::io::Write;
+use std::error::Error;
+use std::io::{self, Write};
+
+use pgw_core::text::chain;
 
 use crate::exit::Exit;
 
@@ -32,5 +35,37 @@ impl<'a> Checks<'a> {
     pub fn fail(&mut self, what: &str, problem: &str, action: &str) {
         let _ = writeln!(self.out, "FAIL  {what:<14} {problem}\n      {:<14} -> {action}", "");
         self.exit = Exit::Configuration;
+    }
+
+    /// The check failed with an error; `action` is what to do unless this user lacks the rights to check.
+    pub fn error(&mut self, what: &str, error: &(dyn Error + 'static), action: &str) {
+        let action = if is_denied(error) { "run this as root or as the daemon's user" } else { action };
+        self.fail(what, &chain(error), action);
+    }
+}
+
+/// Whether missing rights are the cause.
+fn is_denied(error: &(dyn Error + 'static)) -> bool {
+    std::iter::successors(Some(error), |&error| error.source()).any(|error| {
+        error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::PermissionDenied)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::secret::KeyError;
+
+    #[test]
+    fn who_may_not_read_a_file_is_not_told_to_make_it() {
+        let printed = |kind: io::ErrorKind| {
+            let error = KeyError::Unreadable { file: "outbox.key".into(), source: kind.into() };
+            let mut out = Vec::new();
+            Checks::new(&mut out).error("outbox key", &error, "make one");
+            String::from_utf8(out).unwrap()
+        };
+        let (denied, gone) = (printed(io::ErrorKind::PermissionDenied), printed(io::ErrorKind::NotFound));
+        assert!(denied.contains("-> run this as root or as the daemon's user"), "{denied}");
+        assert!(gone.contains("-> make one"), "{gone}");
     }
 }

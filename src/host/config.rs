@@ -226,7 +226,12 @@ impl Source {
         T: FromStr,
         T::Err: Display,
     {
-        given.get_ref().parse().map_err(|error: T::Err| self.wrong(key, given, error.to_string()))
+        given.get_ref().parse().map_err(|error: T::Err| {
+            // The error of a name is a whole sentence, ours already says the rest of it.
+            let text = error.to_string();
+            let allowed = text.rsplit_once("it must be ").map_or(text.as_str(), |(_, rule)| rule);
+            self.wrong(key, given, allowed)
+        })
     }
 
     /// One of a fixed set of words.

@@ -19,8 +19,8 @@ const STOP_DEADLINE: Duration = Duration::from_secs(30);
 /// Runs the hub until SIGTERM or SIGINT. The log is already started.
 ///
 /// # Errors
-/// [`Fatal`], with the exit code of its consequence: 78 for the signing key, 77 for missing rights on the store, 74 for
-/// the store, 69 for the control socket, 70 for a bug.
+/// [`Fatal`], with the exit code of its consequence: 78 for the signing key, 75 if another process has the store, 77 for
+/// missing rights on it, 74 for its files, 69 for the control socket, 70 for a bug.
 pub fn run(config: HubConfig) -> Result<(), Fatal> {
     close_umask();
     let runtime = runtime()?;
@@ -37,6 +37,7 @@ async fn serve(config: HubConfig) -> Result<(), Fatal> {
     let cannot = |error| Fatal::of("cannot wait for signals", Consequence::BUG, error);
     let mut terminate = signal(SignalKind::terminate()).map_err(cannot)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(cannot)?;
+    let mut hangup = signal(SignalKind::hangup()).map_err(cannot)?;
     let (stop, stopped) = watch::channel(false);
     let (live, mut seen) = watch::channel(false);
     let mut hub = tokio::spawn(run::run(config.settings, stopped, live));
@@ -48,6 +49,10 @@ async fn serve(config: HubConfig) -> Result<(), Fatal> {
         tokio::select! {
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
+            // As for the gateway; there is nothing to do.
+            _ = hangup.recv() => {
+                tracing::info!("Nothing to reload: the hub reads its certificates at each connection to the broker");
+            }
             ended_early = &mut hub => {
                 return outcome(ended_early).and(Err(Fatal::new("the hub ended early", Consequence::BUG)));
             }

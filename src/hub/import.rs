@@ -244,12 +244,14 @@ pub fn import(
         }
         let full = part.len() >= PART.0 || bytes >= PART.1;
         if let (true, Some(head), Some(lane)) = (full || ends, &current, lanes.last_mut()) {
-            lane.count += part.len() as u64;
-            lane.last = part.last().map_or(lane.last, |(envelope, _)| envelope.sequence);
+            let count = part.len() as u64;
+            let last = part.last().map_or(lane.last, |(envelope, _)| envelope.sequence);
             let transactions = std::mem::take(&mut part);
             let whole = Part { lane: lane.name(), older: head.older.clone(), transactions };
             let tally = take(whole).map_err(|error| with_position(error, head))?;
             bytes = 0;
+            // Only now: a part that is not taken is not in the store.
+            (lane.count, lane.last) = (lane.count + count, last);
             lane.stored += tally.stored;
             lane.renumbered += tally.renumbered;
             lane.repeated += tally.repeated;
@@ -314,4 +316,71 @@ pub fn receipts(
         });
     }
     Ok(lines)
+}
+
+#[cfg(test)]
+mod tests {
+    use pgw_bundle::bundle::{Foot, Owner, Writer};
+    use pgw_bundle::seal::Encryptor;
+    use pgw_core::chain::ChainValue;
+    use pgw_core::transaction::{Body, Clock, Transaction, TransactionId};
+    use pgw_core::wire::SCHEMA;
+    use pgw_core::wire::envelope::Envelope;
+    use uuid::Uuid;
+
+    use super::*;
+
+    /// A bundle of one lane; each transaction fills a part.
+    fn bundle(identity: &Identity, count: u64) -> BundleFile {
+        let lane: Lane = "clinical".parse().unwrap();
+        let epoch = Epoch(Uuid::from_u128(1));
+        let file = tempfile::tempfile().unwrap();
+        let owner = Owner {
+            schema: SCHEMA,
+            practice: "B86022".parse().unwrap(),
+            gateway: "gw1".parse().unwrap(),
+            time: String::from("2026-01-01T00:00:00Z"),
+            version: String::from("1"),
+        };
+        let sealed = Encryptor::new(file.try_clone().unwrap(), &[identity.recipient()]).unwrap();
+        let mut out = Writer::new(sealed, owner).unwrap();
+        let mut chain = ChainValue::first(epoch, lane.as_str());
+        let head =
+            Head { lane: lane.clone(), older: Vec::new(), epoch, first: 1, position: 1, before: chain };
+        out.head(head).unwrap();
+        for sequence in 1..=count {
+            let transaction = Transaction {
+                id: TransactionId(Uuid::from_u128(u128::from(sequence))),
+                time: 1,
+                event_type: String::from("x"),
+                kind: String::from("x"),
+                content_type: String::from("application/octet-stream"),
+                source: String::from("urn:pgw:B86022:gw1:test"),
+                key: String::new(),
+                correlation_id: String::new(),
+                clock: Clock::Untrusted,
+                test_data: false,
+                body: Body::new(vec![0; PART.1]),
+            };
+            chain = chain.next_for(epoch, &lane, sequence, &transaction);
+            let envelope = Envelope::new(&lane, epoch, sequence, chain, 0, &transaction);
+            out.transaction(envelope, transaction.body.as_bytes()).unwrap();
+        }
+        out.foot(Foot { lane, count, epoch, last: count, chain, stopped_before: None }).unwrap();
+        out.finish().unwrap().finish().unwrap();
+        BundleFile::of(file, "the bundle".into())
+    }
+
+    #[test]
+    fn a_part_that_is_not_taken_is_not_counted() {
+        let identity = Identity::generate().unwrap();
+        let (mut lanes, mut taken) = (Vec::new(), 0);
+        let mut take = |part: Part| {
+            taken += part.transactions.len() as u64;
+            if taken > 2 { Err(ImportError::Ended) } else { Ok(Tally { stored: 1, ..Tally::default() }) }
+        };
+        let imported = import(&bundle(&identity, 3), &identity, &mut take, &mut lanes);
+        assert!(matches!(imported, Err(ImportError::Ended)), "{imported:?}");
+        assert_eq!((lanes[0].count, lanes[0].stored, lanes[0].last), (2, 2, 2));
+    }
 }

@@ -77,6 +77,8 @@ impl HubError {
     #[must_use]
     pub fn consequence(&self) -> Consequence {
         match self {
+            // It may be a command that ends soon.
+            Self::Store(StoreError::InUse(_)) => Consequence::Retry,
             Self::Store(error) => error.consequence(),
             Self::KeyFile(..) | Self::Key(..) => Consequence::CONFIGURATION,
             Self::Control(error) => error.consequence(),

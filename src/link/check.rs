@@ -4,7 +4,6 @@ use std::fs::File;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use pgw_core::text::chain;
 use pgw_core::transaction::rfc3339;
 use pgw_host::check::Checks;
 use tokio_rustls::rustls;
@@ -22,7 +21,7 @@ pub fn certificate(files: &TlsFiles, name: &str, now: u64, report: &mut Checks<'
     let ask = "ask the fleet's CA for a certificate, and put its files where the configuration says";
     let identity = match Identity::load(files) {
         Ok(identity) => identity,
-        Err(error) => return report.fail("certificate", &chain(&error), ask),
+        Err(error) => return report.error("certificate", &error, ask),
     };
     let facts = identity.facts();
     let file = files.certificate.display();
@@ -46,11 +45,9 @@ pub fn certificate(files: &TlsFiles, name: &str, now: u64, report: &mut Checks<'
     }
     match accepted(files, now.clamp(begins, ends)) {
         Ok(()) => report.ok("CA", &format!("{} signs it for clients", files.ca.display())),
-        Err(problem) => report.fail(
-            "CA",
-            &chain(&problem),
-            "the CA file and the certificate do not belong together: ask the CA",
-        ),
+        Err(problem) => {
+            report.error("CA", &problem, "the CA file and the certificate do not belong together: ask the CA")
+        }
     }
     let mode_is_wide = File::open(&files.key).and_then(|key| key.metadata()).is_ok_and(|facts| {
         use std::os::unix::fs::PermissionsExt as _;

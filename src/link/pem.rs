@@ -20,14 +20,15 @@ const COMMON_NAME: ObjectIdentifier = ObjectIdentifier::new_unwrap("2.5.4.3");
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
     /// A file cannot be read, or is not PEM.
-    #[error("cannot read the {what} from {path}: {reason}")]
+    #[error("cannot read the {what} from {path}")]
     File {
         /// What it should hold.
         what: &'static str,
         /// The file.
         path: PathBuf,
-        /// The error of the system or of the PEM reader.
-        reason: String,
+        /// The error of the system; [`std::io::ErrorKind::InvalidData`]: of the PEM reader.
+        #[source]
+        source: std::io::Error,
     },
     /// The file exists, but does not hold what it should.
     #[error("there is no {what} in {path}")]
@@ -163,6 +164,10 @@ fn unreadable(what: &'static str, path: &Path, error: pem::Error) -> TlsError {
     let path = path.to_owned();
     match error {
         pem::Error::NoItemsFound => TlsError::Empty { what, path },
-        other => TlsError::File { what, path, reason: other.to_string() },
+        pem::Error::Io(source) => TlsError::File { what, path, source },
+        other => {
+            let source = std::io::Error::new(std::io::ErrorKind::InvalidData, other.to_string());
+            TlsError::File { what, path, source }
+        }
     }
 }

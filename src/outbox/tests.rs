@@ -208,6 +208,7 @@ fn a_store_that_cannot_write_refuses_and_gets_out_of_it_by_itself() {
     faults.fail_next(Point::Create, 4);
     let refused = submit(&outbox, submission("K4", b"body 4")).unwrap_err();
     assert!(matches!(refused, Refusal::Trouble(_)), "{refused}");
+    assert!(refused.to_string().contains("the disk is full: free some space on it: "), "{refused}");
     assert_eq!(tail(&outbox), 3, "not published before it is behind a barrier");
     let mut tail = outbox.tail(&clinical()).unwrap();
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();

@@ -177,6 +177,7 @@ fn an_error_names_file_line_key_and_what_is_allowed() {
         let (line, error) = spoiled(old, new);
         assert!(error.contains(&format!("it.toml:{line}: {key} = ")), "{new}: {error}");
         assert!(error.contains(allowed), "{new}: {error}");
+        assert_eq!(error.matches("is not allowed").count(), 1, "{new}: {error}");
     }
 }
 

@@ -1,5 +1,6 @@
 //! The daemon's behaviour towards systemd and operators: ready, watchdog, stopping, exit codes, `init` and `check`.
 
+use std::io::Write as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
@@ -80,6 +81,75 @@ fn systemd_is_told_when_it_accepts_that_it_moves_and_that_it_stops() {
     assert!(status.success(), "{status}: {}", site.log("gateway"));
     systemd.until("STOPPING=1", Duration::from_secs(1));
     assert!(!site.path("control.sock").exists(), "the socket is left");
+}
+
+fn hang_up(pid: u32) {
+    let pid = rustix::process::Pid::from_raw(pid.cast_signed()).expect("a process");
+    rustix::process::kill_process(pid, rustix::process::Signal::HUP).expect("signalled");
+}
+
+#[test]
+fn a_reload_before_the_store_is_open_ends_nothing() {
+    let (mut site, _certificates) = site(SiteOptions::default());
+    let key = std::fs::read(site.path("outbox.key")).expect("the key");
+    std::fs::remove_file(site.path("outbox.key")).expect("removed");
+    let made = Command::new("mkfifo").args(["-m", "0600"]).arg(site.path("outbox.key")).status();
+    assert!(made.expect("mkfifo").success());
+    site.spawn_gateway();
+    // Opens when the gateway reads its key, and keeps it there.
+    let mut pipe = std::fs::OpenOptions::new().write(true).open(site.path("outbox.key")).expect("a reader");
+    hang_up(site.gateway_pid());
+    std::thread::sleep(Duration::from_millis(100));
+    pipe.write_all(&key).expect("the gateway still reads");
+    drop(pipe);
+    harness::eventually_blocking("a status", Duration::from_secs(30), || {
+        assert!(site.gateway_ended().is_none(), "{}", site.log("gateway"));
+        site.status()
+    });
+    site.stop();
+}
+
+#[test]
+fn a_reload_ends_no_hub() {
+    let (mut site, _certificates) = site(SiteOptions::default());
+    site.start_hub();
+    let said = |what: &str| {
+        harness::eventually_blocking(what, Duration::from_secs(30), || {
+            site.log("hub").contains(what).then_some(())
+        });
+    };
+    said("The connection to the broker has ended");
+    hang_up(site.hub_pid());
+    said("reads its certificates at each connection");
+    site.stop();
+}
+
+#[test]
+fn a_second_hub_on_the_same_store_is_told_to_come_later() {
+    let (mut site, _certificates) = site(SiteOptions::default());
+    site.start_hub();
+    harness::eventually_blocking("a hub", Duration::from_secs(30), || {
+        site.log("hub").contains("The connection to the broker has ended").then_some(())
+    });
+    let output = site.hub_command(&["run"]);
+    assert_eq!(output.status.code(), Some(75), "{}", text(&output));
+    assert!(text(&output).contains("in use by another process"), "{}", text(&output));
+    site.stop();
+}
+
+#[test]
+fn an_export_to_a_file_that_is_there_asks_for_another_name() {
+    let (site, _certificates) = site(SiteOptions::default());
+    std::fs::write(site.path("taken.age"), "mine").expect("written");
+    let to = site.path("taken.age").display().to_string();
+    let output = site.gateway_command(&["export", "--to", &to]);
+    assert_eq!(output.status.code(), Some(74), "{}", text(&output));
+    assert!(
+        text(&output).contains("taken.age: this file is there already: name another"),
+        "{}",
+        text(&output)
+    );
+    assert_eq!(std::fs::read(&to).expect("the file"), b"mine");
 }
 
 #[test]

@@ -417,19 +417,38 @@ fn certificates_and_tokens_let_in_who_has_one_and_name_the_sender() {
         (curl(&url, &renewed, Some(b"more"), &["--cacert", &ca]).status == 202).then_some(())
     });
     assert_eq!(curl(&url, &authorization, Some(b"more"), &["--cacert", &ca]).status, 401);
-    doors.write_tokens("nonsense\n");
-    doors.hang_up();
-    eventually_blocking("the word about the bad file", PATIENCE, || {
-        doors
-            .site
-            .log("gateway")
-            .contains("Could not reload the certificates and tokens of the HTTP door")
-            .then_some(())
-    });
-    assert_eq!(curl(&url, &renewed, Some(b"more"), &["--cacert", &ca]).status, 202);
+    for (times, bad) in ["nonsense\n", ""].into_iter().enumerate() {
+        doors.write_tokens(bad);
+        doors.hang_up();
+        eventually_blocking("the word about the bad file", PATIENCE, || {
+            let said = "Could not reload the certificates and tokens of the HTTP door";
+            (doors.site.log("gateway").matches(said).count() > times).then_some(())
+        });
+        assert_eq!(curl(&url, &renewed, Some(b"more"), &["--cacert", &ca]).status, 202, "{bad:?}");
+    }
     let log = doors.site.log("gateway");
     assert!(!log.contains(TOKEN) && !log.contains(fresh) && !log.contains("nonsense"), "{log}");
     doors.site.stop();
+}
+
+#[test]
+fn check_finds_the_files_that_run_refuses() {
+    let certificates = Certificates::new();
+    let doors = Doors::new(&certificates, TOKEN);
+    let output = doors.site.gateway_command(&["check"]);
+    let printed = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+    assert!(output.status.success() && printed.contains("OK    http "), "{printed}");
+    for (bad, says) in
+        [("nonsense\n", "http.tokens:1:"), ("", "there is no token"), ("# later\n", "no token")]
+    {
+        doors.write_tokens(bad);
+        for command in ["check", "run"] {
+            let output = doors.site.gateway_command(&[command]);
+            let printed = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+            assert_eq!(output.status.code(), Some(78), "{command} {bad:?}: {printed}");
+            assert!(printed.contains(says), "{command} {bad:?}: {printed}");
+        }
+    }
 }
 
 #[test]

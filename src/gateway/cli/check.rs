@@ -3,7 +3,6 @@
 use std::io::Write;
 use std::sync::Arc;
 
-use pgw_core::text::chain;
 use pgw_host::check::Checks;
 use pgw_host::exit::Exit;
 use pgw_link::check::certificate;
@@ -15,6 +14,8 @@ use pgw_outbox::offline::set_aside;
 use crate::cli::key;
 use crate::config::GatewayConfig;
 use crate::control::client::Client;
+use crate::ingest::http::access::{Access, AccessFiles};
+use crate::ingest::http::context::HttpDoorConfig;
 use crate::ingest::mllp::context::MllpDoorConfig;
 use crate::keys;
 
@@ -38,6 +39,9 @@ pub fn run(config: &GatewayConfig, out: &mut dyn Write) -> Exit {
     }
     for door in &config.mllp {
         mllp(door, &clock, &mut report);
+    }
+    for door in &config.http {
+        http(door, &clock, &mut report);
     }
     if config.uplink.delivery.confirm_on_puback {
         report.note(
@@ -77,8 +81,17 @@ fn mllp(door: &MllpDoorConfig, clock: &Arc<TrustedClock>, report: &mut Checks<'_
     if let Some(files) = &door.tls {
         match tls::server(files, Clients::Required, &[], clock) {
             Ok(_) => report.ok("mllp", &format!("{address}: its certificate and key can be used")),
-            Err(error) => report.fail("mllp", &chain(&error), "put a certificate and its key in place"),
+            Err(error) => report.error("mllp", &error, "put a certificate and its key in place"),
         }
+    }
+}
+
+/// Its certificates and tokens, as the daemon reads them; a door without any is on a loopback address.
+fn http(door: &HttpDoorConfig, clock: &Arc<TrustedClock>, report: &mut Checks<'_>) {
+    match Access::load(&door.files, clock) {
+        Ok(_) if door.files == AccessFiles::default() => {}
+        Ok(_) => report.ok("http", &format!("{}: its certificates and tokens can be used", door.listen)),
+        Err(error) => report.error("http", &error, "correct or replace this file"),
     }
 }
 
@@ -88,7 +101,7 @@ fn store(config: &GatewayConfig, report: &mut Checks<'_>) {
         Ok(keys) => keys,
         Err(error) => {
             let action = "`practice-gateway init` creates one; if there is a store already, get its key from central IT's copy";
-            return report.fail("outbox key", &chain(&error), action);
+            return report.error("outbox key", &error, action);
         }
     };
     report.ok("outbox key", &format!("{}, id {}", place.display(), keys.present().id()));
@@ -109,9 +122,9 @@ fn store(config: &GatewayConfig, report: &mut Checks<'_>) {
             let problem = format!("{} is not there", config.data_directory.display());
             report.fail("store", &problem, "`practice-gateway init` creates it");
         }
-        Err(error) => report.fail(
+        Err(error) => report.error(
             "store",
-            &chain(&error),
+            &error,
             "restore the right key, disk or version; see \"Moving to another box, replacing a key\" in the runbook",
         ),
     }

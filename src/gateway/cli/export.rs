@@ -62,7 +62,13 @@ fn begin(to: &Path) -> io::Result<NewFile> {
 /// Runs `export`, through the daemon, or from a store that no daemon has open.
 pub fn export(config: &GatewayConfig, command: &Export, out: &mut dyn Write, err: &mut dyn Write) -> Exit {
     let cannot = |err: &mut dyn Write, error: &io::Error| {
-        let _ = writeln!(err, "cannot write {}: {error}", command.to.display());
+        let to = command.to.display();
+        let _ = match error.kind() {
+            io::ErrorKind::AlreadyExists => {
+                writeln!(err, "cannot write {to}: this file is there already: name another")
+            }
+            _ => writeln!(err, "cannot write {to}: {error}"),
+        };
         Exit::Files
     };
     let mut bundle = match begin(&command.to) {

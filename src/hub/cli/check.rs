@@ -2,7 +2,6 @@
 
 use std::io::Write;
 
-use pgw_core::text::chain;
 use pgw_host::check::Checks;
 use pgw_host::exit::Exit;
 use pgw_host::secret;
@@ -22,7 +21,7 @@ pub fn run(config: &HubConfig, out: &mut dyn Write) -> Exit {
             let detail = format!("{}, public key {}", settings.signing_key_file.display(), key.public());
             report.ok("signing key", &detail);
         }
-        Err(error) => report.fail("signing key", &chain(&error), "`practice-hub init` creates one"),
+        Err(error) => report.error("signing key", &error, "`practice-hub init` creates one"),
     }
     if let Err(error) = pgw_host::control::check(&settings.control_socket) {
         report.fail("control socket", &chain(&error), "change [control] socket");

@@ -34,14 +34,17 @@ const LOCK_PATIENCE: Duration = Duration::from_secs(5);
 /// The key of the segment's header; positions begin at 1.
 const HEADER_KEY: [u8; 12] = [0; 12];
 
+/// What a person has to do, whatever the store was doing.
+const DISK_FULL: &str = "the disk is full: free some space on it";
+
 /// Why a call on a segment failed. After any of these its handle is dead.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum SegmentError {
     /// sled returned an error.
-    #[error("the segment's database failed")]
+    #[error("{}", if self.is_full() { DISK_FULL } else { "the segment's database failed" })]
     Database(#[source] sled::Error),
     /// The file system failed.
-    #[error("the segment's files failed")]
+    #[error("{}", if self.is_full() { DISK_FULL } else { "the segment's files failed" })]
     Files(#[source] io::Error),
     /// sled panicked.
     #[error("the segment's database panicked")]
@@ -433,6 +436,7 @@ fn set_snapshots_aside(directory: &Path) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use pgw_core::text::chain;
     use pgw_core::transaction::Epoch;
 
     fn header() -> SegmentHeader {
@@ -476,6 +480,18 @@ mod tests {
         assert_eq!(segment.first(6, 9).unwrap(), None);
         segment.remove(5).unwrap();
         assert_eq!(segment.last_position().unwrap(), Some(4));
+    }
+
+    #[test]
+    fn a_full_disk_is_named_with_its_cause() {
+        let full = || io::Error::from_raw_os_error(rustix::io::Errno::NOSPC.raw_os_error());
+        for error in [SegmentError::Database(sled::Error::Io(full())), SegmentError::Files(full())] {
+            let text = chain(&error);
+            assert!(text.starts_with("the disk is full: free some space on it"), "{text}");
+            assert!(text.contains("No space left on device"), "{text}");
+        }
+        let other = SegmentError::Database(sled::Error::Io(io::ErrorKind::Other.into()));
+        assert_eq!(other.to_string(), "the segment's database failed");
     }
 
     #[test]

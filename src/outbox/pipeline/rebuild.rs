@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use pgw_core::chain::ChainValue;
 use pgw_core::delivery::Numbering;
+use pgw_core::text::chain;
 use pgw_core::transaction::{Epoch, Lane, Position};
 use uuid::Uuid;
 
@@ -249,11 +250,12 @@ impl SharedOutbox {
             }
             Err(error) if error.is_full() => {
                 self.out_of_room();
-                Rebuild::Later(error.to_string())
+                Rebuild::Later(chain(&error))
             }
             Err(error) => {
-                tracing::error!(lane = %lane.name, segment = number, error = %error, "A damaged segment could not be carved");
-                Rebuild::Later(error.to_string())
+                let error = chain(&error);
+                tracing::error!(lane = %lane.name, segment = number, error, "A damaged segment could not be carved");
+                Rebuild::Later(error)
             }
         }
     }

@@ -4,6 +4,7 @@
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
+use pgw_core::text::chain;
 use pgw_core::transaction::{Position, Transaction};
 
 use crate::errors::ReadError;
@@ -142,7 +143,7 @@ impl SharedOutbox {
         error: &SegmentError,
     ) -> Result<Option<T>, ReadError> {
         if lane.state().segments.contains_key(&number) {
-            tracing::warn!(lane = %lane.name, segment = number, error = %error, "A segment could not be read");
+            tracing::warn!(lane = %lane.name, segment = number, error = chain(error), "A segment could not be read");
             drop(lane.handles.forget(number));
             if error.is_full() {
                 self.out_of_room();
@@ -152,7 +153,7 @@ impl SharedOutbox {
             {
                 return Ok(None);
             }
-            return Err(ReadError::Trouble(error.to_string()));
+            return Err(ReadError::Trouble(chain(error)));
         }
         // It was pruned meanwhile.
         Ok(None)
@@ -190,5 +191,28 @@ impl SharedOutbox {
                 format!("positions {from} to {lost_through} of lane {} are lost", lane.name),
             );
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use pgw_core::consequence::Consequence;
+
+    use super::*;
+    use crate::tests::{add, clinical, open};
+
+    #[test]
+    fn a_read_that_a_full_disk_stops_says_so_and_may_succeed_later() {
+        let directory = tempfile::tempdir().unwrap();
+        let outbox = open(directory.path());
+        add(&outbox, 1..=3);
+        let lane = outbox.lane(&clinical()).unwrap();
+        let full = std::io::Error::from_raw_os_error(rustix::io::Errno::NOSPC.raw_os_error());
+        let full = SegmentError::Database(sled::Error::Io(full));
+        let error = outbox.shared().failed::<()>(&lane, 1, &full).unwrap_err();
+        assert_eq!(error.consequence(), Consequence::Retry);
+        let text = chain(&error);
+        assert!(text.contains("the disk is full: free some space on it: "), "{text}");
+        assert!(text.contains("No space left on device"), "{text}");
     }
 }

@@ -51,6 +51,9 @@ pub enum AccessError {
         /// From 1.
         line: usize,
     },
+    /// The file has no token at all: nobody could send. A file being edited looks like this for a moment.
+    #[error("{0}: there is no token in it, and nobody could send")]
+    NoToken(PathBuf),
 }
 
 /// Who may send, according to the files.
@@ -165,7 +168,7 @@ fn tokens(configured: &Path) -> Result<Vec<(String, Vec<u8>)>, AccessError> {
         }
         tokens.push((name.to_owned(), digest(&SHA256, token.as_bytes()).as_ref().to_vec()));
     }
-    Ok(tokens)
+    if tokens.is_empty() { Err(AccessError::NoToken(path)) } else { Ok(tokens) }
 }
 
 /// The common name of the client's certificate, verified by rustls.
@@ -211,11 +214,27 @@ mod tests {
     }
 
     #[test]
-    fn no_files_mean_everybody_and_no_tokens_nobody() {
+    fn no_files_mean_everybody() {
         let clock = TrustedClock::open(Path::new("/nonexistent"));
         let open = Access::load(&AccessFiles::default(), &clock).unwrap();
         assert_eq!(open.client(None, &HeaderMap::new()).as_deref(), Some("local"));
-        assert_eq!(with_tokens("# none yet\n", 0o600).unwrap().client(None, &asks("")), None);
+    }
+
+    #[test]
+    fn a_file_without_a_token_is_refused_and_replaces_no_tokens() {
+        for none in ["", "\n", "# none yet\n"] {
+            let error = with_tokens(none, 0o600).unwrap_err().to_string();
+            assert!(error.contains("tokens: there is no token"), "{none:?}: {error}");
+        }
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("tokens");
+        secret::create(&path, format!("lab {TOKEN}\n").as_bytes()).unwrap();
+        let files = AccessFiles { tokens: Some(path.clone()), ..AccessFiles::default() };
+        let access = Access::reloading(&files, &TrustedClock::open(directory.path())).unwrap();
+        // An editor that truncates and then writes is seen in between.
+        std::fs::write(&path, "").unwrap();
+        access.renew(true);
+        assert_eq!(access.current().client(None, &asks(TOKEN)).as_deref(), Some("lab"));
     }
 
     #[test]

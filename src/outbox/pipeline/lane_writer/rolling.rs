@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Instant;
 
+use pgw_core::text::chain;
 use pgw_core::transaction::Position;
 
 use super::{Active, LaneWriter};
@@ -24,7 +25,8 @@ impl LaneWriter {
         }
         self.appended = 0;
         if let Some(error) = self.broken.take() {
-            tracing::error!(lane = %self.lane.name, error = %error, "A segment failed; everything beyond its last barrier is written again to a new one");
+            let error = chain(&error);
+            tracing::error!(lane = %self.lane.name, error, "A segment failed; everything beyond its last barrier is written again to a new one");
             shared.raise(
                 "store.trouble",
                 format!("a segment of lane {} failed and was replaced: {error}", self.lane.name),
@@ -61,7 +63,7 @@ impl LaneWriter {
                 if error.is_full() {
                     shared.out_of_room();
                 }
-                let text = error.to_string();
+                let text = chain(&error);
                 if self.trouble.is_none() {
                     tracing::error!(lane = %self.lane.name, error = %text, "The store refuses new work until it can write again");
                     shared
