@@ -20,7 +20,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use pgw_core::transaction::{Body, Gateway, Lane, Practice};
+use pgw_core::transaction::{Body, Gateway, Kind, Lane, Practice};
 use pgw_outbox::{LaneSettings, Outbox, OutboxKey, OutboxSettings, Submission, Watermark};
 
 const BODY: usize = 1024;
@@ -65,12 +65,13 @@ fn submission(number: usize) -> Submission {
     Submission {
         lane: lane(),
         event_type: "opaque".into(),
-        kind: "opaque".into(),
+        kind: Kind::Transaction,
         content_type: "application/octet-stream".into(),
-        source: "urn:pgw:bench".into(),
+        sender: "urn:pgw:bench".into(),
         key: number.to_string(),
+        shows_key: true,
         correlation_id: String::new(),
-        test_data: false,
+        trace_parent: String::new(),
         body: Body::new(body),
     }
 }

@@ -5,8 +5,8 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use base64::Engine as _;
-use pgw_core::chain::{ChainValue, Link};
-use pgw_core::transaction::Epoch;
+use pgw_core::chain::{ChainValue, Digest};
+use pgw_core::transaction::{Epoch, LaneName};
 
 /// The result of the proof; every figure but the first two must be zero.
 #[derive(Debug, Default)]
@@ -47,25 +47,17 @@ impl Proof {
                 let data = content["data_base64"].as_str().unwrap_or_default();
                 let body = base64::engine::general_purpose::STANDARD.decode(data)?;
                 let text = |key: &str| event[key].as_str().unwrap_or_default();
-                let of = |key: &str| content[key].as_str().unwrap_or_default();
                 let epoch = Epoch(text("epoch").parse()?);
                 let sequence =
                     event["sequence"].as_u64().or_else(|| text("sequence").parse().ok()).unwrap_or(0);
-                let (before, previous) =
-                    last.get(text("epoch")).copied().unwrap_or((0, ChainValue::first(epoch, of("lane"))));
+                let (before, previous) = last
+                    .get(text("epoch"))
+                    .copied()
+                    .unwrap_or((0, ChainValue::first(&lane(content)?, epoch)));
                 if sequence != before + 1 {
                     proof.out_of_order += 1;
                 }
-                let chain = previous.next(&Link {
-                    epoch,
-                    lane: of("lane"),
-                    sequence,
-                    id: id.parse()?,
-                    event_type: of("type"),
-                    content_type: of("datacontenttype"),
-                    time: of("time"),
-                    body: &body,
-                });
+                let chain = previous.next(sequence, digest(content, &body));
                 proof.chain_ok &= chain.to_string() == text("chain");
                 last.insert(text("epoch").to_owned(), (sequence, chain));
                 if !is_new {
@@ -102,6 +94,24 @@ impl Proof {
             self.accepted, self.delivered, self.lost, self.repeated, self.out_of_order, self.chain_ok
         )
     }
+}
+
+/// The lane that an event's `source` names.
+fn lane(event: &serde_json::Value) -> Result<LaneName, Box<dyn std::error::Error>> {
+    let source = event["source"].as_str().unwrap_or_default();
+    Ok(source.strip_prefix("/pgw/").unwrap_or(source).parse()?)
+}
+
+/// Over everything that the hub stores of a transaction besides its number.
+fn digest(event: &serde_json::Value, body: &[u8]) -> Digest {
+    const NUMBERS: [&str; 4] = ["chain", "data_base64", "epoch", "sequence"];
+    let members = event.as_object().into_iter().flatten();
+    let mut attributes: Vec<(&str, &str)> = members
+        .filter(|(name, _)| !NUMBERS.contains(&name.as_str()))
+        .map(|(name, value)| (name.as_str(), value.as_str().unwrap_or_default()))
+        .collect();
+    attributes.sort_unstable();
+    Digest::of(attributes, body)
 }
 
 fn files(directory: &Path) -> std::io::Result<Vec<std::path::PathBuf>> {

@@ -17,7 +17,7 @@ use std::io::{self, BufRead, Read as _, Write};
 
 use bytes::Bytes;
 use pgw_core::chain::ChainValue;
-use pgw_core::transaction::{Epoch, Gateway, Lane, Position, Practice, Sequence};
+use pgw_core::transaction::{Epoch, Gateway, Lane, LaneName, Position, Practice, Sequence};
 use pgw_core::wire::envelope::Envelope;
 use pgw_core::wire::{SCHEMA, WireError, void};
 use serde::{Deserialize, Serialize};
@@ -40,6 +40,14 @@ pub struct Owner {
     pub time: String,
     /// Version of the gateway.
     pub version: String,
+}
+
+impl Owner {
+    /// The full name of one of its lanes.
+    #[must_use]
+    pub fn lane(&self, lane: &Lane) -> LaneName {
+        LaneName { practice: self.practice.clone(), gateway: self.gateway.clone(), lane: lane.clone() }
+    }
 }
 
 /// An older epoch that must be at the hub first.
@@ -131,8 +139,8 @@ impl<W: Write> Writer<W> {
     /// As [`Self::new`].
     pub fn transaction(&mut self, envelope: Envelope, body: &[u8]) -> io::Result<()> {
         self.transactions += 1;
-        let content_type = envelope.content_type.clone();
-        let (bytes, properties) = (body.len() as u64, envelope.into_properties());
+        let (content_type, properties) = envelope.into_properties();
+        let bytes = body.len() as u64;
         self.line(&BundleLine::Transaction { content_type, bytes, properties })?;
         self.out.write_all(body)?;
         self.out.write_all(b"\n")
@@ -289,7 +297,7 @@ impl<R: BufRead> Reader<R> {
                     return Err(self.form("a lane begins with sequence 0"));
                 }
                 let (lane, epoch, last, chain) = (head.lane.clone(), head.epoch, head.first - 1, head.before);
-                if last == 0 && chain != ChainValue::first(epoch, lane.as_str()) {
+                if last == 0 && chain != ChainValue::first(&self.owner.lane(&lane), epoch) {
                     return Err(BundleError::Altered { lane, epoch, sequence: 1 });
                 }
                 self.place = LastRead(Some((lane.clone(), last)));
@@ -352,13 +360,14 @@ impl<R: BufRead> Reader<R> {
     fn follow(&mut self, envelope: &Envelope, body: &[u8]) -> Result<(), BundleError> {
         let Some(standing) = &mut self.standing else { return Ok(()) };
         let (lane, epoch, sequence) = (standing.lane.clone(), envelope.epoch, envelope.sequence);
-        if envelope.lane != lane {
+        let name = self.owner.lane(&lane);
+        if !envelope.is_of(&name) {
             return Err(BundleError::Form(self.place.clone(), "it has a transaction of another lane"));
         }
         let (after, before) = if epoch == standing.epoch {
             (standing.last, standing.chain)
         } else {
-            (0, ChainValue::first(epoch, lane.as_str()))
+            (0, ChainValue::first(&name, epoch))
         };
         if sequence > after + 1 {
             return Err(BundleError::Missing { lane, epoch, from: after + 1, to: sequence - 1 });

@@ -1,5 +1,6 @@
 //! Complete bundles, and every way to damage one.
 
+use pgw_core::transaction::{Body, Clock, Kind, Transaction, TransactionId};
 use pgw_core::wire::to_json;
 use pgw_core::wire::void::Void;
 use uuid::Uuid;
@@ -24,8 +25,13 @@ type One = (Envelope, Vec<u8>);
 
 /// Transactions `first ..= last` of one epoch, chained.
 fn chained(epoch: u128, first: u64, last: u64) -> (ChainValue, Vec<One>) {
-    let epoch = Epoch(Uuid::from_u128(epoch));
-    let mut chain = ChainValue::first(epoch, "clinical");
+    chained_as(epoch, first, last, "t", 0)
+}
+
+/// The same of another type; the one with the number `void` says that it is a void.
+fn chained_as(epoch: u128, first: u64, last: u64, event_type: &str, void: u64) -> (ChainValue, Vec<One>) {
+    let (epoch, name) = (Epoch(Uuid::from_u128(epoch)), owner().lane(&lane()));
+    let mut chain = ChainValue::first(&name, epoch);
     let mut before = chain;
     let mut items = Vec::new();
     for sequence in 1..=last {
@@ -33,23 +39,22 @@ fn chained(epoch: u128, first: u64, last: u64) -> (ChainValue, Vec<One>) {
             before = chain;
         }
         let body = format!("body {sequence}\nwith a line end").into_bytes();
-        let mut envelope = Envelope {
-            id: Uuid::from_u128(u128::from(sequence)),
-            source: "urn:x".into(),
-            event_type: "t".into(),
-            time: "2026-11-22T22:12:10.123Z".into(),
+        let transaction = Transaction {
+            id: TransactionId(Uuid::from_u128(u128::from(sequence))),
+            time: 0,
+            event_type: event_type.into(),
+            kind: if sequence == void { Kind::Void } else { Kind::Transaction },
             content_type: "text/plain".into(),
-            lane: lane(),
-            epoch,
-            sequence,
-            round: 0,
-            chain,
-            kind: "opaque".into(),
+            sender: "x".into(),
+            key: String::new(),
+            shows_key: false,
             correlation_id: String::new(),
-            clock: "synced".into(),
-            test_data: false,
+            trace_parent: String::new(),
+            clock: Clock::Synced,
+            body: Body::new(body.clone()),
         };
-        envelope.chain = chain.next(&envelope.link(&body));
+        let mut envelope = Envelope::new(&name, epoch, sequence, chain, 0, &transaction);
+        envelope.chain = chain.next(sequence, envelope.digest(&body));
         chain = envelope.chain;
         if sequence >= first {
             items.push((envelope, body));
@@ -111,7 +116,9 @@ fn what_is_missing_altered_swapped_or_repeated_is_named() {
     altered[2].1[0] ^= 1;
     assert!(error(&altered).contains("sequence 7 of epoch") && error(&altered).contains("altered"));
     let mut renamed = items.clone();
-    renamed[3].0.event_type = "other".into();
+    let (chain, other) = (renamed[3].0.chain, chained_as(7, 5, 9, "other", 0).1);
+    renamed[3].0 = other[3].0.clone();
+    renamed[3].0.chain = chain;
     assert!(error(&renamed).contains("sequence 8 of epoch"), "{}", error(&renamed));
     let mut swapped = items.clone();
     swapped.swap(1, 2);
@@ -140,13 +147,14 @@ fn a_bundle_that_is_cut_is_no_bundle() {
 
 #[test]
 fn a_void_holds_its_place_and_nothing_else_does() {
-    let (_, mut items) = chained(7, 1, 5);
-    let before = ChainValue::first(items[0].0.epoch, "clinical");
+    let (before, mut items) = chained(7, 1, 5);
     // 3 is lost: its void brings the value that 4 follows from.
     let previous = items[1].0.chain;
     items[2].1 = to_json(&Void::new((3, 3), previous, "disk".into(), "t".into()));
     assert!(read(&write(before, &items)).is_err(), "only one that says so is a void");
-    items[2].0.kind = void::KIND.into();
+    let (chain, other) = (items[2].0.chain, chained_as(7, 1, 5, "t", 3).1);
+    items[2].0 = other[2].0.clone();
+    items[2].0.chain = chain;
     assert_eq!(read(&write(before, &items)).unwrap(), items);
     items[2].1 = to_json(&Void::new((3, 3), ChainValue([0; 32]), "disk".into(), "t".into()));
     assert!(read(&write(before, &items)).unwrap_err().to_string().contains("sequence 3"));

@@ -1,90 +1,76 @@
-//! The chain: proof that no transaction of a lane is missing, altered or swapped.
+//! The chain: proof that no transaction of a lane is missing, altered or swapped (design section 12.1).
 //!
-//! `chain(n) = SHA-256(chain(n-1) || field(epoch) || field(lane) || field(sequence) || field(id) ||
-//! field(type) || field(content type) || field(time) || field(body))`, where `field(x)` is the length of
-//! `x` in bytes as u64 big-endian and then `x`; epoch and id are their 16 bytes, sequence is u64
-//! big-endian, time is the RFC 3339 text of the envelope. `chain(0) = SHA-256(field(epoch) || field(lane))`.
-//! `docs/wire-format.md` holds test vectors. The id is random and sealed on disk, so a value gives nothing away.
+//! `field(x)` is the length of `x` in bytes as u64 big-endian and then `x`.
+//!
+//! - `digest = SHA-256(field(name) field(value) ... field(body))`: every attribute that is stored, in the order of the names'
+//!   bytes, and the body. It is the same in every epoch.
+//! - `chain(n) = SHA-256(chain(n-1) || n || digest)`, the sequence `n` as u64 big-endian.
+//! - `chain(0) = SHA-256(field("pgw-v1 epoch") field(practice) field(gateway) field(lane) field(epoch))`, the epoch as its 16
+//!   bytes.
+//!
+//! `docs/wire-format.md` holds test vectors. As the id is random and sealed on disk, a value gives nothing away.
 
 use std::fmt;
 
 use ring::digest::{Context, SHA256};
 use serde::{Deserialize, Serialize};
 
-use crate::transaction::{Epoch, Lane, Sequence, Transaction, rfc3339};
+use crate::transaction::{Epoch, LaneName, Sequence};
 
-/// One link: 32 bytes of SHA-256; 64 lower-case hexadecimal digits as text.
+/// Begins what the value before an epoch's first transaction is computed over.
+const EPOCH_TAG: &[u8] = b"pgw-v1 epoch";
+
+/// SHA-256 over all that is stored of one transaction, its numbers excepted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Digest(pub [u8; 32]);
+
+impl Digest {
+    /// The digest of a body with these attributes, which come in the order of their names, each name once.
+    #[must_use]
+    pub fn of<'a>(attributes: impl IntoIterator<Item = (&'a str, &'a str)>, body: &[u8]) -> Self {
+        let mut hash = Context::new(&SHA256);
+        for (name, value) in attributes {
+            field(&mut hash, name.as_bytes());
+            field(&mut hash, value.as_bytes());
+        }
+        field(&mut hash, body);
+        Self(finish(hash))
+    }
+}
+
+/// One value of the chain: 32 bytes of SHA-256; 64 lower-case hexadecimal digits as text.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct ChainValue(pub [u8; 32]);
 
-/// What a link is computed over, as both ends see it.
-#[derive(Debug, Clone, Copy)]
-pub struct Link<'a> {
-    /// The epoch on the wire.
-    pub epoch: Epoch,
-    /// The lane's name.
-    pub lane: &'a str,
-    /// The sequence on the wire.
-    pub sequence: Sequence,
-    /// The transaction's id.
-    pub id: uuid::Uuid,
-    /// CloudEvents `type`.
-    pub event_type: &'a str,
-    /// Media type.
-    pub content_type: &'a str,
-    /// RFC 3339 text as in the envelope.
-    pub time: &'a str,
-    /// The body.
-    pub body: &'a [u8],
-}
-
 impl ChainValue {
-    /// The value before a lane's first transaction in `epoch`.
+    /// The value before the first transaction of a lane in `epoch`.
     #[must_use]
-    pub fn first(epoch: Epoch, lane: &str) -> Self {
+    pub fn first(lane: &LaneName, epoch: Epoch) -> Self {
         let mut hash = Context::new(&SHA256);
+        field(&mut hash, EPOCH_TAG);
+        field(&mut hash, lane.practice.as_str().as_bytes());
+        field(&mut hash, lane.gateway.as_str().as_bytes());
+        field(&mut hash, lane.lane.as_str().as_bytes());
         field(&mut hash, epoch.0.as_bytes());
-        field(&mut hash, lane.as_bytes());
-        Self::finish(hash)
+        Self(finish(hash))
     }
 
-    /// The value after `link`.
+    /// The value after the transaction with this number and digest.
     #[must_use]
-    pub fn next(self, link: &Link<'_>) -> Self {
+    pub fn next(self, sequence: Sequence, digest: Digest) -> Self {
         let mut hash = Context::new(&SHA256);
         hash.update(&self.0);
-        field(&mut hash, link.epoch.0.as_bytes());
-        field(&mut hash, link.lane.as_bytes());
-        field(&mut hash, &link.sequence.to_be_bytes());
-        field(&mut hash, link.id.as_bytes());
-        field(&mut hash, link.event_type.as_bytes());
-        field(&mut hash, link.content_type.as_bytes());
-        field(&mut hash, link.time.as_bytes());
-        field(&mut hash, link.body);
-        Self::finish(hash)
+        hash.update(&sequence.to_be_bytes());
+        hash.update(&digest.0);
+        Self(finish(hash))
     }
+}
 
-    /// The value after `transaction`, numbered `sequence` in `epoch`.
-    #[must_use]
-    pub fn next_for(self, epoch: Epoch, lane: &Lane, sequence: Sequence, transaction: &Transaction) -> Self {
-        self.next(&Link {
-            epoch,
-            lane: lane.as_str(),
-            sequence,
-            id: transaction.id.0,
-            event_type: &transaction.event_type,
-            content_type: &transaction.content_type,
-            time: &rfc3339(transaction.time),
-            body: transaction.body.as_bytes(),
-        })
-    }
-
-    fn finish(hash: Context) -> Self {
-        let mut value = [0; 32];
-        value.copy_from_slice(hash.finish().as_ref());
-        Self(value)
-    }
+fn finish(hash: Context) -> [u8; 32] {
+    let mut value = [0; 32];
+    value.copy_from_slice(hash.finish().as_ref());
+    value
 }
 
 fn field(hash: &mut Context, bytes: &[u8]) {
@@ -153,39 +139,51 @@ mod tests {
     use super::*;
     use uuid::Uuid;
 
+    fn lane(practice: &str, gateway: &str, lane: &str) -> LaneName {
+        format!("{practice}/{gateway}/{lane}").parse().unwrap()
+    }
+
     #[test]
     fn text_goes_there_and_back() {
-        let first = ChainValue::first(Epoch(Uuid::nil()), "clinical");
+        let first = ChainValue::first(&lane("B86022", "gw1", "clinical"), Epoch(Uuid::nil()));
         assert_eq!(first.to_string().parse(), Ok(first));
         assert_eq!("AB".repeat(32).parse::<ChainValue>(), Err(NotAChainValue));
         assert_eq!("a".parse::<ChainValue>(), Err(NotAChainValue));
     }
 
     #[test]
-    fn every_field_counts() {
-        let link = Link {
-            epoch: Epoch(Uuid::nil()),
-            lane: "clinical",
-            sequence: 1,
-            id: Uuid::nil(),
-            event_type: "t",
-            content_type: "c",
-            time: "1970-01-01T00:00:00.000Z",
-            body: b"b",
+    fn an_epoch_begins_with_all_that_names_it() {
+        let first = |practice, gateway, name, epoch| {
+            ChainValue::first(&lane(practice, gateway, name), Epoch(Uuid::from_u128(epoch)))
         };
-        let zero = ChainValue([0; 32]);
-        let plain = zero.next(&link);
+        let plain = first("B86022", "gw1", "clinical", 1);
+        for other in [
+            first("B8602", "gw1", "clinical", 1),
+            first("B86022", "gw11", "clinical", 1),
+            first("B86022", "gw1", "linical", 1),
+            first("B86022", "gw1c", "linical", 1),
+            first("B86022", "gw1", "clinical", 2),
+        ] {
+            assert_ne!(other, plain);
+        }
+    }
+
+    #[test]
+    fn every_name_value_and_byte_counts() {
+        let digest = |attributes: &[(&str, &str)], body: &[u8]| Digest::of(attributes.iter().copied(), body);
+        let plain = digest(&[("id", "1"), ("type", "t")], b"b");
         let others = [
-            ChainValue([1; 32]).next(&link),
-            zero.next(&Link { epoch: Epoch(Uuid::max()), ..link }),
-            zero.next(&Link { lane: "clinica", ..link }),
-            zero.next(&Link { sequence: 2, ..link }),
-            zero.next(&Link { id: Uuid::max(), ..link }),
-            zero.next(&Link { event_type: "", ..link }),
-            zero.next(&Link { content_type: "ct", ..link }),
-            zero.next(&Link { time: "", ..link }),
-            zero.next(&Link { body: b"", ..link }),
+            digest(&[("id", "1"), ("type", "t")], b""),
+            digest(&[("id", "1")], b"b"),
+            digest(&[("id", "1"), ("type", "t"), ("x", "")], b"b"),
+            digest(&[("id", "1"), ("type", "tt")], b"b"),
+            digest(&[("id", "1t"), ("type", "")], b"b"),
+            digest(&[("i", "d1"), ("type", "t")], b"b"),
         ];
         assert!(others.iter().all(|other| *other != plain));
+        let value = ChainValue([0; 32]).next(1, plain);
+        assert_ne!(value, ChainValue([1; 32]).next(1, plain));
+        assert_ne!(value, ChainValue([0; 32]).next(2, plain));
+        assert_ne!(value, ChainValue([0; 32]).next(1, others[0]));
     }
 }

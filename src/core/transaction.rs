@@ -199,6 +199,30 @@ impl Clock {
     }
 }
 
+/// What an entry of a lane stands for; on the wire `kind`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    /// A clinical message.
+    Transaction,
+    /// A message of our own: a probe or a drill.
+    Test,
+    /// Records that are lost for good and that an operator released.
+    Void,
+}
+
+impl Kind {
+    /// The word used on the wire.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Kind::Transaction => "transaction",
+            Kind::Test => "test",
+            Kind::Void => "void",
+        }
+    }
+}
+
 /// Clinical bytes. No `Display`; `Debug` prints the length only, so that no log can carry a patient.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Body(Bytes);
@@ -251,20 +275,22 @@ pub struct Transaction {
     pub time: UnixMillis,
     /// CloudEvents `type`, for example `hl7v2.oru_r01`.
     pub event_type: String,
-    /// The broad kind: `hl7v2`, `fhir`, `edifact`, `opaque`.
-    pub kind: String,
+    /// What it stands for.
+    pub kind: Kind,
     /// Media type with charset, for example `application/hl7-v2+er7`.
     pub content_type: String,
-    /// CloudEvents `source`: a URI-reference that names the sending system, never a person or a host.
-    pub source: String,
+    /// Which system sent it, never a person or a host: on the wire `sender`.
+    pub sender: String,
     /// The sender's key (MSH-10, Idempotency-Key ...); empty where there was none.
     pub key: String,
+    /// The key goes on the wire (`senderkey`): it is the sender's own word and names no patient.
+    pub shows_key: bool,
     /// The sender's correlation id; empty where there was none. On the wire `correlationid`.
     pub correlation_id: String,
-    /// How reliable `time` is.
+    /// W3C trace context of its request; empty where there was none. On the wire `traceparent`.
+    pub trace_parent: String,
+    /// How far `time` can be believed.
     pub clock: Clock,
-    /// Our own probes and drills only.
-    pub test_data: bool,
     /// The message.
     pub body: Body,
 }

@@ -94,6 +94,7 @@ fn export_lane<W: Write>(
     out: &mut Writer<W>,
     progress: &mut dyn FnMut(&Lane, Position, Position) -> ControlFlow<()>,
 ) -> Result<Option<Exported>, ExportError> {
+    let name = outbox.lane_name(lane);
     let mut next = first;
     let mut stopped_before = None;
     let mut foot: Option<Foot> = None;
@@ -109,7 +110,7 @@ fn export_lane<W: Write>(
             next += 1;
             let count = foot.map_or(0, |foot| foot.count) + 1;
             let Stored { epoch, sequence, chain, transaction, .. } = stored;
-            let envelope = Envelope::new(lane, epoch, sequence, chain, 0, &transaction);
+            let envelope = Envelope::new(&name, epoch, sequence, chain, 0, &transaction);
             out.transaction(envelope, transaction.body.as_bytes())?;
             foot =
                 Some(Foot { lane: lane.clone(), count, epoch, last: sequence, chain, stopped_before: None });

@@ -3,8 +3,7 @@
 //! Everything here blocks, because it reads the disk.
 
 use pgw_core::chain::ChainValue;
-use pgw_core::transaction::{Epoch, Lane, Position, Sequence, TransactionId, rfc3339};
-use pgw_core::wire::void;
+use pgw_core::transaction::{Epoch, Kind, Lane, Position, Sequence, TransactionId, rfc3339};
 use pgw_outbox::{Outbox, ReadError, Stored};
 use serde::{Deserialize, Serialize};
 
@@ -123,8 +122,8 @@ pub struct TransactionHeader {
     pub event_type: String,
     /// Media type.
     pub content_type: String,
-    /// CloudEvents `source`.
-    pub source: String,
+    /// Which system sent it.
+    pub sender: String,
     /// Size of the body.
     pub bytes: u64,
     /// Its chain value on the wire.
@@ -137,7 +136,7 @@ impl ListedTransaction {
     pub fn stored(lane: Lane, stored: &Stored, confirmed: Position) -> Self {
         let transaction = &stored.transaction;
         let state = match stored.position <= confirmed {
-            _ if transaction.kind == void::KIND => TransactionState::Damaged,
+            _ if transaction.kind == Kind::Void => TransactionState::Damaged,
             true => TransactionState::Confirmed,
             false => TransactionState::Waiting,
         };
@@ -148,7 +147,7 @@ impl ListedTransaction {
             time: rfc3339(transaction.time),
             event_type: transaction.event_type.clone(),
             content_type: transaction.content_type.clone(),
-            source: transaction.source.clone(),
+            sender: transaction.sender.clone(),
             bytes: transaction.body.len() as u64,
             chain: stored.chain,
         };

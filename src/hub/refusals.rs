@@ -56,6 +56,7 @@ impl Refusals {
 /// The name of what is wrong.
 pub(super) fn reason(error: &WireError) -> &'static str {
     match error {
+        WireError::Twice(_) => "a property that comes twice",
         WireError::Missing(name) | WireError::Malformed(name) => name,
         WireError::Json(_) => "not the expected JSON",
         WireError::Schema(_) => "unknown schema",

@@ -390,8 +390,8 @@ impl StoreThread {
 fn read(lane: &LaneName, publish: Publish) -> Result<(Envelope, Bytes), WireError> {
     let (body, properties) = (publish.payload, publish.properties.unwrap_or_default());
     let envelope = Envelope::from_properties(properties.content_type, properties.user_properties)?;
-    if envelope.lane != lane.lane {
-        return Err(WireError::Malformed("lane"));
+    if !envelope.is_of(lane) {
+        return Err(WireError::Malformed("source or partitionkey"));
     }
     if void::is_void(&envelope) && Void::of(&envelope, &body).is_none() {
         return Err(WireError::Malformed("void"));

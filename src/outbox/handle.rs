@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use pgw_core::chain::ChainValue;
 use pgw_core::delivery::Numbering;
-use pgw_core::transaction::{Clock, Lane, Position};
+use pgw_core::transaction::{Clock, Lane, LaneName, Position};
 use pgw_core::wire::void::REASON_BYTES;
 use tokio::sync::{oneshot, watch};
 
@@ -67,6 +67,12 @@ impl Outbox {
         &self.running.shared
     }
 
+    /// The name of one of its lanes, with practice and gateway.
+    #[must_use]
+    pub fn lane_name(&self, lane: &Lane) -> LaneName {
+        self.shared().settings.lane_name(lane)
+    }
+
     pub(crate) fn lane(&self, lane: &Lane) -> Option<&Arc<SharedLane>> {
         self.shared().lane(lane).map(|(_, lane)| lane)
     }
@@ -94,7 +100,7 @@ impl Outbox {
             return Err(Refusal::Busy);
         }
         let fingerprints = shared.fingerprinter.fingerprints(
-            &submission.source,
+            &submission.sender,
             &submission.key,
             submission.body.as_bytes(),
         );

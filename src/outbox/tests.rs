@@ -9,7 +9,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use pgw_core::chain::ChainValue;
-use pgw_core::transaction::{Body, Gateway, Lane, Position, Practice};
+use pgw_core::transaction::{Body, Gateway, Kind, Lane, LaneName, Position, Practice};
 
 use crate::faults_for_tests::Point;
 use crate::guard::{record, segment};
@@ -41,6 +41,11 @@ pub(super) fn clinical() -> Lane {
     Lane::new("clinical").unwrap()
 }
 
+/// With the practice and the gateway of the settings.
+pub(super) fn clinical_name() -> LaneName {
+    "B86022/gw1/clinical".parse().unwrap()
+}
+
 fn urgent() -> Lane {
     Lane::new("urgent").unwrap()
 }
@@ -57,12 +62,13 @@ pub(super) fn submission(key: &str, body: &[u8]) -> Submission {
     Submission {
         lane: clinical(),
         event_type: "hl7v2.oru_r01".into(),
-        kind: "hl7v2".into(),
+        kind: Kind::Transaction,
         content_type: "application/hl7-v2+er7".into(),
-        source: "urn:lab".into(),
+        sender: "urn:lab".into(),
         key: key.into(),
+        shows_key: true,
         correlation_id: String::new(),
-        test_data: false,
+        trace_parent: String::new(),
         body: Body::new(body.to_vec()),
     }
 }
@@ -93,10 +99,10 @@ pub(super) fn bodies(outbox: &Outbox) -> Vec<String> {
         }
         for stored in records {
             assert_eq!(stored.position, from);
-            let first = ChainValue::first(stored.epoch, "clinical");
+            let first = ChainValue::first(&clinical_name(), stored.epoch);
             let previous = last.filter(|l| l.epoch == stored.epoch).map_or(first, |l| l.chain);
             assert_eq!(stored.previous, previous, "position {from}");
-            let chain = previous.next_for(stored.epoch, &clinical(), stored.sequence, &stored.transaction);
+            let chain = previous.next(stored.sequence, stored.transaction.digest(&clinical_name()));
             assert_eq!(stored.chain, chain, "position {from}");
             bodies.push(String::from_utf8(stored.transaction.body.as_bytes().to_vec()).unwrap());
             last = Some(stored);
@@ -140,7 +146,7 @@ fn a_repetition_gets_the_first_answer_and_is_not_stored_twice() {
     assert!(other.key_reused && !other.repeated && other.position == 2);
     let unnamed = submit(&outbox, submission("", b"three")).unwrap();
     assert_eq!(submit(&outbox, submission("", b"three")).unwrap().id, unnamed.id);
-    let elsewhere = Submission { source: "urn:ward".into(), ..submission("A", b"one") };
+    let elsewhere = Submission { sender: "ward".into(), ..submission("A", b"one") };
     assert!(!submit(&outbox, elsewhere).unwrap().repeated);
     assert_eq!(tail(&outbox), 4);
     outbox.close();
@@ -342,7 +348,7 @@ fn a_store_that_ends_before_its_tail_checkpoint_opens_a_new_epoch() {
     assert_eq!(codes(&outbox), Vec::<&str>::new());
     assert_eq!((counts(&outbox).accepted, counts(&outbox).damaged), (9, 2));
     let new = outbox.read(&clinical(), 8, 9, usize::MAX).unwrap();
-    assert_eq!((new[0].sequence, new[0].previous), (1, ChainValue::first(current.epoch, "clinical")));
+    assert_eq!((new[0].sequence, new[0].previous), (1, ChainValue::first(&clinical_name(), current.epoch)));
     assert!(matches!(outbox.read(&clinical(), 6, 9, usize::MAX), Err(ReadError::Gone { .. })));
 }
 

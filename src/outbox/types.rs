@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use pgw_core::chain::ChainValue;
 use pgw_core::transaction::{
-    Body, Epoch, Gateway, Lane, Position, Practice, Sequence, Transaction, TransactionId, UnixMillis,
+    Body, Epoch, Gateway, Kind, Lane, LaneName, Position, Practice, Sequence, Transaction, TransactionId,
+    UnixMillis,
 };
 
 /// The outbox's part of the configuration. Nothing in it is optional: the configuration has the defaults.
@@ -39,6 +40,14 @@ pub struct OutboxSettings {
     pub quarantine_bytes: u64,
 }
 
+impl OutboxSettings {
+    /// The full name of one of its lanes.
+    #[must_use]
+    pub fn lane_name(&self, lane: &Lane) -> LaneName {
+        LaneName { practice: self.practice.clone(), gateway: self.gateway.clone(), lane: lane.clone() }
+    }
+}
+
 /// One lane.
 #[derive(Debug, Clone)]
 pub struct LaneSettings {
@@ -55,18 +64,20 @@ pub struct Submission {
     pub lane: Lane,
     /// CloudEvents `type`.
     pub event_type: String,
-    /// `hl7v2`, `fhir`, `edifact`, `opaque`.
-    pub kind: String,
+    /// What it stands for.
+    pub kind: Kind,
     /// Media type.
     pub content_type: String,
-    /// CloudEvents `source`.
-    pub source: String,
+    /// Which system sent it.
+    pub sender: String,
     /// The sender's key; empty: the content hash is the key.
     pub key: String,
+    /// The key goes to the hub too: it is the sender's own word and names no patient.
+    pub shows_key: bool,
     /// Correlation id; may be empty.
     pub correlation_id: String,
-    /// Our own probes and drills only.
-    pub test_data: bool,
+    /// W3C trace context; may be empty.
+    pub trace_parent: String,
     /// The message.
     pub body: Body,
 }

@@ -337,22 +337,18 @@ fn cloudevents_of_pypi_and_npm_decode_what_the_broker_carries() {
         "X-Correlation-ID: 00000000-0000-4000-8000-000000000002",
     ];
     let edifact = b"UNB+UNOA:2+1+2+260101:1200+1'".to_vec();
-    // Body; expected source, type, media type, kind and correlation id.
+    // Body; expected sender, type, media type and correlation id.
     let expected = [
-        (message(1, 1, 50), ["hl7v2:LAB1%7CTEST", "hl7v2.oru_r01", "application/hl7-v2+er7", "hl7v2", ""]),
-        (
-            latin,
-            ["hl7v2:LAB%7CSURG", "hl7v2.adt_a08", "application/hl7-v2+er7; charset=iso-8859-1", "hl7v2", ""],
-        ),
-        (edifact, ["http:local", "uk.nhs.nhais", "application/edifact", "edifact", "a b-1"]),
-        (all, ["http:local", "http.transaction", "application/octet-stream", "opaque", ""]),
+        (message(1, 1, 50), ["hl7v2:LAB1%7CTEST", "hl7v2.oru_r01", "application/hl7-v2+er7", ""]),
+        (latin, ["hl7v2:LAB%7CSURG", "hl7v2.adt_a08", "application/hl7-v2+er7; charset=iso-8859-1", ""]),
+        (edifact, ["http:local", "uk.nhs.nhais", "application/edifact", "a b-1"]),
+        (all, ["http:local", "http.transaction", "application/octet-stream", ""]),
         (
             bundle,
             [
                 "fhir:local",
                 "fhir.servicerequest-request",
                 "application/fhir+json",
-                "fhir",
                 "00000000-0000-4000-8000-000000000002",
             ],
         ),
@@ -386,23 +382,27 @@ fn cloudevents_of_pypi_and_npm_decode_what_the_broker_carries() {
     for (decoder, events) in decoders {
         assert_eq!((events.len(), kept.len()), (expected.len(), expected.len()), "{decoder}");
         for (number, ((event, kept), (body, words))) in events.iter().zip(&kept).zip(&expected).enumerate() {
-            let [source, event_type, content_type, kind, correlation] = *words;
+            let [sender, event_type, content_type, correlation] = *words;
             let mut wanted = json!({
                 "specversion": "1.0",
                 "id": kept["id"],
-                "source": format!("urn:pgw:B86022:gw1:{source}"),
+                "source": "/pgw/B86022/gw1/clinical",
+                "sender": sender,
                 "type": event_type,
                 "time": kept["time"],
                 "datacontenttype": content_type,
-                "lane": "clinical",
+                "partitionkey": "clinical",
                 "epoch": kept["epoch"],
-                "sequence": (number + 1).to_string(),
+                "sequence": format!("{:020}", number + 1),
                 "round": event["round"],
                 "chain": kept["chain"],
-                "kind": kind,
+                "kind": "transaction",
                 "clock": event["clock"],
                 "data": base64::engine::general_purpose::STANDARD.encode(body),
             });
+            if let Some(key) = sender_key(body, sender) {
+                wanted["senderkey"] = key.into();
+            }
             if !correlation.is_empty() {
                 wanted["correlationid"] = correlation.into();
             }
@@ -417,4 +417,13 @@ fn cloudevents_of_pypi_and_npm_decode_what_the_broker_carries() {
         }
     }
     pipeline.site.stop();
+}
+
+/// The key that the test's senders give: MSH-10, or `X-Request-ID` with the FHIR message.
+fn sender_key(body: &[u8], sender: &str) -> Option<String> {
+    match sender.split_once(':')?.0 {
+        "hl7v2" => Some(String::from_utf8_lossy(body).split('|').nth(9)?.to_owned()),
+        "fhir" => Some("00000000-0000-4000-8000-000000000001".to_owned()),
+        _ => None,
+    }
 }

@@ -380,16 +380,16 @@ fn certificates_and_tokens_let_in_who_has_one_and_name_the_sender() {
     let known = certificates.client("pc-7");
     let (cert, key) = (known.certificate.display().to_string(), known.key.display().to_string());
     let authorization = [format!("Authorization: Bearer {TOKEN}")];
-    let source = |answer: &Answer| {
+    let sender = |answer: &Answer| {
         assert_eq!(answer.status, 202, "{}", answer.text());
         let place = format!("https://{}{}", doors.guarded, answer.header("Location").expect("a place"));
-        curl(&place, &authorization, None, &["--cacert", &ca]).json()["source"].as_str().unwrap().to_owned()
+        curl(&place, &authorization, None, &["--cacert", &ca]).json()["sender"].as_str().unwrap().to_owned()
     };
     let by_token = curl(&url, &authorization, Some(b"by token"), &["--cacert", &ca]);
-    assert_eq!(source(&by_token), "urn:pgw:B86022:gw1:http:lab-1");
+    assert_eq!(sender(&by_token), "http:lab-1");
     let with_certificate = ["--cacert", &ca, "--cert", &cert, "--key", &key];
     let by_certificate = curl(&url, &[], Some(b"by certificate"), &with_certificate);
-    assert_eq!(source(&by_certificate), "urn:pgw:B86022:gw1:http:pc-7");
+    assert_eq!(sender(&by_certificate), "http:pc-7");
     // The same key of two senders is two keys.
     let shared = ["Idempotency-Key: 1".to_owned()];
     assert_eq!(curl(&url, &shared, Some(b"a"), &with_certificate).status, 202);

@@ -21,7 +21,6 @@
 
 use std::collections::{BTreeSet, VecDeque};
 
-use pgw_core::chain::ChainValue;
 use pgw_core::committer;
 use pgw_core::committer::{Committer, GroupLimits, Lookup, Statement};
 use pgw_core::delivery::{Action, Alarm, Delivery, Input, Limits, Millis, Receipt, Through};
@@ -29,9 +28,9 @@ use pgw_core::transaction::{LaneName, Position, TransactionId};
 use stateright::{Checker, Model, Property};
 
 use crate::world::broker::{Down, Up};
-use crate::world::center::{self, Entry, Line, backed_up, index_of, watermarks};
+use crate::world::center::{self, Entry, Line, backed_up, index_of, name, watermarks};
+use crate::world::id;
 use crate::world::surgery::Disk;
-use crate::world::{id, lane};
 
 /// Ids from here on belong to records that are larger than the broker's limit.
 const LARGE: u64 = 1_000;
@@ -206,7 +205,7 @@ impl World {
         for lanes in world.left.accepts.clone() {
             let first = world.streams.len();
             for index in first..first + lanes.len() {
-                let disk = Disk::new(index as u64 + 1);
+                let disk = Disk::new(name(world.streams.len()), index as u64 + 1);
                 world.streams.push(Stream {
                     machine: Delivery::new(limits(), disk.numbering.clone(), (0, disk.chains[0]), 0),
                     disk,
@@ -290,7 +289,7 @@ impl World {
                 let id = stream.disk.records[position as usize - 1];
                 let chain = stream.disk.chains[position as usize];
                 let void = stream.disk.lost.get(&position).map(|_| match sequence {
-                    1 => ChainValue::first(epoch, lane().as_str()),
+                    1 => stream.disk.beginning(epoch),
                     _ => stream.disk.chains[position as usize - 1],
                 });
                 self.boxes[surgery].published.push_back((index, position));

@@ -11,7 +11,9 @@ use pgw_hub::store::ndjson::{NdjsonStore, files_of};
 use pgw_hub::store::walk::Walk;
 use pgw_hub::store::{LaneName, Store, StoreError, Through};
 
-use crate::hub_kit::{Sender, lane, lane_of};
+use pgw_core::transaction::Kind;
+
+use crate::hub_kit::{Sender, lane, lane_of, transaction};
 
 const NEVER: u64 = u64::MAX;
 
@@ -52,10 +54,11 @@ fn a_line_is_a_cloud_event_and_the_body_comes_back() {
     let directory = tempfile::tempdir().unwrap();
     let mut sender = Sender::new(&lane("clinical"), 1);
     let body: Vec<u8> = (0..=255).collect();
-    let mut entry = sender.next(77, &body);
-    entry.envelope.correlation_id = "c\n\u{1f980}".into();
-    entry.envelope.test_data = true;
-    entry.envelope.source.push('\u{1}');
+    let mut sent = transaction(77, &body);
+    sent.correlation_id = "c\n\u{1f980}".into();
+    sent.kind = Kind::Test;
+    sent.sender.push('\u{1}');
+    let entry = sender.next_of(&sent);
     NdjsonStore::open(directory.path(), NEVER).unwrap().append(std::slice::from_ref(&entry)).unwrap();
     let path = path_of(directory.path(), &sender.lane);
     let text = fs::read_to_string(&path).unwrap();
@@ -64,26 +67,24 @@ fn a_line_is_a_cloud_event_and_the_body_comes_back() {
     for (name, value) in [
         ("specversion", "1.0"),
         ("id", "00000000-0000-0000-0000-00000000004d"),
-        ("source", &envelope.source),
+        ("source", "/pgw/B86022/gw1/clinical"),
+        ("sender", &sent.sender),
         ("type", "hl7v2.oru_r01"),
         ("time", "2026-11-22T22:12:10.123Z"),
         ("datacontenttype", "application/hl7-v2+er7; charset=iso-8859-1"),
-        ("practice", "B86022"),
-        ("gateway", "gw1"),
-        ("lane", "clinical"),
+        ("partitionkey", "clinical"),
         ("epoch", "00000000-0000-0000-0000-000000000001"),
-        ("sequence", "1"),
+        ("sequence", "00000000000000000001"),
         ("chain", &envelope.chain.to_string()),
-        ("kind", "hl7v2"),
+        ("kind", "test"),
         ("clock", "synced"),
         ("correlationid", "c\n\u{1f980}"),
     ] {
         assert_eq!(event[name], value, "{name}");
     }
-    assert_eq!(event["testdata"], true);
     let data = event["data_base64"].as_str().unwrap();
     assert_eq!(base64::engine::general_purpose::STANDARD.decode(data).unwrap(), body);
-    assert_eq!(event.as_object().unwrap().len(), 17, "nothing else is in it");
+    assert_eq!(event.as_object().unwrap().len(), 15, "nothing else is in it");
     assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
     assert_eq!(fs::metadata(path.parent().unwrap()).unwrap().permissions().mode() & 0o777, 0o700);
 }
@@ -264,7 +265,7 @@ fn ids_are_known_whatever_their_epoch_and_file() {
     }
     let ids = |sender: &Sender| {
         let mut again = Sender::new(&sender.lane, 1);
-        again.take(sender.sequence).into_iter().map(|entry| entry.envelope.id).collect::<Vec<_>>()
+        again.take(sender.sequence).into_iter().map(|entry| entry.envelope.id()).collect::<Vec<_>>()
     };
     let check = |store: &mut NdjsonStore, sender: &Sender| {
         for id in ids(sender) {

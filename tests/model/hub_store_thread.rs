@@ -68,9 +68,10 @@ impl Store for Unreliable {
 }
 
 fn wire(entry: &Entry) -> Publish {
+    let (content_type, user_properties) = entry.envelope.clone().into_properties();
     let properties = PublishProperties {
-        content_type: Some(entry.envelope.content_type.clone()),
-        user_properties: entry.envelope.clone().into_properties(),
+        content_type: Some(content_type),
+        user_properties,
         ..PublishProperties::default()
     };
     let topic = Root::new(&entry.lane.practice, &entry.lane.gateway).transactions(&entry.lane.lane);
@@ -276,7 +277,7 @@ fn when_the_ids_cannot_be_read_nothing_is_stored_twice_or_lost() {
     let mut new = Sender::new(&lane("clinical"), 2);
     let mut again: Vec<_> = first[2..]
         .iter()
-        .map(|entry| new.next(entry.envelope.id.as_u128(), entry.body.as_deref().unwrap()))
+        .map(|entry| new.next(entry.envelope.id().as_u128(), entry.body.as_deref().unwrap()))
         .collect();
     again.extend(new.take(2));
     running.faults.ids_unreadable.store(true, Ordering::SeqCst);

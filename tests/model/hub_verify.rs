@@ -38,7 +38,7 @@ fn faults(report: &VerifiedLane) -> Vec<Fault> {
 }
 
 fn line_of(lines: &[String], sequence: u64) -> usize {
-    lines.iter().position(|line| line.contains(&format!(r#""sequence":"{sequence}""#))).unwrap()
+    lines.iter().position(|line| line.contains(&format!(r#""sequence":"{sequence:020}""#))).unwrap()
 }
 
 #[test]
@@ -74,13 +74,17 @@ fn an_altered_one_is_named_and_no_other() {
         assert_eq!(faults(report), [Fault::Altered { epoch: report.watermarks[0].epoch, sequence }]);
     };
     let body = |n: u64| base64::engine::general_purpose::STANDARD.encode(format!("body \u{e9} {n}"));
-    for what in ["body", "time", "type", "id"] {
+    for what in ["body", "time", "type", "sender", "kind", "clock", "another attribute", "id"] {
         let (report, _) = after(|lines| {
             let at = line_of(lines, 4);
             let changed = match what {
                 "body" => lines[at].replace(&body(4), &body(8)),
                 "time" => lines[at].replace("22:12", "22:13"),
                 "type" => lines[at].replace("oru_r01", "oru_r02"),
+                "sender" => lines[at].replace("hl7v2:", "hl7v3:"),
+                "kind" => lines[at].replace(r#""kind":"transaction""#, r#""kind":"test""#),
+                "clock" => lines[at].replace(r#""clock":"synced""#, r#""clock":"holdover""#),
+                "another attribute" => lines[at].replace(r#","epoch":"#, r#","new":"x","epoch":"#),
                 _ => lines[at].replace(r#""id":"0"#, r#""id":"1"#),
             };
             assert_ne!(changed, lines[at], "{what}");
@@ -121,11 +125,11 @@ fn swapped_and_repeated_ones_are_named() {
 fn a_foreign_one_and_an_unreadable_line_are_named() {
     let (report, sender) = after(|lines| {
         let at = line_of(lines, 5);
-        lines[at] = lines[at].replace("B86022\",\"gateway", "A81001\",\"gateway");
+        lines[at] = lines[at].replace("/pgw/B86022/", "/pgw/A81001/");
     });
     let epoch = sender.epoch;
     assert!(
-        matches!(&faults(&report)[0], Fault::Foreign { sequence: 5, owner, .. } if owner == "A81001/gw1/clinical")
+        matches!(&faults(&report)[0], Fault::Foreign { sequence: 5, owner, .. } if owner == "/pgw/A81001/gw1/clinical")
     );
     let (report, _) = after(|lines| {
         let at = line_of(lines, 5);
@@ -146,7 +150,7 @@ fn a_number_given_again_is_checked_against_the_stored_transaction() {
     let again: Vec<_> = first[3..]
         .iter()
         .map(|entry| {
-            let again = new.next(entry.envelope.id.as_u128(), entry.body.as_deref().unwrap());
+            let again = new.next(entry.envelope.id().as_u128(), entry.body.as_deref().unwrap());
             Entry { body: None, ..again }
         })
         .collect();
@@ -161,22 +165,18 @@ fn a_number_given_again_is_checked_against_the_stored_transaction() {
     let path = files_of(directory.path(), &old.lane).unwrap().remove(0);
     let text = fs::read_to_string(&path).unwrap();
     // The stored transaction is altered: both of its numbers are reported.
-    fs::write(
-        &path,
-        text.replacen("22:12:10.123Z\",\"datacontenttype", "22:12:10.124Z\",\"datacontenttype", 5),
-    )
-    .unwrap();
+    fs::write(&path, text.replacen("22:12:10.123Z\",\"type", "22:12:10.124Z\",\"type", 5)).unwrap();
     let found = faults(&all(directory.path()).unwrap().remove(0));
     assert!(found.contains(&Fault::Altered { epoch: new.epoch, sequence: 1 }), "{found:?}");
     // It is missing.
     let without: String = text
         .lines()
-        .filter(|line| !line.contains(r#""sequence":"4""#))
+        .filter(|line| !line.contains(r#""sequence":"00000000000000000004""#))
         .map(|line| format!("{line}\n"))
         .collect();
     fs::write(&path, without).unwrap();
     let found = faults(&all(directory.path()).unwrap().remove(0));
-    let id = first[3].envelope.id;
+    let id = first[3].envelope.id();
     assert!(found.contains(&Fault::Lost { epoch: new.epoch, sequence: 1, id }), "{found:?}");
 }
 
@@ -210,7 +210,7 @@ fn the_report_says_whether_all_is_well() {
 
 fn damage(path: &Path) {
     let text = fs::read_to_string(path).unwrap();
-    let at = text.find(r#""sequence":"2""#).unwrap();
+    let at = text.find(r#""sequence":"00000000000000000002""#).unwrap();
     let (before, after) = text.split_at(at);
     let start = before.rfind("hl7v2.oru").unwrap();
     fs::write(path, format!("{}hl7v2.orx{}{after}", &before[..start], &before[start + 9..])).unwrap();

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use pgw_core::chain::ChainValue;
 use pgw_core::delivery::Numbering;
-use pgw_core::transaction::{Body, Gateway, Lane, Position, Practice, TransactionId};
+use pgw_core::transaction::{Body, Gateway, Kind, Lane, Position, Practice, TransactionId};
 use pgw_outbox::{LaneSettings, Outbox, OutboxKey, OutboxSettings, ReadError, Submission, Watermark};
 use proptest::prelude::*;
 
@@ -155,12 +155,13 @@ impl World {
             .map(|(key, body)| Submission {
                 lane: model.lane.clone(),
                 event_type: "t".into(),
-                kind: "opaque".into(),
+                kind: Kind::Transaction,
                 content_type: "text/plain".into(),
-                source: "urn:s".into(),
+                sender: "urn:s".into(),
                 key: key.clone(),
+                shows_key: true,
                 correlation_id: String::new(),
-                test_data: false,
+                trace_parent: String::new(),
                 body: Body::new(body.clone()),
             })
             .collect();
@@ -302,6 +303,7 @@ impl World {
             assert!(retained_before - 1 <= model.ever, "pruned what was never confirmed");
             assert_eq!(outbox.numbering(lane).unwrap(), model.numbering);
 
+            let name = outbox.lane_name(lane);
             // Epochs whose chain can still be computed from their base.
             let mut chain = ChainValue([0; 32]);
             let mut read = Vec::new();
@@ -328,7 +330,7 @@ impl World {
                 assert_eq!(stored.transaction.body.as_bytes(), record.body);
                 assert_eq!((stored.epoch, stored.sequence), model.numbering.wire(stored.position));
                 if stored.sequence == 1 {
-                    assert_eq!(stored.previous, ChainValue::first(stored.epoch, lane.as_str()));
+                    assert_eq!(stored.previous, ChainValue::first(&name, stored.epoch));
                 } else if index > 0 {
                     // The value of a record that was numbered again follows from every record before it in its epoch: once one
                     // of them is pruned, it cannot be computed any more.
@@ -341,7 +343,7 @@ impl World {
                         stored.previous
                     );
                 }
-                chain = stored.previous.next_for(stored.epoch, lane, stored.sequence, &stored.transaction);
+                chain = stored.previous.next(stored.sequence, stored.transaction.digest(&name));
                 assert_eq!(stored.chain, chain, "position {}", stored.position);
             }
         }

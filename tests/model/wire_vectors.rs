@@ -1,7 +1,7 @@
 //! The test vectors of `docs/wire-format.md` are checked against the code: the document is the contract.
 
-use pgw_core::chain::{ChainValue, Link};
-use pgw_core::transaction::{Epoch, Lane};
+use pgw_core::chain::{ChainValue, Digest};
+use pgw_core::transaction::Epoch;
 use pgw_core::wire::envelope::Envelope;
 use pgw_core::wire::signature::{PublicKey, SigningKey};
 use serde_json::Value;
@@ -22,22 +22,19 @@ fn chain_values_are_those_of_the_document() {
     let vectors = vectors();
     let chain = &vectors["chain"];
     let epoch = Epoch(text(chain, "epoch").parse().expect("a UUID"));
-    let lane = text(chain, "lane");
-    let mut value = ChainValue::first(epoch, lane);
+    let name = ["practice", "gateway", "lane"].map(|key| text(chain, key)).join("/");
+    let mut value = ChainValue::first(&name.parse().expect("a lane"), epoch);
     assert_eq!(value.to_string(), text(chain, "first"));
     let transactions = chain["transactions"].as_array().expect("transactions");
     assert!(transactions.len() >= 2);
     for transaction in transactions {
-        value = value.next(&Link {
-            epoch,
-            lane,
-            sequence: transaction["sequence"].as_u64().expect("a number"),
-            id: text(transaction, "id").parse().expect("a UUID"),
-            event_type: text(transaction, "type"),
-            content_type: text(transaction, "content_type"),
-            time: text(transaction, "time"),
-            body: text(transaction, "body").as_bytes(),
-        });
+        let attributes = transaction["attributes"].as_object().expect("attributes");
+        let mut attributes: Vec<_> =
+            attributes.iter().map(|(name, value)| (name.as_str(), value.as_str().expect("text"))).collect();
+        attributes.sort_unstable();
+        let digest = Digest::of(attributes, text(transaction, "body").as_bytes());
+        assert_eq!(pgw_core::text::hex(&digest.0), text(transaction, "digest"));
+        value = value.next(transaction["sequence"].as_u64().expect("a number"), digest);
         assert_eq!(value.to_string(), text(transaction, "chain"));
     }
 }
@@ -76,8 +73,12 @@ fn the_envelope_is_that_of_the_document() {
         properties.clone(),
     )
     .expect("the document's envelope");
-    assert_eq!(envelope.lane, Lane::new("clinical").expect("a lane"));
-    let mut written = envelope.into_properties();
+    assert!(envelope.is_of(&"B86022/gw1/clinical".parse().expect("a lane")));
+    let digest = text(&vectors["chain"]["transactions"][0], "digest");
+    let body = text(&vectors["chain"]["transactions"][0], "body");
+    assert_eq!(pgw_core::text::hex(&envelope.digest(body.as_bytes()).0), digest);
+    let (content_type, mut written) = envelope.into_properties();
+    assert_eq!(content_type, text(&vectors["envelope"], "content_type"));
     let mut expected = properties;
     written.sort();
     expected.sort();

@@ -156,9 +156,10 @@ impl Peer {
 
     /// On a topic for another lane than the envelope's.
     async fn send_as(&self, lane: &LaneName, entry: &Entry) {
+        let (content_type, user_properties) = entry.envelope.clone().into_properties();
         let properties = PublishProperties {
-            content_type: Some(entry.envelope.content_type.clone()),
-            user_properties: entry.envelope.clone().into_properties(),
+            content_type: Some(content_type),
+            user_properties,
             ..PublishProperties::default()
         };
         let topic = Root::new(&lane.practice, &lane.gateway).transactions(&lane.lane);
@@ -300,7 +301,7 @@ async fn repeats_gaps_and_wrong_chains_leave_a_store_that_is_whole_and_in_order(
         peer.send(entry).await;
     }
     peer.receipt(&sender.lane, 60).await;
-    let expected: Vec<_> = all.iter().map(|e| (e.envelope.sequence, e.envelope.id.to_string())).collect();
+    let expected: Vec<_> = all.iter().map(|e| (e.envelope.sequence, e.envelope.id().to_string())).collect();
     assert_eq!(fleet.stored(&sender.lane), expected);
     assert_eq!(fleet.stored(&lane("other")), []);
     hub.stop().await;
@@ -411,7 +412,7 @@ async fn after_a_fork_each_id_is_stored_once() {
     // The gateway numbers 8, 9, 10 and two new ones again.
     let mut new = Sender::new(&lane("clinical"), 2);
     for entry in &first[7..] {
-        let again = new.next(entry.envelope.id.as_u128(), entry.body.as_deref().unwrap());
+        let again = new.next(entry.envelope.id().as_u128(), entry.body.as_deref().unwrap());
         peer.send(&again).await;
     }
     for entry in new.take(2) {

@@ -96,7 +96,7 @@ fn what_the_disk_has_destroyed_comes_back_from_a_copy_and_the_lane_continues_by_
         .collect();
     assert_eq!(lost, ranges);
     assert_eq!(lane["lost"][0]["before"]["position"], ranges[0].0 - 1);
-    assert!(lane["lost"][0]["after"]["source"].as_str().unwrap().starts_with("urn:"), "{lane}");
+    assert!(lane["lost"][0]["after"]["sender"].as_str().unwrap().starts_with("hl7v2:"), "{lane}");
     let from = copy.display().to_string();
     let plan = pipeline.site.gateway_command(&["repair", "--from", &from]);
     assert_eq!(plan.status.code(), Some(65));

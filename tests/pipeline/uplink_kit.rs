@@ -9,7 +9,9 @@ use std::time::Duration;
 
 use pgw_core::chain::ChainValue;
 use pgw_core::delivery;
-use pgw_core::transaction::{Body, Epoch, Gateway as GatewayId, Hub, Lane, Practice};
+use pgw_core::transaction::{
+    Body, Epoch, Gateway as GatewayId, Hub, Kind as TransactionKind, Lane, LaneName, Practice,
+};
 use pgw_core::wire::envelope::Envelope;
 use pgw_core::wire::presence::{Event, Info, Status};
 use pgw_core::wire::receipt::{Gap, Position, Receipt, Stored};
@@ -143,12 +145,13 @@ impl Gateway {
         let submission = Submission {
             lane: Lane::new(lane).unwrap(),
             event_type: "hl7v2.adt_a01".into(),
-            kind: "hl7v2".into(),
+            kind: TransactionKind::Test,
             content_type: "application/hl7-v2+er7".into(),
-            source: "urn:pgw:test".into(),
+            sender: "test".into(),
             key: uuid::Uuid::now_v7().to_string(),
+            shows_key: true,
             correlation_id: String::new(),
-            test_data: true,
+            trace_parent: String::new(),
             body: Body::new(body),
         };
         self.outbox.submit(submission).await.unwrap();
@@ -400,6 +403,11 @@ impl Serve {
         let Ok(Topic::Gateway { practice, gateway, kind }) = Topic::parse(&topic) else { return vec![] };
         let root = Root::new(&practice, &gateway);
         let hub = Hub::new("hub1").unwrap();
+        let named = |lane: &Lane| LaneName {
+            practice: practice.clone(),
+            gateway: gateway.clone(),
+            lane: lane.clone(),
+        };
         let mut state = self.state.lock().unwrap();
         let silent = self.silent.load(Ordering::SeqCst);
         match kind {
@@ -414,7 +422,7 @@ impl Serve {
                 if known.epoch != Some(question.epoch) {
                     *known = LaneState { epoch: Some(question.epoch), ..LaneState::default() };
                 }
-                return vec![state.receipt(&root, &hub, &lane, Some(question.nonce))];
+                return vec![state.receipt(&root, &hub, &named(&lane), Some(question.nonce))];
             }
             Kind::Transaction(lane) => {
                 let properties = publish.properties.clone().unwrap();
@@ -436,18 +444,18 @@ impl Serve {
                     return vec![(root.gap(&hub, &lane), false, to_json(&gap))];
                 }
                 if envelope.sequence == expected {
-                    let before = known
-                        .stored
-                        .last()
-                        .map_or(ChainValue::first(envelope.epoch, lane.as_str()), |(_, chain)| *chain);
+                    let before = known.stored.last().map_or_else(
+                        || ChainValue::first(&named(&lane), envelope.epoch),
+                        |(_, chain)| *chain,
+                    );
                     assert_eq!(
-                        before.next(&envelope.link(&publish.payload)),
+                        before.next(envelope.sequence, envelope.digest(&publish.payload)),
                         envelope.chain,
                         "the chain holds"
                     );
                     known.stored.push((publish.payload.to_vec(), envelope.chain));
                 }
-                return vec![state.receipt(&root, &hub, &lane, None)];
+                return vec![state.receipt(&root, &hub, &named(&lane), None)];
             }
             _ => {}
         }
@@ -460,13 +468,14 @@ impl State {
         &mut self,
         root: &Root,
         hub: &Hub,
-        lane: &Lane,
+        name: &LaneName,
         nonce: Option<String>,
     ) -> (String, bool, Vec<u8>) {
         self.counter += 1;
+        let lane = &name.lane;
         let known = &self.lanes[lane.as_str()];
         let epoch = known.epoch.unwrap();
-        let chain = known.stored.last().map_or(ChainValue::first(epoch, lane.as_str()), |(_, chain)| *chain);
+        let chain = known.stored.last().map_or_else(|| ChainValue::first(name, epoch), |(_, chain)| *chain);
         let receipt = Receipt {
             schema: 1,
             hub: hub.clone(),

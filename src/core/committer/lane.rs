@@ -123,7 +123,7 @@ impl LaneState {
         }
         let before = match &progress {
             Some(progress) => progress.staged.chain,
-            None => ChainValue::first(epoch, record.lane().lane.as_str()),
+            None => ChainValue::first(record.lane(), epoch),
         };
         if record.chain_after(before) != chain {
             return Verdict::Diverged;

@@ -163,7 +163,7 @@ impl Sender {
     }
 
     fn of(lane: LaneName, epoch: Epoch, base: u128, ids: u128) -> Self {
-        let mut chains = vec![ChainValue::first(epoch, lane.lane.as_str())];
+        let mut chains = vec![ChainValue::first(&lane, epoch)];
         for id in 1..=ids {
             chains.push(link(chains[chains.len() - 1], base + id));
         }

@@ -1,248 +1,219 @@
-//! A transaction on the wire: CloudEvents 1.0, MQTT binding, binary mode (CloudEvents MQTT §3.1).
+//! A transaction on the wire: CloudEvents 1.0, MQTT binding, binary mode (CloudEvents MQTT §3.1; design section 12.4).
 //!
 //! The payload is the body as it came; Content Type is the transaction's; every attribute is a user
 //! property, core ones and extensions alike, in lower case.
 
 use uuid::Uuid;
 
-use crate::chain::{ChainValue, Link};
-use crate::transaction::{Epoch, Lane, Sequence, Transaction, rfc3339};
+use crate::chain::{ChainValue, Digest};
+use crate::transaction::{Epoch, Kind, Lane, LaneName, Sequence, Transaction};
 use crate::wire::WireError;
+use crate::wire::attributes::{Attributes, NUMBERS, source};
 
-/// The envelope's attributes, as text where the chain is computed over the text.
+/// A transaction's attributes, and its number at this sending.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Envelope {
-    /// `id`: never changes.
-    pub id: Uuid,
-    /// `source`.
-    pub source: String,
-    /// `type`.
-    pub event_type: String,
-    /// `time`, RFC 3339.
-    pub time: String,
-    /// MQTT Content Type (`datacontenttype`).
-    pub content_type: String,
-    /// `lane`.
-    pub lane: Lane,
+    attributes: Attributes,
+    id: Uuid,
     /// `epoch`.
     pub epoch: Epoch,
-    /// `sequence`, decimal.
+    /// `sequence`, decimal, 20 digits, so that it orders as text.
     pub sequence: Sequence,
     /// `round`, decimal: raised at each rewind.
     pub round: u64,
     /// `chain`: the value after this transaction.
     pub chain: ChainValue,
-    /// `kind`.
-    pub kind: String,
-    /// `correlationid`; empty: left out.
-    pub correlation_id: String,
-    /// `clock`: `synced`, `holdover`, `untrusted`.
-    pub clock: String,
-    /// `testdata`: `true` only for our own probes and drills; left out otherwise.
-    pub test_data: bool,
 }
 
 impl Envelope {
     /// The envelope of a stored transaction.
     #[must_use]
     pub fn new(
-        lane: &Lane,
+        lane: &LaneName,
         epoch: Epoch,
         sequence: Sequence,
         chain: ChainValue,
         round: u64,
         transaction: &Transaction,
     ) -> Self {
-        Self {
-            id: transaction.id.0,
-            source: transaction.source.clone(),
-            event_type: transaction.event_type.clone(),
-            time: rfc3339(transaction.time),
-            content_type: transaction.content_type.clone(),
-            lane: lane.clone(),
-            epoch,
-            sequence,
-            round,
-            chain,
-            kind: transaction.kind.clone(),
-            correlation_id: transaction.correlation_id.clone(),
-            clock: transaction.clock.as_str().to_owned(),
-            test_data: transaction.test_data,
-        }
+        let attributes = Attributes::of(lane, transaction);
+        Self { attributes, id: transaction.id.0, epoch, sequence, round, chain }
     }
 
-    /// The user properties, in a fixed order.
+    /// The Content Type and the user properties.
     #[must_use]
-    pub fn into_properties(self) -> Vec<(String, String)> {
-        let mut properties = Vec::with_capacity(14);
+    pub fn into_properties(self) -> (String, Vec<(String, String)>) {
+        let content_type = self.attributes.get("datacontenttype").to_owned();
+        let mut properties = Vec::with_capacity(17);
+        properties
+            .extend(self.attributes.into_properties().filter(|(name, _)| name.as_str() != "datacontenttype"));
         let mut put = |name: &str, value: String| properties.push((name.to_owned(), value));
-        put("specversion", "1.0".to_owned());
-        put("id", self.id.to_string());
-        put("source", self.source);
-        put("type", self.event_type);
-        put("time", self.time);
-        put("lane", self.lane.as_str().to_owned());
         put("epoch", self.epoch.to_string());
-        put("sequence", self.sequence.to_string());
+        put("sequence", sequence_text(self.sequence));
         put("round", self.round.to_string());
         put("chain", self.chain.to_string());
-        put("kind", self.kind);
-        put("clock", self.clock);
-        if !self.correlation_id.is_empty() {
-            put("correlationid", self.correlation_id);
-        }
-        if self.test_data {
-            put("testdata", "true".to_owned());
-        }
-        properties
+        (content_type, properties)
     }
 
-    /// Reads the user properties and the Content Type of a publish.
+    /// Reads the Content Type and the user properties of a publish.
     ///
     /// # Errors
-    /// [`WireError`] names the property; unknown properties are ignored, as CloudEvents asks.
+    /// [`WireError`] names the property.
     pub fn from_properties(
         content_type: Option<String>,
         properties: Vec<(String, String)>,
     ) -> Result<Self, WireError> {
-        let seen = Seen::of(properties);
-        if need(seen.specversion, "specversion")? != "1.0" {
-            return Err(WireError::Malformed("specversion"));
+        let mut numbers: [Option<String>; NUMBERS.len()] = Default::default();
+        let mut attributes = Vec::with_capacity(properties.len());
+        for (name, value) in properties {
+            match NUMBERS.iter().position(|number| *number == name) {
+                None => attributes.push((name, value)),
+                Some(at) if numbers[at].is_some() => return Err(WireError::Twice(name)),
+                Some(at) => numbers[at] = Some(value),
+            }
         }
-        let sequence: Sequence = parse(seen.sequence, "sequence")?;
+        let content_type = content_type.ok_or(WireError::Missing("content type"))?;
+        let attributes = Attributes::from_properties(content_type, attributes)?;
+        let [chain, _, epoch, round, sequence, _] = numbers;
+        let sequence: Sequence = parse(sequence, "sequence")?;
         if sequence == 0 {
             return Err(WireError::Malformed("sequence"));
         }
         Ok(Self {
-            id: parse(seen.id, "id")?,
-            source: need(seen.source, "source")?,
-            event_type: need(seen.event_type, "type")?,
-            time: need(seen.time, "time")?,
-            content_type: need(content_type, "content type")?,
-            lane: parse(seen.lane, "lane")?,
-            epoch: Epoch(parse(seen.epoch, "epoch")?),
+            id: checked(&attributes)?,
+            attributes,
+            epoch: Epoch(parse(epoch, "epoch")?),
             sequence,
-            round: parse(seen.round, "round")?,
-            chain: parse(seen.chain, "chain")?,
-            kind: need(seen.kind, "kind")?,
-            clock: need(seen.clock, "clock")?,
-            correlation_id: seen.correlation_id.unwrap_or_default(),
-            test_data: seen.test_data.is_some_and(|v| v == "true"),
+            round: parse(round, "round")?,
+            chain: parse(chain, "chain")?,
         })
     }
 
-    /// What the chain is computed over.
+    /// Its id, which is the same in every epoch.
     #[must_use]
-    pub fn link<'a>(&'a self, body: &'a [u8]) -> Link<'a> {
-        Link {
-            epoch: self.epoch,
-            lane: self.lane.as_str(),
-            sequence: self.sequence,
-            id: self.id,
-            event_type: &self.event_type,
-            content_type: &self.content_type,
-            time: &self.time,
-            body,
-        }
+    pub fn id(&self) -> Uuid {
+        self.id
+    }
+
+    /// Everything that is stored of it besides its number.
+    #[must_use]
+    pub fn attributes(&self) -> &Attributes {
+        &self.attributes
+    }
+
+    /// Whether it says that it is of this lane, in all of its attributes.
+    #[must_use]
+    pub fn is_of(&self, lane: &LaneName) -> bool {
+        self.attributes.get("partitionkey") == lane.lane.as_str()
+            && self.attributes.get("source") == source(lane)
+    }
+
+    /// Whether it is of this kind.
+    #[must_use]
+    pub fn is(&self, kind: Kind) -> bool {
+        self.attributes.get("kind") == kind.as_str()
+    }
+
+    /// What the chain is computed over, apart from the number.
+    #[must_use]
+    pub fn digest(&self, body: &[u8]) -> Digest {
+        self.attributes.digest(body)
     }
 }
 
-/// The user properties of an envelope; others are ignored.
-#[derive(Default)]
-struct Seen {
-    specversion: Option<String>,
-    id: Option<String>,
-    source: Option<String>,
-    event_type: Option<String>,
-    time: Option<String>,
-    lane: Option<String>,
-    epoch: Option<String>,
-    sequence: Option<String>,
-    round: Option<String>,
-    chain: Option<String>,
-    kind: Option<String>,
-    clock: Option<String>,
-    correlation_id: Option<String>,
-    test_data: Option<String>,
+/// A sequence as text: 20 digits.
+#[must_use]
+pub fn sequence_text(sequence: Sequence) -> String {
+    format!("{sequence:020}")
 }
 
-impl Seen {
-    /// If a name comes twice, the last value counts.
-    fn of(properties: Vec<(String, String)>) -> Self {
-        let mut seen = Self::default();
-        for (name, value) in properties {
-            let slot = match name.as_str() {
-                "specversion" => &mut seen.specversion,
-                "id" => &mut seen.id,
-                "source" => &mut seen.source,
-                "type" => &mut seen.event_type,
-                "time" => &mut seen.time,
-                "lane" => &mut seen.lane,
-                "epoch" => &mut seen.epoch,
-                "sequence" => &mut seen.sequence,
-                "round" => &mut seen.round,
-                "chain" => &mut seen.chain,
-                "kind" => &mut seen.kind,
-                "clock" => &mut seen.clock,
-                "correlationid" => &mut seen.correlation_id,
-                "testdata" => &mut seen.test_data,
-                _ => continue,
-            };
-            *slot = Some(value);
-        }
-        seen
+/// The id, where everything that must be there is there.
+fn checked(attributes: &Attributes) -> Result<Uuid, WireError> {
+    if attributes.get("specversion") != "1.0" {
+        return Err(WireError::Malformed("specversion"));
     }
-}
-
-fn need(value: Option<String>, name: &'static str) -> Result<String, WireError> {
-    value.ok_or(WireError::Missing(name))
+    for name in ["source", "type", "time", "partitionkey", "kind", "clock"] {
+        if attributes.get(name).is_empty() {
+            return Err(WireError::Missing(name));
+        }
+    }
+    Lane::new(attributes.get("partitionkey")).map_err(|_| WireError::Malformed("partitionkey"))?;
+    match attributes.get("id") {
+        "" => Err(WireError::Missing("id")),
+        id => id.parse().map_err(|_| WireError::Malformed("id")),
+    }
 }
 
 fn parse<T: std::str::FromStr>(value: Option<String>, name: &'static str) -> Result<T, WireError> {
-    need(value, name)?.parse().map_err(|_| WireError::Malformed(name))
+    value.ok_or(WireError::Missing(name))?.parse().map_err(|_| WireError::Malformed(name))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::transaction::{Body, Clock, TransactionId};
+
+    fn lane() -> LaneName {
+        "B86022/gw1/clinical".parse().unwrap()
+    }
 
     fn envelope() -> Envelope {
-        Envelope {
-            id: Uuid::from_u128(1),
-            source: "urn:pgw:B86022:gw1:hl7v2:LAB".into(),
+        let transaction = Transaction {
+            id: TransactionId(Uuid::from_u128(1)),
+            time: 1_795_385_530_123,
             event_type: "hl7v2.oru_r01".into(),
-            time: "2026-11-22T22:12:10.123Z".into(),
+            kind: Kind::Transaction,
             content_type: "application/hl7-v2+er7".into(),
-            lane: Lane::new("clinical").unwrap(),
-            epoch: Epoch(Uuid::from_u128(2)),
-            sequence: 7,
-            round: 3,
-            chain: ChainValue([9; 32]),
-            kind: "hl7v2".into(),
+            sender: "LAB".into(),
+            key: "7".into(),
+            shows_key: true,
             correlation_id: "c".into(),
-            clock: "synced".into(),
-            test_data: true,
-        }
+            trace_parent: String::new(),
+            clock: Clock::Synced,
+            body: Body::new(Vec::new()),
+        };
+        Envelope::new(&lane(), Epoch(Uuid::from_u128(2)), 7, ChainValue([9; 32]), 3, &transaction)
     }
 
     #[test]
     fn properties_go_there_and_back() {
-        let envelope = envelope();
-        let content_type = Some(envelope.content_type.clone());
-        assert_eq!(Envelope::from_properties(content_type, envelope.clone().into_properties()), Ok(envelope));
+        let (content_type, properties) = envelope().into_properties();
+        assert_eq!(Envelope::from_properties(Some(content_type), properties), Ok(envelope()));
+        assert!(envelope().is_of(&lane()) && envelope().is(Kind::Transaction));
+        assert!(!envelope().is_of(&"B86022/gw1/letters".parse().unwrap()));
+        assert!(!envelope().is_of(&"B86022/gw2/clinical".parse().unwrap()));
     }
 
     #[test]
-    fn each_missing_property_is_named() {
-        let all = envelope().into_properties();
+    fn sequences_order_as_text_and_are_read_leniently() {
+        let texts = [1, 9, 10, 1_000_000, u64::MAX].map(sequence_text);
+        assert!(texts.is_sorted() && texts.iter().all(|text| text.len() == 20));
+        let (content_type, mut properties) = envelope().into_properties();
+        for (name, value) in &mut properties {
+            if name == "sequence" {
+                *value = "7".into();
+            }
+        }
+        assert_eq!(Envelope::from_properties(Some(content_type), properties), Ok(envelope()));
+    }
+
+    #[test]
+    fn each_missing_property_is_named_and_each_that_comes_twice() {
+        let (_, all) = envelope().into_properties();
+        let optional = ["correlationid", "sender", "senderkey"];
         for (name, _) in &all {
             let less: Vec<_> = all.iter().filter(|(n, _)| n != name).cloned().collect();
             let read = Envelope::from_properties(Some("x".into()), less);
-            if ["correlationid", "testdata"].contains(&name.as_str()) {
-                assert!(read.is_ok(), "{name}");
-            } else {
-                assert!(matches!(read, Err(WireError::Missing(missing)) if missing == name), "{name}");
+            match name.as_str() {
+                "specversion" => assert_eq!(read, Err(WireError::Malformed("specversion"))),
+                name if optional.contains(&name) => assert!(read.is_ok(), "{name}"),
+                name => {
+                    assert!(matches!(read, Err(WireError::Missing(missing)) if missing == name), "{name}")
+                }
             }
+            let twice: Vec<_> = all.iter().chain(all.iter().filter(|(n, _)| n == name)).cloned().collect();
+            let read = Envelope::from_properties(Some("x".into()), twice);
+            assert_eq!(read, Err(WireError::Twice(name.clone())));
         }
     }
 }

@@ -1,6 +1,7 @@
 //! On the wire: topics, envelopes, payloads and signatures, all pure. `docs/wire-format.md` is the contract.
 //!
 //! - [`topic`]: every topic that either end writes or reads
+//! - [`attributes`]: what is stored of a transaction besides its numbers and its body
 //! - [`envelope`]: a transaction as a CloudEvents 1.0 MQTT binding, binary mode
 //! - [`receipt`]: receipts, gaps and position questions: the delivery protocol's payloads
 //! - [`signature`]: Ed25519 over topic and payload
@@ -8,6 +9,7 @@
 //! - [`command`]: a hub's orders to a gateway, and their results
 //! - [`void`]: the entry in the place of lost records that an operator has written off
 
+pub mod attributes;
 pub mod command;
 pub mod envelope;
 pub mod presence;
@@ -28,6 +30,9 @@ pub enum WireError {
     /// A property or key has an invalid value.
     #[error("{0} is malformed")]
     Malformed(&'static str),
+    /// A property comes more than once.
+    #[error("{0:?} comes more than once")]
+    Twice(String),
     /// The payload is not the expected JSON.
     #[error("the payload is not the expected JSON: {0}")]
     Json(String),

@@ -7,12 +7,10 @@
 use serde::{Deserialize, Serialize};
 
 use crate::chain::ChainValue;
-use crate::transaction::Sequence;
+use crate::transaction::{Kind, Sequence};
 use crate::wire::envelope::Envelope;
 use crate::wire::{SCHEMA, from_json};
 
-/// `kind` of its envelope. No door gives it to a transaction.
-pub const KIND: &str = "void";
 /// `type` of its envelope.
 pub const EVENT_TYPE: &str = "pgw.void";
 /// Media type of its payload.
@@ -60,14 +58,14 @@ impl Void {
 /// Whether an envelope says that it is a void.
 #[must_use]
 pub fn is_void(envelope: &Envelope) -> bool {
-    envelope.kind == KIND
+    envelope.is(Kind::Void)
 }
 
 /// The chain value that an envelope must carry after `before`; for both kinds of transaction.
 #[must_use]
 pub fn chain_after(before: ChainValue, envelope: &Envelope, body: &[u8]) -> ChainValue {
     if !is_void(envelope) {
-        return before.next(&envelope.link(body));
+        return before.next(envelope.sequence, envelope.digest(body));
     }
     match Void::of(envelope, body) {
         Some(void) if void.previous == before => {
@@ -82,27 +80,27 @@ pub fn chain_after(before: ChainValue, envelope: &Envelope, body: &[u8]) -> Chai
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::transaction::{Epoch, Lane};
+    use crate::transaction::{Body, Clock, Epoch, Transaction, TransactionId};
     use crate::wire::to_json;
     use uuid::Uuid;
 
-    fn envelope(sequence: u64, chain: u8, kind: &str) -> Envelope {
-        Envelope {
-            id: Uuid::from_u128(1),
-            source: "urn:x".into(),
+    fn envelope(sequence: u64, chain: u8, kind: Kind) -> Envelope {
+        let transaction = Transaction {
+            id: TransactionId(Uuid::from_u128(1)),
+            time: 0,
             event_type: EVENT_TYPE.into(),
-            time: "2026-11-22T22:12:10.123Z".into(),
+            kind,
             content_type: CONTENT_TYPE.into(),
-            lane: Lane::new("clinical").unwrap(),
-            epoch: Epoch(Uuid::nil()),
-            sequence,
-            round: 0,
-            chain: ChainValue([chain; 32]),
-            kind: kind.into(),
+            sender: String::new(),
+            key: String::new(),
+            shows_key: false,
             correlation_id: String::new(),
-            clock: "synced".into(),
-            test_data: false,
-        }
+            trace_parent: String::new(),
+            clock: Clock::Synced,
+            body: Body::new(Vec::new()),
+        };
+        let lane = "B86022/gw1/clinical".parse().unwrap();
+        Envelope::new(&lane, Epoch(Uuid::nil()), sequence, ChainValue([chain; 32]), 0, &transaction)
     }
 
     #[test]
@@ -118,13 +116,13 @@ mod tests {
             (7, 9, false),
             (3, 1, false),
         ] {
-            let envelope = envelope(sequence, chain, KIND);
+            let envelope = envelope(sequence, chain, Kind::Void);
             assert_eq!(chain_after(before, &envelope, &body) == envelope.chain, good, "{sequence} {chain}");
         }
-        let last = envelope(6, 9, KIND);
+        let last = envelope(6, 9, Kind::Void);
         assert_ne!(chain_after(ChainValue([2; 32]), &last, &body), last.chain, "another value before it");
         assert_ne!(chain_after(before, &last, b"{}"), last.chain, "no void at all");
-        let plain = envelope(6, 9, "opaque");
+        let plain = envelope(6, 9, Kind::Transaction);
         assert_ne!(chain_after(before, &plain, &body), plain.chain, "an ordinary one must be in the chain");
     }
 }

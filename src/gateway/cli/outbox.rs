@@ -241,7 +241,7 @@ fn write_page(out: &mut dyn Write, entry: &ListedTransaction) -> io::Result<()> 
     writeln!(out, "accepted      {}", h.time)?;
     writeln!(out, "type          {}", h.event_type)?;
     writeln!(out, "content type  {}", h.content_type)?;
-    writeln!(out, "source        {}", h.source)?;
+    writeln!(out, "sender        {}", h.sender)?;
     writeln!(out, "bytes         {}", h.bytes)?;
     writeln!(out, "epoch         {}", h.epoch)?;
     writeln!(out, "sequence      {}", h.sequence)?;

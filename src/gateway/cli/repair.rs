@@ -186,8 +186,8 @@ fn write_lost(out: &mut dyn Write, lane: &LaneReport, lost: &LostRange) -> io::R
     }
     writeln!(out, "  UNRECOVERABLE: {range}")?;
     for (word, neighbour) in [("before", &lost.before), ("after", &lost.after)] {
-        if let Some(Neighbour { position, time, source }) = neighbour {
-            writeln!(out, "    {word} it: position {position}, accepted {time}, from {source}")?;
+        if let Some(Neighbour { position, time, sender }) = neighbour {
+            writeln!(out, "    {word} it: position {position}, accepted {time}, from {sender}")?;
         }
     }
     writeln!(

@@ -8,7 +8,7 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use pgw_core::transaction::{Body, Lane};
+use pgw_core::transaction::{Body, Kind, Lane};
 use pgw_host::control::NotDone;
 use pgw_outbox::{Outbox, OutboxAlarm, QuarantineEntry, Refusal, Submission};
 use tokio::task::spawn_blocking;
@@ -22,7 +22,7 @@ use crate::ingest::mllp::envelope;
 use crate::ingest::mllp::msh::Msh;
 use crate::ingest::origin::Origin;
 use crate::ingest::slip::AcceptanceSlip;
-use crate::ingest::{Share, count, media};
+use crate::ingest::{Share, count, media, sender_key};
 use crate::listing;
 
 /// Longest reason that is recorded.
@@ -109,7 +109,7 @@ pub(super) async fn release(context: &Arc<ControlContext>, id: u64, wanted: Want
     else {
         return refused("there is no lane in the configuration");
     };
-    let submission = match compose(context, &entry, lane.clone(), wanted, bytes) {
+    let submission = match compose(&entry, lane.clone(), wanted, bytes) {
         Ok(submission) => submission,
         Err(error) => return error.into(),
     };
@@ -189,7 +189,6 @@ fn not_releasable(entry: &QuarantineEntry) -> Option<&'static str> {
 }
 
 fn compose(
-    context: &ControlContext,
     entry: &QuarantineEntry,
     lane: Lane,
     wanted: Wanted,
@@ -205,21 +204,22 @@ fn compose(
     if !media::is_event_type(&event_type) || !media::is_media_type(&content_type) {
         return Err(RequestError::MalformedType);
     }
-    let mut source = Origin::read(&entry.source).source;
-    if source.is_empty() {
-        source = format!("urn:pgw:{}:{}:quarantine", context.config.practice, context.config.gateway);
+    let mut sender = Origin::read(&entry.source).source;
+    if sender.is_empty() {
+        sender = "quarantine".to_owned();
     }
     // The key that its door would use: if its sender has sent it again meanwhile, both are one transaction.
     let key = msh.as_ref().map(envelope::key).unwrap_or_default();
     Ok(Submission {
         lane,
-        kind: media::kind(&content_type).to_owned(),
+        kind: Kind::Transaction,
         event_type,
         content_type,
-        source,
+        sender,
+        shows_key: sender_key::may_be_shown(&key),
         key,
         correlation_id: String::new(),
-        test_data: false,
+        trace_parent: String::new(),
         body: Body::new(bytes),
     })
 }

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use pgw_core::transaction::{Body, Lane};
+use pgw_core::transaction::{Body, Kind, Lane};
 use pgw_host::exit::Exit;
 use pgw_outbox::{Outbox, Submission};
 
@@ -13,7 +13,7 @@ use crate::ingest::origin::Origin;
 use crate::listing;
 
 const MESSAGE: &[u8] = b"MSH|^~\\&|LAB|SURG|||1||ORU^R01|77|P|2.3\rPID|1|9434765919\r";
-const SOURCE: &str = "urn:pgw:B86022:gw1:hl7v2:LAB%7CSURG";
+const SOURCE: &str = "hl7v2:LAB%7CSURG";
 
 struct Daemon {
     control: store_for_tests::Daemon,
@@ -74,7 +74,7 @@ fn mllp(source: &str) -> String {
 fn entries_are_listed_and_shown_and_never_what_is_in_them() {
     let daemon = Daemon::start();
     daemon.keep("sender not allowed", &mllp(SOURCE), MESSAGE);
-    daemon.keep("no MSH", "urn:pgw:B86022:gw1:folder:scans", b"9434765919");
+    daemon.keep("no MSH", "folder:scans", b"9434765919");
     let (exit, out, _) = daemon.run(&Quarantine::List(List { json: false }));
     let text = String::from_utf8(out).unwrap();
     assert_eq!((exit, text.lines().count()), (Exit::Done, 3), "{text}");
@@ -110,8 +110,8 @@ fn a_release_is_a_submission_and_removes_its_entry() {
     assert_eq!(out, format!("{} clinical 1\n", stored[0].id));
     let one = &stored[0];
     assert_eq!(one.body.as_bytes(), MESSAGE);
-    let outside = (one.event_type.as_str(), one.kind.as_str(), one.source.as_str(), one.key.as_str());
-    assert_eq!(outside, ("hl7v2.oru_r01", "hl7v2", SOURCE, "77"));
+    let outside = (one.event_type.as_str(), one.kind, one.sender.as_str(), one.key.as_str());
+    assert_eq!(outside, ("hl7v2.oru_r01", Kind::Transaction, SOURCE, "77"));
     assert!(daemon.ids().is_empty());
     let alarms = daemon.outbox.alarms();
     let alarm = alarms.iter().find(|n| n.code == "quarantine.released").unwrap();
@@ -173,12 +173,13 @@ fn what_its_sender_sent_again_meanwhile_is_one_transaction_with_it() {
     let again = Submission {
         lane: lane(),
         event_type: "hl7v2.oru_r01".into(),
-        kind: "hl7v2".into(),
+        kind: Kind::Transaction,
         content_type: "application/hl7-v2+er7".into(),
-        source: SOURCE.into(),
+        sender: SOURCE.into(),
         key: "77".into(),
+        shows_key: true,
         correlation_id: String::new(),
-        test_data: false,
+        trace_parent: String::new(),
         body: Body::new(MESSAGE.to_vec()),
     };
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
@@ -191,12 +192,12 @@ fn what_its_sender_sent_again_meanwhile_is_one_transaction_with_it() {
 #[test]
 fn what_it_is_follows_from_its_media_type() {
     let daemon = Daemon::start();
-    for (content_type, kind) in [("x-application/hl7-v2+er7", "hl7v2"), ("application/fhir+json", "fhir")] {
+    for content_type in ["x-application/hl7-v2+er7", "application/fhir+json"] {
         let id = daemon.keep("no MSH", &mllp("urn:x"), content_type.as_bytes());
         let typed =
             Release { id, lane: None, event_type: Some("t".into()), content_type: Some(content_type.into()) };
         assert_eq!(daemon.run(&Quarantine::Release(typed)).0, Exit::Done);
-        assert_eq!(daemon.stored(&lane()).last().unwrap().kind, kind, "{content_type}");
+        assert_eq!(daemon.stored(&lane()).last().unwrap().content_type, content_type);
     }
 }
 

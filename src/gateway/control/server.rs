@@ -4,7 +4,7 @@ use std::io;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use pgw_core::transaction::{Body, Lane, Position};
+use pgw_core::transaction::{Body, Kind, Lane, Position};
 use pgw_host::control::server::PROGRESS;
 use pgw_host::control::{Conversation, Handler};
 use pgw_outbox::{Outbox, Submission};
@@ -14,7 +14,7 @@ use crate::control::answers::{SendReply, list, show, verify_lanes};
 use crate::control::context::{BUDGET_WAIT, ControlConfig, ControlContext, RequestError};
 use crate::control::{Reply, Request, hand_carry, orders, quarantined};
 use crate::ingest::slip::AcceptanceSlip;
-use crate::ingest::{Budget, Counters, StatusSource, count, media};
+use crate::ingest::{Budget, Counters, StatusSource, count, media, sender_key};
 use crate::listing;
 use crate::uplink::Orders;
 
@@ -164,7 +164,6 @@ impl Commands {
         if timeout(BUDGET_WAIT, share.grow_to(size)).await.is_err() {
             return refused(true, "too many large messages are under way".to_owned());
         }
-        let source = format!("urn:pgw:{}:{}:cli", config.practice, config.gateway);
         client.send_line(&Reply::Send {}).await?;
         let mut body = vec![0; size];
         client.read_exact(&mut body).await?;
@@ -172,13 +171,14 @@ impl Commands {
         count(&counters.received);
         let submission = Submission {
             lane: lane.clone(),
-            kind: media::kind(&content_type).to_owned(),
+            kind: Kind::Transaction,
             event_type,
             content_type,
-            source,
+            sender: "cli".to_owned(),
+            shows_key: sender_key::may_be_shown(&key),
             key,
             correlation_id: String::new(),
-            test_data: false,
+            trace_parent: String::new(),
             body: Body::new(Bytes::from(body)),
         };
         match self.context.outbox.submit(submission).await {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use pgw_bundle::keys::{Identity, Recipient};
-use pgw_core::transaction::{Body, Gateway, Lane, Position, Practice};
+use pgw_core::transaction::{Body, Gateway, Kind, Lane, LaneName, Position, Practice};
 use pgw_host::control::Control;
 use pgw_outbox::{self as outbox, LaneSettings, Outbox, OutboxKey, Stored, Submission, Watermark};
 use tokio::sync::watch;
@@ -19,6 +19,11 @@ use crate::listing;
 /// The first lane; the second is `letters`.
 pub(crate) fn lane() -> Lane {
     Lane::new("clinical").unwrap()
+}
+
+/// The same with practice and gateway.
+pub(crate) fn lane_name() -> LaneName {
+    "B86022/gw1/clinical".parse().unwrap()
 }
 
 fn settings(directory: &Path) -> outbox::OutboxSettings {
@@ -110,12 +115,13 @@ impl Store {
                 let submission = Submission {
                     lane: lane(),
                     event_type: "t".into(),
-                    kind: "opaque".into(),
+                    kind: Kind::Transaction,
                     content_type: "c/d".into(),
-                    source: "urn:x".into(),
+                    sender: "urn:x".into(),
                     key: String::new(),
+                    shows_key: false,
                     correlation_id: String::new(),
-                    test_data: false,
+                    trace_parent: String::new(),
                     body: Body::new(format!("body {n}").into_bytes()),
                 };
                 let mut answer = Box::pin(self.outbox.submit(submission));

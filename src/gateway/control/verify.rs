@@ -3,8 +3,7 @@
 use std::ops::ControlFlow;
 
 use pgw_core::chain::ChainValue;
-use pgw_core::transaction::{Epoch, Lane, Position};
-use pgw_core::wire::void;
+use pgw_core::transaction::{Epoch, Kind, Lane, LaneName, Position};
 use pgw_outbox::{Outbox, ReadError, Stored, Watermark};
 use serde::{Deserialize, Serialize};
 
@@ -51,7 +50,7 @@ pub fn verify(
 ) -> Result<Option<LaneVerification>, ReadError> {
     let tail = listing::tail(outbox, lane);
     let from = outbox.first_retained(lane).unwrap_or(1).max(1);
-    let mut walk = ChainWalk::new(lane.clone(), (from, tail), outbox.watermark(lane));
+    let mut walk = ChainWalk::new(outbox.lane_name(lane), (from, tail), outbox.watermark(lane));
     for batch in listing::batches(outbox, lane, from, tail) {
         let batch = batch?;
         let last = batch.records.last().map_or(batch.first, |stored| stored.position);
@@ -74,12 +73,13 @@ struct ChainWalk {
     watermark: Option<Watermark>,
     /// Epoch and chain value of the record before, if known.
     before: Option<(Epoch, ChainValue)>,
+    name: LaneName,
 }
 
 impl ChainWalk {
-    fn new(lane: Lane, (from, through): (Position, Position), watermark: Option<Watermark>) -> Self {
+    fn new(name: LaneName, (from, through): (Position, Position), watermark: Option<Watermark>) -> Self {
         let found = LaneVerification {
-            lane,
+            lane: name.lane.clone(),
             ok: true,
             from,
             through,
@@ -91,12 +91,12 @@ impl ChainWalk {
             agrees_with_hub: None,
             chain: None,
         };
-        Self { found, watermark, before: None }
+        Self { found, watermark, before: None, name }
     }
 
     fn record(&mut self, stored: &Stored) {
         let found = &mut self.found;
-        if follows(&found.lane, self.before, stored) {
+        if follows(&self.name, self.before, stored) {
             found.verified += 1;
         } else {
             found.wrong += 1;
@@ -126,17 +126,17 @@ impl ChainWalk {
 }
 
 /// Whether the record's chain value follows from its own content and, if known, from its predecessor.
-fn follows(lane: &Lane, before: Option<(Epoch, ChainValue)>, stored: &Stored) -> bool {
+fn follows(lane: &LaneName, before: Option<(Epoch, ChainValue)>, stored: &Stored) -> bool {
     let previous_fits = match before {
-        _ if stored.sequence == 1 => stored.previous == ChainValue::first(stored.epoch, lane.as_str()),
+        _ if stored.sequence == 1 => stored.previous == ChainValue::first(lane, stored.epoch),
         Some((epoch, chain)) => epoch == stored.epoch && chain == stored.previous,
         None => true,
     };
-    if stored.transaction.kind == void::KIND {
+    if stored.transaction.kind == Kind::Void {
         // It replaces a lost record, so there is no content to check.
         return previous_fits;
     }
-    let chain = stored.previous.next_for(stored.epoch, lane, stored.sequence, &stored.transaction);
+    let chain = stored.previous.next(stored.sequence, stored.transaction.digest(lane));
     previous_fits && chain == stored.chain
 }
 
@@ -174,7 +174,7 @@ mod tests {
         }
 
         fn walk(&self, watermark: Option<Watermark>) -> LaneVerification {
-            let mut walk = ChainWalk::new(store_for_tests::lane(), (1, self.0.len() as u64), watermark);
+            let mut walk = ChainWalk::new(store_for_tests::lane_name(), (1, self.0.len() as u64), watermark);
             for (position, stored) in (1..).zip(&self.0) {
                 match stored {
                     Some(stored) => walk.record(stored),
@@ -215,9 +215,8 @@ mod tests {
         let mut lines = Lines::with(20);
         lines.change(9, |stored| {
             stored.previous = ChainValue([9; 32]);
-            let lane = store_for_tests::lane();
-            stored.chain =
-                stored.previous.next_for(stored.epoch, &lane, stored.sequence, &stored.transaction);
+            let lane = store_for_tests::lane_name();
+            stored.chain = stored.previous.next(stored.sequence, stored.transaction.digest(&lane));
         });
         assert_eq!(lines.walk(None).wrong_ranges, [(9, 10)], "and its successor does not follow it");
 

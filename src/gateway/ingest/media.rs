@@ -1,20 +1,20 @@
 //! Media types and what follows from them: one table for all doors. Pure.
 //!
-//! | media type | CloudEvents `kind` | `type` if the sender gives none |
+//! | media type | format | `type` if the sender gives none |
 //! |---|---|---|
 //! | `application/hl7-v2*`, `x-application/hl7-v2*` | `hl7v2` | from the message's header |
 //! | `application/fhir+*` | `fhir` | the door's |
 //! | `application/edifact` | `edifact` | `edifact.interchange` from a folder, otherwise the door's |
 //! | any other | `opaque` | the door's |
 
-/// CloudEvents `kind` of HL7 v2.
-pub const HL7_KIND: &str = "hl7v2";
-/// CloudEvents `kind` of FHIR.
-pub const FHIR_KIND: &str = "fhir";
-/// CloudEvents `kind` of EDIFACT.
-pub const EDIFACT_KIND: &str = "edifact";
-/// CloudEvents `kind` of unknown types.
-pub const OPAQUE_KIND: &str = "opaque";
+/// Format of HL7 v2.
+pub const HL7_FORMAT: &str = "hl7v2";
+/// Format of FHIR.
+pub const FHIR_FORMAT: &str = "fhir";
+/// Format of EDIFACT.
+pub const EDIFACT_FORMAT: &str = "edifact";
+/// Format of unknown types.
+pub const OPAQUE_FORMAT: &str = "opaque";
 
 /// HL7 v2 in its usual encoding; the charset may follow as a parameter.
 pub const ER7: &str = "application/hl7-v2+er7";
@@ -26,12 +26,12 @@ pub const OCTETS: &str = "application/octet-stream";
 /// Longest media type and longest CloudEvents `type` that is accepted.
 pub const NAME_BYTES: usize = 256;
 
-/// A media type, whether a suffix may follow it, and its kind; the first match decides.
+/// A media type, whether a suffix may follow it, and its format; the first match decides.
 const TABLE: [(&str, bool, &str); 4] = [
-    ("application/hl7-v2", true, HL7_KIND),
-    ("x-application/hl7-v2", true, HL7_KIND),
-    ("application/fhir+", true, FHIR_KIND),
-    ("application/edifact", false, EDIFACT_KIND),
+    ("application/hl7-v2", true, HL7_FORMAT),
+    ("x-application/hl7-v2", true, HL7_FORMAT),
+    ("application/fhir+", true, FHIR_FORMAT),
+    ("application/edifact", false, EDIFACT_FORMAT),
 ];
 
 /// What the HL7 route of the HTTP door accepts besides HL7 v2 of [`TABLE`]; a body without a media type counts as HL7 v2.
@@ -67,21 +67,21 @@ pub fn essence(content_type: &str) -> String {
     content_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase()
 }
 
-/// CloudEvents `kind` of a media type, whatever its case and parameters.
+/// Format of a media type, whatever its case and parameters.
 #[must_use]
-pub fn kind(content_type: &str) -> &'static str {
+pub fn format(content_type: &str) -> &'static str {
     let name = essence(content_type);
     let fits = |(start, open, _): &&(&str, bool, &str)| {
         name.strip_prefix(start).is_some_and(|rest| *open || rest.is_empty())
     };
-    TABLE.iter().find(fits).map_or(OPAQUE_KIND, |(_, _, kind)| kind)
+    TABLE.iter().find(fits).map_or(OPAQUE_FORMAT, |(_, _, format)| format)
 }
 
 /// Whether the HL7 route accepts it.
 #[must_use]
 pub fn is_hl7_route(content_type: &str) -> bool {
     let name = essence(content_type);
-    let mut hl7 = TABLE.iter().filter(|(.., kind)| *kind == HL7_KIND);
+    let mut hl7 = TABLE.iter().filter(|(.., kind)| *kind == HL7_FORMAT);
     let is_hl7 =
         hl7.any(|(start, ..)| name.strip_prefix(start).is_some_and(|rest| HL7_ENCODINGS.contains(&rest)));
     is_hl7 || HL7_ROUTE.contains(&name.as_str())
@@ -97,7 +97,7 @@ pub fn is_fhir_route(content_type: &str) -> bool {
 mod tests {
     use super::*;
 
-    const KINDS: [(&str, &str); 10] = [
+    const FORMATS: [(&str, &str); 10] = [
         ("application/edifact", "edifact"),
         ("application/edifact2", "opaque"),
         ("application/hl7-v2", "hl7v2"),
@@ -111,9 +111,9 @@ mod tests {
     ];
 
     #[test]
-    fn kinds_follow_from_media_types() {
-        for (media_type, expected) in KINDS {
-            assert_eq!(kind(media_type), expected, "{media_type}");
+    fn formats_follow_from_media_types() {
+        for (media_type, expected) in FORMATS {
+            assert_eq!(format(media_type), expected, "{media_type}");
         }
     }
 
@@ -140,10 +140,10 @@ mod tests {
         for (start, _, kind) in TABLE {
             for encoding in HL7_ENCODINGS {
                 let name = format!("{start}{encoding}");
-                assert_eq!(is_hl7_route(&name), kind == HL7_KIND, "{name}");
+                assert_eq!(is_hl7_route(&name), kind == HL7_FORMAT, "{name}");
             }
         }
-        assert_eq!(kind(ER7), HL7_KIND);
+        assert_eq!(format(ER7), HL7_FORMAT);
     }
 
     #[test]

@@ -11,7 +11,7 @@ pub struct Origin {
     pub door: String,
     /// The peer's address, if the door has peers.
     pub address: Option<IpAddr>,
-    /// CloudEvents `source`; for the store's own records the lane.
+    /// The sender; for the store's own records the lane.
     pub source: String,
 }
 
@@ -30,11 +30,11 @@ impl Origin {
             let address = address.parse().ok();
             return Self { door: door.to_owned(), address, source: source.to_owned() };
         }
-        // `urn:pgw:{practice}:{gateway}:{way}:...`
-        let door = match line.split(':').nth(4) {
-            Some("hl7v2") => "mllp",
-            Some("fhir") => "http",
-            Some(way) => way,
+        // The name of a sender begins with its way in; the name of a lane has no colon.
+        let door = match line.split_once(':') {
+            Some(("hl7v2", _)) => "mllp",
+            Some(("fhir", _)) => "http",
+            Some((way, _)) => way,
             None => "store",
         };
         Self { door: door.to_owned(), address: None, source: line.to_owned() }
@@ -47,7 +47,7 @@ mod tests {
 
     #[test]
     fn a_line_is_read_as_it_was_written() {
-        let source = "urn:pgw:B86022:gw1:hl7v2:LAB%7CSURG";
+        let source = "hl7v2:LAB%7CSURG";
         let line = Origin::line("mllp", "::ffff:192.168.7.4".parse().unwrap(), source);
         assert_eq!(line, format!("mllp 192.168.7.4 {source}"));
         let address = Some("192.168.7.4".parse().unwrap());
@@ -57,10 +57,10 @@ mod tests {
     #[test]
     fn a_source_alone_tells_its_door() {
         for (line, door) in [
-            ("urn:pgw:B86022:gw1:hl7v2:LAB%7CSURG", "mllp"),
-            ("urn:pgw:B86022:gw1:fhir:lab", "http"),
-            ("urn:pgw:B86022:gw1:http:lab", "http"),
-            ("urn:pgw:B86022:gw1:folder:scans", "folder"),
+            ("hl7v2:LAB%7CSURG", "mllp"),
+            ("fhir:lab", "http"),
+            ("http:lab", "http"),
+            ("folder:scans", "folder"),
             ("clinical", "store"),
             ("", "store"),
         ] {

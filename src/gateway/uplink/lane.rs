@@ -57,7 +57,7 @@ impl LaneWork {
     ) -> Result<Self, UnknownLane> {
         let tail = outbox.tail(&lane).ok_or(UnknownLane)?;
         let numbering = outbox.numbering(&lane).ok_or(UnknownLane)?;
-        let first = ChainValue::first(numbering.at(1).epoch, lane.as_str());
+        let first = ChainValue::first(&outbox.lane_name(&lane), numbering.at(1).epoch);
         let watermark =
             outbox.watermark(&lane).map_or((0, first), |watermark| (watermark.position, watermark.chain));
         let now = *tail.borrow();
@@ -258,7 +258,7 @@ impl LaneWork {
         let sequence = |position: Position| position.saturating_sub(current.base);
         let confirmed = sequence(self.machine.confirmed());
         let chain = if confirmed == 0 {
-            ChainValue::first(current.epoch, self.lane.as_str())
+            ChainValue::first(&outbox.lane_name(&self.lane), current.epoch)
         } else {
             self.watermark_chain
         };

@@ -6,7 +6,7 @@ use std::thread;
 use bytes::Bytes;
 use pgw_core::chain::ChainValue;
 use pgw_core::delivery::Numbering;
-use pgw_core::transaction::{Lane, Position};
+use pgw_core::transaction::{Lane, LaneName, Position};
 use pgw_core::wire::envelope::Envelope;
 use pgw_link::session::Frame;
 use pgw_outbox::{Outbox, ReadError, Refusal, Stored};
@@ -37,13 +37,14 @@ pub(super) struct Ready {
 
 impl Ready {
     /// Encoded here, on the lane's thread: properties are many small strings. `None`: larger than MQTT allows.
-    fn new(lane: &Lane, topic: &Bytes, round: u64, stored: Stored) -> Option<Self> {
+    fn new(lane: &LaneName, topic: &Bytes, round: u64, stored: Stored) -> Option<Self> {
         let transaction = &stored.transaction;
         let payload = transaction.body.to_bytes();
         let envelope = Envelope::new(lane, stored.epoch, stored.sequence, stored.chain, round, transaction);
+        let (content_type, user_properties) = envelope.into_properties();
         let properties = PublishProperties {
-            content_type: Some(envelope.content_type.clone()),
-            user_properties: envelope.into_properties(),
+            content_type: Some(content_type),
+            user_properties,
             ..PublishProperties::default()
         };
         let mut publish = Publish {
@@ -196,9 +197,10 @@ impl Drop for PanicNotice {
 }
 
 fn answer(outbox: &Outbox, lane: &Lane, topic: &Bytes, question: Question) -> ReaderAnswer {
+    let name = outbox.lane_name(lane);
     let read = |from, most, most_bytes, round| {
         // A record that MQTT cannot carry ends the batch: no door accepts one so large.
-        let ready = |stored| Ready::new(lane, topic, round, stored);
+        let ready = |stored| Ready::new(&name, topic, round, stored);
         let records = outbox.read(lane, from, most, most_bytes);
         records.map(|records| records.into_iter().map_while(ready).collect())
     };
@@ -219,7 +221,7 @@ fn answer(outbox: &Outbox, lane: &Lane, topic: &Bytes, question: Question) -> Re
 #[cfg(test)]
 mod tests {
     use super::*;
-    use pgw_core::transaction::{Body, Clock, Epoch, Transaction, TransactionId};
+    use pgw_core::transaction::{Body, Clock, Epoch, Kind, Transaction, TransactionId};
     use uuid::Uuid;
 
     fn stored(body: usize) -> Stored {
@@ -233,13 +235,14 @@ mod tests {
                 id: TransactionId(Uuid::nil()),
                 time: 0,
                 event_type: "hl7v2.adt_a01".into(),
-                kind: "hl7v2".into(),
+                kind: Kind::Transaction,
                 content_type: "application/hl7-v2+er7".into(),
-                source: "urn:x".into(),
+                sender: "urn:x".into(),
                 key: String::new(),
+                shows_key: false,
                 correlation_id: String::new(),
+                trace_parent: String::new(),
                 clock: Clock::Synced,
-                test_data: false,
                 body: Body::new(vec![7; body]),
             },
         }
@@ -261,7 +264,7 @@ mod tests {
 
     #[test]
     fn a_packet_carries_the_round_in_which_it_goes_and_fits_its_announced_size() {
-        let lane = Lane::new("clinical").unwrap();
+        let lane = "B86022/gw1/clinical".parse().unwrap();
         // The same round, one of the same length, a longer and a shorter one; bodies around the points where lengths
         // grow.
         for (read, sent) in [(7, 7), (123, 456), (9, 10), (0, u64::MAX), (u64::MAX, 1)] {

@@ -12,17 +12,20 @@ use std::borrow::Cow;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
-use pgw_core::chain::{ChainValue, Link};
+use pgw_core::chain::{ChainValue, Digest};
 use pgw_core::transaction::{Epoch, Sequence};
-use pgw_core::wire::envelope::Envelope;
+use pgw_core::wire::envelope::{Envelope, sequence_text};
 use pgw_core::wire::void::Void;
-use serde::Deserialize;
+use serde::de::{MapAccess, Visitor};
+use serde::{Deserialize, Deserializer};
 use uuid::Uuid;
 
-use super::{LaneName, Through};
+use super::Through;
 
 /// How each group begins; no other line begins so, and a line cannot contain a newline.
 pub const GROUP_START: &[u8] = br#"{"pgw":"group","#;
+/// How each transaction begins.
+const RECORD_START: &[u8] = br#"{"specversion":"1.0""#;
 
 /// Writes the line with which a group begins.
 pub fn write_group(out: &mut Vec<u8>, time: &str, watermarks: &[Through]) {
@@ -45,42 +48,26 @@ pub fn write_group(out: &mut Vec<u8>, time: &str, watermarks: &[Through]) {
     out.extend_from_slice(b"]}\n");
 }
 
-/// Writes a transaction as a CloudEvents JSON object.
-pub fn write_record(out: &mut Vec<u8>, lane: &LaneName, envelope: &Envelope, body: &[u8]) {
-    out.reserve(640 + body.len().div_ceil(3) * 4);
-    out.extend_from_slice(br#"{"specversion":"1.0","id":""#);
-    write_uuid(out, envelope.id);
+/// Writes a transaction as a CloudEvents JSON object: its attributes, its number, and its body.
+pub fn write_record(out: &mut Vec<u8>, envelope: &Envelope, body: &[u8]) {
+    out.reserve(720 + body.len().div_ceil(3) * 4);
+    out.extend_from_slice(RECORD_START);
+    out.extend_from_slice(br#","id":""#);
+    write_uuid(out, envelope.id());
     out.push(b'"');
-    for (name, value) in [
-        (r#","source":"#, envelope.source.as_str()),
-        (r#","type":"#, &envelope.event_type),
-        (r#","time":"#, &envelope.time),
-        (r#","datacontenttype":"#, &envelope.content_type),
-        (r#","practice":"#, lane.practice.as_str()),
-        (r#","gateway":"#, lane.gateway.as_str()),
-        (r#","lane":"#, lane.lane.as_str()),
-    ] {
+    let others = envelope.attributes().iter().filter(|(name, _)| !["id", "specversion"].contains(name));
+    for (name, value) in others {
+        out.extend_from_slice(b",\"");
+        // A name is letters and digits only.
         out.extend_from_slice(name.as_bytes());
+        out.extend_from_slice(b"\":");
         write_text(out, value);
     }
     write_numbers(out, envelope);
-    for (name, value) in [
-        (r#","kind":"#, envelope.kind.as_str()),
-        (r#","clock":"#, &envelope.clock),
-        (r#","correlationid":"#, &envelope.correlation_id),
-    ] {
-        if !value.is_empty() {
-            out.extend_from_slice(name.as_bytes());
-            write_text(out, value);
-        }
-    }
-    if envelope.test_data {
-        out.extend_from_slice(br#","testdata":true"#);
-    }
     out.extend_from_slice(br#","data_base64":""#);
     let start = out.len();
     out.resize(start + body.len().div_ceil(3) * 4, 0);
-    // The reserved space is exact, so this cannot fail; the chain value would reveal a line cut short.
+    // The space is exact, so this cannot fail; a line cut short would be found by its chain value.
     let written = BASE64.encode_slice(body, &mut out[start..]).unwrap_or_default();
     out.truncate(start + written);
     out.extend_from_slice(b"\"}\n");
@@ -89,7 +76,7 @@ pub fn write_record(out: &mut Vec<u8>, lane: &LaneName, envelope: &Envelope, bod
 /// Records that a transaction is already stored under another number.
 pub fn write_advance(out: &mut Vec<u8>, envelope: &Envelope) {
     out.extend_from_slice(br#"{"pgw":"advance","id":""#);
-    write_uuid(out, envelope.id);
+    write_uuid(out, envelope.id());
     out.push(b'"');
     write_numbers(out, envelope);
     out.extend_from_slice(b"}\n");
@@ -98,7 +85,7 @@ pub fn write_advance(out: &mut Vec<u8>, envelope: &Envelope) {
 /// Records that a transaction is lost for good and was written off by a person.
 pub fn write_void(out: &mut Vec<u8>, envelope: &Envelope, void: &Void) {
     out.extend_from_slice(br#"{"pgw":"void","id":""#);
-    write_uuid(out, envelope.id);
+    write_uuid(out, envelope.id());
     out.push(b'"');
     write_numbers(out, envelope);
     out.extend_from_slice(br#","previous":""#);
@@ -114,7 +101,7 @@ fn write_numbers(out: &mut Vec<u8>, envelope: &Envelope) {
     out.extend_from_slice(br#","epoch":""#);
     write_uuid(out, envelope.epoch.0);
     out.extend_from_slice(br#"","sequence":""#);
-    write_number(out, envelope.sequence);
+    out.extend_from_slice(sequence_text(envelope.sequence).as_bytes());
     out.extend_from_slice(br#"","chain":""#);
     write_hex(out, envelope.chain);
     out.push(b'"');
@@ -219,32 +206,74 @@ pub struct Record<'a> {
     pub watermark: Through,
     /// Its id.
     pub id: Uuid,
-    /// CloudEvents `type`.
-    pub event_type: Cow<'a, str>,
-    /// Media type.
-    pub content_type: Cow<'a, str>,
-    /// RFC 3339.
-    pub time: Cow<'a, str>,
-    /// The practice, gateway and lane that it names.
-    pub owner: [Cow<'a, str>; 3],
+    /// Everything else that is stored of it, in the order of the names.
+    attributes: Vec<(Cow<'a, str>, Cow<'a, str>)>,
     /// The body.
     pub body: Vec<u8>,
 }
 
-impl Record<'_> {
-    /// The chain value that follows from `previous`, as numbered by `watermark`.
+impl<'a> Record<'a> {
+    /// Its attribute of this name; empty where there is none.
     #[must_use]
-    pub fn chain_after(&self, previous: ChainValue, lane: &str, watermark: &Through) -> ChainValue {
-        previous.next(&Link {
-            epoch: watermark.epoch,
-            lane,
-            sequence: watermark.through,
-            id: self.id,
-            event_type: &self.event_type,
-            content_type: &self.content_type,
-            time: &self.time,
-            body: &self.body,
-        })
+    pub fn attribute(&self, name: &str) -> &str {
+        self.attributes.iter().find(|(known, _)| known == name).map_or("", |(_, value)| value)
+    }
+
+    /// What the chain is computed over, apart from the number.
+    #[must_use]
+    pub fn digest(&self) -> Digest {
+        let attributes = self.attributes.iter().map(|(name, value)| (name.as_ref(), value.as_ref()));
+        Digest::of(attributes, &self.body)
+    }
+
+    /// From the members of its line. `None`: some are missing, malformed, or there twice.
+    fn of(mut members: Vec<(Cow<'a, str>, Cow<'a, str>)>) -> Option<Self> {
+        members.sort_unstable();
+        if members.windows(2).any(|pair| pair[0].0 == pair[1].0) {
+            return None;
+        }
+        let mut take = |name: &str| {
+            let at = members.binary_search_by(|(known, _)| known.as_ref().cmp(name)).ok()?;
+            Some(members.remove(at).1)
+        };
+        let body = BASE64.decode(take("data_base64")?.as_bytes()).ok()?;
+        let watermark = Through {
+            epoch: Epoch(take("epoch")?.parse().ok()?),
+            through: take("sequence")?.parse().ok()?,
+            chain: take("chain")?.parse().ok()?,
+        };
+        let id = members.iter().find(|(name, _)| name == "id")?.1.parse().ok()?;
+        Some(Self { watermark, id, attributes: members, body })
+    }
+}
+
+/// The members of a JSON object, all of them text.
+struct Members<'a>(Vec<(Cow<'a, str>, Cow<'a, str>)>);
+
+impl<'de> Deserialize<'de> for Members<'de> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
+
+        struct Object;
+
+        impl<'de> Visitor<'de> for Object {
+            type Value = Members<'de>;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("an object whose members are text")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+                let mut members = Vec::with_capacity(20);
+                while let Some((Text(name), Text(value))) = map.next_entry()? {
+                    members.push((name, value));
+                }
+                Ok(Members(members))
+            }
+        }
+
+        deserializer.deserialize_map(Object)
     }
 }
 
@@ -259,28 +288,12 @@ struct RawWatermark {
 struct Raw<'a> {
     #[serde(borrow, default)]
     pgw: Cow<'a, str>,
-    #[serde(borrow, default)]
-    specversion: Cow<'a, str>,
     id: Option<Uuid>,
-    #[serde(borrow, default, rename = "type")]
-    event_type: Cow<'a, str>,
-    #[serde(borrow, default)]
-    datacontenttype: Cow<'a, str>,
-    #[serde(borrow, default)]
-    time: Cow<'a, str>,
-    #[serde(borrow, default)]
-    practice: Cow<'a, str>,
-    #[serde(borrow, default)]
-    gateway: Cow<'a, str>,
-    #[serde(borrow, default)]
-    lane: Cow<'a, str>,
     epoch: Option<Epoch>,
     #[serde(borrow, default)]
     sequence: Cow<'a, str>,
     #[serde(borrow, default)]
     chain: Cow<'a, str>,
-    #[serde(borrow, default)]
-    data_base64: Cow<'a, str>,
     #[serde(borrow, default)]
     previous: Cow<'a, str>,
     #[serde(borrow, default)]
@@ -292,6 +305,10 @@ struct Raw<'a> {
 /// Reads one line, without its newline. `None`: it is not a line of this format.
 #[must_use]
 pub fn read(line: &[u8]) -> Option<Line<'_>> {
+    if line.starts_with(RECORD_START) {
+        let Members(members) = serde_json::from_slice(line).ok()?;
+        return Some(Line::Record(Box::new(Record::of(members)?)));
+    }
     let raw: Raw<'_> = serde_json::from_slice(line).ok()?;
     let watermark = || {
         Some(Through {
@@ -301,15 +318,6 @@ pub fn read(line: &[u8]) -> Option<Line<'_>> {
         })
     };
     match raw.pgw.as_ref() {
-        "" if raw.specversion == "1.0" => Some(Line::Record(Box::new(Record {
-            watermark: watermark()?,
-            id: raw.id?,
-            body: BASE64.decode(raw.data_base64.as_bytes()).ok()?,
-            event_type: raw.event_type,
-            content_type: raw.datacontenttype,
-            time: raw.time,
-            owner: [raw.practice, raw.gateway, raw.lane],
-        }))),
         "" => None,
         "group" => {
             let watermarks = raw.epochs.iter().map(|watermark| {

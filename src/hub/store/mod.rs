@@ -64,7 +64,7 @@ impl Record for Entry {
 
     fn numbered(&self) -> Numbered {
         let Envelope { epoch, sequence, round, chain, .. } = self.envelope;
-        Numbered { epoch, sequence, round, id: TransactionId(self.envelope.id), chain }
+        Numbered { epoch, sequence, round, id: TransactionId(self.envelope.id()), chain }
     }
 
     fn is_void(&self) -> bool {

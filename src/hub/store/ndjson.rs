@@ -180,7 +180,7 @@ impl Store for NdjsonStore {
                 let text = lines.entry(lane).or_default();
                 match Void::of(envelope, body) {
                     Some(void) if void::is_void(envelope) => line::write_void(text, envelope, &void),
-                    _ => line::write_record(text, lane, envelope, body),
+                    _ => line::write_record(text, envelope, body),
                 }
             }
         }
@@ -270,14 +270,14 @@ impl LaneFile {
             None => self.pending_watermarks.push(watermark),
         }
         if self.ids.is_some() && entry.body.is_some() {
-            self.pending_ids.push((envelope.id, self.pending.len() as u64));
+            self.pending_ids.push((envelope.id(), self.pending.len() as u64));
         }
         match &entry.body {
             Some(body) if void::is_void(envelope) => {
                 let Some(void) = Void::of(envelope, body) else { return Ok(()) };
                 line::write_void(&mut self.pending, envelope, &void);
             }
-            Some(body) => line::write_record(&mut self.pending, &entry.lane, envelope, body),
+            Some(body) => line::write_record(&mut self.pending, envelope, body),
             None => line::write_advance(&mut self.pending, envelope),
         }
         Ok(())

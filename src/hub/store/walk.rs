@@ -2,6 +2,7 @@
 
 use pgw_core::chain::ChainValue;
 use pgw_core::transaction::{Epoch, Sequence};
+use pgw_core::wire::attributes::source;
 
 use super::line::{Line, Record};
 use super::{LaneName, Through};
@@ -123,11 +124,7 @@ impl Walk {
     #[must_use]
     pub fn watermark_of(&self, epoch: Epoch) -> Through {
         let known = self.watermarks.iter().find(|watermark| watermark.epoch == epoch).copied();
-        known.unwrap_or_else(|| Through {
-            epoch,
-            through: 0,
-            chain: ChainValue::first(epoch, self.lane.lane.as_str()),
-        })
+        known.unwrap_or_else(|| Through { epoch, through: 0, chain: ChainValue::first(&self.lane, epoch) })
     }
 
     /// Takes the next line; `None` is a line that could not be read. `known` is the record that an advance repeats, if
@@ -153,9 +150,8 @@ impl Walk {
                 Ok(())
             }
             Line::Record(record) => {
-                let mine = [self.lane.practice.as_str(), self.lane.gateway.as_str(), self.lane.lane.as_str()];
-                if record.owner != mine {
-                    let owner = record.owner.join("/");
+                let owner = record.attribute("source").to_owned();
+                if owner != source(&self.lane) {
                     return Err(Fault::Foreign {
                         epoch: record.watermark.epoch,
                         sequence: record.watermark.through,
@@ -198,14 +194,12 @@ impl Walk {
             self.set(watermark, None);
             return Ok(());
         };
-        let lane = self.lane.lane.clone();
-        let computed = content.chain_after(before.chain, lane.as_str(), &watermark);
+        let digest = content.digest();
+        let computed = before.chain.next(sequence, digest);
         // The value of the transaction before may itself have been altered.
         let other = self.computed.filter(|(of, _)| *of == epoch);
         let follows = computed == watermark.chain
-            || other.is_some_and(|(_, value)| {
-                content.chain_after(value, lane.as_str(), &watermark) == watermark.chain
-            });
+            || other.is_some_and(|(_, value)| value.next(sequence, digest) == watermark.chain);
         self.set(watermark, (!follows).then_some((epoch, computed)));
         if follows { Ok(()) } else { Err(Fault::Altered { epoch, sequence }) }
     }

@@ -7,7 +7,7 @@
 use chacha20poly1305::aead::{AeadInPlace as _, KeyInit as _};
 use chacha20poly1305::{Key, Tag, XChaCha20Poly1305, XNonce};
 use pgw_core::chain::ChainValue;
-use pgw_core::transaction::{Body, Clock, Epoch, Position, Transaction, TransactionId};
+use pgw_core::transaction::{Body, Clock, Epoch, Kind, Position, Transaction, TransactionId};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -29,13 +29,14 @@ struct Sealed<'a> {
     id: [u8; 16],
     time: u64,
     event_type: &'a str,
-    kind: &'a str,
+    kind: Kind,
     content_type: &'a str,
-    source: &'a str,
+    sender: &'a str,
     key: &'a str,
+    shows_key: bool,
     correlation_id: &'a str,
+    trace_parent: &'a str,
     clock: Clock,
-    test_data: bool,
     packing: Packing,
     body_length: u64,
     #[serde(with = "serde_bytes")]
@@ -110,13 +111,14 @@ impl Sealer {
             id: *transaction.id.0.as_bytes(),
             time: transaction.time,
             event_type: &transaction.event_type,
-            kind: &transaction.kind,
+            kind: transaction.kind,
             content_type: &transaction.content_type,
-            source: &transaction.source,
+            sender: &transaction.sender,
             key: &transaction.key,
+            shows_key: transaction.shows_key,
             correlation_id: &transaction.correlation_id,
+            trace_parent: &transaction.trace_parent,
             clock: transaction.clock,
-            test_data: transaction.test_data,
             packing: if packed.is_some() { Packing::Lz4 } else { Packing::None },
             body_length: body.len() as u64,
             body: packed.as_deref().unwrap_or(body),
@@ -192,13 +194,14 @@ impl Sealer {
             id: TransactionId(Uuid::from_bytes(sealed.id)),
             time: sealed.time,
             event_type: sealed.event_type.to_owned(),
-            kind: sealed.kind.to_owned(),
+            kind: sealed.kind,
             content_type: sealed.content_type.to_owned(),
-            source: sealed.source.to_owned(),
+            sender: sealed.sender.to_owned(),
             key: sealed.key.to_owned(),
+            shows_key: sealed.shows_key,
             correlation_id: sealed.correlation_id.to_owned(),
+            trace_parent: sealed.trace_parent.to_owned(),
             clock: sealed.clock,
-            test_data: sealed.test_data,
             body: Body::new(body),
         };
         Ok((header, transaction))
@@ -214,13 +217,14 @@ mod tests {
             id: TransactionId(Uuid::from_u128(7)),
             time: 1_795_385_530_123,
             event_type: "hl7v2.oru_r01".into(),
-            kind: "hl7v2".into(),
+            kind: Kind::Transaction,
             content_type: "application/hl7-v2+er7".into(),
-            source: "urn:lab".into(),
+            sender: "lab".into(),
             key: "MSG0001".into(),
+            shows_key: true,
             correlation_id: String::new(),
+            trace_parent: String::new(),
             clock: Clock::Synced,
-            test_data: false,
             body: Body::new(body),
         }
     }

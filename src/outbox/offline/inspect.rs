@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use pgw_core::chain::ChainValue;
 use pgw_core::delivery::Numbering;
-use pgw_core::transaction::{Epoch, Lane, Position, Transaction};
+use pgw_core::transaction::{Epoch, Lane, LaneName, Position, Transaction};
 
 use crate::crypt::seal::Sealer;
 use crate::files;
@@ -30,6 +30,7 @@ use crate::void::Voids;
 #[derive(Debug)]
 pub(super) struct LaneInspection {
     pub(super) lane: Lane,
+    full_name: LaneName,
     /// Its number in records.
     pub(super) id: u16,
     pub(super) numbering: Option<Numbering>,
@@ -82,8 +83,8 @@ impl<'a> Opener<'a> {
         let (header, transaction) = self.sealer.open(&carved.record).ok()?;
         let sender = Arc::clone(
             self.senders
-                .entry(transaction.source.clone())
-                .or_insert_with(|| Arc::from(transaction.source.as_str())),
+                .entry(transaction.sender.clone())
+                .or_insert_with(|| Arc::from(transaction.sender.as_str())),
         );
         let found = FoundRecord {
             epoch: header.epoch,
@@ -102,10 +103,11 @@ impl LaneInspection {
     /// Inspects one lane. Calls `progress` with each segment before it is read.
     pub(super) fn at(
         store: &Path,
-        (lane, id): (&Lane, u16),
+        (full_name, id): (LaneName, u16),
         opener: &mut Opener<'_>,
         progress: &mut dyn FnMut(&Lane, u64),
     ) -> Result<Self, RepairError> {
+        let lane = &full_name.lane;
         let directory = store.join("segments").join(lane.as_str());
         // The daemon recreates files that cannot be read here, so they are ignored.
         let table = files::load::<SegmentTable>(&lane_file(store, lane, "ledger")).ok().flatten();
@@ -143,6 +145,7 @@ impl LaneInspection {
         });
         let mut inspection = Self {
             lane: lane.clone(),
+            full_name: full_name.clone(),
             id,
             numbering,
             table,
@@ -175,7 +178,7 @@ impl LaneInspection {
         else {
             return true;
         };
-        header.chain == header.previous.next_for(header.epoch, &self.lane, sequence, transaction)
+        header.chain == header.previous.next(sequence, transaction.digest(&self.full_name))
     }
 
     /// Reads one segment's raw files. The newest comes first: it shows where the lane ends.
@@ -259,7 +262,7 @@ impl LaneInspection {
     pub(super) fn anchors(&self) -> Vec<Anchor> {
         let mut anchors = Vec::new();
         // A lane that was opened twice after losing its end has the first value of the next epoch here.
-        let is_first = |chain| self.bases.keys().any(|e| ChainValue::first(*e, self.lane.as_str()) == chain);
+        let is_first = |chain| self.bases.keys().any(|e| ChainValue::first(&self.full_name, *e) == chain);
         for (epoch, position, chain) in self.voids.ends().filter(|(_, _, chain)| !is_first(*chain)) {
             anchors.push(Anchor { position, epoch, chain });
         }

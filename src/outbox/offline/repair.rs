@@ -71,7 +71,7 @@ pub fn repair(
             finish_replacements(&directory)
                 .map_err(RepairError::cannot("finish replacing in", &directory))?;
         }
-        let inspection = LaneInspection::at(store, (&lane, id), &mut opener, progress)?;
+        let inspection = LaneInspection::at(store, (settings.lane_name(&lane), id), &mut opener, progress)?;
         lanes.push(plan_lane(inspection, &BTreeMap::new()));
     }
     let sources = Sources::search(store, keys, &request.from, &mut opener, &lanes)?;

@@ -99,8 +99,8 @@ pub struct Neighbour {
     pub position: Position,
     /// When it was accepted, RFC 3339.
     pub time: String,
-    /// Its CloudEvents `source`.
-    pub source: String,
+    /// Which system sent it.
+    pub sender: String,
 }
 
 /// A segment that is rewritten.
@@ -261,5 +261,5 @@ fn neighbour(lane_plan: &LanePlan, position: Position) -> Option<Neighbour> {
         }
         None => segment.found.get(&position)?.first()?,
     };
-    Some(Neighbour { position, time: rfc3339(chosen.time), source: chosen.sender.as_ref().to_owned() })
+    Some(Neighbour { position, time: rfc3339(chosen.time), sender: chosen.sender.as_ref().to_owned() })
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use pgw_core::transaction::Position;
+use pgw_core::transaction::{Kind, Position};
 
 use crate::crypt::keyring::OutboxKey;
 use crate::errors::{OpenError, ReadError};
@@ -106,7 +106,7 @@ fn what_is_destroyed_comes_back_from_a_copy_and_a_dry_run_touches_nothing() {
         assert_eq!((saved(&report), lost(&report)), (vec![], vec![(11, 13)]));
         let neighbours = &clinical_of(&report).lost[0];
         assert_eq!(neighbours.before.as_ref().unwrap().position, 10);
-        assert_eq!(neighbours.after.as_ref().unwrap().source, "urn:lab");
+        assert_eq!(neighbours.after.as_ref().unwrap().sender, "urn:lab");
         let report = run(store.path(), &[intact.path()], false).unwrap();
         assert_eq!((saved(&report), lost(&report)), (vec![(11, 13)], vec![]));
         assert!(clinical_of(&report).saved[0].found_in.starts_with(&intact.path().display().to_string()));
@@ -244,7 +244,7 @@ fn what_a_person_has_released_stays_released() {
     let report = run(store.path(), &[intact.path()], true).unwrap();
     assert_eq!((saved(&report), clinical_of(&report).released), (vec![(13, 13)], 2));
     let outbox = open(store.path());
-    assert_eq!(outbox.read(&clinical(), 12, 1, 0).unwrap()[0].transaction.kind, "void");
+    assert_eq!(outbox.read(&clinical(), 12, 1, 0).unwrap()[0].transaction.kind, Kind::Void);
     assert_eq!(outbox.read(&clinical(), 13, 1, 0).unwrap()[0].transaction.body.as_bytes(), b"body 13");
     assert_eq!((counts(&outbox).waiting, counts(&outbox).damaged), (28, 2));
 }

@@ -27,7 +27,7 @@ const STEP_RECORDS: usize = 256;
 const STEP_BYTES: usize = 4 << 20;
 
 fn compare(submission: &Submission, position: Position, first: &Transaction) -> Examined {
-    if first.source != submission.source || first.key != submission.key {
+    if first.sender != submission.sender || first.key != submission.key {
         return Examined::Other;
     }
     if first.body != submission.body {
@@ -184,7 +184,7 @@ impl SharedOutbox {
                         .map(|(header, t)| {
                             (
                                 header.position,
-                                self.fingerprinter.fingerprints(&t.source, &t.key, t.body.as_bytes()),
+                                self.fingerprinter.fingerprints(&t.sender, &t.key, t.body.as_bytes()),
                             )
                         })
                         .collect();

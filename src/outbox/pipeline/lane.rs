@@ -10,7 +10,7 @@ use std::sync::{Mutex, MutexGuard};
 
 use pgw_core::chain::ChainValue;
 use pgw_core::delivery::{Numbering, Renumbering};
-use pgw_core::transaction::{Epoch, Lane, Position, UnixMillis};
+use pgw_core::transaction::{Epoch, Lane, LaneName, Position, UnixMillis};
 use tokio::sync::watch;
 
 use crate::guard::segment::{Segment, Span};
@@ -145,6 +145,8 @@ pub(crate) struct ComputedChain {
 pub(crate) struct SharedLane {
     /// Its name.
     pub(crate) name: Lane,
+    /// The same with practice and gateway.
+    pub(crate) full_name: LaneName,
     /// Its number in this store.
     pub(crate) id: u16,
     /// Whether it may use the reserve.

@@ -143,7 +143,7 @@ impl LaneWriter {
         let position = self.last + 1;
         let Renumbering { epoch, base } = self.numbered;
         let previous = self.last_chain;
-        let chain = previous.next_for(epoch, &self.lane.name, position - base, &transaction);
+        let chain = previous.next(position - base, transaction.digest(&self.lane.full_name));
         let place = RecordPlace { lane: self.lane.id, epoch, position, previous, chain };
         let record =
             shared.sealer.seal(&place, &transaction).map_err(|error| Refusal::Trouble(error.to_string()))?;
@@ -303,7 +303,7 @@ mod tests {
     use super::*;
     use crate::crypt::keyring::OutboxKey;
     use crate::crypt::seal::Sealer;
-    use pgw_core::transaction::{Clock, TransactionId};
+    use pgw_core::transaction::{Clock, Kind, TransactionId};
 
     #[test]
     fn a_large_body_is_known_again_from_its_record() {
@@ -315,13 +315,14 @@ mod tests {
             id: TransactionId(Uuid::nil()),
             time: 0,
             event_type: "t".into(),
-            kind: "opaque".into(),
+            kind: Kind::Transaction,
             content_type: "a/b".into(),
-            source: "urn:x".into(),
+            sender: "x".into(),
             key: String::new(),
+            shows_key: false,
             correlation_id: String::new(),
+            trace_parent: String::new(),
             clock: Clock::Synced,
-            test_data: false,
             body: body.clone(),
         };
         let record = sealer.seal(&place, &transaction).unwrap();

@@ -6,7 +6,7 @@
 
 use pgw_core::chain::ChainValue;
 use pgw_core::delivery::{Numbering, Renumbering};
-use pgw_core::transaction::{Body, Clock, Position, Transaction, TransactionId, rfc3339};
+use pgw_core::transaction::{Body, Clock, Kind, Position, Transaction, TransactionId, rfc3339};
 use pgw_core::wire::to_json;
 use pgw_core::wire::void::{self, Void};
 use uuid::Uuid;
@@ -53,7 +53,7 @@ impl SharedOutbox {
             (header.previous, header.chain)
         } else {
             let previous = self.chain_before(lane, numbered, position)?;
-            let chain = previous.next_for(numbered.epoch, &lane.name, sequence, &transaction);
+            let chain = previous.next(sequence, transaction.digest(&lane.full_name));
             *locked(&lane.computed) = Some(ComputedChain { numbered, position, chain });
             (previous, chain)
         };
@@ -82,7 +82,7 @@ impl SharedOutbox {
         let cached = cached.filter(|_| !gone).map(|c| (c.position, c.chain));
         let (mut at, mut chain) = cached
             .or(watermark.map(|watermark| (watermark.position, watermark.chain)))
-            .unwrap_or_else(|| (numbered.base, ChainValue::first(numbered.epoch, lane.name.as_str())));
+            .unwrap_or_else(|| (numbered.base, ChainValue::first(&lane.full_name, numbered.epoch)));
         while at + 1 < position {
             let wanted = WALK_RECORDS.min(usize::try_from(position - at - 1).unwrap_or(WALK_RECORDS));
             match self.records(lane, at + 1, wanted, WALK_BYTES) {
@@ -97,7 +97,7 @@ impl SharedOutbox {
                         chain = if header.epoch == numbered.epoch {
                             header.chain
                         } else {
-                            chain.next_for(numbered.epoch, &lane.name, at - numbered.base, &transaction)
+                            chain.next(at - numbered.base, transaction.digest(&lane.full_name))
                         };
                     }
                 }
@@ -122,7 +122,7 @@ impl SharedOutbox {
     ) -> Result<ChainValue, ReadError> {
         let numbered = numbering.at(last + 1);
         if last <= numbered.base {
-            return Ok(ChainValue::first(numbered.epoch, lane.name.as_str()));
+            return Ok(ChainValue::first(&lane.full_name, numbered.epoch));
         }
         match self.records(lane, last, 1, 0).map(|records| records.into_iter().next()) {
             Ok(Some(record)) => Ok(self.on_the_wire(lane, numbering, record)?.chain),
@@ -139,7 +139,7 @@ impl SharedOutbox {
         };
         let numbered = numbering.at(position.max(1));
         if position == 0 {
-            return Some(ChainValue::first(numbered.epoch, lane.name.as_str()));
+            return Some(ChainValue::first(&lane.full_name, numbered.epoch));
         }
         if position == tail && numbering.at(tail + 1) == numbered {
             return Some(chain);
@@ -203,25 +203,26 @@ impl SharedOutbox {
                 sequence,
                 previous,
                 chain: if position == through && whole { chain } else { previous },
-                transaction: self.tombstone(&range, position, to_json(&body)),
+                transaction: Self::tombstone(&range, position, to_json(&body)),
             }
         });
         Ok(Some(stored.collect()))
     }
 
-    fn tombstone(&self, range: &VoidRange, position: Position, body: Vec<u8>) -> Transaction {
+    fn tombstone(range: &VoidRange, position: Position, body: Vec<u8>) -> Transaction {
         let id = range.id.as_u128().wrapping_add(u128::from(position - range.from));
         Transaction {
             id: TransactionId(Uuid::from_u128(id)),
             time: range.time,
             event_type: void::EVENT_TYPE.to_owned(),
-            kind: void::KIND.to_owned(),
+            kind: Kind::Void,
             content_type: void::CONTENT_TYPE.to_owned(),
-            source: format!("urn:pgw:{}:{}:void", self.settings.practice, self.settings.gateway),
+            sender: String::new(),
             key: String::new(),
+            shows_key: false,
             correlation_id: String::new(),
+            trace_parent: String::new(),
             clock: Clock::Untrusted,
-            test_data: false,
             body: Body::new(body),
         }
     }

@@ -2,8 +2,7 @@
 
 use pgw_core::chain::ChainValue;
 use pgw_core::delivery::{Numbering, Renumbering};
-use pgw_core::transaction::{Position, unix_millis_now};
-use pgw_core::wire::void;
+use pgw_core::transaction::{Kind, Position, unix_millis_now};
 use uuid::Uuid;
 
 use crate::errors::{ReadError, VoidError};
@@ -37,7 +36,7 @@ impl SharedOutbox {
         let mut next = from;
         while next <= through {
             match self.read(lane, next, 1, 0) {
-                Ok(found) if found.iter().any(|stored| stored.transaction.kind == void::KIND) => {
+                Ok(found) if found.iter().any(|stored| stored.transaction.kind == Kind::Void) => {
                     return Err(VoidError::Already(next));
                 }
                 Ok(found) if found.is_empty() => return Err(VoidError::Unclear(next)),
@@ -83,7 +82,7 @@ impl SharedOutbox {
         from: Position,
     ) -> Option<ChainValue> {
         if from - 1 == numbered.base {
-            return Some(ChainValue::first(numbered.epoch, lane.name.as_str()));
+            return Some(ChainValue::first(&lane.full_name, numbered.epoch));
         }
         // The record after a lost one does not help: only the record itself, a void, or the watermark has the value.
         if let Ok(stored) = self.read(lane, from - 1, 1, 0) {

@@ -319,7 +319,7 @@ impl Writer {
         for (first_lane, position) in self.seen.get(&queued.fingerprints.key).into_iter().flatten().copied() {
             let Some(ready) = self.lane_writers[first_lane].pending_at(position) else { continue };
             let first = &ready.transaction;
-            if first.source != submission.source || first.key != submission.key {
+            if first.sender != submission.sender || first.key != submission.key {
                 continue;
             }
             let same_body = ready.has_body(&self.shared.sealer, &submission.body);
@@ -358,11 +358,12 @@ impl Writer {
             event_type: submission.event_type,
             kind: submission.kind,
             content_type: submission.content_type,
-            source: submission.source,
+            sender: submission.sender,
             key: submission.key,
+            shows_key: submission.shows_key,
             correlation_id: submission.correlation_id,
+            trace_parent: submission.trace_parent,
             clock: self.shared.clock(),
-            test_data: submission.test_data,
             body: submission.body,
         };
         let ready = match self.lane_writers[lane].take(&self.shared, transaction, fingerprints) {

@@ -5,7 +5,7 @@ use pgw_core::transaction::Position;
 use pgw_core::wire::envelope::Envelope;
 use pgw_core::wire::void;
 
-use crate::tests::{add, clinical, counts, open};
+use crate::tests::{add, clinical, clinical_name, counts, open};
 use crate::*;
 
 fn lose(outbox: &Outbox, from: Position, through: Position) {
@@ -23,14 +23,14 @@ fn walk(outbox: &Outbox, tail: Position) -> Vec<Position> {
         for stored in outbox.read(&clinical(), next, 3, usize::MAX).unwrap() {
             assert_eq!(stored.position, next);
             let envelope = Envelope::new(
-                &clinical(),
+                &clinical_name(),
                 stored.epoch,
                 stored.sequence,
                 stored.chain,
                 0,
                 &stored.transaction,
             );
-            let first = ChainValue::first(stored.epoch, "clinical");
+            let first = ChainValue::first(&clinical_name(), stored.epoch);
             let previous =
                 before.filter(|(epoch, _)| *epoch == stored.epoch).map_or(first, |(_, chain)| chain);
             assert_eq!(stored.previous, previous, "position {next}");

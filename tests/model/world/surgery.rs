@@ -4,14 +4,16 @@ use std::collections::VecDeque;
 
 use pgw_core::chain::ChainValue;
 use pgw_core::delivery::{Action, Alarm, Delivery, Input, Limits, Millis, Nonce, Numbering, Reason, Receipt};
-use pgw_core::transaction::{Position, TransactionId};
+use pgw_core::transaction::{LaneName, Position, TransactionId};
 
-use super::{Seen, epoch, lane, link};
+use super::{Seen, epoch, link};
 use crate::world::broker::Up;
+use crate::world::center::name;
 
 /// What survives a crash.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct Disk {
+    name: &'static LaneName,
     /// Committed transactions, position 1 first.
     pub(crate) records: Vec<TransactionId>,
     /// Chain values on the wire: at 0 the first epoch's initial value, then one for each record.
@@ -30,11 +32,12 @@ pub(crate) struct Disk {
 }
 
 impl Disk {
-    pub(crate) fn new(first_epoch: u64) -> Self {
+    pub(crate) fn new(name: &'static LaneName, first_epoch: u64) -> Self {
         let first = epoch(first_epoch);
         Self {
+            name,
             records: Vec::new(),
-            chains: vec![ChainValue::first(first, lane().as_str())],
+            chains: vec![ChainValue::first(name, first)],
             numbering: Numbering::new(first),
             watermark: 0,
             anchor: None,
@@ -42,6 +45,11 @@ impl Disk {
             lost: std::collections::BTreeMap::new(),
             born: Vec::new(),
         }
+    }
+
+    /// The chain value before the first transaction of an epoch.
+    pub(crate) fn beginning(&self, epoch: pgw_core::transaction::Epoch) -> ChainValue {
+        ChainValue::first(self.name, epoch)
     }
 
     pub(crate) fn tail(&self) -> Position {
@@ -58,7 +66,7 @@ impl Disk {
     fn computed(&self, position: Position) -> ChainValue {
         let renumbering = self.numbering.at(position);
         let before = if position == renumbering.base + 1 {
-            ChainValue::first(renumbering.epoch, lane().as_str())
+            self.beginning(renumbering.epoch)
         } else {
             self.chains[position as usize - 1]
         };
@@ -72,7 +80,7 @@ impl Disk {
     pub(crate) fn renumber(&mut self, new_epoch: u64, after: Position) {
         self.numbering = self.numbering.renumbered(epoch(new_epoch), after);
         if after == 0 {
-            self.chains[0] = ChainValue::first(epoch(new_epoch), lane().as_str());
+            self.chains[0] = self.beginning(epoch(new_epoch));
         }
         for position in after + 1..=self.tail() {
             self.chains[position as usize] = self.computed(position);
@@ -194,7 +202,7 @@ pub(crate) struct Surgery {
 
 impl Surgery {
     pub(crate) fn new(limits: Limits, first_epoch: u64, prunes: bool) -> Self {
-        let disk = Disk::new(first_epoch);
+        let disk = Disk::new(name(0), first_epoch);
         Self {
             machine: Delivery::new(limits.clone(), disk.numbering.clone(), (0, disk.chains[0]), 0),
             disk,
@@ -304,7 +312,7 @@ impl Surgery {
         let id = self.disk.records[position as usize - 1];
         let chain = self.disk.chains[position as usize];
         let void = self.disk.lost.get(&position).map(|_| match sequence {
-            1 => ChainValue::first(epoch, lane().as_str()),
+            1 => self.disk.beginning(epoch),
             _ => self.disk.chains[position as usize - 1],
         });
         Up::Transaction { epoch, sequence, round, id, chain, void }

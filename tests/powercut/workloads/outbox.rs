@@ -20,7 +20,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use pgw_core::transaction::{Body, Gateway, Lane, Position, Practice};
+use pgw_core::transaction::{Body, Gateway, Kind, Lane, Position, Practice};
 use pgw_outbox::{
     Accepted, Keyring, LaneSettings, Outbox, OutboxKey, OutboxSettings, Refusal, Stored, Submission,
     Watermark,
@@ -81,12 +81,13 @@ fn submission(lane: &Lane, key: &str) -> Submission {
     Submission {
         lane: lane.clone(),
         event_type: String::from("powercut"),
-        kind: String::from("opaque"),
+        kind: Kind::Transaction,
         content_type: String::from("application/octet-stream"),
-        source: String::from(SOURCE),
+        sender: String::from(SOURCE),
         key: key.to_owned(),
+        shows_key: true,
         correlation_id: String::new(),
-        test_data: false,
+        trace_parent: String::new(),
         body: Body::new(body_of(key)),
     }
 }
@@ -305,7 +306,7 @@ fn check_content(outbox: &Outbox, lane: &Lane, all: &[Stored]) {
         if numbering.wire(stored.position) != (stored.epoch, stored.sequence) {
             fail("CHAIN", &format!("{at} has another number"));
         }
-        let next = stored.previous.next_for(stored.epoch, lane, stored.sequence, transaction);
+        let next = stored.previous.next(stored.sequence, transaction.digest(&outbox.lane_name(lane)));
         if next != stored.chain {
             fail("CHAIN", &format!("{at} does not follow from the value before it"));
         }

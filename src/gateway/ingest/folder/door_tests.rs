@@ -42,7 +42,7 @@ impl Acceptor for Fake {
             return Err(refusal);
         }
         let mut stored = self.0.stored.lock().unwrap();
-        let same_key = |s: &Submission| s.source == submission.source && s.key == submission.key;
+        let same_key = |s: &Submission| s.sender == submission.sender && s.key == submission.key;
         let before = stored.iter().position(|s| same_key(s) && s.body == submission.body);
         let key_reused = before.is_none() && stored.iter().any(same_key);
         let index = before.unwrap_or(stored.len());
@@ -199,10 +199,10 @@ async fn an_accepted_file_leaves_a_receipt_and_nothing_of_a_patient() {
     assert_eq!((mode("accepted"), mode(".taken")), (0o775, 0o700));
     let stored = scene.outbox.0.stored.lock().unwrap();
     let first = &stored[0];
-    assert_eq!(first.source, "urn:pgw:B86022:gw1:folder:pathology");
+    assert_eq!(first.sender, "folder:pathology");
     assert_eq!(
-        (first.event_type.as_str(), first.kind.as_str(), first.content_type.as_str()),
-        ("edifact.interchange", "edifact", "application/edifact")
+        (first.event_type.as_str(), first.shows_key, first.content_type.as_str()),
+        ("edifact.interchange", false, "application/edifact")
     );
     assert!(!format!("{first:?}").contains("SMITH"), "a name goes no further");
     let counts = scene.counts();

@@ -97,20 +97,18 @@ pub fn extension(name: &[u8]) -> String {
     }
 }
 
-/// CloudEvents `type` and `kind` of a file.
+/// CloudEvents `type` of a file.
 #[must_use]
-pub fn kinds(nature: &Nature, content: &[u8]) -> (String, &'static str) {
-    let kind = media::kind(&nature.content_type);
-    let event_type = match (nature.event_type.as_str(), kind) {
-        ("", media::HL7_KIND) => match Msh::read(content) {
+pub fn event_type(nature: &Nature, content: &[u8]) -> String {
+    match (nature.event_type.as_str(), media::format(&nature.content_type)) {
+        ("", media::HL7_FORMAT) => match Msh::read(content) {
             Some(msh) => envelope::event_type(&msh),
             None => String::from("hl7v2.unknown"),
         },
-        ("", media::EDIFACT_KIND) => String::from("edifact.interchange"),
+        ("", media::EDIFACT_FORMAT) => String::from("edifact.interchange"),
         ("", _) => String::from("folder.transaction"),
         (given, _) => given.to_owned(),
-    };
-    (event_type, kind)
+    }
 }
 
 #[cfg(test)]
@@ -159,21 +157,21 @@ mod tests {
     }
 
     #[test]
-    fn kinds_come_from_the_media_type_and_the_header() {
-        let kinds = |event_type: &str, content_type: &str, content: &[u8]| {
+    fn types_come_from_the_media_type_and_the_header() {
+        let of = |event_type: &str, content_type: &str, content: &[u8]| {
             let nature = Nature { event_type: event_type.into(), content_type: content_type.into() };
-            kinds(&nature, content)
+            super::event_type(&nature, content)
         };
         let message = b"MSH|^~\\&|LAB|S|||||ORU^R01|1|P|2.4";
         let hl7 = "application/hl7-v2+er7";
-        assert_eq!(kinds("", hl7, message), ("hl7v2.oru_r01".into(), "hl7v2"));
-        assert_eq!(kinds("", hl7, b"?"), ("hl7v2.unknown".into(), "hl7v2"));
-        assert_eq!(kinds("", "x-application/hl7-v2+er7", message), ("hl7v2.oru_r01".into(), "hl7v2"));
+        assert_eq!(of("", hl7, message), "hl7v2.oru_r01");
+        assert_eq!(of("", hl7, b"?"), "hl7v2.unknown");
+        assert_eq!(of("", "x-application/hl7-v2+er7", message), "hl7v2.oru_r01");
         let after_a_mark = [&b"\xef\xbb\xbf\r\n"[..], message].concat();
-        assert_eq!(kinds("", hl7, &after_a_mark), ("hl7v2.oru_r01".into(), "hl7v2"));
-        assert_eq!(kinds("lab.result", hl7, message), ("lab.result".into(), "hl7v2"));
-        assert_eq!(kinds("", "application/edifact", b"UNB"), ("edifact.interchange".into(), "edifact"));
-        assert_eq!(kinds("", "application/pdf", b"%PDF"), ("folder.transaction".into(), "opaque"));
+        assert_eq!(of("", hl7, &after_a_mark), "hl7v2.oru_r01");
+        assert_eq!(of("lab.result", hl7, message), "lab.result");
+        assert_eq!(of("", "application/edifact", b"UNB"), "edifact.interchange");
+        assert_eq!(of("", "application/pdf", b"%PDF"), "folder.transaction");
     }
 
     #[test]

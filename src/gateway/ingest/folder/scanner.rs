@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use pgw_core::transaction::Body;
+use pgw_core::transaction::{Body, Kind};
 use pgw_host::accept::stop_requested;
 use pgw_outbox::{Accepted, Refusal, Submission};
 use tokio::sync::watch;
@@ -257,16 +257,18 @@ impl<A: Acceptor> FolderScanner<A> {
         let extension = rules::extension(name.as_bytes());
         let known = config.by_extension.iter().find(|(of, _)| *of == extension);
         let nature = known.map_or(&config.usual, |(_, nature)| nature);
-        let (event_type, kind) = rules::kinds(nature, body.as_bytes());
+        let event_type = rules::event_type(nature, body.as_bytes());
         Submission {
             lane: config.lane.clone(),
             event_type,
-            kind: kind.to_owned(),
+            kind: Kind::Transaction,
             content_type: nature.content_type.clone(),
-            source: format!("urn:pgw:{}:{}:folder:{}", config.practice, config.gateway, config.name),
+            sender: format!("folder:{}", config.name),
             key: rules::key(name.as_bytes(), modified),
+            // File names name patients.
+            shows_key: false,
             correlation_id: String::new(),
-            test_data: false,
+            trace_parent: String::new(),
             body,
         }
     }

@@ -2,7 +2,7 @@
 
 use axum::http::HeaderMap;
 use bytes::Bytes;
-use pgw_core::transaction::{Body, Lane};
+use pgw_core::transaction::{Body, Kind, Lane};
 use pgw_outbox::Submission;
 
 use crate::ingest::http::context::HttpContext;
@@ -14,6 +14,7 @@ use crate::ingest::media;
 use crate::ingest::mllp::ack::Fault;
 use crate::ingest::mllp::envelope;
 use crate::ingest::mllp::msh::Msh;
+use crate::ingest::sender_key;
 
 /// A larger message is parsed on its own thread: other connections must not wait for it.
 const PARSED_AT_ONCE_BYTES: usize = 64 * 1024;
@@ -41,7 +42,6 @@ pub(super) struct Composed {
 
 /// A request on its way to a submission.
 struct Request<'a> {
-    context: &'a HttpContext,
     client: &'a str,
     lane: Lane,
     ids: Ids,
@@ -53,9 +53,8 @@ struct Request<'a> {
 /// What a dialect adds to a [`Request`].
 struct Named {
     event_type: String,
-    kind: &'static str,
     content_type: String,
-    source: String,
+    sender: String,
     key: String,
 }
 
@@ -76,7 +75,7 @@ pub(super) async fn compose(
     };
     let ids = Ids::read(headers, dialect == Dialect::Fhir && config.bars)?;
     let content_type = headers::content_type(headers)?.to_owned();
-    let request = Request { context, client, lane, ids, content_type, bytes };
+    let request = Request { client, lane, ids, content_type, bytes };
     match dialect {
         Dialect::Plain => request.plain(headers),
         Dialect::Fhir => request.fhir().await,
@@ -93,9 +92,9 @@ impl Request<'_> {
             given => given,
         };
         let (event_type, key) = (event_type.to_owned(), self.ids.chosen_key().to_owned());
-        let (kind, source) = (media::kind(&content_type), self.source(Dialect::Plain));
+        let sender = sender(Dialect::Plain, self.client);
         let strict = !key.is_empty();
-        Ok(self.composed(Named { event_type, kind, content_type, source, key }, strict, false))
+        Ok(self.composed(Named { event_type, content_type, sender, key }, strict, false))
     }
 
     async fn fhir(self) -> Result<Composed, Refused> {
@@ -105,9 +104,9 @@ impl Request<'_> {
         let peek = peek(self.bytes.clone()).await?;
         let strict = !self.ids.chosen_key().is_empty();
         let key = if strict { self.ids.chosen_key().to_owned() } else { peek.key() };
-        let (source, content_type) = (self.source(Dialect::Fhir), self.content_type.clone());
-        let (event_type, kind) = (peek.event_type(), media::FHIR_KIND);
-        Ok(self.composed(Named { event_type, kind, content_type, source, key }, strict, false))
+        let (sender, content_type) = (sender(Dialect::Fhir, self.client), self.content_type.clone());
+        let event_type = peek.event_type();
+        Ok(self.composed(Named { event_type, content_type, sender, key }, strict, false))
     }
 
     fn hl7(self) -> Result<Composed, Refused> {
@@ -131,28 +130,23 @@ impl Request<'_> {
             Some((_, charset)) => format!("{}; charset={charset}", media::ER7),
             None => envelope::content_type(&msh).to_owned(),
         };
-        let config = &self.context.config;
-        let source = envelope::source(&config.practice, &config.gateway, &msh);
-        let (event_type, kind) = (envelope::event_type(&msh), media::HL7_KIND);
+        let (event_type, sender) = (envelope::event_type(&msh), envelope::sender_name(&msh));
         let not_production = matches!(msh.processing_id(), b"T" | b"D");
-        Ok(self.composed(Named { event_type, kind, content_type, source, key }, strict, not_production))
-    }
-
-    fn source(&self, dialect: Dialect) -> String {
-        source(self.context, dialect, self.client)
+        Ok(self.composed(Named { event_type, content_type, sender, key }, strict, not_production))
     }
 
     fn composed(self, named: Named, strict: bool, not_production: bool) -> Composed {
-        let Named { event_type, kind, content_type, source, key } = named;
+        let Named { event_type, content_type, sender, key } = named;
         let submission = Submission {
             lane: self.lane,
             event_type,
-            kind: kind.to_owned(),
+            kind: Kind::Transaction,
             content_type,
-            source,
+            sender,
+            shows_key: sender_key::may_be_shown(&key),
             key,
             correlation_id: self.ids.correlation_id,
-            test_data: false,
+            trace_parent: self.ids.trace_parent,
             body: Body::new(self.bytes),
         };
         Composed { submission, strict, not_production }
@@ -175,16 +169,15 @@ async fn peek(bytes: Bytes) -> Result<Peek, Refused> {
     })
 }
 
-/// CloudEvents `source`: `urn:pgw:{practice}:{gateway}:{http or fhir}:{client}`.
-pub(super) fn source(context: &HttpContext, dialect: Dialect, client: &str) -> String {
-    let config = &context.config;
+/// The sending system's name: `http:{client}` or `fhir:{client}`.
+pub(super) fn sender(dialect: Dialect, client: &str) -> String {
     let way = if dialect == Dialect::Fhir { "fhir" } else { "http" };
-    format!("urn:pgw:{}:{}:{way}:{client}", config.practice, config.gateway)
+    format!("{way}:{client}")
 }
 
-/// Whether a `source` has the form that [`source`] makes: its sender chooses keys here.
-pub(super) fn is_ours(source: &str) -> bool {
-    matches!(source.split(':').nth(4), Some("http" | "fhir"))
+/// Whether a sender's name has the form that [`sender`] makes: it chooses keys here.
+pub(super) fn is_ours(sender: &str) -> bool {
+    matches!(sender.split(':').next(), Some("http" | "fhir"))
 }
 
 #[cfg(test)]
@@ -231,16 +224,15 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn kinds_follow_from_media_types() {
-        for (content_type, kind) in [
-            ("application/hl7-v2+er7; charset=utf-8", "hl7v2"),
-            ("x-application/hl7-v2+er7", "hl7v2"),
-            ("application/fhir+json", "fhir"),
-            ("application/edifact", "edifact"),
-            ("text/plain", "opaque"),
+    async fn media_types_are_kept_as_they_came() {
+        for content_type in [
+            "application/hl7-v2+er7; charset=utf-8",
+            "x-application/hl7-v2+er7",
+            "application/fhir+json",
+            "application/edifact",
+            "text/plain",
         ] {
             let Ok(composed) = composed(Dialect::Plain, content_type, "x").await else { panic!("refused") };
-            assert_eq!(composed.submission.kind, kind, "{content_type}");
             assert_eq!(composed.submission.content_type, content_type);
         }
     }
@@ -250,7 +242,7 @@ mod tests {
         let taken =
             composed(Dialect::Hl7, "text/plain", "\u{feff}\r\nMSH|^~\\&|LAB|S|||||ORU^R01|7|P|2.4").await;
         let Ok(Composed { submission, .. }) = taken else { panic!("refused") };
-        assert_eq!((submission.kind.as_str(), submission.key.as_str()), ("hl7v2", "7"));
+        assert_eq!((submission.key.as_str(), submission.shows_key), ("7", true));
         assert!(submission.body.as_bytes().starts_with(b"\xef\xbb\xbf\r\nMSH"), "stored as it came");
         for (body, fault) in [("\u{feff}FHS|^~\\&", Fault::UNSUPPORTED), ("PID|1", Fault::NO_HEADER)] {
             let refused = composed(Dialect::Hl7, "", body).await;

@@ -144,9 +144,9 @@ fn remember(context: &HttpContext) {
         // While the store cannot be read its keys are unknown: they are accepted and flagged.
         for batch in listing::batches(&context.outbox, &lane, first, tail).map_while(Result::ok) {
             for Stored { transaction, .. } in batch.records {
-                if !transaction.key.is_empty() && compose::is_ours(&transaction.source) {
+                if !transaction.key.is_empty() && compose::is_ours(&transaction.sender) {
                     let body = transaction.body.as_bytes();
-                    let tag = KeyFingerprint::new(lane.as_str(), &transaction.source, &transaction.key, body);
+                    let tag = KeyFingerprint::new(lane.as_str(), &transaction.sender, &transaction.key, body);
                     context.keys().stored_before(tag);
                 }
             }

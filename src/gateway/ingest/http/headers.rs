@@ -10,6 +10,8 @@ use crate::ingest::media;
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// Identifies the conversation that this request belongs to.
 pub const CORRELATION_ID: HeaderName = HeaderName::from_static("x-correlation-id");
+/// W3C Trace Context.
+pub const TRACE_PARENT: HeaderName = HeaderName::from_static("traceparent");
 /// The sender's own key of the transaction; it takes precedence over every other.
 pub const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 /// CloudEvents `type`, as its HTTP binding writes it.
@@ -27,6 +29,8 @@ pub struct Ids {
     pub request_id: String,
     /// `X-Correlation-ID`; empty if there is none.
     pub correlation_id: String,
+    /// `traceparent`; empty if there is none, or none of the W3C form.
+    pub trace_parent: String,
 }
 
 impl Ids {
@@ -45,6 +49,12 @@ impl Ids {
             idempotency_key: word(&IDEMPOTENCY_KEY, Problem::IDEMPOTENCY_KEY)?,
             request_id: word(&REQUEST_ID, Problem::REQUEST_ID)?,
             correlation_id: word(&CORRELATION_ID, Problem::CORRELATION_ID)?,
+            // As its specification asks, one that is malformed counts as none.
+            trace_parent: one(headers, &TRACE_PARENT)
+                .ok()
+                .filter(|text| is_trace_parent(text))
+                .unwrap_or_default()
+                .to_owned(),
         };
         if required {
             for (id, missing, wrong) in [
@@ -67,6 +77,18 @@ impl Ids {
     pub fn chosen_key(&self) -> &str {
         if self.idempotency_key.is_empty() { &self.request_id } else { &self.idempotency_key }
     }
+}
+
+/// Whether a text is a trace parent (W3C Trace Context, section 3.2): `{version}-{trace}-{parent}-{flags}`, lower-case
+/// hexadecimal, neither id all zeros.
+fn is_trace_parent(text: &str) -> bool {
+    let parts: Vec<&str> = text.split('-').collect();
+    let [version, trace, parent, flags] = parts[..] else { return false };
+    let is_hex = |part: &str, digits| {
+        part.len() == digits && part.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+    };
+    let is_id = |part, digits| is_hex(part, digits) && part.bytes().any(|byte| byte != b'0');
+    is_hex(version, 2) && version != "ff" && is_id(trace, 32) && is_id(parent, 16) && is_hex(flags, 2)
 }
 
 /// The only value of a header as text, trimmed; empty if there is none. Two values are as wrong as bytes that are not
@@ -224,7 +246,7 @@ mod tests {
             }
             if let Ok(given) = content_type(&headers) {
                 prop_assert!(given.len() <= WORD_BYTES && given.bytes().all(|b| b.is_ascii_graphic() || b == b' '));
-                prop_assert!(media::kind(given).len() < 10);
+                prop_assert!(media::format(given).len() < 10);
             }
             if let Ok(given) = event_type(&headers) {
                 prop_assert!(!given.contains([' ', '\n', '"']));

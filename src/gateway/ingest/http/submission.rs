@@ -14,7 +14,7 @@ use bytes::Bytes;
 use pgw_core::transaction::{Lane, unix_millis_now};
 use pgw_outbox::{Accepted, Refusal};
 
-use crate::ingest::http::compose::{Composed, Refused, compose, source};
+use crate::ingest::http::compose::{Composed, Refused, compose, sender};
 use crate::ingest::http::context::{HttpContext, Peer};
 use crate::ingest::http::intake;
 use crate::ingest::http::intake::Received;
@@ -24,7 +24,7 @@ use crate::ingest::http::outcome::{Answer, Dialect, Problem};
 use crate::ingest::mllp::ack::Stamp;
 use crate::ingest::origin::Origin;
 use crate::ingest::slip::AcceptanceSlip;
-use crate::ingest::{Share, count};
+use crate::ingest::{Share, count, media};
 
 /// When to retry: a full queue drains in milliseconds, a full disk does not.
 const SOON_SECONDS: &str = "1";
@@ -132,7 +132,7 @@ impl Sender<'_> {
         };
         if !reason.is_empty() && !bytes.is_empty() {
             let (outbox, bytes) = (context.outbox.clone(), bytes.clone());
-            let mut origin = source(context, dialect, client);
+            let mut origin = sender(dialect, client);
             if let Some(address) = address {
                 origin = Origin::line("http", address, &origin);
             }
@@ -178,7 +178,7 @@ async fn store(
     let tag = strict.then(|| {
         KeyFingerprint::new(
             submission.lane.as_str(),
-            &submission.source,
+            &submission.sender,
             &submission.key,
             submission.body.as_bytes(),
         )
@@ -186,7 +186,7 @@ async fn store(
     if let Some(tag) = tag
         && context.keys().begin(tag).is_err()
     {
-        let bars = submission.kind == "fhir" && context.config.bars;
+        let bars = context.config.bars && media::format(&submission.content_type) == media::FHIR_FORMAT;
         return Err(if bars { Problem::CONFLICT } else { Problem::KEY_REUSED });
     }
     let owned = Arc::clone(context);

@@ -13,7 +13,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use pgw_core::delivery::Millis;
-use pgw_core::transaction::{Body, unix_millis_now};
+use pgw_core::transaction::{Body, Kind, unix_millis_now};
 use pgw_outbox::{Accepted, Submission};
 use tokio::io::{AsyncRead as _, AsyncWriteExt as _, ReadBuf};
 use tokio::sync::watch;
@@ -29,7 +29,7 @@ use crate::ingest::mllp::msh::Msh;
 use crate::ingest::mllp::route;
 use crate::ingest::mllp::stream::Stream;
 use crate::ingest::origin::Origin;
-use crate::ingest::{Acceptor, Share, count, media};
+use crate::ingest::{Acceptor, Share, count, sender_key};
 
 /// Read at once. On the stack, and only between two awaits: an idle connection holds no buffer.
 const READ_BYTES: usize = 16 * 1024;
@@ -214,15 +214,17 @@ impl<A: Acceptor> Connection<A> {
         if !config.allowed_senders.is_empty() && !config.allowed_senders.contains(&envelope::sender(&msh)) {
             return self.refuse(&body, Fault::SENDER_NOT_ALLOWED, size).await;
         }
+        let key = envelope::key(&msh);
         let submission = Submission {
             lane: route::lane(&config.routes, &config.lane, &msh).clone(),
             event_type: envelope::event_type(&msh),
-            kind: media::HL7_KIND.to_owned(),
+            kind: Kind::Transaction,
             content_type: envelope::content_type(&msh).to_owned(),
-            source: envelope::source(&config.practice, &config.gateway, &msh),
-            key: envelope::key(&msh),
+            sender: envelope::sender_name(&msh),
+            shows_key: sender_key::may_be_shown(&key),
+            key,
             correlation_id: String::new(),
-            test_data: false,
+            trace_parent: String::new(),
             body,
         };
         match self.context.acceptor.submit(submission).await {
@@ -287,17 +289,13 @@ impl<A: Acceptor> Connection<A> {
     }
 
     async fn keep(&self, body: &Body, fault: Fault, msh: Option<&Msh<'_>>) {
-        let config = &self.context.config;
         if !self.context.may_keep(self.peer, body.len() as u64) {
             count(&self.context.counters.quarantine_passed_over);
             return;
         }
-        let source = msh.map_or_else(
-            || format!("urn:pgw:{}:{}:hl7v2", config.practice, config.gateway),
-            |msh| envelope::source(&config.practice, &config.gateway, msh),
-        );
+        let sender = msh.map_or_else(|| "hl7v2".to_owned(), envelope::sender_name);
         let (acceptor, bytes) = (self.context.acceptor.clone(), body.to_bytes());
-        let origin = Origin::line("mllp", self.peer, &source);
+        let origin = Origin::line("mllp", self.peer, &sender);
         // The semaphore is never closed.
         let _slot = self.context.quarantine_slot.acquire().await;
         let kept =

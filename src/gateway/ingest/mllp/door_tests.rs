@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use pgw_core::transaction::{Gateway, Lane, Practice, TransactionId};
+use pgw_core::transaction::{Gateway, Kind, Lane, Practice, TransactionId};
 use pgw_link::clock::TrustedClock;
 use pgw_outbox::{Accepted, Refusal, Submission};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -47,7 +47,7 @@ impl Acceptor for Fake {
             return Err(refusal);
         }
         let mut stored = self.0.stored.lock().unwrap();
-        let same_key = |s: &&Submission| s.source == submission.source && s.key == submission.key;
+        let same_key = |s: &&Submission| s.sender == submission.sender && s.key == submission.key;
         let repeated = stored.iter().filter(same_key).any(|s| s.body == submission.body);
         let key_reused = !repeated && stored.iter().any(|s| same_key(&s));
         if !repeated {
@@ -197,10 +197,9 @@ async fn pipelined_messages_are_answered_one_by_one_in_order() {
     assert_eq!(door.outbox.bodies(), [message("1", ""), message("2", "AL"), latin], "unchanged, in order");
     let first = door.outbox.0.stored.lock().unwrap()[0].clone();
     assert_eq!(
-        (first.event_type.as_str(), first.kind.as_str(), first.source.as_str(), first.key.as_str()),
-        ("hl7v2.oru_r01", "hl7v2", "urn:pgw:B86022:gw1:hl7v2:LAB%7CSURG", "1")
+        (first.event_type.as_str(), first.kind, first.sender.as_str(), first.key.as_str(), first.shows_key),
+        ("hl7v2.oru_r01", Kind::Transaction, "hl7v2:LAB%7CSURG", "1", true)
     );
-    assert!(!first.test_data);
     let counts = door.counters.counts();
     assert_eq!((counts.received, counts.accepted, counts.connections), (3, 3, 1));
 }

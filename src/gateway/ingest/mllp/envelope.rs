@@ -1,7 +1,5 @@
 //! From an HL7 header to a transaction's envelope: type, content type, source and key.
 
-use pgw_core::transaction::{Gateway, Practice};
-
 use crate::ingest::media;
 use crate::ingest::mllp::msh::{Msh, text};
 
@@ -64,14 +62,14 @@ pub fn content_type(msh: &Msh<'_>) -> &'static str {
     }
 }
 
-/// CloudEvents `source`: `urn:pgw:{practice}:{gateway}:hl7v2:{MSH-3}|{MSH-4}`, percent-encoded.
+/// The sending system's name: `hl7v2:{MSH-3}|{MSH-4}`, percent-encoded.
 #[must_use]
-pub fn source(practice: &Practice, gateway: &Gateway, msh: &Msh<'_>) -> String {
-    let mut source = format!("urn:pgw:{practice}:{gateway}:hl7v2:");
-    push_encoded(&mut source, msh.field(3));
-    source.push_str("%7C");
-    push_encoded(&mut source, msh.field(4));
-    source
+pub fn sender_name(msh: &Msh<'_>) -> String {
+    let mut name = String::from("hl7v2:");
+    push_encoded(&mut name, msh.field(3));
+    name.push_str("%7C");
+    push_encoded(&mut name, msh.field(4));
+    name
 }
 
 fn push_encoded(out: &mut String, bytes: &[u8]) {
@@ -105,18 +103,13 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn names() -> (Practice, Gateway) {
-        (Practice::new("B86022").unwrap(), Gateway::new("gw1").unwrap())
-    }
-
     #[test]
     fn a_usual_header() {
         let msh = Msh::read(b"MSH|^~\\&|LAB 1|SURG^B86022|||||ORU^R01^ORU_R01| 42 |T|2.4||||||UNICODE UTF-8")
             .unwrap();
-        let (practice, gateway) = names();
         assert_eq!(event_type(&msh), "hl7v2.oru_r01");
         assert_eq!(content_type(&msh), "application/hl7-v2+er7; charset=utf-8");
-        assert_eq!(source(&practice, &gateway, &msh), "urn:pgw:B86022:gw1:hl7v2:LAB%201%7CSURG%5EB86022");
+        assert_eq!(sender_name(&msh), "hl7v2:LAB%201%7CSURG%5EB86022");
         assert_eq!(key(&msh), "42");
         assert_eq!(sender(&msh), "LAB 1|SURG^B86022");
     }
@@ -144,15 +137,14 @@ mod tests {
             let mut message = b"MSH|^~\\&|".to_vec();
             message.extend(header);
             let msh = Msh::read(&message).unwrap();
-            let (practice, gateway) = names();
             let event_type = event_type(&msh);
             prop_assert!(event_type.len() <= 40);
             prop_assert!(
                 event_type.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_' || b == b'.')
             );
-            let source = source(&practice, &gateway, &msh);
-            prop_assert!(source.len() < 450);
-            prop_assert!(source.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._~:%".contains(&b)));
+            let sender = sender_name(&msh);
+            prop_assert!(sender.len() < 450);
+            prop_assert!(sender.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._~:%".contains(&b)));
             prop_assert!(key(&msh).len() <= 2 * KEY_BYTES);
         }
     }

@@ -77,6 +77,7 @@ pub(super) fn open_lane(
     let context = LaneContext {
         store,
         lane: name,
+        full_name: parts.settings.lane_name(name),
         id,
         directory: &directory,
         sealer: parts.sealer,
@@ -131,7 +132,7 @@ impl<'a> LaneStartup<'a> {
         voids: Voids,
         table: Option<&SegmentTable>,
     ) -> Self {
-        let first = ChainValue::first(numbering.at(1).epoch, context.lane.as_str());
+        let first = ChainValue::first(&context.full_name, numbering.at(1).epoch);
         Self {
             context,
             numbering,
@@ -221,7 +222,7 @@ impl<'a> LaneStartup<'a> {
         let path = lane_file(store, name, "numbering");
         files::save(&path, &self.numbering).map_err(failed("write", &path))?;
         self.tail = vouched;
-        self.chain = ChainValue::first(epoch, name.as_str());
+        self.chain = ChainValue::first(&self.context.full_name, epoch);
         self.chain_unknown = false;
         self.active = None;
         let path = lane_file(store, name, "ledger");
@@ -257,6 +258,7 @@ impl<'a> LaneStartup<'a> {
         }
         let lane = Arc::new(SharedLane {
             name: name.clone(),
+            full_name: self.context.full_name.clone(),
             id,
             urgent: settings.urgent,
             directory: directory.to_owned(),

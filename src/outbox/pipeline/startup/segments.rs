@@ -5,7 +5,7 @@ use std::io;
 use std::path::Path;
 
 use pgw_core::delivery::Numbering;
-use pgw_core::transaction::{Lane, Position};
+use pgw_core::transaction::{Lane, LaneName, Position};
 
 use crate::crypt::seal::Sealer;
 use crate::descriptor::failed;
@@ -40,6 +40,7 @@ pub(super) type Newest = (u64, Segment, SegmentHeader);
 pub(super) struct LaneContext<'a> {
     pub(super) store: &'a Path,
     pub(super) lane: &'a Lane,
+    pub(super) full_name: LaneName,
     pub(super) id: u16,
     pub(super) directory: &'a Path,
     pub(super) sealer: &'a Sealer,

@@ -1,0 +1,196 @@
+//! The attributes of a transaction: everything that is stored of it besides its numbers and its body, and what its digest is
+//! computed over (design section 12.1).
+//!
+//! They are CloudEvents attributes: names of lower-case letters and digits, values of text. A hub stores those that it does not
+//! know as well, so that a newer gateway can add one: whatever is stored is covered by the digest.
+
+use std::borrow::Cow;
+
+use crate::chain::Digest;
+use crate::transaction::{LaneName, Transaction, rfc3339};
+use crate::wire::WireError;
+
+/// Longest name of an attribute, bytes (CloudEvents 1.0, "Naming Conventions").
+const NAME_BYTES: usize = 20;
+
+/// The number on the wire and what belongs to one sending: no attributes.
+pub const NUMBERS: [&str; 6] = ["chain", "delayed", "epoch", "round", "sequence", "signature"];
+
+/// Names that JSON of a CloudEvent has beside the attributes, or that are ours.
+const RESERVED: [&str; 3] = ["data", "datacontenttype", "pgw"];
+
+/// Names with their values, in the order of the names, each once. None is empty: an empty value is left out.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Attributes(Vec<(Cow<'static, str>, String)>);
+
+impl Attributes {
+    /// Those of a stored transaction of this lane.
+    #[must_use]
+    pub fn of(lane: &LaneName, transaction: &Transaction) -> Self {
+        let key = if transaction.shows_key { transaction.key.as_str() } else { "" };
+        let ordered = [
+            ("clock", transaction.clock.as_str().to_owned()),
+            ("correlationid", transaction.correlation_id.clone()),
+            ("datacontenttype", transaction.content_type.clone()),
+            ("id", transaction.id.to_string()),
+            ("kind", transaction.kind.as_str().to_owned()),
+            ("partitionkey", lane.lane.as_str().to_owned()),
+            ("sender", transaction.sender.clone()),
+            ("senderkey", key.to_owned()),
+            ("source", source(lane)),
+            ("specversion", "1.0".to_owned()),
+            ("time", rfc3339(transaction.time)),
+            ("traceparent", transaction.trace_parent.clone()),
+            ("type", transaction.event_type.clone()),
+        ];
+        let present = ordered.into_iter().filter(|(_, value)| !value.is_empty());
+        Self(present.map(|(name, value)| (Cow::Borrowed(name), value)).collect())
+    }
+
+    /// From properties in any order. Names that no attribute can have are passed over.
+    ///
+    /// # Errors
+    /// [`WireError::Twice`], or [`WireError::Malformed`] for a name that is reserved.
+    pub fn from_properties(
+        content_type: String,
+        properties: impl IntoIterator<Item = (String, String)>,
+    ) -> Result<Self, WireError> {
+        let mut attributes: Vec<(Cow<'static, str>, String)> = properties
+            .into_iter()
+            .filter(|(name, value)| is_name(name) && !value.is_empty())
+            .map(|(name, value)| (Cow::Owned(name), value))
+            .collect();
+        if attributes.iter().any(|(name, _)| RESERVED.contains(&name.as_ref())) {
+            return Err(WireError::Malformed("the name of a property"));
+        }
+        attributes.push((Cow::Borrowed("datacontenttype"), content_type));
+        attributes.sort_unstable();
+        if let Some(pair) = attributes.windows(2).find(|pair| pair[0].0 == pair[1].0) {
+            return Err(WireError::Twice(pair[0].0.clone().into_owned()));
+        }
+        Ok(Self(attributes))
+    }
+
+    /// The value of a name; empty where there is none.
+    #[must_use]
+    pub fn get(&self, name: &str) -> &str {
+        let found = self.0.binary_search_by(|(known, _)| known.as_ref().cmp(name));
+        found.ok().and_then(|at| self.0.get(at)).map_or("", |(_, value)| value)
+    }
+
+    /// All, in the order of the names.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.0.iter().map(|(name, value)| (name.as_ref(), value.as_str()))
+    }
+
+    /// The digest of these with a body.
+    #[must_use]
+    pub fn digest(&self, body: &[u8]) -> Digest {
+        Digest::of(self.iter(), body)
+    }
+
+    /// All, to be sent.
+    pub(super) fn into_properties(self) -> impl Iterator<Item = (String, String)> {
+        self.0.into_iter().map(|(name, value)| (name.into_owned(), value))
+    }
+}
+
+/// CloudEvents `source` of a lane: `/pgw/{practice}/{gateway}/{lane}`.
+#[must_use]
+pub fn source(lane: &LaneName) -> String {
+    format!("/pgw/{lane}")
+}
+
+fn is_name(name: &str) -> bool {
+    (1..=NAME_BYTES).contains(&name.len())
+        && name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit())
+}
+
+impl Transaction {
+    /// The digest of a stored transaction of this lane.
+    #[must_use]
+    pub fn digest(&self, lane: &LaneName) -> Digest {
+        Attributes::of(lane, self).digest(self.body.as_bytes())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::transaction::{Body, Clock, Kind, TransactionId};
+
+    fn transaction() -> Transaction {
+        Transaction {
+            id: TransactionId(uuid::Uuid::from_u128(1)),
+            time: 0,
+            event_type: "t".into(),
+            kind: Kind::Transaction,
+            content_type: "a/b".into(),
+            sender: "lab".into(),
+            key: "MSG1".into(),
+            shows_key: true,
+            correlation_id: "c".into(),
+            trace_parent: "00-1-2-00".into(),
+            clock: Clock::Synced,
+            body: Body::new(&b"x"[..]),
+        }
+    }
+
+    #[test]
+    fn everything_that_is_stored_is_covered() {
+        let lane: LaneName = "B86022/gw1/clinical".parse().unwrap();
+        let plain = transaction().digest(&lane);
+        type Change = fn(&mut Transaction);
+        let changes: [Change; 12] = [
+            |t| t.id = TransactionId(uuid::Uuid::from_u128(2)),
+            |t| t.time = 1,
+            |t| t.event_type = "u".into(),
+            |t| t.kind = Kind::Test,
+            |t| t.content_type = "a/c".into(),
+            |t| t.sender = "labs".into(),
+            |t| t.key = "MSG2".into(),
+            |t| t.shows_key = false,
+            |t| t.correlation_id = String::new(),
+            |t| t.trace_parent = String::new(),
+            |t| t.clock = Clock::Holdover,
+            |t| t.body = Body::new(&b"y"[..]),
+        ];
+        for (index, change) in changes.into_iter().enumerate() {
+            let mut other = transaction();
+            change(&mut other);
+            assert_ne!(other.digest(&lane), plain, "change {index}");
+        }
+        for other in ["B86022/gw1/letters", "B86022/gw2/clinical", "B86023/gw1/clinical"] {
+            assert_ne!(transaction().digest(&other.parse().unwrap()), plain, "{other}");
+        }
+    }
+
+    #[test]
+    fn they_stand_in_the_order_of_their_names() {
+        let lane = "B86022/gw1/clinical".parse().unwrap();
+        let attributes = Attributes::of(&lane, &transaction());
+        assert!(attributes.iter().map(|(name, _)| name).is_sorted());
+        assert_eq!(attributes.iter().count(), 13);
+        assert_eq!((attributes.get("senderkey"), attributes.get("nothing")), ("MSG1", ""));
+        let content_type = attributes.get("datacontenttype").to_owned();
+        let sent = attributes.clone().into_properties().filter(|(name, _)| name != "datacontenttype");
+        let mut sent: Vec<_> = sent.collect();
+        sent.reverse();
+        sent.push(("X-Bridge".into(), "no attribute".into()));
+        sent.push(("empty".into(), String::new()));
+        assert_eq!(Attributes::from_properties(content_type, sent), Ok(attributes));
+    }
+
+    #[test]
+    fn a_name_comes_once_and_is_no_reserved_one() {
+        let read = |names: &[&str]| {
+            let properties = names.iter().map(|name| ((*name).to_owned(), "v".to_owned()));
+            Attributes::from_properties("a/b".into(), properties)
+        };
+        assert_eq!(read(&["id", "time", "id"]), Err(WireError::Twice("id".into())));
+        for reserved in RESERVED {
+            assert!(matches!(read(&[reserved]), Err(WireError::Malformed(_))), "{reserved}");
+        }
+        assert!(read(&["id", "time", "new1"]).is_ok_and(|read| read.get("new1") == "v"));
+    }
+}
