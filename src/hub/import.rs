@@ -323,7 +323,7 @@ mod tests {
     use pgw_bundle::bundle::{Foot, Owner, Writer};
     use pgw_bundle::seal::Encryptor;
     use pgw_core::chain::ChainValue;
-    use pgw_core::transaction::{Body, Clock, Transaction, TransactionId};
+    use pgw_core::transaction::{Body, Clock, Kind, Transaction, TransactionId};
     use pgw_core::wire::SCHEMA;
     use pgw_core::wire::envelope::Envelope;
     use uuid::Uuid;
@@ -343,8 +343,9 @@ mod tests {
             version: String::from("1"),
         };
         let sealed = Encryptor::new(file.try_clone().unwrap(), &[identity.recipient()]).unwrap();
+        let name = owner.lane(&lane);
         let mut out = Writer::new(sealed, owner).unwrap();
-        let mut chain = ChainValue::first(epoch, lane.as_str());
+        let mut chain = ChainValue::first(&name, epoch);
         let head =
             Head { lane: lane.clone(), older: Vec::new(), epoch, first: 1, position: 1, before: chain };
         out.head(head).unwrap();
@@ -353,17 +354,18 @@ mod tests {
                 id: TransactionId(Uuid::from_u128(u128::from(sequence))),
                 time: 1,
                 event_type: String::from("x"),
-                kind: String::from("x"),
+                kind: Kind::Test,
                 content_type: String::from("application/octet-stream"),
-                source: String::from("urn:pgw:B86022:gw1:test"),
+                sender: String::from("test"),
                 key: String::new(),
+                shows_key: false,
                 correlation_id: String::new(),
+                trace_parent: String::new(),
                 clock: Clock::Untrusted,
-                test_data: false,
                 body: Body::new(vec![0; PART.1]),
             };
-            chain = chain.next_for(epoch, &lane, sequence, &transaction);
-            let envelope = Envelope::new(&lane, epoch, sequence, chain, 0, &transaction);
+            chain = chain.next(sequence, transaction.digest(&name));
+            let envelope = Envelope::new(&name, epoch, sequence, chain, 0, &transaction);
             out.transaction(envelope, transaction.body.as_bytes()).unwrap();
         }
         out.foot(Foot { lane, count, epoch, last: count, chain, stopped_before: None }).unwrap();

@@ -129,7 +129,7 @@ fn store(config: &GatewayConfig, report: &mut Checks<'_>) {
         ),
     }
     if let Err(error) = pgw_host::control::check(&config.control.socket) {
-        report.fail("control socket", &chain(&error), "change [control] socket");
+        report.error("control socket", &error, "change [control] socket");
     }
     match Client::connect(&config.control.socket) {
         Ok(_) => report.ok("daemon", "it runs, and answers on its socket"),

@@ -24,7 +24,7 @@ pub fn run(config: &HubConfig, out: &mut dyn Write) -> Exit {
         Err(error) => report.error("signing key", &error, "`practice-hub init` creates one"),
     }
     if let Err(error) = pgw_host::control::check(&settings.control_socket) {
-        report.fail("control socket", &chain(&error), "change [control] socket");
+        report.error("control socket", &error, "change [control] socket");
     }
     let directory = settings.directory.display();
     if settings.directory.is_dir() {

@@ -209,7 +209,7 @@ mod tests {
         let lane = outbox.lane(&clinical()).unwrap();
         let full = std::io::Error::from_raw_os_error(rustix::io::Errno::NOSPC.raw_os_error());
         let full = SegmentError::Database(sled::Error::Io(full));
-        let error = outbox.shared().failed::<()>(&lane, 1, &full).unwrap_err();
+        let error = outbox.shared().failed::<()>(lane, 1, &full).unwrap_err();
         assert_eq!(error.consequence(), Consequence::Retry);
         let text = chain(&error);
         assert!(text.contains("the disk is full: free some space on it: "), "{text}");
