@@ -3,6 +3,6 @@
 import schemathesis
 
 
-@schemathesis.serializer("application/hl7-v2", "application/hl7-v2+er7", "x-application/hl7-v2+er7")
+@schemathesis.serializer("application/hl7-v2", "application/hl7-v2+er7", "x-application/hl7-v2", "x-application/hl7-v2+er7")
 def hl7(ctx, value):
     return value if isinstance(value, bytes) else str(value).encode("utf-8", "surrogatepass")
