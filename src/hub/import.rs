@@ -276,7 +276,7 @@ fn with_position(error: ImportError, head: &Head) -> ImportError {
     }
 }
 
-/// The hub's receipts for these lanes, signed with its key: see [`receipts`].
+/// The hub's receipts for these lanes, signed with its key: see [`mod@receipts`].
 ///
 /// # Errors
 /// [`KeysError`].
