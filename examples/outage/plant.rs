@@ -183,6 +183,10 @@ impl Plant {
     /// Shows the backlog being drained until `total` are confirmed.
     pub(crate) async fn drain(&self, what: &'static str, total: u64) -> Result<()> {
         let already = self.status()?["confirmed_total"].as_u64().unwrap_or(0);
+        if already >= total {
+            println!("   {what} all {total}, while they came in");
+            return Ok(());
+        }
         let bar = Bar::new(total.saturating_sub(already), what);
         until("the backlog to drain", Duration::from_secs(600), || {
             let confirmed = self.status()?["confirmed_total"].as_u64().unwrap_or(already);

@@ -27,7 +27,7 @@ pub struct Digest(pub [u8; 32]);
 impl Digest {
     /// The digest of a body with these attributes, which come in the order of their names, each name once.
     #[must_use]
-    pub fn of<'a>(attributes: impl IntoIterator<Item = (&'a str, &'a str)>, body: &[u8]) -> Self {
+    pub fn of<'n, 'v>(attributes: impl IntoIterator<Item = (&'n str, &'v str)>, body: &[u8]) -> Self {
         let mut hash = Context::new(&SHA256);
         for (name, value) in attributes {
             field(&mut hash, name.as_bytes());

@@ -199,7 +199,7 @@ impl Clock {
     }
 }
 
-/// What an entry of a lane stands for; on the wire `kind`.
+/// The kind of an entry of a lane; on the wire `kind`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Kind {
@@ -275,7 +275,7 @@ pub struct Transaction {
     pub time: UnixMillis,
     /// CloudEvents `type`, for example `hl7v2.oru_r01`.
     pub event_type: String,
-    /// What it stands for.
+    /// Its kind.
     pub kind: Kind,
     /// Media type with charset, for example `application/hl7-v2+er7`.
     pub content_type: String,

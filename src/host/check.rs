@@ -2,9 +2,11 @@
 
 use std::error::Error;
 use std::io::{self, Write};
+use std::path::Path;
 
 use pgw_core::text::chain;
 
+use crate::control::{self, ListenError};
 use crate::exit::Exit;
 
 /// The lines so far, and the exit code.
@@ -41,6 +43,19 @@ impl<'a> Checks<'a> {
     pub fn error(&mut self, what: &str, error: &(dyn Error + 'static), action: &str) {
         let action = if is_denied(error) { "run this as root or as the daemon's user" } else { action };
         self.fail(what, &chain(error), action);
+    }
+}
+
+impl Checks<'_> {
+    /// The path of a control socket. Its directory may be missing: systemd creates it at the start.
+    pub fn control_socket(&mut self, socket: &Path) {
+        match control::check(socket) {
+            Ok(()) => {}
+            Err(error @ ListenError::NoDirectory(_)) => {
+                self.note("control socket", &format!("{error} yet: systemd creates it at the start"));
+            }
+            Err(error) => self.error("control socket", &error, "change [control] socket"),
+        }
     }
 }
 

@@ -64,7 +64,7 @@ pub struct Submission {
     pub lane: Lane,
     /// CloudEvents `type`.
     pub event_type: String,
-    /// What it stands for.
+    /// Its kind.
     pub kind: Kind,
     /// Media type.
     pub content_type: String,

@@ -278,6 +278,34 @@ fn check_says_what_is_wrong_and_what_to_do_one_line_each() {
 }
 
 #[test]
+fn check_before_the_first_start_misses_no_directory_that_systemd_creates() {
+    let (site, _certificates) = site(SiteOptions::default());
+    for (config, socket, gateway) in
+        [(site.gateway_config(), "control.sock", true), (site.hub_config(), "hub.sock", false)]
+    {
+        let check = || {
+            let output =
+                if gateway { site.gateway_command(&["check"]) } else { site.hub_command(&["check"]) };
+            (output.status.code(), text(&output))
+        };
+        let whole = std::fs::read_to_string(&config).expect("the configuration");
+        std::fs::write(&config, whole.replace(socket, &format!("not/yet/{socket}"))).expect("written");
+        let (code, printed) = check();
+        assert_eq!(code, Some(0), "{printed}");
+        assert!(
+            printed.contains("NOTE  control socket") && printed.contains("systemd creates it"),
+            "{printed}"
+        );
+        std::fs::write(site.path("somebodys"), "file").expect("written");
+        std::fs::write(&config, whole.replace(socket, "somebodys")).expect("written");
+        let (code, printed) = check();
+        assert_eq!(code, Some(78), "{printed}");
+        assert!(printed.contains("FAIL  control socket") && printed.contains("is no socket"), "{printed}");
+        std::fs::write(&config, whole).expect("written");
+    }
+}
+
+#[test]
 fn check_says_that_an_open_door_is_open() {
     let (site, certificates) = site(SiteOptions::default());
     let text_before = std::fs::read_to_string(site.gateway_config()).expect("gateway.toml");

@@ -72,6 +72,7 @@ impl Envelope {
                 Some(at) => numbers[at] = Some(value),
             }
         }
+        let content_type = content_type.filter(|text| !text.is_empty());
         let content_type = content_type.ok_or(WireError::Missing("content type"))?;
         let attributes = Attributes::from_properties(content_type, attributes)?;
         let [chain, _, epoch, round, sequence, _] = numbers;
@@ -140,7 +141,11 @@ fn checked(attributes: &Attributes) -> Result<Uuid, WireError> {
     Lane::new(attributes.get("partitionkey")).map_err(|_| WireError::Malformed("partitionkey"))?;
     match attributes.get("id") {
         "" => Err(WireError::Missing("id")),
-        id => id.parse().map_err(|_| WireError::Malformed("id")),
+        // The digest covers the text, and a hub writes the id in its usual form.
+        text => match text.parse::<Uuid>() {
+            Ok(id) if id.as_hyphenated().encode_lower(&mut Uuid::encode_buffer()) == text => Ok(id),
+            _ => Err(WireError::Malformed("id")),
+        },
     }
 }
 
@@ -195,6 +200,21 @@ mod tests {
             }
         }
         assert_eq!(Envelope::from_properties(Some(content_type), properties), Ok(envelope()));
+    }
+
+    #[test]
+    fn an_id_has_one_form_and_a_content_type_is_there() {
+        let (content_type, properties) = envelope().into_properties();
+        for other in ["00000000-0000-0000-0000-00000000000A", "0000000000000000000000000000000a", "{}", "1"] {
+            let mut properties = properties.clone();
+            properties.iter_mut().filter(|(name, _)| name == "id").for_each(|(_, id)| *id = other.into());
+            let read = Envelope::from_properties(Some(content_type.clone()), properties);
+            assert_eq!(read, Err(WireError::Malformed("id")), "{other}");
+        }
+        for none in [None, Some(String::new())] {
+            let read = Envelope::from_properties(none, properties.clone());
+            assert_eq!(read, Err(WireError::Missing("content type")));
+        }
     }
 
     #[test]

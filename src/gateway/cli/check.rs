@@ -128,9 +128,7 @@ fn store(config: &GatewayConfig, report: &mut Checks<'_>) {
             "restore the right key, disk or version; see \"Moving to another box, replacing a key\" in the runbook",
         ),
     }
-    if let Err(error) = pgw_host::control::check(&config.control.socket) {
-        report.error("control socket", &error, "change [control] socket");
-    }
+    report.control_socket(&config.control.socket);
     match Client::connect(&config.control.socket) {
         Ok(_) => report.ok("daemon", "it runs, and answers on its socket"),
         Err(_) => report.note("daemon", "it is not running, or this user may not use its socket"),

@@ -23,9 +23,7 @@ pub fn run(config: &HubConfig, out: &mut dyn Write) -> Exit {
         }
         Err(error) => report.error("signing key", &error, "`practice-hub init` creates one"),
     }
-    if let Err(error) = pgw_host::control::check(&settings.control_socket) {
-        report.error("control socket", &error, "change [control] socket");
-    }
+    report.control_socket(&settings.control_socket);
     let directory = settings.directory.display();
     if settings.directory.is_dir() {
         report.ok("store", &format!("{directory}; `practice-hub verify` checks its chains"));
