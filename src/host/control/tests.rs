@@ -237,6 +237,9 @@ fn clients_that_do_not_read_leave_room_for_others() {
     client.send(&Request::Add { bytes: 1 }).unwrap();
     client.send_bytes(&[7]).unwrap();
     assert!(matches!(client.reply().unwrap(), TestReply::Sum { sum: 7, .. }));
+    // Nobody had to be cut off for it: the first one can still have all of its answer.
+    assert_eq!(stuck[0].reply().unwrap(), TestReply::Bytes {});
+    stuck[0].bytes(8 << 20, &mut io::sink()).unwrap();
     drop(stuck);
     daemon.stop();
 }
