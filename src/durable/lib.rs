@@ -7,6 +7,7 @@
 //! - [`replace`], [`Replacement`]: new content for a file; [`create`], [`NewFile`]: a file that never replaces another
 //! - [`ExclusiveRename`], [`rename_unsynced`]: for many files at once, whose directories the caller syncs
 //! - [`rename`], [`remove`], [`create_directory`], [`sync_directory`]: directory entries, made durable
+//! - [`sync_data`], [`sync_all`]: a file's content, made durable, and the file system's word for it checked
 //! - [`random`]: random bytes of the kernel
 
 use std::fs::{DirBuilder, File, OpenOptions};
@@ -15,7 +16,7 @@ use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use rustix::fs::{CWD, RenameFlags, renameat_with};
+use rustix::fs::{CWD, FallocateFlags, RenameFlags, renameat_with};
 use rustix::io::Errno;
 
 /// For its owner only: keys, clinical data, state.
@@ -53,8 +54,48 @@ pub fn replace_in_place(path: &Path, bytes: &[u8]) -> io::Result<()> {
 pub fn create(path: &Path, mode: u32, bytes: &[u8]) -> io::Result<()> {
     let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(path)?;
     file.write_all(bytes)?;
-    file.sync_all()?;
+    sync_all(&file)?;
     sync_directory(parent(path))
+}
+
+/// Returns when the file's data is on stable storage (fdatasync). The file is open for writing.
+///
+/// # Errors
+/// Those of the system: the data may be lost, although it can be read.
+pub fn sync_data(file: &File) -> io::Result<()> {
+    file.sync_data()?;
+    still_works(file)
+}
+
+/// As [`sync_data`], with the file's attributes (fsync).
+///
+/// # Errors
+/// As [`sync_data`].
+pub fn sync_all(file: &File) -> io::Result<()> {
+    file.sync_all()?;
+    still_works(file)
+}
+
+/// Asks the file system for something that needs its journal, and that changes nothing.
+///
+/// ext4 aborts its journal at an error (`errors=remount-ro`). A sync that is under way just then finds its journal transaction
+/// gone, takes that for done and returns success, although the data is lost: seen in 4 of 40 such errors on Linux 6.18, with
+/// four threads writing. The journal is marked as aborted before its transactions go, so that a request after the sync tells.
+/// It takes 4 microseconds where the sync takes 350.
+fn still_works(file: &File) -> io::Result<()> {
+    loop {
+        match rustix::fs::fallocate(file, FallocateFlags::KEEP_SIZE, 0, 1) {
+            Err(Errno::INTR) => {}
+            // No answer to the question: the file system has no such call, or no space for what it did not have to reserve.
+            Ok(())
+            | Err(
+                Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL | Errno::PERM | Errno::NOSPC | Errno::DQUOT,
+            ) => {
+                return Ok(());
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
 }
 
 /// A file while it is written, under another name. Dropped before it has its own name it leaves nothing.
@@ -105,7 +146,7 @@ impl NewFile {
     }
 
     fn place(mut self, rename: impl FnOnce(&Path) -> io::Result<()>) -> io::Result<()> {
-        self.file.sync_all()?;
+        sync_all(&self.file)?;
         rename(&self.draft)?;
         self.placed = true;
         Ok(())

@@ -78,7 +78,7 @@ impl Alternating {
         let counter = self.counter + 1;
         let slot = encode(payload, self.magic, self.version, counter)?;
         self.file.write_all_at(&slot, counter % 2 * SLOT_BYTES)?;
-        self.file.sync_data()?;
+        pgw_durable::sync_data(&self.file)?;
         self.counter = counter;
         Ok(())
     }

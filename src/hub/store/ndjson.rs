@@ -195,7 +195,7 @@ impl Store for NdjsonStore {
             }
             let text = if last == *b"\n" { text } else { [b"\n", &text[..]].concat() };
             file.write_all_at(&text, length).map_err(failed("write", &path))?;
-            file.sync_data().map_err(failed("sync", &path))?;
+            pgw_durable::sync_data(&file).map_err(failed("sync", &path))?;
         }
         Ok(())
     }
@@ -307,7 +307,9 @@ impl LaneFile {
         }
         self.broken = true;
         let written = self.file.write_all_at(&self.pending, self.length).map_err(failed("write", &self.path));
-        if let Err(error) = written.and_then(|()| self.file.sync_data().map_err(failed("sync", &self.path))) {
+        if let Err(error) =
+            written.and_then(|()| pgw_durable::sync_data(&self.file).map_err(failed("sync", &self.path)))
+        {
             // At once if possible: what was written takes space on a full disk, and would look torn after a crash.
             let _ = self.cut_back();
             return Err(error);

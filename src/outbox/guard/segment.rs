@@ -230,7 +230,9 @@ impl Segment {
             .spawn(open)
             .map_err(SegmentError::Files)?;
         let db = thread.join().unwrap_or(Err(SegmentError::Panicked))?;
-        let file = File::open(directory.join(DATABASE_FILE)).map_err(SegmentError::Files)?;
+        // For writing, because the barrier asks the file system whether it still works.
+        let file =
+            File::options().write(true).open(directory.join(DATABASE_FILE)).map_err(SegmentError::Files)?;
         Ok(Self {
             database: Some(db),
             file,
@@ -296,7 +298,7 @@ impl Segment {
         contained(|| self.db()?.flush().map(|_| ()).map_err(SegmentError::Database))?;
         #[cfg(test)]
         self.faults.check(faults::Point::Sync).map_err(SegmentError::Files)?;
-        self.file.sync_data().map_err(SegmentError::Files)
+        pgw_durable::sync_data(&self.file).map_err(SegmentError::Files)
     }
 
     /// The last position that has a chunk here.
