@@ -89,6 +89,7 @@ impl Plant {
                  store_directory = {store:?}\n\
                  signing_key_file = {key:?}\n\
                  carry_key_file = {carry:?}\n\
+                 gateways_file = {gateways:?}\n\
                  [control]\nsocket = {socket:?}\n\
                  [uplink]\n\
                  upstreams = [{broker:?}]\n\
@@ -96,6 +97,7 @@ impl Plant {
                  backoff_base_seconds = 0.2\nbackoff_cap_seconds = 1.0\n",
                 key = directory.join("hub-signing.key"),
                 carry = directory.join("hub-carry.key"),
+                gateways = directory.join("gateways.toml"),
                 socket = directory.join("hub.sock"),
                 broker = broker.address,
                 ca = broker.ca,
@@ -118,6 +120,7 @@ impl Plant {
                  gateway = \"gw1\"\n\
                  data_directory = {data:?}\n\
                  outbox_key_file = {key:?}\n\
+                 signing_key_file = {signing_key:?}\n\
                  [control]\nsocket = {socket:?}\n\
                  [outbox]\nmin_free_percent = 1\n\
                  [[lane]]\nname = \"clinical\"\n\
@@ -129,6 +132,7 @@ impl Plant {
                  [[hub]]\nname = \"hub1\"\npublic_key = \"{public_key}\"\n",
                 data = directory.join("gateway"),
                 key = directory.join("outbox.key"),
+                signing_key = directory.join("gateway-signing.key"),
                 socket = directory.join("control.sock"),
                 port = link.port(),
                 ca = broker.ca,
@@ -136,9 +140,18 @@ impl Plant {
                 cert_key = broker.gateway.1,
             ),
         )?;
-        let made = own("practice-gateway", &["init"], &config).stdout(Stdio::null()).status()?;
-        if !made.success() {
+        let made = own("practice-gateway", &["init"], &config).stderr(Stdio::inherit()).output()?;
+        if !made.status.success() {
             return Err("practice-gateway init failed".into());
+        }
+        let text = String::from_utf8_lossy(&made.stdout).into_owned();
+        let add = text
+            .lines()
+            .find_map(|line| line.trim().strip_prefix("practice-hub "))
+            .ok_or_else(|| format!("practice-gateway init printed no command for the hub: {text}"))?;
+        let words: Vec<&str> = add.split_whitespace().collect();
+        if !own("practice-hub", &words, &hub_config).stdout(Stdio::null()).status()?.success() {
+            return Err("practice-hub gateway add failed".into());
         }
         let mut plant = Self { door, store, config, processes: Vec::new(), directory: directory.to_owned() };
         plant.spawn("practice-hub", &hub_config)?;

@@ -317,6 +317,13 @@ pub fn rfc3339(time: UnixMillis) -> String {
         .unwrap_or_else(|_| String::from("1970-01-01T00:00:00.000Z"))
 }
 
+/// The moment that an RFC 3339 text names, to the millisecond; `None` for other text and for times before 1970.
+#[must_use]
+pub fn from_rfc3339(text: &str) -> Option<UnixMillis> {
+    let moment = time::OffsetDateTime::parse(text, &time::format_description::well_known::Rfc3339).ok()?;
+    u64::try_from(moment.unix_timestamp_nanos() / 1_000_000).ok()
+}
+
 /// The wall clock now.
 #[must_use]
 pub fn unix_millis_now() -> UnixMillis {
@@ -351,5 +358,10 @@ mod tests {
     fn times_are_rfc_3339_in_utc() {
         assert_eq!(rfc3339(0), "1970-01-01T00:00:00.000Z");
         assert_eq!(rfc3339(1_795_385_530_123), "2026-11-22T22:12:10.123Z");
+        assert_eq!(from_rfc3339("2026-11-22T22:12:10.123Z"), Some(1_795_385_530_123));
+        assert_eq!(from_rfc3339("2026-11-22T23:12:10+01:00"), Some(1_795_385_530_000));
+        for wrong in ["2026-11-22", "1969-12-31T23:59:59Z", "yesterday", ""] {
+            assert_eq!(from_rfc3339(wrong), None, "{wrong}");
+        }
     }
 }

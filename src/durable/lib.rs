@@ -6,13 +6,13 @@
 //!
 //! - [`replace`], [`Replacement`]: new content for a file; [`create`], [`NewFile`]: a file that never replaces another
 //! - [`ExclusiveRename`], [`rename_unsynced`]: for many files at once, whose directories the caller syncs
-//! - [`rename`], [`remove`], [`create_directory`], [`sync_directory`]: directory entries, made durable
+//! - [`rename`], [`add_name`], [`remove`], [`create_directory`], [`sync_directory`]: directory entries, made durable
 //! - [`sync_data`], [`sync_all`]: a file's content, made durable, and the file system's word for it checked
 //! - [`random`]: random bytes of the kernel
 
-use std::fs::{DirBuilder, File, OpenOptions};
+use std::fs::{DirBuilder, File, OpenOptions, Permissions};
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -41,8 +41,11 @@ pub fn replace(path: &Path, mode: u32, bytes: &[u8]) -> io::Result<()> {
 pub fn replace_in_place(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let path = std::fs::canonicalize(path)?;
     let facts = std::fs::metadata(&path)?;
-    let mut replacement = Replacement::begin(&path, facts.mode() & 0o777)?;
+    let mode = facts.mode() & 0o777;
+    let mut replacement = Replacement::begin(&path, mode)?;
     std::os::unix::fs::fchown(replacement.file(), Some(facts.uid()), Some(facts.gid()))?;
+    // The caller's umask may have taken bits away, without which the file's other readers would lose it.
+    replacement.file().set_permissions(Permissions::from_mode(mode))?;
     replacement.write_all(bytes)?;
     replacement.commit()
 }
@@ -229,6 +232,15 @@ pub fn rename(from: &Path, to: &Path) -> io::Result<()> {
     if before == after { Ok(()) } else { sync_directory(before) }
 }
 
+/// Gives a file a second name on the same file system: the same bytes, owner and mode, whatever takes the first name later.
+///
+/// # Errors
+/// [`io::ErrorKind::AlreadyExists`]: the name is taken, and nothing was done; else those of the system.
+pub fn add_name(file: &Path, name: &Path) -> io::Result<()> {
+    std::fs::hard_link(file, name)?;
+    sync_directory(parent(name))
+}
+
 /// As [`rename`], but the caller syncs the directories: once for many files.
 ///
 /// # Errors
@@ -393,10 +405,12 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let (file, link) = (directory.path().join("key"), directory.path().join("link"));
         create(&file, 0o640, b"one").unwrap();
+        // More than any usual umask leaves of a new file.
+        std::fs::set_permissions(&file, Permissions::from_mode(0o666)).unwrap();
         std::os::unix::fs::symlink(&file, &link).unwrap();
         replace_in_place(&link, b"two").unwrap();
         assert!(std::fs::symlink_metadata(&link).unwrap().is_symlink());
-        assert_eq!((std::fs::read(&file).unwrap(), mode(&file)), (b"two".to_vec(), 0o640));
+        assert_eq!((std::fs::read(&file).unwrap(), mode(&file)), (b"two".to_vec(), 0o666));
     }
 
     #[test]

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use pgw_core::consequence::Consequence;
 use pgw_core::text::chain;
+use pgw_core::wire::signature::SigningKey;
 use pgw_host::control::Control;
 use pgw_host::daemon::{Fatal, close_umask, runtime};
 use pgw_host::systemd;
@@ -47,7 +48,7 @@ const NO_DOOR: &str = "a door cannot be opened";
 /// Runs the gateway until SIGTERM or SIGINT. The log is already started.
 ///
 /// # Errors
-/// [`Fatal`], with the exit code of its consequence: 78 for configuration, key and owner of the store, 75 if another
+/// [`Fatal`], with the exit code of its consequence: 78 for configuration, keys and owner of the store, 75 if another
 /// process has the store, 77 for missing rights on it, 74 for its files, 69 for an address that is in use, 70 for a bug.
 pub fn run(mut config: GatewayConfig) -> Result<(), Fatal> {
     close_umask();
@@ -57,6 +58,11 @@ pub fn run(mut config: GatewayConfig) -> Result<(), Fatal> {
     let keys = keys::outbox_keys(&config.outbox_key_file)
         .map_err(|error| Fatal::of("there is no usable outbox key", error.consequence(), error))?;
     config.uplink.info.key_id = keys.present().id();
+    let signing_key = keys::signing_key(&config.signing_key_file)
+        .map_err(|error| Fatal::of("there is no usable signing key", error.consequence(), error))?;
+    let signing_key = Arc::new(signing_key);
+    let public = signing_key.public();
+    tracing::info!(key = %public.id(), public_key = %public, "Read the signing key");
     let began = Instant::now();
     let outbox = Outbox::open(config.outbox.clone(), keys)
         .map_err(|error| Fatal::of("the outbox cannot be opened", error.consequence(), error))?;
@@ -69,7 +75,7 @@ pub fn run(mut config: GatewayConfig) -> Result<(), Fatal> {
     pgw_durable::create_directory(&config.uplink.state_directory, 0o700).map_err(|error| {
         Fatal::of("cannot create the uplink's directory", Consequence::of_file(&error), error)
     })?;
-    let ran = runtime.block_on(serve(config, outbox.clone(), hangup));
+    let ran = runtime.block_on(serve(config, signing_key, outbox.clone(), hangup));
     runtime.shutdown_timeout(Duration::from_secs(1));
     close(outbox);
     ran
@@ -88,7 +94,12 @@ fn close(outbox: Outbox) {
     }
 }
 
-async fn serve(config: GatewayConfig, outbox: Outbox, hangup: Signal) -> Result<(), Fatal> {
+async fn serve(
+    config: GatewayConfig,
+    signing_key: Arc<SigningKey>,
+    outbox: Outbox,
+    hangup: Signal,
+) -> Result<(), Fatal> {
     let signals = Signals::with(hangup)?;
     let mut tasks = Tasks::new();
     let reload = watch::Sender::new(0_u64);
@@ -120,10 +131,11 @@ async fn serve(config: GatewayConfig, outbox: Outbox, hangup: Signal) -> Result<
         watcher::run(sampler, interval, publisher, stop).await;
         Ok(())
     });
-    let (stop, certificates) = (tasks.stop_of(Stage::Uplink), reload.subscribe());
+    let (shutdown, reloaded) = (tasks.stop_of(Stage::Uplink), reload.subscribe());
+    let requests = uplink::Requests { shutdown, reload: reloaded, orders: ordered };
     let (settings, store) = (config.uplink, outbox.clone());
     tasks.spawn(Stage::Uplink, "uplink", async move {
-        uplink::run(settings, store, link, reports, stop, certificates, ordered)
+        uplink::run(settings, signing_key, store, link, reports, requests)
             .await
             .map_err(|error| Fatal::of("the uplink has failed", error.consequence(), error))
     });

@@ -9,6 +9,7 @@ use pgw_core::delivery::Numbering;
 use pgw_core::transaction::{Gateway, Lane, Position, Practice, rfc3339, unix_millis_now};
 use pgw_core::wire::SCHEMA;
 use pgw_core::wire::envelope::Envelope;
+use pgw_core::wire::signature::SigningKey;
 use pgw_outbox::{Outbox, ReadError, Stored};
 
 use crate::listing;
@@ -64,13 +65,14 @@ pub fn owner(practice: &Practice, gateway: &Gateway) -> Owner {
     }
 }
 
-/// Writes the waiting transactions of these lanes, each from `from` on, or from the first that is not confirmed.
+/// Writes the waiting transactions of these lanes, signed with the gateway's `key`, each from `from` on, or from the first that is not confirmed.
 /// Memory holds one record at a time, and what was read with it. Transactions accepted meanwhile are not included.
 ///
 /// # Errors
 /// [`ExportError`]; what was written is then not a complete bundle.
 pub fn export<W: Write>(
     outbox: &Outbox,
+    key: &SigningKey,
     lanes: &[Lane],
     from: Option<Position>,
     out: &mut Writer<W>,
@@ -81,13 +83,14 @@ pub fn export<W: Write>(
         let first = from.unwrap_or_else(|| listing::confirmed(outbox, lane) + 1).max(1);
         let tail = listing::tail(outbox, lane);
         let Some(numbering) = outbox.numbering(lane).filter(|_| first <= tail) else { continue };
-        done.extend(export_lane(outbox, lane, &numbering, (first, tail), out, progress)?);
+        done.extend(export_lane(outbox, key, lane, &numbering, (first, tail), out, progress)?);
     }
     Ok(done)
 }
 
 fn export_lane<W: Write>(
     outbox: &Outbox,
+    key: &SigningKey,
     lane: &Lane,
     numbering: &Numbering,
     (first, tail): (Position, Position),
@@ -110,7 +113,7 @@ fn export_lane<W: Write>(
             next += 1;
             let count = foot.map_or(0, |foot| foot.count) + 1;
             let Stored { epoch, sequence, chain, transaction, .. } = stored;
-            let envelope = Envelope::new(&name, epoch, sequence, chain, 0, &transaction);
+            let envelope = Envelope::new(&name, epoch, sequence, chain, 0, &transaction).signed(&name, key);
             out.transaction(envelope, transaction.body.as_bytes())?;
             foot =
                 Some(Foot { lane: lane.clone(), count, epoch, last: sequence, chain, stopped_before: None });

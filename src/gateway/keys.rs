@@ -1,24 +1,38 @@
-//! The outbox keys: where they are, creation, rotation.
+//! The gateway's keys: where they are; creation and rotation of the outbox keys. The signing key's are in [`secret`].
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use pgw_core::text::{from_hex, hex};
-use pgw_host::secret::{self, KeyError, read, read_secret};
+use pgw_core::wire::signature::SigningKey;
+use pgw_host::secret::{self, KeyError, SecretPlace, read_secret};
 use pgw_outbox::{Keyring, OutboxKey};
 use zeroize::{Zeroize as _, Zeroizing};
 
-/// Name of the systemd credential.
-pub const CREDENTIAL: &str = "outbox-key";
+/// Name of the outbox key as a systemd credential.
+pub const OUTBOX_KEY: &str = "outbox-key";
+/// Name of the signing key as a systemd credential.
+pub const SIGNING_KEY: &str = "signing-key";
 
 /// Where the outbox key is: the systemd credential if there is one, otherwise the configured file.
 #[must_use]
-pub fn outbox_key_place(configured: &Path) -> PathBuf {
-    std::env::var_os("CREDENTIALS_DIRECTORY")
-        .map(|directory| Path::new(&directory).join(CREDENTIAL))
-        .filter(|file| file.exists())
-        .unwrap_or_else(|| configured.to_owned())
+pub fn outbox_key_place(configured: &Path) -> SecretPlace {
+    SecretPlace::find(OUTBOX_KEY.as_ref(), configured)
+}
+
+/// Where the signing key is: the systemd credential if there is one, otherwise the configured file.
+#[must_use]
+pub fn signing_key_place(configured: &Path) -> SecretPlace {
+    SecretPlace::find(SIGNING_KEY.as_ref(), configured)
+}
+
+/// Reads the key with which the gateway signs.
+///
+/// # Errors
+/// [`KeyError`].
+pub fn signing_key(configured: &Path) -> Result<SigningKey, KeyError> {
+    secret::signing_key_at(&signing_key_place(configured))
 }
 
 /// Reads the outbox keys: one per line, 32 bytes as 64 hexadecimal digits or as base64. The first is the current key,
@@ -27,10 +41,8 @@ pub fn outbox_key_place(configured: &Path) -> PathBuf {
 /// # Errors
 /// [`KeyError`].
 pub fn outbox_keys(configured: &Path) -> Result<Keyring, KeyError> {
-    let file = outbox_key_place(configured);
-    // systemd protects its credentials by their directory, and gives them other modes.
-    let text = if file == configured { read_secret(&file)? } else { read(&file)? };
-    keyring(&file, &text)
+    let place = outbox_key_place(configured);
+    keyring(&place.file, &place.read()?)
 }
 
 /// The same for a file that is not a systemd credential.

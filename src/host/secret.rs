@@ -1,11 +1,12 @@
 //! Secret files: read with their modes checked, created once for their owner, never overwritten, and replaced
 //! atomically.
 
+use std::ffi::OsStr;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use pgw_core::consequence::Consequence;
-use pgw_core::wire::signature::SigningKey;
+use pgw_core::wire::signature::{PublicKey, SigningKey};
 use zeroize::Zeroizing;
 
 /// Why there is no key. An existing file is unchanged.
@@ -63,6 +64,35 @@ impl KeyError {
     }
 }
 
+/// Where a secret is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SecretPlace {
+    /// The file.
+    pub file: PathBuf,
+    /// Whether systemd supplies it: it cannot be created or replaced there.
+    pub is_credential: bool,
+}
+
+impl SecretPlace {
+    /// The systemd credential of this name if there is one, otherwise the configured file.
+    #[must_use]
+    pub fn find(credential: &OsStr, configured: &Path) -> Self {
+        let supplied = std::env::var_os("CREDENTIALS_DIRECTORY")
+            .map(|directory| Path::new(&directory).join(credential))
+            .filter(|file| !credential.is_empty() && file.exists());
+        let is_credential = supplied.is_some();
+        Self { file: supplied.unwrap_or_else(|| configured.to_owned()), is_credential }
+    }
+
+    /// Reads it. systemd protects its credentials by their directory, and gives them other modes.
+    ///
+    /// # Errors
+    /// [`KeyError::Unreadable`], [`KeyError::Open`].
+    pub fn read(&self) -> Result<Zeroizing<Vec<u8>>, KeyError> {
+        if self.is_credential { read(&self.file) } else { read_secret(&self.file) }
+    }
+}
+
 /// Reads a file that only its owner may read.
 ///
 /// # Errors
@@ -77,11 +107,7 @@ pub fn read_secret(file: &Path) -> Result<Zeroizing<Vec<u8>>, KeyError> {
     read(file)
 }
 
-/// Reads a file that its directory protects: a systemd credential.
-///
-/// # Errors
-/// [`KeyError::Unreadable`].
-pub fn read(file: &Path) -> Result<Zeroizing<Vec<u8>>, KeyError> {
+fn read(file: &Path) -> Result<Zeroizing<Vec<u8>>, KeyError> {
     std::fs::read(file)
         .map(Zeroizing::new)
         .map_err(|source| KeyError::Unreadable { file: file.to_owned(), source })
@@ -105,15 +131,22 @@ pub fn replace(file: &Path, bytes: &[u8]) -> Result<(), KeyError> {
         .map_err(|source| KeyError::Make { file: file.to_owned(), source })
 }
 
-/// Reads a signing key (PKCS#8).
+/// Reads a signing key (PKCS#8) that only its owner may read.
 ///
 /// # Errors
 /// [`KeyError`].
 pub fn signing_key(file: &Path) -> Result<SigningKey, KeyError> {
-    let document = read_secret(file)?;
-    SigningKey::from_pkcs8(&document).map_err(|_| KeyError::Form {
-        file: file.to_owned(),
-        form: "an Ed25519 key in PKCS#8, as `practice-hub init` creates it",
+    signing_key_at(&SecretPlace { file: file.to_owned(), is_credential: false })
+}
+
+/// Reads a signing key (PKCS#8) at its place.
+///
+/// # Errors
+/// [`KeyError`].
+pub fn signing_key_at(place: &SecretPlace) -> Result<SigningKey, KeyError> {
+    SigningKey::from_pkcs8(&place.read()?).map_err(|_| KeyError::Form {
+        file: place.file.clone(),
+        form: "an Ed25519 key in PKCS#8 (DER), as `init` creates it",
     })
 }
 
@@ -125,6 +158,46 @@ pub fn make_signing_key(file: &Path) -> Result<SigningKey, KeyError> {
     let document = Zeroizing::new(SigningKey::generate().map_err(|_| KeyError::Random)?);
     create(file, &document)?;
     signing_key(file)
+}
+
+/// A signing key that was replaced.
+#[derive(Debug)]
+pub struct ReplacedKey {
+    /// The key that is in the file now.
+    pub new: SigningKey,
+    /// The one that was there before.
+    pub old: PublicKey,
+    /// The file of the new one, without links.
+    pub file: PathBuf,
+    /// Where the old one is kept, with its owner and mode.
+    pub kept: PathBuf,
+}
+
+/// Puts a new signing key in the place of the one in the file; the old one stays beside it, as `FILE.old-ID`. At every
+/// moment the file has one of the two. After an interruption it can be done again.
+///
+/// # Errors
+/// [`KeyError`]; the key in the file is unchanged.
+pub fn replace_signing_key(file: &Path) -> Result<ReplacedKey, KeyError> {
+    let old = signing_key(file)?.public();
+    let unreadable = |source| KeyError::Unreadable { file: file.to_owned(), source };
+    // Where the configuration names a link, the link stays, and both keys are beside each other.
+    let file = std::fs::canonicalize(file).map_err(unreadable)?;
+    let mut name = file.file_name().unwrap_or_default().to_owned();
+    name.push(format!(".old-{}", old.id()));
+    let kept = file.with_file_name(name);
+    match pgw_durable::add_name(&file, &kept) {
+        Err(source) if source.kind() == std::io::ErrorKind::AlreadyExists => {
+            // Left by an interruption, or by somebody who went back to this key with a copy. Anything else is not ours.
+            if signing_key(&kept).ok().is_none_or(|there| there.public() != old) {
+                return Err(KeyError::Make { file: kept, source });
+            }
+        }
+        added => added.map_err(|source| KeyError::Make { file: kept.clone(), source })?,
+    }
+    let document = Zeroizing::new(SigningKey::generate().map_err(|_| KeyError::Random)?);
+    replace(&file, &document)?;
+    Ok(ReplacedKey { new: signing_key(&file)?, old, file, kept })
 }
 
 #[cfg(test)]
@@ -160,5 +233,66 @@ mod tests {
             std::fs::set_permissions(&file, std::fs::Permissions::from_mode(mode)).unwrap();
             assert!(matches!(signing_key(&file), Err(KeyError::Open { mode: found, .. }) if found == mode));
         }
+    }
+
+    #[test]
+    fn a_replaced_signing_key_is_kept_beside_the_new_one_and_can_be_put_back() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("signing.key");
+        let first = make_signing_key(&file).unwrap().public();
+        let replaced = replace_signing_key(&file).unwrap();
+        let second = signing_key(&file).unwrap().public();
+        assert_eq!((replaced.old, replaced.new.public()), (first, second));
+        assert_ne!(first, second);
+        assert_eq!(
+            replaced.kept.file_name().unwrap().to_str().unwrap(),
+            format!("signing.key.old-{}", first.id())
+        );
+        assert_eq!(signing_key(&replaced.kept).unwrap().public(), first);
+        for file in [&file, &replaced.kept] {
+            assert_eq!(std::fs::metadata(file).unwrap().permissions().mode() & 0o777, 0o600);
+        }
+        assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 2);
+        std::fs::rename(&replaced.kept, &file).unwrap();
+        assert_eq!(signing_key(&file).unwrap().public(), first);
+    }
+
+    #[test]
+    fn a_link_to_a_signing_key_stays_and_both_keys_are_where_it_leads() {
+        let (here, there) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let (link, file) = (here.path().join("link.key"), there.path().join("signing.key"));
+        make_signing_key(&file).unwrap();
+        std::os::unix::fs::symlink(&file, &link).unwrap();
+        let replaced = replace_signing_key(&link).unwrap();
+        assert_eq!(replaced.file, file.canonicalize().unwrap());
+        assert_eq!(replaced.kept.parent(), replaced.file.parent());
+        assert_eq!(std::fs::read_link(&link).unwrap(), file);
+        assert_eq!(signing_key(&link).unwrap().public(), replaced.new.public());
+    }
+
+    #[test]
+    fn after_an_interruption_a_signing_key_is_replaced_by_the_same_command() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("signing.key");
+        let first = make_signing_key(&file).unwrap().public();
+        let kept = directory.path().join(format!("signing.key.old-{}", first.id()));
+        std::fs::hard_link(&file, &kept).unwrap();
+        std::fs::write(directory.path().join("signing.key.new"), "half").unwrap();
+        assert_eq!(replace_signing_key(&file).unwrap().old, first);
+        assert_eq!(signing_key(&kept).unwrap().public(), first);
+        assert_ne!(signing_key(&file).unwrap().public(), first);
+    }
+
+    #[test]
+    fn nothing_is_written_over_a_file_that_has_the_old_keys_name() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("signing.key");
+        let first = make_signing_key(&file).unwrap().public();
+        let taken = directory.path().join(format!("signing.key.old-{}", first.id()));
+        std::fs::write(&taken, "somebody's").unwrap();
+        let refused = replace_signing_key(&file).unwrap_err();
+        assert!(matches!(refused, KeyError::Make { file, .. } if file == taken.canonicalize().unwrap()));
+        assert_eq!(std::fs::read(&taken).unwrap(), b"somebody's");
+        assert_eq!(signing_key(&file).unwrap().public(), first);
     }
 }

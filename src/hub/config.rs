@@ -52,6 +52,7 @@ impl HubConfig {
             signing_key_file: path(raw.signing_key_file, "/etc/practice-hub/signing.key"),
             control_socket: path(raw.control.socket, "/run/practice-hub/control.sock"),
             carry_key_file: path(raw.carry_key_file, "/etc/practice-hub/carry.key"),
+            gateways_file: path(raw.gateways_file, "/etc/practice-hub/gateways.toml"),
             keep_alive: seconds("uplink.keep_alive_seconds", link.keep_alive_seconds, 20.0, 5.0..=600.0)?,
             connect_timeout: seconds("uplink.connect_seconds", link.connect_seconds, 10.0, 0.1..=120.0)?,
             reconnect_base: seconds(
@@ -107,6 +108,7 @@ struct RawHub {
     store_directory: Option<PathBuf>,
     signing_key_file: Option<PathBuf>,
     carry_key_file: Option<PathBuf>,
+    gateways_file: Option<PathBuf>,
     #[serde(default)]
     control: RawControl,
     #[serde(default)]

@@ -11,6 +11,7 @@ use tokio::sync::watch;
 use tokio::time::MissedTickBehavior;
 
 use crate::config::HubConfig;
+use crate::gateways::current::CurrentGateways;
 use crate::run::{self, HubError};
 
 /// How long the hub may take to store and answer what it has received.
@@ -19,7 +20,7 @@ const STOP_DEADLINE: Duration = Duration::from_secs(30);
 /// Runs the hub until SIGTERM or SIGINT. The log is already started.
 ///
 /// # Errors
-/// [`Fatal`], with the exit code of its consequence: 78 for the signing key, 75 if another process has the store, 77 for
+/// [`Fatal`], with the exit code of its consequence: 78 for the signing key or the list of gateways, 75 if another process has the store, 77 for
 /// missing rights on it, 74 for its files, 69 for the control socket, 70 for a bug.
 pub fn run(config: HubConfig) -> Result<(), Fatal> {
     close_umask();
@@ -38,9 +39,12 @@ async fn serve(config: HubConfig) -> Result<(), Fatal> {
     let mut terminate = signal(SignalKind::terminate()).map_err(cannot)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(cannot)?;
     let mut hangup = signal(SignalKind::hangup()).map_err(cannot)?;
+    // After the signals: a SIGHUP that comes now reads the list once more, and does not end the hub.
+    let gateways = CurrentGateways::load(&config.settings.gateways_file)
+        .map_err(|error| Fatal::of("cannot read the list of gateways", error.consequence(), error))?;
     let (stop, stopped) = watch::channel(false);
     let (live, mut seen) = watch::channel(false);
-    let mut hub = tokio::spawn(run::run(config.settings, stopped, live));
+    let mut hub = tokio::spawn(run::run(config.settings, gateways.clone(), stopped, live));
     systemd::notify(&[NotifyState::Ready, NotifyState::Status("connecting")]);
     let watched = systemd::watchdog_interval();
     let mut watchdog = tokio::time::interval(watched.unwrap_or(Duration::from_secs(3600)));
@@ -49,9 +53,11 @@ async fn serve(config: HubConfig) -> Result<(), Fatal> {
         tokio::select! {
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
-            // As for the gateway; there is nothing to do.
+            // The certificates need nothing: they are read at each connection to the broker.
             _ = hangup.recv() => {
-                tracing::info!("Nothing to reload: the hub reads its certificates at each connection to the broker");
+                let gateways = gateways.clone();
+                // Its result, good or bad, is in the log.
+                drop(tokio::task::spawn_blocking(move || gateways.reload()));
             }
             ended_early = &mut hub => {
                 return outcome(ended_early).and(Err(Fatal::new("the hub ended early", Consequence::BUG)));

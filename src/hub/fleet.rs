@@ -7,18 +7,23 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use pgw_core::transaction::{Gateway, Practice, UnixMillis, unix_millis_now};
-use pgw_core::wire::from_json;
 use pgw_core::wire::presence::{Event, Status};
+use pgw_core::wire::said::{Origin, Said};
 use pgw_core::wire::topic::Kind;
+use pgw_core::wire::{WireError, from_json};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+
+use super::hearing::{Hearing, Worth};
 
 /// Name of the file.
 pub const FILE: &str = "fleet.json";
 /// The file is written at most this often.
 const SAVE_INTERVAL: Duration = Duration::from_secs(5);
-/// Two boxes with one store end each other's connections for days: reported at most this often.
+/// A duplicate instance speaks for days: reported at most this often.
 const DUPLICATE_EVERY_MILLIS: u64 = 60_000;
+/// Interval of health messages of a gateway that has not said it, seconds.
+const USUAL_INTERVAL_SECONDS: f64 = 60.0;
 /// Most gateways in the view.
 const MOST_GATEWAYS: usize = 20_000;
 
@@ -35,10 +40,13 @@ pub struct GatewayView {
     pub info: Option<Value>,
     /// Its last `event`.
     pub event: Option<Event>,
-    /// Session and time of its last `online`.
+    /// Its broker says that its connection was lost, and nothing new has come since.
     #[serde(default)]
-    pub online: Option<(u64, String)>,
-    /// When its session number last went back, which never happens with a single box.
+    pub connection_lost: bool,
+    /// Which of its messages are new.
+    #[serde(default)]
+    hearing: Hearing,
+    /// When an earlier start of it last went on speaking, which never happens with a single box.
     #[serde(default, rename = "twin")]
     pub duplicate: Option<UnixMillis>,
     /// How many of its messages were refused since the hub started.
@@ -47,26 +55,58 @@ pub struct GatewayView {
 }
 
 impl GatewayView {
-    /// The gateway says that it is online. A box counts its sessions durably and uses each number at most once: a
-    /// number that goes back, or comes twice, belongs to a copy or to an older image.
-    fn came_online(&mut self, who: &str, status: &Status) {
-        let back = self.online.as_ref().is_some_and(|(session, time)| {
-            status.session < *session || (status.session == *session && status.time != *time)
-        });
-        self.online = Some((status.session, status.time.clone()));
-        if !back {
-            return;
+    /// After so many milliseconds without anything new it is offline: three of its health intervals.
+    #[must_use]
+    pub fn patience(&self) -> UnixMillis {
+        let said = self.info.as_ref().and_then(|info| info["health_interval_seconds"].as_f64());
+        let seconds = said.filter(|seconds| seconds.is_finite()).unwrap_or(USUAL_INTERVAL_SECONDS);
+        Duration::try_from_secs_f64(3.0 * seconds).map_or(180_000, |all| all.as_millis() as UnixMillis)
+    }
+
+    /// In a few words: is it there?
+    #[must_use]
+    pub fn presence(&self, now: UnixMillis) -> &str {
+        let silent = self.last_seen.is_none_or(|seen| now.saturating_sub(seen) > self.patience());
+        match &self.status {
+            None => "unknown",
+            Some(status) if status.up == 1 && silent => "offline",
+            Some(status) if status.up == 1 && self.connection_lost => "connection lost (unconfirmed)",
+            Some(status) => &status.status,
         }
-        let now = unix_millis_now();
+    }
+
+    fn is_duplicate(&mut self, who: &str, now: UnixMillis) {
         if self.duplicate.is_none_or(|last| now.saturating_sub(last) >= DUPLICATE_EVERY_MILLIS || last > now)
         {
             tracing::error!(
                 gateway = who,
-                session = status.session,
-                "A gateway's session went back: its store runs on two boxes, or an older image of it was restored"
+                "Two boxes have this gateway's identity: its store runs on two boxes, and their histories differ from now on; stop one of them"
             );
             self.duplicate = Some(now);
         }
+    }
+
+    /// Records a message that is new, or a will.
+    fn record(&mut self, who: &str, kind: &Kind, payload: &[u8]) -> Result<(), WireError> {
+        match kind {
+            Kind::Status => {
+                let status: Status = from_json(payload)?;
+                if self.status.as_ref().map(|before| before.up) != Some(status.up) {
+                    tracing::info!(gateway = who, status = status.status, "A gateway changed its status");
+                }
+                self.status = Some(status);
+            }
+            Kind::Health => self.health = Some(from_json(payload)?),
+            Kind::Info => self.info = Some(from_json(payload)?),
+            Kind::Event => {
+                let event: Event = from_json(payload)?;
+                let Event { level, code, detail, .. } = &event;
+                tracing::info!(gateway = who, level, code, detail, "A gateway reports an event");
+                self.event = Some(event);
+            }
+            _ => {}
+        }
+        Ok(())
     }
 }
 
@@ -96,26 +136,44 @@ impl Fleet {
         self.gateways.get_mut(name)
     }
 
-    /// A message of this gateway arrived.
-    pub fn seen(&mut self, practice: &Practice, gateway: &Gateway, retained: bool) {
-        if retained {
-            return;
+    /// A verified message of this gateway has arrived, on this topic below its root.
+    pub fn hear(
+        &mut self,
+        practice: &Practice,
+        gateway: &Gateway,
+        topic: &str,
+        origin: Origin,
+        retained: bool,
+    ) -> Worth {
+        let (now, who) = (unix_millis_now(), name(practice, gateway));
+        let Some(view) = self.view(&who) else { return Worth::Repeated };
+        let worth = view.hearing.take(origin, topic, now, view.patience());
+        match worth {
+            Worth::New => {
+                if !retained {
+                    view.last_seen = Some(now);
+                    view.connection_lost = false;
+                }
+            }
+            Worth::Duplicate => view.is_duplicate(&who, now),
+            Worth::Earlier | Worth::Repeated => {}
         }
-        let now = unix_millis_now();
-        if let Some(view) = self.view(&name(practice, gateway)) {
-            view.last_seen = Some(now);
-            self.changed = true;
-        }
+        self.changed = true;
+        worth
     }
 
     /// The session of a gateway that is online.
     #[must_use]
     pub fn session(&self, practice: &Practice, gateway: &Gateway) -> Option<u64> {
-        let status = self.gateways.get(&name(practice, gateway))?.status.as_ref()?;
-        (status.up == 1).then_some(status.session)
+        let view = self.gateways.get(&name(practice, gateway))?;
+        let status = view.status.as_ref()?;
+        (status.up == 1 && !view.connection_lost).then_some(status.session)
     }
 
-    /// Records what a gateway says about itself; `false`: it cannot be read.
+    /// Records a verified message in which a gateway speaks about itself.
+    ///
+    /// # Errors
+    /// [`WireError`]: it cannot be read.
     pub fn record(
         &mut self,
         practice: &Practice,
@@ -123,58 +181,22 @@ impl Fleet {
         kind: &Kind,
         payload: &[u8],
         retained: bool,
-    ) -> bool {
-        // Deleting a retained message sends an empty one.
-        if payload.is_empty() {
-            return true;
-        }
+    ) -> Result<(), WireError> {
+        let Some(word) = kind.word() else { return Ok(()) };
+        let Said { content: (), origin } = Said::from_json(payload)?;
+        let is_new = self.hear(practice, gateway, word.as_str(), origin, retained) == Worth::New;
         let who = name(practice, gateway);
-        let Some(view) = self.view(&who) else { return false };
-        let understood = match kind {
-            Kind::Status => match from_json::<Status>(payload) {
-                // A late will of an older session means nothing.
-                Ok(status) => {
-                    if status.up == 1 && !retained {
-                        view.came_online(&who, &status);
-                    }
-                    if view.status.as_ref().is_none_or(|before| status.session >= before.session) {
-                        let was = view.status.as_ref().map(|before| before.up);
-                        if was != Some(status.up) {
-                            tracing::info!(
-                                gateway = who,
-                                status = status.status,
-                                "A gateway changed its status"
-                            );
-                        }
-                        view.status = Some(status);
-                    }
-                    true
-                }
-                Err(_) => false,
-            },
-            Kind::Health => store(&mut view.health, payload),
-            Kind::Info => store(&mut view.info, payload),
-            Kind::Event => match from_json::<Event>(payload) {
-                Ok(event) => {
-                    tracing::info!(
-                        gateway = who,
-                        level = event.level,
-                        code = event.code,
-                        detail = event.detail,
-                        "A gateway reports an event"
-                    );
-                    view.event = Some(event);
-                    true
-                }
-                Err(_) => false,
-            },
-            _ => false,
-        };
-        if understood {
-            self.changed = true;
-            self.seen(practice, gateway, retained);
+        let Some(view) = self.view(&who) else { return Ok(()) };
+        if is_new {
+            return view.record(&who, kind, payload);
         }
-        understood
+        // A will was signed before everything else of its connection.
+        if *kind == Kind::Status && !retained && view.hearing.is_present(origin.boot) {
+            let status: Status = from_json(payload)?;
+            let present = view.status.as_ref().is_some_and(|online| online.session == status.session);
+            view.connection_lost |= status.up == 0 && present;
+        }
+        Ok(())
     }
 
     /// A message was refused; `who` begins with practice and gateway.
@@ -205,16 +227,6 @@ fn name(practice: &Practice, gateway: &Gateway) -> String {
     format!("{practice}/{gateway}")
 }
 
-fn store(slot: &mut Option<Value>, payload: &[u8]) -> bool {
-    match from_json::<Value>(payload) {
-        Ok(value) => {
-            *slot = Some(value);
-            true
-        }
-        Err(_) => false,
-    }
-}
-
 /// The view as last written; empty if there is none.
 #[must_use]
 pub fn read(directory: &Path) -> BTreeMap<String, GatewayView> {
@@ -228,31 +240,67 @@ fn write(path: &Path, gateways: &BTreeMap<String, GatewayView>) -> std::io::Resu
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use pgw_core::wire::said::BootId;
+    use pgw_core::wire::signature::KeyId;
     use pgw_core::wire::to_json;
 
-    fn record(fleet: &mut Fleet, session: u64, time: &str, word: &str, retained: bool) -> bool {
+    use super::*;
+
+    struct Box {
+        boot: u8,
+        session: u64,
+        count: u64,
+    }
+
+    impl Box {
+        fn payload(&mut self, word: &str) -> Vec<u8> {
+            self.count += 1;
+            let origin = Origin { boot: BootId([self.boot; 8]), count: self.count, key: KeyId([0; 8]) };
+            origin.end(to_json(&Status::new(word, self.session, "", "t".to_owned())))
+        }
+    }
+
+    fn take(fleet: &mut Fleet, payload: &[u8], retained: bool) -> String {
         let (practice, gateway) = (Practice::new("B86022").unwrap(), Gateway::new("gw1").unwrap());
-        let status = Status::new(word, session, "", time.to_owned());
-        assert!(fleet.record(&practice, &gateway, &Kind::Status, &to_json(&status), retained));
-        fleet.gateways["B86022/gw1"].duplicate.is_some()
+        fleet.record(&practice, &gateway, &Kind::Status, payload, retained).unwrap();
+        fleet.gateways["B86022/gw1"].presence(unix_millis_now()).to_owned()
     }
 
     #[test]
-    fn a_session_that_comes_back_is_that_of_a_second_box() {
-        let mut fleet = Fleet::default();
-        // One box, its wills, a repetition, a retained message, and a late will.
-        assert!(!record(&mut fleet, 4, "a", "online", true));
-        assert!(!record(&mut fleet, 5, "b", "online", false));
-        assert!(!record(&mut fleet, 5, "b", "online", false));
-        assert!(!record(&mut fleet, 5, "a", "offline", false));
-        assert!(!record(&mut fleet, 6, "c", "online", false));
-        assert!(!record(&mut fleet, 5, "a", "offline", false));
-        assert!(!record(&mut fleet, 5, "b", "online", true));
-        // A copy of the box, which counts on from where it was copied.
-        assert!(record(&mut fleet, 6, "d", "online", false));
-        fleet.gateways.get_mut("B86022/gw1").unwrap().duplicate = None;
-        assert!(!record(&mut fleet, 7, "e", "online", false));
-        assert!(record(&mut fleet, 3, "f", "online", false));
+    fn a_will_is_unconfirmed_until_something_new_comes() {
+        let (mut fleet, mut own) = (Fleet::default(), Box { boot: 1, session: 5, count: 0 });
+        let (will, online) = (own.payload("offline"), own.payload("online"));
+        assert_eq!(take(&mut fleet, &online, false), "online");
+        assert_eq!(take(&mut fleet, &will, false), "connection lost (unconfirmed)");
+        assert_eq!(take(&mut fleet, &online, true), "connection lost (unconfirmed)", "the broker repeats it");
+        own.session = 6;
+        assert_eq!(take(&mut fleet, &own.payload("online"), false), "online");
+        assert_eq!(take(&mut fleet, &will, false), "online", "a late will of an earlier connection");
+        assert_eq!(take(&mut fleet, &own.payload("stopping"), false), "stopping");
+    }
+
+    #[test]
+    fn a_box_that_was_restored_from_an_image_is_online() {
+        let (mut fleet, mut own) = (Fleet::default(), Box { boot: 1, session: 90, count: 7 });
+        let before = own.payload("online");
+        take(&mut fleet, &before, false);
+        let mut restored = Box { boot: 2, session: 40, count: 0 };
+        assert_eq!(take(&mut fleet, &restored.payload("offline"), false), "offline");
+        assert_eq!(take(&mut fleet, &restored.payload("online"), false), "online");
+        // What was recorded of it before shows nothing.
+        assert_eq!(take(&mut fleet, &before, false), "online");
+        assert_eq!(fleet.gateways["B86022/gw1"].status.as_ref().map(|status| status.session), Some(40));
+    }
+
+    #[test]
+    fn a_gateway_of_which_nothing_new_comes_is_offline() {
+        let (mut fleet, mut own) = (Fleet::default(), Box { boot: 1, session: 5, count: 0 });
+        take(&mut fleet, &own.payload("online"), false);
+        let view = fleet.gateways.get_mut("B86022/gw1").unwrap();
+        let (seen, patience) = (view.last_seen.unwrap(), view.patience());
+        assert_eq!((view.presence(seen + patience), patience), ("online", 180_000));
+        assert_eq!(view.presence(seen + patience + 1), "offline");
+        view.info = Some(serde_json::json!({"health_interval_seconds": 0.5}));
+        assert_eq!(view.presence(seen + 1_501), "offline");
     }
 }

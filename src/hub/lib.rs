@@ -9,6 +9,8 @@
 //! - [`resend`]: asks gateways again for what the hub's files have lost or altered
 //! - [`backup`]: what is in a backup, so that gateways may free their disks
 //! - [`answers`]: what is to be published, coalesced
+//! - [`gateways`]: the list of gateways and their keys
+//! - `speakers`: verifies what arrives with the keys of that list; [`hearing`]: which of it is new
 //! - [`fleet`]: what each gateway last said about itself
 //! - [`verify`]: walks the stored chains and names what is missing, altered, swapped or repeated
 //! - [`report`]: what `practice-hub verify` and `list` print
@@ -23,6 +25,8 @@ pub mod config;
 pub mod control;
 pub mod daemon;
 pub mod fleet;
+pub mod gateways;
+pub mod hearing;
 pub mod import;
 pub mod imported;
 pub mod keys;
@@ -31,6 +35,7 @@ mod refusals;
 pub mod report;
 pub mod resend;
 pub mod run;
+mod speakers;
 pub mod store;
 pub mod store_thread;
 pub mod verify;
@@ -63,6 +68,8 @@ pub struct HubSettings {
     pub control_socket: PathBuf,
     /// The age identity that decrypts bundles; without the file nothing can be imported.
     pub carry_key_file: PathBuf,
+    /// The list of gateways and their keys; without the file there are none.
+    pub gateways_file: PathBuf,
     /// MQTT keep-alive (20 s; at least 5 s).
     pub keep_alive: Duration,
     /// Deadline for name, TCP, TLS and CONNACK together (10 s).

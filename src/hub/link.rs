@@ -8,7 +8,7 @@ use pgw_core::transaction::{Hub, rfc3339, unix_millis_now};
 use pgw_core::wire::command::Command;
 use pgw_core::wire::presence::Status;
 use pgw_core::wire::receipt::{Receipt, Stored};
-use pgw_core::wire::signature::{self, SigningKey};
+use pgw_core::wire::signature::{self, SigningKey, Word};
 use pgw_core::wire::topic::{HUB_FILTERS, Root, hub_status};
 use pgw_core::wire::{SCHEMA, to_json};
 use pgw_host::config::Upstream;
@@ -157,20 +157,26 @@ impl AnswerSigner {
                     time: now_text(),
                 };
                 let topic = Root::new(&lane.practice, &lane.gateway).receipt(&self.hub, &lane.lane);
-                self.signed(topic, to_json(&receipt), true)
+                self.signed(Word::Receipt, topic, to_json(&receipt), true)
             }
             Answer::Gap { lane, gap } => {
                 let topic = Root::new(&lane.practice, &lane.gateway).gap(&self.hub, &lane.lane);
-                self.signed(topic, to_json(&gap), false)
+                self.signed(Word::Gap, topic, to_json(&gap), false)
             }
             Answer::Command { practice, gateway, id, session, order } => {
                 let expires = rfc3339(unix_millis_now() + COMMAND_MILLIS);
                 let hub = self.hub.clone();
                 let command = Command { schema: SCHEMA, id, hub, session, expires, order };
-                self.signed(Root::new(&practice, &gateway).plain("cmd"), to_json(&command), false)
+                self.signed(
+                    Word::Command,
+                    Root::new(&practice, &gateway).plain("cmd"),
+                    to_json(&command),
+                    false,
+                )
             }
             Answer::Probe { practice, gateway, payload } => {
-                self.signed(Root::new(&practice, &gateway).plain("probe/reply"), payload.to_vec(), false)
+                let topic = Root::new(&practice, &gateway).plain("probe/reply");
+                self.signed(Word::Reply, topic, payload.to_vec(), false)
             }
         }
     }
@@ -179,11 +185,11 @@ impl AnswerSigner {
     #[must_use]
     pub fn status(&self, status: &str, session: u64, reason: &str) -> SignedPublish {
         let payload = to_json(&Status::new(status, session, reason, now_text()));
-        self.signed(hub_status(&self.hub), payload, true)
+        self.signed(Word::Status, hub_status(&self.hub), payload, true)
     }
 
-    fn signed(&self, topic: String, payload: Vec<u8>, retain: bool) -> SignedPublish {
-        let value = self.key.sign(&topic, &payload);
+    fn signed(&self, word: Word, topic: String, payload: Vec<u8>, retain: bool) -> SignedPublish {
+        let value = self.key.sign(word, &topic, &payload).to_string();
         let properties = PublishProperties {
             user_properties: vec![(signature::PROPERTY.to_owned(), value)],
             content_type: Some("application/json".to_owned()),

@@ -7,6 +7,7 @@ use std::path::Path;
 use pgw_core::transaction::{UnixMillis, rfc3339};
 
 use super::fleet::{self, GatewayView};
+use super::gateways::Gateways;
 use super::store::{LaneName, StoreError, Through, ndjson};
 use super::verify::{self, VerifiedLane};
 
@@ -26,11 +27,11 @@ pub struct PrintedReport {
 ///
 /// # Errors
 /// [`StoreError`] when something cannot be read.
-pub fn verify(directory: &Path, only: Option<&str>) -> Result<PrintedReport, StoreError> {
+pub fn verify(directory: &Path, list: &Gateways, only: Option<&str>) -> Result<PrintedReport, StoreError> {
     let mut text = String::new();
     let (mut ok, mut lanes, mut transactions) = (true, 0, 0);
     for name in ndjson::lanes_in(directory)?.iter().filter(|name| is_below(name, only)) {
-        let report = verify::lane(directory, name)?;
+        let report = verify::lane(directory, name, list)?;
         lanes += 1;
         transactions += report.transactions;
         ok &= report.faults_total == 0;
@@ -71,6 +72,7 @@ fn write_lane(text: &mut String, report: &VerifiedLane) {
             watermark.epoch, watermark.through, watermark.chain
         );
     }
+    write_heads(text, report);
     for void in &report.voids {
         let _ = writeln!(
             text,
@@ -107,6 +109,31 @@ fn write_lane(text: &mut String, report: &VerifiedLane) {
     }
 }
 
+/// By which key each epoch is signed, and through which number.
+fn write_heads(text: &mut String, report: &VerifiedLane) {
+    for watermark in &report.watermarks {
+        let heads = report.heads.iter().filter(|head| head.at.epoch == watermark.epoch);
+        let Some(newest) = heads.clone().filter(|head| head.verified).max_by_key(|head| head.at.through)
+        else {
+            let _ = writeln!(text, "  epoch {}: no signature could be verified", watermark.epoch);
+            let keys: Vec<_> = heads.map(|head| head.key.to_string()).collect();
+            if !keys.is_empty() {
+                let _ = writeln!(
+                    text,
+                    "  what to do: the list of gateways has no key {} for this gateway; was it restored from an older copy?",
+                    keys.join(", ")
+                );
+            }
+            continue;
+        };
+        let _ = writeln!(
+            text,
+            "  epoch {} signed with key {} through {}",
+            watermark.epoch, newest.key, newest.at.through
+        );
+    }
+}
+
 /// Most numbers of one gap in the proposed command; the next `verify` proposes the rest.
 const MOST_WANTED: u64 = 100_000;
 
@@ -135,9 +162,9 @@ pub fn list(directory: &Path, now: UnixMillis) -> Result<PrintedReport, StoreErr
             lanes.push(("-".to_owned(), "-".to_owned()));
         }
         let duplicate = view.duplicate.is_some_and(|at| now.saturating_sub(at) < DAY_MILLIS);
-        ok &= !duplicate && view.status.as_ref().is_none_or(|status| status.up == 1);
+        ok &= !duplicate && ["online", "unknown"].contains(&view.presence(now));
         for (lane, through) in lanes {
-            let mut status = view.status.as_ref().map_or("-", |status| status.status.as_str()).to_owned();
+            let mut status = view.presence(now).to_owned();
             if duplicate {
                 status.push_str(", on two boxes?");
             }
@@ -187,7 +214,7 @@ fn of_health(view: &GatewayView, key: &str) -> String {
     }
 }
 
-fn aligned<const N: usize>(table: &[[String; N]]) -> String {
+pub(crate) fn aligned<const N: usize>(table: &[[String; N]]) -> String {
     let mut widths = [0; N];
     for row in table {
         for (width, cell) in widths.iter_mut().zip(row) {

@@ -165,7 +165,7 @@ impl ResendRequests {
             pending.last_received = Instant::now();
             pending.progress.send_modify(|progress| progress.kept += 1);
             self.bytes += body.len();
-            self.copies.push(Entry { lane: lane.clone(), envelope, body: Some(body) });
+            self.copies.push(Entry::new(lane.clone(), envelope, body));
         }
     }
 
@@ -177,10 +177,10 @@ impl ResendRequests {
         let Some((name, kept)) = of.map(|(name, pending)| (name.clone(), pending.kept.len() as u64)) else {
             return;
         };
-        let CommandResult { done, count, detail, .. } = result;
+        let CommandResult { done, transactions: sent, detail, .. } = result;
         let ended = match done {
-            1 if kept < count => Err(ResendError::NotArrived { sent: count, kept }),
-            1 => Ok(ResendDone { sent: count, detail }),
+            1 if kept < sent => Err(ResendError::NotArrived { sent, kept }),
+            1 => Ok(ResendDone { sent, detail }),
             _ => Err(ResendError::Refused(detail)),
         };
         self.end(&name, ended);

@@ -34,6 +34,7 @@ use super::answers::Answers;
 use super::backup::Backups;
 use super::control::server::Commands;
 use super::fleet::Fleet;
+use super::gateways::current::CurrentGateways;
 use super::link::{self, AnswerSigner, Ended};
 use super::store::ndjson::NdjsonStore;
 use super::store::{Store, StoreError};
@@ -87,13 +88,14 @@ impl HubError {
     }
 }
 
-/// Opens the embedded store and runs until `stop` turns true. `live` reports whether the hub is connected and
-/// subscribed.
+/// Opens the embedded store and runs until `stop` turns true. `gateways` is the list in use, which whoever has a clone of
+/// it may reload at any time. `live` reports whether the hub is connected and subscribed.
 ///
 /// # Errors
 /// [`HubError`], only before the first connection.
 pub async fn run(
     settings: HubSettings,
+    gateways: CurrentGateways,
     stop: watch::Receiver<bool>,
     live: watch::Sender<bool>,
 ) -> Result<(), HubError> {
@@ -101,7 +103,7 @@ pub async fn run(
     let store = tokio::task::spawn_blocking(move || NdjsonStore::open(&directory, rotate_bytes))
         .await
         .map_err(|_| HubError::System("open the store"))??;
-    run_with(settings, Box::new(store), stop, live).await
+    run_with(settings, gateways, Box::new(store), stop, live).await
 }
 
 /// The same with any store.
@@ -110,6 +112,7 @@ pub async fn run(
 /// [`HubError`], only before the first connection.
 pub async fn run_with(
     settings: HubSettings,
+    gateways: CurrentGateways,
     store: Box<dyn Store>,
     mut stop: watch::Receiver<bool>,
     live: watch::Sender<bool>,
@@ -127,6 +130,7 @@ pub async fn run_with(
     let store_thread = StoreThread::new(
         store,
         answers.clone(),
+        gateways.subscribe(),
         Fleet::open(&settings.directory),
         Backups::open(&settings.directory),
         limits,
@@ -137,7 +141,7 @@ pub async fn run_with(
         .map_err(|_| HubError::System("start a thread"))?;
     // Also if the store thread has ended by itself, which nobody outside knows yet.
     let (over, is_over) = watch::channel(false);
-    let commands = Commands::new(settings.clone(), arrivals.clone(), is_over.clone());
+    let commands = Commands::new(settings.clone(), arrivals.clone(), is_over.clone(), gateways);
     let control = tokio::spawn(control.serve(Arc::new(commands), is_over));
 
     let clock = TrustedClock::open(&settings.directory);
@@ -174,7 +178,7 @@ async fn connections(
     });
     let mut sessions = SessionCounter::new(&settings.directory);
     while !*stop.borrow() {
-        let (session, began) = (sessions.next().await, Instant::now());
+        let (session, began) = (sessions.next(context.clock.trusted_seconds()).await, Instant::now());
         let ended = connection(settings, session, context, signer, stop, live).await;
         if live.send_replace(false) {
             backoff.connected();

@@ -5,40 +5,39 @@
 //! next group does not begin sooner than [`GATHER`] after the last, unless [`ENOUGH`] transactions are there: each
 //! group costs an fsync, and each of its lanes a receipt, which is signed, carried and verified.
 //! [`pgw_core::committer`] decides what is stored, answered and refused, and the models test it; this module has the
-//! channel, the store, the clock and the log.
+//! channel, the store, the clock and the log. `incoming` reads and verifies what the broker brings.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use pgw_bundle::bundle::Older;
-use pgw_core::committer::{Action, Committer, Input, Lookup, Refusal, Statement};
+use pgw_core::chain::ChainValue;
+use pgw_core::committer::{Action, Committer, Input, Lookup, Missed, Refusal, Statement, Way};
 use pgw_core::delivery::Millis;
 use pgw_core::text::chain;
 use pgw_core::transaction::{Gateway, Practice, TransactionId, rfc3339, unix_millis_now};
-use pgw_core::wire::envelope::Envelope;
-use pgw_core::wire::receipt::{Gap, Position};
-use pgw_core::wire::topic::{Kind, Topic};
-use pgw_core::wire::void::{self, Void};
-use pgw_core::wire::{WireError, from_json};
+use pgw_core::wire::receipt::Gap;
+use pgw_core::wire::signature::KeyId;
+use pgw_core::wire::topic::Topic;
 use rumqttc::v5::mqttbytes::v5::Publish;
 use tokio::sync::{OwnedSemaphorePermit, watch};
 
 use super::answers::Answers;
 use super::backup::Backups;
 use super::fleet::Fleet;
+use super::gateways::Gateways;
 use super::imported::{NotTaken, Part, Tally};
-use super::refusals::{Refusals, reason};
+use super::refusals::Refusals;
 use super::resend::{CopiesProgress, ResendRequest, ResendRequests};
+use super::speakers::{Speakers, Unheard};
 use super::store::{Entry, LaneName, Store, StoreError, Through};
 
-pub use pgw_core::committer::GroupLimits;
+mod incoming;
 
-/// Most topics whose parsed form is cached.
-const MOST_TOPICS: usize = 10_000;
-/// Largest status, health, info or event that is read, bytes.
-const MOST_PRESENCE: usize = 16 * 1024;
+pub use pgw_core::committer::GroupLimits;
 
 /// In a stream, groups are about this far apart: a fraction of a gateway's round trip.
 const GATHER: Duration = Duration::from_millis(2);
@@ -71,6 +70,7 @@ pub struct StoreThread {
     /// The committer's output that is not carried out yet.
     actions: Vec<Action<Entry>>,
     answers: Answers,
+    speakers: Speakers,
     fleet: Fleet,
     backups: Backups,
     topics: HashMap<Bytes, Topic>,
@@ -89,16 +89,21 @@ pub struct StoreThread {
 /// What the committer asks of the store; an error is kept for the log.
 struct Asked<'a> {
     store: &'a mut dyn Store,
+    speakers: &'a Speakers,
     error: Option<StoreError>,
 }
 
-impl Lookup for Asked<'_> {
+impl Lookup<Entry> for Asked<'_> {
     fn watermarks_of(&self, lane: &LaneName) -> Vec<Through> {
         self.store.watermarks_of(lane)
     }
 
     fn has_id(&mut self, lane: &LaneName, id: TransactionId) -> Option<bool> {
         self.store.has_id(lane, id.0).map_err(|error| self.error = Some(error)).ok()
+    }
+
+    fn signed_by(&mut self, entry: &Entry, chain: ChainValue, way: Way) -> Option<KeyId> {
+        self.speakers.signed_by(entry, chain, way)
     }
 }
 
@@ -108,6 +113,7 @@ impl StoreThread {
     pub fn new(
         store: Box<dyn Store>,
         answers: Answers,
+        gateways: watch::Receiver<Arc<Gateways>>,
         fleet: Fleet,
         backups: Backups,
         limits: GroupLimits,
@@ -117,6 +123,7 @@ impl StoreThread {
             store,
             actions: Vec::new(),
             answers,
+            speakers: Speakers::new(gateways),
             fleet,
             backups,
             topics: HashMap::new(),
@@ -209,7 +216,7 @@ impl StoreThread {
         while let Some(input) = next.take() {
             let now = self.now();
             let mut actions = std::mem::take(&mut self.actions);
-            let mut asked = Asked { store: &mut *self.store, error: None };
+            let mut asked = Asked { store: &mut *self.store, speakers: &self.speakers, error: None };
             self.committer.handle(input, now, &mut asked, &mut actions);
             if let Some(error) = asked.error {
                 store_failed(&error);
@@ -218,14 +225,17 @@ impl StoreThread {
                 match action {
                     Action::Append => next = Some(self.append()),
                     Action::Receipt(lane, statement) => self.receipt(&lane, statement),
-                    Action::Gap(lane, missed) => {
-                        self.answers.gap(&lane, Gap::new(missed.epoch, missed.expected, missed.round));
+                    Action::Gap(lane, Missed { code, epoch, expected, round }) => {
+                        self.answers.gap(&lane, Gap::new(code, epoch, expected, round));
                     }
                     Action::Refuse(lane, Refusal::TooManyLanes) => {
                         self.refuse(lane.to_string(), "number of lanes");
                     }
                     Action::Refuse(lane, Refusal::Chain) => self.refuse(lane.to_string(), "chain"),
-                    Action::Repeated(Entry { lane, envelope, body }) => {
+                    Action::Refuse(lane, Refusal::Unsigned) => {
+                        self.refuse(lane.to_string(), Unheard::Unverified.reason());
+                    }
+                    Action::Repeated(Entry { lane, envelope, body, .. }) => {
                         self.resends.repetition(&lane, envelope, body.unwrap_or_default());
                     }
                     Action::Recovered { dropped } => tracing::info!(dropped, "The store works again"),
@@ -253,67 +263,12 @@ impl StoreThread {
     }
 
     fn receipt(&mut self, lane: &LaneName, statement: Statement) {
-        self.fleet.seen(&lane.practice, &lane.gateway, false);
         // What the models prove about the committer holds for this store only as long as the two agree.
         if !is_stored(&statement.epochs, &self.store.watermarks_of(lane)) {
             tracing::error!(%lane, "Withheld a receipt that claims more than is stored; a bug in this program");
             return;
         }
         self.answers.receipt(lane, statement);
-    }
-
-    fn publish(&mut self, publish: Publish) {
-        let Some(topic) = self.topic(&publish.topic) else {
-            self.refuse(String::from_utf8_lossy(&publish.topic).into_owned(), "unknown topic");
-            return;
-        };
-        let Topic::Gateway { practice, gateway, kind } = topic else { return };
-        match kind {
-            Kind::Transaction(lane) => {
-                let lane = LaneName { practice, gateway, lane };
-                match read(&lane, publish) {
-                    Ok((envelope, body)) => {
-                        self.tell(Input::Transaction(Entry { lane, envelope, body: Some(body) }));
-                    }
-                    Err(error) => self.refuse(lane.to_string(), reason(&error)),
-                }
-            }
-            Kind::Position(lane) => {
-                self.fleet.seen(&practice, &gateway, publish.retain);
-                let lane = LaneName { practice, gateway, lane };
-                match from_json::<Position>(&publish.payload) {
-                    Ok(Position { nonce, .. }) if nonce.len() <= 64 => {
-                        self.hurry = true;
-                        self.tell(Input::Position { lane, nonce });
-                    }
-                    Ok(_) => self.refuse(lane.to_string(), "nonce does not fit"),
-                    Err(error) => self.refuse(lane.to_string(), reason(&error)),
-                }
-            }
-            Kind::Probe if publish.payload.len() <= MOST_PRESENCE => {
-                self.fleet.seen(&practice, &gateway, publish.retain);
-                self.hurry = true;
-                self.probes.push((practice, gateway, publish.payload));
-            }
-            Kind::CommandResult if publish.payload.len() <= MOST_PRESENCE => {
-                match from_json(&publish.payload) {
-                    Ok(result) => {
-                        // The transactions that the gateway sent before this report.
-                        self.keep_copies();
-                        self.resends.result(&practice, &gateway, result);
-                    }
-                    Err(error) => self.refuse(format!("{practice}/{gateway}"), reason(&error)),
-                }
-            }
-            Kind::Status | Kind::Health | Kind::Info | Kind::Event
-                if publish.payload.len() <= MOST_PRESENCE =>
-            {
-                if !self.fleet.record(&practice, &gateway, &kind, &publish.payload, publish.retain) {
-                    self.refuse(format!("{practice}/{gateway}"), "malformed presence");
-                }
-            }
-            _ => self.refuse(format!("{practice}/{gateway}"), "unexpected topic or size"),
-        }
     }
 
     /// Takes a part of a bundle: stores what the broker brought before, then this part. It is on stable storage when
@@ -327,9 +282,9 @@ impl StoreThread {
             return Err(NotTaken::StoreFailed(lane));
         }
         let older = older.into_iter().map(|Older { epoch, through }| (epoch, through));
-        let entry = |(envelope, body)| Entry { lane: lane.clone(), envelope, body: Some(body) };
+        let entry = |(envelope, body)| Entry::new(lane.clone(), envelope, body);
         let now = self.now();
-        let mut asked = Asked { store: &mut *self.store, error: None };
+        let mut asked = Asked { store: &mut *self.store, speakers: &self.speakers, error: None };
         let taken = self.committer.import(&lane, older, transactions.into_iter().map(entry), now, &mut asked);
         if let Some(error) = asked.error {
             store_failed(&error);
@@ -357,6 +312,7 @@ impl StoreThread {
     /// Stores the group, then answers. False: it is not stored.
     fn finish(&mut self) -> bool {
         self.hurry = false;
+        self.speakers.refresh();
         self.keep_copies();
         let failed = self.failed;
         self.tell(Input::Flush);
@@ -367,36 +323,10 @@ impl StoreThread {
         self.failed == failed
     }
 
-    fn topic(&mut self, topic: &Bytes) -> Option<Topic> {
-        if let Some(known) = self.topics.get(topic) {
-            return Some(known.clone());
-        }
-        let parsed = Topic::parse(std::str::from_utf8(topic).ok()?).ok()?;
-        if self.topics.len() >= MOST_TOPICS {
-            self.topics.clear();
-        }
-        // A copy, because the publish's topic is a view into the whole packet.
-        self.topics.insert(Bytes::copy_from_slice(topic), parsed.clone());
-        Some(parsed)
-    }
-
     fn refuse(&mut self, who: String, why: &'static str) {
         self.refusals.count(&who, why, Instant::now());
         self.fleet.refused(&who);
     }
-}
-
-/// A transaction from its publish, if that is well-formed.
-fn read(lane: &LaneName, publish: Publish) -> Result<(Envelope, Bytes), WireError> {
-    let (body, properties) = (publish.payload, publish.properties.unwrap_or_default());
-    let envelope = Envelope::from_properties(properties.content_type, properties.user_properties)?;
-    if !envelope.is_of(lane) {
-        return Err(WireError::Malformed("source or partitionkey"));
-    }
-    if void::is_void(&envelope) && Void::of(&envelope, &body).is_none() {
-        return Err(WireError::Malformed("void"));
-    }
-    Ok((envelope, body))
 }
 
 /// Whether the store has everything that a receipt covers.

@@ -9,9 +9,11 @@ use std::io::{BufRead as _, BufReader, Read as _, Seek as _, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use pgw_core::transaction::{Epoch, Sequence};
+use pgw_core::wire::signature::KeyId;
 use uuid::Uuid;
 
-use super::store::line::{self, Line};
+use super::gateways::{Gateways, ListedGateway};
+use super::store::line::{self, Head, Line};
 use super::store::walk::{Fault, Walk};
 use super::store::{LaneName, StoreError, Through, ndjson};
 
@@ -35,6 +37,8 @@ pub struct VerifiedLane {
     pub recovered: Vec<(Epoch, std::ops::RangeInclusive<Sequence>)>,
     /// The lane's ends, epochs oldest first.
     pub watermarks: Vec<Through>,
+    /// The newest signature of each epoch that was verified, and those that could not be, in the order of the files.
+    pub heads: Vec<VerifiedHead>,
     /// Bytes of a last line without its end.
     pub torn_bytes: u64,
     /// File, line (from 1) and fault; at most a hundred.
@@ -56,6 +60,17 @@ pub struct WrittenOff {
     pub reason: String,
 }
 
+/// The newest signature that an epoch has of a key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct VerifiedHead {
+    /// The number, and the chain value there.
+    pub at: Through,
+    /// The key.
+    pub key: KeyId,
+    /// Whether the signature was verified; else the list of gateways does not have the key for this gateway.
+    pub verified: bool,
+}
+
 impl VerifiedLane {
     fn of(lane: &LaneName) -> Self {
         Self {
@@ -66,10 +81,17 @@ impl VerifiedLane {
             voids: Vec::new(),
             recovered: Vec::new(),
             watermarks: Vec::new(),
+            heads: Vec::new(),
             torn_bytes: 0,
             faults: Vec::new(),
             faults_total: 0,
         }
+    }
+
+    fn head(&mut self, head: VerifiedHead) {
+        let same = |known: &VerifiedHead| known.at.epoch == head.at.epoch && known.key == head.key;
+        self.heads.retain(|known| !same(known));
+        self.heads.push(head);
     }
 
     fn void(&mut self, watermark: &Through, reason: &str) {
@@ -153,11 +175,11 @@ impl Copies {
     }
 }
 
-/// Walks all files of a lane.
+/// Walks all files of a lane, and verifies its gateway's signatures with the keys of the list.
 ///
 /// # Errors
 /// [`StoreError`] when a file cannot be read.
-pub fn lane(directory: &Path, name: &LaneName) -> Result<VerifiedLane, StoreError> {
+pub fn lane(directory: &Path, name: &LaneName, list: &Gateways) -> Result<VerifiedLane, StoreError> {
     let mut files: Vec<_> =
         ndjson::files_of(directory, name)?.into_iter().filter(|path| path.exists()).collect();
     let own = files.len();
@@ -174,7 +196,8 @@ pub fn lane(directory: &Path, name: &LaneName) -> Result<VerifiedLane, StoreErro
         }
     })?;
     let (walk, report) = (Walk::new(name.clone()), VerifiedLane::of(name));
-    let mut check = Check { files: &files, walk, copies, advanced, report };
+    let listed = list.get(&name.practice, &name.gateway);
+    let mut check = Check { files: &files, walk, copies, advanced, listed, report };
     let torn_bytes = for_lines(&files[..own], |file, number, offset, text| {
         check.line(LineAt { file, offset, length: text.len() as u64 }, number, text);
     })?;
@@ -194,6 +217,7 @@ struct Check<'a> {
     copies: Copies,
     /// What the advances refer to, and where those transactions are.
     advanced: HashMap<Uuid, Option<LineAt>>,
+    listed: Option<&'a ListedGateway>,
     report: VerifiedLane,
 }
 
@@ -213,6 +237,9 @@ impl Check<'_> {
         };
         let before = self.walk.clone();
         let mut step = self.walk.step(read.as_ref(), content);
+        if let (Ok(()), Some(Line::Head(head))) = (&step, &read) {
+            step = self.head(head);
+        }
         if let Err(fault) = &step
             && self.copy_replaces(before, fault, read.as_ref())
         {
@@ -231,6 +258,19 @@ impl Check<'_> {
                 self.report.faults.push((self.files[at.file].clone(), number, fault));
             }
         }
+    }
+
+    /// Verifies a signature that belongs to the lines before it.
+    fn head(&mut self, head: &Head) -> Result<(), Fault> {
+        let Head { at, signature, key } = *head;
+        let listed = self.listed.and_then(|gateway| gateway.key(key));
+        if let Some(listed) = listed
+            && !listed.key.verify_head(&self.report.lane, at.epoch, at.through, at.chain, &signature)
+        {
+            return Err(Fault::Signature { epoch: at.epoch, sequence: at.through, key });
+        }
+        self.report.head(VerifiedHead { at, key, verified: listed.is_some() });
+        Ok(())
     }
 
     /// What is missing before this line may have been sent again.
@@ -286,7 +326,7 @@ impl Check<'_> {
             Some(Line::Advance { .. }) => self.report.advances += 1,
             Some(Line::Void { watermark, reason, .. }) => self.report.void(watermark, reason),
             Some(Line::Other(_)) => self.report.others += 1,
-            Some(Line::Group(_)) | None => {}
+            Some(Line::Group(_) | Line::Head(_)) | None => {}
         }
     }
 }
@@ -313,8 +353,8 @@ pub(super) fn ranges(
 ///
 /// # Errors
 /// [`StoreError`] when a directory or file cannot be read.
-pub fn all(directory: &Path) -> Result<Vec<VerifiedLane>, StoreError> {
-    ndjson::lanes_in(directory)?.iter().map(|name| lane(directory, name)).collect()
+pub fn all(directory: &Path, list: &Gateways) -> Result<Vec<VerifiedLane>, StoreError> {
+    ndjson::lanes_in(directory)?.iter().map(|name| lane(directory, name, list)).collect()
 }
 
 /// Passes every complete line with its file's index, its number from 1 and its offset; returns the bytes after the

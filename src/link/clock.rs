@@ -63,6 +63,12 @@ impl TrustedClock {
         state_file::write_number(&self.path, self.seconds.load(Ordering::Relaxed))
     }
 
+    /// The last trusted time, or the build time, whatever the box's clock says: seconds since the epoch.
+    #[must_use]
+    pub fn trusted_seconds(&self) -> u64 {
+        self.seconds.load(Ordering::Relaxed)
+    }
+
     /// The latest of the box's clock, the build time and the last trusted time, seconds since the epoch.
     #[must_use]
     pub fn seconds(&self) -> u64 {

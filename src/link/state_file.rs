@@ -32,10 +32,11 @@ impl SessionCounter {
         Self { path: directory.join("session"), last: 0 }
     }
 
-    /// The next session: one more than the last, stored on disk before it is used. If it cannot be stored, it is still
+    /// The next session: one more than the last, and at least `trusted_seconds`, so that it does not go back where an image of
+    /// the machine was restored. It is stored on disk before it is used. If it cannot be stored, it is still
     /// one more than this process's last, and an error is logged.
-    pub async fn next(&mut self) -> u64 {
-        let (path, least) = (self.path.clone(), self.last + 1);
+    pub async fn next(&mut self, trusted_seconds: u64) -> u64 {
+        let (path, least) = (self.path.clone(), trusted_seconds.max(self.last + 1));
         let next = tokio::task::spawn_blocking(move || next(&path, least, unix_millis_now() / 1_000));
         // A panic there is treated like a file that cannot be written.
         self.last = match next.await {
@@ -81,8 +82,8 @@ mod tests {
     async fn where_it_cannot_be_kept_it_still_grows() {
         let directory = tempfile::tempdir().unwrap();
         let mut counter = SessionCounter::new(directory.path());
-        assert_eq!((counter.next().await, counter.next().await), (1, 2));
+        assert_eq!((counter.next(0).await, counter.next(0).await, counter.next(9).await), (1, 2, 9));
         let mut counter = SessionCounter::new(&directory.path().join("not there"));
-        assert_eq!((counter.next().await, counter.next().await), (1, 2));
+        assert_eq!((counter.next(0).await, counter.next(0).await, counter.next(9).await), (1, 2, 9));
     }
 }

@@ -396,6 +396,7 @@ fn cloudevents_of_pypi_and_npm_decode_what_the_broker_carries() {
                 "sequence": format!("{:020}", number + 1),
                 "round": event["round"],
                 "chain": kept["chain"],
+                "signature": event["signature"],
                 "kind": "transaction",
                 "clock": event["clock"],
                 "data": base64::engine::general_purpose::STANDARD.encode(body),

@@ -4,9 +4,11 @@ use std::path::{Path, PathBuf};
 
 use pgw_gateway::config::GatewayConfig;
 use pgw_hub::config::HubConfig;
+use pgw_hub::gateways::Gateways;
 
 const GATEWAY: &str = include_str!("../../config/gateway.toml");
 const HUB: &str = include_str!("../../config/hub.toml");
+const LIST: &str = include_str!("../../config/gateways.toml");
 
 /// The required keys; everything else has a default.
 const REQUIRED_GATEWAY: &str = r#"
@@ -56,6 +58,11 @@ fn gateway(text: &str) -> Result<GatewayConfig, String> {
 fn hub(text: &str) -> Result<HubConfig, String> {
     let file = file(text);
     HubConfig::load(&file.path).map_err(|error| error.to_string())
+}
+
+fn list(text: &str) -> Result<Gateways, String> {
+    let file = file(text);
+    Gateways::load(&file.path).map_err(|error| error.to_string())
 }
 
 /// The settings without what depends on the file itself.
@@ -121,6 +128,24 @@ fn every_key_is_there_with_a_comment(text: &str, load: &dyn Fn(&str) -> String) 
 fn every_key_that_the_code_knows_is_in_its_reference_file_with_a_comment() {
     every_key_is_there_with_a_comment(GATEWAY, &|text| gateway(text).unwrap_err());
     every_key_is_there_with_a_comment(HUB, &|text| hub(text).unwrap_err());
+}
+
+#[test]
+fn every_key_of_the_list_of_gateways_is_in_the_reference_list() {
+    assert_eq!(list(LIST).unwrap().gateways.len(), 1);
+    // With what is commented out as well: those keys are spelt right too.
+    list(&LIST.replace("# lanes", "lanes").replace("# quota", "quota")).unwrap();
+    for table in ["", "[[gateway]]", "[[gateway.key]]"] {
+        let above = if table == "[[gateway.key]]" { "[[gateway]]\nname = \"B86022.gw1\"\n" } else { "" };
+        for key in keys(&format!("{above}{table}"), &|text| list(text).unwrap_err()) {
+            let there = section(LIST, table)
+                .iter()
+                .any(|line| line.trim_start_matches("# ").starts_with(&format!("{key} = ")));
+            let is_table =
+                LIST.contains(&format!("[[{key}]]")) || LIST.contains(&format!("[[gateway.{key}]]"));
+            assert!(there || is_table, "{table} {key} is not in config/gateways.toml");
+        }
+    }
 }
 
 /// Replaces one line of the reference file; returns its number with the error.

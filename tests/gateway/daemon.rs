@@ -120,7 +120,9 @@ fn a_reload_ends_no_hub() {
     };
     said("The connection to the broker has ended");
     hang_up(site.hub_pid());
-    said("reads its certificates at each connection");
+    harness::eventually_blocking("the list to be read again", Duration::from_secs(30), || {
+        (site.log("hub").matches("Read the list of gateways").count() == 2).then_some(())
+    });
     site.stop();
 }
 
@@ -254,7 +256,7 @@ fn a_credential_of_systemd_goes_before_the_file() {
 #[test]
 fn init_replaces_no_key_and_says_what_to_escrow() {
     let (site, _certificates) = site(SiteOptions::default());
-    for (key, file) in [("outbox.key", true), ("signing.key", false)] {
+    for (key, file) in [("outbox.key", true), ("gateway-signing.key", true), ("signing.key", false)] {
         let before = std::fs::read(site.path(key)).expect("the key");
         let again = if file { site.gateway_command(&["init"]) } else { site.hub_command(&["init"]) };
         let printed = text(&again);
@@ -270,7 +272,7 @@ fn check_says_what_is_wrong_and_what_to_do_one_line_each() {
     let output = site.gateway_command(&["check"]);
     let printed = text(&output);
     assert!(output.status.success(), "{printed}");
-    for what in ["configuration", "outbox key", "store", "certificate", "dates", "CA"] {
+    for what in ["configuration", "outbox key", "store", "signing key", "certificate", "dates", "CA"] {
         assert!(printed.contains(&format!("OK    {what} ")), "{what}: {printed}");
     }
     let output = site.hub_command(&["check"]);

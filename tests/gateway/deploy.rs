@@ -5,12 +5,15 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use pgw_gateway::keys;
+
 use crate::harness;
 use crate::harness::senders::{connect, exchange, message, positive};
 use crate::harness::site::{Site, SiteOptions};
 use crate::harness::{Certificates, Mosquitto, MosquittoOptions};
 
 const ACL: &str = include_str!("../../deploy/etc/mosquitto/practice-gateway/acl");
+const REFERENCE: &str = include_str!("../../config/gateway.toml");
 const MOSQUITTO: &str = include_str!("../../deploy/etc/mosquitto/conf.d/practice-gateway.conf");
 
 fn deploy() -> PathBuf {
@@ -19,11 +22,16 @@ fn deploy() -> PathBuf {
 
 #[test]
 fn the_shipped_access_rules_are_what_the_command_makes() {
+    let reference = Path::new(env!("CARGO_MANIFEST_DIR")).join("config");
+    let hub = std::fs::read_to_string(reference.join("hub.toml")).expect("hub.toml");
+    let list = reference.join("gateways.toml");
+    let directory = tempfile::tempdir().expect("a directory");
+    let config = directory.path().join("hub.toml");
+    let here = hub.replace("/etc/practice-hub/gateways.toml", list.to_str().expect("text"));
+    std::fs::write(&config, here).expect("written");
     let output = Command::new(env!("CARGO_BIN_EXE_practice-hub"))
         .args(["acl", "--config"])
-        .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("config/hub.toml"))
-        .arg("--gateways")
-        .arg(deploy().join("etc/mosquitto/practice-gateway/gateways.txt"))
+        .arg(&config)
         .output()
         .expect("run");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
@@ -101,14 +109,39 @@ fn another_practices_certificate_delivers_nothing_in_this_ones_name() {
     site.stop();
 }
 
+/// systemd gives the daemon each key under the name by which it looks for it, in the plain form and in the sealed one.
+#[test]
+fn the_unit_loads_both_keys_plain_or_sealed() {
+    let read = |name: &str| std::fs::read_to_string(deploy().join(name)).expect("a file");
+    let unit = read("usr/lib/systemd/system/practice-gateway.service");
+    let sealed = read("usr/share/practice-gateway/keys-encrypted.conf");
+    for (name, file) in [(keys::OUTBOX_KEY, "outbox.key"), (keys::SIGNING_KEY, "signing.key")] {
+        let path = format!("/etc/practice-gateway/{file}");
+        assert!(REFERENCE.contains(&format!("_key_file = \"{path}\"")), "{path} is not the default");
+        let line = format!("LoadCredential={name}:{path}");
+        assert!(unit.lines().any(|there| there == line), "{line}");
+        let line = format!("LoadCredentialEncrypted={name}:/etc/practice-gateway/{name}.cred");
+        assert!(sealed.lines().any(|there| there == line), "{line}");
+        assert!(
+            sealed.contains(&format!("systemd-creds encrypt --name={name} {file} {name}.cred")),
+            "{name}"
+        );
+    }
+}
+
 #[test]
 fn the_units_are_closed() {
     for unit in ["practice-gateway.service", "practice-hub.service"] {
         let file = deploy().join("usr/lib/systemd/system").join(unit);
         let text = std::fs::read_to_string(&file).expect("the unit");
-        for line in
-            ["LimitCORE=0", "MemorySwapMax=0", "UMask=0077", "RestartPreventExitStatus=77 78", "Type=notify"]
-        {
+        for line in [
+            "LimitCORE=0",
+            "MemorySwapMax=0",
+            "UMask=0077",
+            "RestartPreventExitStatus=77 78",
+            "Type=notify",
+            "ExecReload=/bin/kill -HUP $MAINPID",
+        ] {
             assert!(text.lines().any(|there| there == line), "{unit}: {line}");
         }
         assert!(

@@ -28,6 +28,8 @@ mod daemon;
 mod deploy;
 mod doors;
 mod folder;
+mod gateway_list;
 mod http;
 mod limits;
 mod release;
+mod signing_key;

@@ -43,6 +43,8 @@ pub struct SiteOptions {
     pub base: Option<PathBuf>,
     /// Another data directory for the gateway; nothing else is in it.
     pub data: Option<PathBuf>,
+    /// The hub's list does not have the gateway.
+    pub unlisted: bool,
 }
 
 impl Site {
@@ -73,10 +75,11 @@ impl Site {
         let mut hub = String::new();
         let _ = writeln!(
             hub,
-            "hub = \"hub1\"\nstore_directory = {:?}\nsigning_key_file = {:?}\ncarry_key_file = {:?}",
+            "hub = \"hub1\"\nstore_directory = {:?}\nsigning_key_file = {:?}\ncarry_key_file = {:?}\ngateways_file = {:?}",
             site.store(),
             site.path("signing.key"),
-            site.path("carry.key")
+            site.path("carry.key"),
+            site.path("gateways.toml")
         );
         let _ = writeln!(
             hub,
@@ -106,9 +109,10 @@ impl Site {
         let _ = writeln!(gateway, "practice = \"B86022\"\ngateway = \"gw1\"\n{}", options.gateway_top);
         let _ = writeln!(
             gateway,
-            "data_directory = {:?}\noutbox_key_file = {:?}",
-            options.data.unwrap_or_else(|| site.path("data")),
-            site.path("outbox.key")
+            "data_directory = {:?}\noutbox_key_file = {:?}\nsigning_key_file = {:?}",
+            options.data.clone().unwrap_or_else(|| site.path("data")),
+            site.path("outbox.key"),
+            site.path("gateway-signing.key")
         );
         let _ = writeln!(gateway, "[control]\nsocket = {:?}", site.path("control.sock"));
         let _ = writeln!(gateway, "[outbox]\nmin_free_percent = 1\n{}", options.outbox);
@@ -133,7 +137,19 @@ impl Site {
         std::fs::write(site.gateway_config(), gateway).expect("gateway.toml");
         let made = site.gateway_command(&["init"]);
         assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+        if !options.unlisted {
+            site.central_it(&String::from_utf8_lossy(&made.stdout));
+        }
         site
+    }
+
+    /// Runs at the hub the first `practice-hub gateway` command that a command of the gateway has printed.
+    pub fn central_it(&self, printed: &str) {
+        let at = printed.find("practice-hub gateway ").unwrap_or_else(|| panic!("no command: {printed}"));
+        let words: Vec<&str> =
+            printed[at..].lines().next().unwrap_or_default().split_whitespace().skip(1).collect();
+        let done = self.hub_command(&words);
+        assert!(done.status.success(), "{words:?}: {}", String::from_utf8_lossy(&done.stderr));
     }
 
     /// A file of the site.

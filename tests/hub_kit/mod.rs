@@ -1,10 +1,20 @@
 //! A gateway's side of a lane, as far as the hub's tests need it: numbered, chained transactions.
-#![allow(unreachable_pub, reason = "a kit says what it offers")]
+#![allow(unreachable_pub, dead_code, reason = "a kit says what it offers")]
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 
 use pgw_core::chain::ChainValue;
 use pgw_core::transaction::{Body, Clock, Epoch, Gateway, Kind, Lane, Practice, Transaction, TransactionId};
 use pgw_core::wire::envelope::Envelope;
+use pgw_core::wire::said::{BootId, Origin};
+use pgw_core::wire::signature::{PROPERTY, SigningKey, Word};
+use pgw_hub::gateways::{Gateways, KeyState, ListedGateway, ListedKey};
 use pgw_hub::store::{Entry, LaneName};
+use rumqttc::v5::mqttbytes::QoS;
+use rumqttc::v5::mqttbytes::v5::{Publish, PublishProperties};
+use tokio::sync::watch;
 use uuid::Uuid;
 
 /// `B86022/gw1/{lane}`.
@@ -47,13 +57,49 @@ pub struct Sender {
     pub sequence: u64,
     pub chain: ChainValue,
     pub round: u64,
+    /// Signs for its gateway.
+    pub key: Arc<SigningKey>,
+}
+
+/// The key with which the gateway of this lane signs.
+pub fn key_of(lane: &LaneName) -> Arc<SigningKey> {
+    static KEYS: Mutex<BTreeMap<(Practice, Gateway), Arc<SigningKey>>> = Mutex::new(BTreeMap::new());
+    let fresh = || Arc::new(SigningKey::from_pkcs8(&SigningKey::generate().unwrap()).unwrap());
+    let mut keys = KEYS.lock().unwrap();
+    keys.entry((lane.practice.clone(), lane.gateway.clone())).or_insert_with(fresh).clone()
+}
+
+/// A list in which the gateways of these lanes have their keys.
+pub fn listed(lanes: &[&LaneName]) -> Gateways {
+    let gateway = |lane: &&LaneName| {
+        let key = ListedKey { key: key_of(lane).public(), state: KeyState::Signing, added: None };
+        let listed = ListedGateway { keys: vec![key], ..ListedGateway::default() };
+        ((lane.practice.clone(), lane.gateway.clone()), listed)
+    };
+    Gateways { serial: 1, gateways: lanes.iter().map(gateway).collect() }
+}
+
+/// The same, as the hub's parts take it.
+pub fn in_use(lanes: &[&LaneName]) -> watch::Receiver<Arc<Gateways>> {
+    watch::channel(Arc::new(listed(lanes))).1
+}
+
+/// A message as its gateway says it, signed and counted.
+pub fn said(key: &SigningKey, word: Word, topic: &str, payload: Vec<u8>) -> Publish {
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    let count = COUNT.fetch_add(1, Ordering::SeqCst) + 1;
+    let payload = Origin { boot: BootId([7; 8]), count, key: key.public().id() }.end(payload);
+    let signature = key.sign(word, topic, &payload).to_string();
+    let user_properties = vec![(PROPERTY.to_owned(), signature)];
+    let properties = PublishProperties { user_properties, ..PublishProperties::default() };
+    Publish::new(topic, QoS::AtLeastOnce, payload, Some(properties))
 }
 
 impl Sender {
     pub fn new(lane: &LaneName, epoch: u128) -> Self {
         let epoch = Epoch(Uuid::from_u128(epoch));
         let chain = ChainValue::first(lane, epoch);
-        Self { lane: lane.clone(), epoch, sequence: 0, chain, round: 1 }
+        Self { lane: lane.clone(), epoch, sequence: 0, chain, round: 1, key: key_of(lane) }
     }
 
     /// The next transaction, with this id and body.
@@ -69,7 +115,7 @@ impl Sender {
             Envelope::new(&self.lane, self.epoch, self.sequence, self.chain, self.round, transaction);
         envelope.chain = self.chain.next(self.sequence, envelope.digest(&body));
         self.chain = envelope.chain;
-        Entry { lane: self.lane.clone(), envelope, body: Some(body) }
+        Entry::new(self.lane.clone(), envelope.signed(&self.lane, &self.key), body)
     }
 
     /// The next `count` transactions: ids `base + sequence`, bodies that differ.

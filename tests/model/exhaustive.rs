@@ -21,10 +21,12 @@
 
 use std::collections::{BTreeSet, VecDeque};
 
+use pgw_core::chain::ChainValue;
 use pgw_core::committer;
-use pgw_core::committer::{Committer, GroupLimits, Lookup, Statement};
+use pgw_core::committer::{Committer, GroupLimits, Lookup, Missed, Statement, Way};
 use pgw_core::delivery::{Action, Alarm, Delivery, Input, Limits, Millis, Receipt, Through};
 use pgw_core::transaction::{LaneName, Position, TransactionId};
+use pgw_core::wire::signature::KeyId;
 use stateright::{Checker, Model, Property};
 
 use crate::world::broker::{Down, Up};
@@ -125,13 +127,17 @@ struct HubDisk {
     cannot_say: bool,
 }
 
-impl Lookup for HubDisk {
+impl Lookup<Line> for HubDisk {
     fn watermarks_of(&self, lane: &LaneName) -> Vec<Through> {
         watermarks(&self.entries, index_of(lane))
     }
 
     fn has_id(&mut self, _: &LaneName, id: TransactionId) -> Option<bool> {
         (!self.cannot_say).then(|| self.entries.iter().any(|entry| !entry.void && entry.id == id))
+    }
+
+    fn signed_by(&mut self, record: &Line, chain: ChainValue, _: Way) -> Option<KeyId> {
+        center::signed_by(record, chain)
     }
 }
 
@@ -158,8 +164,10 @@ enum Step {
     HubTakesAndAgain,
     /// ... or has dropped it after its PUBACK.
     BrokerDrops,
-    /// ... or the message is not what the box sent.
-    Altered,
+    /// ... or the message is not what the box sent; `fits`: its chain value is what follows then.
+    Altered {
+        fits: bool,
+    },
     /// ... and the store cannot tell whether it has the id.
     HubTakesUnsure,
     /// The hub's group is stored, and answers that are due are sent.
@@ -293,7 +301,9 @@ impl World {
                     _ => stream.disk.chains[position as usize - 1],
                 });
                 self.boxes[surgery].published.push_back((index, position));
-                self.up.push_back((index, Up::Transaction { epoch, sequence, round, id, chain, void }));
+                let signs = chain;
+                let packet = Up::Transaction { epoch, sequence, round, id, chain, signs, void };
+                self.up.push_back((index, packet));
                 // The broker takes what reaches it at once; a message in flight and one in its queue are equivalent.
                 self.boxes[surgery].down.push_back((index, Down::PubAck(Ok(()))));
             }
@@ -440,8 +450,8 @@ impl World {
     }
 
     fn append(&mut self, kept: impl Fn(usize) -> bool) {
-        let group = self.hub.group().iter().map(Entry::from).filter(|entry| kept(entry.of));
-        self.disk.entries.extend(group);
+        let group = center::provable(self.hub.group());
+        self.disk.entries.extend(group.into_iter().filter(|entry| kept(entry.of)));
         self.ever.extend(self.disk.entries.iter().filter(|entry| !entry.void).map(|entry| entry.id));
     }
 
@@ -470,9 +480,9 @@ impl World {
         self.tell_hub(committer::Input::BackedUp(backed_up(&self.disk.entries)), None);
     }
 
-    /// What is on the hub's disk, and its current group.
+    /// What is on the hub's disk, and what may be stored of its current group.
     fn taken(&self) -> impl Iterator<Item = Entry> {
-        self.disk.entries.iter().copied().chain(self.hub.group().iter().map(Entry::from))
+        self.disk.entries.iter().copied().chain(center::provable(self.hub.group()))
     }
 
     fn gateway_takes(&mut self, surgery: usize) {
@@ -485,7 +495,8 @@ impl World {
             }
             Down::Receipt(receipt) => self.give(index, Input::Receipt(receipt)),
             Down::Gap(gap) => {
-                let input = Input::Gap { epoch: gap.epoch, expected: gap.expected, round: gap.round };
+                let Missed { code, epoch, expected, round } = gap;
+                let input = Input::Gap { code, epoch, expected, round };
                 self.give(index, input);
             }
         }
@@ -678,7 +689,8 @@ impl Model for Small {
         may(!world.up.is_empty() && left.repetitions > 0, Step::HubTakesAndAgain);
         may(!world.up.is_empty() && left.losses > 0, Step::BrokerDrops);
         let transaction = matches!(world.up.front(), Some((_, Up::Transaction { .. })));
-        may(transaction && left.altered > 0, Step::Altered);
+        may(transaction && left.altered > 0, Step::Altered { fits: false });
+        may(transaction && left.altered > 0, Step::Altered { fits: true });
         may(transaction && left.unsure > 0, Step::HubTakesUnsure);
         let (group, stored) = (world.hub.group(), world.disk.entries.len());
         may(world.hub.has_work(), Step::HubStores);
@@ -752,10 +764,12 @@ impl Model for Small {
                 world.left.losses -= 1;
                 world.up.pop_front();
             }
-            Step::Altered => {
+            Step::Altered { fits } => {
                 world.left.altered -= 1;
-                if let Some((_, Up::Transaction { id: of, .. })) = world.up.front_mut() {
-                    *of = id(STRANGE);
+                let (of, packet) = world.up.front_mut()?;
+                if let Up::Transaction { epoch, sequence, .. } = *packet {
+                    let before = world.streams[*of].disk.before(epoch, sequence);
+                    center::changed(packet, id(STRANGE), before, fits);
                 }
             }
             Step::HubTakesUnsure => {

@@ -14,7 +14,7 @@ use pgw_hub::store::ndjson::NdjsonStore;
 use pgw_hub::store_thread::{GroupLimits, StoreThread};
 use uuid::Uuid;
 
-use crate::hub_kit::{Sender, lane};
+use crate::hub_kit::{Sender, in_use, lane};
 
 fn part(older: &[Older], entries: &[Entry]) -> Part {
     let one = |entry: &Entry| (entry.envelope.clone(), entry.body.clone().unwrap_or_default());
@@ -29,6 +29,7 @@ fn the_hub_imports_bundles_by_the_same_rules() {
     let mut hub = StoreThread::new(
         Box::new(store),
         Answers::default(),
+        in_use(&[&lane("clinical")]),
         Fleet::open(directory.path()),
         Backups::default(),
         limits,

@@ -6,7 +6,8 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use pgw_core::wire::SCHEMA;
-use pgw_core::wire::receipt::Position;
+use pgw_core::wire::receipt::{GapCode, Position};
+use pgw_core::wire::signature::{SigningKey, Word};
 use pgw_core::wire::to_json;
 use pgw_core::wire::topic::Root;
 use pgw_hub::answers::{Answer, Answers};
@@ -19,7 +20,7 @@ use rumqttc::v5::mqttbytes::QoS;
 use rumqttc::v5::mqttbytes::v5::{Publish, PublishProperties};
 use tokio::sync::Semaphore;
 
-use crate::hub_kit::{Sender, lane};
+use crate::hub_kit::{Sender, in_use, lane, listed, said};
 
 /// The faults of a store, set by the test.
 #[derive(Default)]
@@ -100,6 +101,7 @@ impl Running {
         let hub = StoreThread::new(
             Box::new(store),
             answers.clone(),
+            in_use(&[&lane("any")]),
             Fleet::open(directory.path()),
             Backups::default(),
             limits,
@@ -137,7 +139,7 @@ impl Running {
             nonce: nonce.into(),
         };
         let topic = Root::new(&sender.lane.practice, &sender.lane.gateway).position(&sender.lane.lane);
-        self.publish(Publish::new(topic, QoS::AtLeastOnce, to_json(&position), None));
+        self.publish(said(&sender.key, Word::Position, &topic, to_json(&position)));
     }
 
     /// The next answer.
@@ -296,7 +298,7 @@ fn when_the_ids_cannot_be_read_nothing_is_stored_twice_or_lost() {
         std::thread::sleep(Duration::from_millis(20));
     }
     assert_eq!(running.stored(&old.lane), [1, 2, 3, 4, 5, 4, 5]);
-    let report = pgw_hub::verify::lane(running.directory.path(), &old.lane).unwrap();
+    let report = pgw_hub::verify::lane(running.directory.path(), &old.lane, &listed(&[&old.lane])).unwrap();
     assert_eq!((report.advances, report.faults), (3, vec![]));
 }
 
@@ -331,4 +333,81 @@ fn one_gateway_cannot_fill_the_hub_with_lanes() {
     running.finish();
     let files = std::fs::read_dir(running.directory.path().join("B86022/gw1")).unwrap().count();
     assert_eq!(files, 64);
+}
+
+/// The gap notices so far. Receipts are published before them.
+fn gaps(running: &Running, mut answers: Vec<Answer>) -> Vec<(GapCode, u64)> {
+    answers.extend(std::iter::from_fn(|| running.answers.take()));
+    let gap = |answer: &Answer| match answer {
+        Answer::Gap { gap, .. } => Some((gap.code, gap.expected)),
+        _ => None,
+    };
+    answers.iter().filter_map(gap).collect()
+}
+
+#[test]
+fn what_its_gateway_has_not_signed_is_not_stored() {
+    let mut running = Running::start();
+    let mut sender = Sender::new(&lane("clinical"), 1);
+    assert_eq!(running.through(&sender, "first").0, 0);
+    let all = sender.take(10);
+    let key = SigningKey::from_pkcs8(&SigningKey::generate().unwrap()).unwrap();
+    // A broker takes the fourth away, and writes all that follow again, with the chain values that follow.
+    let mut forger = Sender { sequence: 3, chain: all[2].envelope.chain, ..sender.clone() };
+    forger.key = Arc::new(key);
+    let mut forged = all[..3].to_vec();
+    forged.extend(forger.take(4));
+    running.send_together(&forged);
+    let (through, before) = running.through(&sender, "a");
+    assert_eq!((through, gaps(&running, before)), (3, vec![(GapCode::Unverified, 4)]));
+    // Without any signature, and with that of another number.
+    let mut bare = all[3].clone();
+    bare.envelope.signature = None;
+    running.send(&bare);
+    let mut moved = all[3].clone();
+    moved.envelope.signature = all[4].envelope.signature;
+    moved.envelope.round = 2;
+    running.send(&moved);
+    let (through, before) = running.through(&sender, "b");
+    assert_eq!((through, gaps(&running, before)), (3, vec![(GapCode::Unverified, 4)]));
+    running.send_together(&all[3..]);
+    assert_eq!(running.through(&sender, "c").0, 10);
+    assert_eq!(running.stored(&sender.lane), (1..=10).collect::<Vec<_>>());
+    let report =
+        pgw_hub::verify::lane(running.directory.path(), &sender.lane, &listed(&[&sender.lane])).unwrap();
+    assert_eq!(report.faults, vec![]);
+    let [head] = report.heads[..] else { panic!("{:?}", report.heads) };
+    assert_eq!((head.at.through, head.key, head.verified), (10, sender.key.public().id(), true));
+}
+
+#[test]
+fn a_question_counts_once_and_only_from_a_key_that_may_sign() {
+    let running = Running::start();
+    let sender = Sender::new(&lane("clinical"), 1);
+    let other = Arc::new(SigningKey::from_pkcs8(&SigningKey::generate().unwrap()).unwrap());
+    // A box whose key is not listed yet learns why nothing comes.
+    running.ask(&Sender { key: other.clone(), ..sender.clone() }, "unlisted");
+    let Answer::Gap { gap, .. } = running.answer() else { panic!("no gap") };
+    assert_eq!((gap.code, gap.key), (GapCode::Key, Some(other.public().id())));
+    // A forged signature in the name of the listed key gets no answer, and neither does a repetition.
+    let topic = Root::new(&sender.lane.practice, &sender.lane.gateway).position(&sender.lane.lane);
+    let position = Position {
+        schema: SCHEMA,
+        epoch: sender.epoch,
+        first_retained: 1,
+        confirmed: 0,
+        tail: 0,
+        chain: sender.chain,
+        nonce: "forged".into(),
+    };
+    let mut forged = said(&sender.key, Word::Position, &topic, to_json(&position));
+    forged.properties = said(&other, Word::Position, &topic, to_json(&position)).properties;
+    running.publish(forged);
+    let good =
+        said(&sender.key, Word::Position, &topic, to_json(&Position { nonce: "good".into(), ..position }));
+    running.publish(good.clone());
+    assert!(matches!(running.answer(), Answer::Receipt { nonce: Some(nonce), .. } if nonce == "good"));
+    running.publish(good);
+    let (_, before) = running.through(&sender, "last");
+    assert_eq!(before, vec![]);
 }

@@ -4,18 +4,22 @@ use std::fs;
 use std::path::Path;
 
 use base64::Engine as _;
+use pgw_core::committer::Record as _;
 use pgw_core::transaction::unix_millis_now;
 use pgw_core::wire::presence::Status;
+use pgw_core::wire::said::{BootId, Origin};
+use pgw_core::wire::signature::KeyId;
 use pgw_core::wire::to_json;
 use pgw_core::wire::topic::Kind;
 use pgw_hub::fleet::Fleet;
+use pgw_hub::gateways::Gateways;
 use pgw_hub::report;
 use pgw_hub::store::ndjson::{NdjsonStore, files_of};
 use pgw_hub::store::walk::Fault;
 use pgw_hub::store::{Entry, Store};
 use pgw_hub::verify::{VerifiedLane, all};
 
-use crate::hub_kit::{Sender, lane, lane_of};
+use crate::hub_kit::{Sender, lane, lane_of, listed};
 
 /// Nine transactions in three groups and files; `change` gets the lines of transactions, which are then written back.
 fn after(change: impl FnOnce(&mut Vec<String>)) -> (VerifiedLane, Sender) {
@@ -30,7 +34,7 @@ fn after(change: impl FnOnce(&mut Vec<String>)) -> (VerifiedLane, Sender) {
     let mut lines: Vec<_> = fs::read_to_string(&path).unwrap().lines().map(str::to_owned).collect();
     change(&mut lines);
     fs::write(&path, lines.join("\n") + "\n").unwrap();
-    (all(directory.path()).unwrap().remove(0), sender)
+    (all(directory.path(), &Gateways::default()).unwrap().remove(0), sender)
 }
 
 fn faults(report: &VerifiedLane) -> Vec<Fault> {
@@ -159,14 +163,14 @@ fn a_number_given_again_is_checked_against_the_stored_transaction() {
     store.append(&again).unwrap();
     store.append(&new.take(1)).unwrap();
     drop(store);
-    let report = all(directory.path()).unwrap().remove(0);
+    let report = all(directory.path(), &Gateways::default()).unwrap().remove(0);
     assert_eq!((report.transactions, report.advances, faults(&report)), (6, 2, vec![]));
 
     let path = files_of(directory.path(), &old.lane).unwrap().remove(0);
     let text = fs::read_to_string(&path).unwrap();
     // The stored transaction is altered: both of its numbers are reported.
     fs::write(&path, text.replacen("22:12:10.123Z\",\"type", "22:12:10.124Z\",\"type", 5)).unwrap();
-    let found = faults(&all(directory.path()).unwrap().remove(0));
+    let found = faults(&all(directory.path(), &Gateways::default()).unwrap().remove(0));
     assert!(found.contains(&Fault::Altered { epoch: new.epoch, sequence: 1 }), "{found:?}");
     // It is missing.
     let without: String = text
@@ -175,7 +179,7 @@ fn a_number_given_again_is_checked_against_the_stored_transaction() {
         .map(|line| format!("{line}\n"))
         .collect();
     fs::write(&path, without).unwrap();
-    let found = faults(&all(directory.path()).unwrap().remove(0));
+    let found = faults(&all(directory.path(), &Gateways::default()).unwrap().remove(0));
     let id = first[3].envelope.id();
     assert!(found.contains(&Fault::Lost { epoch: new.epoch, sequence: 1, id }), "{found:?}");
 }
@@ -188,18 +192,21 @@ fn the_report_says_whether_all_is_well() {
     store.append(&sender.take(3)).unwrap();
     store.append(&Sender::new(&lane_of("A81001", "gw2", "urgent"), 4).take(2)).unwrap();
     // Beside a running hub.
-    let good = report::verify(directory.path(), None).unwrap();
+    let good = report::verify(directory.path(), &Gateways::default(), None).unwrap();
     assert!(good.ok);
     assert!(good.text.ends_with("2 lanes, 5 transactions: whole\n"), "{}", good.text);
     assert!(
-        report::verify(directory.path(), Some("B86022/gw1"))
+        report::verify(directory.path(), &Gateways::default(), Some("B86022/gw1"))
             .unwrap()
             .text
             .ends_with("1 lanes, 3 transactions: whole\n")
     );
-    assert!(!report::verify(directory.path(), Some("B8602")).unwrap().ok, "nothing was checked");
+    assert!(
+        !report::verify(directory.path(), &Gateways::default(), Some("B8602")).unwrap().ok,
+        "nothing was checked"
+    );
     damage(&files_of(directory.path(), &sender.lane).unwrap()[0]);
-    let bad = report::verify(directory.path(), None).unwrap();
+    let bad = report::verify(directory.path(), &Gateways::default(), None).unwrap();
     assert!(!bad.ok);
     assert!(
         bad.text.contains("sequence 2 of epoch 00000000-0000-0000-0000-000000000001 is altered"),
@@ -224,15 +231,55 @@ fn the_fleet_is_listed_from_the_store_and_from_what_gateways_said() {
     store.append(&sender.take(3)).unwrap();
     let mut fleet = Fleet::open(directory.path());
     let (practice, gateway) = (sender.lane.practice.clone(), sender.lane.gateway.clone());
-    let online = to_json(&Status::new("online", 7, "connected", "2026-11-22T22:12:10.123Z".into()));
-    let late_will = to_json(&Status::new("offline", 6, "connection lost", "2026-11-22T22:12:09.123Z".into()));
-    assert!(fleet.record(&practice, &gateway, &Kind::Status, &online, true));
-    assert!(fleet.record(&practice, &gateway, &Kind::Status, &late_will, false));
+    let origin = |boot, count| Origin { boot: BootId([boot; 8]), count, key: KeyId([0; 8]) };
+    let status = |word: &str, session| to_json(&Status::new(word, session, "", String::new()));
+    let mut say = |kind, payload: Vec<u8>, origin: Origin| {
+        fleet.record(&practice, &gateway, &kind, &origin.end(payload), false).unwrap();
+    };
+    say(Kind::Status, status("online", 7), origin(1, 2));
+    say(Kind::Status, status("offline", 6), origin(1, 1));
     let health = br#"{"schema":1,"state":"buffering","state_code":1,"waiting":12}"#;
-    assert!(fleet.record(&practice, &gateway, &Kind::Health, health, false));
+    say(Kind::Health, health.to_vec(), origin(1, 3));
     fleet.save(true);
     let list = report::list(directory.path(), unix_millis_now()).unwrap();
     let row = list.text.lines().nth(1).unwrap().split_whitespace().collect::<Vec<_>>().join(" ");
     assert!(row.starts_with("B86022/gw1 clinical 3 0 s ago online buffering 12 "), "{row}");
     assert!(list.ok);
+}
+
+/// A store in two groups whose heads are kept.
+fn signed_store(directory: &Path) -> Sender {
+    let mut sender = Sender::new(&lane("clinical"), 1);
+    let mut store = NdjsonStore::open(directory, 1 << 30).unwrap();
+    for _ in 0..2 {
+        let mut group = sender.take(3);
+        group[2].keep_head(Some(sender.key.public().id()));
+        store.append(&group).unwrap();
+    }
+    sender
+}
+
+#[test]
+fn kept_signatures_are_verified_and_one_that_is_not_the_keys_is_a_fault() {
+    let directory = tempfile::tempdir().unwrap();
+    let sender = signed_store(directory.path());
+    let (list, key) = (listed(&[&sender.lane]), sender.key.public().id());
+    let good = report::verify(directory.path(), &list, None).unwrap();
+    let line = format!("epoch {} signed with key {key} through 6\n", sender.epoch);
+    assert!(good.ok && good.text.contains(&line), "{}", good.text);
+    // Without the list the chain is whole, and nobody can say who made it.
+    let unknown = report::verify(directory.path(), &Gateways::default(), None).unwrap();
+    assert!(unknown.ok && unknown.text.contains("no signature could be verified"), "{}", unknown.text);
+    assert!(unknown.text.contains(&format!("has no key {key}")), "{}", unknown.text);
+    // A signature of another number, and one that says it belongs elsewhere.
+    let path = files_of(directory.path(), &sender.lane).unwrap().remove(0);
+    let text = fs::read_to_string(&path).unwrap();
+    let heads: Vec<&str> = text.lines().filter(|line| line.starts_with(r#"{"pgw":"head""#)).collect();
+    let signature = |head: &str| head.split(r#""signature":""#).nth(1).unwrap()[..88].to_owned();
+    fs::write(&path, text.replace(&signature(heads[0]), &signature(heads[1]))).unwrap();
+    let found = faults(&all(directory.path(), &list).unwrap().remove(0));
+    assert_eq!(found, [Fault::Signature { epoch: sender.epoch, sequence: 3, key }]);
+    fs::write(&path, text.replace(heads[1], heads[0])).unwrap();
+    let found = faults(&all(directory.path(), &list).unwrap().remove(0));
+    assert_eq!(found, [Fault::Head { epoch: sender.epoch, sequence: 3 }]);
 }

@@ -8,20 +8,25 @@
 
 use std::collections::{HashMap, HashSet};
 
+use pgw_core::committer::Missed;
 use pgw_core::delivery::{Input, Limits, Millis, Receipt};
 use pgw_core::transaction::TransactionId;
 use pgw_link::backoff::{Backoff, BackoffLimits};
 
 use crate::world::broker::{Broker, Down, Up};
-use crate::world::center::Center;
+use crate::world::center::{self, Center};
 use crate::world::surgery::{Bundle, Disk, Surgery};
 use crate::world::{Random, Seen, id};
 
 const OUTAGES: u64 = 110_000;
 const TURNS: u64 = 2_000;
+/// An id that the box has not accepted.
+const STRANGE: u64 = u64::MAX;
 
 /// A run must meet every one of these, or it proves less than it claims.
-const MUST_BE_SEEN: [&str; 46] = [
+const MUST_BE_SEEN: [&str; 48] = [
+    "changed by the broker",
+    "not signed",
     "bundle exported",
     "carried in, known",
     "carried in, new",
@@ -288,6 +293,7 @@ impl World {
                 self.seen.note("repeated by the broker");
                 self.broker.hubs[hub].queue.push_front(packet.clone());
             }
+            let packet = self.on_its_way(packet);
             for gap in self.centers[hub].take(&packet, self.now, &mut self.seen) {
                 if self.surgery.connected && !self.broker.stuck {
                     self.broker.down.push_back(Down::Gap(gap));
@@ -307,6 +313,19 @@ impl World {
         }
     }
 
+    /// A broker may change a transaction, and its chain value with it.
+    fn on_its_way(&mut self, mut packet: Up) -> Up {
+        if let Up::Transaction { epoch, sequence, .. } = packet
+            && self.faults > 0
+            && self.random.percent(1)
+        {
+            let (before, fits) = (self.surgery.disk.before(epoch, sequence), self.random.percent(70));
+            center::changed(&mut packet, id(STRANGE), before, fits);
+            self.seen.note("changed by the broker");
+        }
+        packet
+    }
+
     fn broker_to_gateway(&mut self) {
         for _ in 0..self.random.below(10) {
             if !self.surgery.connected || self.surgery.wants_reconnect || self.broker.stuck {
@@ -319,7 +338,8 @@ impl World {
                 Down::PubAck(outcome) => self.surgery.receive_puback(outcome, self.now, &mut self.seen),
                 Down::Receipt(receipt) => self.surgery.receive(receipt, self.now, &mut self.seen),
                 Down::Gap(gap) => {
-                    let input = Input::Gap { epoch: gap.epoch, expected: gap.expected, round: gap.round };
+                    let Missed { code, epoch, expected, round } = gap;
+                    let input = Input::Gap { code, epoch, expected, round };
                     self.surgery.give(input, self.now, &mut self.seen);
                 }
             }

@@ -1,9 +1,9 @@
 //! The test vectors of `docs/wire-format.md` are checked against the code: the document is the contract.
 
 use pgw_core::chain::{ChainValue, Digest};
-use pgw_core::transaction::Epoch;
+use pgw_core::transaction::{Epoch, LaneName};
 use pgw_core::wire::envelope::Envelope;
-use pgw_core::wire::signature::{PublicKey, SigningKey};
+use pgw_core::wire::signature::{PublicKey, SigningKey, Word};
 use serde_json::Value;
 
 fn vectors() -> Value {
@@ -46,6 +46,7 @@ fn the_signature_is_that_of_the_document() {
     let public: PublicKey = text(signature, "public_key").parse().expect("a public key");
     public
         .verify(
+            Word::Receipt,
             text(signature, "topic"),
             text(signature, "payload").as_bytes(),
             signature["signature"].as_str(),
@@ -54,9 +55,23 @@ fn the_signature_is_that_of_the_document() {
     let seed_document = hex(text(signature, "pkcs8"));
     let key = SigningKey::from_pkcs8(&seed_document).expect("the document's key");
     assert_eq!(
-        key.sign(text(signature, "topic"), text(signature, "payload").as_bytes()),
+        key.sign(Word::Receipt, text(signature, "topic"), text(signature, "payload").as_bytes()).to_string(),
         text(signature, "signature")
     );
+}
+
+#[test]
+fn the_signature_of_a_head_is_that_of_the_document() {
+    let vectors = vectors();
+    let (chain, signature) = (&vectors["chain"], &vectors["signature"]);
+    let names = ["practice", "gateway", "lane"].map(|name| text(chain, name));
+    let lane: LaneName = names.join("/").parse().expect("a lane");
+    let epoch = Epoch(text(chain, "epoch").parse().expect("an epoch"));
+    let first = &chain["transactions"][0];
+    let value = text(first, "chain").parse().expect("a chain value");
+    let key = SigningKey::from_pkcs8(&hex(text(signature, "pkcs8"))).expect("the document's key");
+    let head = key.sign_head(&lane, epoch, first["sequence"].as_u64().expect("a number"), value);
+    assert_eq!(head.to_string(), text(signature, "head_of_transaction_1"));
 }
 
 #[test]

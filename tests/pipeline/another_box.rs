@@ -1,6 +1,6 @@
 //! Moving to another box and replacing a key, on the real programs: a rotation, a store that moves to new hardware, a copy that runs
-//! twice, a key that is lost and found again. The oracle is that of `harness::pipeline`: once, in order, byte for
-//! byte.
+//! twice, a key that is lost and found again, another signing key. The oracle is that of `harness::pipeline`: once, in order,
+//! byte for byte.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -9,7 +9,7 @@ use std::process::{Child, Command, Output, Stdio};
 use crate::harness;
 use crate::harness::pipeline::{PATIENCE, Pipeline, copy_directory};
 use crate::harness::senders::{connect, exchange, message, positive};
-use crate::harness::site::SiteOptions;
+use crate::harness::site::{SiteOptions, adds_up};
 use crate::harness::{Fault, eventually_blocking};
 
 fn small_segments() -> SiteOptions {
@@ -153,8 +153,15 @@ fn a_store_moves_to_another_box_whole_or_not_at_all() {
     refused(&pipeline, &["outbox", "retire"], 75, "in use");
     pipeline.site.stop_gateway();
     refused(&pipeline, &["outbox", "adopt"], 65, "not retired");
+    let (signing_key, moved) = (pipeline.site.path("gateway-signing.key"), pipeline.site.path("moved.key"));
+    std::fs::rename(&signing_key, &moved).expect("away");
+    refused_and_untouched(&pipeline, &["outbox", "retire"], 78, "gateway-signing.key");
+    std::fs::rename(&moved, &signing_key).expect("back");
+    let signing_id = signing_key_id(&pipeline);
     let printed = gateway(&pipeline, &["outbox", "retire"]);
     assert!(printed.contains("accepted 480, confirmed 200, waiting 280, damaged 0"), "{printed}");
+    let copied = format!("{} (signing key {signing_id})", signing_key.display());
+    assert!(printed.contains(&copied), "{copied}: {printed}");
     let word =
         printed.split("check word ").nth(1).expect("a check word").split_whitespace().next().expect("a word");
     let bundle = pipeline.site.path("retired.age").display().to_string();
@@ -196,9 +203,20 @@ fn a_store_moves_to_another_box_whole_or_not_at_all() {
     std::fs::write(&key, "ab".repeat(32)).expect("written");
     refused(&pipeline, &["outbox", "adopt"], 78, "needs key");
     std::fs::write(&key, right).expect("written");
+    // The new box has made a signing key of its own, or none is there.
+    std::fs::rename(&signing_key, &moved).expect("away");
+    refused(&pipeline, &["outbox", "adopt"], 78, &format!("copy signing key {signing_id} from the old box"));
+    gateway(&pipeline, &["init"]);
+    let other = signing_key_id(&pipeline);
+    assert_ne!(other, signing_id);
+    let sentence = format!("the signing key here is {other}, and the old box had {signing_id}");
+    refused(&pipeline, &["outbox", "adopt"], 65, &sentence);
+    std::fs::rename(&moved, &signing_key).expect("copied");
+    assert!(content(&data) == whole, "a refused adoption wrote something");
     refused(&pipeline, &["run"], 78, "adopt");
 
     let printed = gateway(&pipeline, &["outbox", "adopt"]);
+    assert!(!printed.contains("practice-hub gateway"), "central IT has nothing to do: {printed}");
     assert!(
         printed.contains(word) && printed.contains("accepted 480, confirmed 200, waiting 280"),
         "{printed}"
@@ -216,6 +234,72 @@ fn a_store_moves_to_another_box_whole_or_not_at_all() {
     assert_eq!(output.status.code(), Some(78), "{}", text(&output));
     assert!(content(&pipeline.site.path("data")) == before, "the old box wrote something");
     pipeline.proxy.set(Fault::Pass);
+    pipeline.check(&safe);
+}
+
+fn signing_key_id(pipeline: &Pipeline) -> String {
+    let shown = gateway(pipeline, &["key", "signing"]);
+    let id = shown.lines().find_map(|line| line.strip_prefix("id "));
+    id.unwrap_or_else(|| panic!("no id: {shown}")).trim().to_owned()
+}
+
+#[test]
+fn a_store_whose_signing_key_did_not_come_along_is_adopted_with_a_new_one_by_a_person() {
+    let mut pipeline = Pipeline::start(small_segments());
+    let safe = pipeline.backlog(20);
+    pipeline.site.stop_gateway();
+    gateway(&pipeline, &["outbox", "retire"]);
+    let (data, _) = new_box(&pipeline);
+    copy_directory(&pipeline.site.path("data"), &data);
+    std::fs::remove_file(pipeline.site.path("gateway-signing.key")).expect("lost");
+    refused(&pipeline, &["outbox", "adopt", "--new-signing-key"], 78, "practice-gateway init");
+    gateway(&pipeline, &["init"]);
+    let id = signing_key_id(&pipeline);
+    refused(&pipeline, &["outbox", "adopt"], 65, "--new-signing-key");
+    let printed = gateway(&pipeline, &["outbox", "adopt", "--new-signing-key"]);
+    assert!(printed.contains(&format!("Signing key {id} is new")), "{printed}");
+    pipeline.site.central_it(&printed);
+    pipeline.site.start_gateway();
+    pipeline.proxy.set(Fault::Pass);
+    pipeline.check(&safe);
+}
+
+#[test]
+fn another_signing_key_costs_nothing_of_the_backlog() {
+    let mut pipeline = Pipeline::start(small_segments());
+    let mut safe = pipeline.backlog(20);
+    let first = signing_key_id(&pipeline);
+    // Replaced while it runs: nothing changes until the next start.
+    gateway(&pipeline, &["key", "rotate-signing"]);
+    for (sender, mut more) in safe.iter_mut().zip(pipeline.more_from(4, 20..30)) {
+        sender.append(&mut more);
+    }
+    pipeline.site.kill_gateway();
+    pipeline.site.start_gateway();
+    let second = signing_key_id(&pipeline);
+    assert_ne!(first, second);
+    // Lost, the kept one too: a new one.
+    pipeline.site.stop_gateway();
+    std::fs::remove_file(pipeline.site.path("gateway-signing.key")).expect("lost");
+    refused_and_untouched(&pipeline, &["run"], 78, "there is no usable signing key");
+    gateway(&pipeline, &["init"]);
+    pipeline.site.start_gateway();
+    for (sender, mut more) in safe.iter_mut().zip(pipeline.more_from(4, 30..40)) {
+        sender.append(&mut more);
+    }
+    // Central IT has not listed it yet: the gateway says so, and buffers.
+    pipeline.proxy.set(Fault::Pass);
+    let third = signing_key_id(&pipeline);
+    eventually_blocking("the gateway to say that its key is not accepted", PATIENCE, || {
+        let status = pipeline.site.status()?;
+        adds_up(&status);
+        assert_eq!(status["waiting"], status["accepted_total"], "{status}");
+        let reason = status["state_reason"].as_str()?.to_owned();
+        (reason.contains("does not accept") && reason.contains(&third)).then_some(())
+    });
+    let printed = gateway(&pipeline, &["key", "signing"]);
+    let public = printed.lines().find_map(|line| line.strip_prefix("public key")).expect("a public key");
+    pipeline.site.central_it(&format!("practice-hub gateway key B86022.gw1 {public}"));
     pipeline.check(&safe);
 }
 

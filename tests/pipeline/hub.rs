@@ -7,11 +7,13 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use pgw_core::transaction::Hub;
-use pgw_core::wire::presence::Status;
+use pgw_core::wire::presence::{Probe, Status};
 use pgw_core::wire::receipt::{Gap, Position, Receipt};
-use pgw_core::wire::signature::{PROPERTY, PublicKey, SigningKey};
-use pgw_core::wire::topic::Root;
+use pgw_core::wire::signature::{PROPERTY, PublicKey, SigningKey, Word};
+use pgw_core::wire::topic::{Root, Topic};
 use pgw_core::wire::{SCHEMA, from_json, to_json};
+use pgw_hub::gateways::current::CurrentGateways;
+use pgw_hub::gateways::file::edit;
 use pgw_hub::store::ndjson::NdjsonStore;
 use pgw_hub::store::{Entry, LaneName, Store};
 use pgw_hub::{HubSettings, run};
@@ -22,7 +24,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use crate::harness::{Certificates, Mosquitto, eventually};
-use crate::hub_kit::{Sender, lane, lane_of};
+use crate::hub_kit::{Sender, lane, lane_of, listed, said};
 
 const LIMIT: Duration = Duration::from_secs(20);
 
@@ -36,7 +38,8 @@ impl RunningHub {
     fn start(settings: &HubSettings) -> Self {
         let (stop, stopped) = watch::channel(false);
         let (live_sender, live) = watch::channel(false);
-        let task = tokio::spawn(run::run(settings.clone(), stopped, live_sender));
+        let gateways = CurrentGateways::load(&settings.gateways_file).unwrap();
+        let task = tokio::spawn(run::run(settings.clone(), gateways, stopped, live_sender));
         Self { stop, live, task }
     }
 
@@ -82,6 +85,7 @@ impl Fleet {
             signing_key_file,
             control_socket: directory.path().join("control.sock"),
             carry_key_file: directory.path().join("carry.key"),
+            gateways_file: directory.path().join("gateways.toml"),
             keep_alive: Duration::from_secs(5),
             connect_timeout: Duration::from_secs(5),
             reconnect_base: Duration::from_millis(50),
@@ -92,6 +96,13 @@ impl Fleet {
             group_bytes: 4 << 20,
             rotate_bytes: 1 << 30,
         };
+        edit(&settings.gateways_file, directory.path(), |list| {
+            for (name, gateway) in listed(&[&lane("any"), &lane_of("A81001", "gw2", "any")]).gateways {
+                list.add(&name, gateway.clone(), gateway.keys[0].key, 0)?;
+            }
+            Ok(())
+        })
+        .unwrap();
         Self { _certificates: certificates, broker, settings, key, directory }
     }
 
@@ -147,7 +158,7 @@ impl Peer {
             }
         });
         ready.wait_for(|ready| *ready).await.unwrap();
-        Self { client, inbox, task, key: fleet.key.clone() }
+        Self { client, inbox, task, key: fleet.key }
     }
 
     async fn send(&self, entry: &Entry) {
@@ -178,6 +189,15 @@ impl Peer {
         .await;
     }
 
+    async fn say(&self, publish: Publish) {
+        let (topic, properties) = (String::from_utf8(publish.topic.to_vec()).unwrap(), publish.properties);
+        let (payload, properties) = (publish.payload, properties.unwrap());
+        self.client
+            .publish_with_properties(topic, QoS::AtLeastOnce, false, payload, properties)
+            .await
+            .unwrap();
+    }
+
     async fn raw(&self, topic: &str, payload: &[u8]) {
         self.client.publish(topic, QoS::AtLeastOnce, false, payload.to_vec()).await.unwrap();
     }
@@ -193,7 +213,7 @@ impl Peer {
             nonce: nonce.into(),
         };
         let topic = Root::new(&sender.lane.practice, &sender.lane.gateway).position(&sender.lane.lane);
-        self.raw(&topic, &to_json(&position)).await;
+        self.say(said(&sender.key, Word::Position, &topic, to_json(&position))).await;
     }
 
     /// Waits for a message below `pgw/v1/` for which `wanted` holds; drops those before it.
@@ -204,7 +224,8 @@ impl Peer {
                 let properties = publish.properties.clone().unwrap_or_default().user_properties;
                 let signature = properties.iter().find(|(name, _)| name == PROPERTY).map(|(_, v)| v.as_str());
                 if !topic.starts_with("pgw/v1/hub/") {
-                    self.key.verify(&topic, &publish.payload, signature).expect("signed by the hub");
+                    let word = Topic::parse(&topic).unwrap().word().unwrap();
+                    self.key.verify(word, &topic, &publish.payload, signature).expect("signed by the hub");
                 }
                 if let Some(found) = wanted(&topic, &publish) {
                     return Some(found);
@@ -333,9 +354,15 @@ async fn garbage_from_one_gateway_hurts_nobody() {
         peer.send(&entry).await;
     }
     peer.receipt(&good.lane, 5).await;
-    peer.raw("pgw/v1/B86022/gw1/probe", b"ping").await;
+    peer.raw("pgw/v1/B86022/gw1/probe", br#"{"schema":1,"id":"unsigned","time":"t"}"#).await;
+    let probe = br#"{"schema":1,"id":"signed","time":"t"}"#.to_vec();
+    peer.say(said(&good.key, Word::Probe, "pgw/v1/B86022/gw1/probe", probe)).await;
+    // The first answer is to the signed one.
     peer.wait("the answer to a probe", |on, publish| {
-        (on == "pgw/v1/B86022/gw1/probe/reply" && publish.payload == "ping").then_some(())
+        (on == "pgw/v1/B86022/gw1/probe/reply").then(|| {
+            let reply: Probe = from_json(&publish.payload).unwrap();
+            assert_eq!(reply.id, "signed");
+        })
     })
     .await;
     hub.stop().await;

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use pgw_core::transaction::{Hub, Lane, rfc3339, unix_millis_now};
 use pgw_core::wire::command::{Command, CommandResult, Order};
-use pgw_core::wire::signature::{PROPERTY, SigningKey};
+use pgw_core::wire::signature::{PROPERTY, SigningKey, Word};
 use pgw_core::wire::{SCHEMA, from_json, to_json};
 use rumqttc::v5::mqttbytes::QoS;
 use rumqttc::v5::mqttbytes::v5::{Packet, PublishProperties};
@@ -192,7 +192,10 @@ impl CommandSender {
         let topic = "pgw/v1/B86022/gw1/cmd";
         let payload = to_json(command);
         let properties = PublishProperties {
-            user_properties: vec![(PROPERTY.to_owned(), key.sign(topic, &payload))],
+            user_properties: vec![(
+                PROPERTY.to_owned(),
+                key.sign(Word::Command, topic, &payload).to_string(),
+            )],
             ..PublishProperties::default()
         };
         self.client.publish_with_properties(topic, QoS::AtLeastOnce, false, payload, properties).unwrap();
@@ -248,9 +251,13 @@ fn a_command_that_is_forged_old_expired_or_unknown_is_not_obeyed_and_a_good_one_
     sender.send(&key, &good);
     sender.send(&key, &good);
     let result = sender.result();
-    assert_eq!((result.id.as_str(), result.done, result.count), ("good", 1, 2), "{result:?}");
+    assert_eq!((result.id.as_str(), result.done, result.transactions), ("good", 1, 2), "{result:?}");
     sender.send(&key, &command("next", order(5, 5)));
     let result = sender.result();
-    assert_eq!((result.id.as_str(), result.count), ("next", 1), "the good one was obeyed once: {result:?}");
+    assert_eq!(
+        (result.id.as_str(), result.transactions),
+        ("next", 1),
+        "the good one was obeyed once: {result:?}"
+    );
     eventually_blocking("three bodies to be seen twice", PATIENCE, || (wire.repeated() == 3).then_some(()));
 }

@@ -355,7 +355,7 @@ async fn a_lost_connection_leaves_the_will_with_its_session() {
     proxy.set(Fault::Refuse);
     proxy.cut();
     let will = eventually("the will", SOON, || hub.status_of_gateway().filter(|it| it.up == 0)).await;
-    assert_eq!((will.session, will.reason.as_str()), (online.session, "connection lost"));
+    assert_eq!((will.session, will.reason.as_str()), (online.session, "connection lost (unconfirmed)"));
     proxy.set(Fault::Pass);
     let again = eventually("online again", SOON, || hub.status_of_gateway().filter(|it| it.up == 1)).await;
     assert!(again.session > online.session);

@@ -14,8 +14,8 @@ use pgw_core::transaction::{
 };
 use pgw_core::wire::envelope::Envelope;
 use pgw_core::wire::presence::{Event, Info, Status};
-use pgw_core::wire::receipt::{Gap, Position, Receipt, Stored};
-use pgw_core::wire::signature::{PublicKey, SigningKey};
+use pgw_core::wire::receipt::{Gap, GapCode, Position, Receipt, Stored};
+use pgw_core::wire::signature::{PROPERTY, PublicKey, SigningKey};
 use pgw_core::wire::topic::{HUB_FILTERS, Kind, Root, Topic};
 use pgw_core::wire::{from_json, to_json};
 use pgw_gateway::uplink;
@@ -32,6 +32,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
 use crate::harness::{CertificateFiles, Certificates, eventually};
+use crate::hub_kit::{key_of, lane};
 
 /// The body of the n-th transaction.
 pub fn body(number: u64) -> Vec<u8> {
@@ -96,7 +97,7 @@ impl Gateway {
             upstreams: vec![],
             tls: Some(tls),
             state_directory: directory.path().to_owned(),
-            hubs: vec![PinnedHub { hub: Hub::new("hub1").unwrap(), key: hub }],
+            hubs: vec![PinnedHub { hub: Hub::new("hub1").unwrap(), keys: vec![hub] }],
             keep_alive: Duration::from_secs(20),
             phase_timeout: Duration::from_secs(5),
             inflight: 1_000,
@@ -119,6 +120,7 @@ impl Gateway {
                 confirm: "receipt".into(),
                 certificate_expires: String::new(),
                 key_id: String::new(),
+                health_interval_seconds: 60.0,
                 time: String::new(),
             },
         };
@@ -178,14 +180,18 @@ impl Gateway {
         let (events_sender, events) = mpsc::channel(16);
         self.events = Some(events_sender);
         let reports = Reports { health: self.health.subscribe(), events };
+        let requests = uplink::Requests {
+            shutdown: self.shutdown.subscribe(),
+            reload: self.reload.subscribe(),
+            orders: uplink::orders().1,
+        };
         self.task = Some(tokio::spawn(uplink::run(
             self.settings.clone(),
+            key_of(&lane("any")),
             self.outbox.clone(),
             sender,
             reports,
-            self.shutdown.subscribe(),
-            self.reload.subscribe(),
-            uplink::orders().1,
+            requests,
         )));
     }
 
@@ -375,7 +381,8 @@ impl Serve {
                 }
                 Ok(MqttEvent::Incoming(Packet::Publish(publish))) => {
                     for (topic, retain, payload) in self.take(&publish) {
-                        let signature = self.key.sign(&topic, &payload);
+                        let word = Topic::parse(&topic).unwrap().word().unwrap();
+                        let signature = self.key.sign(word, &topic, &payload).to_string();
                         let properties = PublishProperties {
                             user_properties: vec![("signature".into(), signature)],
                             ..Default::default()
@@ -408,6 +415,14 @@ impl Serve {
             gateway: gateway.clone(),
             lane: lane.clone(),
         };
+        // Whatever a gateway says is signed.
+        let public = key_of(&lane("any")).public();
+        let properties = publish.properties.clone().unwrap();
+        let signed = properties.user_properties.iter().find(|(name, _)| name == PROPERTY);
+        if let Some(word) = kind.word() {
+            let signature = signed.map(|(_, value)| value.as_str());
+            public.verify(word, &topic, &publish.payload, signature).expect("signed");
+        }
         let mut state = self.state.lock().unwrap();
         let silent = self.silent.load(Ordering::SeqCst);
         match kind {
@@ -425,9 +440,11 @@ impl Serve {
                 return vec![state.receipt(&root, &hub, &named(&lane), Some(question.nonce))];
             }
             Kind::Transaction(lane) => {
-                let properties = publish.properties.clone().unwrap();
                 let envelope =
                     Envelope::from_properties(properties.content_type, properties.user_properties).unwrap();
+                let (epoch, sequence, chain) = (envelope.epoch, envelope.sequence, envelope.chain);
+                let signature = envelope.signature.expect("signed");
+                assert!(public.verify_head(&named(&lane), epoch, sequence, chain, &signature));
                 let known = state.lanes.entry(lane.to_string()).or_default();
                 known.seen += 1;
                 if silent {
@@ -440,7 +457,7 @@ impl Serve {
                         return vec![];
                     }
                     known.gap_round = Some((expected, envelope.round));
-                    let gap = Gap::new(envelope.epoch, expected, envelope.round);
+                    let gap = Gap::new(GapCode::Missing, envelope.epoch, expected, envelope.round);
                     return vec![(root.gap(&hub, &lane), false, to_json(&gap))];
                 }
                 if envelope.sequence == expected {

@@ -5,7 +5,7 @@
 //! epoch before the end of an earlier one. The bundle does so instead: it names how far each older epoch must be stored.
 
 use super::lane::Verdict;
-use super::{Committer, Lookup, Numbered, Record};
+use super::{Committer, Lookup, Numbered, Record, Way};
 use crate::consequence::Consequence;
 use crate::delivery::{Millis, Through};
 use crate::transaction::{Epoch, LaneName, Position, Sequence};
@@ -52,6 +52,18 @@ pub enum NotTaken {
         /// The one that does not follow.
         sequence: Sequence,
     },
+    /// Its gateway has not signed it with a key of the hub's list.
+    #[error(
+        "{lane}: sequence {sequence} of epoch {epoch} is not signed with a key that the hub's list of gateways has for this gateway"
+    )]
+    Unsigned {
+        /// The lane.
+        lane: LaneName,
+        /// Its epoch.
+        epoch: Epoch,
+        /// The first that is not signed.
+        sequence: Sequence,
+    },
     /// The store has failed, or fails still.
     #[error("{0}: the store has failed, nothing more is taken now")]
     StoreFailed(LaneName),
@@ -66,7 +78,9 @@ impl NotTaken {
     pub fn consequence(&self) -> Consequence {
         match self {
             Self::StoreFailed(_) => Consequence::Retry,
-            Self::Missing { .. } | Self::Diverged { .. } | Self::TooManyLanes(_) => Consequence::Refuse,
+            Self::Missing { .. } | Self::Diverged { .. } | Self::Unsigned { .. } | Self::TooManyLanes(_) => {
+                Consequence::Refuse
+            }
         }
     }
 }
@@ -85,7 +99,7 @@ impl<R: Record> Committer<R> {
         older: impl IntoIterator<Item = (Epoch, Sequence)>,
         records: impl IntoIterator<Item = R>,
         now: Millis,
-        store: &mut impl Lookup,
+        store: &mut impl Lookup<R>,
     ) -> Result<(Tally, Option<NotTaken>), NotTaken> {
         if self.is_appending() || self.is_pausing(now) {
             return Err(NotTaken::StoreFailed(lane.clone()));
@@ -100,30 +114,44 @@ impl<R: Record> Committer<R> {
             return Err(NotTaken::TooManyLanes(lane.clone()));
         }
         let mut tally = Tally::default();
+        // Of each record that is staged, whether only its number is.
+        let mut staged = Vec::new();
+        let mut wrong = None;
         for record in records {
             let Numbered { epoch, sequence, .. } = record.numbered();
-            match self.classify(&record, true, store) {
+            match self.classify(&record, Way::Hand, store) {
                 Verdict::Store => {
-                    tally.stored += 1;
+                    staged.push(false);
                     self.stage(record);
                 }
                 Verdict::Known => {
-                    tally.renumbered += 1;
+                    staged.push(true);
                     self.stage_number(record);
                 }
                 Verdict::Repeat => tally.repeated += 1,
-                Verdict::Ahead(expected) => return Ok((tally, Some(missing(lane, epoch, expected)))),
-                Verdict::Diverged | Verdict::Unasked => {
-                    let diverged = NotTaken::Diverged { lane: lane.clone(), epoch, sequence };
-                    return Ok((tally, Some(diverged)));
-                }
-                Verdict::Unsure => {
-                    self.note_failure(now, 1);
-                    return Ok((tally, Some(NotTaken::StoreFailed(lane.clone()))));
+                verdict => {
+                    wrong = Some(match verdict {
+                        Verdict::Ahead(expected) => missing(lane, epoch, expected),
+                        Verdict::Unsigned(_) => NotTaken::Unsigned { lane: lane.clone(), epoch, sequence },
+                        Verdict::Unsure => {
+                            self.note_failure(now, 1);
+                            NotTaken::StoreFailed(lane.clone())
+                        }
+                        _ => NotTaken::Diverged { lane: lane.clone(), epoch, sequence },
+                    });
+                    break;
                 }
             }
         }
-        Ok((tally, None))
+        let dropped = self.drop_unsigned(store);
+        if let Some(first) = dropped.first() {
+            let Numbered { epoch, sequence, .. } = first.numbered();
+            wrong = Some(NotTaken::Unsigned { lane: lane.clone(), epoch, sequence });
+        }
+        staged.truncate(staged.len() - dropped.len());
+        tally.renumbered = staged.iter().filter(|only_number| **only_number).count() as u64;
+        tally.stored = staged.len() as u64 - tally.renumbered;
+        Ok((tally, wrong))
     }
 }
 

@@ -2,10 +2,11 @@
 
 use std::collections::VecDeque;
 
-use super::{Missed, Numbered, Record};
+use super::{Lookup, Missed, Numbered, Record, Way};
 use crate::chain::ChainValue;
 use crate::delivery::Through;
-use crate::transaction::{Epoch, Sequence, TransactionId};
+use crate::transaction::{Epoch, LaneName, Sequence};
+use crate::wire::receipt::GapCode;
 
 /// Chain values of the last stored and staged numbers that are kept to check repetitions.
 const REMEMBERED: usize = 64;
@@ -24,8 +25,11 @@ pub(super) enum Verdict {
     Ahead(Sequence),
     /// The gateway has not asked for the position since this hub started: ignore it.
     Unasked,
-    /// Its chain value does not follow from the stored ones: ignore it.
+    /// Its chain value does not follow from the stored ones, though its gateway has signed it: ignore it.
     Diverged,
+    /// Its chain value does not follow from the stored ones, and its gateway has not signed it: as if it had not arrived.
+    /// This number is next.
+    Unsigned(Sequence),
     /// The store cannot say whether it is stored already. The lane is unchanged.
     Unsure,
 }
@@ -88,25 +92,19 @@ impl LaneState {
         self.asked.as_ref()
     }
 
-    /// A transaction came from the broker.
-    ///
-    /// `known` says whether an id is stored or staged. It is called only where the lane has another epoch: only there can
-    /// an id come under a second number.
-    pub(super) fn arrive(
+    /// A transaction has arrived; `group` is what is staged already. Over the link, the gateway must have asked for the
+    /// position since the hub started. By hand, it may not have asked for weeks: instead the caller has checked that the
+    /// epochs before it are here, which is what the question is for.
+    pub(super) fn classify<R: Record>(
         &mut self,
-        record: &impl Record,
-        known: impl FnOnce(TransactionId) -> Option<bool>,
+        record: &R,
+        way: Way,
+        group: &[R],
+        store: &mut impl Lookup<R>,
     ) -> Verdict {
-        if self.asked.is_none() { Verdict::Unasked } else { self.classify(record, known) }
-    }
-
-    /// A transaction came from the broker, or by hand. By hand, no gateway may have asked for weeks: instead the caller has
-    /// checked that the epochs before it are here, which is what the question is for.
-    pub(super) fn classify(
-        &mut self,
-        record: &impl Record,
-        known: impl FnOnce(TransactionId) -> Option<bool>,
-    ) -> Verdict {
+        if way == Way::Link && self.asked.is_none() {
+            return Verdict::Unasked;
+        }
         let Numbered { epoch, sequence, id, chain, .. } = record.numbered();
         let found = self.epochs.iter().rposition(|progress| progress.staged.epoch == epoch);
         let others = self.epochs.len() > usize::from(found.is_some());
@@ -115,9 +113,14 @@ impl LaneState {
         if sequence > through.saturating_add(1) {
             return Verdict::Ahead(through + 1);
         }
+        // A wrong chain value says something about the gateway only if the gateway has signed it.
+        let wrong = |store: &mut _| match Lookup::signed_by(store, record, chain, way) {
+            Some(_) => Verdict::Diverged,
+            None => Verdict::Unsigned(through + 1),
+        };
         if sequence <= through {
             return match progress.and_then(|progress| progress.chain(sequence)) {
-                Some(expected) if expected != chain => Verdict::Diverged,
+                Some(expected) if expected != chain => wrong(store),
                 _ => Verdict::Repeat,
             };
         }
@@ -126,27 +129,52 @@ impl LaneState {
             None => ChainValue::first(record.lane(), epoch),
         };
         if record.chain_after(before) != chain {
-            return Verdict::Diverged;
+            return wrong(store);
         }
-        let verdict = match (others && !record.is_void()).then(|| known(id)) {
+        // Only in another epoch can an id come under a second number.
+        let known = (others && !record.is_void()).then(|| {
+            let here = |staged: &R| {
+                staged.lane() == record.lane() && !staged.is_void() && staged.numbered().id == id
+            };
+            if group.iter().any(here) { Some(true) } else { store.has_id(record.lane(), id) }
+        });
+        let verdict = match known {
             None | Some(Some(false)) => Verdict::Store,
             Some(Some(true)) => Verdict::Known,
             Some(None) => return Verdict::Unsure,
         };
         match progress {
             Some(progress) => progress.advance(chain),
-            None => {
-                let mut progress = EpochProgress::new(Through { epoch, through: 0, chain: before });
-                progress.advance(chain);
-                self.epochs.push(progress);
-            }
+            None => self.begin(record.lane(), epoch, chain),
         }
         verdict
     }
 
-    /// The gap notice for a transaction that came too early, unless it was sent for this number and round already.
-    pub(super) fn missed(&mut self, numbered: &Numbered, expected: Sequence) -> Option<Missed> {
-        let missed = Missed { epoch: numbered.epoch, expected, round: numbered.round };
+    /// The first number of a new epoch is staged.
+    fn begin(&mut self, lane: &LaneName, epoch: Epoch, chain: ChainValue) {
+        let first = ChainValue::first(lane, epoch);
+        let mut progress = EpochProgress::new(Through { epoch, through: 0, chain: first });
+        progress.advance(chain);
+        self.epochs.push(progress);
+    }
+
+    /// Of the records that were staged since [`LaneState::begin_again`], one stays staged.
+    pub(super) fn stage_again(&mut self, lane: &LaneName, numbered: &Numbered) {
+        let Numbered { epoch, chain, .. } = *numbered;
+        match self.epochs.iter_mut().rfind(|progress| progress.staged.epoch == epoch) {
+            Some(progress) => progress.advance(chain),
+            None => self.begin(lane, epoch, chain),
+        }
+    }
+
+    /// The gap notice for a transaction that is not stored, unless it was sent for this number and round already.
+    pub(super) fn missed(
+        &mut self,
+        code: GapCode,
+        numbered: &Numbered,
+        expected: Sequence,
+    ) -> Option<Missed> {
+        let missed = Missed { code, epoch: numbered.epoch, expected, round: numbered.round };
         let new = self.last_notice != Some(missed);
         self.last_notice = Some(missed);
         new.then_some(missed)

@@ -3,9 +3,12 @@
 use std::collections::BTreeMap;
 
 use super::lane::{LaneState, Verdict};
-use super::{Action, BackedUp, GroupLimits, Input, Lookup, MOST_LANES, Record, Refusal, Statement};
+use super::{
+    Action, BackedUp, GroupLimits, Input, Lookup, MOST_LANES, Numbered, Record, Refusal, Statement, Way,
+};
 use crate::delivery::{Millis, Through};
-use crate::transaction::{LaneName, TransactionId};
+use crate::transaction::{LaneName, Sequence};
+use crate::wire::receipt::GapCode;
 
 /// The pause before a failed store is tried again: the first, and the longest.
 const RETRY_PAUSE: (Millis, Millis) = (500, 30_000);
@@ -14,10 +17,12 @@ const RETRY_PAUSE: (Millis, Millis) = (500, 30_000);
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Committer<R> {
     limits: GroupLimits,
-    lanes: BTreeMap<LaneName, LaneState>,
+    pub(super) lanes: BTreeMap<LaneName, LaneState>,
     backed_up: BackedUp,
-    group: Vec<R>,
-    group_bytes: usize,
+    pub(super) group: Vec<R>,
+    pub(super) group_bytes: usize,
+    /// How the records of the group have come: a bundle's never share a group with the link's.
+    pub(super) way: Way,
     /// The driver is storing the group, and has not reported the outcome yet.
     appending: bool,
     /// Lanes that get a receipt when the group is stored, with the nonce of the question that it answers.
@@ -51,6 +56,7 @@ impl<R: Record> Committer<R> {
             backed_up,
             group: Vec::new(),
             group_bytes: 0,
+            way: Way::Link,
             appending: false,
             due: BTreeMap::new(),
             failure: None,
@@ -62,7 +68,7 @@ impl<R: Record> Committer<R> {
         &mut self,
         input: Input<R>,
         now: Millis,
-        store: &mut impl Lookup,
+        store: &mut impl Lookup<R>,
         actions: &mut Vec<Action<R>>,
     ) {
         match input {
@@ -71,7 +77,7 @@ impl<R: Record> Committer<R> {
                 let full =
                     self.group.len() >= self.limits.transactions || self.group_bytes >= self.limits.bytes;
                 if full {
-                    self.append(actions);
+                    self.append(store, actions);
                 }
             }
             Input::Position { lane, nonce } => {
@@ -91,7 +97,7 @@ impl<R: Record> Committer<R> {
             }
             Input::Flush if self.appending => {}
             Input::Flush if self.group.is_empty() => self.answer(actions),
-            Input::Flush => self.append(actions),
+            Input::Flush => self.append(store, actions),
             // No group is under way that either could report on.
             Input::Stored | Input::StoreFailed if !self.appending => {}
             Input::Stored => self.stored(actions),
@@ -137,7 +143,13 @@ impl<R: Record> Committer<R> {
         self.lanes.get(name)
     }
 
-    fn transaction(&mut self, record: R, now: Millis, store: &mut impl Lookup, actions: &mut Vec<Action<R>>) {
+    fn transaction(
+        &mut self,
+        record: R,
+        now: Millis,
+        store: &mut impl Lookup<R>,
+        actions: &mut Vec<Action<R>>,
+    ) {
         if let Some(failure) = &mut self.failure
             && now < failure.retry_at
         {
@@ -152,7 +164,7 @@ impl<R: Record> Committer<R> {
             actions.push(Action::Refuse(record.lane().clone(), Refusal::TooManyLanes));
             return;
         }
-        match self.classify(&record, false, store) {
+        match self.classify(&record, Way::Link, store) {
             Verdict::Store => self.stage(record),
             Verdict::Known => self.stage_number(record),
             Verdict::Repeat => {
@@ -162,10 +174,11 @@ impl<R: Record> Committer<R> {
             // The receipt shows the gateway that the hub has restarted.
             Verdict::Unasked => self.receipt_due(record.lane()),
             Verdict::Ahead(expected) => {
-                let state = self.lanes.get_mut(record.lane());
-                if let Some(missed) = state.and_then(|state| state.missed(&record.numbered(), expected)) {
-                    actions.push(Action::Gap(record.lane().clone(), missed));
-                }
+                self.gap(GapCode::Missing, record.lane(), &record.numbered(), expected, actions);
+            }
+            Verdict::Unsigned(expected) => {
+                self.gap(GapCode::Unverified, record.lane(), &record.numbered(), expected, actions);
+                actions.push(Action::Refuse(record.lane().clone(), Refusal::Unsigned));
             }
             Verdict::Diverged => {
                 self.receipt_due(record.lane());
@@ -176,7 +189,7 @@ impl<R: Record> Committer<R> {
     }
 
     /// Makes sure that the lane is known; `false`: its gateway has too many already.
-    pub(super) fn know(&mut self, name: &LaneName, store: &impl Lookup) -> bool {
+    pub(super) fn know(&mut self, name: &LaneName, store: &impl Lookup<R>) -> bool {
         if self.lanes.contains_key(name) {
             return true;
         }
@@ -191,16 +204,11 @@ impl<R: Record> Committer<R> {
         true
     }
 
-    /// Asks the lane what to do with a record from the broker, or by hand.
-    pub(super) fn classify(&mut self, record: &R, by_hand: bool, store: &mut impl Lookup) -> Verdict {
-        let name = record.lane();
-        let Some(state) = self.lanes.get_mut(name) else { return Verdict::Unasked };
-        let group = &self.group;
-        let known = |id: TransactionId| {
-            let here = |staged: &R| staged.lane() == name && !staged.is_void() && staged.numbered().id == id;
-            if group.iter().any(here) { Some(true) } else { store.has_id(name, id) }
-        };
-        if by_hand { state.classify(record, known) } else { state.arrive(record, known) }
+    /// Asks the lane what to do with a record.
+    pub(super) fn classify(&mut self, record: &R, way: Way, store: &mut impl Lookup<R>) -> Verdict {
+        let Some(state) = self.lanes.get_mut(record.lane()) else { return Verdict::Unasked };
+        self.way = way;
+        state.classify(record, way, &self.group, store)
     }
 
     pub(super) fn stage(&mut self, record: R) {
@@ -230,10 +238,31 @@ impl<R: Record> Committer<R> {
         }
     }
 
-    fn append(&mut self, actions: &mut Vec<Action<R>>) {
-        if !self.appending && !self.group.is_empty() {
+    fn append(&mut self, store: &mut impl Lookup<R>, actions: &mut Vec<Action<R>>) {
+        if self.appending || self.group.is_empty() {
+            return;
+        }
+        self.keep_what_is_signed(store, actions);
+        if self.group.is_empty() {
+            self.answer(actions);
+        } else {
             self.appending = true;
             actions.push(Action::Append);
+        }
+    }
+
+    /// Sends a gap notice, unless it was sent for this number and round already.
+    pub(super) fn gap(
+        &mut self,
+        code: GapCode,
+        lane: &LaneName,
+        numbered: &Numbered,
+        expected: Sequence,
+        actions: &mut Vec<Action<R>>,
+    ) {
+        let state = self.lanes.get_mut(lane);
+        if let Some(missed) = state.and_then(|state| state.missed(code, numbered, expected)) {
+            actions.push(Action::Gap(lane.clone(), missed));
         }
     }
 
@@ -252,7 +281,7 @@ impl<R: Record> Committer<R> {
     }
 
     /// Of the group, only what the store's watermarks cover counts.
-    fn store_failed(&mut self, now: Millis, store: &impl Lookup, actions: &mut Vec<Action<R>>) {
+    fn store_failed(&mut self, now: Millis, store: &impl Lookup<R>, actions: &mut Vec<Action<R>>) {
         self.note_failure(now, self.group.len() as u64);
         for lane in self.due.keys() {
             if let Some(state) = self.lanes.get_mut(lane) {

@@ -13,7 +13,10 @@
 //!   way to an earlier incarnation may belong to an epoch whose beginning a restored hub does not know: its first number
 //!   would look right, and overtake the end of the epoch before it;
 //! - a transaction whose id is stored under an older epoch is not stored again, only its number; a void is never a second
-//!   number of a transaction: it holds its own place, in each epoch.
+//!   number of a transaction: it holds its own place, in each epoch;
+//! - nothing is stored that its gateway has not signed. The chain value at a number proves everything before it, so only the
+//!   last transaction of each lane in a group is verified; if that fails, a verified beginning, found by bisection, is stored,
+//!   and the rest is treated as if it had not arrived.
 //!
 //! A driver's turn, for every event: `handle(input, now, &mut store, &mut actions)`, and carry out the actions in their order.
 //! After [`Action::Append`] the next input is [`Input::Stored`] or [`Input::StoreFailed`]. When nothing more has arrived,
@@ -21,17 +24,21 @@
 //!
 //! - `lane`: what one lane expects next
 //! - `machine`: [`Committer`], the group and the receipts that are due
+//! - `proof`: what of a group is signed
 //! - `import`: transactions that came to the hub by hand-carry
 
 mod import;
 mod lane;
 mod machine;
+mod proof;
 
 use std::collections::BTreeMap;
 
 use crate::chain::ChainValue;
 use crate::delivery::Through;
 use crate::transaction::{Epoch, LaneName, Sequence, TransactionId};
+use crate::wire::receipt::GapCode;
+use crate::wire::signature::KeyId;
 
 pub use import::{NotTaken, Tally};
 pub use machine::Committer;
@@ -53,6 +60,9 @@ pub trait Record {
     fn bytes(&self) -> usize;
     /// Drops all but the number: its id is stored already.
     fn keep_only_number(&mut self);
+    /// Keeps its signature as evidence, which has been verified with this key; `None`: nobody has verified it, so it proves
+    /// nothing.
+    fn keep_head(&mut self, by: Option<KeyId>);
 }
 
 /// A transaction as its envelope names it.
@@ -70,13 +80,25 @@ pub struct Numbered {
     pub chain: ChainValue,
 }
 
-/// The committer's questions to its store.
-pub trait Lookup {
+/// How a transaction came to the hub.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Way {
+    /// Over the broker: its gateway's present key must have signed it.
+    Link,
+    /// In a bundle, perhaps weeks old: any of its gateway's keys that was not revoked.
+    Hand,
+}
+
+/// The committer's questions to its store, and to the list of gateways.
+pub trait Lookup<R> {
     /// How far a lane is on stable storage, epochs oldest first; empty: nothing.
     fn watermarks_of(&self, lane: &LaneName) -> Vec<Through>;
 
     /// Whether the transaction with this id is stored in this lane, in any epoch; `None`: the store cannot say now.
     fn has_id(&mut self, lane: &LaneName, id: TransactionId) -> Option<bool>;
+
+    /// The key with which the record's gateway has signed its lane's chain at the record's number, if it is `chain` there.
+    fn signed_by(&mut self, record: &R, chain: ChainValue, way: Way) -> Option<KeyId>;
 }
 
 /// How large groups may become.
@@ -155,9 +177,11 @@ impl Statement {
     }
 }
 
-/// A gap notice.
+/// A gap notice: why a number is not stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Missed {
+    /// Why.
+    pub code: GapCode,
     /// Epoch of the transaction that showed it.
     pub epoch: Epoch,
     /// The number that is expected.
@@ -171,8 +195,11 @@ pub struct Missed {
 pub enum Refusal {
     /// The gateway has [`MOST_LANES`] already.
     TooManyLanes,
-    /// Its chain value does not follow from the stored ones. The receipt is due, so that the gateway can compare.
+    /// Its chain value does not follow from the stored ones, and its gateway has signed it. The receipt is due, so that the
+    /// gateway can compare.
     Chain,
+    /// Its gateway has not signed it, or something before it was changed on its way.
+    Unsigned,
 }
 
 #[cfg(test)]

@@ -157,7 +157,7 @@ impl Delivery {
             Input::PubAck { position, outcome } => self.pub_ack(position, outcome, now, out),
             Input::Receipt(receipt) => self.receipt(&receipt, now, out),
             Input::Imported(receipt) => self.imported(&receipt, now, out),
-            Input::Gap { epoch, expected, round } => self.gap(epoch, expected, round, now, out),
+            Input::Gap { code, epoch, expected, round } => self.gap(code, (epoch, expected, round), now, out),
             Input::ChainAt { position, chain } => self.chain_at(position, chain, now, out),
             Input::Renumbered(numbering) => self.renumbered(numbering, now, out),
             Input::NotRenumbered => {

@@ -27,6 +27,7 @@ pub use numbering::{Numbering, Renumbering};
 
 use crate::chain::ChainValue;
 use crate::transaction::{Epoch, Position, Sequence};
+use crate::wire::receipt::GapCode;
 
 /// Time as the machine sees it: milliseconds of a monotonic clock that the caller chose.
 pub type Millis = u64;
@@ -119,8 +120,10 @@ pub enum Input {
     /// A verified receipt that came by file. Without a link it moves the watermark forward if its chain value is ours; on
     /// a link it is worth no more than any receipt that answers no question.
     Imported(Receipt),
-    /// A gap notice: the hub lacks a transaction.
+    /// A verified gap notice: the hub did not store a transaction.
     Gap {
+        /// Why. Only a missing one makes the machine go back: whatever else is wrong would be wrong again.
+        code: GapCode,
         /// The epoch of the gap.
         epoch: Epoch,
         /// The sequence that it expects.

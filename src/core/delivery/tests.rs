@@ -104,7 +104,7 @@ impl Bench {
     }
 
     fn gap(&mut self, expected: Sequence, round: u64) -> Vec<Action> {
-        self.give(Input::Gap { epoch: epoch(0), expected, round })
+        self.give(Input::Gap { code: GapCode::Missing, epoch: epoch(0), expected, round })
     }
 }
 
@@ -557,7 +557,12 @@ fn a_hub_that_was_set_back_with_its_memory_is_believed_when_it_answers() {
             // It announces its position when it is connected to its broker again.
             bench.receipt(2)
         } else {
-            bench.give(Input::Gap { epoch: epoch(0), expected: 3, round: bench.machine.round().unwrap() })
+            bench.give(Input::Gap {
+                code: GapCode::Missing,
+                epoch: epoch(0),
+                expected: 3,
+                round: bench.machine.round().unwrap(),
+            })
         };
         assert_eq!((asked(&actions), confirmed(&actions)), (1, vec![]), "its word alone moves nothing");
         bench.counter = 1;

@@ -56,8 +56,8 @@ pub struct CommandResult {
     pub status: String,
     /// The same as a number: 1 done, 0 refused.
     pub done: u8,
-    /// Transactions that went out.
-    pub count: u64,
+    /// How many went out.
+    pub transactions: u64,
     /// One sentence, no patient data.
     pub detail: String,
     /// RFC 3339.
@@ -69,11 +69,11 @@ impl CommandResult {
     #[must_use]
     pub fn new(id: String, outcome: Result<u64, String>, detail: String, time: String) -> Self {
         let done = u8::from(outcome.is_ok());
-        let (status, count, detail) = match outcome {
-            Ok(count) => ("done", count, detail),
+        let (status, transactions, detail) = match outcome {
+            Ok(transactions) => ("done", transactions, detail),
             Err(reason) => ("refused", 0, reason),
         };
-        Self { schema: super::SCHEMA, id, status: status.to_owned(), done, count, detail, time }
+        Self { schema: super::SCHEMA, id, status: status.to_owned(), done, transactions, detail, time }
     }
 }
 

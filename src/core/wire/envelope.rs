@@ -7,8 +7,9 @@ use uuid::Uuid;
 
 use crate::chain::{ChainValue, Digest};
 use crate::transaction::{Epoch, Kind, Lane, LaneName, Sequence, Transaction};
-use crate::wire::WireError;
 use crate::wire::attributes::{Attributes, NUMBERS, source};
+use crate::wire::signature::{self, Signature, SigningKey};
+use crate::wire::{WireError, sequence_text};
 
 /// A transaction's attributes, and its number at this sending.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,6 +24,9 @@ pub struct Envelope {
     pub round: u64,
     /// `chain`: the value after this transaction.
     pub chain: ChainValue,
+    /// `signature`: the gateway's, over this lane's chain at this number; `None`: missing or malformed, so that it proves
+    /// nothing.
+    pub signature: Option<Signature>,
 }
 
 impl Envelope {
@@ -37,14 +41,21 @@ impl Envelope {
         transaction: &Transaction,
     ) -> Self {
         let attributes = Attributes::of(lane, transaction);
-        Self { attributes, id: transaction.id.0, epoch, sequence, round, chain }
+        Self { attributes, id: transaction.id.0, epoch, sequence, round, chain, signature: None }
+    }
+
+    /// Signs this lane's chain at this number.
+    #[must_use]
+    pub fn signed(mut self, lane: &LaneName, key: &SigningKey) -> Self {
+        self.signature = Some(key.sign_head(lane, self.epoch, self.sequence, self.chain));
+        self
     }
 
     /// The Content Type and the user properties.
     #[must_use]
     pub fn into_properties(self) -> (String, Vec<(String, String)>) {
         let content_type = self.attributes.get("datacontenttype").to_owned();
-        let mut properties = Vec::with_capacity(17);
+        let mut properties = Vec::with_capacity(18);
         properties
             .extend(self.attributes.into_properties().filter(|(name, _)| name.as_str() != "datacontenttype"));
         let mut put = |name: &str, value: String| properties.push((name.to_owned(), value));
@@ -52,6 +63,9 @@ impl Envelope {
         put("sequence", sequence_text(self.sequence));
         put("round", self.round.to_string());
         put("chain", self.chain.to_string());
+        if let Some(signature) = &self.signature {
+            put(signature::PROPERTY, signature.to_string());
+        }
         (content_type, properties)
     }
 
@@ -75,7 +89,7 @@ impl Envelope {
         let content_type = content_type.filter(|text| !text.is_empty());
         let content_type = content_type.ok_or(WireError::Missing("content type"))?;
         let attributes = Attributes::from_properties(content_type, attributes)?;
-        let [chain, _, epoch, round, sequence, _] = numbers;
+        let [chain, _, epoch, round, sequence, signature] = numbers;
         let sequence: Sequence = parse(sequence, "sequence")?;
         if sequence == 0 {
             return Err(WireError::Malformed("sequence"));
@@ -87,6 +101,7 @@ impl Envelope {
             sequence,
             round: parse(round, "round")?,
             chain: parse(chain, "chain")?,
+            signature: signature.and_then(|text| text.parse().ok()),
         })
     }
 
@@ -120,12 +135,6 @@ impl Envelope {
     pub fn digest(&self, body: &[u8]) -> Digest {
         self.attributes.digest(body)
     }
-}
-
-/// A sequence as text: 20 digits.
-#[must_use]
-pub fn sequence_text(sequence: Sequence) -> String {
-    format!("{sequence:020}")
 }
 
 /// The id, where everything that must be there is there.

@@ -4,7 +4,8 @@
 //! - [`attributes`]: what is stored of a transaction besides its numbers and its body
 //! - [`envelope`]: a transaction as a CloudEvents 1.0 MQTT binding, binary mode
 //! - [`receipt`]: receipts, gaps and position questions: the delivery protocol's payloads
-//! - [`signature`]: Ed25519 over topic and payload
+//! - [`signature`]: Ed25519 over messages, and over a lane's head
+//! - [`said`]: which start of a gateway says something, and in which order
 //! - [`presence`]: status with will, info, events
 //! - [`command`]: a hub's orders to a gateway, and their results
 //! - [`void`]: the entry in the place of lost records that an operator has written off
@@ -14,9 +15,12 @@ pub mod command;
 pub mod envelope;
 pub mod presence;
 pub mod receipt;
+pub mod said;
 pub mod signature;
 pub mod topic;
 pub mod void;
+
+use crate::transaction::Sequence;
 
 /// Version of every JSON payload: its first key, `schema`.
 pub const SCHEMA: u32 = 1;
@@ -39,8 +43,8 @@ pub enum WireError {
     /// A payload of a newer version.
     #[error("the payload has schema {0}, this version reads schema 1")]
     Schema(u32),
-    /// The signature is missing or is not this hub's.
-    #[error("the signature is missing or is not that of the configured hub")]
+    /// The signature is missing, or of none of the keys that may sign this.
+    #[error("the signature is missing, or is not that of the configured key")]
     Signature,
     /// Not one of our topics.
     #[error("unknown topic")]
@@ -67,4 +71,10 @@ pub fn from_json<'a, T: serde::Deserialize<'a>>(payload: &'a [u8]) -> Result<T, 
 #[must_use]
 pub fn to_json<T: serde::Serialize>(payload: &T) -> Vec<u8> {
     serde_json::to_vec(payload).unwrap_or_default()
+}
+
+/// A sequence as text: 20 digits, so that it orders as text.
+#[must_use]
+pub fn sequence_text(sequence: Sequence) -> String {
+    format!("{sequence:020}")
 }

@@ -45,7 +45,7 @@ impl Status {
 }
 
 /// `info`, retained: what is installed and configured.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Info {
     /// 1.
     pub schema: u32,
@@ -63,6 +63,8 @@ pub struct Info {
     pub certificate_expires: String,
     /// Id of the outbox key: names it and reveals nothing of it.
     pub key_id: String,
+    /// Interval of health messages, besides one at every change.
+    pub health_interval_seconds: f64,
     /// RFC 3339.
     pub time: String,
 }

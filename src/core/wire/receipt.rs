@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::chain::ChainValue;
 use crate::transaction::{Epoch, Hub, Sequence};
 use crate::wire::SCHEMA;
+use crate::wire::signature::KeyId;
 
 /// `receipt/{hub}/{lane}`: cumulative, retained, signed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -38,7 +39,7 @@ pub struct Stored {
     pub chain: ChainValue,
 }
 
-/// `gap/{hub}/{lane}`: the hub lacks a transaction.
+/// `gap/{hub}/{lane}`: the hub did not store a transaction. Signed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Gap {
     /// 1.
@@ -47,8 +48,28 @@ pub struct Gap {
     pub epoch: Epoch,
     /// The sequence that it expects.
     pub expected: Sequence,
+    /// Why it was not stored.
+    pub code: GapCode,
     /// Round of the transaction that showed the gap.
     pub round: u64,
+    /// With the code `key`: the key that may not sign.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<KeyId>,
+}
+
+/// Why a transaction was not stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum GapCode {
+    /// It has not arrived, and a later one has.
+    Missing,
+    /// The gateway has not signed it, or something before it was changed on its way.
+    Unverified,
+    /// The key with which the gateway signs is not in the hub's list, or may not sign any more.
+    Key,
+    /// A code of a later version.
+    #[serde(other)]
+    Unknown,
 }
 
 /// `position/{lane}`: the gateway asks the hub how far it has stored.
@@ -73,8 +94,14 @@ pub struct Position {
 impl Gap {
     /// A notice of the current schema.
     #[must_use]
-    pub fn new(epoch: Epoch, expected: Sequence, round: u64) -> Self {
-        Self { schema: SCHEMA, epoch, expected, round }
+    pub fn new(code: GapCode, epoch: Epoch, expected: Sequence, round: u64) -> Self {
+        Self { schema: SCHEMA, epoch, expected, code, round, key: None }
+    }
+
+    /// The answer to a position that was signed with a key which may not sign.
+    #[must_use]
+    pub fn of_key(epoch: Epoch, key: KeyId) -> Self {
+        Self { key: Some(key), ..Self::new(GapCode::Key, epoch, 0, 0) }
     }
 }
 

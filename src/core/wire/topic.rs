@@ -2,6 +2,7 @@
 
 use crate::transaction::{Gateway, Hub, Lane, Practice};
 use crate::wire::WireError;
+use crate::wire::signature::Word;
 
 /// Central IT's notice for every surgery, retained.
 pub const NOTICE: &str = "pgw/v1/notice";
@@ -127,7 +128,39 @@ pub enum Kind {
     Notice,
 }
 
+impl Kind {
+    /// What is said there; `None`: transactions, whose heads are signed instead.
+    #[must_use]
+    pub fn word(&self) -> Option<Word> {
+        match self {
+            Kind::Transaction(_) => None,
+            Kind::Position(_) => Some(Word::Position),
+            Kind::Receipt(..) => Some(Word::Receipt),
+            Kind::Gap(..) => Some(Word::Gap),
+            Kind::Status => Some(Word::Status),
+            Kind::Health => Some(Word::Health),
+            Kind::Info => Some(Word::Info),
+            Kind::Event => Some(Word::Event),
+            Kind::Probe => Some(Word::Probe),
+            Kind::ProbeReply => Some(Word::Reply),
+            Kind::Command => Some(Word::Command),
+            Kind::CommandResult => Some(Word::Result),
+            Kind::Notice => Some(Word::Notice),
+        }
+    }
+}
+
 impl Topic {
+    /// What is said there; `None`: transactions, whose heads are signed instead.
+    #[must_use]
+    pub fn word(&self) -> Option<Word> {
+        match self {
+            Topic::Gateway { kind, .. } => kind.word(),
+            Topic::HubStatus(_) => Some(Word::Status),
+            Topic::Notice => Some(Word::Notice),
+        }
+    }
+
     /// Parses a topic.
     ///
     /// # Errors

@@ -11,7 +11,7 @@ use pgw_link::server_tls::{self as tls, Clients};
 use pgw_outbox::Outbox;
 use pgw_outbox::offline::set_aside;
 
-use crate::cli::key;
+use crate::cli::{key, signing_key};
 use crate::config::GatewayConfig;
 use crate::control::client::Client;
 use crate::ingest::http::access::{Access, AccessFiles};
@@ -49,8 +49,9 @@ pub fn run(config: &GatewayConfig, out: &mut dyn Write) -> Exit {
             "the broker's PUBACK confirms: nothing proves that the centre has stored a transaction",
         );
     }
+    signing(config, &mut report);
     store(config, &mut report);
-    let name = format!("{}.{}", config.practice, config.gateway);
+    let name = config.name();
     if let Some(files) = &config.uplink.tls {
         certificate(files, &name, clock.seconds(), &mut report);
     }
@@ -95,6 +96,22 @@ fn http(door: &HttpDoorConfig, clock: &Arc<TrustedClock>, report: &mut Checks<'_
     }
 }
 
+fn signing(config: &GatewayConfig, report: &mut Checks<'_>) {
+    match keys::signing_key(&config.signing_key_file) {
+        Ok(key) => {
+            let place = keys::signing_key_place(&config.signing_key_file);
+            report.ok("signing key", &signing_key::describe(&place.file, &key));
+        }
+        Err(error) => {
+            let hub = signing_key::command_for_the_hub(config, "PUBLIC-KEY");
+            let action = format!(
+                "`practice-gateway init` creates one if none is there, and central IT then lists it at the hub (`{hub}`)"
+            );
+            report.error("signing key", &error, &action);
+        }
+    }
+}
+
 fn store(config: &GatewayConfig, report: &mut Checks<'_>) {
     let place = keys::outbox_key_place(&config.outbox_key_file);
     let keys = match keys::outbox_keys(&config.outbox_key_file) {
@@ -104,7 +121,7 @@ fn store(config: &GatewayConfig, report: &mut Checks<'_>) {
             return report.error("outbox key", &error, action);
         }
     };
-    report.ok("outbox key", &format!("{}, id {}", place.display(), keys.present().id()));
+    report.ok("outbox key", &format!("{}, id {}", place.file.display(), keys.present().id()));
     let uses = Outbox::key_uses_of(&config.outbox).ok().flatten().unwrap_or_default();
     for id in keys.ids().into_iter().skip(1) {
         report.note("earlier key", &key::describe(&id, &uses));

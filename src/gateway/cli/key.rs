@@ -1,4 +1,5 @@
-//! `practice-gateway key`: lists the outbox keys and which are still needed, adds a new one, removes an old one.
+//! `practice-gateway key`: lists the outbox keys and which are still needed, adds a new one, removes an old one. The
+//! signing key is in [`signing_key`].
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -7,18 +8,23 @@ use clap::{Args, Subcommand};
 use pgw_host::exit::{Exit, fail};
 use pgw_outbox::{KeyUse, Keyring, Outbox};
 
+use crate::cli::signing_key;
 use crate::config::GatewayConfig;
 use crate::keys;
 
-/// The outbox keys.
+/// The outbox keys, and the signing key.
 #[derive(Debug, Clone, Subcommand)]
 pub enum Key {
-    /// List the keys' ids, the active one first, and what needs each.
+    /// List the outbox keys' ids, the active one first, and what needs each.
     List(KeyFile),
-    /// Add a new key, which seals from the next start on; the old ones stay, to open older records.
+    /// Add a new outbox key, which seals from the next start on; the old ones stay, to open older records.
     Rotate(KeyFile),
-    /// Remove a key from the key file, if nothing needs it any more.
+    /// Remove an outbox key from the key file, if nothing needs it any more.
     Drop(Drop),
+    /// Show the signing key's file, id and public key.
+    Signing(KeyFile),
+    /// Replace the signing key, and print what central IT has to do; the old one is kept beside it.
+    RotateSigning(KeyFile),
 }
 
 /// The key file to work on.
@@ -41,10 +47,23 @@ pub struct Drop {
 
 /// Runs the command.
 pub fn run(config: &GatewayConfig, command: &Key, out: &mut dyn Write, err: &mut dyn Write) -> Exit {
-    let place = match command {
-        Key::List(place) | Key::Rotate(place) | Key::Drop(Drop { place, .. }) => place,
-    };
-    let file = place.file.as_ref().unwrap_or(&config.outbox_key_file);
+    match command {
+        Key::Signing(place) => signing_key::show(config, place.file.as_deref(), out, err),
+        Key::RotateSigning(place) => signing_key::rotate(config, place.file.as_deref(), out, err),
+        Key::List(place) | Key::Rotate(place) | Key::Drop(Drop { place, .. }) => {
+            let file = place.file.as_ref().unwrap_or(&config.outbox_key_file);
+            outbox_keys(config, command, file, out, err)
+        }
+    }
+}
+
+fn outbox_keys(
+    config: &GatewayConfig,
+    command: &Key,
+    file: &Path,
+    out: &mut dyn Write,
+    err: &mut dyn Write,
+) -> Exit {
     let keys = match keys::outbox_keys_in(file) {
         Ok(keys) => keys,
         Err(error) => return fail(err, &error, error.consequence()),
@@ -54,9 +73,9 @@ pub fn run(config: &GatewayConfig, command: &Key, out: &mut dyn Write, err: &mut
         Err(error) => return fail(err, &error, error.consequence()),
     };
     match command {
-        Key::List(_) => list(&keys, &uses.unwrap_or_default(), out),
         Key::Rotate(_) => rotate(config, file, &keys, &uses.unwrap_or_default(), out, err),
         Key::Drop(Drop { id, .. }) => remove(config, file, &keys, uses.as_deref(), id, out, err),
+        _ => list(&keys, &uses.unwrap_or_default(), out),
     }
 }
 

@@ -3,7 +3,8 @@
 //! - [`submit`], [`status`], [`outbox`], [`quarantine`], [`verify`] and [`export`] ask the running daemon over its
 //!   control socket ([`crate::control`])
 //! - [`check`] and [`init`] need no daemon
-//! - [`repair`], [`key`] and [`moving`] (another box, a lost key) work directly on the store and its key file
+//! - [`repair`], [`key`] and [`moving`] (another box, a lost key) work directly on the store and its key file;
+//!   [`signing_key`] on the signing key's file
 //!
 //! Each command writes to the writers that it is given, so that tests can read its output.
 
@@ -15,6 +16,7 @@ pub mod moving;
 pub mod outbox;
 pub mod quarantine;
 pub mod repair;
+pub mod signing_key;
 pub mod status;
 pub mod submit;
 pub mod verify;
@@ -48,7 +50,7 @@ enum Command {
     Run,
     /// Check configuration, keys, certificates and store; say what is wrong and what to do.
     Check,
-    /// Create the outbox key and the directories; overwrite nothing.
+    /// Create the outbox key, the signing key and the directories; overwrite nothing.
     Init,
     /// Show the daemon's status.
     Status(status::Status),
@@ -57,7 +59,7 @@ enum Command {
     /// List transactions in the outbox, and commands for a stalled lane, another box or a lost key.
     #[command(subcommand)]
     Outbox(outbox::Outbox),
-    /// List, rotate and remove outbox keys.
+    /// List, rotate and remove outbox keys; show and replace the signing key.
     #[command(subcommand)]
     Key(key::Key),
     /// Inspect refused input; submit it after all, or delete it.
@@ -93,7 +95,7 @@ fn run(args: impl IntoIterator<Item = OsString>, out: &mut dyn Write, err: &mut 
         Command::Status(command) => status::run(&socket, &command, out, err),
         Command::Submit(command) => submit::run(&socket, &command, out, err),
         Command::Outbox(outbox::Outbox::Retire(command)) => moving::retire(&config, &command, out, err),
-        Command::Outbox(outbox::Outbox::Adopt) => moving::adopt(&config, out, err),
+        Command::Outbox(outbox::Outbox::Adopt(command)) => moving::adopt(&config, &command, out, err),
         Command::Outbox(outbox::Outbox::SetAside(command)) => moving::set_aside(&config, &command, out, err),
         Command::Outbox(command) => outbox::run(&socket, &command, out, err),
         Command::Key(command) => key::run(&config, &command, out, err),

@@ -7,14 +7,16 @@ use std::ops::ControlFlow;
 
 use clap::Args;
 use pgw_core::transaction::Lane;
+use pgw_core::wire::signature::PublicKey;
 use pgw_host::exit::{Exit, complain, fail};
 use pgw_host::secret::KeyError;
 use pgw_outbox::offline::moving;
-use pgw_outbox::offline::moving::{LaneTotals, MoveError};
+use pgw_outbox::offline::moving::{LaneTotals, Manifest, MoveError};
 use pgw_outbox::offline::set_aside;
 use pgw_outbox::offline::set_aside::Unreadable;
 use pgw_outbox::{Keyring, Outbox};
 
+use crate::cli::signing_key::command_for_the_hub;
 use crate::config::GatewayConfig;
 use crate::control::verify::verify;
 use crate::keys;
@@ -28,6 +30,14 @@ pub struct Retire {
     /// Confirm --undo.
     #[arg(long, requires = "undo")]
     pub yes: bool,
+}
+
+/// Adopt a copy.
+#[derive(Debug, Clone, Args)]
+pub struct Adopt {
+    /// The old box's signing key is lost: adopt with the one that is here, which central IT then has to list at the hub.
+    #[arg(long)]
+    pub new_signing_key: bool,
 }
 
 /// Set a store aside.
@@ -91,11 +101,24 @@ pub fn retire(config: &GatewayConfig, command: &Retire, out: &mut dyn Write, err
         Err(exit) => return exit,
     };
     let ids = keys.ids().join(", ");
-    match moving::retire(&config.outbox, &config.data_directory, keys) {
+    // Without it nothing is retired: the new box would have to be listed again before the hub takes anything from it.
+    let signing_key = match keys::signing_key(&config.signing_key_file) {
+        Ok(key) => key.public().id().to_string(),
+        Err(error) => {
+            let exit = fail(err, &error, error.consequence());
+            let _ = writeln!(
+                err,
+                "Is the signing key lost? `practice-gateway init` creates a new one. Nothing was retired."
+            );
+            return exit;
+        }
+    };
+    match moving::retire(&config.outbox, &config.data_directory, keys, signing_key) {
         Ok(manifest) => {
             let _ = writeln!(out, "the store in {store} is retired: it never runs here again\n");
             write_lanes(out, &manifest.lanes);
             let (data, key) = (config.data_directory.display(), config.outbox_key_file.display());
+            let (signing_file, signing_key) = (config.signing_key_file.display(), &manifest.signing_key);
             let bytes: u64 = manifest.files.values().map(|(bytes, _)| bytes).sum();
             let _ = writeln!(
                 out,
@@ -103,7 +126,8 @@ pub fn retire(config: &GatewayConfig, command: &Retire, out: &mut dyn Write, err
                  \n\
                  Next:\n\
                  1. On this box: systemctl disable practice-gateway\n\
-                 2. Copy to the new box, with their modes and owners: {data}, {key} (keys {ids}), the certificate and its key, {}\n\
+                 2. Copy to the new box, with their modes and owners: {data}, {key} (keys {ids}),\n   \
+                 {signing_file} (signing key {signing_key}), the certificate and its key, {}\n\
                  3. On the new box: practice-gateway outbox adopt. It prints the same check word, or what is missing.\n\
                  4. On the new box: systemctl enable --now practice-gateway",
                 manifest.files.len(),
@@ -116,23 +140,40 @@ pub fn retire(config: &GatewayConfig, command: &Retire, out: &mut dyn Write, err
     }
 }
 
-/// Runs `outbox adopt`.
-pub fn adopt(config: &GatewayConfig, out: &mut dyn Write, err: &mut dyn Write) -> Exit {
-    let manifest = match moving::check_copy(&config.outbox, &config.data_directory) {
-        Ok(manifest) => manifest,
-        Err(error) => return not_moved(&error, err),
+/// The signing key must have come along: under another one the hub takes nothing before central IT has listed it.
+fn signing_key_of_copy(
+    config: &GatewayConfig,
+    command: &Adopt,
+    manifest: &Manifest,
+    err: &mut dyn Write,
+) -> Result<PublicKey, Exit> {
+    const LOST: &str = "Is it lost? `practice-gateway init` creates a new one if none is there; then \
+                        `practice-gateway outbox adopt --new-signing-key`";
+    let (file, old) = (config.signing_key_file.display(), &manifest.signing_key);
+    let public = match keys::signing_key(&config.signing_key_file) {
+        Ok(key) => key.public(),
+        Err(error) => {
+            let exit = fail(err, &error, error.consequence());
+            let _ = writeln!(err, "copy signing key {old} from the old box to {file}. {LOST}");
+            return Err(exit);
+        }
     };
-    let keys = match keyring(config, err) {
-        Ok(keys) => keys,
-        Err(exit) => return exit,
-    };
-    let outbox = match Outbox::open_retired(config.outbox.clone(), keys) {
-        Ok(outbox) => outbox,
-        Err(error) => return fail(err, &error, error.consequence()),
-    };
+    let here = public.id().to_string();
+    if here == *old || command.new_signing_key {
+        return Ok(public);
+    }
+    let _ = writeln!(
+        err,
+        "the signing key here is {here}, and the old box had {old}: copy that one to {file}. {LOST}"
+    );
+    Err(Exit::Refused)
+}
+
+/// What differs between the copy and the list of the retired store.
+fn differences(outbox: &Outbox, manifest: &Manifest) -> Vec<String> {
     let mut wrong = Vec::new();
     for lane in manifest.lanes.keys() {
-        match verify(&outbox, lane, |_, _| ControlFlow::Continue(())) {
+        match verify(outbox, lane, |_, _| ControlFlow::Continue(())) {
             // Damage that the old box knew of is not the copy's fault.
             Ok(Some(verdict)) => {
                 let known = manifest.lanes.get(lane).map_or(0, |totals| totals.damaged);
@@ -147,7 +188,7 @@ pub fn adopt(config: &GatewayConfig, out: &mut dyn Write, err: &mut dyn Write) -
             Err(error) => wrong.push(format!("lane {lane}: {error}")),
         }
     }
-    let found = moving::lane_totals(&outbox);
+    let found = moving::lane_totals(outbox);
     for (lane, totals) in &manifest.lanes {
         match found.get(lane) {
             Some(here) if here == totals => {}
@@ -163,6 +204,28 @@ pub fn adopt(config: &GatewayConfig, out: &mut dyn Write, err: &mut dyn Write) -
             None => wrong.push(format!("the configuration of this box has no lane {lane}")),
         }
     }
+    wrong
+}
+
+/// Runs `outbox adopt`.
+pub fn adopt(config: &GatewayConfig, command: &Adopt, out: &mut dyn Write, err: &mut dyn Write) -> Exit {
+    let manifest = match moving::check_copy(&config.outbox, &config.data_directory) {
+        Ok(manifest) => manifest,
+        Err(error) => return not_moved(&error, err),
+    };
+    let keys = match keyring(config, err) {
+        Ok(keys) => keys,
+        Err(exit) => return exit,
+    };
+    let public = match signing_key_of_copy(config, command, &manifest, err) {
+        Ok(public) => public,
+        Err(exit) => return exit,
+    };
+    let outbox = match Outbox::open_retired(config.outbox.clone(), keys) {
+        Ok(outbox) => outbox,
+        Err(error) => return fail(err, &error, error.consequence()),
+    };
+    let wrong = differences(&outbox, &manifest);
     outbox.close();
     if !wrong.is_empty() {
         return not_moved(&MoveError::Incomplete(wrong), err);
@@ -170,18 +233,25 @@ pub fn adopt(config: &GatewayConfig, out: &mut dyn Write, err: &mut dyn Write) -
     if let Err(error) = moving::adopt(&config.outbox) {
         return not_moved(&error, err);
     }
+    write_adopted(config, &manifest, public, out);
+    Exit::Done
+}
+
+fn write_adopted(config: &GatewayConfig, manifest: &Manifest, public: PublicKey, out: &mut dyn Write) {
     let store = config.outbox.directory.display();
     let _ = writeln!(out, "the copy in {store} is whole, and its chains are unbroken\n");
     write_lanes(out, &manifest.lanes);
-    let _ = writeln!(
-        out,
-        "{} files; check word {}\n\
-         \n\
-         It runs on this box only from now on: systemctl enable --now practice-gateway",
-        manifest.files.len(),
-        manifest.word()
-    );
-    Exit::Done
+    let _ = writeln!(out, "{} files; check word {}\n", manifest.files.len(), manifest.word());
+    if public.id().to_string() != manifest.signing_key {
+        let _ = writeln!(
+            out,
+            "Signing key {} is new. Before the hub takes anything under it, central IT has to list it there:\n\
+             {}\n",
+            public.id(),
+            command_for_the_hub(config, public)
+        );
+    }
+    let _ = writeln!(out, "It runs on this box only from now on: systemctl enable --now practice-gateway");
 }
 
 /// Runs `outbox set-aside`.

@@ -26,7 +26,7 @@ pub enum Outbox {
     /// On the old box, with the daemon stopped: retire this store for good, and print what to copy.
     Retire(moving::Retire),
     /// On the new box: check that the copy of a retired store is complete, and allow it to run.
-    Adopt,
+    Adopt(moving::Adopt),
     /// The outbox key is lost: rename the store, so that the next start creates a new one; nothing is deleted. A dry run without
     /// --yes.
     SetAside(moving::SetAside),
@@ -117,7 +117,7 @@ pub fn run(socket: &Path, command: &Outbox, out: &mut dyn Write, err: &mut dyn W
     };
     let (request, write): (_, WriteEntry) = match command {
         // They need no daemon, and were run before.
-        Outbox::Retire(_) | Outbox::Adopt | Outbox::SetAside(_) => return Exit::Usage,
+        Outbox::Retire(_) | Outbox::Adopt(_) | Outbox::SetAside(_) => return Exit::Usage,
         Outbox::Void(command) => return void(&mut client, command, out, err),
         Outbox::Resend(command) => return resend(&mut client, command, out, err),
         Outbox::Release(Release { lane }) => {

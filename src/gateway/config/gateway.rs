@@ -35,6 +35,8 @@ pub struct GatewayConfig {
     pub data_directory: PathBuf,
     /// The outbox key file, used if systemd supplies no credential `outbox-key`.
     pub outbox_key_file: PathBuf,
+    /// The signing key file, used if systemd supplies no credential `signing-key`.
+    pub signing_key_file: PathBuf,
     /// The control socket.
     pub control: ControlConfig,
     /// The MLLP doors.
@@ -56,6 +58,12 @@ pub struct GatewayConfig {
 }
 
 impl GatewayConfig {
+    /// Its name at the centre, in its certificate and at the broker: `PRACTICE.GATEWAY`.
+    #[must_use]
+    pub fn name(&self) -> String {
+        format!("{}.{}", self.practice, self.gateway)
+    }
+
     /// Reads and checks the file. Opens no other file than this one and `public_key_file`.
     ///
     /// # Errors
@@ -104,22 +112,21 @@ impl GatewayConfig {
                 "there for each hub that must confirm (or uplink.confirm = \"puback\")",
             ));
         }
-        let interfaces = [
-            (!mllp.is_empty()).then_some("mllp"),
-            (!http.is_empty()).then_some("http"),
-            (!folders.is_empty()).then_some("folder"),
-            Some("control"),
-        ];
-        let interfaces = interfaces.into_iter().flatten().collect();
-        let uplink = uplink_settings(source, link, hubs, &outbox, &data_directory, interfaces);
+        let open = [("mllp", mllp.len()), ("http", http.len()), ("folder", folders.len()), ("control", 1)];
+        let interfaces = open.iter().filter(|(_, doors)| *doors > 0).map(|(name, _)| *name).collect();
         let health_interval =
             source.seconds("health.interval_seconds", raw.health.interval_seconds, 60.0, 0.1..=3600.0)?;
+        let mut uplink = uplink_settings(source, link, hubs, &outbox, &data_directory, interfaces);
+        uplink.info.health_interval_seconds = health_interval.as_secs_f64();
+        let signing_key_file =
+            source.path(&raw.signing_key_file.unwrap_or_else(|| "/etc/practice-gateway/signing.key".into()));
         Ok(Self {
             file: file.to_owned(),
             practice,
             gateway,
             outbox_key_file: source
                 .path(&raw.outbox_key_file.unwrap_or_else(|| "/etc/practice-gateway/outbox.key".into())),
+            signing_key_file: signing_key_file.clone(),
             control: ControlConfig {
                 socket: source
                     .path(&raw.control.socket.unwrap_or_else(|| "/run/practice-gateway/control.sock".into())),
@@ -127,6 +134,7 @@ impl GatewayConfig {
                 gateway: outbox.gateway.clone(),
                 max_body_bytes: outbox.max_body_bytes,
                 recipients,
+                signing_key_file,
             },
             data_directory,
             mllp,
@@ -163,6 +171,7 @@ fn uplink_settings(
         confirm: confirm.to_owned(),
         certificate_expires: String::new(),
         key_id: String::new(),
+        health_interval_seconds: 0.0,
         time: String::new(),
     };
     uplink::UplinkSettings {

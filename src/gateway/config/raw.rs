@@ -19,6 +19,7 @@ pub(super) struct RawGateway {
     pub(super) gateway: Text,
     pub(super) data_directory: Option<PathBuf>,
     pub(super) outbox_key_file: Option<PathBuf>,
+    pub(super) signing_key_file: Option<PathBuf>,
     #[serde(default)]
     pub(super) control: RawControl,
     #[serde(default)]
@@ -181,6 +182,7 @@ pub(super) struct RawHubKey {
     pub(super) name: Text,
     pub(super) public_key: Text,
     pub(super) public_key_file: Option<Spanned<PathBuf>>,
+    pub(super) next_public_key: Text,
     pub(super) recipient: Text,
 }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 use pgw_bundle::keys::Recipient;
 use pgw_core::delivery::{Limits, Millis};
 use pgw_core::transaction::Hub;
+use pgw_core::wire::signature::PublicKey;
 use pgw_host::config::ConfigError;
 use pgw_host::config::Source;
 use pgw_host::config::Upstream;
@@ -109,7 +110,7 @@ pub(super) fn hubs(source: &Source, raw: Vec<RawHubKey>) -> Result<Vec<PinnedHub
         if hubs.iter().any(|other| other.hub == hub) {
             return Err(source.wrong("hub.name", &name, "different from the other hubs' names"));
         }
-        let key = match (entry.public_key, entry.public_key_file) {
+        let key: PublicKey = match (entry.public_key, entry.public_key_file) {
             (Some(text), None) => text.get_ref().parse().map_err(|_| {
                 source.wrong(
                     "hub.public_key",
@@ -132,7 +133,13 @@ pub(super) fn hubs(source: &Source, raw: Vec<RawHubKey>) -> Result<Vec<PinnedHub
             }
             (None, None) => return Err(source.missing("hub.public_key", ALLOWED)),
         };
-        hubs.push(PinnedHub { hub, key });
+        let mut keys = vec![key];
+        if let Some(text) = entry.next_public_key {
+            const NEXT: &str = "32 bytes in base64, of another key than public_key";
+            let next = text.get_ref().parse().ok().filter(|next| !keys.contains(next));
+            keys.push(next.ok_or_else(|| source.wrong("hub.next_public_key", &text, NEXT))?);
+        }
+        hubs.push(PinnedHub { hub, keys });
     }
     Ok(hubs)
 }

@@ -8,6 +8,7 @@ use pgw_bundle::keys::Recipient;
 use pgw_core::consequence::Consequence;
 use pgw_core::transaction::{Gateway, Lane, Practice};
 use pgw_host::control::NotDone;
+use pgw_host::secret::KeyError;
 use pgw_outbox::{Outbox, ReadError, Refusal};
 
 use crate::ingest::{Budget, Counters, StatusSource};
@@ -29,6 +30,8 @@ pub struct ControlConfig {
     pub max_body_bytes: u64,
     /// The hubs that can open a bundle.
     pub recipients: Vec<Recipient>,
+    /// The key that signs bundles; a systemd credential takes precedence.
+    pub signing_key_file: PathBuf,
 }
 
 /// What all clients share.
@@ -44,6 +47,9 @@ pub(super) struct ControlContext {
 /// Why a request fails. The client gets the sentence; a person decides what to do next.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum RequestError {
+    /// A hub takes no bundle that its gateway has not signed.
+    #[error("there is no usable signing key, and a hub takes no unsigned bundle")]
+    SigningKey(#[from] KeyError),
     /// No such lane.
     #[error("there is no lane {0:?} in the configuration")]
     UnknownLane(Lane),
@@ -86,6 +92,7 @@ impl RequestError {
             | Self::NoType
             | Self::MalformedType
             | Self::NoRecipient => Consequence::Refuse,
+            Self::SigningKey(error) => error.consequence(),
             Self::Read(error) => error.consequence(),
             Self::Refused(refusal) => refusal.consequence(),
             Self::Export(error) => error.consequence(),

@@ -14,6 +14,7 @@ use crate::control::context::{ControlConfig, RequestError};
 use crate::control::{PIECE_BYTES, Reply};
 use crate::export;
 use crate::export::ExportError;
+use crate::keys;
 
 /// Cuts the bytes written to it into pieces for the client.
 struct Pieces<'a, 'b> {
@@ -62,14 +63,16 @@ pub(crate) fn export(
         return Err(RequestError::NoRecipient);
     }
     let lanes = chosen(outbox, lane)?;
+    let key = keys::signing_key(&config.signing_key_file)?;
     let send = std::cell::RefCell::new(send);
     let write = || -> Result<_, ExportError> {
         let pieces = Pieces { send: &send, held: Vec::with_capacity(PIECE_BYTES) };
         let encryptor = Encryptor::new(pieces, &config.recipients).map_err(io::Error::other)?;
         let mut writer = Writer::new(encryptor, export::owner(&config.practice, &config.gateway))?;
-        let exported = export::export(outbox, &lanes, from, &mut writer, &mut |lane, position, tail| {
-            (send.borrow_mut())(Reply::Progress { lane: lane.clone(), position, tail })
-        })?;
+        let exported =
+            export::export(outbox, &key, &lanes, from, &mut writer, &mut |lane, position, tail| {
+                (send.borrow_mut())(Reply::Progress { lane: lane.clone(), position, tail })
+            })?;
         writer.finish()?.finish()?.send()?;
         Ok(exported)
     };

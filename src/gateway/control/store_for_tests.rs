@@ -173,6 +173,7 @@ pub(crate) fn config(socket: PathBuf, max_body_bytes: u64, recipients: Vec<Recip
         gateway: Gateway::new("gw1").unwrap(),
         max_body_bytes,
         recipients,
+        signing_key_file: PathBuf::from("no-signing.key"),
     }
 }
 

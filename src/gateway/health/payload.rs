@@ -1,11 +1,12 @@
-//! The `health` payload, version 1: flat JSON with every key always present, `null` for unknown, at most 1 KiB.
+//! The `health` payload, version 1: flat JSON with every key always present, `null` for unknown, at most 1,100 bytes on the wire.
 
+use pgw_core::wire::said::MOST_ORIGIN_BYTES;
 use serde::Serialize;
 
 use crate::health::observation::GatewayState;
 
-/// Most bytes of a payload.
-pub const MAX_BYTES: usize = 1024;
+/// Most bytes of a payload: 1,100 with what the uplink adds to it.
+pub const MAX_BYTES: usize = 1_100 - MOST_ORIGIN_BYTES;
 
 /// Longest reason, bytes, when there is space for it.
 const REASON_BYTES: usize = 120;

@@ -105,6 +105,9 @@ impl Evaluator {
         if !adds_up(counts) {
             return (GatewayState::Degraded, String::from("the numbers do not add up"));
         }
+        if !link.refused.is_empty() {
+            return (GatewayState::Degraded, link.refused.clone());
+        }
         if !link.diverged.is_empty() {
             return (GatewayState::Degraded, link.diverged.clone());
         }
@@ -369,10 +372,11 @@ mod tests {
     #[test]
     fn each_thing_that_a_person_must_see_degrades() {
         type Change = fn(&mut Scene);
-        let changes: [(Change, &str); 7] = [
+        let changes: [(Change, &str); 8] = [
             (|s| s.folders_away = 1, "1 of the folders cannot be used"),
             (|s| (s.counts().accepted, s.counts().damaged) = (12, 2), "2 damaged"),
             (|s| s.link.diverged = String::from("hub1 is ahead"), "hub1 is ahead"),
+            (|s| s.link.refused = String::from("the key is refused"), "the key is refused"),
             (|s| s.outbox.store_bytes = 800_001, "the store is nearly full"),
             (
                 |s| s.link.certificate_expires = Some(s.time + 3 * DAY + 1),

@@ -4,7 +4,6 @@
 
 use std::time::Duration;
 
-use bytes::Bytes;
 use pgw_link::connect::{Allowed, Connected};
 use pgw_link::failure::Failure;
 use pgw_link::phase::Phase;
@@ -15,6 +14,8 @@ use rumqttc::v5::mqttbytes::v5::Publish;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout, timeout_at};
+
+use super::speaker::Spoken;
 
 /// Batches of events that may wait for the driver; beyond that the socket is not read.
 const BATCHES: usize = 16;
@@ -68,8 +69,9 @@ impl Connection {
     }
 
     /// Hands over a publish (QoS 1). It is sent with the next [`Connection::send`].
-    pub(super) fn publish(&mut self, topic: &str, retain: bool, payload: Bytes) {
-        let mut publish = Publish::new(topic, QoS::AtLeastOnce, payload, None);
+    pub(super) fn publish(&mut self, topic: &str, retain: bool, spoken: Spoken) {
+        let properties = spoken.properties();
+        let mut publish = Publish::new(topic, QoS::AtLeastOnce, spoken.payload, Some(properties));
         publish.retain = retain;
         self.bundle.push(Outgoing::Publish(publish));
     }

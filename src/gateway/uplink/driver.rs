@@ -6,6 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pgw_core::delivery::{Action, Input, Millis, Nonce, Reason};
+use pgw_core::wire::receipt::{Gap, GapCode};
+use pgw_core::wire::signature::Word;
 use pgw_core::wire::to_json;
 use pgw_core::wire::topic::Root;
 use pgw_link::backoff::Backoff;
@@ -17,7 +19,7 @@ use pgw_outbox::{Outbox, Watermark};
 use tokio::sync::{Notify, mpsc};
 use tokio::time::{Instant, sleep_until};
 
-use super::announcements::{Announcements, EVENT};
+use super::announcements::Announcements;
 use super::connection::Connection;
 use super::in_flight::{OutOfStep, Ticket};
 use super::lane::LaneWork;
@@ -64,6 +66,8 @@ pub(super) struct Driver {
     pub(super) ignored: Ignored,
     pub(super) probe: Prober,
     pub(super) resends: Resends,
+    /// When the alarm about transactions that the hub could not verify was last raised.
+    pub(super) unverified_said: Option<Instant>,
 }
 
 /// Why the driver leaves a live connection.
@@ -151,8 +155,8 @@ impl Driver {
             && live.may_announce()
             && let Some(message) = self.announcements.next()
         {
-            live.hand(Ticket::Control(message.name));
-            live.connection.publish(&message.topic, message.retain, message.payload);
+            live.hand(Ticket::Control(message.word));
+            live.connection.publish(&message.topic, message.retain, message.spoken);
         }
         for index in 0..self.lanes.len() {
             // An offer that is not sent means a full window: the machine is asked again when something has changed.
@@ -189,7 +193,8 @@ impl Driver {
                     Action::AskPosition(nonce) => {
                         let lane = &self.lanes[index];
                         let question = to_json(&lane.question(&nonce, &self.outbox));
-                        self.announcements.enqueue("position", lane.position_topic.clone(), false, question);
+                        let topic = lane.position_topic.clone();
+                        self.announcements.enqueue(Word::Position, topic, false, question);
                     }
                     Action::Confirm { position, chain, backed_up_through } => {
                         let (lane, watermark) = (&self.lanes[index].lane, Watermark { position, chain });
@@ -265,8 +270,8 @@ impl Driver {
                         lanes[lane].handle(Input::PubAck { position, outcome }, now);
                     }
                     Ticket::Resend(position) => resends.acknowledged(position, outcome),
-                    Ticket::Control(name) => {
-                        if name == EVENT {
+                    Ticket::Control(word) => {
+                        if word == Word::Event {
                             announcements.event_arrived();
                         }
                         // Having no subscriber is fine; any other error is the broker's ACL.
@@ -274,7 +279,7 @@ impl Driver {
                             && code != 0x10
                         {
                             tracing::warn!(
-                                message = name,
+                                message = word.as_str(),
                                 reason = refusal(code),
                                 "The broker refused one of the gateway's own messages"
                             );
@@ -296,6 +301,9 @@ impl Driver {
         match inbound {
             Inbound::Receipt { lane, receipt, seconds } => {
                 self.link.now.last_receipt = Some(std::time::Instant::now());
+                if receipt.nonce.is_some() {
+                    self.link.now.refused.clear();
+                }
                 // Only an answer to this connection's question is known to be fresh.
                 if receipt.nonce.is_some() && self.clock.agree(seconds) {
                     let clock = self.clock.clone();
@@ -307,9 +315,7 @@ impl Driver {
                 }
                 self.lanes[lane].handle(Input::Receipt(receipt), now);
             }
-            Inbound::Gap { lane, epoch, expected, round } => {
-                self.lanes[lane].handle(Input::Gap { epoch, expected, round }, now);
-            }
+            Inbound::Gap { lane, gap } => self.gap(lane, &gap, now),
             Inbound::HubStatus { hub, online: true } => tracing::info!(%hub, "The hub is online"),
             Inbound::HubStatus { hub, online: false } => tracing::info!(%hub, "The hub is offline"),
             Inbound::ProbeReply(id) => {
@@ -320,6 +326,17 @@ impl Driver {
             Inbound::Command(command) => self.command(command),
             Inbound::Other => {}
         }
+    }
+
+    /// What a hub did not store, and why.
+    fn gap(&mut self, lane: usize, gap: &Gap, now: Millis) {
+        let Gap { code, epoch, expected, round, .. } = *gap;
+        match code {
+            GapCode::Key if gap.key == Some(self.announcements.speaker.key_id()) => self.key_refused(),
+            GapCode::Unverified => self.unverified(lane, expected),
+            _ => {}
+        }
+        self.lanes[lane].handle(Input::Gap { code, epoch, expected, round }, now);
     }
 
     pub(super) fn answer(&mut self, lane: usize, answer: ReaderAnswer) {
@@ -334,7 +351,7 @@ impl Driver {
         let payload = self.reports.health.borrow_and_update().clone();
         if !payload.is_empty() {
             let topic = self.root.plain("health");
-            self.announcements.enqueue("health", topic, true, payload);
+            self.announcements.enqueue(Word::Health, topic, true, payload);
         }
     }
 
@@ -351,7 +368,7 @@ impl Driver {
             self.measure();
             if let Some(probe) = self.probe.due() {
                 let topic = self.root.plain("probe");
-                self.announcements.enqueue("probe", topic, false, to_json(&probe));
+                self.announcements.enqueue(Word::Probe, topic, false, to_json(&probe));
             }
         }
         if live.last_received.elapsed() > self.keep_alive.mul_f32(2.5) {

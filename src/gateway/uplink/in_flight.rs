@@ -4,6 +4,7 @@
 use std::collections::VecDeque;
 
 use pgw_core::transaction::Position;
+use pgw_core::wire::signature::Word;
 
 /// What was published.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -17,8 +18,8 @@ pub(super) enum Ticket {
     },
     /// A confirmed transaction that was requested again: its position.
     Resend(Position),
-    /// Status, health, info, an event, a position question: with a name for the log.
-    Control(&'static str),
+    /// Status, health, info, an event, a position question ...
+    Control(Word),
 }
 
 impl Ticket {
@@ -116,7 +117,7 @@ mod tests {
     #[test]
     fn only_the_contiguous_prefix_is_settled_in_the_order_of_sending() {
         let mut in_flight = InFlight::default();
-        in_flight.hand(Ticket::Control("status"));
+        in_flight.hand(Ticket::Control(Word::Status));
         for position in 1..=3 {
             in_flight.hand(transaction(position));
         }
@@ -128,7 +129,7 @@ mod tests {
         assert_eq!((in_flight.outstanding(), in_flight.transactions()), (4, 3));
         assert_eq!(
             acknowledge(&mut in_flight, 7, Ok(())),
-            [(Ticket::Control("status"), Ok(())), (transaction(1), Err(0x87)), (transaction(2), Ok(()))]
+            [(Ticket::Control(Word::Status), Ok(())), (transaction(1), Err(0x87)), (transaction(2), Ok(()))]
         );
         assert_eq!((in_flight.outstanding(), in_flight.transactions()), (1, 1));
     }

@@ -9,7 +9,7 @@
 //!   `reader` fetch the records, `in_flight` matches PUBACKs to publishes, `verifier` checks what comes in
 //! - [`mod@orders`]: a person's orders: a receipt from a file, a retry of a held record
 //! - `resend`: confirmed transactions sent again, for a hub's command or a person's order
-//! - `announcements`, `probe`, `refusal`: the gateway's own messages, to the hub and to people; `link`, `snapshot`: to
+//! - `announcements`, `speaker`, `probe`, `refusal`: the gateway's own messages, signed, to the hub and to people; `link`, `snapshot`: to
 //!   health
 //!
 //! Handing a packet to the session is not progress: only the contiguous prefix of PUBACKs (flow) and verified receipts
@@ -31,11 +31,12 @@ mod resend;
 mod run;
 mod settings;
 mod snapshot;
+mod speaker;
 mod verifier;
 
 pub use orders::{OrderError, Ordered, Orders, orders};
 pub use resend::{ResendFailed, ResendProgress, Resent};
-pub use run::run;
+pub use run::{Requests, run};
 pub use settings::{PinnedHub, UplinkSettings};
 pub use snapshot::{LinkSnapshot, Reports};
 pub use verifier::Rejected;

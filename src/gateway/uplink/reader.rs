@@ -1,5 +1,6 @@
 //! A lane's own thread for all outbox calls that may block: reading ahead, chain values, a new epoch.
 
+use std::sync::Arc;
 use std::sync::mpsc as blocking;
 use std::thread;
 
@@ -8,6 +9,7 @@ use pgw_core::chain::ChainValue;
 use pgw_core::delivery::Numbering;
 use pgw_core::transaction::{Lane, LaneName, Position};
 use pgw_core::wire::envelope::Envelope;
+use pgw_core::wire::signature::SigningKey;
 use pgw_link::session::Frame;
 use pgw_outbox::{Outbox, ReadError, Refusal, Stored};
 use rumqttc::v5::mqttbytes::QoS;
@@ -37,10 +39,11 @@ pub(super) struct Ready {
 
 impl Ready {
     /// Encoded here, on the lane's thread: properties are many small strings. `None`: larger than MQTT allows.
-    fn new(lane: &LaneName, topic: &Bytes, round: u64, stored: Stored) -> Option<Self> {
+    fn new(lane: &LaneName, topic: &Bytes, key: &SigningKey, round: u64, stored: Stored) -> Option<Self> {
         let transaction = &stored.transaction;
         let payload = transaction.body.to_bytes();
-        let envelope = Envelope::new(lane, stored.epoch, stored.sequence, stored.chain, round, transaction);
+        let Stored { epoch, sequence, chain, .. } = stored;
+        let envelope = Envelope::new(lane, epoch, sequence, chain, round, transaction).signed(lane, key);
         let (content_type, user_properties) = envelope.into_properties();
         let properties = PublishProperties {
             content_type: Some(content_type),
@@ -139,6 +142,7 @@ impl Reader {
         lane: Lane,
         index: usize,
         topic: String,
+        key: Arc<SigningKey>,
         answers: mpsc::UnboundedSender<(usize, ReaderAnswer)>,
         panicked: mpsc::UnboundedSender<Lane>,
     ) -> std::io::Result<Self> {
@@ -147,7 +151,7 @@ impl Reader {
         thread::Builder::new().name(format!("read-{lane}")).spawn(move || {
             let _notice = PanicNotice { lane: lane.clone(), lanes: panicked };
             while let Ok(question) = asked.recv() {
-                let answer = answer(&outbox, &lane, &topic, question);
+                let answer = answer(&outbox, &lane, &topic, &key, question);
                 if answers.send((index, answer)).is_err() {
                     return;
                 }
@@ -196,11 +200,11 @@ impl Drop for PanicNotice {
     }
 }
 
-fn answer(outbox: &Outbox, lane: &Lane, topic: &Bytes, question: Question) -> ReaderAnswer {
+fn answer(outbox: &Outbox, lane: &Lane, topic: &Bytes, key: &SigningKey, question: Question) -> ReaderAnswer {
     let name = outbox.lane_name(lane);
     let read = |from, most, most_bytes, round| {
         // A record that MQTT cannot carry ends the batch: no door accepts one so large.
-        let ready = |stored| Ready::new(&name, topic, round, stored);
+        let ready = |stored| Ready::new(&name, topic, key, round, stored);
         let records = outbox.read(lane, from, most, most_bytes);
         records.map(|records| records.into_iter().map_while(ready).collect())
     };
@@ -263,13 +267,29 @@ mod tests {
     }
 
     #[test]
+    fn a_packet_carries_its_head_signed() {
+        let lane: LaneName = "B86022/gw1/clinical".parse().unwrap();
+        let key = SigningKey::from_pkcs8(&SigningKey::generate().unwrap()).unwrap();
+        let mut frame = Ready::new(&lane, &Bytes::from_static(b"t"), &key, 7, stored(3)).unwrap().frame;
+        let Ok(Packet::Publish(publish)) = Packet::read(frame.bytes_mut(), None) else {
+            panic!("no publish")
+        };
+        let properties = publish.properties.unwrap();
+        let read = Envelope::from_properties(properties.content_type, properties.user_properties).unwrap();
+        let signature = read.signature.unwrap();
+        assert!(key.public().verify_head(&lane, read.epoch, read.sequence, read.chain, &signature));
+    }
+
+    #[test]
     fn a_packet_carries_the_round_in_which_it_goes_and_fits_its_announced_size() {
         let lane = "B86022/gw1/clinical".parse().unwrap();
+        let key = SigningKey::from_pkcs8(&SigningKey::generate().unwrap()).unwrap();
         // The same round, one of the same length, a longer and a shorter one; bodies around the points where lengths
         // grow.
         for (read, sent) in [(7, 7), (123, 456), (9, 10), (0, u64::MAX), (u64::MAX, 1)] {
             for body in [0, 90, 15_900, 16_300, 5_000] {
-                let ready = Ready::new(&lane, &Bytes::from_static(b"topic"), read, stored(body)).unwrap();
+                let ready =
+                    Ready::new(&lane, &Bytes::from_static(b"topic"), &key, read, stored(body)).unwrap();
                 let announced = ready.bytes;
                 assert_eq!(ready.position, 9);
                 let mut frame = ready.into_frame(sent).unwrap();

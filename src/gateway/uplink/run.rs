@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use pgw_core::delivery::Nonce;
 use pgw_core::transaction::{Lane, rfc3339, unix_millis_now};
-use pgw_core::wire::presence::Status;
+use pgw_core::wire::said::BootId;
+use pgw_core::wire::signature::{SigningKey, Word};
 use pgw_core::wire::to_json;
 use pgw_core::wire::topic::{HUB_STATUS_FILTER, NOTICE, Root};
 use pgw_link::backoff::{Backoff, random_bits};
@@ -38,6 +39,7 @@ use super::renewal::Renewal;
 use super::resend::Resends;
 use super::settings::UplinkSettings;
 use super::snapshot::{LinkSnapshot, Reports};
+use super::speaker::Speaker;
 use super::verifier::Verifier;
 
 /// A clean end may take this long.
@@ -45,20 +47,29 @@ const FAREWELL: Duration = Duration::from_secs(2);
 /// The alarm about another box is raised at most this often: two boxes end each other's connections for days.
 const DUPLICATE_EVERY: Duration = Duration::from_secs(60);
 
-/// Runs the uplink until `shutdown` says true. A failing link is not an error; only what no connection can fix is.
+/// What the daemon and people ask of the uplink.
+pub struct Requests {
+    /// True: stop.
+    pub shutdown: watch::Receiver<bool>,
+    /// Changes at SIGHUP: the certificate files are reread (they are also checked regularly).
+    pub reload: watch::Receiver<u64>,
+    /// A person's orders.
+    pub orders: Ordered,
+}
+
+/// Runs the uplink until it shall stop. A failing link is not an error; only what no connection can fix is.
 ///
-/// `reload` changes at SIGHUP: the certificate files are reread (they are also checked regularly).
+/// `key` signs everything that the gateway says.
 ///
 /// # Errors
 /// [`UplinkError`]: a lane that the outbox does not know, no threads, no randomness.
 pub async fn run(
     settings: UplinkSettings,
+    key: Arc<SigningKey>,
     outbox: Outbox,
     link: watch::Sender<LinkSnapshot>,
     reports: Reports,
-    mut shutdown: watch::Receiver<bool>,
-    reload: watch::Receiver<u64>,
-    orders: Ordered,
+    Requests { mut shutdown, reload, orders }: Requests,
 ) -> Result<(), UplinkError> {
     if settings.upstreams.is_empty() {
         return Err(UplinkError::NoUpstream);
@@ -67,7 +78,8 @@ pub async fn run(
     let clock = TrustedClock::open(&settings.state_directory);
     let (answers_sender, answers) = mpsc::unbounded_channel();
     let (panicked_sender, mut panicked) = mpsc::unbounded_channel();
-    let lanes = lanes(&settings, &root, &outbox, &answers_sender, &panicked_sender)?;
+    let boot = BootId(pgw_durable::random().map_err(UplinkError::Randomness)?);
+    let lanes = lanes(&settings, &root, &key, &outbox, &answers_sender, &panicked_sender)?;
     let tails = Arc::new(Notify::new());
     // Dropped with this function, and with it the tasks.
     let _bells = bells(&lanes, &tails);
@@ -83,7 +95,7 @@ pub async fn run(
             lanes: settings.lanes.clone(),
             hubs: settings.hubs.clone(),
         },
-        announcements: Announcements::new(root.clone()),
+        announcements: Announcements::new(root.clone(), Speaker::new(key, boot)),
         root,
         reports,
         link: LinkReport::new(link),
@@ -94,6 +106,7 @@ pub async fn run(
         ignored: Ignored::default(),
         probe: Prober::default(),
         resends: Resends::default(),
+        unverified_said: None,
     };
     driver.link.begin(driver.confirmed_sum());
     let mut uplink = Uplink {
@@ -117,15 +130,16 @@ pub async fn run(
 fn lanes(
     settings: &UplinkSettings,
     root: &Root,
+    key: &Arc<SigningKey>,
     outbox: &Outbox,
     answers: &mpsc::UnboundedSender<(usize, ReaderAnswer)>,
     panicked: &mpsc::UnboundedSender<Lane>,
 ) -> Result<Vec<LaneWork>, UplinkError> {
     let make = |(index, lane): (usize, &Lane)| {
         let topic = root.transactions(lane);
-        let reader =
-            Reader::start(outbox.clone(), lane.clone(), index, topic, answers.clone(), panicked.clone())
-                .map_err(UplinkError::Thread)?;
+        let (key, answers, panicked) = (key.clone(), answers.clone(), panicked.clone());
+        let reader = Reader::start(outbox.clone(), lane.clone(), index, topic, key, answers, panicked)
+            .map_err(UplinkError::Thread)?;
         LaneWork::new(lane.clone(), root.position(lane), settings.delivery.clone(), outbox, reader)
             .map_err(|_| UplinkError::UnknownLane(lane.clone()))
     };
@@ -217,14 +231,21 @@ impl Uplink {
         let (phases, reached) = mpsc::unbounded_channel();
         let session = self.session;
         let (settings, renewal, known) = (&self.settings, &mut self.renewal, &mut self.known[self.upstream]);
+        let reason = "connection lost (unconfirmed)";
+        let (status_topic, will) = self.driver.announcements.status_now("offline", session, reason);
         let attempt = async {
-            let will = Status::new("offline", session, "connection lost", rfc3339(unix_millis_now()));
             let root = Root::new(&settings.practice, &settings.gateway);
             let mut filters = root.gateway_filters();
             filters.extend([NOTICE.to_owned(), HUB_STATUS_FILTER.to_owned()]);
             let options = ConnectOptions {
                 client_id: format!("{}.{}", settings.practice, settings.gateway),
-                will: LastWill::new(root.plain("status"), to_json(&will), QoS::AtLeastOnce, true, None),
+                will: LastWill::new(
+                    status_topic,
+                    will.payload.clone(),
+                    QoS::AtLeastOnce,
+                    true,
+                    Some(will.will_properties()),
+                ),
                 keep_alive: settings.keep_alive,
                 inflight: settings.inflight,
                 receive_maximum: settings.inflight,
@@ -263,7 +284,7 @@ impl Uplink {
         self.driver.announcements.reset();
         self.driver.announcements.enqueue_status("online", session, "connected");
         let topic = self.driver.root.plain("info");
-        self.driver.announcements.enqueue("info", topic, true, to_json(&info));
+        self.driver.announcements.enqueue(Word::Info, topic, true, to_json(&info));
     }
 
     /// A lost link is logged once, and again only when the reason changes: attempts repeat for weeks.
@@ -286,15 +307,16 @@ impl Uplink {
     }
 
     async fn next_session(&mut self) {
-        self.session = self.counter.next().await;
+        self.session = self.counter.next(self.driver.clock.trusted_seconds()).await;
         self.driver.link.now.session = self.session;
     }
 
     /// A clean end: DISCONNECT, so that the broker does not publish the will.
     async fn farewell(&mut self, mut connection: Connection, stop: bool) {
         if stop {
-            let status = Status::new("stopping", self.session, "stopped", rfc3339(unix_millis_now()));
-            connection.publish(&self.driver.root.plain("status"), true, to_json(&status).into());
+            let announcements = &mut self.driver.announcements;
+            let (topic, spoken) = announcements.status_now("stopping", self.session, "stopped");
+            connection.publish(&topic, true, spoken);
         }
         connection.close(FAREWELL).await;
         let reason = if stop { "the gateway is stopping" } else { "the certificates are being replaced" };

@@ -49,6 +49,6 @@ pub struct UplinkSettings {
 pub struct PinnedHub {
     /// Its name in topics.
     pub hub: Hub,
-    /// Its Ed25519 key.
-    pub key: PublicKey,
+    /// Its Ed25519 keys: one, or two while it is being replaced.
+    pub keys: Vec<PublicKey>,
 }

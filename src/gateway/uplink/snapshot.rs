@@ -32,6 +32,8 @@ pub struct LinkSnapshot {
     pub held: u64,
     /// A hub is ahead of this gateway, or a chain value differs: one sentence; empty if all agree.
     pub diverged: String,
+    /// The hub does not accept what this gateway says: one sentence; empty if it does.
+    pub refused: String,
     /// Publishes sent since start, repetitions included.
     pub forwarded_total: u64,
     /// Confirmed per second, smoothed over some seconds; 0 when nothing is being confirmed.
@@ -56,6 +58,7 @@ impl LinkSnapshot {
             in_flight: 0,
             held: 0,
             diverged: String::new(),
+            refused: String::new(),
             forwarded_total: 0,
             forward_rate_per_second: 0.0,
             certificate_expires: None,
@@ -65,7 +68,7 @@ impl LinkSnapshot {
 
 /// What health wants published; the uplink publishes it.
 pub struct Reports {
-    /// The newest `health` payload (JSON, at most 1 KiB): publish it at each connect and each change, retained.
+    /// The newest `health` payload (JSON): publish it at each connect and each change, retained.
     /// Empty before the first.
     pub health: watch::Receiver<Vec<u8>>,
     /// Events in order, bounded: while the link is down for long, further ones are in the log only.

@@ -1,14 +1,15 @@
 //! Incoming messages: receipts and gap notices are passed to the machines once they are verified as a hub's own.
 
 use pgw_core::delivery;
-use pgw_core::transaction::{Epoch, Gateway, Hub, Lane, Practice, Sequence};
+use pgw_core::transaction::{Gateway, Hub, Lane, Practice};
 use pgw_core::wire;
+use pgw_core::wire::WireError;
 use pgw_core::wire::command::Command;
 use pgw_core::wire::presence::{Probe, Status};
 use pgw_core::wire::receipt;
 use pgw_core::wire::receipt::nonce_bytes;
+use pgw_core::wire::signature::{self, PublicKey, Word};
 use pgw_core::wire::topic::{Kind, Topic};
-use pgw_core::wire::{WireError, signature};
 use rumqttc::v5::mqttbytes::v5::Publish;
 
 use super::settings::PinnedHub;
@@ -26,8 +27,8 @@ pub(super) struct Verifier {
 pub(super) enum Inbound {
     /// A verified receipt for a lane (by index), and the hub's time in it, seconds since the epoch.
     Receipt { lane: usize, receipt: delivery::Receipt, seconds: u64 },
-    /// The hub missed something. Not signed: it can only trigger an earlier resend, never confirm.
-    Gap { lane: usize, epoch: Epoch, expected: Sequence, round: u64 },
+    /// A hub did not store something, for a lane (by index).
+    Gap { lane: usize, gap: receipt::Gap },
     /// A configured hub is online (or not).
     HubStatus { hub: Hub, online: bool },
     /// A configured hub's reply to the probe of this id.
@@ -69,21 +70,19 @@ impl Verifier {
                 }
                 kind
             }
-            Topic::HubStatus(hub) => return self.hub_status(hub, &publish.payload),
+            Topic::HubStatus(hub) => return self.hub_status(hub, text, publish),
             Topic::Notice => return Ok(Inbound::Other),
         };
         match kind {
             Kind::Receipt(hub, lane) => self.receipt(&hub, &lane, text, publish),
             Kind::Gap(hub, lane) => {
-                self.hub(&hub)?;
-                let gap: receipt::Gap = wire::from_json(&publish.payload)?;
-                let lane = self.lane(&lane)?;
-                Ok(Inbound::Gap { lane, epoch: gap.epoch, expected: gap.expected, round: gap.round })
+                let (hub, lane) = (self.hub(&hub)?, self.lane(&lane)?);
+                self.hubs[hub].verify(Word::Gap, text, publish)?;
+                Ok(Inbound::Gap { lane, gap: wire::from_json(&publish.payload)? })
             }
             Kind::ProbeReply => {
                 // The topic names no hub: any configured one may have answered.
-                let signature = signature_of(publish);
-                let known = |hub: &PinnedHub| hub.key.verify(text, &publish.payload, signature).is_ok();
+                let known = |hub: &PinnedHub| hub.verify(Word::Reply, text, publish).is_ok();
                 if !self.hubs.iter().any(known) {
                     return Err(WireError::Signature.into());
                 }
@@ -93,7 +92,7 @@ impl Verifier {
                 // The hub that it names decides whose key must have signed it.
                 let command: Command = wire::from_json(&publish.payload)?;
                 let hub = self.hub(&command.hub)?;
-                self.hubs[hub].key.verify(text, &publish.payload, signature_of(publish))?;
+                self.hubs[hub].verify(Word::Command, text, publish)?;
                 Ok(Inbound::Command(command))
             }
             _ => Ok(Inbound::Other),
@@ -103,7 +102,7 @@ impl Verifier {
     fn receipt(&self, hub: &Hub, lane: &Lane, topic: &str, publish: &Publish) -> Result<Inbound, Rejected> {
         let index = self.hub(hub)?;
         let lane = self.lane(lane)?;
-        self.hubs[index].key.verify(topic, &publish.payload, signature_of(publish))?;
+        self.hubs[index].verify(Word::Receipt, topic, publish)?;
         let body: receipt::Receipt = wire::from_json(&publish.payload)?;
         if body.hub != *hub {
             return Err(Rejected::OtherHub);
@@ -132,11 +131,10 @@ impl Verifier {
         Ok(Inbound::Receipt { lane, receipt, seconds: seconds(&body.time) })
     }
 
-    fn hub_status(&self, hub: Hub, payload: &[u8]) -> Result<Inbound, Rejected> {
-        if self.hub(&hub).is_err() {
-            return Ok(Inbound::Other);
-        }
-        let status: Status = wire::from_json(payload)?;
+    fn hub_status(&self, hub: Hub, topic: &str, publish: &Publish) -> Result<Inbound, Rejected> {
+        let Ok(index) = self.hub(&hub) else { return Ok(Inbound::Other) };
+        self.hubs[index].verify(Word::Status, topic, publish)?;
+        let status: Status = wire::from_json(&publish.payload)?;
         Ok(Inbound::HubStatus { hub, online: status.up == 1 })
     }
 
@@ -146,6 +144,15 @@ impl Verifier {
 
     fn lane(&self, lane: &Lane) -> Result<usize, Rejected> {
         self.lanes.iter().position(|known| known == lane).ok_or(Rejected::UnknownLane)
+    }
+}
+
+impl PinnedHub {
+    /// Verifies a message with one of the hub's keys.
+    fn verify(&self, word: Word, topic: &str, publish: &Publish) -> Result<(), WireError> {
+        let signature = signature_of(publish);
+        let by = |key: &PublicKey| key.verify(word, topic, &publish.payload, signature).is_ok();
+        self.keys.iter().any(by).then_some(()).ok_or(WireError::Signature)
     }
 }
 
@@ -170,6 +177,8 @@ pub(super) fn seconds(text: &str) -> u64 {
 mod tests {
     use super::*;
     use pgw_core::chain::ChainValue;
+    use pgw_core::transaction::Epoch;
+    use pgw_core::wire::receipt::GapCode;
     use pgw_core::wire::signature::SigningKey;
     use rumqttc::v5::mqttbytes::QoS;
     use rumqttc::v5::mqttbytes::v5::PublishProperties;
@@ -184,7 +193,7 @@ mod tests {
             practice: Practice::new("B86022").unwrap(),
             gateway: Gateway::new("gw1").unwrap(),
             lanes: vec![Lane::new("urgent").unwrap(), Lane::new("clinical").unwrap()],
-            hubs: vec![PinnedHub { hub: Hub::new("hub1").unwrap(), key: key.public() }],
+            hubs: vec![PinnedHub { hub: Hub::new("hub1").unwrap(), keys: vec![key.public()] }],
         }
     }
 
@@ -213,7 +222,7 @@ mod tests {
 
     fn signed(key: &SigningKey, topic: &str, body: &receipt::Receipt) -> Publish {
         let payload = wire::to_json(body);
-        let signature = key.sign(topic, &payload);
+        let signature = key.sign(Word::Receipt, topic, &payload).to_string();
         publish(topic, payload, Some(signature))
     }
 
@@ -246,7 +255,7 @@ mod tests {
         let moved = publish(
             "pgw/v1/B86022/gw1/receipt/hub1/urgent",
             payload.clone(),
-            Some(key.sign(TOPIC, &payload)),
+            Some(key.sign(Word::Receipt, TOPIC, &payload).to_string()),
         );
         assert_eq!(rejection(moved), Rejected::Wire(WireError::Signature));
         assert_eq!(rejection(signed(&key, TOPIC, &receipt("hub2"))), Rejected::OtherHub);
@@ -263,16 +272,34 @@ mod tests {
 
     #[test]
     fn gaps_and_hub_status_come_from_configured_hubs_only() {
-        let key = key();
-        let verifier = verifier(&key);
-        let gap = wire::to_json(&receipt::Gap::new(Epoch(Uuid::nil()), 3, 4));
-        let inbound = verifier.verify(&publish("pgw/v1/B86022/gw1/gap/hub1/urgent", gap.clone(), None));
-        assert_eq!(inbound, Ok(Inbound::Gap { lane: 0, epoch: Epoch(Uuid::nil()), expected: 3, round: 4 }));
-        let foreign = verifier.verify(&publish("pgw/v1/B86022/gw1/gap/hub2/urgent", gap, None));
+        let (key, next) = (key(), key());
+        let mut verifier = verifier(&key);
+        verifier.hubs[0].keys.push(next.public());
+        let signed = |key: &SigningKey, word, topic: &str, payload: Vec<u8>| {
+            let signature = key.sign(word, topic, &payload).to_string();
+            publish(topic, payload, Some(signature))
+        };
+        let gap = receipt::Gap::new(GapCode::Missing, Epoch(Uuid::nil()), 3, 4);
+        let (topic, payload) = ("pgw/v1/B86022/gw1/gap/hub1/urgent", wire::to_json(&gap));
+        for key in [&key, &next] {
+            let inbound = verifier.verify(&signed(key, Word::Gap, topic, payload.clone()));
+            assert_eq!(inbound, Ok(Inbound::Gap { lane: 0, gap: gap.clone() }));
+        }
+        let unsigned = verifier.verify(&publish(topic, payload.clone(), None));
+        assert_eq!(unsigned, Err(Rejected::Wire(WireError::Signature)));
+        let taken_for_another = verifier.verify(&signed(&key, Word::Receipt, topic, payload.clone()));
+        assert_eq!(taken_for_another, Err(Rejected::Wire(WireError::Signature)));
+        let topic = "pgw/v1/B86022/gw1/gap/hub2/urgent";
+        let foreign = verifier.verify(&signed(&key, Word::Gap, topic, payload));
         assert_eq!(foreign, Err(Rejected::UnknownHub));
+
         let status = wire::to_json(&Status::new("offline", 1, "x", String::new()));
-        let inbound = verifier.verify(&publish("pgw/v1/hub/hub1/status", status.clone(), None));
+        let topic = "pgw/v1/hub/hub1/status";
+        let inbound = verifier.verify(&signed(&key, Word::Status, topic, status.clone()));
         assert_eq!(inbound, Ok(Inbound::HubStatus { hub: Hub::new("hub1").unwrap(), online: false }));
-        assert_eq!(verifier.verify(&publish("pgw/v1/hub/hub2/status", status, None)), Ok(Inbound::Other));
+        let unsigned = verifier.verify(&publish(topic, status.clone(), None));
+        assert_eq!(unsigned, Err(Rejected::Wire(WireError::Signature)));
+        let other = verifier.verify(&publish("pgw/v1/hub/hub2/status", status, None));
+        assert_eq!(other, Ok(Inbound::Other));
     }
 }

@@ -6,41 +6,34 @@
 
 use std::fmt::Write as _;
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::Path;
 
 use clap::Args;
 use pgw_core::transaction::{Gateway, Hub, Practice};
 use pgw_core::wire::topic::{HUB_FILTERS, HUB_STATUS_FILTER, NOTICE, hub_status};
-use pgw_host::exit::Exit;
+use pgw_host::exit::{Exit, fail};
 
-/// Print the broker's access rules for this hub and a list of gateways.
+use crate::gateways::{Gateways, ListedGateway};
+
+/// Print the broker's access rules for this hub and its list of gateways.
 #[derive(Debug, Clone, Args)]
 pub struct Acl {
-    /// A file with one PRACTICE.GATEWAY per line, as in the certificates' common names; # begins a comment.
-    #[arg(long, value_name = "FILE")]
-    pub gateways: PathBuf,
     /// Another hub that serves the same gateways; may be repeated.
     #[arg(long, value_name = "NAME")]
     pub hub: Vec<Hub>,
 }
 
-/// Runs the command.
-pub fn run(own: &Hub, command: &Acl, out: &mut dyn Write, err: &mut dyn Write) -> Exit {
-    let file = command.gateways.display();
-    let text = match std::fs::read_to_string(&command.gateways) {
-        Ok(text) => text,
-        Err(error) => {
-            let _ = writeln!(err, "cannot read {file}: {error}");
-            return Exit::Files;
-        }
-    };
-    let gateways = match gateways(&text) {
+/// Runs the command for the list in `file`.
+pub fn run(own: &Hub, file: &Path, command: &Acl, out: &mut dyn Write, err: &mut dyn Write) -> Exit {
+    let gateways = match Gateways::load(file) {
         Ok(gateways) => gateways,
-        Err((line, problem)) => {
-            let _ = writeln!(err, "{file}:{line}: {problem}");
-            return Exit::Refused;
-        }
+        Err(error) => return fail(err, &error, error.consequence()),
     };
+    // The output usually replaces the rules in use: an empty list shuts out every gateway, so it must not pass unnoticed.
+    if gateways.gateways.is_empty() {
+        let _ =
+            writeln!(err, "the list of gateways {} is empty: these rules admit only the hub", file.display());
+    }
     let mut hubs = vec![own.clone()];
     hubs.extend(command.hub.iter().filter(|hub| *hub != own).cloned());
     if out.write_all(rules(&hubs, &gateways).as_bytes()).and_then(|()| out.flush()).is_err() {
@@ -49,32 +42,9 @@ pub fn run(own: &Hub, command: &Acl, out: &mut dyn Write, err: &mut dyn Write) -
     Exit::Done
 }
 
-/// The list, each gateway once; or the first line that is wrong.
-fn gateways(text: &str) -> Result<Vec<(Practice, Gateway)>, (usize, String)> {
-    let mut list = Vec::new();
-    for (index, line) in text.lines().enumerate() {
-        let name = line.split('#').next().unwrap_or_default().trim();
-        if name.is_empty() {
-            continue;
-        }
-        let at = |problem: String| (index + 1, problem);
-        let (practice, gateway) = name
-            .split_once('.')
-            .ok_or_else(|| at(format!("{name:?} is not PRACTICE.GATEWAY, for example \"B86022.gw1\"")))?;
-        let one = (
-            Practice::new(practice).map_err(|error| at(error.to_string()))?,
-            Gateway::new(gateway).map_err(|error| at(error.to_string()))?,
-        );
-        if list.contains(&one) {
-            return Err(at(format!("{name} appears twice")));
-        }
-        list.push(one);
-    }
-    Ok(list)
-}
-
-/// The rules file. A client without a rule may do nothing: Mosquitto refuses what no rule allows.
-fn rules(hubs: &[Hub], gateways: &[(Practice, Gateway)]) -> String {
+/// The rules file. A client without a rule may do nothing: Mosquitto refuses what no rule allows. A gateway whose key was
+/// revoked gets none until it has another: its certificate may be in the thief's hands too.
+pub(super) fn rules(hubs: &[Hub], gateways: &Gateways) -> String {
     let mut text = String::from("# Made by `practice-hub acl`. What no line allows is refused.\n");
     // Writing to a String cannot fail.
     for hub in hubs {
@@ -93,28 +63,56 @@ fn rules(hubs: &[Hub], gateways: &[(Practice, Gateway)]) -> String {
         }
         let _ = writeln!(text, "topic write {}\ntopic write {NOTICE}", hub_status(hub));
     }
-    for (practice, gateway) in gateways {
-        let root = format!("pgw/v1/{practice}/{gateway}");
-        let _ = write!(text, "\nuser {practice}.{gateway}\n");
-        for tail in ["txn/+", "position/+", "status", "health", "info", "event", "probe", "cmd/result"] {
-            let _ = writeln!(text, "topic write {root}/{tail}");
-        }
-        for tail in ["receipt/+/+", "gap/+/+", "cmd", "notice", "probe/reply"] {
-            let _ = writeln!(text, "topic read {root}/{tail}");
-        }
-        let _ = writeln!(text, "topic read {NOTICE}\ntopic read {HUB_STATUS_FILTER}");
+    for (name, listed) in gateways.gateways.iter().filter(|(_, listed)| !listed.is_revoked()) {
+        write_gateway(&mut text, name, listed);
     }
     text
+}
+
+fn write_gateway(text: &mut String, (practice, gateway): &(Practice, Gateway), listed: &ListedGateway) {
+    let root = format!("pgw/v1/{practice}/{gateway}");
+    let _ = write!(text, "\nuser {practice}.{gateway}\n");
+    for topic in ["txn", "position"] {
+        if listed.lanes.is_empty() {
+            let _ = writeln!(text, "topic write {root}/{topic}/+");
+        }
+        for lane in &listed.lanes {
+            let _ = writeln!(text, "topic write {root}/{topic}/{lane}");
+        }
+    }
+    for tail in ["status", "health", "info", "event", "probe", "cmd/result"] {
+        let _ = writeln!(text, "topic write {root}/{tail}");
+    }
+    for tail in ["receipt/+/+", "gap/+/+", "cmd", "notice", "probe/reply"] {
+        let _ = writeln!(text, "topic read {root}/{tail}");
+    }
+    let _ = writeln!(text, "topic read {NOTICE}\ntopic read {HUB_STATUS_FILTER}");
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::gateways::{KeyState, ListedKey, common_name};
+    use pgw_core::transaction::Lane;
     use pgw_core::wire::topic::Root;
 
+    const KEY: &str = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=";
+
+    fn listed(name: &str) -> Gateways {
+        Gateways {
+            gateways: [(common_name(name).unwrap(), ListedGateway::default())].into(),
+            ..Gateways::default()
+        }
+    }
+
+    fn made_of(gateways: &Gateways) -> String {
+        rules(&[Hub::new("hub1").unwrap()], gateways)
+    }
+
     fn made() -> String {
-        let list = gateways("# the district\nB86022.gw1\n\n B86023.gw-2  # the branch\n").unwrap();
-        rules(&[Hub::new("hub1").unwrap()], &list)
+        let mut list = listed("B86022.gw1");
+        list.gateways.extend(listed("B86023.gw-2").gateways);
+        made_of(&list)
     }
 
     /// Whether the rules allow it, as Mosquitto reads them.
@@ -185,11 +183,30 @@ mod tests {
     }
 
     #[test]
-    fn a_name_that_would_open_more_is_refused_with_its_line() {
-        for (text, line) in
-            [("B86022.gw1\n+.+\n", 2), ("B86022\n", 1), ("B86022.#\n", 1), ("B86022.gw1\nB86022.gw1\n", 2)]
-        {
-            assert_eq!(gateways(text).unwrap_err().0, line, "{text}");
+    fn a_gateway_with_listed_lanes_may_send_only_those() {
+        let mut list = listed("B86022.gw1");
+        let gateway = list.gateways.values_mut().next().unwrap();
+        gateway.lanes = ["clinical", "letters"].map(|lane| Lane::new(lane).unwrap()).to_vec();
+        let rules = made_of(&list);
+        for topic in ["txn", "position"] {
+            for (lane, may) in [("clinical", true), ("letters", true), ("other", false)] {
+                let topic = format!("pgw/v1/B86022/gw1/{topic}/{lane}");
+                assert_eq!(allows(&rules, "B86022.gw1", "write", &topic), may, "{topic}");
+            }
         }
+        assert!(allows(&rules, "B86022.gw1", "read", "pgw/v1/B86022/gw1/receipt/hub1/clinical"));
+    }
+
+    #[test]
+    fn a_gateway_whose_key_was_revoked_has_no_rules_until_it_has_another() {
+        let with = |states: &[KeyState]| {
+            let mut list = listed("B86022.gw1");
+            let key = |&state| ListedKey { key: KEY.parse().unwrap(), state, added: None };
+            list.gateways.values_mut().next().unwrap().keys = states.iter().map(key).collect();
+            made_of(&list).contains("user B86022.gw1\n")
+        };
+        use KeyState::{Revoked, Signing, Verifying};
+        assert!(with(&[Signing]) && with(&[Revoked, Signing]) && with(&[]) && with(&[Verifying]));
+        assert!(!with(&[Revoked]) && !with(&[Revoked, Revoked]) && !with(&[Verifying, Revoked]));
     }
 }

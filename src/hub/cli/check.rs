@@ -1,6 +1,7 @@
 //! `check`: one line for each check, with what to do if it fails.
 
 use std::io::Write;
+use std::path::Path;
 
 use pgw_host::check::Checks;
 use pgw_host::exit::Exit;
@@ -10,6 +11,7 @@ use pgw_link::clock::TrustedClock;
 use pgw_link::tls::TlsFiles;
 
 use crate::config::HubConfig;
+use crate::gateways::Gateways;
 
 /// `practice-hub check`: exits with 78 if any check fails.
 pub fn run(config: &HubConfig, out: &mut dyn Write) -> Exit {
@@ -30,6 +32,7 @@ pub fn run(config: &HubConfig, out: &mut dyn Write) -> Exit {
     } else {
         report.fail("store", &format!("{directory} is not there"), "`practice-hub init` creates it");
     }
+    gateways(&settings.gateways_file, &mut report);
     let files = TlsFiles {
         ca: settings.ca_file.clone(),
         certificate: settings.certificate_file.clone(),
@@ -38,4 +41,27 @@ pub fn run(config: &HubConfig, out: &mut dyn Write) -> Exit {
     let clock = TrustedClock::open(&settings.directory);
     certificate(&files, settings.hub.as_str(), clock.seconds(), &mut report);
     report.exit
+}
+
+fn gateways(file: &Path, report: &mut Checks<'_>) {
+    const WHAT: &str = "gateways";
+    let path = file.display();
+    let list = match Gateways::load(file) {
+        Ok(list) => list,
+        Err(error) => return report.error(WHAT, &error, "correct the list, then run this check again"),
+    };
+    if list.gateways.is_empty() {
+        let state = if file.exists() { "is empty" } else { "is not there" };
+        let add = "`practice-hub gateway add` adds a gateway";
+        return report
+            .note(WHAT, &format!("{path} {state}: the hub accepts nothing from any gateway; {add}"));
+    }
+    report.ok(WHAT, &format!("{path}: serial {}, {}", list.serial, list.count()));
+    let without: Vec<String> =
+        list.without_signing_key().map(|(practice, gateway)| format!("{practice}.{gateway}")).collect();
+    if !without.is_empty() {
+        let names = without.join(", ");
+        let key = "`practice-hub gateway key` gives a gateway one";
+        report.note(WHAT, &format!("{} without a signing key: {names}; {key}", without.len()));
+    }
 }

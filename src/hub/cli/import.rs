@@ -19,6 +19,7 @@ use crate::cli::not_answering;
 use crate::config::HubConfig;
 use crate::control::{Client, PIECE_BYTES, Reply, Request};
 use crate::fleet::Fleet;
+use crate::gateways::current::CurrentGateways;
 use crate::import::{self, BundleFile, ImportError, ImportedLane};
 use crate::keys;
 use crate::store::ndjson::NdjsonStore;
@@ -102,13 +103,16 @@ fn destination(settings: &HubSettings, err: &mut dyn Write) -> Result<Destinatio
     }
     let identity =
         keys::carry_key(&settings.carry_key_file).map_err(|error| fail(err, &error, error.consequence()))?;
+    let gateways = CurrentGateways::load(&settings.gateways_file)
+        .map_err(|error| fail(err, &error, error.consequence()))?;
     match NdjsonStore::open(&settings.directory, settings.rotate_bytes) {
         Ok(store) => {
             let limits =
                 GroupLimits { transactions: settings.group_transactions, bytes: settings.group_bytes };
             let fleet = Fleet::open(&settings.directory);
-            let store =
-                StoreThread::new(Box::new(store), Answers::default(), fleet, Backups::default(), limits);
+            let (answers, backups) = (Answers::default(), Backups::default());
+            let listed = gateways.subscribe();
+            let store = StoreThread::new(Box::new(store), answers, listed, fleet, backups, limits);
             Ok(Destination::Store(Box::new(store), identity))
         }
         Err(StoreError::InUse(_)) => Err(not_answering(&settings.control_socket, err)),

@@ -52,8 +52,10 @@ pub fn run(config: &HubConfig, out: &mut dyn Write, err: &mut dyn Write) -> Exit
          1. Keep a copy of both keys in a safe place: if the signing key is lost every gateway must be reconfigured; if the\n   \
          carry key is lost, bundles already written cannot be read.\n\
          2. Get a client certificate with the common name {hub} from the fleet's CA.\n\
-         3. practice-hub acl --gateways FILE for the broker's access rules.\n\
-         4. practice-hub check --config {name}, then systemctl enable --now practice-hub"
+         3. practice-hub gateway add B86022.gw1 --public-key KEY adds a gateway; `practice-gateway init` on its box prints\n   \
+         the key.\n\
+         4. practice-hub acl prints the broker's access rules for the listed gateways.\n\
+         5. practice-hub check --config {name}, then systemctl enable --now practice-hub"
     );
     Exit::Done
 }

@@ -1,6 +1,7 @@
 //! The command line: `practice-hub`.
 //!
-//! - [`check`], [`init`]: before the first start; [`acl`]: the broker's access rules
+//! - [`check`], [`init`]: before the first start
+//! - [`gateway`]: the list of gateways; [`acl`]: the broker's access rules for it
 //! - [`import`], [`resend`]: add what the store lacks; [`backup`]: record a backup
 //!
 //! Each command writes to the writers that it is given, so that tests can read its output.
@@ -8,6 +9,7 @@
 pub mod acl;
 pub mod backup;
 pub mod check;
+pub mod gateway;
 pub mod import;
 pub mod init;
 pub mod resend;
@@ -22,8 +24,10 @@ use pgw_core::transaction::unix_millis_now;
 use pgw_host::args::parse_and_load;
 use pgw_host::exit::{Exit, fail};
 
+use crate::HubSettings;
 use crate::config::HubConfig;
 use crate::daemon;
+use crate::gateways::Gateways;
 use crate::report;
 use crate::report::PrintedReport;
 use crate::store::StoreError;
@@ -58,7 +62,10 @@ enum Command {
     /// Record how far the backup of the store reaches, so that gateways short of space may delete those transactions early.
     #[command(subcommand)]
     Backup(backup::Backup),
-    /// Print the broker's access rules for this hub and a list of gateways.
+    /// The list of gateways and their keys: show it and change it.
+    #[command(subcommand)]
+    Gateway(gateway::GatewayCommand),
+    /// Print the broker's access rules for this hub and its list of gateways.
     Acl(acl::Acl),
 }
 
@@ -95,11 +102,19 @@ fn run(args: impl IntoIterator<Item = OsString>, out: &mut dyn Write, err: &mut 
         Command::Import(command) => import::import(&config, &command, out, err),
         Command::Verify(Verify { bundle: Some(file), .. }) => import::verify(&config, &file, out, err),
         Command::Verify(Verify { only, bundle: None }) => {
-            print(report::verify(&config.settings.directory, only.as_deref()), out, err)
+            let settings = &config.settings;
+            match Gateways::load(&settings.gateways_file) {
+                Ok(list) => print(report::verify(&settings.directory, &list, only.as_deref()), out, err),
+                Err(error) => fail(err, &error, error.consequence()),
+            }
         }
         Command::Resend(command) => resend::run(&config.settings.control_socket, &command, out, err),
         Command::Backup(command) => backup::run(&config.settings, command, out, err),
-        Command::Acl(command) => acl::run(&config.settings.hub, &command, out, err),
+        Command::Gateway(command) => gateway::run(&config, command, out, err),
+        Command::Acl(command) => {
+            let HubSettings { hub, gateways_file, .. } = &config.settings;
+            acl::run(hub, gateways_file, &command, out, err)
+        }
     }
 }
 

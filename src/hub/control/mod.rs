@@ -6,6 +6,7 @@
 //! | `resend` | `progress` ..., `resent` or `not_resent` |
 //! | `backup_begin` | `backup_begun` |
 //! | `backup_done` | `backup_done` |
+//! | `reload` | `reloaded` |
 //!
 //! Any of them may also be answered by `failed`.
 //!
@@ -58,6 +59,8 @@ pub enum Request {
     BackupBegin {},
     /// The copy is complete.
     BackupDone {},
+    /// Read the list of gateways again.
+    Reload {},
 }
 
 /// What the running hub answers.
@@ -110,6 +113,13 @@ pub enum Reply {
         /// False: no backup had been begun, and nothing has changed.
         begun: bool,
     },
+    /// The list of gateways is read.
+    Reloaded {
+        /// Its serial.
+        serial: u64,
+        /// How many gateways it has.
+        gateways: u64,
+    },
     /// The hub failed to do it.
     Failed(NotDone),
 }
@@ -148,6 +158,7 @@ mod tests {
                 through: 2,
             },
             Request::BackupBegin {},
+            Request::Reload {},
         ] {
             let line = serde_json::to_string(&request).unwrap();
             assert_eq!(serde_json::from_str::<Request>(&line).unwrap(), request, "{line}");
@@ -157,6 +168,7 @@ mod tests {
             Reply::Receipt(line),
             Reply::NotImported { reason: "x".into(), consequence: Consequence::Retry },
             Reply::BackupDone { begun: false },
+            Reply::Reloaded { serial: 3, gateways: 2 },
         ] {
             let line = serde_json::to_string(&reply).unwrap();
             assert_eq!(serde_json::from_str::<Reply>(&line).unwrap(), reply, "{line}");

@@ -17,6 +17,7 @@ use tokio::time::timeout;
 use super::{PIECE_BYTES, Reply, Request};
 use crate::HubSettings;
 use crate::backup;
+use crate::gateways::current::CurrentGateways;
 use crate::import::{self, BundleFile, ImportError, ImportedLane, KeysError};
 use crate::imported::{Part, Tally};
 use crate::keys;
@@ -31,12 +32,15 @@ const RESERVE_BYTES: u64 = 1 << 30;
 /// The answer while the hub stops; the client may ask again.
 const HUB_STOPS: &str = "the hub is stopping: run this command again once it has restarted";
 
+const BUG: &str = "internal error: a bug in this program";
+
 /// The hub's side of its control socket.
 #[derive(Debug, Clone)]
 pub struct Commands {
     settings: HubSettings,
     arrivals: Sender<Arrival>,
     stop: watch::Receiver<bool>,
+    gateways: CurrentGateways,
     /// One import at a time: each takes space on the store's disk.
     importing: Arc<Mutex<()>>,
 }
@@ -44,8 +48,13 @@ pub struct Commands {
 impl Commands {
     /// `arrivals` leads to the store thread.
     #[must_use]
-    pub fn new(settings: HubSettings, arrivals: Sender<Arrival>, stop: watch::Receiver<bool>) -> Self {
-        Self { settings, arrivals, stop, importing: Arc::default() }
+    pub fn new(
+        settings: HubSettings,
+        arrivals: Sender<Arrival>,
+        stop: watch::Receiver<bool>,
+        gateways: CurrentGateways,
+    ) -> Self {
+        Self { settings, arrivals, stop, gateways, importing: Arc::default() }
     }
 }
 
@@ -79,6 +88,17 @@ impl Handler for Commands {
                 });
                 client.send_line(&store_reply(done.await, |begun| Reply::BackupDone { begun })).await
             }
+            Request::Reload {} => {
+                let gateways = self.gateways.clone();
+                let reply = match spawn_blocking(move || gateways.reload()).await {
+                    Ok(Ok(list)) => {
+                        Reply::Reloaded { serial: list.serial, gateways: list.gateways.len() as u64 }
+                    }
+                    Ok(Err(error)) => Reply::Failed(NotDone::of(&error, error.consequence())),
+                    Err(_) => Reply::Failed(NotDone::bug(BUG)),
+                };
+                client.send_line(&reply).await
+            }
         }
     }
 }
@@ -90,7 +110,7 @@ fn store_reply<T>(
     match done {
         Ok(Ok(done)) => reply(done),
         Ok(Err(error)) => Reply::Failed(NotDone::of(&error, error.consequence())),
-        Err(_) => Reply::Failed(NotDone::bug("internal error: a bug in this program")),
+        Err(_) => Reply::Failed(NotDone::bug(BUG)),
     }
 }
 

@@ -5,6 +5,8 @@
 //!   self-contained from here
 //! - `{"pgw":"advance",...}`: a transaction whose id is already stored was numbered again after a fork
 //! - `{"pgw":"void",...}`: a lost transaction that a person wrote off: its number, the chain values before and after
+//! - `{"pgw":"head",...}`: the gateway's signature over the number before it, and the id of the key; verified before it was
+//!   written, it proves everything before it
 //!
 //! A program that follows the transactions reads the lines with `specversion` and skips those with `pgw`.
 
@@ -14,7 +16,9 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use pgw_core::chain::{ChainValue, Digest};
 use pgw_core::transaction::{Epoch, Sequence};
-use pgw_core::wire::envelope::{Envelope, sequence_text};
+use pgw_core::wire::envelope::Envelope;
+use pgw_core::wire::sequence_text;
+use pgw_core::wire::signature::{KeyId, Signature};
 use pgw_core::wire::void::Void;
 use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
@@ -95,6 +99,14 @@ pub fn write_void(out: &mut Vec<u8>, envelope: &Envelope, void: &Void) {
     out.extend_from_slice(br#","reason":"#);
     write_text(out, &void.reason);
     out.extend_from_slice(b"}\n");
+}
+
+/// Records the gateway's signature over this number, which was verified with this key.
+pub fn write_head(out: &mut Vec<u8>, envelope: &Envelope, signature: &Signature, key: KeyId) {
+    out.extend_from_slice(br#"{"pgw":"head""#);
+    write_numbers(out, envelope);
+    out.extend_from_slice(format!(r#","signature":"{signature}","key":"{key}"}}"#).as_bytes());
+    out.push(b'\n');
 }
 
 fn write_numbers(out: &mut Vec<u8>, envelope: &Envelope) {
@@ -182,16 +194,29 @@ pub enum Line<'a> {
         /// The person's reason.
         reason: Cow<'a, str>,
     },
+    /// The gateway's signature over the number before it.
+    Head(Box<Head>),
     /// A kind of a later version: its watermark counts.
     Other(Option<Through>),
 }
 
+/// A gateway's signature that is kept as evidence.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Head {
+    /// The number, and the chain value there.
+    pub at: Through,
+    /// The signature.
+    pub signature: Signature,
+    /// The key that it was verified with.
+    pub key: KeyId,
+}
+
 impl Line<'_> {
-    /// The number in the line, with its chain value; a group has none.
+    /// The number in the line, with its chain value; a group has none, and a head is no number of its own.
     #[must_use]
     pub fn watermark(&self) -> Option<Through> {
         match self {
-            Line::Group(_) => None,
+            Line::Group(_) | Line::Head(_) => None,
             Line::Record(record) => Some(record.watermark),
             Line::Advance { watermark, .. } | Line::Void { watermark, .. } => Some(*watermark),
             Line::Other(watermark) => *watermark,
@@ -298,6 +323,9 @@ struct Raw<'a> {
     previous: Cow<'a, str>,
     #[serde(borrow, default)]
     reason: Cow<'a, str>,
+    #[serde(borrow, default)]
+    signature: Cow<'a, str>,
+    key: Option<KeyId>,
     #[serde(default)]
     epochs: Vec<RawWatermark>,
 }
@@ -333,6 +361,10 @@ pub fn read(line: &[u8]) -> Option<Line<'_>> {
         "void" => {
             let previous = raw.previous.parse().ok()?;
             Some(Line::Void { watermark: watermark()?, previous, reason: raw.reason })
+        }
+        "head" => {
+            let (at, signature) = (watermark()?, raw.signature.parse().ok()?);
+            Some(Line::Head(Box::new(Head { at, signature, key: raw.key? })))
         }
         _ => Some(Line::Other(watermark())),
     }

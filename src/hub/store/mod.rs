@@ -22,6 +22,7 @@ use pgw_core::committer::{Numbered, Record};
 use pgw_core::consequence::Consequence;
 use pgw_core::transaction::{Epoch, Sequence, TransactionId};
 use pgw_core::wire::envelope::Envelope;
+use pgw_core::wire::signature::KeyId;
 use pgw_core::wire::void;
 use pgw_durable::Replacement;
 use uuid::Uuid;
@@ -55,6 +56,16 @@ pub struct Entry {
     pub envelope: Envelope,
     /// The body to store; `None`: its id is already stored, and only the watermark advances.
     pub body: Option<Bytes>,
+    /// The key with which its signature was verified, which is kept as evidence then.
+    pub signed_by: Option<KeyId>,
+}
+
+impl Entry {
+    /// A transaction that has arrived.
+    #[must_use]
+    pub fn new(lane: LaneName, envelope: Envelope, body: Bytes) -> Self {
+        Self { lane, envelope, body: Some(body), signed_by: None }
+    }
 }
 
 impl Record for Entry {
@@ -81,6 +92,10 @@ impl Record for Entry {
 
     fn keep_only_number(&mut self) {
         self.body = None;
+    }
+
+    fn keep_head(&mut self, by: Option<KeyId>) {
+        self.signed_by = by;
     }
 }
 

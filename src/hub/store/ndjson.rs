@@ -175,7 +175,7 @@ impl Store for NdjsonStore {
 
     fn keep_copies(&mut self, copies: &[Entry]) -> Result<(), StoreError> {
         let mut lines: HashMap<&LaneName, Vec<u8>> = HashMap::new();
-        for Entry { lane, envelope, body } in copies {
+        for Entry { lane, envelope, body, .. } in copies {
             if let Some(body) = body {
                 let text = lines.entry(lane).or_default();
                 match Void::of(envelope, body) {
@@ -279,6 +279,9 @@ impl LaneFile {
             }
             Some(body) => line::write_record(&mut self.pending, envelope, body),
             None => line::write_advance(&mut self.pending, envelope),
+        }
+        if let (Some(key), Some(signature)) = (entry.signed_by, &envelope.signature) {
+            line::write_head(&mut self.pending, envelope, signature, key);
         }
         Ok(())
     }

@@ -3,6 +3,7 @@
 use pgw_core::chain::ChainValue;
 use pgw_core::transaction::{Epoch, Sequence};
 use pgw_core::wire::attributes::source;
+use pgw_core::wire::signature::KeyId;
 
 use super::line::{Line, Record};
 use super::{LaneName, Through};
@@ -65,6 +66,24 @@ pub enum Fault {
         sequence: Sequence,
         /// The id.
         id: uuid::Uuid,
+    },
+    /// A signature is kept for a number that is not the one before it.
+    #[error("the signature of sequence {sequence} of epoch {epoch} does not belong to the lines before it")]
+    Head {
+        /// The epoch.
+        epoch: Epoch,
+        /// The sequence.
+        sequence: Sequence,
+    },
+    /// A signature is not that of the key that the line names.
+    #[error("the signature of sequence {sequence} of epoch {epoch} is not that of key {key}")]
+    Signature {
+        /// The epoch.
+        epoch: Epoch,
+        /// The sequence.
+        sequence: Sequence,
+        /// The key.
+        key: KeyId,
     },
     /// A group begins with other watermarks than those of the lines before it.
     #[error(
@@ -169,6 +188,14 @@ impl Walk {
                     Ok(())
                 } else {
                     Err(Fault::Altered { epoch: watermark.epoch, sequence: watermark.through })
+                }
+            }
+            Line::Head(head) => {
+                let at = head.at;
+                if self.watermark_of(at.epoch) == at {
+                    Ok(())
+                } else {
+                    Err(Fault::Head { epoch: at.epoch, sequence: at.through })
                 }
             }
             Line::Other(Some(watermark)) => {

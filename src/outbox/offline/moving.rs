@@ -48,6 +48,8 @@ pub struct LaneTotals {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Manifest {
     version: u32,
+    /// The id of the gateway's signing key, as whoever retired the store gave it: only text here.
+    pub signing_key: String,
     /// Each lane.
     pub lanes: BTreeMap<Lane, LaneTotals>,
     /// Each file below the data directory: length in bytes, and SHA-256 in hexadecimal digits.
@@ -174,12 +176,18 @@ fn manifest(store: &Path) -> Result<Option<Manifest>, OpenError> {
     files::load(&path).map_err(failed("read", &path))
 }
 
-/// Retires the store, so that it is never opened again, and lists the files that a copy must have. `data`: the data directory.
-/// For a store that is retired already it only returns the list. The daemon must not run.
+/// Retires the store, so that it is never opened again, and lists the files that a copy must have. `data`: the data directory;
+/// `signing_key`: the id of the gateway's signing key. For a store that is retired already it only returns the list. The daemon
+/// must not run.
 ///
 /// # Errors
 /// [`MoveError`].
-pub fn retire(settings: &OutboxSettings, data: &Path, keys: Keyring) -> Result<Manifest, MoveError> {
+pub fn retire(
+    settings: &OutboxSettings,
+    data: &Path,
+    keys: Keyring,
+    signing_key: String,
+) -> Result<Manifest, MoveError> {
     let store = &settings.directory;
     let Some(descriptor) = descriptor::owned(settings)? else {
         return Err(MoveError::NoStore(store.clone()));
@@ -190,7 +198,7 @@ pub fn retire(settings: &OutboxSettings, data: &Path, keys: Keyring) -> Result<M
         }
         // A crash came before the manifest.
         let outbox = Outbox::open_retired(settings.clone(), keys)?;
-        return list(settings, data, outbox);
+        return list(settings, data, outbox, signing_key);
     }
     let outbox = Outbox::open(settings.clone(), keys)?;
     let retired = Retired::here(store).map_err(failed("inspect", store))?;
@@ -203,15 +211,20 @@ pub fn retire(settings: &OutboxSettings, data: &Path, keys: Keyring) -> Result<M
     remove_manifest(store)?;
     descriptor.retired = Some(retired);
     descriptor.save(store).map_err(failed("write", &path))?;
-    list(settings, data, outbox)
+    list(settings, data, outbox, signing_key)
 }
 
-fn list(settings: &OutboxSettings, data: &Path, outbox: Outbox) -> Result<Manifest, MoveError> {
+fn list(
+    settings: &OutboxSettings,
+    data: &Path,
+    outbox: Outbox,
+    signing_key: String,
+) -> Result<Manifest, MoveError> {
     let store = &settings.directory;
     let lanes = lane_totals(&outbox);
     outbox.close();
     let _lock = descriptor::lock(store)?;
-    let manifest = Manifest { version: 1, lanes, files: inventory(data, store)? };
+    let manifest = Manifest { version: 1, signing_key, lanes, files: inventory(data, store)? };
     let path = store.join(MANIFEST);
     files::save(&path, &manifest).map_err(failed("write", &path))?;
     give_to_owner(store)?;

@@ -19,6 +19,8 @@ pub(crate) enum Up {
         round: u64,
         id: TransactionId,
         chain: ChainValue,
+        /// The chain value that its gateway has signed.
+        signs: ChainValue,
         /// It is a void: the chain value before it.
         void: Option<ChainValue>,
     },

@@ -5,11 +5,13 @@ use std::sync::LazyLock;
 
 use pgw_core::chain::ChainValue;
 use pgw_core::committer::{
-    Action, BackedUp, Committer, GroupLimits, Input, Lookup, Missed, Numbered, Record, Statement,
+    Action, BackedUp, Committer, GroupLimits, Input, Lookup, Missed, Numbered, Record, Refusal, Statement,
+    Way,
 };
 use pgw_core::delivery::{Millis, Receipt, Through};
 use pgw_core::transaction::{Epoch, Gateway, LaneName, Practice, Sequence, TransactionId};
 use pgw_core::wire::receipt::{nonce_bytes, nonce_text};
+use pgw_core::wire::signature::KeyId;
 
 use super::broker::Up;
 use super::surgery::Bundle;
@@ -37,6 +39,8 @@ pub(crate) fn index_of(lane: &LaneName) -> usize {
 pub(crate) struct Line {
     of: usize,
     numbered: Numbered,
+    /// The chain value that its gateway has signed.
+    signs: ChainValue,
     /// It is a void: the chain value before it.
     void: Option<ChainValue>,
     only_number: bool,
@@ -72,15 +76,43 @@ impl Record for Line {
     fn keep_only_number(&mut self) {
         self.only_number = true;
     }
+
+    fn keep_head(&mut self, _: Option<KeyId>) {}
+}
+
+/// The answer of a list with one key for each gateway.
+pub(crate) fn signed_by(line: &Line, chain: ChainValue) -> Option<KeyId> {
+    (line.signs == chain).then_some(KeyId([1; 8]))
+}
+
+/// What may reach the disk of a group: a line that is signed proves those before it in its lane, and what nothing proves is
+/// dropped before the group is stored.
+pub(crate) fn provable(group: &[Line]) -> Vec<Entry> {
+    let proven = |(at, line): &(usize, &Line)| {
+        let proves = |later: &Line| later.of == line.of && signed_by(later, later.numbered.chain).is_some();
+        group[*at..].iter().any(proves)
+    };
+    group.iter().enumerate().filter(proven).map(|(_, line)| Entry::from(line)).collect()
+}
+
+/// What a broker that changes transactions makes of one: another id and, if it `fits`, the chain value that follows from the
+/// one `before`. It cannot sign that.
+pub(crate) fn changed(packet: &mut Up, strange: TransactionId, before: ChainValue, fits: bool) {
+    if let Up::Transaction { epoch, sequence, id, chain, .. } = packet {
+        *id = strange;
+        if fits {
+            *chain = link(before, *epoch, *sequence, strange);
+        }
+    }
 }
 
 /// The committer's input for a packet.
 pub(crate) fn input(of: usize, packet: &Up) -> Input<Line> {
     match *packet {
         Up::Position(nonce) => Input::Position { lane: name(of).clone(), nonce: nonce_text(&nonce) },
-        Up::Transaction { epoch, sequence, round, id, chain, void } => {
+        Up::Transaction { epoch, sequence, round, id, chain, signs, void } => {
             let numbered = Numbered { epoch, sequence, round, id, chain };
-            Input::Transaction(Line { of, numbered, void, only_number: false })
+            Input::Transaction(Line { of, numbered, signs, void, only_number: false })
         }
     }
 }
@@ -147,13 +179,17 @@ struct Asked<'a> {
     cannot_say: bool,
 }
 
-impl Lookup for Asked<'_> {
+impl Lookup<Line> for Asked<'_> {
     fn watermarks_of(&self, lane: &LaneName) -> Vec<Through> {
         watermarks(self.entries, index_of(lane))
     }
 
     fn has_id(&mut self, _: &LaneName, id: TransactionId) -> Option<bool> {
         (!self.cannot_say).then(|| self.ids.contains(&id))
+    }
+
+    fn signed_by(&mut self, record: &Line, chain: ChainValue, _: Way) -> Option<KeyId> {
+        signed_by(record, chain)
     }
 }
 
@@ -239,6 +275,7 @@ impl Center {
                         seen.note("gap at the hub");
                         self.gaps.push(missed);
                     }
+                    Action::Refuse(_, Refusal::Unsigned) => seen.note("not signed"),
                     Action::Refuse(..) => seen.note("other chain at the hub"),
                     Action::Repeated(_) => seen.note("repetition at the hub"),
                     Action::Recovered { .. } => seen.note("the store works again"),
@@ -379,7 +416,7 @@ impl Center {
     /// kill -9 or a power cut: some part of the staged group may have reached the disk.
     pub(crate) fn crash(&mut self, random: &mut Random, seen: &mut Seen) {
         self.up = false;
-        let staged: Vec<_> = self.memory.committer.group().iter().map(Entry::from).collect();
+        let staged = provable(self.memory.committer.group());
         let kept = random.below(staged.len() as u64 + 1) as usize;
         if !staged.is_empty() {
             seen.note(if kept > 0 {

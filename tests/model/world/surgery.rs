@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use pgw_core::chain::ChainValue;
 use pgw_core::delivery::{Action, Alarm, Delivery, Input, Limits, Millis, Nonce, Numbering, Reason, Receipt};
-use pgw_core::transaction::{LaneName, Position, TransactionId};
+use pgw_core::transaction::{Epoch, LaneName, Position, Sequence, TransactionId};
 
 use super::{Seen, epoch, link};
 use crate::world::broker::Up;
@@ -75,6 +75,16 @@ impl Disk {
         }
         let id = self.records[position as usize - 1];
         link(before, renumbering.epoch, position - renumbering.base, id)
+    }
+
+    /// The chain value before this number, as everybody who sees the wire knows it.
+    pub(crate) fn before(&self, epoch: Epoch, sequence: Sequence) -> ChainValue {
+        match self.numbering.position(epoch, sequence) {
+            Some(position) if sequence > 1 => {
+                self.chains.get(position as usize - 1).copied().unwrap_or(self.beginning(epoch))
+            }
+            _ => self.beginning(epoch),
+        }
     }
 
     pub(crate) fn renumber(&mut self, new_epoch: u64, after: Position) {
@@ -315,7 +325,7 @@ impl Surgery {
             1 => self.disk.beginning(epoch),
             _ => self.disk.chains[position as usize - 1],
         });
-        Up::Transaction { epoch, sequence, round, id, chain, void }
+        Up::Transaction { epoch, sequence, round, id, chain, signs: chain, void }
     }
 
     /// A driver's turn.

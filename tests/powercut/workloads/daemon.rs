@@ -71,9 +71,11 @@ impl Daemon {
         let mut file =
             std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&key).unwrap();
         writeln!(file, "{}", "07".repeat(32)).unwrap();
+        pgw_host::secret::make_signing_key(&folder.path().join("signing.key")).unwrap();
         let mllp = ports::reserve();
         let configuration = format!(
             "practice = \"B86022\"\ngateway = \"gw1\"\ndata_directory = \"{data}\"\noutbox_key_file = \"outbox.key\"\n\
+             signing_key_file = \"signing.key\"\n\
              [control]\nsocket = \"control.sock\"\n\
              [[lane]]\nname = \"clinical\"\n[[lane]]\nname = \"urgent\"\nurgent = true\n\
              [[mllp]]\nlisten = \"127.0.0.1:{mllp}\"\nlane = \"clinical\"\n\

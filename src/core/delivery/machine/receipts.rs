@@ -5,6 +5,7 @@ use super::super::{Action, Alarm, Millis, Numbering, Receipt};
 use super::{ASK_AGAIN, ASK_SOON, Delivery};
 use crate::chain::ChainValue;
 use crate::transaction::{Epoch, Position, Sequence};
+use crate::wire::receipt::GapCode;
 
 impl Delivery {
     pub(super) fn receipt(&mut self, receipt: &Receipt, now: Millis, out: &mut Vec<Action>) {
@@ -267,12 +268,15 @@ impl Delivery {
 
     pub(super) fn gap(
         &mut self,
-        epoch: Epoch,
-        expected: Sequence,
-        round: u64,
+        code: GapCode,
+        (epoch, expected, round): (Epoch, Sequence, u64),
         now: Millis,
         out: &mut Vec<Action>,
     ) {
+        // Whatever else is wrong would be wrong again.
+        if code != GapCode::Missing {
+            return;
+        }
         let listening =
             self.link.is_some() && self.hubs_answered() && !self.hubs.is_empty() && self.forking.is_none();
         if !listening || self.round != Some(round) {

@@ -5,8 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use axum::http::HeaderMap;
-use pgw_host::secret;
-use pgw_host::secret::KeyError;
+use pgw_host::secret::{KeyError, SecretPlace};
 use pgw_link::clock::TrustedClock;
 use pgw_link::server_tls as tls;
 use pgw_link::server_tls::{Clients, Reloading, Stamp, TlsError};
@@ -135,24 +134,19 @@ fn harmless(name: &str) -> String {
 
 fn stamp(files: &AccessFiles) -> Stamp {
     let pem = files.tls.iter().flat_map(|(certificate, key)| [certificate, key]);
-    let tokens = files.tokens.as_deref().map(tokens_place);
+    let tokens = files.tokens.as_deref().map(|configured| tokens_place(configured).file);
     tls::stamp(pem.chain(&files.client_ca).chain(&tokens).map(PathBuf::as_path))
 }
 
 /// A systemd credential of the file's name takes precedence over the file.
-fn tokens_place(configured: &Path) -> PathBuf {
-    std::env::var_os("CREDENTIALS_DIRECTORY")
-        .zip(configured.file_name())
-        .map(|(directory, name)| Path::new(&directory).join(name))
-        .filter(|file| file.exists())
-        .unwrap_or_else(|| configured.to_owned())
+fn tokens_place(configured: &Path) -> SecretPlace {
+    SecretPlace::find(configured.file_name().unwrap_or_default(), configured)
 }
 
 fn tokens(configured: &Path) -> Result<Vec<(String, Vec<u8>)>, AccessError> {
-    let path = tokens_place(configured);
-    // systemd protects its credentials by their directory, and gives them other modes.
-    let text = if path == configured { secret::read_secret(&path) } else { secret::read(&path) };
-    let text = text.map_err(AccessError::Tokens)?;
+    let place = tokens_place(configured);
+    let text = place.read().map_err(AccessError::Tokens)?;
+    let path = place.file;
     let mut tokens = Vec::new();
     for (index, line) in text.split(|b| *b == b'\n').enumerate() {
         let wrong = || AccessError::TokenLine { path: path.clone(), line: index + 1 };
@@ -180,6 +174,8 @@ pub(super) fn common_name(connection: &rustls::ServerConnection) -> Option<Strin
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::PermissionsExt as _;
+
+    use pgw_host::secret;
 
     use super::*;
 

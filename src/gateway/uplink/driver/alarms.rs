@@ -1,9 +1,16 @@
 //! Alarms of the lanes' machines: a line in the log, and an event for the centre.
 
+use std::time::Duration;
+
 use pgw_core::delivery::Alarm;
+use pgw_core::transaction::Sequence;
+use tokio::time::Instant;
 
 use super::Driver;
 use crate::uplink::refusal::refusal;
+
+/// The alarm about transactions that the hub could not verify is raised at most this often.
+const UNVERIFIED_EVERY: Duration = Duration::from_secs(60);
 
 impl Driver {
     /// Logs an alarm, and sends it as an event.
@@ -59,5 +66,32 @@ impl Driver {
             }
         };
         self.announcements.event(level, code, "", detail);
+    }
+
+    /// The hub does not know the gateway's key, or no longer accepts it: it answers nothing else.
+    pub(super) fn key_refused(&mut self) {
+        let key = self.announcements.speaker.key_id();
+        let reason = format!("the hub does not accept this gateway's signing key {key}");
+        if self.link.now.refused == reason {
+            return;
+        }
+        tracing::error!(%key, "The hub does not accept this gateway's signing key; central IT lists it with `practice-hub gateway key`");
+        self.announcements.event("alarm", "key.refused", "", reason.clone());
+        self.link.now.refused = reason;
+    }
+
+    /// The hub could not verify a transaction: something between this gateway and the hub has changed it.
+    pub(super) fn unverified(&mut self, index: usize, sequence: Sequence) {
+        let lane = self.lanes[index].lane.clone();
+        let often = self.unverified_said.is_some_and(|at| at.elapsed() < UNVERIFIED_EVERY);
+        if often {
+            return;
+        }
+        self.unverified_said = Some(Instant::now());
+        tracing::error!(%lane, sequence, "The hub could not verify a transaction: it was changed on its way, or signed with another key");
+        let detail = format!(
+            "lane {lane}: the hub could not verify sequence {sequence}: it was changed on its way, or signed with another key"
+        );
+        self.announcements.event("alarm", "unverified", "", detail);
     }
 }

@@ -2,6 +2,7 @@
 
 use pgw_core::transaction::{Lane, Position, unix_millis_now};
 use pgw_core::wire::command::{Command, Order};
+use pgw_core::wire::signature::Word;
 use pgw_core::wire::to_json;
 use tokio::sync::watch;
 
@@ -148,7 +149,8 @@ impl Driver {
             self.resends.end(Ok(done));
         }
         for result in self.resends.results.drain(..) {
-            self.announcements.enqueue("cmd/result", self.root.plain("cmd/result"), false, to_json(&result));
+            let topic = self.root.plain("cmd/result");
+            self.announcements.enqueue(Word::Result, topic, false, to_json(&result));
         }
     }
 }
