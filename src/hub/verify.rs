@@ -282,6 +282,9 @@ impl Check<'_> {
                     report.transactions += copies.fill(walk, files, watermark.epoch, watermark.through);
                 }
             }
+            Some(Line::Head(head)) => {
+                report.transactions += copies.fill(walk, files, head.at.epoch, head.at.through);
+            }
             Some(line) => {
                 if let Some(watermark) = line.watermark() {
                     let before = watermark.through.saturating_sub(1);

@@ -75,7 +75,9 @@ fn damage(file: &Path, change: impl Fn(u64, &str) -> Option<String>) {
     let mut lines = String::new();
     for line in text.lines() {
         let value: serde_json::Value = serde_json::from_str(line).unwrap();
-        let sequence = value["sequence"].as_str().and_then(|text| text.parse().ok());
+        // A signature that is kept names the number before it; it is no transaction.
+        let number = value.get("pgw").is_none().then(|| value["sequence"].as_str());
+        let sequence = number.flatten().and_then(|text| text.parse().ok());
         if let Some(line) = sequence.map_or(Some(line.to_owned()), |sequence| change(sequence, line)) {
             lines += &line;
             lines += "\n";

@@ -191,9 +191,13 @@ impl Walk {
                 }
             }
             Line::Head(head) => {
-                let at = head.at;
-                if self.watermark_of(at.epoch) == at {
+                let (at, here) = (head.at, self.watermark_of(head.at.epoch));
+                if here == at {
                     Ok(())
+                } else if here.through < at.through {
+                    // What it was written after is lost.
+                    self.set(at, None);
+                    Err(Fault::Missing { epoch: at.epoch, from: here.through + 1, to: at.through })
                 } else {
                     Err(Fault::Head { epoch: at.epoch, sequence: at.through })
                 }
