@@ -15,6 +15,8 @@ use tokio::sync::Notify;
 
 use super::store::{LaneName, Through};
 
+/// Most gap notices that wait; older ones are dropped, and their gateways send again without them.
+const MOST_GAPS: usize = 1_024;
 /// Most probes that wait for an answer; older ones are dropped, and their gateways probe again.
 const MOST_PROBES: usize = 256;
 
@@ -96,10 +98,13 @@ impl Answers {
         self.changed.notify_one();
     }
 
-    /// A newer notice of a lane replaces a waiting one.
+    /// A newer notice of a lane replaces a waiting one with the same code.
     pub fn gap(&self, lane: &LaneName, gap: Gap) {
         let mut waiting = self.lock();
-        waiting.gaps.retain(|(of, _)| of != lane);
+        waiting.gaps.retain(|(of, old)| of != lane || old.code != gap.code);
+        if waiting.gaps.len() >= MOST_GAPS {
+            waiting.gaps.pop_front();
+        }
         waiting.gaps.push_back((lane.clone(), gap));
         drop(waiting);
         self.changed.notify_one();
@@ -152,6 +157,7 @@ mod tests {
     use super::*;
     use pgw_core::chain::ChainValue;
     use pgw_core::transaction::{Epoch, Lane};
+    use pgw_core::wire::receipt::GapCode;
 
     fn lane(name: &str) -> LaneName {
         LaneName {
@@ -187,6 +193,23 @@ mod tests {
             Answer::Receipt { lane: lane("a"), watermarks: watermarks(5), backed_up: None, nonce: None };
         assert_eq!(answers.take(), Some(second));
         assert_eq!(answers.take(), None);
+    }
+
+    #[test]
+    fn a_notice_replaces_one_of_its_lane_and_code_and_they_are_bounded() {
+        let answers = Answers::default();
+        let gap = |code, expected| Gap::new(code, Epoch(uuid::Uuid::nil()), expected, 1);
+        answers.gap(&lane("a"), gap(GapCode::Unverified, 4));
+        answers.gap(&lane("a"), gap(GapCode::Missing, 4));
+        answers.gap(&lane("a"), gap(GapCode::Missing, 5));
+        for (code, expected) in [(GapCode::Unverified, 4), (GapCode::Missing, 5)] {
+            let gap = gap(code, expected);
+            assert_eq!(answers.take(), Some(Answer::Gap { lane: lane("a"), gap }));
+        }
+        for n in 0..MOST_GAPS + 10 {
+            answers.gap(&lane(&format!("l{n}")), gap(GapCode::Key, 0));
+        }
+        assert_eq!(std::iter::from_fn(|| answers.take()).count(), MOST_GAPS);
     }
 
     #[test]

@@ -146,8 +146,9 @@ impl Fleet {
         retained: bool,
     ) -> Worth {
         let (now, who) = (unix_millis_now(), name(practice, gateway));
-        let Some(view) = self.view(&who) else { return Worth::Repeated };
-        let worth = view.hearing.take(origin, topic, now, view.patience());
+        // Without room in the view the gateway is not shown; its questions are answered all the same.
+        let Some(view) = self.view(&who) else { return Worth::New };
+        let worth = view.hearing.take(origin, topic, retained, now, view.patience());
         match worth {
             Worth::New => {
                 if !retained {

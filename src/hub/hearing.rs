@@ -24,6 +24,8 @@ pub struct Hearing {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Start {
     boot: BootId,
+    /// When it was last heard, retained messages not counted.
+    heard: UnixMillis,
     /// The last count on each topic: retained messages of one topic come after later ones of another, and a broker keeps no
     /// order between topics.
     counts: BTreeMap<String, u64>,
@@ -61,8 +63,15 @@ impl Worth {
 
 impl Hearing {
     /// Takes a message that was verified. `topic` is its topic below the gateway's root; `patience`: for how long messages of an
-    /// earlier start may still arrive.
-    pub fn take(&mut self, origin: Origin, topic: &str, now: UnixMillis, patience: UnixMillis) -> Worth {
+    /// earlier start may still arrive, and after which a start that is not heard has ended.
+    pub fn take(
+        &mut self,
+        origin: Origin,
+        topic: &str,
+        retained: bool,
+        now: UnixMillis,
+        patience: UnixMillis,
+    ) -> Worth {
         let Origin { boot, count, .. } = origin;
         if let Some(present) = self.present.as_mut().filter(|present| present.boot == boot) {
             if present.counts.get(topic).is_some_and(|last| count <= *last) {
@@ -72,24 +81,41 @@ impl Hearing {
                 present.counts.pop_first();
             }
             present.counts.insert(topic.to_owned(), count);
+            if !retained {
+                present.heard = now;
+            }
             return Worth::New;
         }
+        // It may be weeks old: only a start that speaks takes another's place.
+        if retained && self.present.is_some() {
+            return Worth::Repeated;
+        }
+        let silent = self.present.as_ref().is_none_or(|present| now.saturating_sub(present.heard) > patience);
         if let Some(earlier) = self.earlier.iter_mut().find(|earlier| earlier.boot == boot) {
             if count <= earlier.count {
                 return Worth::Repeated;
             }
             earlier.count = count;
-            let late = now.saturating_sub(earlier.ended) > patience;
-            return if late { Worth::Duplicate } else { Worth::Earlier };
+            if !silent {
+                let late = now.saturating_sub(earlier.ended) > patience;
+                return if late { Worth::Duplicate } else { Worth::Earlier };
+            }
+            // The other one was a repetition that this hub did not recognise, or its machine has ended.
+            self.earlier.retain(|earlier| earlier.boot != boot);
         }
-        if let Some(Start { boot, counts }) = self.present.take() {
+        self.begin(boot, topic, count, now);
+        Worth::New
+    }
+
+    /// Another start speaks.
+    fn begin(&mut self, boot: BootId, topic: &str, count: u64, now: UnixMillis) {
+        if let Some(Start { boot, counts, .. }) = self.present.take() {
             let count = counts.into_values().max().unwrap_or_default();
             self.earlier.push_front(EarlierStart { boot, count, ended: now });
             self.earlier.truncate(MOST_EARLIER);
         }
         let counts = BTreeMap::from([(topic.to_owned(), count)]);
-        self.present = Some(Start { boot, counts });
-        Worth::New
+        self.present = Some(Start { boot, heard: now, counts });
     }
 
     /// Whether this is the start that speaks now.
@@ -106,7 +132,7 @@ mod tests {
     use super::*;
 
     fn say(hearing: &mut Hearing, boot: u8, topic: &str, count: u64, now: UnixMillis) -> Worth {
-        hearing.take(Origin { boot: BootId([boot; 8]), count, key: KeyId([0; 8]) }, topic, now, 180)
+        hearing.take(Origin { boot: BootId([boot; 8]), count, key: KeyId([0; 8]) }, topic, false, now, 180)
     }
 
     #[test]
@@ -140,5 +166,20 @@ mod tests {
             assert_eq!(say(&mut hearing, boot, "status", 1, u64::from(boot)), Worth::New);
         }
         assert_eq!(hearing.earlier.len(), MOST_EARLIER);
+    }
+
+    #[test]
+    fn what_a_broker_has_kept_or_repeats_shuts_out_no_start_that_speaks() {
+        let mut hearing = Hearing::default();
+        say(&mut hearing, 2, "status", 3, 0);
+        // Kept by the broker, of a start that this hub does not know.
+        let kept = Origin { boot: BootId([1; 8]), count: 90, key: KeyId([0; 8]) };
+        assert_eq!(hearing.take(kept, "health", true, 10, 180), Worth::Repeated);
+        assert_eq!(say(&mut hearing, 2, "health", 4, 20), Worth::New);
+        // Repeated by it, as if it were said now.
+        assert_eq!(hearing.take(kept, "health", false, 100, 180), Worth::New);
+        assert_eq!(say(&mut hearing, 2, "health", 5, 160), Worth::Earlier);
+        assert_eq!(say(&mut hearing, 2, "health", 6, 281), Worth::New, "the other one says nothing more");
+        assert!(hearing.is_present(BootId([2; 8])));
     }
 }

@@ -13,12 +13,12 @@ use pgw_core::wire::topic::{HUB_FILTERS, Root, hub_status};
 use pgw_core::wire::{SCHEMA, to_json};
 use pgw_host::config::Upstream;
 use pgw_link::clock::TrustedClock;
-use pgw_link::connect::{Connected, LEAST_KEEP_ALIVE, Plan, connect};
+use pgw_link::connect::{Connected, LEAST_KEEP_ALIVE, Plan, connect, will};
 use pgw_link::failure::Failure;
 use pgw_link::session::{ConnectOptions, Outgoing};
 use pgw_link::tls::{Identity, TlsError, TlsFiles};
 use rumqttc::v5::mqttbytes::QoS;
-use rumqttc::v5::mqttbytes::v5::{LastWill, Publish, PublishProperties};
+use rumqttc::v5::mqttbytes::v5::{Publish, PublishProperties};
 
 use super::HubSettings;
 use super::answers::Answer;
@@ -53,6 +53,7 @@ pub(super) enum Ended {
 pub(super) async fn open(
     settings: &HubSettings,
     session: u64,
+    signer: &AnswerSigner,
     clock: &Arc<TrustedClock>,
     known: &mut Vec<SocketAddr>,
 ) -> Result<Connected, Ended> {
@@ -62,10 +63,11 @@ pub(super) async fn open(
         key: settings.key_file.clone(),
     })?;
     let tls = identity.client_config(clock.clone())?;
-    let will = to_json(&Status::new("offline", session, "connection lost", now_text()));
+    let SignedPublish { topic, payload, properties, .. } =
+        signer.status("offline", session, "connection lost (unconfirmed)");
     let options = ConnectOptions {
         client_id: settings.hub.as_str().to_owned(),
-        will: LastWill::new(hub_status(&settings.hub), will, QoS::AtLeastOnce, true, None),
+        will: will(topic, payload, properties),
         keep_alive: keep_alive(settings),
         inflight: IN_FLIGHT,
         receive_maximum: settings.receive_maximum,

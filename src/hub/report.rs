@@ -131,6 +131,18 @@ fn write_heads(text: &mut String, report: &VerifiedLane) {
             "  epoch {} signed with key {} through {}",
             watermark.epoch, newest.key, newest.at.through
         );
+        if newest.revoked {
+            let _ =
+                writeln!(text, "  key {} is revoked: whoever has stolen it could sign so too", newest.key);
+        }
+        if newest.at.through < watermark.through {
+            let _ = writeln!(
+                text,
+                "  NOT signed: sequences {} to {}; right after a crash of the hub the next transaction's signature covers them, otherwise                  somebody has changed the files",
+                newest.at.through + 1,
+                watermark.through
+            );
+        }
     }
 }
 

@@ -8,7 +8,8 @@ use std::collections::{BTreeSet, HashMap};
 use std::ops::RangeInclusive;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
+use pgw_core::chain::ChainValue;
+use pgw_core::committer::{Numbered, Record as _};
 use pgw_core::transaction::{Epoch, Gateway, Practice, Sequence};
 use pgw_core::wire::command::{CommandResult, Order};
 use pgw_core::wire::envelope::Envelope;
@@ -109,9 +110,50 @@ struct Pending {
     id: String,
     epoch: Epoch,
     range: RangeInclusive<Sequence>,
-    kept: BTreeSet<Sequence>,
+    /// Signed copies, of the range and of the number before it.
+    arrived: BTreeSet<Sequence>,
+    /// Those of them that follow from the gateway's own chain value before them.
+    proven: BTreeSet<Sequence>,
+    /// The last of them, and its chain value, which the gateway has signed.
+    last: Option<(Sequence, ChainValue)>,
     last_received: Instant,
     progress: watch::Sender<CopiesProgress>,
+}
+
+impl Pending {
+    /// The first number that the gateway is asked for: a chain value proves a body only together with the value before it.
+    fn first(range: &RangeInclusive<Sequence>) -> Sequence {
+        range.start().saturating_sub(1).max(1)
+    }
+
+    fn asks_for(&self, envelope: &Envelope) -> bool {
+        let asked = Self::first(&self.range)..=*self.range.end();
+        envelope.epoch == self.epoch && asked.contains(&envelope.sequence)
+    }
+
+    /// How many copies of the range have arrived.
+    fn count(&self) -> u64 {
+        self.arrived.range(self.range.clone()).count() as u64
+    }
+
+    /// Whether a signed copy is to be kept. One that cannot be proven yet, because the one before it has not arrived, is
+    /// kept until one comes that can: `verify` judges both, and takes the later one.
+    fn keeps(&mut self, copy: &Entry) -> bool {
+        let Numbered { sequence, chain, epoch, .. } = copy.numbered();
+        let before = match self.last {
+            _ if sequence == 1 => Some(ChainValue::first(&copy.lane, epoch)),
+            Some((last, chain)) if last + 1 == sequence => Some(chain),
+            _ => None,
+        };
+        self.last = Some((sequence, chain));
+        let follows = before.map(|before| copy.chain_after(before) == chain);
+        if follows == Some(false) {
+            return false;
+        }
+        let is_first = self.arrived.insert(sequence);
+        let proves = follows == Some(true) && self.proven.insert(sequence);
+        (is_first || proves) && self.range.contains(&sequence)
+    }
 }
 
 /// All requests: one range per lane.
@@ -147,25 +189,30 @@ impl ResendRequests {
         let ResendRequest { lane: name, from, through, .. } = request;
         self.end(&name, Err(ResendError::Replaced));
         let id = uuid::Uuid::now_v7().to_string();
-        let order = Order::Resend { lane: name.lane.clone(), epoch, from, through };
+        let range = from..=through;
+        let first = Pending::first(&range);
+        let order = Order::Resend { lane: name.lane.clone(), epoch, from: first, through };
         answers.command(&name.practice, &name.gateway, id.clone(), session, order);
         tracing::info!(lane = %name, %epoch, from, through, "Asked a gateway for transactions again");
-        let (kept, last_received) = (BTreeSet::new(), Instant::now());
-        self.lanes.insert(name, Pending { id, epoch, range: from..=through, kept, last_received, progress });
+        let (arrived, proven, last_received) = (BTreeSet::new(), BTreeSet::new(), Instant::now());
+        let pending = Pending { id, epoch, range, arrived, proven, last: None, last_received, progress };
+        self.lanes.insert(name, pending);
     }
 
-    /// A repetition has arrived: it is kept if it was requested and has not arrived before.
-    pub(super) fn repetition(&mut self, lane: &LaneName, envelope: Envelope, body: Bytes) {
-        let Some(pending) = self.lanes.get_mut(lane) else { return };
-        let sequence = envelope.sequence;
-        if envelope.epoch == pending.epoch
-            && pending.range.contains(&sequence)
-            && pending.kept.insert(sequence)
-        {
-            pending.last_received = Instant::now();
-            pending.progress.send_modify(|progress| progress.kept += 1);
-            self.bytes += body.len();
-            self.copies.push(Entry::new(lane.clone(), envelope, body));
+    /// Whether a repetition was requested: its signature is to be verified then.
+    pub(super) fn asks_for(&self, copy: &Entry) -> bool {
+        self.lanes.get(&copy.lane).is_some_and(|pending| pending.asks_for(&copy.envelope))
+    }
+
+    /// A repetition has arrived that was requested, and that its gateway has signed.
+    pub(super) fn repetition(&mut self, copy: Entry) {
+        let Some(pending) = self.lanes.get_mut(&copy.lane) else { return };
+        pending.last_received = Instant::now();
+        if pending.keeps(&copy) {
+            let kept = pending.count();
+            pending.progress.send_modify(|progress| progress.kept = kept);
+            self.bytes += copy.bytes();
+            self.copies.push(copy);
         }
     }
 
@@ -174,10 +221,12 @@ impl ResendRequests {
         let of = self.lanes.iter().find(|(name, pending)| {
             pending.id == result.id && name.practice == *practice && name.gateway == *gateway
         });
-        let Some((name, kept)) = of.map(|(name, pending)| (name.clone(), pending.kept.len() as u64)) else {
-            return;
-        };
-        let CommandResult { done, transactions: sent, detail, .. } = result;
+        let Some((name, pending)) = of else { return };
+        let (name, kept) = (name.clone(), pending.count());
+        let before = pending.arrived.len() as u64 - kept;
+        let CommandResult { done, transactions, detail, .. } = result;
+        // Without the one before the range.
+        let sent = transactions.saturating_sub(before);
         let ended = match done {
             1 if kept < sent => Err(ResendError::NotArrived { sent, kept }),
             1 => Ok(ResendDone { sent, detail }),

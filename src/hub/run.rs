@@ -219,7 +219,7 @@ async fn connection(
 ) -> Ended {
     let ConnectionContext { clock, known, arrivals, .. } = &mut *context;
     let opened = tokio::select! {
-        opened = link::open(settings, session, clock, known) => opened,
+        opened = link::open(settings, session, signer, clock, known) => opened,
         _ = stop.wait_for(|stop| *stop) => return Ended::Stopping,
     };
     let (queue, connected) = match opened {

@@ -45,7 +45,7 @@ impl Speakers {
         Self { newest, list }
     }
 
-    /// Uses the list that was read last. Between two groups: a group is judged by one list.
+    /// Uses the list that was read last. Between two groups: a group, and a part of a bundle, is judged by one list.
     pub(super) fn refresh(&mut self) {
         // Its sender may be gone: then the list stays.
         if self.newest.has_changed().unwrap_or(false) {

@@ -142,6 +142,7 @@ impl StoreThread {
         let mut permits = Vec::new();
         let mut stored: Option<Instant> = None;
         while let Ok(first) = arrivals.recv() {
+            self.speakers.refresh();
             let before = self.groups;
             let mut next = Some(first);
             while let Some(arrival) = next.take() {
@@ -235,9 +236,7 @@ impl StoreThread {
                     Action::Refuse(lane, Refusal::Unsigned) => {
                         self.refuse(lane.to_string(), Unheard::Unverified.reason());
                     }
-                    Action::Repeated(Entry { lane, envelope, body, .. }) => {
-                        self.resends.repetition(&lane, envelope, body.unwrap_or_default());
-                    }
+                    Action::Repeated(copy) => self.repeated(copy),
                     Action::Recovered { dropped } => tracing::info!(dropped, "The store works again"),
                 }
             }
@@ -309,10 +308,20 @@ impl StoreThread {
         }
     }
 
+    /// Nothing of a repetition counts, unless a person has asked for it: then its content may replace what the files have lost.
+    fn repeated(&mut self, copy: Entry) {
+        if !self.resends.asks_for(&copy) {
+            return;
+        }
+        match self.speakers.signed_by(&copy, copy.envelope.chain, Way::Link) {
+            Some(_) => self.resends.repetition(copy),
+            None => self.refuse(copy.lane.to_string(), Unheard::Unverified.reason()),
+        }
+    }
+
     /// Stores the group, then answers. False: it is not stored.
     fn finish(&mut self) -> bool {
         self.hurry = false;
-        self.speakers.refresh();
         self.keep_copies();
         let failed = self.failed;
         self.tell(Input::Flush);

@@ -12,7 +12,7 @@ use pgw_core::transaction::{Epoch, Sequence};
 use pgw_core::wire::signature::KeyId;
 use uuid::Uuid;
 
-use super::gateways::{Gateways, ListedGateway};
+use super::gateways::{Gateways, KeyState, ListedGateway};
 use super::store::line::{self, Head, Line};
 use super::store::walk::{Fault, Walk};
 use super::store::{LaneName, StoreError, Through, ndjson};
@@ -69,6 +69,8 @@ pub struct VerifiedHead {
     pub key: KeyId,
     /// Whether the signature was verified; else the list of gateways does not have the key for this gateway.
     pub verified: bool,
+    /// The key is revoked by now.
+    pub revoked: bool,
 }
 
 impl VerifiedLane {
@@ -269,7 +271,8 @@ impl Check<'_> {
         {
             return Err(Fault::Signature { epoch: at.epoch, sequence: at.through, key });
         }
-        self.report.head(VerifiedHead { at, key, verified: listed.is_some() });
+        let revoked = listed.is_some_and(|listed| listed.state == KeyState::Revoked);
+        self.report.head(VerifiedHead { at, key, verified: listed.is_some(), revoked });
         Ok(())
     }
 

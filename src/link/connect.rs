@@ -9,7 +9,9 @@ use std::time::Duration;
 
 use pgw_host::config::Upstream;
 use rumqttc::v5::mqttbytes::QoS;
-use rumqttc::v5::mqttbytes::v5::{ConnAck, Filter, SubAck, SubscribeReasonCode};
+use rumqttc::v5::mqttbytes::v5::{
+    ConnAck, Filter, LastWill, LastWillProperties, PublishProperties, SubAck, SubscribeReasonCode,
+};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tokio_rustls::rustls::ClientConfig;
@@ -42,6 +44,21 @@ pub struct Plan<'a> {
     pub phase_timeout: Duration,
     /// Bundles of packets that may wait for the session.
     pub queue: usize,
+}
+
+/// A will: retained, QoS 1, with the content type and the user properties (the signature) of a publish.
+#[must_use]
+pub fn will(topic: String, payload: Vec<u8>, properties: PublishProperties) -> LastWill {
+    let properties = LastWillProperties {
+        delay_interval: None,
+        payload_format_indicator: None,
+        message_expiry_interval: None,
+        content_type: properties.content_type,
+        response_topic: None,
+        correlation_data: None,
+        user_properties: properties.user_properties,
+    };
+    LastWill::new(topic, payload, QoS::AtLeastOnce, true, Some(properties))
 }
 
 /// What the broker allows.

@@ -6,6 +6,8 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use pgw_core::wire::SCHEMA;
+use pgw_core::wire::command::{CommandResult, Order};
+use pgw_core::wire::presence::Status;
 use pgw_core::wire::receipt::{GapCode, Position};
 use pgw_core::wire::signature::{SigningKey, Word};
 use pgw_core::wire::to_json;
@@ -13,12 +15,14 @@ use pgw_core::wire::topic::Root;
 use pgw_hub::answers::{Answer, Answers};
 use pgw_hub::backup::Backups;
 use pgw_hub::fleet::Fleet;
-use pgw_hub::store::ndjson::NdjsonStore;
+use pgw_hub::resend::{CopiesProgress, ResendDone, ResendRequest};
+use pgw_hub::store::line::{self, Line};
+use pgw_hub::store::ndjson::{NdjsonStore, again_path};
 use pgw_hub::store::{Entry, LaneName, Store, StoreError, Through};
 use pgw_hub::store_thread::{Arrival, GroupLimits, StoreThread};
 use rumqttc::v5::mqttbytes::QoS;
 use rumqttc::v5::mqttbytes::v5::{Publish, PublishProperties};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 
 use crate::hub_kit::{Sender, in_use, lane, listed, said};
 
@@ -378,6 +382,47 @@ fn what_its_gateway_has_not_signed_is_not_stored() {
     assert_eq!(report.faults, vec![]);
     let [head] = report.heads[..] else { panic!("{:?}", report.heads) };
     assert_eq!((head.at.through, head.key, head.verified), (10, sender.key.public().id(), true));
+}
+
+/// Says something as the gateway of this sender.
+fn say(running: &Running, sender: &Sender, word: Word, topic: &str, payload: Vec<u8>) {
+    let topic = format!("pgw/v1/{}/{}/{topic}", sender.lane.practice, sender.lane.gateway);
+    running.publish(said(&sender.key, word, &topic, payload));
+}
+
+#[test]
+fn a_copy_replaces_nothing_unless_its_gateway_has_signed_it_and_it_follows() {
+    let mut running = Running::start();
+    let mut sender = Sender::new(&lane("clinical"), 1);
+    say(&running, &sender, Word::Status, "status", to_json(&Status::new("online", 7, "", String::new())));
+    assert_eq!(running.through(&sender, "first").0, 0);
+    // More than the committer remembers.
+    let all = sender.take(90);
+    running.send_together(&all);
+    assert_eq!(running.through(&sender, "a").0, 90);
+    let request = ResendRequest { lane: sender.lane.clone(), epoch: None, from: 3, through: 3 };
+    let (progress, ended) = watch::channel(CopiesProgress::default());
+    running.arrivals.as_ref().unwrap().send(Arrival::Resend(request, progress)).ok().unwrap();
+    let command = std::iter::from_fn(|| Some(running.answer())).find_map(|answer| match answer {
+        Answer::Command { id, order, .. } => Some((id, order)),
+        _ => None,
+    });
+    let (id, order) = command.unwrap();
+    assert!(matches!(order, Order::Resend { from: 2, through: 3, .. }), "{order:?}");
+    // Another body under the number, chain value and signature of the true one; and one without a signature.
+    let mut forged = all[2].clone();
+    forged.body = Some("another".into());
+    let mut bare = all[2].clone();
+    bare.envelope.signature = None;
+    running.send_together(&[bare.clone(), all[1].clone(), forged.clone(), bare, all[2].clone(), forged]);
+    let result = CommandResult::new(id, Ok(2), String::new(), String::new());
+    say(&running, &sender, Word::Result, "cmd/result", to_json(&result));
+    running.finish();
+    assert_eq!(ended.borrow().ended, Some(Ok(ResendDone { sent: 1, detail: String::new() })));
+    let copies = std::fs::read_to_string(again_path(running.directory.path(), &sender.lane)).unwrap();
+    assert_eq!(copies.lines().count(), 1);
+    let Some(Line::Record(record)) = line::read(copies.trim_end().as_bytes()) else { panic!("{copies}") };
+    assert_eq!((record.watermark.through, &record.body[..]), (3, &all[2].body.as_ref().unwrap()[..]));
 }
 
 #[test]

@@ -12,7 +12,7 @@ use pgw_core::wire::signature::KeyId;
 use pgw_core::wire::to_json;
 use pgw_core::wire::topic::Kind;
 use pgw_hub::fleet::Fleet;
-use pgw_hub::gateways::Gateways;
+use pgw_hub::gateways::{Gateways, KeyState};
 use pgw_hub::report;
 use pgw_hub::store::ndjson::{NdjsonStore, files_of};
 use pgw_hub::store::walk::Fault;
@@ -271,6 +271,13 @@ fn kept_signatures_are_verified_and_one_that_is_not_the_keys_is_a_fault() {
     let unknown = report::verify(directory.path(), &Gateways::default(), None).unwrap();
     assert!(unknown.ok && unknown.text.contains("no signature could be verified"), "{}", unknown.text);
     assert!(unknown.text.contains(&format!("has no key {key}")), "{}", unknown.text);
+    // A stolen key, and an end that nobody has signed.
+    let mut revoked = list.clone();
+    revoked.gateways.values_mut().for_each(|gateway| gateway.keys[0].state = KeyState::Revoked);
+    NdjsonStore::open(directory.path(), 1 << 30).unwrap().append(&sender.clone().take(2)).unwrap();
+    let doubtful = report::verify(directory.path(), &revoked, None).unwrap();
+    assert!(doubtful.text.contains(&format!("key {key} is revoked")), "{}", doubtful.text);
+    assert!(doubtful.text.contains("NOT signed: sequences 7 to 8;"), "{}", doubtful.text);
     // A signature of another number, and one that says it belongs elsewhere.
     let path = files_of(directory.path(), &sender.lane).unwrap().remove(0);
     let text = fs::read_to_string(&path).unwrap();

@@ -223,10 +223,8 @@ impl Peer {
                 let topic = String::from_utf8(publish.topic.to_vec()).unwrap();
                 let properties = publish.properties.clone().unwrap_or_default().user_properties;
                 let signature = properties.iter().find(|(name, _)| name == PROPERTY).map(|(_, v)| v.as_str());
-                if !topic.starts_with("pgw/v1/hub/") {
-                    let word = Topic::parse(&topic).unwrap().word().unwrap();
-                    self.key.verify(word, &topic, &publish.payload, signature).expect("signed by the hub");
-                }
+                let word = Topic::parse(&topic).unwrap().word().unwrap();
+                self.key.verify(word, &topic, &publish.payload, signature).expect("signed by the hub");
                 if let Some(found) = wanted(&topic, &publish) {
                     return Some(found);
                 }
@@ -496,13 +494,21 @@ async fn a_broker_that_forgets_everything_gets_all_receipts_and_the_status_again
     let kept = std::fs::read_to_string(fleet.settings.directory.join("session")).unwrap();
     assert_eq!(session.to_string(), kept.trim(), "the number of this connection");
     assert!(session >= 2, "one more at each try");
-    hub.stop().await;
-    peer.wait("the farewell", |on, publish| {
+    let last_word = |on: &str, publish: &Publish, reason: &str| {
         let status: Status =
             (on == "pgw/v1/hub/hub1/status").then(|| from_json(&publish.payload).unwrap())?;
-        (status.up == 0 && status.reason == "stopped").then_some(())
-    })
-    .await;
+        (status.up == 0 && status.reason == reason).then_some(())
+    };
+    hub.stop().await;
+    peer.wait("the farewell", |on, publish| last_word(on, publish, "stopped")).await;
+    // A hub that dies: the broker's word for it, signed when it connected.
+    let mut hub = RunningHub::start(&fleet.settings);
+    hub.live().await;
+    let online = |on: &str, publish: &Publish| status(on, publish).map(|_| ());
+    peer.wait("the hub online", online).await;
+    hub.task.abort();
+    let lost = "connection lost (unconfirmed)";
+    peer.wait("the will", |on, publish| last_word(on, publish, lost)).await;
 }
 
 fn copy(from: &Path, to: &Path) {

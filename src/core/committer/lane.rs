@@ -25,8 +25,8 @@ pub(super) enum Verdict {
     Ahead(Sequence),
     /// The gateway has not asked for the position since this hub started: ignore it.
     Unasked,
-    /// Its chain value does not follow from the stored ones, though its gateway has signed it: ignore it.
-    Diverged,
+    /// Its chain value does not follow from the stored ones, though its gateway has signed it: ignore it. This number is next.
+    Diverged(Sequence),
     /// Its chain value does not follow from the stored ones, and its gateway has not signed it: as if it had not arrived.
     /// This number is next.
     Unsigned(Sequence),
@@ -115,7 +115,7 @@ impl LaneState {
         }
         // A wrong chain value says something about the gateway only if the gateway has signed it.
         let wrong = |store: &mut _| match Lookup::signed_by(store, record, chain, way) {
-            Some(_) => Verdict::Diverged,
+            Some(_) => Verdict::Diverged(through + 1),
             None => Verdict::Unsigned(through + 1),
         };
         if sequence <= through {

@@ -180,7 +180,8 @@ impl<R: Record> Committer<R> {
                 self.gap(GapCode::Unverified, record.lane(), &record.numbered(), expected, actions);
                 actions.push(Action::Refuse(record.lane().clone(), Refusal::Unsigned));
             }
-            Verdict::Diverged => {
+            Verdict::Diverged(expected) => {
+                self.gap(GapCode::Link, record.lane(), &record.numbered(), expected, actions);
                 self.receipt_due(record.lane());
                 actions.push(Action::Refuse(record.lane().clone(), Refusal::Chain));
             }

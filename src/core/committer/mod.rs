@@ -195,8 +195,7 @@ pub struct Missed {
 pub enum Refusal {
     /// The gateway has [`MOST_LANES`] already.
     TooManyLanes,
-    /// Its chain value does not follow from the stored ones, and its gateway has signed it. The receipt is due, so that the
-    /// gateway can compare.
+    /// Its gateway has signed another chain value than follows here. The receipt is due, so that the gateway can compare.
     Chain,
     /// Its gateway has not signed it, or something before it was changed on its way.
     Unsigned,

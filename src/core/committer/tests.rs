@@ -229,6 +229,11 @@ fn missing(expected: Sequence, round: u64) -> Missed {
     Missed { code: GapCode::Missing, epoch: EPOCH, expected, round }
 }
 
+fn diverged(expected: Sequence, round: u64) -> Actions {
+    let missed = Missed { code: GapCode::Link, epoch: EPOCH, expected, round };
+    vec![Action::Gap(lane(), missed), Action::Refuse(lane(), Refusal::Chain)]
+}
+
 fn unsigned(expected: Sequence) -> Actions {
     let missed = Missed { code: GapCode::Unverified, epoch: EPOCH, expected, round: 0 };
     vec![Action::Gap(lane(), missed), Action::Refuse(lane(), Refusal::Unsigned)]
@@ -298,7 +303,7 @@ fn a_repetition_is_not_stored_and_makes_one_receipt_due() {
     assert_eq!(Hub::only_receipt(hub.finish()), statement(vec![sender.through(80)], None));
     assert_eq!(hub.finish(), []);
     let strange = Sender::new(EPOCH, 1, 90);
-    assert_eq!(strange.send(&mut hub, 79, 1), [Action::Refuse(lane(), Refusal::Chain)]);
+    assert_eq!(strange.send(&mut hub, 79, 1), diverged(81, 1));
     Hub::only_receipt(hub.finish()); // so that the gateway can compare
     // The same for transactions that wait in the group.
     sender.stages(&mut hub, [81]);
@@ -325,7 +330,7 @@ fn another_chain_is_not_stored() {
     sender.stages(&mut hub, [1]);
     hub.finish();
     let forked = Sender::new(EPOCH, 50, 9);
-    assert_eq!(forked.send(&mut hub, 2, 0), [Action::Refuse(lane(), Refusal::Chain)]);
+    assert_eq!(forked.send(&mut hub, 2, 0), diverged(2, 0));
     assert_eq!(hub.committer.watermarks_of(&lane()), [sender.through(1)]);
     sender.stages(&mut hub, [2]);
 }

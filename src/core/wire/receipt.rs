@@ -65,6 +65,9 @@ pub enum GapCode {
     Missing,
     /// The gateway has not signed it, or something before it was changed on its way.
     Unverified,
+    /// Its gateway has signed another chain value than follows here: its content was changed on its way, or the two have
+    /// different histories. A receipt follows, so that the gateway can compare.
+    Link,
     /// The key with which the gateway signs is not in the hub's list, or may not sign any more.
     Key,
     /// A code of a later version.

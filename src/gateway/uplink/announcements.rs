@@ -53,6 +53,7 @@ impl Announcements {
     pub(super) fn reset(&mut self) {
         self.queue.clear();
         self.events_sent = 0;
+        self.speaker.answered();
     }
 
     /// A retained message, or a question: sent once, before any event.

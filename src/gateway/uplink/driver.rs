@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use pgw_core::delivery::{Action, Input, Millis, Nonce, Reason};
 use pgw_core::wire::receipt::{Gap, GapCode};
+use pgw_core::wire::said::BootId;
 use pgw_core::wire::signature::Word;
 use pgw_core::wire::to_json;
 use pgw_core::wire::topic::Root;
@@ -195,6 +196,7 @@ impl Driver {
                         let question = to_json(&lane.question(&nonce, &self.outbox));
                         let topic = lane.position_topic.clone();
                         self.announcements.enqueue(Word::Position, topic, false, question);
+                        self.asked();
                     }
                     Action::Confirm { position, chain, backed_up_through } => {
                         let (lane, watermark) = (&self.lanes[index].lane, Watermark { position, chain });
@@ -303,6 +305,7 @@ impl Driver {
                 self.link.now.last_receipt = Some(std::time::Instant::now());
                 if receipt.nonce.is_some() {
                     self.link.now.refused.clear();
+                    self.announcements.speaker.answered();
                 }
                 // Only an answer to this connection's question is known to be fresh.
                 if receipt.nonce.is_some() && self.clock.agree(seconds) {
@@ -328,12 +331,23 @@ impl Driver {
         }
     }
 
+    fn asked(&mut self) {
+        let now = self.now();
+        if !self.announcements.speaker.asked(now) {
+            return;
+        }
+        match pgw_durable::random() {
+            Ok(boot) => self.announcements.speaker.begin(BootId(boot)),
+            Err(error) => tracing::warn!(%error, "The system provides no random bytes"),
+        }
+    }
+
     /// What a hub did not store, and why.
     fn gap(&mut self, lane: usize, gap: &Gap, now: Millis) {
         let Gap { code, epoch, expected, round, .. } = *gap;
         match code {
             GapCode::Key if gap.key == Some(self.announcements.speaker.key_id()) => self.key_refused(),
-            GapCode::Unverified => self.unverified(lane, expected),
+            GapCode::Unverified | GapCode::Link => self.unverified(lane, expected),
             _ => {}
         }
         self.lanes[lane].handle(Input::Gap { code, epoch, expected, round }, now);

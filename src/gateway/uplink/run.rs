@@ -13,14 +13,12 @@ use pgw_core::wire::to_json;
 use pgw_core::wire::topic::{HUB_STATUS_FILTER, NOTICE, Root};
 use pgw_link::backoff::{Backoff, random_bits};
 use pgw_link::clock::TrustedClock;
-use pgw_link::connect::{Plan, connect};
+use pgw_link::connect::{Plan, connect, will};
 use pgw_link::failure::Failure;
 use pgw_link::phase::Phase;
 use pgw_link::session::ConnectOptions;
 use pgw_link::state_file::SessionCounter;
 use pgw_outbox::Outbox;
-use rumqttc::v5::mqttbytes::QoS;
-use rumqttc::v5::mqttbytes::v5::LastWill;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
@@ -232,20 +230,14 @@ impl Uplink {
         let session = self.session;
         let (settings, renewal, known) = (&self.settings, &mut self.renewal, &mut self.known[self.upstream]);
         let reason = "connection lost (unconfirmed)";
-        let (status_topic, will) = self.driver.announcements.status_now("offline", session, reason);
+        let (status_topic, spoken) = self.driver.announcements.status_now("offline", session, reason);
         let attempt = async {
             let root = Root::new(&settings.practice, &settings.gateway);
             let mut filters = root.gateway_filters();
             filters.extend([NOTICE.to_owned(), HUB_STATUS_FILTER.to_owned()]);
             let options = ConnectOptions {
                 client_id: format!("{}.{}", settings.practice, settings.gateway),
-                will: LastWill::new(
-                    status_topic,
-                    will.payload.clone(),
-                    QoS::AtLeastOnce,
-                    true,
-                    Some(will.will_properties()),
-                ),
+                will: will(status_topic, spoken.payload.to_vec(), spoken.properties()),
                 keep_alive: settings.keep_alive,
                 inflight: settings.inflight,
                 receive_maximum: settings.inflight,

@@ -21,7 +21,7 @@ use crate::store::Entry;
 const MOST_TOPICS: usize = 10_000;
 /// Longest nonce that is repeated, bytes.
 const MOST_NONCE: usize = 64;
-/// Largest status, health, info or event that is read, bytes.
+/// Largest of a gateway's own messages that is read, bytes.
 const MOST_PRESENCE: usize = 16 * 1024;
 
 /// A gateway, by its practice and its own name.
@@ -59,6 +59,9 @@ impl StoreThread {
     }
 
     fn position(&mut self, (practice, gateway): Who, lane: Lane, publish: &Publish) {
+        if publish.payload.len() > MOST_PRESENCE {
+            return self.refuse(format!("{practice}/{gateway}/{lane}"), "unexpected topic or size");
+        }
         let verified = self
             .speakers
             .verify(&practice, &gateway, Word::Position, publish)

@@ -96,6 +96,19 @@ fn a_wrong_chain_value_that_nobody_has_signed_says_nothing_about_the_gateway() {
     sender.stages(&mut hub, [2]);
 }
 
+/// As a broker does that changes a body and leaves the rest alone.
+#[test]
+fn a_body_that_is_changed_under_its_own_signature_is_not_stored_and_the_gateway_hears_of_it() {
+    let (mut hub, sender) = (Hub::asked(), Sender::new(EPOCH, 0, 9));
+    sender.stages(&mut hub, [1]);
+    hub.finish();
+    let mut line = sender.line(2, 0);
+    line.numbered.id = TransactionId(Uuid::from_u128(200));
+    assert_eq!(hub.give(Input::Transaction(line)), diverged(2, 0));
+    assert_eq!(Hub::only_receipt(hub.finish()).epochs, [sender.through(1)]);
+    sender.stages(&mut hub, [2]);
+}
+
 #[test]
 fn what_follows_an_unsigned_epoch_does_not_overtake_it() {
     let (mut hub, old, new) = (Hub::asked(), Sender::new(EPOCH, 0, 9), Sender::new(OTHER, 2, 9));

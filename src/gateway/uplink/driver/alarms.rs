@@ -70,6 +70,7 @@ impl Driver {
 
     /// The hub does not know the gateway's key, or no longer accepts it: it answers nothing else.
     pub(super) fn key_refused(&mut self) {
+        self.announcements.speaker.answered();
         let key = self.announcements.speaker.key_id();
         let reason = format!("the hub does not accept this gateway's signing key {key}");
         if self.link.now.refused == reason {
@@ -80,7 +81,8 @@ impl Driver {
         self.link.now.refused = reason;
     }
 
-    /// The hub could not verify a transaction: something between this gateway and the hub has changed it.
+    /// The hub could not verify a transaction, as something between this gateway and the hub has changed it, or the two have
+    /// different histories (which the hub's receipt then shows).
     pub(super) fn unverified(&mut self, index: usize, sequence: Sequence) {
         let lane = self.lanes[index].lane.clone();
         let often = self.unverified_said.is_some_and(|at| at.elapsed() < UNVERIFIED_EVERY);
@@ -88,9 +90,9 @@ impl Driver {
             return;
         }
         self.unverified_said = Some(Instant::now());
-        tracing::error!(%lane, sequence, "The hub could not verify a transaction: it was changed on its way, or signed with another key");
+        tracing::error!(%lane, sequence, "The hub could not verify a transaction: it was changed on its way, was signed with another key, or does not follow from what the hub has; the gateway sends it again");
         let detail = format!(
-            "lane {lane}: the hub could not verify sequence {sequence}: it was changed on its way, or signed with another key"
+            "lane {lane}: the hub could not verify sequence {sequence}: it was changed on its way, was signed with another key, or does not follow from what the hub has"
         );
         self.announcements.event("alarm", "unverified", "", detail);
     }
