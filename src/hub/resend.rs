@@ -4,7 +4,7 @@
 //!
 //! A person requests it with `practice-hub resend`, over the control socket; the store thread owns [`ResendRequests`].
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::RangeInclusive;
 use std::time::{Duration, Instant};
 
@@ -18,6 +18,8 @@ use tokio::sync::watch;
 use super::answers::Answers;
 use super::store::{Entry, LaneName, StoreError, Through};
 
+/// Chain values that are remembered of a range: its copies arrive in order, but for repetitions.
+const REMEMBERED: usize = 64;
 /// A gateway that has sent nothing for this long counts as not responding.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -114,8 +116,8 @@ struct Pending {
     arrived: BTreeSet<Sequence>,
     /// Those of them that follow from the gateway's own chain value before them.
     proven: BTreeSet<Sequence>,
-    /// The last of them, and its chain value, which the gateway has signed.
-    last: Option<(Sequence, ChainValue)>,
+    /// Chain values that the gateway has signed, of the last numbers that arrived.
+    signed: BTreeMap<Sequence, ChainValue>,
     last_received: Instant,
     progress: watch::Sender<CopiesProgress>,
 }
@@ -140,12 +142,14 @@ impl Pending {
     /// kept until one comes that can: `verify` judges both, and takes the later one.
     fn keeps(&mut self, copy: &Entry) -> bool {
         let Numbered { sequence, chain, epoch, .. } = copy.numbered();
-        let before = match self.last {
-            _ if sequence == 1 => Some(ChainValue::first(&copy.lane, epoch)),
-            Some((last, chain)) if last + 1 == sequence => Some(chain),
-            _ => None,
+        let before = match sequence {
+            1 => Some(ChainValue::first(&copy.lane, epoch)),
+            _ => self.signed.get(&(sequence - 1)).copied(),
         };
-        self.last = Some((sequence, chain));
+        self.signed.insert(sequence, chain);
+        if self.signed.len() > REMEMBERED {
+            self.signed.pop_first();
+        }
         let follows = before.map(|before| copy.chain_after(before) == chain);
         if follows == Some(false) {
             return false;
@@ -195,7 +199,8 @@ impl ResendRequests {
         answers.command(&name.practice, &name.gateway, id.clone(), session, order);
         tracing::info!(lane = %name, %epoch, from, through, "Asked a gateway for transactions again");
         let (arrived, proven, last_received) = (BTreeSet::new(), BTreeSet::new(), Instant::now());
-        let pending = Pending { id, epoch, range, arrived, proven, last: None, last_received, progress };
+        let signed = BTreeMap::new();
+        let pending = Pending { id, epoch, range, arrived, proven, signed, last_received, progress };
         self.lanes.insert(name, pending);
     }
 

@@ -142,7 +142,6 @@ impl StoreThread {
         let mut permits = Vec::new();
         let mut stored: Option<Instant> = None;
         while let Ok(first) = arrivals.recv() {
-            self.speakers.refresh();
             let before = self.groups;
             let mut next = Some(first);
             while let Some(arrival) = next.take() {
@@ -171,6 +170,9 @@ impl StoreThread {
     }
 
     fn take(&mut self, arrival: Arrival) -> Option<OwnedSemaphorePermit> {
+        if self.committer.group().is_empty() {
+            self.speakers.refresh();
+        }
         match arrival {
             Arrival::Connected => {
                 self.hurry = true;

@@ -237,6 +237,10 @@ impl Check<'_> {
             Some(Line::Record(record)) => Some(record.as_ref()),
             _ => None,
         };
+        if read.is_none() && text.starts_with(line::HEAD_START) {
+            let (epoch, after) = self.walk.last();
+            return self.fault(at, number, Fault::UnreadableHead { epoch, after });
+        }
         let before = self.walk.clone();
         let mut step = self.walk.step(read.as_ref(), content);
         if let (Ok(()), Some(Line::Head(head))) = (&step, &read) {
@@ -255,10 +259,14 @@ impl Check<'_> {
             _ => None,
         };
         for fault in step.err().into_iter().chain(lost) {
-            self.report.faults_total += 1;
-            if self.report.faults.len() < MOST_FAULTS {
-                self.report.faults.push((self.files[at.file].clone(), number, fault));
-            }
+            self.fault(at, number, fault);
+        }
+    }
+
+    fn fault(&mut self, at: LineAt, number: u64, fault: Fault) {
+        self.report.faults_total += 1;
+        if self.report.faults.len() < MOST_FAULTS {
+            self.report.faults.push((self.files[at.file].clone(), number, fault));
         }
     }
 

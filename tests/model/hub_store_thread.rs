@@ -15,6 +15,8 @@ use pgw_core::wire::topic::Root;
 use pgw_hub::answers::{Answer, Answers};
 use pgw_hub::backup::Backups;
 use pgw_hub::fleet::Fleet;
+use pgw_hub::gateways::{Gateways, KeyState};
+use pgw_hub::imported::{NotTaken, Part};
 use pgw_hub::resend::{CopiesProgress, ResendDone, ResendRequest};
 use pgw_hub::store::line::{self, Line};
 use pgw_hub::store::ndjson::{NdjsonStore, again_path};
@@ -24,7 +26,7 @@ use rumqttc::v5::mqttbytes::QoS;
 use rumqttc::v5::mqttbytes::v5::{Publish, PublishProperties};
 use tokio::sync::{Semaphore, watch};
 
-use crate::hub_kit::{Sender, in_use, lane, listed, said};
+use crate::hub_kit::{Sender, lane, listed, said};
 
 /// The faults of a store, set by the test.
 #[derive(Default)]
@@ -87,6 +89,7 @@ struct Running {
     directory: tempfile::TempDir,
     faults: Arc<Faults>,
     answers: Answers,
+    list: watch::Sender<Arc<Gateways>>,
     arrivals: Option<mpsc::Sender<Arrival>>,
     thread: Option<JoinHandle<()>>,
     capacity: Arc<Semaphore>,
@@ -102,10 +105,11 @@ impl Running {
         };
         let answers = Answers::default();
         let limits = GroupLimits { transactions: 100, bytes: 1 << 20 };
+        let list = watch::Sender::new(Arc::new(listed(&[&lane("any")])));
         let hub = StoreThread::new(
             Box::new(store),
             answers.clone(),
-            in_use(&[&lane("any")]),
+            list.subscribe(),
             Fleet::open(directory.path()),
             Backups::default(),
             limits,
@@ -113,7 +117,7 @@ impl Running {
         let (arrivals, inbox) = mpsc::channel();
         let thread = std::thread::spawn(move || hub.run(inbox));
         let capacity = Arc::new(Semaphore::new(1_000));
-        Self { directory, faults, answers, arrivals: Some(arrivals), thread: Some(thread), capacity }
+        Self { directory, faults, answers, list, arrivals: Some(arrivals), thread: Some(thread), capacity }
     }
 
     fn publish(&self, publish: Publish) {
@@ -412,7 +416,7 @@ fn a_copy_replaces_nothing_unless_its_gateway_has_signed_it_and_it_follows() {
     // Another body under the number, chain value and signature of the true one; and one without a signature.
     let mut forged = all[2].clone();
     forged.body = Some("another".into());
-    let mut bare = all[2].clone();
+    let mut bare = forged.clone();
     bare.envelope.signature = None;
     running.send_together(&[bare.clone(), all[1].clone(), forged.clone(), bare, all[2].clone(), forged]);
     let result = CommandResult::new(id, Ok(2), String::new(), String::new());
@@ -423,6 +427,53 @@ fn a_copy_replaces_nothing_unless_its_gateway_has_signed_it_and_it_follows() {
     assert_eq!(copies.lines().count(), 1);
     let Some(Line::Record(record)) = line::read(copies.trim_end().as_bytes()) else { panic!("{copies}") };
     assert_eq!((record.watermark.through, &record.body[..]), (3, &all[2].body.as_ref().unwrap()[..]));
+}
+
+#[test]
+fn a_key_that_was_replaced_signs_nothing_new_but_its_bundles_and_a_revoked_one_nothing() {
+    let mut running = Running::start();
+    let mut sender = Sender::new(&lane("clinical"), 1);
+    assert_eq!(running.through(&sender, "first").0, 0);
+    let all = sender.take(9);
+    running.send_together(&all[..3]);
+    assert_eq!(running.through(&sender, "a").0, 3);
+    let import = |entries: &[Entry]| {
+        let one = |entry: &Entry| (entry.envelope.clone(), entry.body.clone().unwrap());
+        let transactions = entries.iter().map(one).collect();
+        let (answer, asked) = mpsc::sync_channel(1);
+        let part = Part { lane: lane("clinical"), older: vec![], transactions };
+        running.arrivals.as_ref().unwrap().send(Arrival::Import(Box::new(part), answer)).ok().unwrap();
+        asked.recv().unwrap()
+    };
+    let key_is = |state| {
+        let mut list = listed(&[&lane("any")]);
+        list.gateways.values_mut().for_each(|gateway| gateway.keys[0].state = state);
+        running.list.send_replace(Arc::new(list));
+    };
+    for (state, through) in [(KeyState::Verifying, 6), (KeyState::Revoked, 6)] {
+        key_is(state);
+        running.send_together(&all[3..]);
+        running.ask(&sender, "b");
+        let gaps = std::iter::from_fn(|| Some(running.answer())).find_map(|answer| match answer {
+            Answer::Gap { gap, .. } if gap.code == GapCode::Key => Some(gap.key),
+            _ => None,
+        });
+        assert_eq!(gaps.flatten(), Some(sender.key.public().id()), "{state:?}");
+        let imported = import(&all[3..if state == KeyState::Verifying { 6 } else { 9 }]);
+        match state {
+            KeyState::Revoked => {
+                let first = NotTaken::Unsigned { lane: lane("clinical"), epoch: sender.epoch, sequence: 7 };
+                assert_eq!(imported, Err(first));
+            }
+            _ => assert_eq!(imported.map(|tally| tally.stored), Ok(3)),
+        }
+        let files = pgw_hub::store::ndjson::peek(running.directory.path()).unwrap();
+        assert_eq!(files[0].1[0].through, through, "{state:?}");
+    }
+    key_is(KeyState::Signing);
+    running.send_together(&all[6..]);
+    assert_eq!(running.through(&sender, "c").0, 9);
+    running.finish();
 }
 
 #[test]

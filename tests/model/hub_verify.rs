@@ -286,6 +286,15 @@ fn kept_signatures_are_verified_and_one_that_is_not_the_keys_is_a_fault() {
     fs::write(&path, text.replace(&signature(heads[0]), &signature(heads[1]))).unwrap();
     let found = faults(&all(directory.path(), &list).unwrap().remove(0));
     assert_eq!(found, [Fault::Signature { epoch: sender.epoch, sequence: 3, key }]);
+    // One that cannot be read: nothing has to be sent again for it.
+    fs::write(&path, text.replace(heads[0], &heads[0].replace("signature", "signatur"))).unwrap();
+    let damaged = report::verify(directory.path(), &list, None).unwrap();
+    assert!(
+        !damaged.ok && damaged.text.contains("a signature cannot be read (after sequence 3"),
+        "{}",
+        damaged.text
+    );
+    assert!(!damaged.text.contains("practice-hub resend"), "{}", damaged.text);
     fs::write(&path, text.replace(heads[1], heads[0])).unwrap();
     let found = faults(&all(directory.path(), &list).unwrap().remove(0));
     assert_eq!(found, [Fault::Head { epoch: sender.epoch, sequence: 3 }]);

@@ -28,6 +28,8 @@ use super::Through;
 
 /// How each group begins; no other line begins so, and a line cannot contain a newline.
 pub const GROUP_START: &[u8] = br#"{"pgw":"group","#;
+/// How each kept signature begins.
+pub const HEAD_START: &[u8] = br#"{"pgw":"head""#;
 /// How each transaction begins.
 const RECORD_START: &[u8] = br#"{"specversion":"1.0""#;
 
@@ -103,7 +105,7 @@ pub fn write_void(out: &mut Vec<u8>, envelope: &Envelope, void: &Void) {
 
 /// Records the gateway's signature over this number, which was verified with this key.
 pub fn write_head(out: &mut Vec<u8>, envelope: &Envelope, signature: &Signature, key: KeyId) {
-    out.extend_from_slice(br#"{"pgw":"head""#);
+    out.extend_from_slice(HEAD_START);
     write_numbers(out, envelope);
     out.extend_from_slice(format!(r#","signature":"{signature}","key":"{key}"}}"#).as_bytes());
     out.push(b'\n');

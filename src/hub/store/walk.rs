@@ -85,6 +85,16 @@ pub enum Fault {
         /// The key.
         key: KeyId,
     },
+    /// A line with a signature that is not of this format: no transaction is lost with it.
+    #[error(
+        "a signature cannot be read (after sequence {after} of epoch {epoch}); no transaction is lost with it"
+    )]
+    UnreadableHead {
+        /// Epoch of the last good line; nil: none yet.
+        epoch: Epoch,
+        /// Its sequence.
+        after: Sequence,
+    },
     /// A group begins with other watermarks than those of the lines before it.
     #[error(
         "the watermarks of the group after sequence {after} of epoch {epoch} do not fit the lines before it"
@@ -144,6 +154,12 @@ impl Walk {
     pub fn watermark_of(&self, epoch: Epoch) -> Through {
         let known = self.watermarks.iter().find(|watermark| watermark.epoch == epoch).copied();
         known.unwrap_or_else(|| Through { epoch, through: 0, chain: ChainValue::first(&self.lane, epoch) })
+    }
+
+    /// The number of the last line.
+    #[must_use]
+    pub fn last(&self) -> (Epoch, Sequence) {
+        self.last
     }
 
     /// Takes the next line; `None` is a line that could not be read. `known` is the record that an advance repeats, if
