@@ -107,7 +107,12 @@ fn drain(outbox: &Outbox) -> usize {
         let records = outbox.read(&lane(), position + 1, 256, 1 << 20).expect("readable");
         let last = records.last().expect("at least one");
         position = last.position;
-        outbox.confirm(&lane(), Watermark { position, chain: last.chain }, Some(position));
+        outbox.confirm(
+            &lane(),
+            Watermark { position, chain: last.chain },
+            Some(position),
+            Some(Instant::now()),
+        );
     }
     usize::try_from(position - first).expect("a count")
 }

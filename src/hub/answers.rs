@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use bytes::Bytes;
 use pgw_core::committer::Statement;
 use pgw_core::transaction::{Gateway, Practice, Sequence};
-use pgw_core::wire::command::Order;
+use pgw_core::wire::command::{CommandAddress, Order};
 use pgw_core::wire::receipt::Gap;
 use tokio::sync::Notify;
 
@@ -31,6 +31,10 @@ pub enum Answer {
         watermarks: Vec<Through>,
         /// Through which sequence of the last epoch there is a backup.
         backed_up: Option<Sequence>,
+        /// The highest tail that the gateway has named of the last epoch.
+        tail_seen: Option<Sequence>,
+        /// Most transactions that the gateway may have under way; `None`: as it likes.
+        window: Option<u32>,
         /// The nonce of the position question that it answers.
         nonce: Option<String>,
     },
@@ -58,16 +62,25 @@ pub enum Answer {
         gateway: Gateway,
         /// The command's id.
         id: String,
-        /// The gateway's session.
-        session: u64,
+        /// What makes the gateway obey it.
+        address: CommandAddress,
         /// What to do.
         order: Order,
     },
 }
 
+/// What a receipt says besides the committer's statement.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Beside {
+    /// The highest tail that the gateway has named of the last epoch.
+    pub tail_seen: Option<Sequence>,
+    /// Most transactions that it may have under way.
+    pub window: Option<u32>,
+}
+
 #[derive(Default)]
 struct Waiting {
-    receipts: BTreeMap<LaneName, Statement>,
+    receipts: BTreeMap<LaneName, (Statement, Beside)>,
     order: VecDeque<LaneName>,
     gaps: VecDeque<(LaneName, Gap)>,
     probes: VecDeque<(Practice, Gateway, Bytes)>,
@@ -87,13 +100,13 @@ impl Answers {
     }
 
     /// A newer receipt of a lane replaces a waiting one, and keeps its nonce.
-    pub fn receipt(&self, lane: &LaneName, statement: Statement) {
+    pub fn receipt(&self, lane: &LaneName, statement: Statement, beside: Beside) {
         let mut waiting = self.lock();
-        let before = waiting.receipts.remove(lane);
+        let before = waiting.receipts.remove(lane).map(|(before, _)| before);
         if before.is_none() {
             waiting.order.push_back(lane.clone());
         }
-        waiting.receipts.insert(lane.clone(), statement.instead_of(before));
+        waiting.receipts.insert(lane.clone(), (statement.instead_of(before), beside));
         drop(waiting);
         self.changed.notify_one();
     }
@@ -122,9 +135,16 @@ impl Answers {
     }
 
     /// Sends a command to a gateway.
-    pub fn command(&self, practice: &Practice, gateway: &Gateway, id: String, session: u64, order: Order) {
+    pub fn command(
+        &self,
+        practice: &Practice,
+        gateway: &Gateway,
+        id: String,
+        address: CommandAddress,
+        order: Order,
+    ) {
         let (practice, gateway) = (practice.clone(), gateway.clone());
-        self.lock().commands.push_back(Answer::Command { practice, gateway, id, session, order });
+        self.lock().commands.push_back(Answer::Command { practice, gateway, id, address, order });
         self.changed.notify_one();
     }
 
@@ -133,8 +153,9 @@ impl Answers {
     pub fn take(&self) -> Option<Answer> {
         let mut waiting = self.lock();
         if let Some(lane) = waiting.order.pop_front() {
-            let Statement { epochs, backed_up_through, nonce } = waiting.receipts.remove(&lane)?;
-            return Some(Answer::Receipt { lane, watermarks: epochs, backed_up: backed_up_through, nonce });
+            let (statement, Beside { tail_seen, window }) = waiting.receipts.remove(&lane)?;
+            let Statement { epochs: watermarks, backed_up_through: backed_up, nonce } = statement;
+            return Some(Answer::Receipt { lane, watermarks, backed_up, tail_seen, window, nonce });
         }
         if let Some((lane, gap)) = waiting.gaps.pop_front() {
             return Some(Answer::Gap { lane, gap });
@@ -179,18 +200,27 @@ mod tests {
             backed_up_through,
             nonce: nonce.map(str::to_owned),
         };
-        answers.receipt(&lane("b"), statement(1, None, Some("n")));
-        answers.receipt(&lane("a"), statement(5, None, None));
-        answers.receipt(&lane("b"), statement(2, Some(1), None));
+        let beside = Beside { tail_seen: Some(9), window: Some(4) };
+        answers.receipt(&lane("b"), statement(1, None, Some("n")), Beside::default());
+        answers.receipt(&lane("a"), statement(5, None, None), Beside::default());
+        answers.receipt(&lane("b"), statement(2, Some(1), None), beside);
         let first = Answer::Receipt {
             lane: lane("b"),
             watermarks: watermarks(2),
             backed_up: Some(1),
+            tail_seen: Some(9),
+            window: Some(4),
             nonce: Some("n".into()),
         };
         assert_eq!(answers.take(), Some(first));
-        let second =
-            Answer::Receipt { lane: lane("a"), watermarks: watermarks(5), backed_up: None, nonce: None };
+        let second = Answer::Receipt {
+            lane: lane("a"),
+            watermarks: watermarks(5),
+            backed_up: None,
+            tail_seen: None,
+            window: None,
+            nonce: None,
+        };
         assert_eq!(answers.take(), Some(second));
         assert_eq!(answers.take(), None);
     }

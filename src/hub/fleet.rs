@@ -6,7 +6,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use pgw_core::transaction::{Gateway, Practice, UnixMillis, unix_millis_now};
+use pgw_core::transaction::{Epoch, Gateway, LaneName, Practice, Sequence, UnixMillis, unix_millis_now};
+use pgw_core::wire::command::CommandAddress;
 use pgw_core::wire::presence::{Event, Status};
 use pgw_core::wire::said::{Origin, Said};
 use pgw_core::wire::topic::Kind;
@@ -22,6 +23,8 @@ pub const FILE: &str = "fleet.json";
 const SAVE_INTERVAL: Duration = Duration::from_secs(5);
 /// A duplicate instance speaks for days: reported at most this often.
 const DUPLICATE_EVERY_MILLIS: u64 = 60_000;
+/// How long a command is valid, seconds.
+const COMMAND_SECONDS: u64 = 600;
 /// Interval of health messages of a gateway that has not said it, seconds.
 const USUAL_INTERVAL_SECONDS: f64 = 60.0;
 /// Most gateways in the view.
@@ -49,6 +52,15 @@ pub struct GatewayView {
     /// When an earlier start of it last went on speaking, which never happens with a single box.
     #[serde(default, rename = "twin")]
     pub duplicate: Option<UnixMillis>,
+    /// The highest tail that it has named of its present epoch, by lane.
+    #[serde(default)]
+    tails: BTreeMap<String, (Epoch, Sequence)>,
+    /// Since when its `status` has the present `command_nonce`, by the hub's clock.
+    #[serde(default)]
+    nonce_since: UnixMillis,
+    /// Number of the last command to it.
+    #[serde(default)]
+    last_command: u64,
     /// How many of its messages were refused since the hub started.
     #[serde(default)]
     pub refused_total: u64,
@@ -93,6 +105,9 @@ impl GatewayView {
                 let status: Status = from_json(payload)?;
                 if self.status.as_ref().map(|before| before.up) != Some(status.up) {
                     tracing::info!(gateway = who, status = status.status, "A gateway changed its status");
+                }
+                if self.status.as_ref().is_none_or(|before| before.command_nonce != status.command_nonce) {
+                    self.nonce_since = unix_millis_now();
                 }
                 self.status = Some(status);
             }
@@ -163,12 +178,43 @@ impl Fleet {
         worth
     }
 
-    /// The session of a gateway that is online.
+    /// What makes a gateway that is online obey the next command.
+    pub fn next_command(&mut self, practice: &Practice, gateway: &Gateway) -> Option<CommandAddress> {
+        let now = unix_millis_now();
+        let view = self.gateways.get_mut(&name(practice, gateway))?;
+        let status = view.status.as_ref().filter(|status| status.up == 1 && !view.connection_lost)?;
+        let nonce = status.command_nonce.clone();
+        // Above every earlier one, also if this view was lost.
+        view.last_command = now.max(view.last_command + 1);
+        self.changed = true;
+        let age = now.saturating_sub(view.nonce_since) / 1_000;
+        Some(CommandAddress { nonce, number: view.last_command, expires_seconds: age + COMMAND_SECONDS })
+    }
+
+    /// A gateway says how old its nonce is: this hub may have heard of it late.
+    pub fn nonce_is_old(&mut self, practice: &Practice, gateway: &Gateway, age_seconds: u64) {
+        if let Some(view) = self.gateways.get_mut(&name(practice, gateway)) {
+            let since = unix_millis_now().saturating_sub(age_seconds.saturating_mul(1_000));
+            view.nonce_since = view.nonce_since.min(since);
+            self.changed = true;
+        }
+    }
+
+    /// A verified position has named the tail of a lane.
+    pub fn note_tail(&mut self, lane: &LaneName, epoch: Epoch, tail: Sequence) {
+        let Some(view) = self.view(&name(&lane.practice, &lane.gateway)) else { return };
+        let known = view.tails.get(lane.lane.as_str()).filter(|(of, _)| *of == epoch);
+        if known.is_none_or(|(_, known)| *known < tail) {
+            view.tails.insert(lane.lane.as_str().to_owned(), (epoch, tail));
+            self.changed = true;
+        }
+    }
+
+    /// The highest tail of an epoch that positions have named.
     #[must_use]
-    pub fn session(&self, practice: &Practice, gateway: &Gateway) -> Option<u64> {
-        let view = self.gateways.get(&name(practice, gateway))?;
-        let status = view.status.as_ref()?;
-        (status.up == 1 && !view.connection_lost).then_some(status.session)
+    pub fn tail_seen(&self, lane: &LaneName, epoch: Epoch) -> Option<Sequence> {
+        let view = self.gateways.get(&name(&lane.practice, &lane.gateway))?;
+        view.tails.get(lane.lane.as_str()).filter(|(of, _)| *of == epoch).map(|(_, tail)| *tail)
     }
 
     /// Records a verified message in which a gateway speaks about itself.

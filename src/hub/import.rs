@@ -23,7 +23,7 @@ use super::HubSettings;
 use super::answers::Answer;
 use super::imported::{NotTaken, Part, Tally};
 use super::link::AnswerSigner;
-use super::store::{LaneName, Through};
+use super::store::{LaneName, StoreError, StoreIdentity, Through};
 
 /// Most transactions and payload bytes in one part.
 const PART: (usize, usize) = (1_024, 4 << 20);
@@ -80,6 +80,9 @@ pub enum KeysError {
     /// Random bytes.
     #[error("the system provides no random bytes")]
     Random(#[source] std::io::Error),
+    /// The store's identity.
+    #[error("it cannot be read which store this is")]
+    Store(#[from] StoreError),
     /// A receipt that is not text.
     #[error("a receipt is not text: a bug in this program")]
     NotText(#[from] std::string::FromUtf8Error),
@@ -91,6 +94,7 @@ impl KeysError {
     pub fn consequence(&self) -> Consequence {
         match self {
             Self::Key(error) => error.consequence(),
+            Self::Store(error) => error.consequence(),
             Self::Random(_) | Self::NotText(_) => Consequence::BUG,
         }
     }
@@ -285,7 +289,8 @@ pub fn signed_receipts(
     lanes: &[ImportedLane],
 ) -> Result<Vec<receipts::SignedReceipt>, KeysError> {
     let key = secret::signing_key(&settings.signing_key_file)?;
-    let mut signer = AnswerSigner::begin(settings.hub.clone(), key).map_err(KeysError::Random)?;
+    let store = StoreIdentity::open(&settings.directory)?;
+    let mut signer = AnswerSigner::begin(settings, store, key).map_err(KeysError::Random)?;
     Ok(receipts(&mut signer, lanes)?)
 }
 
@@ -306,8 +311,14 @@ pub fn receipts(
             chain: *chain,
         };
         let watermarks = lane.ends.iter().map(end).collect();
-        let signed =
-            signer.sign(Answer::Receipt { lane: lane.name(), watermarks, backed_up: None, nonce: None });
+        let signed = signer.sign(Answer::Receipt {
+            lane: lane.name(),
+            watermarks,
+            backed_up: None,
+            tail_seen: None,
+            window: None,
+            nonce: None,
+        });
         let signature = signed.properties.user_properties.into_iter().next().map(|(_, value)| value);
         lines.push(receipts::SignedReceipt {
             topic: signed.topic,

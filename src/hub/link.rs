@@ -4,7 +4,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use pgw_core::transaction::{Hub, rfc3339, unix_millis_now};
+use pgw_core::delivery::HubLimits;
+use pgw_core::transaction::Hub;
 use pgw_core::wire::command::Command;
 use pgw_core::wire::presence::Status;
 use pgw_core::wire::receipt::{Receipt, Stored};
@@ -22,12 +23,11 @@ use rumqttc::v5::mqttbytes::v5::{Publish, PublishProperties};
 
 use super::HubSettings;
 use super::answers::Answer;
+use super::store::StoreIdentity;
 use super::store_thread::now_text;
 
 /// Most unacknowledged publishes of ours; further answers wait and coalesce.
 const IN_FLIGHT: u16 = 16;
-/// How long a command is valid: the clocks of two machines may differ by minutes.
-const COMMAND_MILLIS: u64 = 600_000;
 
 /// Why a connection has ended.
 #[derive(Debug, thiserror::Error)]
@@ -120,6 +120,8 @@ impl From<SignedPublish> for Outgoing {
 /// Encodes answers, numbers receipts and signs them.
 pub struct AnswerSigner {
     hub: Hub,
+    store: StoreIdentity,
+    packet_bytes: u64,
     incarnation: u64,
     counter: u64,
     key: SigningKey,
@@ -130,16 +132,17 @@ impl AnswerSigner {
     ///
     /// # Errors
     /// The system has no random numbers.
-    pub fn begin(hub: Hub, key: SigningKey) -> std::io::Result<Self> {
+    pub fn begin(settings: &HubSettings, store: StoreIdentity, key: SigningKey) -> std::io::Result<Self> {
         // 53 bits: every JSON reader keeps such a number exactly.
         let incarnation = u64::from_be_bytes(pgw_durable::random()?) >> 11;
-        Ok(Self { hub, incarnation, counter: 0, key })
+        let (hub, packet_bytes) = (settings.hub.clone(), settings.maximum_packet_bytes.into());
+        Ok(Self { hub, store, packet_bytes, incarnation, counter: 0, key })
     }
 
     /// The signed publish for an answer.
     pub fn sign(&mut self, answer: Answer) -> SignedPublish {
         match answer {
-            Answer::Receipt { lane, watermarks, backed_up, nonce } => {
+            Answer::Receipt { lane, watermarks, backed_up, tail_seen, window, nonce } => {
                 self.counter += 1;
                 let receipt = Receipt {
                     schema: SCHEMA,
@@ -154,7 +157,11 @@ impl AnswerSigner {
                             chain: watermark.chain,
                         })
                         .collect(),
+                    store: self.store.store,
+                    succeeds: self.store.succeeds.clone(),
+                    tail_seen,
                     backed_up_through: backed_up,
+                    limits: HubLimits { packet_bytes: Some(self.packet_bytes), window },
                     nonce,
                     time: now_text(),
                 };
@@ -165,10 +172,8 @@ impl AnswerSigner {
                 let topic = Root::new(&lane.practice, &lane.gateway).gap(&self.hub, &lane.lane);
                 self.signed(Word::Gap, topic, to_json(&gap), false)
             }
-            Answer::Command { practice, gateway, id, session, order } => {
-                let expires = rfc3339(unix_millis_now() + COMMAND_MILLIS);
-                let hub = self.hub.clone();
-                let command = Command { schema: SCHEMA, id, hub, session, expires, order };
+            Answer::Command { practice, gateway, id, address, order } => {
+                let command = Command { schema: SCHEMA, id, hub: self.hub.clone(), address, order };
                 self.signed(
                     Word::Command,
                     Root::new(&practice, &gateway).plain("cmd"),

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use pgw_core::chain::ChainValue;
 use pgw_core::committer::{Numbered, Record as _};
 use pgw_core::transaction::{Epoch, Gateway, Practice, Sequence};
-use pgw_core::wire::command::{CommandResult, Order};
+use pgw_core::wire::command::{CommandAddress, CommandResult, Order};
 use pgw_core::wire::envelope::Envelope;
 use tokio::sync::watch;
 
@@ -174,16 +174,16 @@ impl ResendRequests {
         self.bytes
     }
 
-    /// A person requests a range. `stored` is where the lane's epochs end, `session` the gateway's if it is online.
+    /// A person requests a range. `stored` is where the lane's epochs end, `address` the gateway's if it is online.
     pub(super) fn ask(
         &mut self,
         request: ResendRequest,
         stored: &[Through],
-        session: Option<u64>,
+        address: Option<CommandAddress>,
         answers: &Answers,
         progress: watch::Sender<CopiesProgress>,
     ) {
-        let (epoch, session) = match possible(&request, stored, session) {
+        let (epoch, address) = match possible(&request, stored, address) {
             Ok(possible) => possible,
             Err(error) => {
                 progress.send_replace(CopiesProgress { kept: 0, ended: Some(Err(error)) });
@@ -196,7 +196,7 @@ impl ResendRequests {
         let range = from..=through;
         let first = Pending::first(&range);
         let order = Order::Resend { lane: name.lane.clone(), epoch, from: first, through };
-        answers.command(&name.practice, &name.gateway, id.clone(), session, order);
+        answers.command(&name.practice, &name.gateway, id.clone(), address, order);
         tracing::info!(lane = %name, %epoch, from, through, "Asked a gateway for transactions again");
         let (arrived, proven, last_received) = (BTreeSet::new(), BTreeSet::new(), Instant::now());
         let signed = BTreeMap::new();
@@ -269,12 +269,12 @@ impl ResendRequests {
     }
 }
 
-/// The epoch and the gateway's session, if the gateway can be asked for the range.
+/// The epoch and what makes the gateway obey, if it can be asked for the range.
 fn possible(
     request: &ResendRequest,
     stored: &[Through],
-    session: Option<u64>,
-) -> Result<(Epoch, u64), ResendError> {
+    address: Option<CommandAddress>,
+) -> Result<(Epoch, CommandAddress), ResendError> {
     let ResendRequest { lane, epoch, from, through } = request;
     let Some(last) = stored.last() else { return Err(ResendError::NothingStored(lane.clone())) };
     let epoch = epoch.unwrap_or(last.epoch);
@@ -286,6 +286,6 @@ fn possible(
     if from == 0 || from > through || through > stored {
         return Err(ResendError::NoRange { lane: lane.clone(), from, through, stored });
     }
-    let session = session.ok_or_else(|| ResendError::NotOnline(lane.clone()))?;
-    Ok((epoch, session))
+    let address = address.ok_or_else(|| ResendError::NotOnline(lane.clone()))?;
+    Ok((epoch, address))
 }

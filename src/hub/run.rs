@@ -120,7 +120,7 @@ pub async fn run_with(
     let path = settings.signing_key_file.clone();
     let document = fs::read(&path).map_err(|error| HubError::KeyFile(path.clone(), error))?;
     let key = SigningKey::from_pkcs8(&document).map_err(|error| HubError::Key(path, error))?;
-    let mut signer = AnswerSigner::begin(settings.hub.clone(), key)
+    let mut signer = AnswerSigner::begin(&settings, store.identity().clone(), key)
         .map_err(|_| HubError::System("give random numbers"))?;
     let control = Control::listen(&settings.control_socket)?;
 

@@ -46,11 +46,19 @@ impl Speakers {
     }
 
     /// Uses the list that was read last. Between two groups: a group, and a part of a bundle, is judged by one list.
-    pub(super) fn refresh(&mut self) {
+    /// True: it is another one.
+    pub(super) fn refresh(&mut self) -> bool {
         // Its sender may be gone: then the list stays.
-        if self.newest.has_changed().unwrap_or(false) {
+        let changed = self.newest.has_changed().unwrap_or(false);
+        if changed {
             self.list = self.newest.borrow_and_update().clone();
         }
+        changed
+    }
+
+    /// How many transactions a gateway may have under way; `None`: as many as it likes.
+    pub(super) fn window(&self, practice: &Practice, gateway: &Gateway) -> Option<u32> {
+        self.list.get(practice, gateway)?.window
     }
 
     /// Whether the gateway may have this lane.

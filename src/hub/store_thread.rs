@@ -25,7 +25,7 @@ use pgw_core::wire::topic::Topic;
 use rumqttc::v5::mqttbytes::v5::Publish;
 use tokio::sync::{OwnedSemaphorePermit, watch};
 
-use super::answers::Answers;
+use super::answers::{Answers, Beside};
 use super::backup::Backups;
 use super::fleet::Fleet;
 use super::gateways::Gateways;
@@ -170,8 +170,10 @@ impl StoreThread {
     }
 
     fn take(&mut self, arrival: Arrival) -> Option<OwnedSemaphorePermit> {
-        if self.committer.group().is_empty() {
-            self.speakers.refresh();
+        if self.committer.group().is_empty() && self.speakers.refresh() {
+            // What a gateway may have under way may be another number now.
+            self.hurry = true;
+            self.tell(Input::Connected);
         }
         match arrival {
             Arrival::Connected => {
@@ -191,8 +193,8 @@ impl StoreThread {
             }
             Arrival::Resend(request, progress) => {
                 let stored = self.store.watermarks_of(&request.lane);
-                let session = self.fleet.session(&request.lane.practice, &request.lane.gateway);
-                self.resends.ask(request, &stored, session, &self.answers, progress);
+                let address = self.fleet.next_command(&request.lane.practice, &request.lane.gateway);
+                self.resends.ask(request, &stored, address, &self.answers, progress);
                 self.hurry = true;
                 None
             }
@@ -269,7 +271,10 @@ impl StoreThread {
             tracing::error!(%lane, "Withheld a receipt that claims more than is stored; a bug in this program");
             return;
         }
-        self.answers.receipt(lane, statement);
+        let newest = statement.epochs.last().map(|newest| newest.epoch);
+        let tail_seen = newest.and_then(|epoch| self.fleet.tail_seen(lane, epoch));
+        let window = self.speakers.window(&lane.practice, &lane.gateway);
+        self.answers.receipt(lane, statement, Beside { tail_seen, window });
     }
 
     /// Takes a part of a bundle: stores what the broker brought before, then this part. It is on stable storage when

@@ -18,7 +18,7 @@ use crate::errors::{OpenError, ReadError, Refusal, VoidError};
 use crate::guard::segment;
 use crate::lock::locked;
 use crate::pipeline::jobs::{Job, Queued};
-use crate::pipeline::lane::SharedLane;
+use crate::pipeline::lane::{Answer, SharedLane};
 use crate::pipeline::running::Running;
 use crate::pipeline::shared::SharedOutbox;
 use crate::pipeline::startup;
@@ -149,15 +149,31 @@ impl Outbox {
         Some(self.lane(lane)?.state().watermark)
     }
 
-    /// Records the watermark (it may go back when a hub was restored). Cheap, never blocks: another thread writes it.
-    pub fn confirm(&self, lane: &Lane, watermark: Watermark, backed_up_through: Option<Position>) {
+    /// Records the watermark (it may go back when a hub was restored). Cheap, never blocks: another thread writes it. `asked`
+    /// is when the hub was asked whose answer says so: for a minute from then on, what it covers may be pruned. `None`: it is
+    /// no answer.
+    pub fn confirm(
+        &self,
+        lane: &Lane,
+        watermark: Watermark,
+        backed_up_through: Option<Position>,
+        asked: Option<Instant>,
+    ) {
         if let Some(lane) = self.lane(lane) {
             let mut state = lane.state();
             state.confirm(watermark);
             state.backed_up_through = backed_up_through;
             state.watermark_stale = true;
-            state.answered = true;
+            if let Some(asked) = asked {
+                state.answer = Some(Answer { through: watermark.position, backed_up_through, asked });
+            }
         }
+    }
+
+    /// Something would be pruned if the hub said once more that it has it.
+    #[must_use]
+    pub fn wants_answer(&self, lane: &Lane) -> bool {
+        self.lane(lane).is_some_and(|lane| lane.state().wants_answer)
     }
 
     /// Records a watermark from an imported receipt. No hub has answered on a live connection, so nothing is pruned because
@@ -174,7 +190,7 @@ impl Outbox {
     /// restored from a backup meanwhile.
     pub fn link_lost(&self) {
         for lane in &self.shared().lanes {
-            lane.state().answered = false;
+            lane.state().answer = None;
         }
     }
 

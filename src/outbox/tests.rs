@@ -469,7 +469,7 @@ pub(super) fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
 
 pub(super) fn confirm_through(outbox: &Outbox, position: Position, backed_up: Option<Position>) {
     let chain = outbox.chain_at(&clinical(), position).unwrap();
-    outbox.confirm(&clinical(), Watermark { position, chain }, backed_up);
+    outbox.confirm(&clinical(), Watermark { position, chain }, backed_up, Some(Instant::now()));
 }
 
 #[test]
@@ -491,7 +491,7 @@ fn confirmed_segments_go_after_their_retention_and_nothing_else_does() {
     assert_eq!(outbox.read(&clinical(), 9, 1, 0).unwrap()[0].position, 9);
     // After a hub was restored, pruned records that are no longer confirmed cannot be read.
     let chain = ChainValue([0; 32]);
-    outbox.confirm(&clinical(), Watermark { position: 3, chain }, None);
+    outbox.confirm(&clinical(), Watermark { position: 3, chain }, None, Some(Instant::now()));
     assert_eq!((counts(&outbox).confirmed, counts(&outbox).damaged, counts(&outbox).waiting), (3, 5, 22));
     outbox.close();
     let outbox = Outbox::open(
@@ -516,6 +516,9 @@ fn for_lack_of_space_only_what_the_hub_has_a_backup_of_goes_early() {
     let outbox = Outbox::open(tight, key()).unwrap();
     assert!(matches!(submit(&outbox, submission("new", b"new")), Err(Refusal::Full(_))));
     assert!(submit(&outbox, submission("K30", b"body 30")).unwrap().repeated, "a repetition needs no room");
+    eventually("it asks for an answer", || outbox.wants_answer(&clinical()));
+    assert_eq!(outbox.first_retained(&clinical()), Some(1), "nothing goes before the hub has answered");
+    confirm_through(&outbox, 40, Some(20));
     eventually("what is backed up is pruned", || outbox.first_retained(&clinical()) == Some(17));
     std::thread::sleep(Duration::from_millis(200));
     assert_eq!(outbox.first_retained(&clinical()), Some(17));

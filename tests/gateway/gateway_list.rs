@@ -90,7 +90,7 @@ fn a_gateway_is_added_changed_and_removed() {
     }
     let set = ["set", "B86022.gw1", "--district", "Bradford", "--any-lane", "--quota-bytes-per-day", "7000"];
     let changed = done(&site, &set);
-    let line = "name Chapeltown, district Bradford, lanes any, quota 7000 bytes/day";
+    let line = "name Chapeltown, district Bradford, lanes any, quota 7000 bytes/day, window its own";
     assert!(changed.contains(line), "{changed}");
     refused(&site, &["set", "B86022.gw1"], 64);
     refused(&site, &["set", "B86023.gw1", "--any-lane"], 65);

@@ -62,9 +62,10 @@ impl Drop for Subscriber {
     }
 }
 
-/// A subscriber to every transaction.
+/// A subscriber to every transaction, and to what the gateways say of themselves.
 pub struct Wire {
     seen: Arc<Mutex<HashMap<Vec<u8>, usize>>>,
+    command_nonce: Arc<Mutex<String>>,
     _subscriber: Subscriber,
 }
 
@@ -72,12 +73,27 @@ impl Wire {
     /// On a broker's listener without TLS.
     pub fn watch(plain_port: u16) -> Self {
         let seen: Arc<Mutex<HashMap<Vec<u8>, usize>>> = Arc::default();
-        let shared = seen.clone();
-        let hears = move |_: &str, payload: &[u8]| {
-            *shared.lock().expect("no panic").entry(payload.to_vec()).or_default() += 1;
+        let command_nonce: Arc<Mutex<String>> = Arc::default();
+        let (shared, nonce) = (seen.clone(), command_nonce.clone());
+        let hears = move |topic: &str, payload: &[u8]| {
+            if topic.ends_with("/status") {
+                let status: Value = serde_json::from_slice(payload).unwrap_or_default();
+                *nonce.lock().expect("no panic") =
+                    status["command_nonce"].as_str().unwrap_or_default().to_owned();
+            } else {
+                *shared.lock().expect("no panic").entry(payload.to_vec()).or_default() += 1;
+            }
         };
-        let subscriber = Subscriber::start(plain_port, "wire-watch", &["pgw/v1/+/+/txn/+"], hears);
-        Self { seen, _subscriber: subscriber }
+        let filters = &["pgw/v1/+/+/txn/+", "pgw/v1/+/+/status"];
+        let subscriber = Subscriber::start(plain_port, "wire-watch", filters, hears);
+        Self { seen, command_nonce, _subscriber: subscriber }
+    }
+
+    /// What commands to the gateway that is online must name.
+    pub fn command_nonce(&self) -> String {
+        super::eventually_blocking("the gateway to be online", Duration::from_secs(20), || {
+            Some(self.command_nonce.lock().expect("no panic").clone()).filter(|nonce| !nonce.is_empty())
+        })
     }
 
     /// Bodies that were sent more than once.

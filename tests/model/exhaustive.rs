@@ -307,8 +307,9 @@ impl World {
                 // The broker takes what reaches it at once; a message in flight and one in its queue are equivalent.
                 self.boxes[surgery].down.push_back((index, Down::PubAck(Ok(()))));
             }
-            Action::Confirm { position, backed_up_through, .. } => {
+            Action::Confirm { position, backed_up_through, asked, .. } => {
                 stream.watermark = position;
+                let backed_up_through = backed_up_through.filter(|_| asked.is_some());
                 let through = backed_up_through.unwrap_or(0).min(position);
                 if through > stream.disk.pruned {
                     stream.disk.watermark = position;

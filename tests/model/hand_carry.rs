@@ -3,7 +3,7 @@
 
 use pgw_bundle::bundle::Older;
 use pgw_core::chain::ChainValue;
-use pgw_core::delivery::{Action, Delivery, Input, Limits, Numbering, Receipt, Through};
+use pgw_core::delivery::{Action, Delivery, HubLimits, Input, Limits, Numbering, Receipt, Through};
 use pgw_core::transaction::Epoch;
 use pgw_hub::answers::Answers;
 use pgw_hub::backup::Backups;
@@ -80,6 +80,9 @@ fn a_receipt_from_a_file_moves_the_mark_only_to_what_is_ours() {
         epochs: vec![Through { epoch, through, chain: chain(u8::try_from(through).unwrap()) }],
         backed_up_through: None,
         nonce: None,
+        tail_seen: None,
+        known_store: true,
+        limits: HubLimits::default(),
     };
     let mut machine = Delivery::new(limits, Numbering::new(epoch), (3, chain(3)), 20);
     let mut give = |input: Input| {
@@ -101,7 +104,7 @@ fn a_receipt_from_a_file_moves_the_mark_only_to_what_is_ours() {
     assert_eq!(give(Input::Imported(receipt(1, 7))), [Action::LookUpChain(7)]);
     assert_eq!(
         give(ours(7)),
-        [Action::Confirm { position: 7, chain: chain(7), backed_up_through: None }],
+        [Action::Confirm { position: 7, chain: chain(7), backed_up_through: None, asked: None }],
         "confirmed is the lowest of them"
     );
     // A link comes up while a value is being looked up: from then on only answers count.

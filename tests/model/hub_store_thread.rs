@@ -20,7 +20,7 @@ use pgw_hub::imported::{NotTaken, Part};
 use pgw_hub::resend::{CopiesProgress, ResendDone, ResendRequest};
 use pgw_hub::store::line::{self, Line};
 use pgw_hub::store::ndjson::{NdjsonStore, again_path};
-use pgw_hub::store::{Entry, LaneName, Store, StoreError, Through};
+use pgw_hub::store::{Entry, LaneName, Store, StoreError, StoreIdentity, Through};
 use pgw_hub::store_thread::{Arrival, GroupLimits, StoreThread};
 use rumqttc::v5::mqttbytes::QoS;
 use rumqttc::v5::mqttbytes::v5::{Publish, PublishProperties};
@@ -49,6 +49,9 @@ fn full() -> StoreError {
 }
 
 impl Store for Unreliable {
+    fn identity(&self) -> &StoreIdentity {
+        self.inner.identity()
+    }
     fn watermarks(&self) -> Vec<(LaneName, Vec<Through>)> {
         self.inner.watermarks()
     }
@@ -139,11 +142,10 @@ impl Running {
     fn ask(&self, sender: &Sender, nonce: &str) {
         let position = Position {
             schema: SCHEMA,
+            session: 1,
             epoch: sender.epoch,
-            first_retained: 1,
-            confirmed: 0,
             tail: sender.sequence,
-            chain: sender.chain,
+            point: None,
             nonce: nonce.into(),
         };
         let topic = Root::new(&sender.lane.practice, &sender.lane.gateway).position(&sender.lane.lane);
@@ -316,8 +318,14 @@ fn nothing_is_taken_before_the_gateway_has_asked() {
     let mut sender = Sender::new(&lane("clinical"), 1);
     let all = sender.take(3);
     running.send(&all[0]);
-    let unasked =
-        Answer::Receipt { lane: sender.lane.clone(), watermarks: vec![], backed_up: None, nonce: None };
+    let unasked = Answer::Receipt {
+        lane: sender.lane.clone(),
+        watermarks: vec![],
+        backed_up: None,
+        tail_seen: None,
+        window: None,
+        nonce: None,
+    };
     assert_eq!(running.answer(), unasked, "so that the gateway sees that there is another hub");
     // A message before the question in the same group is not taken; one after it is.
     running.faults.slow.store(100, Ordering::SeqCst);
@@ -489,11 +497,10 @@ fn a_question_counts_once_and_only_from_a_key_that_may_sign() {
     let topic = Root::new(&sender.lane.practice, &sender.lane.gateway).position(&sender.lane.lane);
     let position = Position {
         schema: SCHEMA,
+        session: 1,
         epoch: sender.epoch,
-        first_retained: 1,
-        confirmed: 0,
         tail: 0,
-        chain: sender.chain,
+        point: None,
         nonce: "forged".into(),
     };
     let mut forged = said(&sender.key, Word::Position, &topic, to_json(&position));

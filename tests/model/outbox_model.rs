@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use pgw_core::chain::ChainValue;
 use pgw_core::delivery::Numbering;
@@ -242,7 +242,12 @@ impl World {
             Step::Confirm { lane, part } => {
                 let position = self.lanes[lane].part(part);
                 let Some(chain) = self.outbox().chain_at(&self.lanes[lane].lane, position) else { return };
-                self.outbox().confirm(&self.lanes[lane].lane, Watermark { position, chain }, None);
+                self.outbox().confirm(
+                    &self.lanes[lane].lane,
+                    Watermark { position, chain },
+                    None,
+                    Some(Instant::now()),
+                );
                 self.lanes[lane].watermark = position;
                 self.lanes[lane].watermarks.insert(position);
                 self.lanes[lane].ever = self.lanes[lane].ever.max(position);

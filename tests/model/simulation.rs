@@ -206,6 +206,9 @@ impl World {
         self.now += self.random.below(60);
         if self.surgery.machine.deadline().is_some_and(|at| self.now >= at) {
             self.surgery.give(Input::Tick, self.now, &mut self.seen);
+            if self.surgery.would_prune() {
+                self.surgery.give(Input::AskAgain, self.now, &mut self.seen);
+            }
         }
         self.check();
     }

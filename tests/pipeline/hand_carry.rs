@@ -243,7 +243,7 @@ fn refused(output: &Output, with: &str) {
 fn is_the_stores(name: &std::ffi::OsStr) -> bool {
     let name = name.to_str().unwrap();
     let name = name.strip_suffix(".new").unwrap_or(name);
-    ["B86022", "fleet.json", "lock", "session", "trusted-time"].contains(&name)
+    ["B86022", "fleet.json", "identity.json", "lock", "session", "trusted-time"].contains(&name)
 }
 
 #[test]

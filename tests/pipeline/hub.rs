@@ -205,11 +205,10 @@ impl Peer {
     async fn ask(&self, sender: &Sender, nonce: &str) {
         let position = Position {
             schema: SCHEMA,
+            session: 1,
             epoch: sender.epoch,
-            first_retained: 1,
-            confirmed: 0,
             tail: sender.sequence,
-            chain: sender.chain,
+            point: None,
             nonce: nonce.into(),
         };
         let topic = Root::new(&sender.lane.practice, &sender.lane.gateway).position(&sender.lane.lane);

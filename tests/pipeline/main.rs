@@ -25,4 +25,5 @@ mod harness_self;
 mod hub;
 mod repair;
 mod resend;
+mod stores;
 mod uplink;

@@ -6,8 +6,8 @@ use std::process::Output;
 use std::sync::mpsc;
 use std::time::Duration;
 
-use pgw_core::transaction::{Hub, Lane, rfc3339, unix_millis_now};
-use pgw_core::wire::command::{Command, CommandResult, Order};
+use pgw_core::transaction::{Hub, Lane};
+use pgw_core::wire::command::{Command, CommandAddress, CommandResult, Order};
 use pgw_core::wire::signature::{PROPERTY, SigningKey, Word};
 use pgw_core::wire::{SCHEMA, from_json, to_json};
 use rumqttc::v5::mqttbytes::QoS;
@@ -213,37 +213,44 @@ fn a_command_that_is_forged_old_expired_or_unknown_is_not_obeyed_and_a_good_one_
     let pipeline = Pipeline::start(SiteOptions::default());
     let wire = Wire::watch(pipeline.broker.plain_port());
     confirmed(&pipeline, 1, 10);
-    let status = pipeline.site.status().unwrap();
     let key = SigningKey::from_pkcs8(&std::fs::read(pipeline.site.path("signing.key")).unwrap()).unwrap();
     let forged = SigningKey::from_pkcs8(&SigningKey::generate().unwrap()).unwrap();
     let list = pipeline.site.gateway_command(&["outbox", "show", "--json", "4"]);
     let shown: serde_json::Value = serde_json::from_slice(&list.stdout).unwrap();
     let epoch = serde_json::from_value(shown["epoch"].clone()).unwrap();
-    let at = |millis| rfc3339(millis);
     let order = |from, through| Order::Resend { lane: Lane::new("clinical").unwrap(), epoch, from, through };
-    let command = |id: &str, order: Order| Command {
-        schema: SCHEMA,
-        id: id.to_owned(),
-        hub: Hub::new("hub1").unwrap(),
-        session: status["session"].as_u64().unwrap(),
-        expires: at(unix_millis_now() + 600_000),
-        order,
+    let nonce = wire.command_nonce();
+    let numbers = std::cell::Cell::new(0);
+    let command = |id: &str, order: Order| {
+        numbers.set(numbers.get() + 1);
+        Command {
+            schema: SCHEMA,
+            id: id.to_owned(),
+            hub: Hub::new("hub1").unwrap(),
+            address: CommandAddress { nonce: nonce.clone(), number: numbers.get(), expires_seconds: 600 },
+            order,
+        }
     };
     let sender = CommandSender::new(pipeline.broker.plain_port());
 
     sender.send(&forged, &command("forged", order(2, 3)));
     sender.send(&key, &Command { hub: Hub::new("hub2").unwrap(), ..command("foreign", order(2, 3)) });
     let good = command("old", order(2, 3));
-    sender.send(&key, &Command { session: good.session + 1, ..good.clone() });
+    let other = CommandAddress { nonce: "00".repeat(16), ..good.address.clone() };
+    sender.send(&key, &Command { address: other, ..good.clone() });
     let result = sender.result();
     assert_eq!((result.id.as_str(), result.done), ("old", 0), "the forged ones get no answer: {result:?}");
-    assert!(result.detail.contains("it is for session"), "{result:?}");
-    sender.send(&key, &Command { expires: at(unix_millis_now() - 1_000), id: "late".into(), ..good });
+    assert!(result.detail.contains("for another connection"), "{result:?}");
+    let late = CommandAddress { expires_seconds: 0, ..good.address.clone() };
+    sender.send(&key, &Command { address: late, id: "late".into(), ..good.clone() });
     let result = sender.result();
     assert!(result.done == 0 && result.detail.contains("expired"), "{result:?}");
     sender.send(&key, &command("unknown", order(2, 30)));
     let result = sender.result();
     assert!(result.done == 0 && result.detail.contains("confirmed through 10 only"), "{result:?}");
+    sender.send(&key, &Command { id: "earlier".into(), ..good });
+    let result = sender.result();
+    assert!(result.done == 0 && result.detail.contains("is not above"), "{result:?}");
     sender.send(&key, &command("reboot", Order::Unknown));
     let result = sender.result();
     assert!(result.done == 0 && result.detail.contains("does not know the command"), "{result:?}");

@@ -9,12 +9,13 @@ use std::time::Duration;
 
 use pgw_core::chain::ChainValue;
 use pgw_core::delivery;
+use pgw_core::delivery::HubLimits;
 use pgw_core::transaction::{
     Body, Epoch, Gateway as GatewayId, Hub, Kind as TransactionKind, Lane, LaneName, Practice,
 };
 use pgw_core::wire::envelope::Envelope;
 use pgw_core::wire::presence::{Event, Info, Status};
-use pgw_core::wire::receipt::{Gap, GapCode, Position, Receipt, Stored};
+use pgw_core::wire::receipt::{Gap, GapCode, Position, Receipt, StoreId, Stored};
 use pgw_core::wire::signature::{PROPERTY, PublicKey, SigningKey};
 use pgw_core::wire::topic::{HUB_FILTERS, Kind, Root, Topic};
 use pgw_core::wire::{from_json, to_json};
@@ -499,7 +500,11 @@ impl State {
             incarnation: self.incarnation,
             counter: self.counter,
             epochs: vec![Stored { epoch, through: known.stored.len() as u64, chain }],
+            store: StoreId(uuid::Uuid::nil()),
+            succeeds: Vec::new(),
+            tail_seen: None,
             backed_up_through: None,
+            limits: HubLimits::default(),
             nonce,
             time: "2026-11-22T22:12:10.123Z".into(),
         };

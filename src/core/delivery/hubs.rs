@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use super::{Numbering, Through};
+use super::{HubLimits, Millis, Numbering, Through};
 use crate::chain::ChainValue;
 use crate::transaction::{Position, Sequence};
 
@@ -16,15 +16,17 @@ pub(super) struct Claim {
     pub(super) chain: Option<ChainValue>,
     /// As the receipt has it.
     pub(super) through: Sequence,
-    /// It answers the position question of this connection.
-    pub(super) answered: bool,
+    /// When the question was asked that it answers, on this connection; `None`: it is no answer.
+    pub(super) asked: Option<Millis>,
+    /// It speaks of the store that pruning may rely on.
+    pub(super) known_store: bool,
 }
 
 impl Claim {
     /// Walks the epochs, oldest first. The first that is not complete at the hub is the hub's position, whatever it has
     /// of later ones: gaps in older epochs are closed first.
-    pub(super) fn new(numbering: &Numbering, epochs: &[Through], answered: bool) -> Self {
-        let mut claim = Claim { position: 0, chain: None, through: 0, answered };
+    pub(super) fn new(numbering: &Numbering, epochs: &[Through]) -> Self {
+        let mut claim = Claim { position: 0, chain: None, through: 0, asked: None, known_store: false };
         let ours = numbering.epochs();
         for (index, epoch) in ours.iter().enumerate() {
             claim.position = epoch.base;
@@ -72,6 +74,10 @@ pub(super) struct HubView {
     /// Our chain value there; `None` only until it is looked up.
     pub(super) chain: Option<ChainValue>,
     pub(super) backed_up: Option<Position>,
+    /// What it takes, as its last answer on this connection says.
+    pub(super) limits: HubLimits,
+    /// The answer on which pruning may rely: when it was asked for, and through where it has everything.
+    pub(super) relied_on: Option<(Millis, Position)>,
     /// The first is the claim whose chain value is being looked up; the newest waits for that.
     pub(super) claims: VecDeque<Claim>,
     /// The claim of an imported receipt, while its chain value is being looked up.
@@ -87,6 +93,8 @@ impl HubView {
             at,
             chain,
             backed_up: None,
+            limits: HubLimits::default(),
+            relied_on: None,
             claims: VecDeque::new(),
             imported: None,
         }
@@ -95,6 +103,8 @@ impl HubView {
     /// The hub must answer before anything that it says counts again.
     pub(super) fn reset_answer(&mut self) {
         self.answered = false;
+        self.limits = HubLimits::default();
+        self.relied_on = None;
         self.claims.clear();
     }
 }
@@ -117,7 +127,7 @@ mod tests {
     fn an_older_epoch_with_a_gap_is_where_the_hub_stands() {
         let numbering = Numbering::new(epoch(0)).renumbered(epoch(1), 5);
         let at = |epochs: &[Through]| {
-            let claim = Claim::new(&numbering, epochs, true);
+            let claim = Claim::new(&numbering, epochs);
             (claim.position, claim.chain.map(|c| c.0[0]))
         };
         assert_eq!(at(&[]), (0, None));

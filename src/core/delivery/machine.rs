@@ -1,20 +1,20 @@
 //! One lane's machine: see [`super`] for the rules and for a driver's turn.
 
+mod held;
+mod questions;
 mod receipts;
 mod timers;
 
+use self::held::{Held, Suspect};
+use self::questions::ASK_AGAIN;
 use super::hubs::{Claim, HubView};
 use super::window::Window;
-use super::{Action, Alarm, Input, Limits, Millis, Nonce, Numbering, Reason, Receipt};
+use super::{Action, Alarm, HeldBecause, Input, Limits, Millis, Nonce, Numbering, Reason, Receipt};
 use crate::chain::ChainValue;
 use crate::transaction::Position;
 
-/// An unanswered position question is repeated after this, then after twice that, and so on.
-const ASK_AGAIN: Millis = 2_000;
-/// A status message from the hub triggers the next position request earlier, but at least so long after the last one.
-const ASK_SOON: Millis = 250;
-/// A head that ended so many connections by itself is held.
-const ENDINGS: u32 = 3;
+/// A head that ended so many connections by itself, or was not verified so often, is held.
+const TRIES: u32 = 3;
 /// A new epoch that could not be made durable is tried again after this.
 const FORK_AGAIN: Millis = 2_000;
 /// PUBACK reason "no matching subscribers": the hub is not connected; the connection is not at fault.
@@ -38,8 +38,8 @@ pub struct Delivery {
     /// The record that stalls the lane; the last alarm was about it.
     held: Option<Held>,
     missing: Option<Position>,
-    /// A head that may have ended a connection, and how many it ended when it was sent alone: it is sent alone.
-    suspect: Option<(Position, u32)>,
+    /// A head that may be at fault for what went wrong: it is sent alone.
+    suspect: Option<Suspect>,
     /// A new epoch is being written: positions after this.
     forking: Option<Position>,
     /// When to try it again, after it could not be written.
@@ -68,20 +68,8 @@ struct Link {
     moved: Millis,
     /// Size of the record at `next`, once it was offered and had no room.
     waiting_bytes: u64,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-struct Held {
-    position: Position,
-    bytes: u64,
-    why: Why,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-enum Why {
-    TooLarge,
-    /// And since when: an unstable link must not stop a lane until an operator is at work.
-    Endings(Millis),
+    /// The alarm about a lost tail was raised.
+    tail_lost: bool,
 }
 
 /// A lane in numbers, for health.
@@ -158,6 +146,7 @@ impl Delivery {
             Input::Receipt(receipt) => self.receipt(&receipt, now, out),
             Input::Imported(receipt) => self.imported(&receipt, now, out),
             Input::Gap { code, epoch, expected, round } => self.gap(code, (epoch, expected, round), now, out),
+            Input::AskAgain => self.ask_again(now, out),
             Input::ChainAt { position, chain } => self.chain_at(position, chain, now, out),
             Input::Renumbered(numbering) => self.renumbered(numbering, now, out),
             Input::NotRenumbered => {
@@ -193,8 +182,8 @@ impl Delivery {
             return (0, 0);
         };
         let in_flight = self.window.in_flight();
-        let alone = self.suspect.is_some_and(|(position, _)| position == self.confirmed + 1);
-        let size = if alone { 1 } else { self.window.size() };
+        let alone = self.suspect.is_some_and(|suspect| suspect.position == self.confirmed + 1);
+        let size = if alone { 1 } else { self.window.size() }.min(self.hubs_window());
         let records = size.saturating_sub(in_flight).min(link.receive.saturating_sub(link.unacked));
         if self.window.fits(link.waiting_bytes.max(1)) { (records, self.window.free_bytes()) } else { (0, 0) }
     }
@@ -215,8 +204,8 @@ impl Delivery {
     #[must_use]
     pub fn deadline(&self) -> Option<Millis> {
         let link = self.link.as_ref()?;
-        let ask = (!self.hubs_answered() && self.forking.is_none())
-            .then(|| link.asked.saturating_add(link.ask_again));
+        let asks = self.forking.is_none() && (!self.hubs_answered() || self.hubs_window() == 0);
+        let ask = asks.then(|| link.asked.saturating_add(link.ask_again));
         let others = [self.stalled_at(link), self.overdue_at(link), self.try_held_at(), self.fork_again];
         others.into_iter().chain([ask]).flatten().min()
     }
@@ -257,11 +246,22 @@ impl Delivery {
     /// The position through which a receipt claims to confirm this lane.
     #[must_use]
     pub fn claimed_by(&self, receipt: &Receipt) -> Position {
-        Claim::new(&self.numbering, &receipt.epochs, false).position
+        Claim::new(&self.numbering, &receipt.epochs).position
+    }
+
+    /// Whether a receipt answers this connection's last question.
+    #[must_use]
+    pub fn is_answer(&self, receipt: &Receipt) -> bool {
+        self.link.as_ref().is_some_and(|link| receipt.nonce == Some(link.nonce))
     }
 
     fn hubs_answered(&self) -> bool {
         self.hubs.iter().all(|hub| hub.answered)
+    }
+
+    /// How many records the hubs let go beyond the last receipt; 0: the lane waits, and asks again.
+    fn hubs_window(&self) -> u32 {
+        self.hubs.iter().filter_map(|hub| hub.limits.window).min().unwrap_or(u32::MAX)
     }
 
     // ---- the connection
@@ -289,6 +289,7 @@ impl Delivery {
             taken: self.confirmed,
             moved: now,
             waiting_bytes: 0,
+            tail_lost: false,
         });
         // 48 random bits for a process's first round: notices about an earlier process's rounds mean nothing.
         let first = u64::from_be_bytes([0, 0, nonce[0], nonce[1], nonce[2], nonce[3], nonce[4], nonce[5]]);
@@ -297,13 +298,9 @@ impl Delivery {
         for hub in &mut self.hubs {
             hub.imported = None;
         }
-        if let Some(held) = self.held
-            && held.why == Why::TooLarge
-            && maximum_bytes.is_none_or(|most| held.bytes <= most)
-        {
-            self.release(out);
-        }
-        if !self.hubs.is_empty() {
+        if self.hubs.is_empty() {
+            self.try_too_large(out);
+        } else {
             out.push(Action::AskPosition(nonce));
         }
     }
@@ -314,12 +311,10 @@ impl Delivery {
         if self.window.in_flight() > 0 && link.taken < head {
             // It ended with the head under way. The head is sent alone next time, to learn whether it is at fault.
             let alone = self.window.in_flight() == 1 && link.unacked == 1;
-            let before = self.suspect.filter(|(position, _)| *position == head).map_or(0, |(_, ends)| ends);
-            let ends = before + u32::from(alone);
-            self.suspect = Some((head, ends));
-            if ends >= ENDINGS && self.held.is_none() {
-                self.held = Some(Held { position: head, bytes: self.window.bytes(), why: Why::Endings(now) });
-                out.push(Action::Alarm(Alarm::Held(head)));
+            let suspect = self.suspect_at(head);
+            suspect.endings += u32::from(alone);
+            if suspect.endings >= TRIES {
+                self.hold(head, HeldBecause::EndedConnections, now, out);
             }
         }
         self.window.rewind();
@@ -334,34 +329,6 @@ impl Delivery {
     fn reconnect(&mut self, reason: Reason, now: Millis, out: &mut Vec<Action>) {
         self.disconnected(now, out);
         out.push(Action::Reconnect(reason));
-    }
-
-    fn release(&mut self, out: &mut Vec<Action>) {
-        if let Some(held) = self.held.take() {
-            out.push(Action::Alarm(Alarm::Released(held.position)));
-        }
-    }
-
-    /// Asks every hub how far it has stored; nothing is sent until those that must answer have.
-    fn ask(&mut self, now: Millis, out: &mut Vec<Action>) {
-        let Some(link) = &mut self.link else { return };
-        if self.hubs.is_empty() || self.forking.is_some() {
-            return;
-        }
-        let counted = u64::from_be_bytes(std::array::from_fn(|i| link.nonce[8 + i])).wrapping_add(1);
-        link.nonce[8..].copy_from_slice(&counted.to_be_bytes());
-        link.asked = now;
-        out.push(Action::AskPosition(link.nonce));
-    }
-
-    fn doubt(&mut self, hub: usize, now: Millis, out: &mut Vec<Action>) {
-        if let Some(hub) = self.hubs.get_mut(hub) {
-            hub.reset_answer();
-        }
-        if let Some(link) = &mut self.link {
-            link.ask_again = ASK_AGAIN;
-        }
-        self.ask(now, out);
     }
 
     fn rewind(&mut self) {
@@ -388,9 +355,9 @@ impl Delivery {
             return;
         }
         let (Some(link), Some(round)) = (&mut self.link, self.round) else { return };
-        if link.maximum_bytes.is_some_and(|most| bytes > most) {
-            self.held = Some(Held { position, bytes, why: Why::TooLarge });
-            out.push(Action::Alarm(Alarm::Held(position)));
+        let hubs = self.hubs.iter().filter_map(|hub| hub.limits.packet_bytes);
+        if let Some(most) = hubs.chain(link.maximum_bytes).min().filter(|most| bytes > *most) {
+            self.hold(position, HeldBecause::TooLarge { bytes, most }, now, out);
             return;
         }
         if !self.window.fits(bytes) {
@@ -440,11 +407,11 @@ impl Delivery {
         link.taken = position;
         if position == self.confirmed + 1 {
             self.trips = 0;
-            self.suspect = None;
+            self.taken_by_the_broker();
         }
         if self.limits.confirm_on_puback {
             self.chain = self.window.chain(position).or(self.chain);
-            self.forward(position, now, out);
+            self.forward(position, Some(now), now, out);
         }
     }
 }

@@ -10,7 +10,8 @@
 //!   an answer shows that a hub was restored or that the lane has forked;
 //! - the watermark moves forward only to a position whose chain value equals ours, and back, or into a new
 //!   epoch, only on an answer; a retained or late receipt of a hub that has not answered only hurries a question;
-//! - a PUBACK is flow control, never delivery (unless the site has no hub: [`Limits::confirm_on_puback`]).
+//! - a PUBACK is flow control, never delivery (unless the site has no hub: [`Limits::confirm_on_puback`]);
+//! - nothing is pruned but on the hubs' answers to a question that is not older than a minute: [`Action::Confirm::asked`].
 //!
 //! A driver's turn, for every event:
 //! 1. `handle(input, now, &mut actions)`, and do the actions in their order;
@@ -22,6 +23,7 @@ mod machine;
 mod numbering;
 mod window;
 
+pub use crate::wire::receipt::HubLimits;
 pub use machine::{Counts, Delivery};
 pub use numbering::{Numbering, Renumbering};
 
@@ -67,6 +69,12 @@ pub struct Receipt {
     pub backed_up_through: Option<Sequence>,
     /// The nonce of the position that it answers, if it does.
     pub nonce: Option<Nonce>,
+    /// The highest tail that this gateway has named to the hub, in an epoch.
+    pub tail_seen: Option<(Epoch, Sequence)>,
+    /// It speaks of the store that this gateway has accepted: pruning may rely on it.
+    pub known_store: bool,
+    /// What the hub takes.
+    pub limits: HubLimits,
 }
 
 /// "This epoch is stored through `through`, whose chain value is `chain`."
@@ -131,6 +139,8 @@ pub enum Input {
         /// Round of the transaction that showed it.
         round: u64,
     },
+    /// Something could be pruned: ask the hubs once more what they have.
+    AskAgain,
     /// The answer to [`Action::LookUpChain`]; answers come in the order of the questions.
     ChainAt {
         /// Position asked for.
@@ -169,6 +179,8 @@ pub enum Action {
         chain: ChainValue,
         /// Pruning early for space must not pass this.
         backed_up_through: Option<Position>,
+        /// When every hub was asked whose answer says so; `None`: it is no answer, and nothing may be pruned because of it.
+        asked: Option<Millis>,
     },
     /// Read the chain value at a position and answer with [`Input::ChainAt`].
     LookUpChain(Position),
@@ -196,8 +208,8 @@ pub enum Reason {
 /// What an operator should know.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Alarm {
-    /// Too large for the broker, or it ended three connections by itself: its lane is stalled.
-    Held(Position),
+    /// A record cannot be sent: its lane is stalled.
+    Held(Position, HeldBecause),
     /// The held record is tried again.
     Released(Position),
     /// The hub is ahead or a chain value differs.
@@ -214,6 +226,14 @@ pub enum Alarm {
         /// To here.
         to: Position,
     },
+    /// The hub was told of a longer history than this store has: the box was restored from an image, or its disk has lost
+    /// accepted transactions.
+    TailLost {
+        /// The epoch.
+        epoch: Epoch,
+        /// How many transactions this store lacks.
+        missing: u64,
+    },
     /// A missing record that no copy can supply: an operator must write it off as a void.
     Missing(Position),
     /// The broker refused this record with this PUBACK reason code; it is kept and sent again.
@@ -223,6 +243,22 @@ pub enum Alarm {
         /// MQTT 5 reason code.
         reason: u8,
     },
+}
+
+/// Why a record is held.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum HeldBecause {
+    /// The broker or a hub takes no packet of its size.
+    TooLarge {
+        /// Its size, bytes.
+        bytes: u64,
+        /// What they take, bytes.
+        most: u64,
+    },
+    /// It ended three connections by itself.
+    EndedConnections,
+    /// Sent alone three times, the hub could not verify it.
+    Unverified,
 }
 
 #[cfg(test)]

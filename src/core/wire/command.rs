@@ -1,7 +1,8 @@
 //! `cmd` and `cmd/result` (design section 7): a hub's orders to a gateway, and their results.
 //!
-//! A command is signed like everything that a hub says ([`super::signature`]), names the gateway's present session and
-//! expires: it can be neither forged with a broker account nor sent again later. Each gets one result.
+//! A command is signed like everything that a hub says ([`super::signature`]), names the `command_nonce` of the gateway's present
+//! connection, has a number that rises within it, and expires by the gateway's own running time: it can be neither forged with
+//! a broker account nor sent again later, whatever the clocks say. Each gets one result.
 
 use serde::{Deserialize, Serialize};
 
@@ -16,13 +17,23 @@ pub struct Command {
     pub id: String,
     /// The hub that gives the order.
     pub hub: Hub,
-    /// The gateway's session, as in its `status`: a command to an older connection is refused.
-    pub session: u64,
-    /// RFC 3339: refused from then on.
-    pub expires: String,
+    /// What makes the gateway obey it, once.
+    #[serde(flatten)]
+    pub address: CommandAddress,
     /// The order itself.
     #[serde(flatten)]
     pub order: Order,
+}
+
+/// Which connection of a gateway a command is for, and until when.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CommandAddress {
+    /// The `command_nonce` of the gateway's present `status`: a command to another connection is refused.
+    pub nonce: String,
+    /// Above the number of every command before it with this nonce.
+    pub number: u64,
+    /// It is refused from so many seconds on after the gateway has published the nonce.
+    pub expires_seconds: u64,
 }
 
 /// An order: `command` names it. This is the allow list; anything else is refused.
@@ -60,12 +71,14 @@ pub struct CommandResult {
     pub transactions: u64,
     /// One sentence, no patient data.
     pub detail: String,
+    /// How long ago the gateway published the nonce of its present connection.
+    pub nonce_age_seconds: u64,
     /// RFC 3339.
     pub time: String,
 }
 
 impl CommandResult {
-    /// A result now (`time` is given: this module has no clock).
+    /// A result now (`time` is given: this module has no clock); the nonce's age is filled in when it goes.
     #[must_use]
     pub fn new(id: String, outcome: Result<u64, String>, detail: String, time: String) -> Self {
         let done = u8::from(outcome.is_ok());
@@ -73,7 +86,16 @@ impl CommandResult {
             Ok(transactions) => ("done", transactions, detail),
             Err(reason) => ("refused", 0, reason),
         };
-        Self { schema: super::SCHEMA, id, status: status.to_owned(), done, transactions, detail, time }
+        Self {
+            schema: super::SCHEMA,
+            id,
+            status: status.to_owned(),
+            done,
+            transactions,
+            detail,
+            nonce_age_seconds: 0,
+            time,
+        }
     }
 }
 
@@ -88,8 +110,7 @@ mod tests {
             schema: 1,
             id: "x".into(),
             hub: Hub::new("hub1").unwrap(),
-            session: 7,
-            expires: "2026-11-23T08:00:00Z".into(),
+            address: CommandAddress { nonce: "00ff".into(), number: 7, expires_seconds: 600 },
             order: Order::Resend {
                 lane: Lane::new("clinical").unwrap(),
                 epoch: Epoch(uuid::Uuid::nil()),
@@ -100,7 +121,7 @@ mod tests {
         let text = String::from_utf8(to_json(&command)).unwrap();
         assert_eq!(
             text,
-            r#"{"schema":1,"id":"x","hub":"hub1","session":7,"expires":"2026-11-23T08:00:00Z","command":"resend","lane":"clinical","epoch":"00000000-0000-0000-0000-000000000000","from":3,"through":18446744073709551615}"#
+            r#"{"schema":1,"id":"x","hub":"hub1","nonce":"00ff","number":7,"expires_seconds":600,"command":"resend","lane":"clinical","epoch":"00000000-0000-0000-0000-000000000000","from":3,"through":18446744073709551615}"#
         );
         assert_eq!(from_json::<Command>(text.as_bytes()), Ok(command.clone()));
         let strange = text.replace("resend", "reboot");

@@ -15,6 +15,9 @@ pub struct Status {
     pub up: u8,
     /// Persisted counter, one more at each connect, the same in the will: a late will of an older session loses.
     pub session: u64,
+    /// A gateway's, while it is online: commands name it. New at each connect; empty in a will, and in a hub's status.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub command_nonce: String,
     /// Why, in a word or two: `connected`, `connection lost`, `stopped`.
     pub reason: String,
     /// RFC 3339; in the will the time of the connect.
@@ -37,6 +40,7 @@ impl Status {
             status: status.to_owned(),
             up,
             session,
+            command_nonce: String::new(),
             reason: reason.to_owned(),
             time,
             version: env!("CARGO_PKG_VERSION").to_owned(),

@@ -20,12 +20,52 @@ pub struct Receipt {
     pub counter: u64,
     /// How far each epoch of this lane that the hub knows is stored, oldest first.
     pub epochs: Vec<Stored>,
+    /// The identity of the hub's store.
+    pub store: StoreId,
+    /// Stores in whose place this one stands, as an operator has stated at the hub.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub succeeds: Vec<StoreId>,
+    /// The highest tail that the gateway has named of the newest epoch; `null`: none.
+    pub tail_seen: Option<Sequence>,
     /// Through which sequence of the newest epoch a backup has it; `null`: not known.
     pub backed_up_through: Option<Sequence>,
+    /// What the hub takes now.
+    pub limits: HubLimits,
     /// The nonce of the position question that this answers, hexadecimal; `null`: not an answer.
     pub nonce: Option<String>,
     /// RFC 3339.
     pub time: String,
+}
+
+/// The identity of a hub's store: made with the store, kept in it and in its backups. It tells a store from another one that
+/// knows nothing of what the first has confirmed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct StoreId(pub uuid::Uuid);
+
+impl std::fmt::Display for StoreId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl std::str::FromStr for StoreId {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        uuid::Uuid::try_parse(text)
+            .map(Self)
+            .map_err(|_| "it must be a store's identity, for example 01936c5e-7b00-7000-8000-000000000001")
+    }
+}
+
+/// What a hub takes now. It counts only in an answer.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct HubLimits {
+    /// Largest packet, bytes.
+    pub packet_bytes: Option<u64>,
+    /// Most transactions beyond the last receipt; 0: the gateway waits.
+    pub window: Option<u32>,
 }
 
 /// "Stored through `through`, whose chain value is `chain`."
@@ -80,16 +120,14 @@ pub enum GapCode {
 pub struct Position {
     /// 1.
     pub schema: u32,
+    /// As in its `status`.
+    pub session: u64,
     /// The gateway's current epoch.
     pub epoch: Epoch,
-    /// First sequence of `epoch` that the gateway still keeps.
-    pub first_retained: Sequence,
-    /// Confirmed through this sequence of `epoch`.
-    pub confirmed: Sequence,
     /// Accepted through this sequence of `epoch`.
     pub tail: Sequence,
-    /// Chain value at `confirmed`.
-    pub chain: ChainValue,
+    /// Confirmed through here; `null`: nothing yet.
+    pub point: Option<Stored>,
     /// 16 random bytes, hexadecimal: the answer carries it.
     pub nonce: String,
 }

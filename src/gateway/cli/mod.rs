@@ -1,6 +1,6 @@
 //! The command line of `practice-gateway`.
 //!
-//! - [`submit`], [`status`], [`outbox`], [`quarantine`], [`verify`] and [`export`] ask the running daemon over its
+//! - [`submit`], [`status`], [`outbox`], [`quarantine`], [`hub`], [`verify`] and [`export`] ask the running daemon over its
 //!   control socket ([`crate::control`])
 //! - [`check`] and [`init`] need no daemon
 //! - [`repair`], [`key`] and [`moving`] (another box, a lost key) work directly on the store and its key file;
@@ -10,6 +10,7 @@
 
 pub mod check;
 pub mod export;
+pub mod hub;
 pub mod init;
 pub mod key;
 pub mod moving;
@@ -65,6 +66,9 @@ enum Command {
     /// Inspect refused input; submit it after all, or delete it.
     #[command(subcommand)]
     Quarantine(quarantine::Quarantine),
+    /// Commands about the hubs that confirm.
+    #[command(subcommand)]
+    Hub(hub::Hub),
     /// Check the chain over every transaction in the outbox.
     Verify(verify::Verify),
     /// Recover missing records from damaged segments and other copies of the store, with the daemon stopped; a dry run without --yes.
@@ -100,6 +104,7 @@ fn run(args: impl IntoIterator<Item = OsString>, out: &mut dyn Write, err: &mut 
         Command::Outbox(command) => outbox::run(&socket, &command, out, err),
         Command::Key(command) => key::run(&config, &command, out, err),
         Command::Quarantine(command) => quarantine::run(&socket, &command, out, err),
+        Command::Hub(command) => hub::run(&socket, &command, out, err),
         Command::Verify(command) => verify::run(&socket, &command, out, err),
         Command::Repair(command) => repair::run(&config, &command, out, err),
         Command::Export(command) => export::export(&config, &command, out, err),

@@ -26,7 +26,8 @@ pub(crate) use hand_carry::export as export_in_pieces;
 
 use pgw_bundle::receipts;
 use pgw_core::chain::ChainValue;
-use pgw_core::transaction::{Lane, Position, TransactionId, rfc3339};
+use pgw_core::transaction::{Hub, Lane, Position, TransactionId, rfc3339};
+use pgw_core::wire::receipt::StoreId;
 use pgw_host::control::{ClientError, NotDone};
 use pgw_outbox::{QuarantineEntry, Refusal};
 use serde::{Deserialize, Serialize};
@@ -143,6 +144,13 @@ pub enum Request {
     RetryHead {
         /// The lane.
         lane: Lane,
+    },
+    /// Relies on a hub's store from now on.
+    AcceptStore {
+        /// The hub.
+        hub: Hub,
+        /// The store from which it answers.
+        store: StoreId,
     },
     /// Sends confirmed transactions again, with the same ids and numbers.
     Resend {

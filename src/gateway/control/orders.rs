@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pgw_bundle::receipts;
-use pgw_core::transaction::{Lane, Position};
+use pgw_core::transaction::{Hub, Lane, Position};
+use pgw_core::wire::receipt::StoreId;
 use pgw_host::control::NotDone;
 use pgw_outbox::{Outbox, Released};
 use tokio::sync::watch;
@@ -69,6 +70,15 @@ pub(super) async fn void(
 pub(super) async fn retry_head(orders: Option<&Orders>, lane: Lane) -> Reply {
     let done = match orders {
         Some(orders) => orders.retry_head(lane).await,
+        None => Err(OrderError::NoUplink),
+    };
+    done.map_or_else(|error| Reply::Failed(error.into()), |()| Reply::End {})
+}
+
+/// Relies on a hub's store from now on.
+pub(super) async fn accept_store(orders: Option<&Orders>, hub: Hub, store: StoreId) -> Reply {
+    let done = match orders {
+        Some(orders) => orders.accept_store(hub, store).await,
         None => Err(OrderError::NoUplink),
     };
     done.map_or_else(|error| Reply::Failed(error.into()), |()| Reply::End {})

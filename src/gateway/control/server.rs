@@ -93,6 +93,9 @@ impl Commands {
                 orders::void(context, lane, (from, through), reason, act).await
             }
             Request::RetryHead { lane } => orders::retry_head(context.orders.as_ref(), lane).await,
+            Request::AcceptStore { hub, store } => {
+                orders::accept_store(context.orders.as_ref(), hub, store).await
+            }
             Request::Receipt(line) => orders::receipt(&context.outbox, context.orders.as_ref(), line).await,
             // The source may read the disk.
             Request::Status {} => match tokio::task::spawn_blocking(move || (context.status)()).await {

@@ -151,7 +151,7 @@ impl Store {
     /// Confirms as a hub's receipt does.
     pub(crate) fn confirm(&self, position: Position) {
         let chain = self.record(position).chain;
-        self.outbox.confirm(&lane(), Watermark { position, chain }, None);
+        self.outbox.confirm(&lane(), Watermark { position, chain }, None, None);
         let began = Instant::now();
         while listing::confirmed(&self.outbox, &lane()) < position {
             assert!(began.elapsed() < Duration::from_secs(20), "the watermark does not move");

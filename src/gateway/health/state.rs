@@ -108,6 +108,9 @@ impl Evaluator {
         if !link.refused.is_empty() {
             return (GatewayState::Degraded, link.refused.clone());
         }
+        if !link.strange_store.is_empty() {
+            return (GatewayState::Degraded, link.strange_store.clone());
+        }
         if !link.diverged.is_empty() {
             return (GatewayState::Degraded, link.diverged.clone());
         }
@@ -372,11 +375,12 @@ mod tests {
     #[test]
     fn each_thing_that_a_person_must_see_degrades() {
         type Change = fn(&mut Scene);
-        let changes: [(Change, &str); 8] = [
+        let changes: [(Change, &str); 9] = [
             (|s| s.folders_away = 1, "1 of the folders cannot be used"),
             (|s| (s.counts().accepted, s.counts().damaged) = (12, 2), "2 damaged"),
             (|s| s.link.diverged = String::from("hub1 is ahead"), "hub1 is ahead"),
             (|s| s.link.refused = String::from("the key is refused"), "the key is refused"),
+            (|s| s.link.strange_store = String::from("another store"), "another store"),
             (|s| s.outbox.store_bytes = 800_001, "the store is nearly full"),
             (
                 |s| s.link.certificate_expires = Some(s.time + 3 * DAY + 1),

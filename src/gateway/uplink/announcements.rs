@@ -65,9 +65,10 @@ impl Announcements {
         self.queue.push_back(Waiting { word, topic, retain, payload });
     }
 
-    /// The gateway's status.
-    pub(super) fn enqueue_status(&mut self, status: &str, session: u64, reason: &str) {
-        let status = Status::new(status, session, reason, rfc3339(unix_millis_now()));
+    /// The gateway's status at the beginning of a connection; commands name its nonce.
+    pub(super) fn enqueue_online(&mut self, session: u64, command_nonce: &str) {
+        let mut status = Status::new("online", session, "connected", rfc3339(unix_millis_now()));
+        command_nonce.clone_into(&mut status.command_nonce);
         let topic = self.root.plain("status");
         self.enqueue(Word::Status, topic, true, to_json(&status));
     }
@@ -174,7 +175,7 @@ mod tests {
         let mut messages = messages();
         messages.event("info", "x", "", "later".into());
         let (topic, will) = messages.status_now("offline", 1, "");
-        messages.enqueue_status("online", 1, "connected");
+        messages.enqueue_online(1, "0f");
         let public = messages.speaker.key.public();
         let signed = |word, topic: &str, spoken: &Spoken| {
             let (_, signature) = &spoken.properties().user_properties[0];

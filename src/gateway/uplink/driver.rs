@@ -21,8 +21,10 @@ use tokio::sync::{Notify, mpsc};
 use tokio::time::{Instant, sleep_until};
 
 use super::announcements::Announcements;
+use super::command_gate::CommandGate;
 use super::connection::Connection;
 use super::in_flight::{OutOfStep, Ticket};
+use super::known_stores::KnownStores;
 use super::lane::LaneWork;
 use super::link::LinkReport;
 use super::live::Live;
@@ -37,6 +39,7 @@ use super::verifier::{Inbound, Verifier};
 mod alarms;
 mod obey;
 mod resend;
+mod stores;
 
 /// Announcements must be acknowledged within this time while nothing else is in flight.
 const ANNOUNCEMENT_PATIENCE: Duration = Duration::from_secs(15);
@@ -67,6 +70,8 @@ pub(super) struct Driver {
     pub(super) ignored: Ignored,
     pub(super) probe: Prober,
     pub(super) resends: Resends,
+    pub(super) stores: KnownStores,
+    pub(super) gate: CommandGate,
     /// When the alarm about transactions that the hub could not verify was last raised.
     pub(super) unverified_said: Option<Instant>,
 }
@@ -193,15 +198,16 @@ impl Driver {
                     }
                     Action::AskPosition(nonce) => {
                         let lane = &self.lanes[index];
-                        let question = to_json(&lane.question(&nonce, &self.outbox));
+                        let question = to_json(&lane.question(&nonce, self.link.now.session));
                         let topic = lane.position_topic.clone();
                         self.announcements.enqueue(Word::Position, topic, false, question);
                         self.asked();
                     }
-                    Action::Confirm { position, chain, backed_up_through } => {
+                    Action::Confirm { position, chain, backed_up_through, asked } => {
                         let (lane, watermark) = (&self.lanes[index].lane, Watermark { position, chain });
+                        let asked = asked.map(|at| (self.started + Duration::from_millis(at)).into_std());
                         match live {
-                            Some(_) => self.outbox.confirm(lane, watermark, backed_up_through),
+                            Some(_) => self.outbox.confirm(lane, watermark, backed_up_through, asked),
                             None => self.outbox.confirm_by_file(lane, watermark),
                         }
                         self.lanes[index].confirmed(chain);
@@ -301,20 +307,21 @@ impl Driver {
 
     fn inbound(&mut self, inbound: Inbound, now: Millis) {
         match inbound {
-            Inbound::Receipt { lane, receipt, seconds } => {
+            Inbound::Receipt { lane, mut receipt, hub, stores, seconds } => {
                 self.link.now.last_receipt = Some(std::time::Instant::now());
-                if receipt.nonce.is_some() {
+                // Only an answer to this connection's question is known to be fresh.
+                if self.lanes[lane].machine.is_answer(&receipt) {
                     self.link.now.refused.clear();
                     self.announcements.speaker.answered();
-                }
-                // Only an answer to this connection's question is known to be fresh.
-                if receipt.nonce.is_some() && self.clock.agree(seconds) {
-                    let clock = self.clock.clone();
-                    tokio::task::spawn_blocking(move || {
-                        if let Err(error) = clock.keep() {
-                            tracing::warn!(%error, "The last trusted time could not be saved");
-                        }
-                    });
+                    receipt.known_store = self.known_store(&hub, stores.0, &stores.1);
+                    if self.clock.agree(seconds) {
+                        let clock = self.clock.clone();
+                        tokio::task::spawn_blocking(move || {
+                            if let Err(error) = clock.keep() {
+                                tracing::warn!(%error, "The last trusted time could not be saved");
+                            }
+                        });
+                    }
                 }
                 self.lanes[lane].handle(Input::Receipt(receipt), now);
             }
@@ -380,6 +387,9 @@ impl Driver {
         if live.next_poll <= Instant::now() {
             live.next_poll = Instant::now() + POLL_EVERY;
             self.measure();
+            for lane in self.lanes.iter_mut().filter(|lane| self.outbox.wants_answer(&lane.lane)) {
+                lane.handle(Input::AskAgain, now);
+            }
             if let Some(probe) = self.probe.due() {
                 let topic = self.root.plain("probe");
                 self.announcements.enqueue(Word::Probe, topic, false, to_json(&probe));

@@ -252,23 +252,20 @@ impl LaneWork {
         self.handle(Input::Disconnected, now);
     }
 
-    /// The position question, in numbers of the current epoch.
-    pub(super) fn question(&self, nonce: &Nonce, outbox: &Outbox) -> receipt::Position {
-        let current = self.machine.numbering().current();
-        let sequence = |position: Position| position.saturating_sub(current.base);
-        let confirmed = sequence(self.machine.confirmed());
-        let chain = if confirmed == 0 {
-            ChainValue::first(&outbox.lane_name(&self.lane), current.epoch)
-        } else {
-            self.watermark_chain
-        };
+    /// The position question.
+    pub(super) fn question(&self, nonce: &Nonce, session: u64) -> receipt::Position {
+        let (numbering, confirmed) = (self.machine.numbering(), self.machine.confirmed());
+        let current = numbering.current();
+        let point = (confirmed > 0).then(|| {
+            let (epoch, through) = numbering.wire(confirmed);
+            receipt::Stored { epoch, through, chain: self.watermark_chain }
+        });
         receipt::Position {
             schema: SCHEMA,
+            session,
             epoch: current.epoch,
-            first_retained: sequence(outbox.first_retained(&self.lane).unwrap_or(1)).max(1),
-            confirmed,
-            tail: sequence(self.machine.tail()),
-            chain,
+            tail: self.machine.tail().saturating_sub(current.base),
+            point,
             nonce: receipt::nonce_text(nonce),
         }
     }

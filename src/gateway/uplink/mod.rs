@@ -6,7 +6,8 @@
 //! - `connection`: a connection of [`pgw_link::connect`], in a task of its own; every failure names its
 //!   [`pgw_link::phase::Phase`]
 //! - `driver`, `live`: pass events to the machines of [`pgw_core::delivery`] and carry out their actions; `lane` and
-//!   `reader` fetch the records, `in_flight` matches PUBACKs to publishes, `verifier` checks what comes in
+//!   `reader` fetch the records, `in_flight` matches PUBACKs to publishes, `verifier` checks what comes in, `command_gate` which
+//!   commands are obeyed, `known_stores` on which stores of the hubs pruning may rely
 //! - [`mod@orders`]: a person's orders: a receipt from a file, a retry of a held record
 //! - `resend`: confirmed transactions sent again, for a hub's command or a person's order
 //! - `announcements`, `speaker`, `probe`, `refusal`: the gateway's own messages, signed, to the hub and to people; `link`, `snapshot`: to
@@ -16,9 +17,11 @@
 //! (delivery) reach the machines.
 
 mod announcements;
+mod command_gate;
 mod connection;
 mod driver;
 mod in_flight;
+mod known_stores;
 mod lane;
 mod link;
 mod live;
@@ -34,6 +37,7 @@ mod snapshot;
 mod speaker;
 mod verifier;
 
+pub use command_gate::NotObeyed;
 pub use orders::{OrderError, Ordered, Orders, orders};
 pub use resend::{ResendFailed, ResendProgress, Resent};
 pub use run::{Requests, run};

@@ -2,7 +2,8 @@
 
 use pgw_bundle::receipts::SignedReceipt;
 use pgw_core::consequence::Consequence;
-use pgw_core::transaction::{Lane, Position};
+use pgw_core::transaction::{Hub, Lane, Position};
+use pgw_core::wire::receipt::StoreId;
 use pgw_host::control::NotDone;
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -19,6 +20,8 @@ pub(super) enum Order {
     Receipt(SignedReceipt, oneshot::Sender<Result<(Lane, Position), OrderError>>),
     /// What stalled the lane may have gone: a void was made, or a person wants to retry the held record.
     RetryHead(Lane, oneshot::Sender<Result<(), OrderError>>),
+    /// A hub's store to rely on from now on.
+    AcceptStore(Hub, StoreId, oneshot::Sender<Result<(), OrderError>>),
     /// Confirmed transactions to send again: the first and the last position.
     Resend(Lane, (Position, Position), watch::Sender<ResendProgress>),
 }
@@ -38,6 +41,19 @@ pub enum OrderError {
     /// A verified message, but not a receipt.
     #[error("not a receipt")]
     NotAReceipt,
+    /// Another store waits to be accepted, or none does.
+    #[error("{}", not_that_store(.hub, .store, .waiting.as_ref()))]
+    NotThatStore {
+        /// The hub.
+        hub: Hub,
+        /// The store that was named.
+        store: StoreId,
+        /// The one that waits.
+        waiting: Option<StoreId>,
+    },
+    /// The gateway's directory cannot be written.
+    #[error("it could not be saved, so it counts only until the gateway restarts: {0}")]
+    NotSaved(String),
     /// The file's content is not for this gateway, or not of a configured hub.
     #[error(transparent)]
     Rejected(#[from] Rejected),
@@ -49,10 +65,22 @@ impl OrderError {
     pub fn consequence(&self) -> Consequence {
         match self {
             Self::Ended => Consequence::Retry,
-            Self::NoUplink | Self::UnknownLane(_) | Self::NotAReceipt | Self::Rejected(_) => {
-                Consequence::Refuse
-            }
+            Self::NotSaved(_) => Consequence::FILES,
+            Self::NoUplink
+            | Self::UnknownLane(_)
+            | Self::NotAReceipt
+            | Self::NotThatStore { .. }
+            | Self::Rejected(_) => Consequence::Refuse,
         }
+    }
+}
+
+fn not_that_store(hub: &Hub, store: &StoreId, waiting: Option<&StoreId>) -> String {
+    match waiting {
+        Some(waiting) => format!("{hub} answers from store {waiting}, not from {store}"),
+        None => format!(
+            "no store of {hub} waits to be accepted: it has not answered yet, or answers from the known one"
+        ),
     }
 }
 
@@ -92,6 +120,14 @@ impl Orders {
     /// There is no such lane, or the gateway stops.
     pub async fn retry_head(&self, lane: Lane) -> Result<(), OrderError> {
         self.ask(|answer| Order::RetryHead(lane, answer)).await
+    }
+
+    /// Relies on a hub's store from now on.
+    ///
+    /// # Errors
+    /// It is not the store that waits, or the gateway stops.
+    pub async fn accept_store(&self, hub: Hub, store: StoreId) -> Result<(), OrderError> {
+        self.ask(|answer| Order::AcceptStore(hub, store, answer)).await
     }
 
     /// Sends confirmed transactions again; the caller can watch the progress.

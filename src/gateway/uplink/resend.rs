@@ -13,6 +13,7 @@ use pgw_core::wire::command::CommandResult;
 use pgw_outbox::ReadError;
 use tokio::sync::watch;
 
+use super::command_gate::NotObeyed;
 use super::reader::Ready;
 use super::refusal::refusal;
 
@@ -45,17 +46,9 @@ pub enum ResendFailed {
     /// There is no connection.
     #[error("the link is down: run this command again when it is up (waiting transactions are sent anyway)")]
     LinkDown,
-    /// The hub's command is for another connection.
-    #[error("it is for session {wanted}, this is session {session}")]
-    OtherSession {
-        /// The command's session.
-        wanted: u64,
-        /// This one.
-        session: u64,
-    },
-    /// The hub's command is too old.
-    #[error("it expired at {0} by this gateway's clock")]
-    Expired(String),
+    /// The hub's command is not for this connection, or too late.
+    #[error(transparent)]
+    NotObeyed(#[from] NotObeyed),
     /// The hub asks for numbers that this gateway has never given.
     #[error("lane {lane} of this gateway does not know sequences {from} to {through} of epoch {epoch}")]
     UnknownSequences {
@@ -121,8 +114,7 @@ impl ResendFailed {
     pub fn consequence(&self) -> Consequence {
         match self {
             Self::LinkDown | Self::TooMany | Self::NothingRead | Self::StoreFailed(_) => Consequence::Retry,
-            Self::OtherSession { .. }
-            | Self::Expired(_)
+            Self::NotObeyed(_)
             | Self::UnknownSequences { .. }
             | Self::UnknownCommand
             | Self::UnknownLane(_)
@@ -159,8 +151,6 @@ pub(super) struct Resend {
 #[derive(Default)]
 pub(super) struct Resends {
     pub(super) ranges: VecDeque<Resend>,
-    /// Ids of commands that were obeyed or refused.
-    pub(super) obeyed: VecDeque<String>,
     /// Still in flight, of a range that has ended early.
     left_over: usize,
     /// Results for the hubs, not sent yet.

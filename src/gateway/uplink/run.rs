@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use pgw_core::delivery::Nonce;
 use pgw_core::transaction::{Lane, rfc3339, unix_millis_now};
+use pgw_core::wire::receipt::nonce_text;
 use pgw_core::wire::said::BootId;
 use pgw_core::wire::signature::{SigningKey, Word};
 use pgw_core::wire::to_json;
@@ -25,8 +26,10 @@ use tokio::time::{Instant, sleep};
 
 use super::UplinkError;
 use super::announcements::Announcements;
+use super::command_gate::CommandGate;
 use super::connection::Connection;
 use super::driver::{Driver, Left};
+use super::known_stores::KnownStores;
 use super::lane::LaneWork;
 use super::link::LinkReport;
 use super::orders::Ordered;
@@ -104,6 +107,8 @@ pub async fn run(
         ignored: Ignored::default(),
         probe: Prober::default(),
         resends: Resends::default(),
+        stores: KnownStores::open(&settings.state_directory),
+        gate: CommandGate::default(),
         unverified_said: None,
     };
     driver.link.begin(driver.confirmed_sum());
@@ -199,8 +204,8 @@ impl Uplink {
                     continue;
                 }
             };
-            self.begin();
             let nonce = nonce()?;
+            self.begin(nonce_text(&self::nonce()?));
             let asked = async {
                 tokio::select! {
                     _ = shutdown.wait_for(|stop| *stop) => {}
@@ -262,7 +267,7 @@ impl Uplink {
     }
 
     /// The connection is live: the gateway identifies itself first.
-    fn begin(&mut self) {
+    fn begin(&mut self, command_nonce: String) {
         let session = self.session;
         tracing::info!(upstream = %self.settings.upstreams[self.upstream], session, "The link is up");
         self.driver.backoff.connected();
@@ -274,7 +279,9 @@ impl Uplink {
         }
         info.time = rfc3339(unix_millis_now());
         self.driver.announcements.reset();
-        self.driver.announcements.enqueue_status("online", session, "connected");
+        let now = self.driver.now();
+        self.driver.gate.open(command_nonce, now);
+        self.driver.announcements.enqueue_online(session, self.driver.gate.nonce());
         let topic = self.driver.root.plain("info");
         self.driver.announcements.enqueue(Word::Info, topic, true, to_json(&info));
     }

@@ -34,6 +34,8 @@ pub struct LinkSnapshot {
     pub diverged: String,
     /// The hub does not accept what this gateway says: one sentence; empty if it does.
     pub refused: String,
+    /// A hub answers from a store that nobody has accepted: one sentence; empty if not.
+    pub strange_store: String,
     /// Publishes sent since start, repetitions included.
     pub forwarded_total: u64,
     /// Confirmed per second, smoothed over some seconds; 0 when nothing is being confirmed.
@@ -59,6 +61,7 @@ impl LinkSnapshot {
             held: 0,
             diverged: String::new(),
             refused: String::new(),
+            strange_store: String::new(),
             forwarded_total: 0,
             forward_rate_per_second: 0.0,
             certificate_expires: None,

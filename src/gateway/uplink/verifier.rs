@@ -6,8 +6,7 @@ use pgw_core::wire;
 use pgw_core::wire::WireError;
 use pgw_core::wire::command::Command;
 use pgw_core::wire::presence::{Probe, Status};
-use pgw_core::wire::receipt;
-use pgw_core::wire::receipt::nonce_bytes;
+use pgw_core::wire::receipt::{self, StoreId, nonce_bytes};
 use pgw_core::wire::signature::{self, PublicKey, Word};
 use pgw_core::wire::topic::{Kind, Topic};
 use rumqttc::v5::mqttbytes::v5::Publish;
@@ -25,8 +24,18 @@ pub(super) struct Verifier {
 /// A message that was verified and parsed.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Inbound {
-    /// A verified receipt for a lane (by index), and the hub's time in it, seconds since the epoch.
-    Receipt { lane: usize, receipt: delivery::Receipt, seconds: u64 },
+    /// A verified receipt for a lane (by index).
+    Receipt {
+        lane: usize,
+        /// As the machine takes it; whether its store is known is not decided here.
+        receipt: delivery::Receipt,
+        /// Whose it is.
+        hub: Hub,
+        /// Its store, and those in whose place that stands.
+        stores: (StoreId, Vec<StoreId>),
+        /// The hub's time, seconds since the epoch.
+        seconds: u64,
+    },
     /// A hub did not store something, for a lane (by index).
     Gap { lane: usize, gap: receipt::Gap },
     /// A configured hub is online (or not).
@@ -111,7 +120,7 @@ impl Verifier {
             Some(text) => Some(nonce_bytes(text).ok_or(WireError::Malformed("nonce"))?),
             None => None,
         };
-        let epochs = body
+        let epochs: Vec<_> = body
             .epochs
             .into_iter()
             .map(|stored| delivery::Through {
@@ -120,6 +129,7 @@ impl Verifier {
                 chain: stored.chain,
             })
             .collect();
+        let newest = epochs.last().map(|newest: &delivery::Through| newest.epoch);
         let receipt = delivery::Receipt {
             hub: index,
             incarnation: body.incarnation,
@@ -127,8 +137,12 @@ impl Verifier {
             epochs,
             backed_up_through: body.backed_up_through,
             nonce,
+            tail_seen: newest.zip(body.tail_seen),
+            known_store: false,
+            limits: body.limits,
         };
-        Ok(Inbound::Receipt { lane, receipt, seconds: seconds(&body.time) })
+        let (hub, stores) = (body.hub, (body.store, body.succeeds));
+        Ok(Inbound::Receipt { lane, receipt, hub, stores, seconds: seconds(&body.time) })
     }
 
     fn hub_status(&self, hub: Hub, topic: &str, publish: &Publish) -> Result<Inbound, Rejected> {
@@ -208,7 +222,11 @@ mod tests {
                 through: 7,
                 chain: ChainValue([8; 32]),
             }],
+            store: StoreId(Uuid::nil()),
+            succeeds: Vec::new(),
+            tail_seen: Some(8),
             backed_up_through: None,
+            limits: delivery::HubLimits::default(),
             nonce: Some(receipt::nonce_text(&[9; 16])),
             time: "2026-11-22T22:12:10.123Z".into(),
         }
@@ -231,14 +249,14 @@ mod tests {
     #[test]
     fn a_hubs_own_receipt_is_verified() {
         let key = key();
-        let Ok(Inbound::Receipt { lane, receipt, seconds }) =
+        let Ok(Inbound::Receipt { lane, receipt, seconds, .. }) =
             verifier(&key).verify(&signed(&key, TOPIC, &receipt("hub1")))
         else {
             panic!("not heard");
         };
         assert_eq!((lane, receipt.hub, receipt.incarnation, receipt.counter), (1, 0, 5, 6));
         assert_eq!(receipt.nonce, Some([9; 16]));
-        assert_eq!(receipt.epochs[0].through, 7);
+        assert_eq!((receipt.epochs[0].through, receipt.tail_seen), (7, Some((Epoch(Uuid::nil()), 8))));
         assert_eq!(seconds, 1_795_385_530);
     }
 

@@ -2,7 +2,7 @@
 //!
 //! - [`check`], [`init`]: before the first start
 //! - [`gateway`]: the list of gateways; [`acl`]: the broker's access rules for it
-//! - [`import`], [`resend`]: add what the store lacks; [`backup`]: record a backup
+//! - [`import`], [`resend`]: add what the store lacks; [`backup`]: record a backup; [`mod@store`]: its identity
 //!
 //! Each command writes to the writers that it is given, so that tests can read its output.
 
@@ -13,6 +13,7 @@ pub mod gateway;
 pub mod import;
 pub mod init;
 pub mod resend;
+pub mod store;
 
 use std::ffi::OsString;
 use std::io::Write;
@@ -62,6 +63,9 @@ enum Command {
     /// Record how far the backup of the store reaches, so that gateways short of space may delete those transactions early.
     #[command(subcommand)]
     Backup(backup::Backup),
+    /// The store's identity.
+    #[command(subcommand)]
+    Store(store::Store),
     /// The list of gateways and their keys: show it and change it.
     #[command(subcommand)]
     Gateway(gateway::GatewayCommand),
@@ -110,6 +114,7 @@ fn run(args: impl IntoIterator<Item = OsString>, out: &mut dyn Write, err: &mut 
         }
         Command::Resend(command) => resend::run(&config.settings.control_socket, &command, out, err),
         Command::Backup(command) => backup::run(&config.settings, command, out, err),
+        Command::Store(command) => store::run(&config.settings, command, out, err),
         Command::Gateway(command) => gateway::run(&config, command, out, err),
         Command::Acl(command) => {
             let HubSettings { hub, gateways_file, .. } = &config.settings;

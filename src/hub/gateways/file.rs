@@ -26,6 +26,8 @@ const MODE: u32 = 0o640;
 const TRIES: u32 = 100;
 const PAUSE: Duration = Duration::from_millis(100);
 const MOST_QUOTA_BYTES: u64 = 1 << 50;
+/// Largest window that can be set.
+const MOST_WINDOW: u32 = 65_535;
 const HEAD: &str = "\
 # The gateways of this hub, and their keys. `practice-hub gateway` writes this file: comments that you add are lost then.
 # After an edit by hand run `practice-hub check`, then `systemctl reload practice-hub`.
@@ -188,6 +190,7 @@ struct RawGateway {
     district: Option<Spanned<String>>,
     lanes: Option<Spanned<Vec<Spanned<String>>>>,
     quota_bytes_per_day: Option<Spanned<u64>>,
+    window: Option<Spanned<u64>>,
     #[serde(default)]
     key: Vec<RawKey>,
 }
@@ -216,6 +219,7 @@ fn checked(source: &Source) -> Result<Gateways, ConfigError> {
             district: checked_label(source, "gateway.district", raw.district)?,
             lanes: checked_lanes(source, raw.lanes)?,
             quota_bytes_per_day: checked_quota(source, raw.quota_bytes_per_day)?,
+            window: checked_window(source, raw.window)?,
             keys: Vec::new(),
         };
         for raw in &raw.key {
@@ -250,6 +254,12 @@ fn checked_lanes(
         lanes.push(lane);
     }
     Ok(lanes)
+}
+
+fn checked_window(source: &Source, given: Option<Spanned<u64>>) -> Result<Option<u32>, ConfigError> {
+    let none = given.is_none();
+    let window = source.number("gateway.window", given, 0, 0..=u64::from(MOST_WINDOW))?;
+    Ok((!none).then_some(window))
 }
 
 fn checked_quota(source: &Source, given: Option<Spanned<u64>>) -> Result<Option<u64>, ConfigError> {
@@ -309,6 +319,8 @@ struct WrittenGateway<'a> {
     lanes: &'a [Lane],
     #[serde(skip_serializing_if = "Option::is_none")]
     quota_bytes_per_day: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    window: Option<u32>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     key: Vec<WrittenKey>,
 }
@@ -339,6 +351,7 @@ fn written<'a>((practice, name): &(Practice, Gateway), gateway: &'a ListedGatewa
         district: &gateway.district,
         lanes: &gateway.lanes,
         quota_bytes_per_day: gateway.quota_bytes_per_day,
+        window: gateway.window,
         key: gateway.keys.iter().map(key).collect(),
     }
 }

@@ -12,6 +12,7 @@ display_name = "Chapeltown Surgery"
 district = "Bradford"
 lanes = ["clinical", "letters"]
 quota_bytes_per_day = 5000
+window = 0
 [[gateway.key]]
 public_key = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8="
 state = "verifying"
@@ -52,7 +53,7 @@ fn a_list_is_read_as_it_was_written() {
     assert_eq!((list.serial, list.gateways.len()), (12, 2));
     assert_eq!((&*chapeltown.display_name, &*chapeltown.district), ("Chapeltown Surgery", "Bradford"));
     assert_eq!(chapeltown.lanes.iter().map(Lane::as_str).collect::<Vec<_>>(), ["clinical", "letters"]);
-    assert_eq!(chapeltown.quota_bytes_per_day, Some(5000));
+    assert_eq!((chapeltown.quota_bytes_per_day, chapeltown.window), (Some(5000), Some(0)));
     assert_eq!(chapeltown.signing().unwrap().to_string(), KEYS[1]);
     assert_eq!(chapeltown.keys[0].added, Some(1_795_773_600_000));
     assert_eq!(list.gateways[&common_name("B86023.gw1").unwrap()].signing(), None);
@@ -69,18 +70,19 @@ fn an_error_names_file_line_key_and_what_is_allowed() {
         (3, "name = \"b86022.gw1\"", "gateway.name", "an ODS code"),
         (3, "name = \"B86022.gw/1\"", "gateway.name", "lower-case letters"),
         (3, "name = \"+.+\"", "gateway.name", "an ODS code"),
-        (16, "name = \"B86022.gw1\"", "gateway.name", "different from the other gateways' names"),
+        (17, "name = \"B86022.gw1\"", "gateway.name", "different from the other gateways' names"),
         (4, "display_name = \"a\\nb\"", "gateway.display_name", "on one line"),
         (5, "district = \"\\u001b[2J\"", "gateway.district", "on one line"),
         (6, "lanes = [\"clinical\", \"+\"]", "gateway.lanes", "lower-case letters"),
         (6, "lanes = [\"clinical\", \"clinical\"]", "gateway.lanes", "other lanes"),
         (6, "lanes = []", "gateway.lanes", "leave the key out to allow any lane"),
         (7, "quota_bytes_per_day = 0", "gateway.quota_bytes_per_day", "from 1 to"),
-        (9, "public_key = \"AAAA\"", "gateway.key.public_key", "32 bytes in base64"),
-        (13, &format!("public_key = \"{}\"", KEYS[0]), "gateway.key.public_key", "B86022.gw1 has it already"),
-        (18, &format!("public_key = \"{}\"", KEYS[0]), "gateway.key.public_key", "B86022.gw1 has it already"),
-        (14, "state = \"stolen\"", "gateway.key.state", "\"revoked\""),
-        (11, "added = \"yesterday\"", "gateway.key.added", "a time like"),
+        (8, "window = 65536", "gateway.window", "from 0 to 65535"),
+        (10, "public_key = \"AAAA\"", "gateway.key.public_key", "32 bytes in base64"),
+        (14, &format!("public_key = \"{}\"", KEYS[0]), "gateway.key.public_key", "B86022.gw1 has it already"),
+        (19, &format!("public_key = \"{}\"", KEYS[0]), "gateway.key.public_key", "B86022.gw1 has it already"),
+        (15, "state = \"stolen\"", "gateway.key.state", "\"revoked\""),
+        (12, "added = \"yesterday\"", "gateway.key.added", "a time like"),
     ] {
         let text: Vec<&str> =
             LIST.lines().enumerate().map(|(index, old)| if index + 1 == line { new } else { old }).collect();
@@ -94,7 +96,7 @@ fn an_error_names_file_line_key_and_what_is_allowed() {
 #[test]
 fn two_signing_keys_are_refused_with_the_line_of_the_second() {
     let error = load(&LIST.replace("verifying", "signing")).unwrap_err().to_string();
-    assert!(error.contains("gateways.toml:14: gateway.key.state = \"signing\""), "{error}");
+    assert!(error.contains("gateways.toml:15: gateway.key.state = \"signing\""), "{error}");
     assert!(error.contains("B86022.gw1 has another signing key"), "{error}");
 }
 
@@ -102,8 +104,8 @@ fn two_signing_keys_are_refused_with_the_line_of_the_second() {
 fn an_unknown_or_missing_key_is_named_with_its_line() {
     for (old, new, line, says) in [
         ("district", "town", 5, "`town`"),
-        ("state = \"revoked\"", "", 17, "`state`"),
-        ("name = \"B86023.gw1\"", "", 15, "`name`"),
+        ("state = \"revoked\"", "", 18, "`state`"),
+        ("name = \"B86023.gw1\"", "", 16, "`name`"),
         ("serial = 12", "serial = \"12\"", 1, "serial"),
         ("serial = 12", "serial = ", 1, ""),
     ] {

@@ -40,6 +40,8 @@ pub struct ListedGateway {
     pub lanes: Vec<Lane>,
     /// How much it may bring in a day, bytes; `None`: the hub's default.
     pub quota_bytes_per_day: Option<u64>,
+    /// How many transactions of each lane it may have under way; 0: it waits; `None`: as many as it is configured to.
+    pub window: Option<u32>,
     /// Its keys, in the order in which they were added.
     pub keys: Vec<ListedKey>,
 }

@@ -7,12 +7,14 @@
 //! transactions.
 
 mod files;
+pub mod identity;
 mod ids;
 pub mod line;
 pub mod ndjson;
 mod tail;
 pub mod walk;
 
+use std::io::Write as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
@@ -27,6 +29,7 @@ use pgw_core::wire::void;
 use pgw_durable::Replacement;
 use uuid::Uuid;
 
+pub use identity::StoreIdentity;
 /// The end of an epoch in a lane: it is stored through `through`, whose chain value is `chain`.
 pub use pgw_core::delivery::Through;
 pub use pgw_core::transaction::LaneName;
@@ -45,6 +48,16 @@ pub fn replacement(path: &Path) -> std::io::Result<Replacement> {
         let _ = std::os::unix::fs::fchown(new.file(), Some(above.uid()), Some(above.gid()));
     }
     Ok(new)
+}
+
+/// Replaces such a file whole, durably.
+///
+/// # Errors
+/// The system's error.
+pub fn replace(path: &Path, content: &[u8]) -> std::io::Result<()> {
+    let mut new = replacement(path)?;
+    new.write_all(content)?;
+    new.commit()
 }
 
 /// One step of a lane, as checked by the committer: in order, chain verified.
@@ -149,6 +162,9 @@ impl StoreError {
 
 /// Stable storage for the fleet's lanes.
 pub trait Store: Send {
+    /// Which store this is. Does not read the disk.
+    fn identity(&self) -> &StoreIdentity;
+
     /// The watermarks of every known lane, epochs oldest first; only what is on stable storage. Does not read the
     /// disk.
     fn watermarks(&self) -> Vec<(LaneName, Vec<Through>)>;

@@ -30,7 +30,7 @@ use super::files::{create_directory, failed, last_rotated, open_synced, rotated_
 use super::ids::{FileOffset, Ids};
 use super::line;
 use super::tail::{self, Tail};
-use super::{Entry, LaneName, Store, StoreError, Through};
+use super::{Entry, LaneName, Store, StoreError, StoreIdentity, Through};
 
 pub use super::files::{again_path, files_of, lanes_in, peek};
 
@@ -46,6 +46,7 @@ pub struct NdjsonStore {
     directory: PathBuf,
     rotate_bytes: u64,
     lanes: HashMap<LaneName, LaneFile>,
+    identity: StoreIdentity,
     _lock: StoreLock,
 }
 
@@ -78,12 +79,13 @@ impl NdjsonStore {
     /// [`StoreError`].
     pub fn open(directory: &Path, rotate_bytes: u64) -> Result<Self, StoreError> {
         let lock = StoreLock::take(directory)?;
+        let identity = StoreIdentity::open(directory)?;
         let mut lanes = HashMap::new();
         for name in lanes_in(directory)? {
             let lane = LaneFile::open(directory, name.clone())?;
             lanes.insert(name, lane);
         }
-        Ok(Self { directory: directory.to_owned(), rotate_bytes, lanes, _lock: lock })
+        Ok(Self { directory: directory.to_owned(), rotate_bytes, lanes, identity, _lock: lock })
     }
 }
 
@@ -129,6 +131,10 @@ fn lock(directory: &Path) -> Result<Option<File>, StoreError> {
 }
 
 impl Store for NdjsonStore {
+    fn identity(&self) -> &StoreIdentity {
+        &self.identity
+    }
+
     fn watermarks(&self) -> Vec<(LaneName, Vec<Through>)> {
         let mut watermarks: Vec<_> =
             self.lanes.values().map(|lane| (lane.name.clone(), lane.watermarks.clone())).collect();

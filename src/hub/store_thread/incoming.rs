@@ -5,6 +5,7 @@ use bytes::Bytes;
 use pgw_core::committer::Input;
 use pgw_core::transaction::{Gateway, Lane, LaneName, Practice};
 use pgw_core::wire::WireError;
+use pgw_core::wire::command::CommandResult;
 use pgw_core::wire::envelope::Envelope;
 use pgw_core::wire::receipt::{Gap, Position};
 use pgw_core::wire::said::Said;
@@ -80,7 +81,7 @@ impl StoreThread {
             }
             return self.refuse(name.to_string(), unheard.reason());
         }
-        let Position { nonce, .. } = content;
+        let Position { nonce, epoch, tail, .. } = content;
         if nonce.len() > MOST_NONCE {
             return self.refuse(name.to_string(), "nonce does not fit");
         }
@@ -88,6 +89,7 @@ impl StoreThread {
         let topic = format!("position/{}", name.lane);
         if self.fleet.hear(practice, gateway, &topic, origin, publish.retain).is_fresh() {
             self.hurry = true;
+            self.fleet.note_tail(&name, epoch, tail);
             self.tell(Input::Position { lane: name, nonce });
         }
     }
@@ -123,10 +125,11 @@ impl StoreThread {
     }
 
     fn command_result(&mut self, (practice, gateway): &Who, publish: &Publish) -> Result<(), WireError> {
-        let Said { content, origin } = Said::from_json(&publish.payload)?;
+        let Said { content, origin } = Said::<CommandResult>::from_json(&publish.payload)?;
         if self.fleet.hear(practice, gateway, "cmd/result", origin, publish.retain).is_fresh() {
             // The transactions that the gateway sent before this report.
             self.keep_copies();
+            self.fleet.nonce_is_old(practice, gateway, content.nonce_age_seconds);
             self.resends.result(practice, gateway, content);
         }
         Ok(())

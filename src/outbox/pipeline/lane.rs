@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, HashSet};
 use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard};
+use std::time::{Duration, Instant};
 
 use pgw_core::chain::ChainValue;
 use pgw_core::delivery::{Numbering, Renumbering};
@@ -47,8 +48,34 @@ pub(crate) struct LaneState {
     pub(crate) table_stale: bool,
     /// The watermark has changed since it was handed to the watermarks file.
     pub(crate) watermark_stale: bool,
-    /// The watermark was confirmed, or confirmed again, on the connection that is up now.
-    pub(crate) answered: bool,
+    /// What the hub last answered on the connection that is up now.
+    pub(crate) answer: Option<Answer>,
+    /// Something would be pruned if the hub said once more that it has it.
+    pub(crate) wants_answer: bool,
+}
+
+/// For so long after its question an answer allows pruning: whoever repeats an old one must not delete anything with it.
+const ANSWER_COUNTS: Duration = Duration::from_secs(60);
+
+/// A hub's answer, as far as it allows pruning.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Answer {
+    /// The hub has everything through here.
+    pub(crate) through: Position,
+    /// And a backup of it through here.
+    pub(crate) backed_up_through: Option<Position>,
+    /// When it was asked.
+    pub(crate) asked: Instant,
+}
+
+impl Answer {
+    /// Whether it allows to prune through `last`; `early`: before the retention has ended.
+    pub(crate) fn allows(&self, last: Position, early: bool) -> bool {
+        let covers = |through: Position| through >= last;
+        covers(self.through)
+            && (!early || self.backed_up_through.is_some_and(covers))
+            && self.asked.elapsed() < ANSWER_COUNTS
+    }
 }
 
 impl LaneState {
@@ -204,7 +231,8 @@ mod tests {
             oldest: None,
             table_stale: false,
             watermark_stale: false,
-            answered: false,
+            answer: None,
+            wants_answer: false,
         }
     }
 

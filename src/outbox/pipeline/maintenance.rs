@@ -255,14 +255,15 @@ impl Maintenance {
     }
 
     /// Removes whole segments that are confirmed and past their retention; earlier only for lack of space, and then only
-    /// those that the hub has a backup of. Without a backup a segment stays until the hubs have answered on the present
-    /// connection: a hub that was restored from a backup needs records again that it had confirmed.
+    /// those that the hub has a backup of. Either way the hub must have said in answer to a question of the last minute that it
+    /// has them: one that was restored from a backup needs records again that it had confirmed.
     fn prune(&mut self) {
         let lanes = self.shared.lanes.clone();
         for (index, lane) in lanes.iter().enumerate() {
             self.note_confirmed(lane);
+            lane.state().wants_answer = false;
             loop {
-                let (number, last, answered, backed_up) = {
+                let (number, last, answer, backed_up) = {
                     let state = lane.state();
                     let Some(number) =
                         state.segments.keys().next().copied().filter(|_| state.segments.len() > 1)
@@ -274,12 +275,18 @@ impl Maintenance {
                         break;
                     }
                     let backed_up = state.backed_up_through.is_some_and(|through| through >= last);
-                    (number, last, state.answered, backed_up)
+                    (number, last, state.answer, backed_up)
                 };
-                let expired =
-                    answered && self.watermarks.expired(&lane.name, number, self.shared.settings.retention);
+                let expired = self.watermarks.expired(&lane.name, number, self.shared.settings.retention);
                 let forced = !expired && backed_up && self.shared.refusing().is_some();
-                if (!expired && !forced) || !self.confirmed_durably(index, last) {
+                if !expired && !forced {
+                    break;
+                }
+                if !answer.is_some_and(|answer| answer.allows(last, forced)) {
+                    lane.state().wants_answer = true;
+                    break;
+                }
+                if !self.confirmed_durably(index, last) {
                     break;
                 }
                 if forced {
@@ -311,7 +318,7 @@ impl Maintenance {
         {
             let mut state = lane.state();
             // Checked under the lock: if the watermark has moved back meanwhile, the segment stays unconfirmed.
-            if last > state.watermark.position {
+            if last > state.watermark.position || state.answer.is_none() {
                 return;
             }
             state.segments.remove(&number);

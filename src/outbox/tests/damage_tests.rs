@@ -38,6 +38,15 @@ fn nothing_is_pruned_on_the_word_of_a_connection_that_is_gone() {
     checks().for_each(|()| assert_eq!(outbox.first_retained(&clinical()), Some(1), "before the hub answers"));
     confirm_through(&outbox, 12, None);
     eventually("it has answered", || outbox.first_retained(&clinical()) == Some(9));
+    let old = Instant::now().checked_sub(Duration::from_secs(61)).unwrap();
+    let thirty = Watermark { position: 30, chain: outbox.chain_at(&clinical(), 30).unwrap() };
+    outbox.confirm(&clinical(), thirty, None, Some(old));
+    checks().for_each(|()| {
+        assert_eq!(outbox.first_retained(&clinical()), Some(9), "an answer of another minute")
+    });
+    outbox.confirm(&clinical(), thirty, None, None);
+    checks().for_each(|()| assert_eq!(outbox.first_retained(&clinical()), Some(9), "no answer at all"));
+    assert!(outbox.wants_answer(&clinical()));
     outbox.link_lost();
     let state = outbox.lane(&clinical()).unwrap();
     state.state().watermark.position = 30;

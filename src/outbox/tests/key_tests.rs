@@ -126,7 +126,7 @@ fn a_key_is_missed_until_nothing_needs_it_and_not_longer() {
     let outbox = Outbox::open(at_once(), ring(&[2, 1])).unwrap();
     add(&outbox, 13..=40);
     let chain = outbox.chain_at(&clinical(), 24).unwrap();
-    outbox.confirm(&clinical(), Watermark { position: 24, chain }, Some(24));
+    outbox.confirm(&clinical(), Watermark { position: 24, chain }, Some(24), Some(Instant::now()));
     let start = Instant::now();
     while outbox.first_retained(&clinical()).unwrap() < 17 {
         assert!(start.elapsed() < Duration::from_secs(20), "nothing was pruned");

@@ -93,7 +93,7 @@ fn what_is_released_takes_its_place_for_ever() {
     // The hub has confirmed the voids, not the lost records.
     let confirm = |position| {
         let chain = outbox.chain_at(&clinical(), position).unwrap();
-        outbox.confirm(&clinical(), Watermark { position, chain }, None);
+        outbox.confirm(&clinical(), Watermark { position, chain }, None, None);
     };
     confirm(6);
     assert_eq!(at(&outbox), (22, 4, 14, 4));
@@ -151,7 +151,7 @@ fn what_was_numbered_again_and_lost_under_way_stops_nothing_if_the_hub_has_it() 
         outbox.new_epoch(&clinical(), 3).unwrap();
         let (five, after) = (sent(&outbox, 5), sent(&outbox, 6));
         lose(&outbox, 5, 5);
-        outbox.confirm(&clinical(), five, None);
+        outbox.confirm(&clinical(), five, None, None);
         if reopen {
             outbox.close();
             outbox = open(directory.path());
@@ -172,7 +172,7 @@ fn the_marks_chain_value_counts_in_its_own_epoch_only() {
     let directory = tempfile::tempdir().unwrap();
     let outbox = open(directory.path());
     add(&outbox, 1..=9);
-    outbox.confirm(&clinical(), sent(&outbox, 5), None);
+    outbox.confirm(&clinical(), sent(&outbox, 5), None, None);
     outbox.new_epoch(&clinical(), 3).unwrap();
     assert_eq!(walk(&outbox, 9), [0; 0], "the watermark is of the epoch before");
 }

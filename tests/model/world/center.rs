@@ -8,7 +8,7 @@ use pgw_core::committer::{
     Action, BackedUp, Committer, GroupLimits, Input, Lookup, Missed, Numbered, Record, Refusal, Statement,
     Way,
 };
-use pgw_core::delivery::{Millis, Receipt, Through};
+use pgw_core::delivery::{HubLimits, Millis, Receipt, Through};
 use pgw_core::transaction::{Epoch, Gateway, LaneName, Practice, Sequence, TransactionId};
 use pgw_core::wire::receipt::{nonce_bytes, nonce_text};
 use pgw_core::wire::signature::KeyId;
@@ -121,7 +121,9 @@ pub(crate) fn input(of: usize, packet: &Up) -> Input<Line> {
 pub(crate) fn receipt(hub: usize, (incarnation, counter): (u64, u64), statement: Statement) -> Receipt {
     let Statement { epochs, backed_up_through, nonce } = statement;
     let nonce = nonce.map(|text| nonce_bytes(&text).expect("it is as the gateway wrote it"));
-    Receipt { hub, incarnation, counter, epochs, backed_up_through, nonce }
+    let limits = HubLimits::default();
+    let (tail_seen, known_store) = (None, true);
+    Receipt { hub, incarnation, counter, epochs, backed_up_through, nonce, tail_seen, known_store, limits }
 }
 
 /// A line of the store.

@@ -351,6 +351,11 @@ impl Surgery {
         self.actions = actions;
     }
 
+    /// Something is confirmed and still there.
+    pub(crate) fn would_prune(&self) -> bool {
+        self.prunes && self.watermark > self.disk.pruned
+    }
+
     fn act(&mut self, action: Action, seen: &mut Seen) {
         match action {
             Action::AskPosition(nonce) => self.up.push_back(Up::Position(nonce)),
@@ -358,7 +363,7 @@ impl Surgery {
                 self.published.push_back(position);
                 self.up.push_back(self.packet(position, round));
             }
-            Action::Confirm { position, chain, backed_up_through } => {
+            Action::Confirm { position, chain, backed_up_through, asked } => {
                 // A record destroyed in new numbers is computed differently from then on; what was sent before is
                 // still right. Before the first there is only an epoch's initial value, and that of an earlier epoch
                 // is the same.
@@ -372,6 +377,7 @@ impl Surgery {
                 self.disk.confirmed(position, chain);
                 if self.prunes
                     && self.connected
+                    && asked.is_some()
                     && let Some(safe) = backed_up_through
                 {
                     let through = safe.min(position);
@@ -394,9 +400,10 @@ impl Surgery {
                 self.wants_reconnect = true;
             }
             Action::Alarm(alarm) => seen.note(match alarm {
-                Alarm::Held(_) => "held",
+                Alarm::Held(..) => "held",
                 Alarm::Released(_) => "released",
                 Alarm::Diverged { .. } => "fork found",
+                Alarm::TailLost { .. } => "lost tail found",
                 Alarm::HubRestored { .. } => "restored hub found",
                 Alarm::Missing(position) => {
                     assert!(

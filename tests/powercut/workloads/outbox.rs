@@ -225,7 +225,7 @@ fn run(directory: &Path, socket: &str, seconds: u64, seed: u64) {
                 && let Some(chain) = outbox.chain_at(lane, position)
             {
                 events.tell(&format!("confirm {lane} {position}"));
-                outbox.confirm(lane, Watermark { position, chain }, Some(position));
+                outbox.confirm(lane, Watermark { position, chain }, Some(position), Some(Instant::now()));
             }
         }
         if random.below(100) == 0 {

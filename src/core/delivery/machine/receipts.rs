@@ -1,8 +1,9 @@
 //! The handling of receipts, gap notices and a new numbering.
 
-use super::super::hubs::{Claim, backed_up};
+use super::super::hubs::{Claim, HubView, backed_up};
 use super::super::{Action, Alarm, Millis, Numbering, Receipt};
-use super::{ASK_AGAIN, ASK_SOON, Delivery};
+use super::Delivery;
+use super::questions::ASK_AGAIN;
 use crate::chain::ChainValue;
 use crate::transaction::{Epoch, Position, Sequence};
 use crate::wire::receipt::GapCode;
@@ -28,11 +29,7 @@ impl Delivery {
             // It proves only that the hub is alive. Ask again soon instead of waiting for the rest of the pause: a hub that
             // connects after us has not received our question.
             if hub.claims.is_empty() {
-                let due = now.saturating_sub(link.asked) >= ASK_SOON;
-                link.ask_again = if due { ASK_AGAIN } else { link.ask_again.min(ASK_SOON) };
-                if due {
-                    self.ask(now, out);
-                }
+                self.ask_soon(now, out);
             }
             return;
         }
@@ -40,14 +37,25 @@ impl Delivery {
             self.doubt(receipt.hub, now, out);
             return;
         }
+        let asked = link.asked;
         hub.incarnation = Some(receipt.incarnation);
         hub.counter = receipt.counter;
         if !same {
             hub.reset_answer();
         }
         hub.backed_up = backed_up(&self.numbering, &receipt.epochs, receipt.backed_up_through);
-        let claim = Claim::new(&self.numbering, &receipt.epochs, answered);
+        let mut claim = Claim::new(&self.numbering, &receipt.epochs);
+        if answered {
+            (claim.asked, claim.known_store) = (Some(asked), receipt.known_store);
+            hub.limits = receipt.limits;
+            self.compare_tail(receipt.tail_seen, out);
+        }
         self.consider(receipt.hub, claim, now, out);
+        self.try_too_large(out);
+        if !answered && self.hubs_window() == 0 {
+            // The hub lets go again, perhaps.
+            self.ask_soon(now, out);
+        }
     }
 
     /// A receipt that came by file. It is signed, but of any age, and answers no question. It only moves the watermark
@@ -58,7 +66,7 @@ impl Delivery {
             self.receipt(receipt, now, out);
             return;
         }
-        let claim = Claim::new(&self.numbering, &receipt.epochs, false);
+        let claim = Claim::new(&self.numbering, &receipt.epochs);
         let Some(hub) = self.hubs.get_mut(receipt.hub) else { return };
         if claim.position > hub.at && claim.position <= self.tail && claim.chain.is_some() {
             hub.imported = Some(claim);
@@ -84,7 +92,7 @@ impl Delivery {
         let Some(lowest) = self.hubs.iter().min_by_key(|hub| hub.at) else { return };
         if lowest.at > self.confirmed {
             self.chain = lowest.chain;
-            self.forward(lowest.at, now, out);
+            self.forward(lowest.at, None, now, out);
         }
     }
 
@@ -105,14 +113,14 @@ impl Delivery {
         if let Some(looking) = view.claims.front().copied() {
             // One look-up at a time, and the newest claim after it. A later claim for the same position stays an answer.
             view.claims.truncate(1);
-            let answered = claim.answered || (looking.answered && claim.position == looking.position);
-            view.claims.push_back(Claim { answered, ..claim });
+            let before = looking.asked.filter(|_| claim.position == looking.position);
+            view.claims.push_back(Claim { asked: claim.asked.or(before), ..claim });
             return;
         }
         let back = claim.position < view.at;
         if claim.position > self.tail {
             self.contradicts(hub, claim, now, out);
-        } else if back && !claim.answered {
+        } else if back && claim.asked.is_none() {
             self.doubt(hub, now, out);
         } else if let Some(ours) = self.chain_known(hub, claim.position) {
             self.check_claim(hub, claim, Some(ours), now, out);
@@ -169,10 +177,17 @@ impl Delivery {
             view.chain = ours.or(claim.chain);
         }
         // Forward, but without our own chain value to check it: the records between are sent again, which shows it.
-        view.answered |= claim.answered;
+        view.answered |= claim.asked.is_some();
+        if let Some(asked) = claim.asked {
+            view.relied_on = claim.known_store.then_some((asked, claim.position));
+        }
         let all = self.hubs_answered();
         let Some(lowest) = self.hubs.iter().min_by_key(|hub| hub.at) else { return };
         let (at, chain) = (lowest.at, lowest.chain);
+        // What every hub has answered, if this is an answer.
+        let relied_on =
+            |hub: &HubView| hub.relied_on.filter(|(_, through)| *through >= at).map(|(asked, _)| asked);
+        let asked = self.hubs.iter().map(relied_on).min().flatten().filter(|_| claim.asked.is_some());
         let backed_up = self.hubs.iter().map(|hub| hub.backed_up).min().flatten();
         let new_backup = self.backed_up != backed_up;
         self.backed_up = backed_up;
@@ -183,13 +198,13 @@ impl Delivery {
             self.window.reset(at);
             self.rewind();
             out.push(Action::Alarm(Alarm::HubRestored { from: at + 1, to: from }));
-            self.confirm(out);
+            self.confirm(asked, out);
         } else if all && at > self.confirmed {
             self.chain = chain;
-            self.forward(at, now, out);
-        } else if all && (new_backup || !had_answered) {
+            self.forward(at, asked, now, out);
+        } else if all && (new_backup || !had_answered || asked.is_some()) {
             self.chain = chain.or(self.chain);
-            self.confirm(out);
+            self.confirm(asked, out);
         }
         if all && !had_answered && self.window.in_flight() > 0 {
             // The hub was in doubt, or restarted: the records under way may be lost.
@@ -197,13 +212,21 @@ impl Delivery {
         }
     }
 
-    fn confirm(&self, out: &mut Vec<Action>) {
+    /// `asked`: when the question was asked whose answer says so.
+    pub(super) fn confirm(&self, asked: Option<Millis>, out: &mut Vec<Action>) {
         if let Some(chain) = self.chain {
-            out.push(Action::Confirm { position: self.confirmed, chain, backed_up_through: self.backed_up });
+            let (position, backed_up_through) = (self.confirmed, self.backed_up);
+            out.push(Action::Confirm { position, chain, backed_up_through, asked });
         }
     }
 
-    pub(super) fn forward(&mut self, position: Position, now: Millis, out: &mut Vec<Action>) {
+    pub(super) fn forward(
+        &mut self,
+        position: Position,
+        asked: Option<Millis>,
+        now: Millis,
+        out: &mut Vec<Action>,
+    ) {
         self.confirmed = position;
         self.window.confirm(position);
         self.misses = 0;
@@ -213,7 +236,7 @@ impl Delivery {
             link.taken = link.taken.max(position);
             link.waiting_bytes = 0;
         }
-        if self.suspect.is_some_and(|(suspect, _)| suspect <= position) {
+        if self.suspect.is_some_and(|suspect| suspect.position <= position) {
             self.suspect = None;
         }
         if self.held.is_some_and(|held| held.position <= position) {
@@ -222,12 +245,12 @@ impl Delivery {
         if self.missing.is_some_and(|missing| missing <= position) {
             self.missing = None;
         }
-        self.confirm(out);
+        self.confirm(asked, out);
     }
 
     /// The hub has more than we have, or different records: a fork, if it says so in answer to our question.
     fn contradicts(&mut self, hub: usize, claim: Claim, now: Millis, out: &mut Vec<Action>) {
-        if !claim.answered {
+        if claim.asked.is_none() {
             self.doubt(hub, now, out);
             return;
         }
@@ -273,16 +296,18 @@ impl Delivery {
         now: Millis,
         out: &mut Vec<Action>,
     ) {
-        // Whatever else is wrong would be wrong again.
-        if code != GapCode::Missing {
-            return;
-        }
         let listening =
             self.link.is_some() && self.hubs_answered() && !self.hubs.is_empty() && self.forking.is_none();
         if !listening || self.round != Some(round) {
             return;
         }
         let expects = expected.checked_sub(1).and_then(|through| self.numbering.position(epoch, through));
+        match code {
+            GapCode::Missing => {}
+            GapCode::Unverified => return self.unverified(expects, now, out),
+            // Whatever else is wrong would be wrong again.
+            _ => return,
+        }
         if expects.is_none_or(|through| through < self.confirmed) {
             // It expects a number that it said it had, or one that is not ours: ask for its position.
             self.everything_in_doubt(now, out);

@@ -1,29 +1,15 @@
 //! What happens at a deadline: stalls, overdue receipts, unanswered questions, another try of a held record.
 
 use super::super::{Action, Millis, Reason};
-use super::{ASK_AGAIN, Delivery, ENDINGS, Link, Why};
+use super::questions::ASK_SELDOM;
+use super::{Delivery, Link};
 
-/// At most this long between two questions.
-const ASK_SELDOM: Millis = 60_000;
 /// Doublings of a timeout on one head.
 const MOST_DOUBLINGS: u32 = 6;
-/// A head that is held because it ended connections is tried once more, alone, after this: the link may be to blame.
-const TRY_HELD_AGAIN: Millis = 3_600_000;
 /// Rate assumed for a single large record before any was measured: 64 kbit/s, in bytes a second.
 const SLOWEST: u64 = 8_000;
 
 impl Delivery {
-    pub(super) fn everything_in_doubt(&mut self, now: Millis, out: &mut Vec<Action>) {
-        for hub in &mut self.hubs {
-            hub.reset_answer();
-        }
-        self.rewind();
-        if let Some(link) = &mut self.link {
-            link.ask_again = ASK_AGAIN;
-        }
-        self.ask(now, out);
-    }
-
     /// When to drop a connection whose broker takes nothing.
     pub(super) fn stalled_at(&self, link: &Link) -> Option<Millis> {
         let patience = self.window.patience().unwrap_or_else(|| match self.window.in_flight() {
@@ -41,20 +27,12 @@ impl Delivery {
         (taken && self.hubs_answered() && !self.hubs.is_empty()).then(|| link.moved.saturating_add(patience))
     }
 
-    pub(super) fn try_held_at(&self) -> Option<Millis> {
-        match self.held?.why {
-            Why::TooLarge => None,
-            Why::Endings(since) => Some(since.saturating_add(TRY_HELD_AGAIN)),
-        }
-    }
-
     pub(super) fn tick(&mut self, now: Millis, out: &mut Vec<Action>) {
         let Some(link) = &self.link else { return };
         let (asked, again) = (link.asked, link.ask_again);
         let due = |at: Option<Millis>| at.is_some_and(|at| now >= at);
         if due(self.try_held_at()) {
-            self.suspect = self.held.map(|held| (held.position, ENDINGS - 1));
-            self.release(out);
+            self.try_held(out);
         }
         if let Some(after) = self.forking.filter(|_| due(self.fork_again)) {
             self.fork_again = None;
@@ -70,7 +48,10 @@ impl Delivery {
             self.misses = self.misses.saturating_add(1).min(MOST_DOUBLINGS);
             self.window.halve();
             self.everything_in_doubt(now, out);
-        } else if !self.hubs_answered() && self.forking.is_none() && now >= asked.saturating_add(again) {
+        } else if (!self.hubs_answered() || self.hubs_window() == 0)
+            && self.forking.is_none()
+            && now >= asked.saturating_add(again)
+        {
             if let Some(link) = &mut self.link {
                 link.ask_again = again.saturating_mul(2).min(ASK_SELDOM);
             }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use pgw_core::delivery::Alarm;
+use pgw_core::delivery::{Alarm, HeldBecause};
 use pgw_core::transaction::Sequence;
 use tokio::time::Instant;
 
@@ -17,13 +17,10 @@ impl Driver {
     pub(super) fn alarm(&mut self, index: usize, alarm: &Alarm) {
         let lane = self.lanes[index].lane.clone();
         let (level, code, detail) = match alarm {
-            Alarm::Held(position) => {
-                tracing::error!(%lane, position, "A transaction cannot be sent; its lane is stalled");
-                (
-                    "alarm",
-                    "held",
-                    format!("lane {lane} is stalled: the broker does not accept position {position}"),
-                )
+            Alarm::Held(position, because) => {
+                let reason = held_because(*because);
+                tracing::error!(%lane, position, reason, "A transaction cannot be sent; its lane is stalled");
+                ("alarm", "held", format!("lane {lane} is stalled at position {position}: {reason}"))
             }
             Alarm::Released(position) => {
                 tracing::info!(%lane, position, "A held transaction was sent; its lane continues");
@@ -46,6 +43,16 @@ impl Driver {
                     "warning",
                     "hub.restored",
                     format!("lane {lane}: the gateway sends positions {from} to {to} again"),
+                )
+            }
+            Alarm::TailLost { epoch, missing } => {
+                tracing::error!(%lane, %epoch, missing, "This store lacks accepted transactions; look for them on the disk that the box had before");
+                (
+                    "alarm",
+                    "tail.lost",
+                    format!(
+                        "lane {lane}: this store lacks {missing} transactions that this gateway had accepted: it is an older image, or its disk has lost them; look for them on the disk that the box had before (practice-gateway repair --from)"
+                    ),
                 )
             }
             Alarm::Missing(position) => {
@@ -95,5 +102,16 @@ impl Driver {
             "lane {lane}: the hub could not verify sequence {sequence}: it was changed on its way, was signed with another key, or does not follow from what the hub has"
         );
         self.announcements.event("alarm", "unverified", "", detail);
+    }
+}
+
+/// Why a record is held, for people.
+fn held_because(because: HeldBecause) -> String {
+    match because {
+        HeldBecause::TooLarge { bytes, most } => {
+            format!("its packet has {bytes} bytes, and the broker or the hub takes {most}")
+        }
+        HeldBecause::EndedConnections => "the connection ended three times when it was sent alone".to_owned(),
+        HeldBecause::Unverified => "the hub could not verify it, though it was sent alone three times: it is changed on its way, or the hub has another key or history of this gateway".to_owned(),
     }
 }

@@ -28,6 +28,7 @@ impl Driver {
                     .ok_or_else(|| OrderError::UnknownLane(lane.clone()));
                 let _ = answer.send(done);
             }
+            Order::AcceptStore(hub, store, answer) => self.accept_store(hub, store, answer),
             Order::Resend(lane, range, progress) => self.order_resend(&lane, range, progress),
         }
     }

@@ -1,7 +1,7 @@
 //! Confirmed transactions sent again: orders of a person or a hub, and the sending beside the lanes' own traffic.
 
-use pgw_core::transaction::{Lane, Position, unix_millis_now};
-use pgw_core::wire::command::{Command, Order};
+use pgw_core::transaction::{Lane, Position};
+use pgw_core::wire::command::{Command, CommandResult, Order};
 use pgw_core::wire::signature::Word;
 use pgw_core::wire::to_json;
 use tokio::sync::watch;
@@ -10,7 +10,6 @@ use super::Driver;
 use crate::uplink::in_flight::Ticket;
 use crate::uplink::live::Live;
 use crate::uplink::resend::{Requester, ResendFailed, ResendProgress};
-use crate::uplink::verifier::seconds;
 
 /// Ranges that wait for their turn; further ones are refused.
 const MOST: usize = 16;
@@ -18,8 +17,6 @@ const MOST: usize = 16;
 const UNDER_WAY: (usize, u64) = (16, 256 * 1024);
 /// Read at once.
 const READ: (usize, usize) = (64, 512 * 1024);
-/// Commands that are remembered, so that a repeated one is obeyed once.
-const REMEMBERED: usize = 64;
 
 impl Driver {
     /// A person orders a range again. `progress` receives its progress.
@@ -39,25 +36,12 @@ impl Driver {
 
     /// A hub's command, verified as its own.
     pub(super) fn command(&mut self, command: Command) {
-        let Command { id, hub, session, expires, order, .. } = command;
-        if self.resends.obeyed.contains(&id) {
-            return;
-        }
-        if self.resends.obeyed.len() == REMEMBERED {
-            self.resends.obeyed.pop_front();
-        }
-        self.resends.obeyed.push_back(id.clone());
+        let Command { id, hub, address, order, .. } = command;
+        let Some(judged) = self.gate.judge(&id, &address, self.now()) else { return };
         let requester = Requester::Hub(id);
-        let refused = if session != self.link.now.session {
-            Some(ResendFailed::OtherSession { wanted: session, session: self.link.now.session })
-        } else if has_expired(&expires, unix_millis_now() / 1_000) {
-            Some(ResendFailed::Expired(expires))
-        } else {
-            None
-        };
-        if let Some(reason) = refused {
+        if let Err(reason) = judged {
             tracing::warn!(%hub, %reason, "Refused a command");
-            self.resends.report(requester, Err(reason));
+            self.resends.report(requester, Err(reason.into()));
             return;
         }
         match order {
@@ -148,14 +132,11 @@ impl Driver {
             let done = range.done;
             self.resends.end(Ok(done));
         }
+        let nonce_age_seconds = self.gate.age(self.now());
         for result in self.resends.results.drain(..) {
+            let result = CommandResult { nonce_age_seconds, ..result };
             let topic = self.root.plain("cmd/result");
             self.announcements.enqueue(Word::Result, topic, false, to_json(&result));
         }
     }
-}
-
-/// A time that cannot be read counts as past.
-fn has_expired(expires: &str, now_seconds: u64) -> bool {
-    seconds(expires) <= now_seconds
 }

@@ -22,7 +22,8 @@ pub(super) fn print(file: &Path, list: &Gateways, as_json: bool, out: &mut dyn W
 
 fn table(list: &Gateways) -> String {
     let mut table = vec![
-        ["GATEWAY", "NAME", "DISTRICT", "LANES", "QUOTA", "SIGNS WITH", "OTHER KEYS"].map(str::to_owned),
+        ["GATEWAY", "NAME", "DISTRICT", "LANES", "QUOTA", "WINDOW", "SIGNS WITH", "OTHER KEYS"]
+            .map(str::to_owned),
     ];
     for ((practice, gateway), listed) in &list.gateways {
         table.push([
@@ -31,6 +32,7 @@ fn table(list: &Gateways) -> String {
             or_dash(&listed.district),
             lanes(listed),
             quota(listed),
+            window(listed),
             listed.signing().map_or("none".to_owned(), |key| key.id().to_string()),
             others(listed),
         ]);
@@ -60,6 +62,14 @@ fn quota(listed: &ListedGateway) -> String {
     listed.quota_bytes_per_day.map_or("default".to_owned(), |bytes| format!("{bytes} bytes/day"))
 }
 
+fn window(listed: &ListedGateway) -> String {
+    match listed.window {
+        None => "its own".to_owned(),
+        Some(0) => "0 (it waits)".to_owned(),
+        Some(window) => window.to_string(),
+    }
+}
+
 fn others(listed: &ListedGateway) -> String {
     let others = listed.keys.iter().filter(|key| key.state != KeyState::Signing);
     let words: Vec<String> = others.map(|key| format!("{} {}", key.key.id(), key.state.as_str())).collect();
@@ -69,11 +79,12 @@ fn others(listed: &ListedGateway) -> String {
 /// What people read of a gateway besides its keys.
 pub(super) fn one_line(listed: &ListedGateway) -> String {
     format!(
-        "name {}, district {}, lanes {}, quota {}",
+        "name {}, district {}, lanes {}, quota {}, window {}",
         or_dash(&listed.display_name),
         or_dash(&listed.district),
         lanes(listed),
-        quota(listed)
+        quota(listed),
+        window(listed)
     )
 }
 
@@ -96,6 +107,7 @@ fn object(file: &Path, list: &Gateways) -> Value {
                 "district": listed.district,
                 "lanes": listed.lanes,
                 "quota_bytes_per_day": listed.quota_bytes_per_day,
+                "window": listed.window,
                 "signing_key": listed.signing().map(PublicKey::id),
                 "keys": listed.keys.iter().map(key).collect::<Vec<_>>(),
             })

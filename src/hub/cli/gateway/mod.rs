@@ -32,7 +32,7 @@ pub enum GatewayCommand {
     },
     /// Add a gateway with its first key.
     Add(Add),
-    /// Change a gateway's display name, district, lanes or quota.
+    /// Change a gateway's display name, district, lanes, quota or window.
     Set(Set),
     /// Give a gateway another signing key; what its former key has signed can still be verified.
     Key {
@@ -83,7 +83,7 @@ pub struct Add {
     lanes: Vec<Lane>,
 }
 
-/// Change a gateway's display name, district, lanes or quota; what is not given stays as it is.
+/// Change a gateway's display name, district, lanes, quota or window; what is not given stays as it is.
 #[derive(Debug, Clone, Args)]
 pub struct Set {
     /// PRACTICE.GATEWAY.
@@ -115,6 +115,12 @@ struct SetValues {
     /// It has the default quota.
     #[arg(long)]
     default_quota: bool,
+    /// How many transactions of each lane it may have under way, to spare the centre when many gateways return at once; 0: it waits.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=65_535), conflicts_with = "own_window")]
+    window: Option<u32>,
+    /// It may have as many under way as its own configuration says.
+    #[arg(long)]
+    own_window: bool,
 }
 
 fn public_key(text: &str) -> Result<PublicKey, &'static str> {
@@ -210,6 +216,9 @@ impl SetValues {
         }
         if self.default_quota || self.quota_bytes_per_day.is_some() {
             listed.quota_bytes_per_day = self.quota_bytes_per_day;
+        }
+        if self.own_window || self.window.is_some() {
+            listed.window = self.window;
         }
     }
 }

@@ -250,7 +250,8 @@ impl<'a> LaneStartup<'a> {
             table_stale: self.table_stale,
             watermark_epoch: watermarks.epoch(name),
             watermark_stale: false,
-            answered: false,
+            answer: None,
+            wants_answer: false,
         };
         let handles = Handles::default();
         if let Some((number, segment, _, _)) = &self.active {

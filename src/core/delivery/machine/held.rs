@@ -1,0 +1,108 @@
+//! Records that cannot be sent: which one is suspected, which one is held, and when it is tried again.
+
+use super::super::{Action, Alarm, HeldBecause, Millis};
+use super::{Delivery, TRIES};
+use crate::transaction::{Epoch, Position, Sequence};
+
+/// A head that is held is tried once more, alone, after this: the link may be to blame.
+const TRY_HELD_AGAIN: Millis = 3_600_000;
+
+/// A head that is sent alone, to learn whether it is at fault.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct Suspect {
+    pub(super) position: Position,
+    /// How many connections it has ended by itself.
+    pub(super) endings: u32,
+    /// How often the hub could not verify it, sent alone; `None`: it has not complained.
+    pub(super) unverified: Option<u32>,
+}
+
+/// The record that stalls the lane.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct Held {
+    pub(super) position: Position,
+    pub(super) why: HeldBecause,
+    since: Millis,
+}
+
+impl Delivery {
+    /// The head is suspected from now on, with what is known of it.
+    pub(super) fn suspect_at(&mut self, head: Position) -> &mut Suspect {
+        let known = self.suspect.filter(|suspect| suspect.position == head);
+        self.suspect.insert(known.unwrap_or(Suspect { position: head, endings: 0, unverified: None }))
+    }
+
+    pub(super) fn hold(&mut self, position: Position, why: HeldBecause, now: Millis, out: &mut Vec<Action>) {
+        if self.held.is_none() {
+            self.held = Some(Held { position, why, since: now });
+            out.push(Action::Alarm(Alarm::Held(position, why)));
+        }
+    }
+
+    pub(super) fn release(&mut self, out: &mut Vec<Action>) {
+        if let Some(held) = self.held.take() {
+            out.push(Action::Alarm(Alarm::Released(held.position)));
+        }
+    }
+
+    /// A record was too large: perhaps larger ones are taken now.
+    pub(super) fn try_too_large(&mut self, out: &mut Vec<Action>) {
+        let Some(Held { why: HeldBecause::TooLarge { bytes, .. }, .. }) = self.held else { return };
+        let link = self.link.as_ref().and_then(|link| link.maximum_bytes);
+        let most = self.hubs.iter().filter_map(|hub| hub.limits.packet_bytes).chain(link).min();
+        if most.is_none_or(|most| bytes <= most) {
+            self.release(out);
+        }
+    }
+
+    pub(super) fn try_held_at(&self) -> Option<Millis> {
+        let held = self.held?;
+        let lasts = matches!(held.why, HeldBecause::TooLarge { .. });
+        (!lasts).then(|| held.since.saturating_add(TRY_HELD_AGAIN))
+    }
+
+    /// Once more, alone; if that fails too, it is held again.
+    pub(super) fn try_held(&mut self, out: &mut Vec<Action>) {
+        let Some(Held { position, why, .. }) = self.held else { return };
+        let suspect = self.suspect_at(position);
+        match why {
+            HeldBecause::Unverified => suspect.unverified = Some(TRIES - 1),
+            _ => suspect.endings = TRIES - 1,
+        }
+        self.release(out);
+    }
+
+    /// The broker has taken the head, so that it ends no connection.
+    pub(super) fn taken_by_the_broker(&mut self) {
+        self.suspect = self.suspect.filter(|suspect| suspect.unverified.is_some());
+        if let Some(suspect) = &mut self.suspect {
+            suspect.endings = 0;
+        }
+    }
+
+    /// The hub could not verify this number. What is changed on its way again and again must not stall the lane in silence.
+    pub(super) fn unverified(&mut self, through: Option<Position>, now: Millis, out: &mut Vec<Action>) {
+        if through != Some(self.confirmed) || self.window.in_flight() == 0 {
+            return;
+        }
+        let alone = self.window.in_flight() == 1;
+        let head = self.confirmed + 1;
+        let suspect = self.suspect_at(head);
+        let times = suspect.unverified.unwrap_or(0) + u32::from(alone);
+        suspect.unverified = Some(times);
+        if times >= TRIES {
+            self.hold(head, HeldBecause::Unverified, now, out);
+        }
+    }
+
+    /// A hub has heard of a longer history than this store has.
+    pub(super) fn compare_tail(&mut self, seen: Option<(Epoch, Sequence)>, out: &mut Vec<Action>) {
+        let present = self.numbering.current();
+        let Some((epoch, tail)) = seen.filter(|(epoch, _)| *epoch == present.epoch) else { return };
+        let missing = present.base.saturating_add(tail).saturating_sub(self.tail);
+        if let Some(link) = self.link.as_mut().filter(|link| missing > 0 && !link.tail_lost) {
+            link.tail_lost = true;
+            out.push(Action::Alarm(Alarm::TailLost { epoch, missing }));
+        }
+    }
+}
