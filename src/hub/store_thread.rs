@@ -19,7 +19,7 @@ use pgw_core::committer::{Action, Committer, Input, Lookup, Missed, Refusal, Sta
 use pgw_core::delivery::Millis;
 use pgw_core::text::chain;
 use pgw_core::transaction::{Gateway, Practice, TransactionId, rfc3339, unix_millis_now};
-use pgw_core::wire::receipt::Gap;
+use pgw_core::wire::receipt::{Gap, GapCode};
 use pgw_core::wire::signature::KeyId;
 use pgw_core::wire::topic::Topic;
 use rumqttc::v5::mqttbytes::v5::Publish;
@@ -231,7 +231,14 @@ impl StoreThread {
                     Action::Append => next = Some(self.append()),
                     Action::Receipt(lane, statement) => self.receipt(&lane, statement),
                     Action::Gap(lane, Missed { code, epoch, expected, round }) => {
-                        self.answers.gap(&lane, Gap::new(code, epoch, expected, round));
+                        let mut gap = Gap::new(code, epoch, expected, round);
+                        if code == GapCode::Later {
+                            gap.until = self
+                                .committer
+                                .retries_in(now)
+                                .map(|pause| rfc3339(unix_millis_now() + pause));
+                        }
+                        self.answers.gap(&lane, gap);
                     }
                     Action::Refuse(lane, Refusal::TooManyLanes) => {
                         self.refuse(lane.to_string(), "number of lanes");

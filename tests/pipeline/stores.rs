@@ -133,3 +133,23 @@ fn a_gateway_waits_while_the_centre_says_so_and_an_image_says_what_it_lacks() {
     safe[0].extend(lost.into_iter().flatten());
     pipeline.check(&safe);
 }
+
+#[test]
+fn a_lane_that_the_hubs_list_does_not_have_is_named_and_goes_on_once_it_has() {
+    let pipeline = Pipeline::start(SiteOptions::default());
+    let mut safe = pipeline.more_from(1, 0..10);
+    pipeline.site.wait_for("confirmed_total", 10, PATIENCE);
+    hub(&pipeline, &["gateway", "set", "B86022.gw1", "--lane", "letters"]);
+    safe[0].append(&mut pipeline.more_from(1, 10..20)[0]);
+    pipeline.proxy.cut();
+    eventually_blocking("the gateway to show why", PATIENCE, || {
+        let status = pipeline.site.status()?;
+        let reason = status["state_reason"].as_str()?;
+        (status["state"] == "degraded" && reason.contains("does not have lane clinical")).then_some(())
+    });
+    eventually_blocking("the alarm", PATIENCE, || {
+        (!pipeline.books.events("hub.later").is_empty()).then_some(())
+    });
+    hub(&pipeline, &["gateway", "set", "B86022.gw1", "--any-lane"]);
+    pipeline.check(&safe);
+}

@@ -192,6 +192,11 @@ impl LaneState {
         self.epochs.iter().map(|progress| progress.stored).filter(|stored| stored.through > 0).collect()
     }
 
+    /// The number that an epoch expects next.
+    pub(super) fn expected(&self, epoch: Epoch) -> Sequence {
+        self.through(epoch).saturating_add(1)
+    }
+
     /// How far an epoch is on stable storage.
     pub(super) fn through(&self, epoch: Epoch) -> Sequence {
         let of = self.epochs.iter().find(|progress| progress.stored.epoch == epoch);

@@ -129,6 +129,12 @@ impl<R: Record> Committer<R> {
         self.lanes.get(lane).map(LaneState::watermarks).unwrap_or_default()
     }
 
+    /// After how long the store is tried again; `None`: it works.
+    #[must_use]
+    pub fn retries_in(&self, now: Millis) -> Option<Millis> {
+        self.failure.as_ref().map(|failure| failure.retry_at.saturating_sub(now))
+    }
+
     /// The store has failed, and is not tried again yet.
     pub(super) fn is_pausing(&self, now: Millis) -> bool {
         self.failure.as_ref().is_some_and(|failure| now < failure.retry_at)
@@ -154,6 +160,12 @@ impl<R: Record> Committer<R> {
             && now < failure.retry_at
         {
             failure.dropped += 1;
+            // Its gateway shows why nothing is confirmed.
+            if let Some(state) = self.lanes.get(record.lane()) {
+                let numbered = record.numbered();
+                let expected = state.expected(numbered.epoch);
+                self.gap(GapCode::Later, record.lane(), &numbered, expected, actions);
+            }
             return;
         }
         // No driver does this. The transaction would count as stored with the group under way, so it is dropped.

@@ -407,9 +407,15 @@ fn after_a_failed_append_every_lane_begins_again_from_its_marks() {
     assert_eq!(hub.finish(), []);
     assert_eq!(hub.committer.watermarks_of(&lane()), [a.through(2)]);
     assert_eq!(hub.committer.watermarks_of(&b.lane), []);
-    // During the pause the hub takes nothing and answers nothing.
+    // During the pause the hub takes nothing, and says so once in each round.
     hub.now = 499;
-    assert_eq!(b.send(&mut hub, 1, 0), []);
+    let later = |round| {
+        let missed = Missed { code: GapCode::Later, epoch: EPOCH, expected: 1, round };
+        vec![Action::Gap(b.lane.clone(), missed)]
+    };
+    assert_eq!(b.send(&mut hub, 1, 0), later(0));
+    assert_eq!(b.send(&mut hub, 2, 0), []);
+    assert_eq!(b.send(&mut hub, 1, 1), later(1));
     let part = hub.committer.import(&b.lane, [], [b.line(1, 0)], hub.now, &mut hub.store);
     assert_eq!(part, Err(NotTaken::StoreFailed(b.lane.clone())));
     assert!(!hub.committer.has_work());
@@ -419,12 +425,12 @@ fn after_a_failed_append_every_lane_begins_again_from_its_marks() {
     hub.give(Input::Flush);
     assert_eq!(hub.append(0, Input::StoreFailed), []);
     hub.now = 1_499;
-    assert_eq!(b.send(&mut hub, 1, 0), [], "twice as long");
+    assert_eq!(b.send(&mut hub, 1, 0), later(0), "twice as long");
     hub.now = 1_500;
     a.stages(&mut hub, [3]);
     b.stages(&mut hub, [1, 2]);
     let actions = hub.finish();
-    assert_eq!(actions[0], Action::Recovered { dropped: 4 + 1 + 2 + 1 });
+    assert_eq!(actions[0], Action::Recovered { dropped: 4 + 3 + 2 + 1 });
     assert_eq!(actions[1], Action::Receipt(lane(), statement(vec![a.through(3)], None)));
     assert_eq!(actions[2], Action::Receipt(b.lane.clone(), statement(vec![b.through(2)], None)));
     assert_eq!(actions.len(), 3);
@@ -442,7 +448,8 @@ fn when_the_store_cannot_say_what_it_has_the_lane_stays_as_it_was() {
     hub.store.cannot_say = true;
     assert_eq!(new.send(&mut hub, 1, 0), []);
     assert_eq!(hub.committer.group().len(), 1);
-    assert_eq!(new.send(&mut hub, 2, 0), [], "the store is left alone");
+    let later = Missed { code: GapCode::Later, epoch: OTHER, expected: 1, round: 0 };
+    assert_eq!(new.send(&mut hub, 2, 0), [Action::Gap(lane(), later)], "the store is left alone");
     let actions = hub.finish();
     assert_eq!(actions[0], Action::Recovered { dropped: 2 }, "what was staged before is stored all the same");
     assert_eq!(hub.committer.watermarks_of(&lane()), [old.through(3)]);

@@ -92,6 +92,9 @@ pub struct Gap {
     pub code: GapCode,
     /// Round of the transaction that showed the gap.
     pub round: u64,
+    /// With the code `later`: when the hub tries again, RFC 3339; absent: when central IT has changed its list.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub until: Option<String>,
     /// With the code `key`: the key that may not sign.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key: Option<KeyId>,
@@ -108,6 +111,9 @@ pub enum GapCode {
     /// Its gateway has signed another chain value than follows here: its content was changed on its way, or the two have
     /// different histories. A receipt follows, so that the gateway can compare.
     Link,
+    /// The hub takes nothing of this lane now, for a reason that is not the gateway's: its store fails, or central IT has not
+    /// given the lane to this gateway.
+    Later,
     /// The key with which the gateway signs is not in the hub's list, or may not sign any more.
     Key,
     /// A code of a later version.
@@ -136,7 +142,7 @@ impl Gap {
     /// A notice of the current schema.
     #[must_use]
     pub fn new(code: GapCode, epoch: Epoch, expected: Sequence, round: u64) -> Self {
-        Self { schema: SCHEMA, epoch, expected, code, round, key: None }
+        Self { schema: SCHEMA, epoch, expected, code, round, until: None, key: None }
     }
 
     /// The answer to a position that was signed with a key which may not sign.

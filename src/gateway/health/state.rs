@@ -108,6 +108,9 @@ impl Evaluator {
         if !link.refused.is_empty() {
             return (GatewayState::Degraded, link.refused.clone());
         }
+        if let Some((_, reason)) = link.later.values().next().filter(|_| link.up) {
+            return (GatewayState::Degraded, reason.clone());
+        }
         if !link.strange_store.is_empty() {
             return (GatewayState::Degraded, link.strange_store.clone());
         }
@@ -375,11 +378,12 @@ mod tests {
     #[test]
     fn each_thing_that_a_person_must_see_degrades() {
         type Change = fn(&mut Scene);
-        let changes: [(Change, &str); 9] = [
+        let changes: [(Change, &str); 10] = [
             (|s| s.folders_away = 1, "1 of the folders cannot be used"),
             (|s| (s.counts().accepted, s.counts().damaged) = (12, 2), "2 damaged"),
             (|s| s.link.diverged = String::from("hub1 is ahead"), "hub1 is ahead"),
             (|s| s.link.refused = String::from("the key is refused"), "the key is refused"),
+            (|s| _ = s.link.later.insert(Lane::new("x").unwrap(), (0, String::from("not now"))), "not now"),
             (|s| s.link.strange_store = String::from("another store"), "another store"),
             (|s| s.outbox.store_bytes = 800_001, "the store is nearly full"),
             (

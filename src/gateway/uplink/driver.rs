@@ -210,6 +210,8 @@ impl Driver {
                             Some(_) => self.outbox.confirm(lane, watermark, backed_up_through, asked),
                             None => self.outbox.confirm_by_file(lane, watermark),
                         }
+                        let later = &mut self.link.now.later;
+                        later.retain(|of, (confirmed, _)| of != lane || position <= *confirmed);
                         self.lanes[index].confirmed(chain);
                         let now = self.now();
                         self.backoff.progress(now);
@@ -355,6 +357,7 @@ impl Driver {
         match code {
             GapCode::Key if gap.key == Some(self.announcements.speaker.key_id()) => self.key_refused(),
             GapCode::Unverified | GapCode::Link => self.unverified(lane, expected),
+            GapCode::Later => self.later(lane, gap.until.as_deref()),
             _ => {}
         }
         self.lanes[lane].handle(Input::Gap { code, epoch, expected, round }, now);

@@ -279,6 +279,7 @@ impl Uplink {
         }
         info.time = rfc3339(unix_millis_now());
         self.driver.announcements.reset();
+        self.driver.link.now.later.clear();
         let now = self.driver.now();
         self.driver.gate.open(command_nonce, now);
         self.driver.announcements.enqueue_online(session, self.driver.gate.nonce());

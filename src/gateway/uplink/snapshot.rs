@@ -1,8 +1,9 @@
 //! What the uplink and health exchange: the state of the link, and what is to be published.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use pgw_core::transaction::UnixMillis;
+use pgw_core::transaction::{Lane, Position, UnixMillis};
 use pgw_core::wire::presence::Event;
 use pgw_link::phase::Phase;
 use tokio::sync::{mpsc, watch};
@@ -34,6 +35,8 @@ pub struct LinkSnapshot {
     pub diverged: String,
     /// The hub does not accept what this gateway says: one sentence; empty if it does.
     pub refused: String,
+    /// Lanes of which the hub takes nothing now: where each is confirmed, and one sentence.
+    pub later: BTreeMap<Lane, (Position, String)>,
     /// A hub answers from a store that nobody has accepted: one sentence; empty if not.
     pub strange_store: String,
     /// Publishes sent since start, repetitions included.
@@ -61,6 +64,7 @@ impl LinkSnapshot {
             held: 0,
             diverged: String::new(),
             refused: String::new(),
+            later: BTreeMap::new(),
             strange_store: String::new(),
             forwarded_total: 0,
             forward_rate_per_second: 0.0,

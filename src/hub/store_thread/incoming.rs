@@ -7,7 +7,7 @@ use pgw_core::transaction::{Gateway, Lane, LaneName, Practice};
 use pgw_core::wire::WireError;
 use pgw_core::wire::command::CommandResult;
 use pgw_core::wire::envelope::Envelope;
-use pgw_core::wire::receipt::{Gap, Position};
+use pgw_core::wire::receipt::{Gap, GapCode, Position};
 use pgw_core::wire::said::Said;
 use pgw_core::wire::signature::Word;
 use pgw_core::wire::topic::{Kind, Topic};
@@ -63,10 +63,8 @@ impl StoreThread {
         if publish.payload.len() > MOST_PRESENCE {
             return self.refuse(format!("{practice}/{gateway}/{lane}"), "unexpected topic or size");
         }
-        let verified = self
-            .speakers
-            .verify(&practice, &gateway, Word::Position, publish)
-            .and_then(|()| self.speakers.may_have(&practice, &gateway, &lane));
+        let verified = self.speakers.verify(&practice, &gateway, Word::Position, publish);
+        let may_have = self.speakers.may_have(&practice, &gateway, &lane);
         let name = LaneName { practice, gateway, lane };
         let LaneName { practice, gateway, .. } = &name;
         let Said { content, origin } = match Said::<Position>::from_json(&publish.payload) {
@@ -79,6 +77,11 @@ impl StoreThread {
                 self.hurry = true;
                 self.answers.gap(&name, Gap::of_key(content.epoch, origin.key));
             }
+            return self.refuse(name.to_string(), unheard.reason());
+        }
+        if let Err(unheard) = may_have {
+            self.hurry = true;
+            self.answers.gap(&name, Gap::new(GapCode::Later, content.epoch, 0, 0));
             return self.refuse(name.to_string(), unheard.reason());
         }
         let Position { nonce, epoch, tail, .. } = content;

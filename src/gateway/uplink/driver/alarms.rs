@@ -88,6 +88,22 @@ impl Driver {
         self.link.now.refused = reason;
     }
 
+    /// The hub takes nothing of this lane now. It stands in health until the hub confirms something.
+    pub(super) fn later(&mut self, index: usize, until: Option<&str>) {
+        // It hears us.
+        self.announcements.speaker.answered();
+        let (lane, confirmed) = (self.lanes[index].lane.clone(), self.lanes[index].machine.confirmed());
+        let reason = match until {
+            Some(until) => format!("the hub's store fails: it takes nothing of lane {lane} before {until}"),
+            None => format!("the hub's list does not have lane {lane} for this gateway"),
+        };
+        // The moment changes with each try.
+        if self.link.now.later.insert(lane.clone(), (confirmed, reason.clone())).is_none() {
+            tracing::warn!(%lane, reason, "The hub takes nothing of a lane now");
+            self.announcements.event("warning", "hub.later", "", reason);
+        }
+    }
+
     /// The hub could not verify a transaction, as something between this gateway and the hub has changed it, or the two have
     /// different histories (which the hub's receipt then shows).
     pub(super) fn unverified(&mut self, index: usize, sequence: Sequence) {
