@@ -6,7 +6,7 @@
 //!
 //! - [`replace`], [`Replacement`]: new content for a file; [`create`], [`NewFile`]: a file that never replaces another
 //! - [`ExclusiveRename`], [`rename_unsynced`]: for many files at once, whose directories the caller syncs
-//! - [`rename`], [`add_name`], [`remove`], [`create_directory`], [`sync_directory`]: directory entries, made durable
+//! - [`rename`], [`add_name`], [`add_name_unsynced`], [`remove`], [`create_directory`], [`sync_directory`]: directory entries, made durable
 //! - [`sync_data`], [`sync_all`]: a file's content, made durable, and the file system's word for it checked
 //! - [`random`]: random bytes of the kernel
 
@@ -239,6 +239,14 @@ pub fn rename(from: &Path, to: &Path) -> io::Result<()> {
 pub fn add_name(file: &Path, name: &Path) -> io::Result<()> {
     std::fs::hard_link(file, name)?;
     sync_directory(parent(name))
+}
+
+/// As [`add_name`], but the caller syncs the directory: once for many names.
+///
+/// # Errors
+/// As [`add_name`].
+pub fn add_name_unsynced(file: &Path, name: &Path) -> io::Result<()> {
+    std::fs::hard_link(file, name)
 }
 
 /// As [`rename`], but the caller syncs the directories: once for many files.

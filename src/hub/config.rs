@@ -90,7 +90,7 @@ impl HubConfig {
                 "store.rotate_bytes",
                 store.rotate_bytes,
                 1 << 30,
-                1 << 20..=1 << 50,
+                64 << 10..=1 << 50,
             )?,
         };
         Ok(Self { file: file.to_owned(), settings, log: log(&source, raw.log)? })

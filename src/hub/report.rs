@@ -8,7 +8,8 @@ use pgw_core::transaction::{UnixMillis, rfc3339};
 
 use super::fleet::{self, GatewayView};
 use super::gateways::Gateways;
-use super::store::{LaneName, StoreError, Through, ndjson};
+use super::store::ndjson::{self, StoredLane};
+use super::store::{LaneName, StoreError, Through};
 use super::verify::{self, VerifiedLane};
 
 /// A gateway whose session number went back is flagged for this long.
@@ -155,9 +156,16 @@ const MOST_WANTED: u64 = 100_000;
 /// [`StoreError`] when the store cannot be read.
 pub fn list(directory: &Path, now: UnixMillis) -> Result<PrintedReport, StoreError> {
     let mut rows: BTreeMap<String, Vec<(String, String)>> = BTreeMap::new();
-    for (name, watermarks) in ndjson::peek(directory)? {
-        let who = format!("{}/{}", name.practice, name.gateway);
-        rows.entry(who).or_default().push((name.lane.to_string(), through(&watermarks)));
+    let mut holes = String::new();
+    for StoredLane { lane, ends, hole } in ndjson::peek(directory)? {
+        let who = format!("{}/{}", lane.practice, lane.gateway);
+        rows.entry(who).or_default().push((lane.lane.to_string(), through(&ends)));
+        if let Some(hole) = hole {
+            let _ = writeln!(
+                holes,
+                "{lane} is NOT whole: {hole}; its gateway sends again what was in it, and `practice-hub verify {lane}` says the rest"
+            );
+        }
     }
     let views = fleet::read(directory);
     for who in views.keys() {
@@ -167,14 +175,14 @@ pub fn list(directory: &Path, now: UnixMillis) -> Result<PrintedReport, StoreErr
         ["GATEWAY", "LANE", "THROUGH", "LAST SEEN", "STATUS", "STATE", "WAITING", "VERSION"]
             .map(str::to_owned),
     ];
-    let mut ok = true;
+    // The table is for finding gateways that are offline, so an offline gateway is not a failure.
+    let ok = holes.is_empty();
     for (who, mut lanes) in rows {
         let view = views.get(&who).cloned().unwrap_or_default();
         if lanes.is_empty() {
             lanes.push(("-".to_owned(), "-".to_owned()));
         }
         let duplicate = view.duplicate.is_some_and(|at| now.saturating_sub(at) < DAY_MILLIS);
-        ok &= !duplicate && ["online", "unknown"].contains(&view.presence(now));
         for (lane, through) in lanes {
             let mut status = view.presence(now).to_owned();
             if duplicate {
@@ -192,7 +200,7 @@ pub fn list(directory: &Path, now: UnixMillis) -> Result<PrintedReport, StoreErr
             ]);
         }
     }
-    Ok(PrintedReport { text: aligned(&table), ok })
+    Ok(PrintedReport { text: aligned(&table) + &holes, ok })
 }
 
 fn through(watermarks: &[Through]) -> String {

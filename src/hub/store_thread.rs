@@ -8,6 +8,7 @@
 //! channel, the store, the clock and the log. `incoming` reads and verifies what the broker brings.
 
 use std::collections::HashMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender};
 use std::time::{Duration, Instant};
@@ -33,7 +34,7 @@ use super::imported::{NotTaken, Part, Tally};
 use super::refusals::Refusals;
 use super::resend::{CopiesProgress, ResendRequest, ResendRequests};
 use super::speakers::{Speakers, Unheard};
-use super::store::{Entry, LaneName, Store, StoreError, Through};
+use super::store::{Entry, LaneName, LinkedLane, Store, StoreError, Through};
 
 mod incoming;
 
@@ -59,6 +60,8 @@ pub enum Arrival {
     Import(Box<Part>, SyncSender<Result<Tally, NotTaken>>),
     /// A person wants transactions sent again, and where to send the result.
     Resend(ResendRequest, watch::Sender<CopiesProgress>),
+    /// A backup begins: link this lane's files below the directory, and where to send the result.
+    LinkLane(LaneName, PathBuf, SyncSender<Result<LinkedLane, StoreError>>),
     /// A person says that the backup that was begun is complete.
     BackedUp,
 }
@@ -183,6 +186,10 @@ impl StoreThread {
             }
             Arrival::Tick => {
                 self.resends.give_up();
+                None
+            }
+            Arrival::LinkLane(lane, into, answer) => {
+                let _ = answer.send(self.store.link_lane(&lane, &into));
                 None
             }
             Arrival::BackedUp => {

@@ -5,7 +5,8 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::{BufRead as _, BufReader, Read as _, Seek as _, SeekFrom};
+use std::io::{BufRead as _, BufReader, Seek as _, SeekFrom};
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
 use pgw_core::transaction::{Epoch, Sequence};
@@ -131,28 +132,26 @@ struct Copies {
 
 impl Copies {
     /// Of several copies of a number the last counts.
-    fn read(path: &Path, file: usize) -> Result<Self, StoreError> {
+    fn read(again: &[OpenFile], file: usize) -> Result<Self, StoreError> {
         let mut copies = Self { numbers: HashMap::new(), ids: HashMap::new(), used: Vec::new() };
-        if path.exists() {
-            for_lines(&[path.to_owned()], |_, _, offset, text| {
-                let place = LineAt { file, offset, length: text.len() as u64 };
-                match line::read(text) {
-                    Some(Line::Record(record)) => {
-                        copies.numbers.insert((record.watermark.epoch, record.watermark.through), place);
-                        copies.ids.insert(record.id, place);
-                    }
-                    Some(Line::Void { watermark, .. }) => {
-                        copies.numbers.insert((watermark.epoch, watermark.through), place);
-                    }
-                    _ => {}
+        for_lines(again, |_, _, offset, text| {
+            let place = LineAt { file, offset, length: text.len() as u64 };
+            match line::read(text) {
+                Some(Line::Record(record)) => {
+                    copies.numbers.insert((record.watermark.epoch, record.watermark.through), place);
+                    copies.ids.insert(record.id, place);
                 }
-            })?;
-        }
+                Some(Line::Void { watermark, .. }) => {
+                    copies.numbers.insert((watermark.epoch, watermark.through), place);
+                }
+                _ => {}
+            }
+        })?;
         Ok(copies)
     }
 
     /// Continues with a copy, if one follows.
-    fn step(&mut self, walk: &mut Walk, files: &[PathBuf], number: (Epoch, Sequence)) -> bool {
+    fn step(&mut self, walk: &mut Walk, files: &[OpenFile], number: (Epoch, Sequence)) -> bool {
         let text = self.numbers.get(&number).and_then(|place| load(files, place));
         let read = text.as_deref().and_then(line::read);
         let mut trial = walk.clone();
@@ -165,7 +164,7 @@ impl Copies {
     }
 
     /// Continues with copies as long as they follow, at most through this number.
-    fn fill(&mut self, walk: &mut Walk, files: &[PathBuf], epoch: Epoch, through: Sequence) -> u64 {
+    fn fill(&mut self, walk: &mut Walk, files: &[OpenFile], epoch: Epoch, through: Sequence) -> u64 {
         let mut filled = 0;
         loop {
             let here = walk.watermark_of(epoch).through;
@@ -182,11 +181,10 @@ impl Copies {
 /// # Errors
 /// [`StoreError`] when a file cannot be read.
 pub fn lane(directory: &Path, name: &LaneName, list: &Gateways) -> Result<VerifiedLane, StoreError> {
-    let mut files: Vec<_> =
-        ndjson::files_of(directory, name)?.into_iter().filter(|path| path.exists()).collect();
+    let mut files = open_all(directory, name)?;
     let own = files.len();
-    files.push(ndjson::again_path(directory, name));
-    let copies = Copies::read(&files[own], own)?;
+    files.extend(OpenFile::open(ndjson::again_path(directory, name))?);
+    let copies = Copies::read(&files[own..], own)?;
     let mut advanced: HashMap<Uuid, Option<LineAt>> = HashMap::new();
     // Only transactions that an advance refers to have to be found again; most lanes have none, and nothing is read
     // twice.
@@ -197,7 +195,7 @@ pub fn lane(directory: &Path, name: &LaneName, list: &Gateways) -> Result<Verifi
             advanced.insert(id, copies.ids.get(&id).copied());
         }
     })?;
-    let (walk, report) = (Walk::new(name.clone()), VerifiedLane::of(name));
+    let (walk, report) = (Walk::from_first(name.clone()), VerifiedLane::of(name));
     let listed = list.get(&name.practice, &name.gateway);
     let mut check = Check { files: &files, walk, copies, advanced, listed, report };
     let torn_bytes = for_lines(&files[..own], |file, number, offset, text| {
@@ -214,7 +212,7 @@ pub fn lane(directory: &Path, name: &LaneName, list: &Gateways) -> Result<Verifi
 
 /// A lane being walked, line by line.
 struct Check<'a> {
-    files: &'a [PathBuf],
+    files: &'a [OpenFile],
     walk: Walk,
     copies: Copies,
     /// What the advances refer to, and where those transactions are.
@@ -242,7 +240,8 @@ impl Check<'_> {
             return self.fault(at, number, Fault::UnreadableHead { epoch, after });
         }
         let before = self.walk.clone();
-        let mut step = self.walk.step(read.as_ref(), content);
+        let mut step =
+            self.walk.step(read.as_ref(), content).map_err(|fault| self.between(at, number, fault));
         if let (Ok(()), Some(Line::Head(head))) = (&step, &read) {
             step = self.head(head);
         }
@@ -266,7 +265,19 @@ impl Check<'_> {
     fn fault(&mut self, at: LineAt, number: u64, fault: Fault) {
         self.report.faults_total += 1;
         if self.report.faults.len() < MOST_FAULTS {
-            self.report.faults.push((self.files[at.file].clone(), number, fault));
+            self.report.faults.push((self.files[at.file].path.clone(), number, fault));
+        }
+    }
+
+    /// A file that begins with other ends than the one before it ends with does not follow it.
+    fn between(&self, at: LineAt, number: u64, fault: Fault) -> Fault {
+        let before = at.file.checked_sub(1).and_then(|before| self.files.get(before));
+        let name = before.and_then(|file| file.path.file_name());
+        match fault {
+            Fault::Watermarks { epoch, after } if number == 1 => {
+                Fault::File { previous: name.map(|name| name.to_string_lossy().into_owned()), epoch, after }
+            }
+            other => other,
         }
     }
 
@@ -371,13 +382,45 @@ pub fn all(directory: &Path, list: &Gateways) -> Result<Vec<VerifiedLane>, Store
     ndjson::lanes_in(directory)?.iter().map(|name| lane(directory, name, list)).collect()
 }
 
+/// A file of a lane that stays the same, whatever is renamed meanwhile.
+struct OpenFile {
+    path: PathBuf,
+    file: File,
+}
+
+impl OpenFile {
+    /// `None`: it does not exist.
+    fn open(path: PathBuf) -> Result<Option<Self>, StoreError> {
+        match File::open(&path) {
+            Ok(file) => Ok(Some(Self { path, file })),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(source) => Err(StoreError::Io { action: "open", path, source }),
+        }
+    }
+}
+
+/// Opens all files of a lane. Where one rotates meanwhile the list is made again: it would lack that file.
+fn open_all(directory: &Path, name: &LaneName) -> Result<Vec<OpenFile>, StoreError> {
+    let mut paths = ndjson::files_of(directory, name)?;
+    loop {
+        let opened: Vec<_> = paths.iter().cloned().map(OpenFile::open).collect::<Result<_, _>>()?;
+        let again = ndjson::files_of(directory, name)?;
+        if again == paths {
+            return Ok(opened.into_iter().flatten().collect());
+        }
+        paths = again;
+    }
+}
+
 /// Passes every complete line with its file's index, its number from 1 and its offset; returns the bytes after the
 /// last.
-fn for_lines(files: &[PathBuf], mut show: impl FnMut(usize, u64, u64, &[u8])) -> Result<u64, StoreError> {
+fn for_lines(files: &[OpenFile], mut show: impl FnMut(usize, u64, u64, &[u8])) -> Result<u64, StoreError> {
     let mut torn = 0;
-    for (index, path) in files.iter().enumerate() {
+    for (index, OpenFile { path, file }) in files.iter().enumerate() {
         let failed = |source| StoreError::Io { action: "read", path: path.clone(), source };
-        let mut lines = BufReader::with_capacity(256 * 1024, File::open(path).map_err(failed)?);
+        let mut file = file;
+        file.seek(SeekFrom::Start(0)).map_err(failed)?;
+        let mut lines = BufReader::with_capacity(256 * 1024, file);
         let (mut text, mut number, mut offset) = (Vec::new(), 0, 0);
         loop {
             text.clear();
@@ -397,10 +440,8 @@ fn for_lines(files: &[PathBuf], mut show: impl FnMut(usize, u64, u64, &[u8])) ->
     Ok(torn)
 }
 
-fn load(files: &[PathBuf], place: &LineAt) -> Option<Vec<u8>> {
-    let mut file = File::open(files.get(place.file)?).ok()?;
-    file.seek(SeekFrom::Start(place.offset)).ok()?;
+fn load(files: &[OpenFile], place: &LineAt) -> Option<Vec<u8>> {
     let mut text = vec![0; usize::try_from(place.length).ok()?];
-    file.read_exact(&mut text).ok()?;
+    files.get(place.file)?.file.read_exact_at(&mut text, place.offset).ok()?;
     Some(text)
 }

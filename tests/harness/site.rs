@@ -45,6 +45,8 @@ pub struct SiteOptions {
     pub data: Option<PathBuf>,
     /// The hub's list does not have the gateway.
     pub unlisted: bool,
+    /// More tables for hub.toml.
+    pub hub: String,
 }
 
 impl Site {
@@ -92,6 +94,7 @@ impl Site {
             "certificate_file = {:?}\nkey_file = {:?}\nbackoff_base_seconds = 0.1\nbackoff_cap_seconds = 0.5",
             hub_certificate.certificate, hub_certificate.key
         );
+        hub.push_str(&options.hub);
         std::fs::write(site.hub_config(), hub).expect("hub.toml");
         let made = site.hub_command(&["init"]);
         assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));

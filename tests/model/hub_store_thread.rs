@@ -1,5 +1,6 @@
 //! The store thread without a broker: a receipt never covers more than what the store has on stable storage.
 
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::thread::JoinHandle;
@@ -20,7 +21,7 @@ use pgw_hub::imported::{NotTaken, Part};
 use pgw_hub::resend::{CopiesProgress, ResendDone, ResendRequest};
 use pgw_hub::store::line::{self, Line};
 use pgw_hub::store::ndjson::{NdjsonStore, again_path};
-use pgw_hub::store::{Entry, LaneName, Store, StoreError, StoreIdentity, Through};
+use pgw_hub::store::{Entry, LaneName, LinkedLane, Store, StoreError, StoreIdentity, Through};
 use pgw_hub::store_thread::{Arrival, GroupLimits, StoreThread};
 use rumqttc::v5::mqttbytes::QoS;
 use rumqttc::v5::mqttbytes::v5::{Publish, PublishProperties};
@@ -74,6 +75,9 @@ impl Store for Unreliable {
             return Err(full());
         }
         self.inner.has_id(lane, id)
+    }
+    fn link_lane(&mut self, lane: &LaneName, into: &Path) -> Result<LinkedLane, StoreError> {
+        self.inner.link_lane(lane, into)
     }
 }
 
@@ -476,7 +480,7 @@ fn a_key_that_was_replaced_signs_nothing_new_but_its_bundles_and_a_revoked_one_n
             _ => assert_eq!(imported.map(|tally| tally.stored), Ok(3)),
         }
         let files = pgw_hub::store::ndjson::peek(running.directory.path()).unwrap();
-        assert_eq!(files[0].1[0].through, through, "{state:?}");
+        assert_eq!(files[0].ends[0].through, through, "{state:?}");
     }
     key_is(KeyState::Signing);
     running.send_together(&all[6..]);

@@ -21,6 +21,8 @@ mod exhaustive;
 mod fuzz_corpus;
 mod hand_carry;
 
+mod hub_backup;
+mod hub_holes;
 mod hub_store;
 mod hub_store_thread;
 mod hub_verify;

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 
+use crate::backup;
 use crate::harness;
 use crate::harness::pipeline::{PATIENCE, Pipeline, Random, copy_directory};
 use crate::harness::senders::{Senders, connect, exchange, message, positive};
@@ -111,6 +112,81 @@ fn hub_killed_between_store_and_receipt() {
         wire.repeated() > 0,
         "nothing went over the wire twice: no kill fell between the store and the receipt"
     );
+    pipeline.check(&safe);
+}
+
+#[test]
+fn hub_backed_up_and_restored_while_its_files_rotate() {
+    let hub = "[store]\nrotate_bytes = 65_536\n".to_owned();
+    let mut pipeline = Pipeline::start(SiteOptions { hub, ..SiteOptions::default() });
+    let senders = Senders::start(pipeline.site.door, 4, usize::MAX);
+    let lane = pipeline.site.store().join("B86022/gw1");
+    let files = || std::fs::read_dir(&lane).map_or(0, Iterator::count);
+    let rotated = |more: usize| {
+        let before = files();
+        eventually_blocking("the lane's files to rotate", PATIENCE, || {
+            (files() >= before + more).then_some(())
+        });
+    };
+    rotated(3);
+    let begun = backup::begin(&pipeline.site, &[]);
+    // The copy runs for long: before each file the lane has another one.
+    let copy = pipeline.site.path("copy");
+    for path in files_below(&begun.directory) {
+        rotated(1);
+        let to = copy.join(path.strip_prefix(&begun.directory).expect("below"));
+        std::fs::create_dir_all(to.parent().expect("a parent")).expect("made");
+        std::fs::copy(&path, to).expect("copied");
+    }
+    let digest = backup::check(&pipeline.site, &copy);
+    let done = pipeline.site.hub_command(&["backup", "done", &digest]);
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    rotated(2);
+    pipeline.site.kill_hub();
+    std::fs::remove_dir_all(pipeline.site.store()).expect("lost");
+    std::fs::rename(&copy, pipeline.site.store()).expect("restored");
+    let restored = pipeline.site.hub_command(&["verify"]);
+    assert!(restored.status.success(), "{}", String::from_utf8_lossy(&restored.stdout));
+    pipeline.site.start_hub();
+    rotated(2);
+    let safe = senders.stop();
+    pipeline.check(&safe);
+}
+
+#[test]
+fn files_of_a_lane_are_missing_at_the_hub() {
+    let hub = "[store]\nrotate_bytes = 65_536\n".to_owned();
+    let mut pipeline = Pipeline::start(SiteOptions { hub, ..SiteOptions::default() });
+    let senders = Senders::start(pipeline.site.door, 4, usize::MAX);
+    let lane = pipeline.site.store().join("B86022/gw1");
+    let file = |number: usize| lane.join(format!("clinical.{number:06}.ndjson"));
+    // The first, one in the middle, and the newest that has rotated: that one a copy of a running store lacks.
+    let mut newest = 0;
+    for round in 0..3 {
+        eventually_blocking("the lane's files to rotate", PATIENCE, || {
+            // Something is in the file after the newest: without that the store would only be older.
+            let growing = std::fs::metadata(lane.join("clinical.ndjson")).map_or(0, |file| file.len());
+            (file(newest + 6).exists() && (1_000..30_000).contains(&growing)).then_some(())
+        });
+        pipeline.site.kill_hub();
+        newest = (newest..).find(|number| !file(number + 1).exists()).expect("a number");
+        let number = [1, newest - 2, newest][round];
+        std::fs::remove_file(file(number)).expect("a file");
+        let verified = pipeline.site.hub_command(&["verify"]);
+        assert!(!verified.status.success(), "{}", String::from_utf8_lossy(&verified.stdout));
+        let list = pipeline.site.hub_command(&["list"]);
+        let text = String::from_utf8_lossy(&list.stdout).into_owned();
+        assert!(
+            !list.status.success() && text.contains(&format!("file number {number} is missing")),
+            "{text}"
+        );
+        pipeline.site.start_hub();
+        eventually_blocking("the gateway to send it again", PATIENCE, || {
+            pipeline.site.hub_command(&["list"]).status.success().then_some(())
+        });
+    }
+    let safe = senders.stop();
+    assert_eq!(pipeline.site.log("hub").matches("What was missing of a lane has come again").count(), 3);
     pipeline.check(&safe);
 }
 

@@ -100,7 +100,7 @@ impl<R: Record> Committer<R> {
             Input::Flush => self.append(store, actions),
             // No group is under way that either could report on.
             Input::Stored | Input::StoreFailed if !self.appending => {}
-            Input::Stored => self.stored(actions),
+            Input::Stored => self.stored(store, actions),
             Input::StoreFailed => self.store_failed(now, store, actions),
         }
     }
@@ -279,11 +279,16 @@ impl<R: Record> Committer<R> {
         }
     }
 
-    fn stored(&mut self, actions: &mut Vec<Action<R>>) {
+    fn stored(&mut self, store: &impl Lookup<R>, actions: &mut Vec<Action<R>>) {
         // Every lane of the group is due a receipt.
         for lane in self.due.keys() {
             if let Some(state) = self.lanes.get_mut(lane) {
                 state.stored();
+                // A store that had lost a part of a lane has more at once, when that part has come again.
+                let watermarks = store.watermarks_of(lane);
+                if watermarks != state.watermarks() {
+                    state.begin_again(watermarks);
+                }
             }
         }
         self.end_group();

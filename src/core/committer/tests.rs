@@ -10,6 +10,7 @@ use crate::delivery::Millis;
 use crate::transaction::{Gateway, Lane, Practice};
 
 mod proof_tests;
+mod refill_tests;
 
 const EPOCH: Epoch = Epoch(Uuid::nil());
 const OTHER: Epoch = Epoch(Uuid::max());

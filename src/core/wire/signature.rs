@@ -52,6 +52,8 @@ pub enum Word {
     Result,
     /// Central IT's notice for a surgery's staff.
     Notice,
+    /// What a hub's backup holds.
+    Manifest,
 }
 
 impl Word {
@@ -71,6 +73,7 @@ impl Word {
             Self::Command => "command",
             Self::Result => "result",
             Self::Notice => "notice",
+            Self::Manifest => "manifest",
         }
     }
 }

@@ -1,81 +1,204 @@
-//! `practice-hub backup`: tells the hub about a backup of its store.
+//! `practice-hub backup`: what to copy of the store, whether a copy is complete, and that it counts.
 
 use std::io::Write;
+use std::path::PathBuf;
 
-use clap::Subcommand;
+use clap::{Args, Subcommand};
+use pgw_core::wire::signature::PublicKey;
 use pgw_host::control::ClientError;
 use pgw_host::exit::{Exit, fail};
+use pgw_host::secret;
 
 use crate::HubSettings;
-use crate::backup;
+use crate::backup::check::{CheckedCopy, check as check_copy};
+use crate::backup::manifest::Manifest;
+use crate::backup::{self, BackupError, BegunBackup, NewBackup};
 use crate::cli::not_answering;
 use crate::control::{Client, Reply, Request};
-use crate::store::StoreError;
-use crate::store::ndjson::StoreLock;
+use crate::store::ndjson::{NdjsonStore, StoreLock};
+use crate::store::{Store as _, StoreError};
 
-/// The two steps.
-#[derive(Debug, Clone, Copy, Subcommand)]
+/// The three steps.
+#[derive(Debug, Subcommand)]
 pub enum Backup {
-    /// Before you copy the store's files: record how far each lane is.
-    Begin,
-    /// Confirm that the copy is complete and safe; receipts report it from now on.
-    Done,
+    /// Make a directory of links of the store's files, which you then copy; they take no space.
+    Begin(Begin),
+    /// Check that a copy holds everything and is on stable storage; needs neither a hub nor its keys.
+    Check(Check),
+    /// Make a checked copy count, so that gateways short of space may delete what is in it, and remove the links.
+    Done(Done),
+}
+
+/// `backup begin`.
+#[derive(Debug, Args)]
+pub struct Begin {
+    /// A directory that does not exist, on the store's file system; a new one below the store's by default.
+    directory: Option<PathBuf>,
+}
+
+/// `backup check`.
+#[derive(Debug, Args)]
+pub struct Check {
+    /// The copy.
+    directory: PathBuf,
+    /// The hub's public key, as `practice-hub init` prints it; without it the key in the copy is believed.
+    #[arg(long, value_name = "KEY")]
+    public_key: Option<PublicKey>,
+}
+
+/// `backup done`.
+#[derive(Debug, Args)]
+pub struct Done {
+    /// The digest that `practice-hub backup check` has printed for the copy.
+    digest: Option<String>,
 }
 
 /// Why neither the running hub nor this command has done it.
 enum Failed {
     Hub(ClientError),
-    Store(StoreError),
+    Store(BackupError),
+    Key(secret::KeyError),
 }
 
-/// Runs the command.
-pub fn run(settings: &HubSettings, command: Backup, out: &mut dyn Write, err: &mut dyn Write) -> Exit {
-    let reply = match by_hub(settings, command) {
-        Err(error) if error.is_not_running() => in_store(settings, command).map_err(Failed::Store),
-        done => done.map_err(Failed::Hub),
+/// Runs `begin` or `done`.
+pub fn run(settings: &HubSettings, command: &Backup, out: &mut dyn Write, err: &mut dyn Write) -> Exit {
+    let request = match command {
+        Backup::Begin(Begin { directory }) => {
+            // The hub has another working directory.
+            match directory.as_ref().map(std::path::absolute).transpose() {
+                Ok(directory) => Request::BackupBegin { directory },
+                Err(error) => return fail(err, &error, pgw_core::consequence::Consequence::of_file(&error)),
+            }
+        }
+        Backup::Done(Done { digest: Some(digest) }) => Request::BackupDone { digest: digest.clone() },
+        Backup::Done(Done { digest: None }) => {
+            let _ = writeln!(
+                err,
+                "a backup counts only once its copy is checked: run `practice-hub backup check DIR` on the copy, then \
+                 `practice-hub backup done` with the digest that it prints"
+            );
+            return Exit::Usage;
+        }
+        Backup::Check(command) => return check(command, out, err),
+    };
+    let mut answer = None;
+    let asked = Client::connect(&settings.control_socket)
+        .and_then(|mut hub| hub.ask(&request, |reply| answer = Some(reply)));
+    let reply = match asked {
+        Err(error) if error.is_not_running() => in_store(settings, request).map(Some),
+        asked => asked.map(|()| answer).map_err(Failed::Hub),
     };
     match reply {
-        Ok(Some(Reply::BackupBegun { lanes })) => {
-            let _ = writeln!(
-                out,
-                "recorded how far {lanes} lanes are: copy {} now, then run `practice-hub backup done`",
-                settings.directory.display()
-            );
+        Ok(Some(Reply::BackupBegun(begun))) => {
+            print_begun(&begun, out);
             Exit::Done
         }
-        Ok(Some(Reply::BackupDone { begun: true })) => {
-            let _ = writeln!(out, "a running hub tells the gateways within seconds");
+        Ok(Some(Reply::BackupDone { kept })) => {
+            for directory in kept {
+                let directory = directory.display();
+                let _ = writeln!(
+                    out,
+                    "{directory} holds more than links and was not removed: look, and remove it yourself"
+                );
+            }
+            let _ = writeln!(out, "the backup counts; a running hub tells the gateways within seconds");
             Exit::Done
-        }
-        Ok(Some(Reply::BackupDone { begun: false })) => {
-            let _ = writeln!(err, "no backup has begun: run `practice-hub backup begin` before the copy");
-            Exit::Refused
         }
         Ok(_) => {
             let _ = writeln!(err, "the hub's answer was not understood");
             Exit::Internal
         }
         Err(Failed::Hub(error)) => fail(err, &error, error.consequence()),
-        Err(Failed::Store(StoreError::InUse(_))) => not_answering(&settings.control_socket, err),
+        Err(Failed::Store(BackupError::Store(StoreError::InUse(_)))) => {
+            not_answering(&settings.control_socket, err)
+        }
         Err(Failed::Store(error)) => fail(err, &error, error.consequence()),
+        Err(Failed::Key(error)) => fail(err, &error, error.consequence()),
     }
 }
 
-fn by_hub(settings: &HubSettings, command: Backup) -> Result<Option<Reply>, ClientError> {
-    let request = match command {
-        Backup::Begin => Request::BackupBegin {},
-        Backup::Done => Request::BackupDone {},
-    };
-    let mut answer = None;
-    Client::connect(&settings.control_socket)?.ask(&request, |reply| answer = Some(reply))?;
-    Ok(answer)
+fn print_begun(begun: &BegunBackup, out: &mut dyn Write) {
+    let BegunBackup { directory, digest, lanes, files, bytes } = begun;
+    let directory = directory.display();
+    let _ = writeln!(
+        out,
+        "links     {directory}: {files} files of {lanes} lanes, {bytes} bytes; change nothing in it: these are the store's files\n\
+         digest    {digest}\n\
+         \n\
+         Next:\n\
+         1. Copy everything in {directory}, for example: rsync -a --delete {directory}/ backup:/practice-hub/\n\
+         2. Where the copy is: practice-hub backup check /practice-hub\n\
+         3. Here: practice-hub backup done {digest}"
+    );
 }
 
 /// Does what the running hub would do, in a store whose hub is not running.
-fn in_store(settings: &HubSettings, command: Backup) -> Result<Option<Reply>, StoreError> {
-    let _lock = StoreLock::take(&settings.directory)?;
-    Ok(Some(match command {
-        Backup::Begin => Reply::BackupBegun { lanes: backup::begin(&settings.directory)? as u64 },
-        Backup::Done => Reply::BackupDone { begun: backup::done(&settings.directory)? },
-    }))
+fn in_store(settings: &HubSettings, request: Request) -> Result<Reply, Failed> {
+    let HubSettings { directory: store, hub, signing_key_file, rotate_bytes, .. } = settings;
+    match request {
+        Request::BackupBegin { directory } => {
+            let key = secret::signing_key(signing_key_file).map_err(Failed::Key)?;
+            let mut open =
+                NdjsonStore::open(store, *rotate_bytes).map_err(|error| Failed::Store(error.into()))?;
+            let new = NewBackup { store, directory, hub, key: &key };
+            let mut link = |lane: &_, into: &_| Ok(open.link_lane(lane, into)?);
+            backup::begin(new, &mut link, &mut |_| {}).map(Reply::BackupBegun)
+        }
+        Request::BackupDone { digest } => {
+            let locked = StoreLock::take(store).map_err(BackupError::from);
+            locked.and_then(|_lock| backup::done(store, &digest)).map(|kept| Reply::BackupDone { kept })
+        }
+        // Nothing else comes here.
+        _ => Err(BackupError::NoneBegun),
+    }
+    .map_err(Failed::Store)
+}
+
+/// `practice-hub backup check`.
+pub fn check(command: &Check, out: &mut dyn Write, err: &mut dyn Write) -> Exit {
+    let Check { directory, public_key } = command;
+    let CheckedCopy { read, faults } = match check_copy(directory, *public_key, &mut |_| {}) {
+        Ok(checked) => checked,
+        Err(error) => {
+            let consequence = error.consequence();
+            return fail(err, &error, consequence);
+        }
+    };
+    let Manifest { hub, time, lanes, files, public_key: key, .. } = &read.manifest;
+    let bytes: u64 = files.iter().map(|file| file.bytes).sum();
+    let known = if public_key.is_some() {
+        "as given"
+    } else {
+        "as the copy itself says; --public-key KEY compares it"
+    };
+    let _ = writeln!(
+        out,
+        "copy      {}\n\
+         backup    of hub {hub}, begun at {time}: {} files of {} lanes, {bytes} bytes\n\
+         signature by the key {key}, {known}\n\
+         digest    {}",
+        directory.display(),
+        files.len(),
+        lanes.len(),
+        read.digest
+    );
+    for fault in &faults {
+        let _ = writeln!(err, "{fault}");
+    }
+    if faults.is_empty() {
+        let _ = writeln!(
+            out,
+            "complete: every byte of the backup is in this copy, on stable storage\n\
+             Next, at the hub: practice-hub backup done {}",
+            read.digest
+        );
+        Exit::Done
+    } else {
+        let _ = writeln!(
+            out,
+            "NOT complete: {} files lack something; correct them, then check again",
+            faults.len()
+        );
+        Exit::Refused
+    }
 }

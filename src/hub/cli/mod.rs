@@ -2,7 +2,7 @@
 //!
 //! - [`check`], [`init`]: before the first start
 //! - [`gateway`]: the list of gateways; [`acl`]: the broker's access rules for it
-//! - [`import`], [`resend`]: add what the store lacks; [`backup`]: record a backup; [`mod@store`]: its identity
+//! - [`import`], [`resend`]: add what the store lacks; [`backup`]: back the store up; [`mod@store`]: its identity
 //!
 //! Each command writes to the writers that it is given, so that tests can read its output.
 
@@ -22,8 +22,8 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 use pgw_core::transaction::unix_millis_now;
-use pgw_host::args::parse_and_load;
-use pgw_host::exit::{Exit, fail};
+use pgw_host::args::parse;
+use pgw_host::exit::{Exit, complain, fail};
 
 use crate::HubSettings;
 use crate::config::HubConfig;
@@ -52,7 +52,7 @@ enum Command {
     Check,
     /// Create the keys and the store's directory, and print the public key; overwrite nothing.
     Init,
-    /// List the gateways and their status.
+    /// List the gateways and their status; fails if a lane's files are not whole.
     List,
     /// Check the chain of every stored lane, whether or not the hub runs.
     Verify(Verify),
@@ -60,7 +60,7 @@ enum Command {
     Import(import::Import),
     /// Ask a gateway to send transactions again that the store has lost or altered.
     Resend(resend::Resend),
-    /// Record how far the backup of the store reaches, so that gateways short of space may delete those transactions early.
+    /// Back up the store: what to copy, whether a copy is complete, and that it is.
     #[command(subcommand)]
     Backup(backup::Backup),
     /// The store's identity.
@@ -88,21 +88,26 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
 }
 
 fn run(args: impl IntoIterator<Item = OsString>, out: &mut dyn Write, err: &mut dyn Write) -> Exit {
-    let file = |arguments: &Arguments| arguments.config.clone();
-    let (Arguments { command, .. }, config) = match parse_and_load(args, file, HubConfig::load, out, err) {
-        Ok(loaded) => loaded,
+    let Arguments { command, config } = match parse(args, out, err) {
+        Ok(arguments) => arguments,
         Err(exit) => return exit,
+    };
+    // It runs where the copy is, also where no hub is installed.
+    if let Command::Backup(backup::Backup::Check(check)) = &command {
+        return backup::check(check, out, err);
+    }
+    let config = match HubConfig::load(&config) {
+        Ok(config) => config,
+        Err(error) => {
+            complain(err, &error);
+            return Exit::Configuration;
+        }
     };
     match command {
         Command::Run => pgw_host::daemon::run(&config.log.clone(), || daemon::run(config), err),
         Command::Check => check::run(&config, out),
         Command::Init => init::run(&config, out, err),
-        Command::List => {
-            let list = report::list(&config.settings.directory, unix_millis_now());
-            // The table is for finding gateways that are offline, so an offline gateway is not a failure of the
-            // command.
-            print(list.map(|list| PrintedReport { ok: true, ..list }), out, err)
-        }
+        Command::List => print(report::list(&config.settings.directory, unix_millis_now()), out, err),
         Command::Import(command) => import::import(&config, &command, out, err),
         Command::Verify(Verify { bundle: Some(file), .. }) => import::verify(&config, &file, out, err),
         Command::Verify(Verify { only, bundle: None }) => {
@@ -113,7 +118,7 @@ fn run(args: impl IntoIterator<Item = OsString>, out: &mut dyn Write, err: &mut 
             }
         }
         Command::Resend(command) => resend::run(&config.settings.control_socket, &command, out, err),
-        Command::Backup(command) => backup::run(&config.settings, command, out, err),
+        Command::Backup(command) => backup::run(&config.settings, &command, out, err),
         Command::Store(command) => store::run(&config.settings, command, out, err),
         Command::Gateway(command) => gateway::run(&config, command, out, err),
         Command::Acl(command) => {

@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `import` | `send`; then the bundle's bytes; `progress` ..., `lane` and `receipt` for each lane, `imported` or `not_imported` |
 //! | `resend` | `progress` ..., `resent` or `not_resent` |
-//! | `backup_begin` | `backup_begun` |
+//! | `backup_begin` | `backup_progress` ..., `backup_begun` |
 //! | `backup_done` | `backup_done` |
 //! | `reload` | `reloaded` |
 //!
@@ -14,6 +14,8 @@
 
 pub mod server;
 
+use std::path::PathBuf;
+
 use pgw_bundle::receipts;
 use pgw_core::consequence::Consequence;
 use pgw_core::transaction::{Epoch, Gateway, Lane, Practice, Sequence};
@@ -21,6 +23,7 @@ use pgw_host::control;
 use pgw_host::control::{ClientError, NotDone};
 use serde::{Deserialize, Serialize};
 
+use super::backup::BegunBackup;
 use super::import::ImportedLane;
 
 /// The commands' connection to the running hub.
@@ -55,10 +58,16 @@ pub enum Request {
         /// The last one.
         through: Sequence,
     },
-    /// Record how far each lane is, before the store is copied.
-    BackupBegin {},
+    /// Make a directory of links of the store's files, with a manifest.
+    BackupBegin {
+        /// The directory, absolute; left out: a new one below the store's.
+        directory: Option<PathBuf>,
+    },
     /// The copy is complete.
-    BackupDone {},
+    BackupDone {
+        /// The digest of its manifest.
+        digest: String,
+    },
     /// Read the list of gateways again.
     Reload {},
 }
@@ -103,15 +112,17 @@ pub enum Reply {
         /// How many had arrived before and are kept.
         kept: u64,
     },
-    /// The beginning of the backup is recorded.
-    BackupBegun {
-        /// The number of lanes.
-        lanes: u64,
+    /// How far the files are read for the manifest.
+    BackupProgress {
+        /// Bytes.
+        bytes: u64,
     },
-    /// Receipts report the backup from now on.
+    /// What is to be copied.
+    BackupBegun(BegunBackup),
+    /// The backup counts.
     BackupDone {
-        /// False: no backup had been begun, and nothing has changed.
-        begun: bool,
+        /// Directories of links that were not removed, because something else is in them.
+        kept: Vec<PathBuf>,
     },
     /// The list of gateways is read.
     Reloaded {
@@ -130,7 +141,14 @@ impl control::Reply for Reply {
     }
 
     fn is_last(&self) -> bool {
-        !matches!(self, Self::Send {} | Self::Progress { .. } | Self::Lane(_) | Self::Receipt(_))
+        !matches!(
+            self,
+            Self::Send {}
+                | Self::Progress { .. }
+                | Self::BackupProgress { .. }
+                | Self::Lane(_)
+                | Self::Receipt(_)
+        )
     }
 
     fn checked(self) -> Result<Self, ClientError> {
@@ -157,7 +175,8 @@ mod tests {
                 from: 1,
                 through: 2,
             },
-            Request::BackupBegin {},
+            Request::BackupBegin { directory: None },
+            Request::BackupDone { digest: "0".into() },
             Request::Reload {},
         ] {
             let line = serde_json::to_string(&request).unwrap();
@@ -167,12 +186,15 @@ mod tests {
         for reply in [
             Reply::Receipt(line),
             Reply::NotImported { reason: "x".into(), consequence: Consequence::Retry },
-            Reply::BackupDone { begun: false },
+            Reply::BackupDone { kept: vec!["/x".into()] },
             Reply::Reloaded { serial: 3, gateways: 2 },
         ] {
             let line = serde_json::to_string(&reply).unwrap();
             assert_eq!(serde_json::from_str::<Reply>(&line).unwrap(), reply, "{line}");
         }
-        assert!(serde_json::from_str::<Request>(r#"{"command":"backup_done","force":true}"#).is_err());
+        assert!(
+            serde_json::from_str::<Request>(r#"{"command":"backup_done","digest":"0","force":true}"#)
+                .is_err()
+        );
     }
 }

@@ -3,26 +3,27 @@
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{Sender, sync_channel};
 use std::time::{Duration, Instant};
 
 use pgw_host::control::server::{PROGRESS, SendReply};
 use pgw_host::control::{Conversation, Handler, NotDone};
+use pgw_host::secret;
 use tokio::sync::{Mutex, watch};
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
 use super::{PIECE_BYTES, Reply, Request};
 use crate::HubSettings;
-use crate::backup;
+use crate::backup::{self, BackupError, BegunBackup, NewBackup};
 use crate::gateways::current::CurrentGateways;
 use crate::import::{self, BundleFile, ImportError, ImportedLane, KeysError};
 use crate::imported::{Part, Tally};
 use crate::keys;
 use crate::resend::{CopiesProgress, ResendRequest};
-use crate::store::{LaneName, StoreError};
+use crate::store::LaneName;
 use crate::store_thread::Arrival;
 
 /// Shortest time between two lines about an import's progress.
@@ -43,6 +44,8 @@ pub struct Commands {
     gateways: CurrentGateways,
     /// One import at a time: each takes space on the store's disk.
     importing: Arc<Mutex<()>>,
+    /// One backup at a time begins or ends.
+    backing_up: Arc<Mutex<()>>,
 }
 
 impl Commands {
@@ -54,7 +57,7 @@ impl Commands {
         stop: watch::Receiver<bool>,
         gateways: CurrentGateways,
     ) -> Self {
-        Self { settings, arrivals, stop, gateways, importing: Arc::default() }
+        Self { settings, arrivals, stop, gateways, importing: Arc::default(), backing_up: Arc::default() }
     }
 }
 
@@ -69,25 +72,8 @@ impl Handler for Commands {
                 let lane = LaneName { practice, gateway, lane };
                 self.resend(ResendRequest { lane, epoch, from, through }, client).await
             }
-            Request::BackupBegin {} => {
-                let directory = self.settings.directory.clone();
-                let begun = spawn_blocking(move || backup::begin(&directory)).await;
-                client
-                    .send_line(&store_reply(begun, |lanes| Reply::BackupBegun { lanes: lanes as u64 }))
-                    .await
-            }
-            Request::BackupDone {} => {
-                let (directory, arrivals) = (self.settings.directory.clone(), self.arrivals.clone());
-                let done = spawn_blocking(move || {
-                    let begun = backup::done(&directory)?;
-                    if begun {
-                        // If the hub is stopping, it reads the file at its next start.
-                        let _ = arrivals.send(Arrival::BackedUp);
-                    }
-                    Ok(begun)
-                });
-                client.send_line(&store_reply(done.await, |begun| Reply::BackupDone { begun })).await
-            }
+            Request::BackupBegin { directory } => self.backup_begin(directory, client).await,
+            Request::BackupDone { digest } => client.send_line(&self.backup_done(digest).await).await,
             Request::Reload {} => {
                 let gateways = self.gateways.clone();
                 let reply = match spawn_blocking(move || gateways.reload()).await {
@@ -103,18 +89,67 @@ impl Handler for Commands {
     }
 }
 
-fn store_reply<T>(
-    done: Result<Result<T, StoreError>, tokio::task::JoinError>,
-    reply: impl FnOnce(T) -> Reply,
-) -> Reply {
-    match done {
-        Ok(Ok(done)) => reply(done),
-        Ok(Err(error)) => Reply::Failed(NotDone::of(&error, error.consequence())),
-        Err(_) => Reply::Failed(NotDone::bug(BUG)),
-    }
-}
-
 impl Commands {
+    async fn backup_begin(&self, directory: Option<PathBuf>, client: &mut Conversation) -> io::Result<()> {
+        let Ok(only_one) = Arc::clone(&self.backing_up).try_lock_owned() else {
+            let busy = "another backup is just beginning or ending: run this command again when it has";
+            return client.send_line(&Reply::Failed(NotDone::later(busy))).await;
+        };
+        let commands = self.clone();
+        client
+            .stream_of(move |send| {
+                // As long as the work takes, even where its client has gone.
+                let _only_one = only_one;
+                commands.begin(directory, send)
+            })
+            .await
+    }
+
+    fn begin(&self, directory: Option<PathBuf>, send: SendReply<'_, Reply>) -> Result<Reply, NotDone> {
+        let HubSettings { directory: store, hub, signing_key_file, .. } = &self.settings;
+        let key = secret::signing_key(signing_key_file)
+            .map_err(|error| NotDone::of(&error, error.consequence()))?;
+        let mut reported = Instant::now();
+        let mut progress = |bytes| {
+            if reported.elapsed() >= BETWEEN {
+                reported = Instant::now();
+                let _ = send(Reply::BackupProgress { bytes });
+            }
+        };
+        let mut link = |lane: &LaneName, into: &Path| {
+            let (answer, answered) = sync_channel(1);
+            self.arrivals
+                .send(Arrival::LinkLane(lane.clone(), into.to_owned(), answer))
+                .map_err(|_| BackupError::Stopping)?;
+            Ok(answered.recv().map_err(|_| BackupError::Stopping)??)
+        };
+        let begun = backup::begin(NewBackup { store, directory, hub, key: &key }, &mut link, &mut progress)?;
+        let BegunBackup { lanes, files, bytes, ref digest, .. } = begun;
+        tracing::info!(lanes, files, bytes, digest, "A backup has begun");
+        Ok(Reply::BackupBegun(begun))
+    }
+
+    async fn backup_done(&self, digest: String) -> Reply {
+        let Ok(_only_one) = timeout(PROGRESS, self.backing_up.lock()).await else {
+            return Reply::Failed(NotDone::later(
+                "a backup is just beginning: run this command again when it has",
+            ));
+        };
+        let (directory, arrivals) = (self.settings.directory.clone(), self.arrivals.clone());
+        let done = spawn_blocking(move || {
+            let kept = backup::done(&directory, &digest)?;
+            // If the hub is stopping, it reads the file at its next start.
+            let _ = arrivals.send(Arrival::BackedUp);
+            tracing::info!(digest, "A backup is done and counts");
+            Ok::<_, BackupError>(kept)
+        });
+        match done.await {
+            Ok(Ok(kept)) => Reply::BackupDone { kept },
+            Ok(Err(error)) => Reply::Failed(error.into()),
+            Err(_) => Reply::Failed(NotDone::bug(BUG)),
+        }
+    }
+
     async fn import(&self, bytes: u64, receipts: bool, client: &mut Conversation) -> io::Result<()> {
         let directory = self.settings.directory.clone();
         // One that was just given up needs a moment to end.

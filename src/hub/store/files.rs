@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use pgw_core::transaction::{Gateway, Lane, Practice, unix_millis_now};
 
 use super::tail::{self, Tail};
-use super::{LaneName, StoreError, Through};
+use super::{LaneName, StoreError};
 
 pub(super) fn failed<'a>(action: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> StoreError + 'a {
     move |source| StoreError::Io { action, path: path.to_owned(), source }
@@ -19,38 +19,40 @@ pub(super) fn rotated_path(path: &Path, ordinal: u32) -> PathBuf {
     path.with_extension(format!("{ordinal:06}.ndjson"))
 }
 
-/// The highest number among a lane's rotated files; 0: none.
-pub(super) fn last_rotated(directory: &Path, lane: &Lane) -> Result<u32, StoreError> {
-    let mut last = 0;
+/// The numbers of a lane's rotated files, in their order.
+pub(super) fn rotated(directory: &Path, lane: &Lane) -> Result<Vec<u32>, StoreError> {
+    let mut ordinals = Vec::new();
     for entry in fs::read_dir(directory).map_err(failed("list", directory))? {
         let name = entry.map_err(failed("list", directory))?.file_name();
-        let ordinal = name
-            .to_str()
-            .and_then(|name| name.strip_prefix(lane.as_str())?.strip_prefix('.')?.strip_suffix(".ndjson"))
-            .and_then(|digits| digits.parse().ok());
-        last = last.max(ordinal.unwrap_or(0));
+        let of_lane = |name: &str| name.strip_prefix(lane.as_str()).is_some_and(|rest| rest.starts_with('.'));
+        let ordinal = name.to_str().filter(|name| of_lane(name)).and_then(|name| ordinal_of(Path::new(name)));
+        ordinals.extend(ordinal);
     }
-    Ok(last)
+    ordinals.sort_unstable();
+    Ok(ordinals)
 }
 
-/// The watermarks of all lanes without opening the store: only reads, beside a running hub.
-///
-/// # Errors
-/// [`StoreError`] when a file cannot be read.
-pub fn peek(directory: &Path) -> Result<Vec<(LaneName, Vec<Through>)>, StoreError> {
-    let mut found = Vec::new();
-    for name in lanes_in(directory)? {
-        let mut watermarks = None;
-        for path in files_of(directory, &name)?.into_iter().rev().filter(|path| path.exists()) {
-            let file = File::open(&path).map_err(failed("open", &path))?;
-            watermarks = tail::read(&file, &name).map_err(failed("read", &path))?.watermarks;
-            if watermarks.is_some() {
-                break;
-            }
+/// The number in the name of a rotated file; `None`: it has none.
+pub(super) fn ordinal_of(path: &Path) -> Option<u32> {
+    let digits = path.file_name()?.to_str()?.strip_suffix(".ndjson")?.split_once('.')?.1;
+    digits.bytes().all(|digit| digit.is_ascii_digit()).then(|| digits.parse().ok())?
+}
+
+/// Renames files that have lost their beginning, so that nobody takes them for a lane's, except an empty one, and one that
+/// is written next and holds no whole group: that is the torn end of a lane that had just begun.
+pub(super) fn put_aside(damaged: &[PathBuf], written: &Path, lane: &LaneName) -> Result<(), StoreError> {
+    for path in damaged {
+        let file = File::open(path).map_err(failed("open", path))?;
+        let Tail { good, length, .. } = tail::read(&file, lane).map_err(failed("read", path))?;
+        if length == 0 || (path == written && good == 0) {
+            continue;
         }
-        found.push((name, watermarks.unwrap_or_default()));
+        let mut name = path.as_os_str().to_owned();
+        name.push(format!(".damaged-{}", unix_millis_now()));
+        pgw_durable::rename(path, Path::new(&name)).map_err(failed("rename", path))?;
+        tracing::error!(%lane, file = %path.display(), kept = %Path::new(&name).display(), "A file of a lane has lost its beginning and is set aside; the gateway sends again what was in it");
     }
-    Ok(found)
+    Ok(())
 }
 
 /// Every lane that has files below `directory`.
@@ -89,15 +91,21 @@ fn children(directory: &Path) -> Result<Vec<(String, PathBuf)>, StoreError> {
     Ok(found)
 }
 
-/// The files of a lane, in the order of its transactions.
+/// The directory of a lane's files.
+#[must_use]
+pub fn directory_of(directory: &Path, lane: &LaneName) -> PathBuf {
+    directory.join(lane.practice.as_str()).join(lane.gateway.as_str())
+}
+
+/// The files of a lane, in the order of its transactions. The last is the one that grows; it may not exist.
 ///
 /// # Errors
 /// [`StoreError`] when the directory cannot be listed.
 pub fn files_of(directory: &Path, lane: &LaneName) -> Result<Vec<PathBuf>, StoreError> {
-    let parent = directory.join(lane.practice.as_str()).join(lane.gateway.as_str());
+    let parent = directory_of(directory, lane);
     let path = parent.join(format!("{}.ndjson", lane.lane));
     let mut paths: Vec<_> =
-        (1..=last_rotated(&parent, &lane.lane)?).map(|ordinal| rotated_path(&path, ordinal)).collect();
+        rotated(&parent, &lane.lane)?.into_iter().map(|ordinal| rotated_path(&path, ordinal)).collect();
     paths.push(path);
     Ok(paths)
 }
@@ -105,13 +113,20 @@ pub fn files_of(directory: &Path, lane: &LaneName) -> Result<Vec<PathBuf>, Store
 /// The file for copies of a lane's transactions that its gateway has sent again.
 #[must_use]
 pub fn again_path(directory: &Path, lane: &LaneName) -> PathBuf {
-    let parent = directory.join(lane.practice.as_str()).join(lane.gateway.as_str());
-    parent.join(format!("{}.again.ndjson", lane.lane))
+    directory_of(directory, lane).join(format!("{}.again.ndjson", lane.lane))
 }
 
-/// Creates a directory, mode 0700, durably.
-pub(super) fn create_directory(path: &Path) -> Result<(), StoreError> {
-    pgw_durable::create_directory(path, 0o700).map_err(failed("create", path))
+/// Creates a directory, mode 0700, durably; a new one gets the owner of the directory above it.
+///
+/// # Errors
+/// [`StoreError`].
+pub fn create_directory(path: &Path) -> Result<(), StoreError> {
+    if path.is_dir() {
+        return Ok(());
+    }
+    pgw_durable::create_directory(path, 0o700)
+        .and_then(|()| super::give_to_owner_above(path, &File::open(path)?))
+        .map_err(failed("create", path))
 }
 
 fn sync_directory(path: &Path) -> Result<(), StoreError> {

@@ -9,11 +9,14 @@
 mod files;
 pub mod identity;
 mod ids;
+mod lane_file;
 pub mod line;
 pub mod ndjson;
+mod row;
 mod tail;
 pub mod walk;
 
+use std::fs::File;
 use std::io::Write as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
@@ -33,6 +36,7 @@ pub use identity::StoreIdentity;
 /// The end of an epoch in a lane: it is stored through `through`, whose chain value is `chain`.
 pub use pgw_core::delivery::Through;
 pub use pgw_core::transaction::LaneName;
+pub use row::Hole;
 
 /// New content for a file in the store, or beside another file, mode 0600. The file gets the owner of its directory:
 /// the hub must be able to read what root puts into the store.
@@ -41,13 +45,19 @@ pub use pgw_core::transaction::LaneName;
 /// The system's error.
 pub fn replacement(path: &Path) -> std::io::Result<Replacement> {
     let new = Replacement::begin(path, pgw_durable::PRIVATE)?;
-    if let (Some(Ok(above)), own) = (path.parent().map(std::fs::metadata), new.file().metadata()?)
+    give_to_owner_above(path, new.file())?;
+    Ok(new)
+}
+
+/// The owner of the directory above also owns `file`, which is there or will be at `path`.
+fn give_to_owner_above(path: &Path, file: &File) -> std::io::Result<()> {
+    if let (Some(Ok(above)), own) = (path.parent().map(std::fs::metadata), file.metadata()?)
         && above.uid() != own.uid()
     {
         // Only root can; elsewhere (a USB stick without file owners) a failure does no harm.
-        let _ = std::os::unix::fs::fchown(new.file(), Some(above.uid()), Some(above.gid()));
+        let _ = std::os::unix::fs::fchown(file, Some(above.uid()), Some(above.gid()));
     }
-    Ok(new)
+    Ok(())
 }
 
 /// Replaces such a file whole, durably.
@@ -112,6 +122,16 @@ impl Record for Entry {
     }
 }
 
+/// A lane's files, as a backup holds them.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct LinkedLane {
+    /// How far the lane is, epochs oldest first.
+    pub ends: Vec<Through>,
+    /// The path of each file below the store's directory, in the order of the transactions, and how many bytes of it are
+    /// on stable storage and stay as they are.
+    pub files: Vec<(PathBuf, u64)>,
+}
+
 /// Why the store did not do it. Nothing of the request counts then; each error is worth a retry.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
@@ -172,7 +192,8 @@ pub trait Store: Send {
     /// The watermarks of one lane, epochs oldest first; empty: unknown. Does not read the disk.
     fn watermarks_of(&self, lane: &LaneName) -> Vec<Through>;
 
-    /// Stores a group and advances the watermarks, each lane in one atomic step; on stable storage when it returns.
+    /// Stores a group and advances the watermarks, each lane in one atomic step; on stable storage when it returns. A lane
+    /// that had lost a part may be further than the group then: what comes after that part counts once it has come again.
     ///
     /// # Errors
     /// [`StoreError`]: some lanes may have advanced, [`Store::watermarks`] says which.
@@ -190,6 +211,13 @@ pub trait Store: Send {
     /// # Errors
     /// [`StoreError`]: this cannot be decided now.
     fn has_id(&mut self, lane: &LaneName, id: Uuid) -> Result<bool, StoreError>;
+
+    /// Gives each of a lane's files a second name at the same place below `into`, a directory of the store's file system
+    /// in which the lane's directory exists; empty: unknown. Does not read the files. The caller syncs the directories.
+    ///
+    /// # Errors
+    /// [`StoreError`]: some names may be there.
+    fn link_lane(&mut self, lane: &LaneName, into: &Path) -> Result<LinkedLane, StoreError>;
 }
 
 #[cfg(test)]

@@ -95,6 +95,16 @@ pub enum Fault {
         /// Its sequence.
         after: Sequence,
     },
+    /// A file does not follow the one before it.
+    #[error("{}; this one does not follow sequence {after} of epoch {epoch}", missing(previous.as_deref()))]
+    File {
+        /// The name of the file before it; `None`: it is the lane's first.
+        previous: Option<String>,
+        /// Epoch of the last good line; nil: none.
+        epoch: Epoch,
+        /// Its sequence.
+        after: Sequence,
+    },
     /// A group begins with other watermarks than those of the lines before it.
     #[error(
         "the watermarks of the group after sequence {after} of epoch {epoch} do not fit the lines before it"
@@ -105,6 +115,15 @@ pub enum Fault {
         /// Its sequence.
         after: Sequence,
     },
+}
+
+fn missing(previous: Option<&str>) -> String {
+    match previous {
+        Some(previous) => {
+            format!("a file is missing between {previous} and this one, or {previous} has lost its end")
+        }
+        None => "the lane's first file is missing, or more".to_owned(),
+    }
 }
 
 impl Fault {
@@ -141,6 +160,12 @@ impl Walk {
     pub fn new(lane: LaneName) -> Self {
         let last = (Epoch(uuid::Uuid::nil()), 0);
         Self { lane, watermarks: Vec::new(), computed: None, last, begun: false }
+    }
+
+    /// Starts before the first line of a lane, before which there is nothing.
+    #[must_use]
+    pub fn from_first(lane: LaneName) -> Self {
+        Self { begun: true, ..Self::new(lane) }
     }
 
     /// The watermarks after the lines so far.

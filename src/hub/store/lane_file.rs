@@ -1,0 +1,288 @@
+//! One lane of the embedded store: its files, and the last group that is on stable storage.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt as _;
+use std::path::{Path, PathBuf};
+
+use pgw_core::wire::void;
+use pgw_core::wire::void::Void;
+use uuid::Uuid;
+
+use super::files::{
+    again_path, create_directory, directory_of, failed, files_of, open_synced, ordinal_of, put_aside,
+    rotated, rotated_path, set_aside,
+};
+use super::ids::{FileOffset, Ids};
+use super::line;
+use super::row::{self, Hole, Row};
+use super::tail::{self, Tail};
+use super::{Entry, LaneName, LinkedLane, StoreError, Through};
+
+/// Buffers above this are freed after a group.
+const KEEP_BUFFER: usize = 1024 * 1024;
+
+/// A lane that is open for writing.
+pub(super) struct LaneFile {
+    pub(super) name: LaneName,
+    directory: PathBuf,
+    /// The file that grows, unless there is a hole.
+    base: PathBuf,
+    /// The file that is written: in a lane with a hole, the last one before it.
+    path: PathBuf,
+    file: File,
+    /// The last good barrier.
+    length: u64,
+    pub(super) watermarks: Vec<Through>,
+    /// The number of the file that is written; it gets it in its name when it rotates.
+    ordinal: u32,
+    /// Files are missing after the one that is written.
+    hole: Option<Hole>,
+    /// What lies beyond `length` still has to be copied aside.
+    torn: bool,
+    /// The file was renamed, and the new one does not exist yet.
+    renamed: bool,
+    /// A write or sync failed: cut back to `length` first.
+    broken: bool,
+    pub(super) pending: Vec<u8>,
+    pub(super) pending_watermarks: Vec<Through>,
+    /// Ids of the transactions in `pending`, and their offsets in it; only if there is an index.
+    pending_ids: Vec<(Uuid, u64)>,
+    ids: Option<Ids>,
+}
+
+impl LaneFile {
+    pub(super) fn open(directory: &Path, name: LaneName) -> Result<Self, StoreError> {
+        let parent = directory_of(directory, &name);
+        create_directory(&parent)?;
+        let base = parent.join(format!("{}.ndjson", name.lane));
+        let Row { ends, last, hole, damaged } = row::read(directory, &name)?;
+        let numbers = rotated(&parent, &name.lane)?;
+        let next = numbers.last().copied().unwrap_or(0) + 1;
+        if let Some(hole) = &hole {
+            tracing::error!(lane = %name, hole = %hole, "Files of a lane are missing or damaged: its end moves back, and its gateway sends the difference again");
+        }
+        let (path, ordinal) = match (&hole, last) {
+            (None, _) => (base.clone(), next),
+            (Some(_), Some((path, _))) => {
+                let ordinal = ordinal_of(&path).unwrap_or(next);
+                (path, ordinal)
+            }
+            // Before everything that is there.
+            (Some(_), None) => {
+                let before = numbers.first().map_or(1, |first| first.saturating_sub(1));
+                (rotated_path(&base, before), before)
+            }
+        };
+        put_aside(&damaged, &path, &name)?;
+        if hole.is_some() {
+            // It covers more than the lane has now.
+            pgw_durable::remove(&base.with_extension("ids")).map_err(failed("remove", &base))?;
+        }
+        let file = open_synced(&path)?;
+        let tail = tail::read(&file, &name).map_err(failed("read", &path))?;
+        // On a full disk the torn end cannot be copied yet; the lane can still be queried. Before a hole nothing is cut until
+        // the gateway sends again what the file has lost.
+        let torn = match if hole.is_none() { set_aside(&file, &path, &tail) } else { Ok(()) } {
+            Ok(()) => hole.is_some() && tail.good < tail.length,
+            Err(error) if error.is_full() => {
+                tracing::error!(file = %path.display(), "The torn end of a lane file could not be saved: the disk is full");
+                true
+            }
+            Err(error) => return Err(error),
+        };
+        Ok(Self {
+            name,
+            directory: directory.to_owned(),
+            base,
+            path,
+            file,
+            length: tail.good,
+            watermarks: ends,
+            ordinal,
+            hole,
+            torn,
+            renamed: false,
+            broken: false,
+            pending: Vec::new(),
+            pending_watermarks: Vec::new(),
+            pending_ids: Vec::new(),
+            ids: None,
+        })
+    }
+
+    /// Begins again where the row goes on, if what was missing is there again.
+    pub(super) fn rejoin(&mut self) -> Result<(), StoreError> {
+        if self.hole.as_ref().is_some_and(|hole| hole.until == self.watermarks) {
+            *self = Self::open(&self.directory, self.name.clone())?;
+            if self.hole.is_none() {
+                tracing::info!(lane = %self.name, "What was missing of a lane has come again: its files follow on one another");
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn stage(&mut self, entry: &Entry) -> Result<(), StoreError> {
+        let envelope = &entry.envelope;
+        let watermark = Through { epoch: envelope.epoch, through: envelope.sequence, chain: envelope.chain };
+        if self.is_after_the_hole(&watermark) {
+            return Ok(());
+        }
+        let before = self.pending_watermarks.iter_mut().rev().find(|known| known.epoch == watermark.epoch);
+        // The committer has checked it; this is the last place where a gap in a lane can be prevented.
+        if before.as_ref().map_or(0, |known| known.through) + 1 != watermark.through {
+            return Err(StoreError::NotNext {
+                lane: entry.lane.clone(),
+                epoch: watermark.epoch,
+                sequence: watermark.through,
+            });
+        }
+        match before {
+            Some(known) => *known = watermark,
+            None => self.pending_watermarks.push(watermark),
+        }
+        if self.ids.is_some() && entry.body.is_some() {
+            self.pending_ids.push((envelope.id(), self.pending.len() as u64));
+        }
+        match &entry.body {
+            Some(body) if void::is_void(envelope) => {
+                let Some(void) = Void::of(envelope, body) else { return Ok(()) };
+                line::write_void(&mut self.pending, envelope, &void);
+            }
+            Some(body) => line::write_record(&mut self.pending, envelope, body),
+            None => line::write_advance(&mut self.pending, envelope),
+        }
+        if let (Some(key), Some(signature)) = (entry.signed_by, &envelope.signature) {
+            line::write_head(&mut self.pending, envelope, signature, key);
+        }
+        Ok(())
+    }
+
+    /// Whether it is stored already, in the files after the hole: those count again once the hole is filled.
+    fn is_after_the_hole(&self, watermark: &Through) -> bool {
+        let until = self.hole.iter().flat_map(|hole| &hole.until);
+        until.into_iter().any(|end| end.epoch == watermark.epoch && end.through < watermark.through)
+    }
+
+    pub(super) fn commit(&mut self, rotate_bytes: u64) -> Result<(), StoreError> {
+        let nothing = self.hole.is_some() && self.pending_watermarks == self.watermarks;
+        let outcome = if nothing { Ok(()) } else { self.write(rotate_bytes) };
+        let outcome = outcome.and_then(|()| self.rejoin());
+        if self.pending.capacity() > KEEP_BUFFER {
+            self.pending = Vec::new();
+        }
+        self.pending.clear();
+        self.pending_ids.clear();
+        outcome
+    }
+
+    fn write(&mut self, rotate_bytes: u64) -> Result<(), StoreError> {
+        if self.torn {
+            let tail = Tail { good: self.length, length: self.file_length()?, watermarks: None };
+            set_aside(&self.file, &self.path, &tail)?;
+            self.torn = false;
+        }
+        if self.broken {
+            self.cut_back()?;
+        }
+        if self.length >= rotate_bytes && self.hole.is_none() {
+            self.rotate()?;
+        }
+        self.broken = true;
+        let written = self.file.write_all_at(&self.pending, self.length).map_err(failed("write", &self.path));
+        if let Err(error) =
+            written.and_then(|()| pgw_durable::sync_data(&self.file).map_err(failed("sync", &self.path)))
+        {
+            // At once if possible: what was written takes space on a full disk, and would look torn after a crash.
+            let _ = self.cut_back();
+            return Err(error);
+        }
+        self.broken = false;
+        self.length += self.pending.len() as u64;
+        std::mem::swap(&mut self.watermarks, &mut self.pending_watermarks);
+        self.index();
+        Ok(())
+    }
+
+    fn file_length(&self) -> Result<u64, StoreError> {
+        Ok(self.file.metadata().map_err(failed("read", &self.path))?.len())
+    }
+
+    /// Cuts the file back to the last good barrier.
+    fn cut_back(&mut self) -> Result<(), StoreError> {
+        self.file.set_len(self.length).map_err(failed("cut back", &self.path))?;
+        self.file.sync_all().map_err(failed("sync", &self.path))?;
+        self.broken = false;
+        Ok(())
+    }
+
+    fn rotate(&mut self) -> Result<(), StoreError> {
+        if !self.renamed {
+            let aside = rotated_path(&self.path, self.ordinal);
+            let renamed = pgw_durable::rename(&self.path, &aside);
+            // It may be renamed with only the directory not synced: the sync for the new file below covers that.
+            if renamed.is_ok() || matches!(self.path.try_exists(), Ok(false)) {
+                self.ordinal += 1;
+                self.renamed = true;
+            }
+            renamed.map_err(failed("rename", &self.path))?;
+        }
+        self.file = open_synced(&self.path)?;
+        self.renamed = false;
+        self.length = 0;
+        Ok(())
+    }
+
+    pub(super) fn has_id(&mut self, id: Uuid) -> Result<bool, StoreError> {
+        let path = self.base.with_extension("ids");
+        let (current, base, number) = (self.path.clone(), self.base.clone(), self.ordinal);
+        let file =
+            move |ordinal| if ordinal == number { current.clone() } else { rotated_path(&base, ordinal) };
+        if self.ids.is_none() {
+            let end = self.place(self.length);
+            self.ids = Some(Ids::open(path.clone(), &file, end).map_err(failed("make", &path))?);
+        }
+        let found = self.ids.as_ref().map_or(Ok(false), |ids| ids.contains(id, &file));
+        found.map_err(failed("read", &path))
+    }
+
+    fn place(&self, offset: u64) -> FileOffset {
+        FileOffset { ordinal: self.ordinal, offset }
+    }
+
+    /// Extends the id index to the new barrier. If that fails, the index is reopened when it is needed, and reads from
+    /// the lane's files what it lacks.
+    fn index(&mut self) {
+        let start = self.length - self.pending.len() as u64;
+        let end = self.place(self.length);
+        if let Some(ids) = &mut self.ids {
+            let place = |at| FileOffset { offset: start + at, ..end };
+            let inserted = self.pending_ids.drain(..).try_for_each(|(id, at)| ids.insert(id, place(at)));
+            if let Err(error) = inserted.and_then(|()| ids.cover(end)) {
+                tracing::warn!(lane = %self.name, error = %error, "The id index could not be written");
+                self.ids = None;
+            }
+        }
+    }
+
+    /// Gives each of its files a second name below `into`; quick, because nothing is read.
+    pub(super) fn link(&self, directory: &Path, into: &Path) -> Result<LinkedLane, StoreError> {
+        let above = directory_of(Path::new(""), &self.name);
+        let mut paths = files_of(directory, &self.name)?;
+        paths.push(again_path(directory, &self.name));
+        let mut files = Vec::new();
+        for path in paths.iter().filter(|path| path.exists()) {
+            let Some(name) = path.file_name() else { continue };
+            let below = above.join(name);
+            let link = into.join(&below);
+            pgw_durable::add_name_unsynced(path, &link).map_err(failed("link", path))?;
+            // Beyond the last barrier there is what may not last; the other files are complete.
+            let bytes = if *path == self.path && !self.renamed {
+                self.length
+            } else {
+                path.metadata().map_err(failed("read", path))?.len()
+            };
+            files.push((below, bytes));
+        }
+        Ok(LinkedLane { ends: self.watermarks.clone(), files })
+    }
+}

@@ -1,0 +1,162 @@
+//! A lane whose files are missing or damaged ends before that; what comes again makes it whole, and nothing is there twice.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use pgw_core::transaction::unix_millis_now;
+use pgw_hub::gateways::Gateways;
+use pgw_hub::report;
+use pgw_hub::store::line::{self, Line};
+use pgw_hub::store::ndjson::{NdjsonStore, files_of};
+use pgw_hub::store::{Entry, Store};
+
+use crate::hub_kit::{Sender, lane};
+
+/// Six groups of two: five rotated files and the one that grows.
+const GROUPS: u64 = 6;
+
+struct Centre {
+    directory: tempfile::TempDir,
+    all: Vec<Entry>,
+    files: Vec<PathBuf>,
+}
+
+impl Centre {
+    fn new() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let mut sender = Sender::new(&lane("clinical"), 1);
+        let all = sender.take(2 * GROUPS + 2);
+        let mut store = NdjsonStore::open(directory.path(), 1_000).unwrap();
+        for group in all[..2 * GROUPS as usize].chunks(2) {
+            store.append(group).unwrap();
+        }
+        let files = files_of(directory.path(), &sender.lane).unwrap();
+        assert_eq!(files.len() as u64, GROUPS);
+        Self { directory, all, files }
+    }
+
+    fn path(&self) -> &Path {
+        self.directory.path()
+    }
+
+    fn open(&self) -> NdjsonStore {
+        NdjsonStore::open(self.path(), 1_000).unwrap()
+    }
+
+    fn verify(&self) -> report::PrintedReport {
+        report::verify(self.path(), &Gateways::default(), None).unwrap()
+    }
+
+    /// The lane ends at `through`, loudly; then its gateway sends again from there, `groups` at a time, and goes on.
+    fn comes_again(&self, through: u64, groups: usize) {
+        let lane = &self.all[0].lane;
+        let mut store = self.open();
+        assert_eq!(end(&store), through);
+        let shown = report::list(self.path(), unix_millis_now()).unwrap();
+        assert!(!shown.ok && shown.text.contains("is NOT whole"), "{}", shown.text);
+        let verified = self.verify();
+        assert!(!verified.ok, "{}", verified.text);
+        // A restart in the middle changes nothing.
+        while end(&store) < 2 * GROUPS {
+            let before = usize::try_from(end(&store)).unwrap();
+            store.append(&self.all[before..(before + groups).min(self.all.len() - 2)]).unwrap();
+            assert!(end(&store) > before as u64, "nothing was stored");
+            drop(store);
+            store = self.open();
+        }
+        store.append(&self.all[2 * GROUPS as usize..]).unwrap();
+        assert_eq!(end(&store), 2 * GROUPS + 2);
+        for entry in &self.all {
+            assert!(store.has_id(lane, entry.envelope.id()).unwrap());
+        }
+        drop(store);
+        let mut counts: BTreeMap<u64, u32> = BTreeMap::new();
+        for path in files_of(self.path(), lane).unwrap().iter().filter(|path| path.exists()) {
+            for text in fs::read(path).unwrap().split(|byte| *byte == b'\n') {
+                if let Some(Line::Record(record)) = line::read(text) {
+                    *counts.entry(record.watermark.through).or_default() += 1;
+                }
+            }
+        }
+        let once = (1..=2 * GROUPS + 2).map(|number| (number, 1)).collect();
+        assert_eq!(counts, once, "each once");
+        let verified = self.verify();
+        assert!(verified.ok, "{}", verified.text);
+        assert!(report::list(self.path(), unix_millis_now()).unwrap().ok);
+        assert_eq!(end(&self.open()), 2 * GROUPS + 2);
+    }
+}
+
+fn end(store: &NdjsonStore) -> u64 {
+    store.watermarks().first().and_then(|(_, ends)| ends.first()).map_or(0, |end| end.through)
+}
+
+#[test]
+fn a_lane_ends_before_a_missing_file_and_is_whole_once_that_has_come_again() {
+    for missing in 0..GROUPS as usize - 1 {
+        // What comes again ends at the hole's other side, or goes far beyond it.
+        for groups in [1, 2, 3, 100] {
+            let centre = Centre::new();
+            fs::remove_file(&centre.files[missing]).unwrap();
+            let text = centre.verify().text;
+            let expected = match missing {
+                0 => "the lane's first file is missing".to_owned(),
+                _ => format!("a file is missing between clinical.{missing:06}.ndjson and this one"),
+            };
+            assert!(text.contains(&expected), "{text}");
+            centre.comes_again(2 * missing as u64, groups);
+        }
+    }
+}
+
+#[test]
+fn several_holes_are_filled_one_after_the_other() {
+    let centre = Centre::new();
+    for missing in [0, 1, 3] {
+        fs::remove_file(&centre.files[missing]).unwrap();
+    }
+    let shown = report::list(centre.path(), unix_millis_now()).unwrap().text;
+    assert!(
+        shown.contains("files number 1 to 2 are missing before clinical.000003.ndjson: sequences 1 to 4"),
+        "{shown}"
+    );
+    centre.comes_again(0, 100);
+}
+
+#[test]
+fn a_file_that_has_lost_its_end_or_its_beginning_is_a_hole() {
+    for middle in 0..GROUPS as usize - 1 {
+        let centre = Centre::new();
+        let whole = fs::read(&centre.files[middle]).unwrap();
+        fs::write(&centre.files[middle], &whole[..whole.len() - 5]).unwrap();
+        centre.comes_again(2 * middle as u64 + 1, 100);
+        let centre = Centre::new();
+        let mut damaged = whole.clone();
+        damaged[3] = b'#';
+        fs::write(&centre.files[middle], &damaged).unwrap();
+        let mut store = centre.open();
+        assert_eq!(end(&store), 2 * middle as u64);
+        store.append(&centre.all[2 * middle..2 * GROUPS as usize]).unwrap();
+        assert_eq!(end(&store), 2 * GROUPS);
+        drop(store);
+        assert!(centre.verify().ok, "{}", centre.verify().text);
+        let kept = fs::read_dir(centre.files[0].parent().unwrap()).unwrap();
+        let kept =
+            kept.filter_map(Result::ok).find(|entry| entry.path().to_string_lossy().contains(".damaged-"));
+        assert_eq!(fs::read(kept.unwrap().path()).unwrap(), damaged, "set aside");
+    }
+}
+
+#[test]
+fn what_was_sent_again_on_request_fills_the_place_of_a_lost_end() {
+    let centre = Centre::new();
+    let whole = fs::read(&centre.files[1]).unwrap();
+    fs::write(&centre.files[1], &whole[..whole.len() - 5]).unwrap();
+    let mut store = centre.open();
+    assert_eq!(end(&store), 3);
+    store.keep_copies(&centre.all[3..4]).unwrap();
+    drop(store);
+    assert_eq!(end(&centre.open()), 2 * GROUPS, "the gateway need not send it once more");
+    assert!(centre.verify().ok, "{}", centre.verify().text);
+}
