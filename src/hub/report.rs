@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::Path;
 
+use pgw_core::text::chain;
 use pgw_core::transaction::{UnixMillis, rfc3339};
 
 use super::fleet::{self, GatewayView};
@@ -32,8 +33,15 @@ pub fn verify(directory: &Path, list: &Gateways, only: Option<&str>) -> Result<P
     let mut text = String::new();
     let (mut ok, mut lanes, mut transactions) = (true, 0, 0);
     for name in ndjson::lanes_in(directory)?.iter().filter(|name| is_below(name, only)) {
-        let report = verify::lane(directory, name, list)?;
         lanes += 1;
+        let report = match verify::lane(directory, name, list) {
+            Ok(report) => report,
+            Err(error) => {
+                ok = false;
+                let _ = writeln!(text, "{name}: NOT whole: {}", chain(&error));
+                continue;
+            }
+        };
         transactions += report.transactions;
         ok &= report.faults_total == 0;
         write_lane(&mut text, &report);
@@ -156,15 +164,12 @@ const MOST_WANTED: u64 = 100_000;
 /// [`StoreError`] when the store cannot be read.
 pub fn list(directory: &Path, now: UnixMillis) -> Result<PrintedReport, StoreError> {
     let mut rows: BTreeMap<String, Vec<(String, String)>> = BTreeMap::new();
-    let mut holes = String::new();
-    for StoredLane { lane, ends, hole } in ndjson::peek(directory)? {
+    let mut troubles = String::new();
+    for StoredLane { lane, ends, trouble } in ndjson::peek(directory)? {
         let who = format!("{}/{}", lane.practice, lane.gateway);
         rows.entry(who).or_default().push((lane.lane.to_string(), through(&ends)));
-        if let Some(hole) = hole {
-            let _ = writeln!(
-                holes,
-                "{lane} is NOT whole: {hole}; its gateway sends again what was in it, and `practice-hub verify {lane}` says the rest"
-            );
+        if let Some(trouble) = trouble {
+            let _ = writeln!(troubles, "{lane} is NOT whole: {trouble}");
         }
     }
     let views = fleet::read(directory);
@@ -176,7 +181,7 @@ pub fn list(directory: &Path, now: UnixMillis) -> Result<PrintedReport, StoreErr
             .map(str::to_owned),
     ];
     // The table is for finding gateways that are offline, so an offline gateway is not a failure.
-    let ok = holes.is_empty();
+    let ok = troubles.is_empty();
     for (who, mut lanes) in rows {
         let view = views.get(&who).cloned().unwrap_or_default();
         if lanes.is_empty() {
@@ -200,7 +205,7 @@ pub fn list(directory: &Path, now: UnixMillis) -> Result<PrintedReport, StoreErr
             ]);
         }
     }
-    Ok(PrintedReport { text: aligned(&table) + &holes, ok })
+    Ok(PrintedReport { text: aligned(&table) + &troubles, ok })
 }
 
 fn through(watermarks: &[Through]) -> String {

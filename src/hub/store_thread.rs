@@ -32,7 +32,7 @@ use super::fleet::Fleet;
 use super::gateways::Gateways;
 use super::imported::{NotTaken, Part, Tally};
 use super::refusals::Refusals;
-use super::resend::{CopiesProgress, ResendRequest, ResendRequests};
+use super::resend::{CopiesProgress, ResendError, ResendRequest, ResendRequests};
 use super::speakers::{Speakers, Unheard};
 use super::store::{Entry, LaneName, LinkedLane, Store, StoreError, Through};
 
@@ -199,6 +199,11 @@ impl StoreThread {
                 None
             }
             Arrival::Resend(request, progress) => {
+                if let Err(error) = self.store.check_lane(&request.lane) {
+                    let ended = Some(Err(ResendError::Store(error.to_string())));
+                    progress.send_replace(CopiesProgress { kept: 0, ended });
+                    return None;
+                }
                 let stored = self.store.watermarks_of(&request.lane);
                 let address = self.fleet.next_command(&request.lane.practice, &request.lane.gateway);
                 self.resends.ask(request, &stored, address, &self.answers, progress);
@@ -298,7 +303,7 @@ impl StoreThread {
     /// [`NotTaken`].
     pub fn import(&mut self, part: Part) -> Result<Tally, NotTaken> {
         let Part { lane, older, transactions } = part;
-        if !self.finish() {
+        if !self.finish() || !self.in_use(&lane) {
             return Err(NotTaken::StoreFailed(lane));
         }
         let older = older.into_iter().map(|Older { epoch, through }| (epoch, through));
@@ -351,6 +356,15 @@ impl StoreThread {
         }
         self.fleet.save(false);
         self.failed == failed
+    }
+
+    /// Whether something may be said of a lane: not where its files cannot be used.
+    fn in_use(&mut self, lane: &LaneName) -> bool {
+        let in_use = self.store.check_lane(lane).is_ok();
+        if !in_use {
+            self.refuse(lane.to_string(), "lane out of use");
+        }
+        in_use
     }
 
     fn refuse(&mut self, who: String, why: &'static str) {

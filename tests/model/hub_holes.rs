@@ -4,14 +4,16 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use pgw_core::transaction::unix_millis_now;
+use pgw_core::transaction::{Hub, unix_millis_now};
+use pgw_core::wire::signature::SigningKey;
+use pgw_hub::backup::{self, NewBackup};
 use pgw_hub::gateways::Gateways;
 use pgw_hub::report;
 use pgw_hub::store::line::{self, Line};
 use pgw_hub::store::ndjson::{NdjsonStore, files_of};
-use pgw_hub::store::{Entry, Store};
+use pgw_hub::store::{Entry, Store, StoreError};
 
-use crate::hub_kit::{Sender, lane};
+use crate::hub_kit::{Sender, lane, lane_of};
 
 /// Six groups of two: five rotated files and the one that grows.
 const GROUPS: u64 = 6;
@@ -31,6 +33,8 @@ impl Centre {
         for group in all[..2 * GROUPS as usize].chunks(2) {
             store.append(group).unwrap();
         }
+        // The index of the ids covers all of it.
+        assert!(store.has_id(&sender.lane, all[0].envelope.id()).unwrap());
         let files = files_of(directory.path(), &sender.lane).unwrap();
         assert_eq!(files.len() as u64, GROUPS);
         Self { directory, all, files }
@@ -159,4 +163,44 @@ fn what_was_sent_again_on_request_fills_the_place_of_a_lost_end() {
     drop(store);
     assert_eq!(end(&centre.open()), 2 * GROUPS, "the gateway need not send it once more");
     assert!(centre.verify().ok, "{}", centre.verify().text);
+}
+
+#[test]
+fn a_lane_whose_files_cannot_be_used_stops_no_other() {
+    let centre = Centre::new();
+    let mut good = Sender::new(&lane_of("B86022", "gw2", "letters"), 3);
+    centre.open().append(&good.take(3)).unwrap();
+    // No file, though it has the name of one: it can be opened and not read.
+    let file = &centre.files[2];
+    let content = fs::read(file).unwrap();
+    fs::remove_file(file).unwrap();
+    fs::create_dir(file).unwrap();
+    let mut store = centre.open();
+    let broken = &centre.all[0].lane;
+    let error = store.check_lane(broken).unwrap_err();
+    assert!(matches!(error, StoreError::OutOfUse { .. }), "{error}");
+    assert_eq!(store.watermarks().len(), 1, "nothing is said of it");
+    store.append(&good.take(3)).unwrap();
+    // A backup goes on without it, and says so.
+    let key = SigningKey::from_pkcs8(&SigningKey::generate().unwrap()).unwrap();
+    let hub = &Hub::new("hub1").unwrap();
+    let new = NewBackup { store: centre.path(), directory: None, hub, key: &key };
+    let begun = backup::begin(new, &mut |lane, into| Ok(store.link_lane(lane, into)?), &mut |_| {}).unwrap();
+    assert_eq!((begun.lanes, begun.files), (1, 2));
+    assert_eq!(begun.left_out[0].lane, broken.to_string());
+    drop(store);
+    let list = report::list(centre.path(), unix_millis_now()).unwrap();
+    assert!(!list.ok && list.text.contains("clinical.000003.ndjson"), "{}", list.text);
+    assert!(list.text.contains("the lane is out of use"), "{}", list.text);
+    let verified = centre.verify();
+    assert!(
+        !verified.ok && verified.text.contains("B86022/gw1/clinical: NOT whole: cannot read"),
+        "{}",
+        verified.text
+    );
+    assert!(verified.text.contains("B86022/gw2/letters: whole, 6 transactions"), "{}", verified.text);
+    // Corrected, it has lost nothing.
+    fs::remove_dir(file).unwrap();
+    fs::write(file, content).unwrap();
+    assert_eq!(centre.open().watermarks_of(broken)[0].through, 2 * GROUPS);
 }

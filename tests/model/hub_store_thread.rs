@@ -76,6 +76,9 @@ impl Store for Unreliable {
         }
         self.inner.has_id(lane, id)
     }
+    fn check_lane(&mut self, lane: &LaneName) -> Result<(), StoreError> {
+        self.inner.check_lane(lane)
+    }
     fn link_lane(&mut self, lane: &LaneName, into: &Path) -> Result<LinkedLane, StoreError> {
         self.inner.link_lane(lane, into)
     }
@@ -207,6 +210,35 @@ impl Drop for Running {
     fn drop(&mut self) {
         self.finish();
     }
+}
+
+#[test]
+fn a_lane_whose_files_cannot_be_used_gets_no_answer_and_the_others_do() {
+    let mut running = Running::start();
+    let (mut broken, mut good) = (Sender::new(&lane("broken"), 1), Sender::new(&lane("clinical"), 2));
+    // No file, though it has the name of one.
+    let path = pgw_hub::store::ndjson::files_of(running.directory.path(), &broken.lane);
+    assert!(path.is_err(), "its directory is not there yet");
+    std::fs::create_dir_all(running.directory.path().join("B86022/gw1/broken.000001.ndjson")).unwrap();
+    running.ask(&broken, "b");
+    broken.take(2).iter().for_each(|entry| running.send(entry));
+    assert_eq!(running.through(&good, "a"), (0, vec![]), "nothing is said of the other");
+    good.take(3).iter().for_each(|entry| running.send(entry));
+    assert_eq!(running.through(&good, "c").0, 3);
+    running.arrivals.as_ref().unwrap().send(Arrival::Connected).unwrap();
+    let (progress, mut ended) = watch::channel(CopiesProgress::default());
+    let request = ResendRequest { lane: broken.lane.clone(), epoch: None, from: 1, through: 1 };
+    running.arrivals.as_ref().unwrap().send(Arrival::Resend(request, progress)).unwrap();
+    let (through, before) = running.through(&good, "d");
+    assert_eq!(through, 3);
+    for answer in before {
+        assert!(matches!(&answer, Answer::Receipt { lane, .. } if *lane == good.lane), "{answer:?}");
+    }
+    let ended = ended.borrow_and_update().ended.clone().unwrap().unwrap_err().to_string();
+    assert!(ended.contains("broken is out of use"), "{ended}");
+    running.finish();
+    assert!(running.directory.path().join("B86022/gw1/broken.000001.ndjson").is_dir());
+    assert!(!running.directory.path().join("B86022/gw1/broken.ndjson").exists(), "nothing is stored");
 }
 
 #[test]

@@ -13,8 +13,8 @@ use pgw_core::text::hex;
 use ring::digest::{Context, SHA256};
 
 use super::BackupError;
-use super::manifest::{LaneEnd, LaneEnds, MANIFEST, Manifest, ManifestFile, SIGNATURE};
-use crate::store::{LaneName, LinkedLane, Through, identity, ndjson};
+use super::manifest::{LaneEnd, LaneEnds, LeftOut, MANIFEST, Manifest, ManifestFile, SIGNATURE};
+use crate::store::{LaneName, LinkedLane, StoreError, Through, identity, ndjson};
 
 /// Files of the store that belong to no lane and go into a backup; they are replaced by a rename.
 const BESIDE: &[&str] = &[identity::FILE, crate::fleet::FILE];
@@ -41,7 +41,13 @@ pub(super) fn link(
                 directories.push(path);
             }
         }
-        let LinkedLane { ends, files } = link_lane(&name, directory)?;
+        let LinkedLane { ends, files } = match link_lane(&name, directory) {
+            Err(BackupError::Store(StoreError::OutOfUse { lane, reason })) => {
+                manifest.left_out.push(LeftOut { lane: lane.to_string(), reason });
+                continue;
+            }
+            linked => linked?,
+        };
         let ends =
             ends.into_iter().map(|Through { epoch, through, chain }| LaneEnd { epoch, through, chain });
         manifest.lanes.push(LaneEnds { lane: name.to_string(), ends: ends.collect() });

@@ -41,8 +41,19 @@ pub struct Manifest {
     pub device: u64,
     /// The lanes, in the order of their names.
     pub lanes: Vec<LaneEnds>,
+    /// Lanes that are out of use at the hub, and so not in the backup.
+    pub left_out: Vec<LeftOut>,
     /// The files, each lane's in the order of its transactions.
     pub files: Vec<ManifestFile>,
+}
+
+/// A lane that is not in the backup.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeftOut {
+    /// `PRACTICE/GATEWAY/LANE`.
+    pub lane: String,
+    /// Why.
+    pub reason: String,
 }
 
 /// How far a lane is in the backup.
@@ -127,8 +138,8 @@ impl Manifest {
     /// A manifest of this version.
     #[must_use]
     pub fn new(hub: Hub, key: &SigningKey, time: String, device: u64) -> Self {
-        let (lanes, files) = (Vec::new(), Vec::new());
-        Self { schema: SCHEMA, hub, public_key: key.public(), time, device, lanes, files }
+        let (lanes, left_out, files) = (Vec::new(), Vec::new(), Vec::new());
+        Self { schema: SCHEMA, hub, public_key: key.public(), time, device, lanes, left_out, files }
     }
 
     fn topic(&self) -> String {

@@ -32,13 +32,15 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use self::links::{LinkLane, io_failed};
-use self::manifest::Manifest;
+use self::manifest::{LeftOut, Manifest};
 use super::store::{StoreError, ndjson, replacement};
 
 /// Written by `done`.
 const DONE: &str = "backup.json";
 /// Written by `begin`.
 const BEGUN: &str = "backup.begun";
+/// Most lanes that are out of use and named in an answer, which is one line.
+const MOST_LEFT_OUT: usize = 50;
 /// Below the store's directory, for directories of links whose place nobody has chosen.
 const LINKS: &str = "backup";
 
@@ -195,6 +197,8 @@ pub struct BegunBackup {
     pub files: u64,
     /// Bytes of these files that belong to the backup.
     pub bytes: u64,
+    /// Lanes that are not in it, at most [`MOST_LEFT_OUT`]; the manifest has all.
+    pub left_out: Vec<LeftOut>,
 }
 
 /// Where and by whom a backup begins.
@@ -279,6 +283,7 @@ fn fill(
         lanes: manifest.lanes.len() as u64,
         files: manifest.files.len() as u64,
         bytes: manifest.files.iter().map(|file| file.bytes).sum(),
+        left_out: manifest.left_out.into_iter().take(MOST_LEFT_OUT).collect(),
     })
 }
 

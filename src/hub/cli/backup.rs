@@ -11,7 +11,7 @@ use pgw_host::secret;
 
 use crate::HubSettings;
 use crate::backup::check::{CheckedCopy, check as check_copy};
-use crate::backup::manifest::Manifest;
+use crate::backup::manifest::{LeftOut, Manifest};
 use crate::backup::{self, BackupError, BegunBackup, NewBackup};
 use crate::cli::not_answering;
 use crate::control::{Client, Reply, Request};
@@ -117,9 +117,16 @@ pub fn run(settings: &HubSettings, command: &Backup, out: &mut dyn Write, err: &
     }
 }
 
+fn print_left_out(left_out: &[LeftOut], out: &mut dyn Write) {
+    for LeftOut { lane, reason } in left_out {
+        let _ = writeln!(out, "NOT in this backup: {lane}, which is out of use at the hub: {reason}");
+    }
+}
+
 fn print_begun(begun: &BegunBackup, out: &mut dyn Write) {
-    let BegunBackup { directory, digest, lanes, files, bytes } = begun;
+    let BegunBackup { directory, digest, lanes, files, bytes, left_out } = begun;
     let directory = directory.display();
+    print_left_out(left_out, out);
     let _ = writeln!(
         out,
         "links     {directory}: {files} files of {lanes} lanes, {bytes} bytes; change nothing in it: these are the store's files\n\
@@ -182,6 +189,7 @@ pub fn check(command: &Check, out: &mut dyn Write, err: &mut dyn Write) -> Exit 
         lanes.len(),
         read.digest
     );
+    print_left_out(&read.manifest.left_out, out);
     for fault in &faults {
         let _ = writeln!(err, "{fault}");
     }

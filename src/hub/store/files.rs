@@ -60,14 +60,19 @@ pub(super) fn put_aside(damaged: &[PathBuf], written: &Path, lane: &LaneName) ->
 /// # Errors
 /// [`StoreError`] when a directory cannot be listed.
 pub fn lanes_in(directory: &Path) -> Result<Vec<LaneName>, StoreError> {
-    let mut lanes = HashSet::new();
-    for (practice, path) in children(directory)? {
+    let (lanes, unlisted) = lanes_found(directory)?;
+    unlisted.into_iter().next().map_or(Ok(lanes), Err)
+}
+
+/// The same, with the directories below it that cannot be listed.
+pub(super) fn lanes_found(directory: &Path) -> Result<(Vec<LaneName>, Vec<StoreError>), StoreError> {
+    let (mut lanes, mut unlisted) = (HashSet::new(), Vec::new());
+    let mut list = |path: &Path| children(path).map_err(|error| unlisted.push(error)).unwrap_or_default();
+    for (practice, path) in children(directory)?.into_iter().filter(|(_, path)| path.is_dir()) {
         let Ok(practice) = Practice::new(&practice) else { continue };
-        for (gateway, path) in children(&path)? {
+        for (gateway, path) in list(&path).into_iter().filter(|(_, path)| path.is_dir()) {
             let Ok(gateway) = Gateway::new(&gateway) else { continue };
-            for entry in fs::read_dir(&path).map_err(failed("list", &path))? {
-                let name = entry.map_err(failed("list", &path))?.file_name();
-                let Some(name) = name.to_str() else { continue };
+            for (name, _) in list(&path) {
                 let Some((lane, rest)) = name.split_once('.') else { continue };
                 if let (true, Ok(lane)) = (rest.ends_with("ndjson"), Lane::new(lane)) {
                     lanes.insert(LaneName { practice: practice.clone(), gateway: gateway.clone(), lane });
@@ -77,14 +82,14 @@ pub fn lanes_in(directory: &Path) -> Result<Vec<LaneName>, StoreError> {
     }
     let mut lanes: Vec<_> = lanes.into_iter().collect();
     lanes.sort();
-    Ok(lanes)
+    Ok((lanes, unlisted))
 }
 
 fn children(directory: &Path) -> Result<Vec<(String, PathBuf)>, StoreError> {
     let mut found = Vec::new();
     for entry in fs::read_dir(directory).map_err(failed("list", directory))? {
         let entry = entry.map_err(failed("list", directory))?;
-        if let (true, Ok(name)) = (entry.path().is_dir(), entry.file_name().into_string()) {
+        if let Ok(name) = entry.file_name().into_string() {
             found.push((name, entry.path()));
         }
     }
@@ -141,6 +146,8 @@ pub(super) fn open_synced(path: &Path) -> Result<File, StoreError> {
     match options.open(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             let file = options.create_new(true).open(path).map_err(failed("create", path))?;
+            // A command of root's may be the one that opens the store.
+            super::give_to_owner_above(path, &file).map_err(failed("create", path))?;
             file.sync_all().map_err(failed("sync", path))?;
             path.parent().map_or(Ok(()), sync_directory)?;
             Ok(file)

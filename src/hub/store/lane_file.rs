@@ -51,6 +51,22 @@ pub(super) struct LaneFile {
 }
 
 impl LaneFile {
+    /// Whether the lane has any file.
+    pub(super) fn exists(directory: &Path, name: &LaneName) -> Result<bool, StoreError> {
+        let above = directory_of(directory, name);
+        if !above.try_exists().map_err(failed("find", &above))? {
+            return Ok(false);
+        }
+        let mut paths = files_of(directory, name)?;
+        paths.push(again_path(directory, name));
+        for path in paths {
+            if path.try_exists().map_err(failed("find", &path))? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
     pub(super) fn open(directory: &Path, name: LaneName) -> Result<Self, StoreError> {
         let parent = directory_of(directory, &name);
         create_directory(&parent)?;

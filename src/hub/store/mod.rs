@@ -156,6 +156,14 @@ pub enum StoreError {
         /// The entry's sequence.
         sequence: Sequence,
     },
+    /// A lane's files cannot be used: nothing may be stored in it, or said of it. The other lanes go on.
+    #[error("{lane} is out of use: {reason}")]
+    OutOfUse {
+        /// The lane.
+        lane: LaneName,
+        /// Why, in one sentence.
+        reason: String,
+    },
     /// Another process has locked the store.
     #[error("the store in {0} is in use by another process")]
     InUse(PathBuf),
@@ -167,7 +175,7 @@ impl StoreError {
     pub fn consequence(&self) -> Consequence {
         match self {
             Self::Io { source, .. } => Consequence::of_file(source),
-            Self::NotNext { .. } | Self::InUse(_) => Consequence::FILES,
+            Self::NotNext { .. } | Self::OutOfUse { .. } | Self::InUse(_) => Consequence::FILES,
         }
     }
 
@@ -211,6 +219,13 @@ pub trait Store: Send {
     /// # Errors
     /// [`StoreError`]: this cannot be decided now.
     fn has_id(&mut self, lane: &LaneName, id: Uuid) -> Result<bool, StoreError>;
+
+    /// Whether something may be said of this lane, and stored in it. A lane whose files could not be used is tried again
+    /// from time to time; one that is not known may begin.
+    ///
+    /// # Errors
+    /// [`StoreError::OutOfUse`].
+    fn check_lane(&mut self, lane: &LaneName) -> Result<(), StoreError>;
 
     /// Gives each of a lane's files a second name at the same place below `into`, a directory of the store's file system
     /// in which the lane's directory exists; empty: unknown. Does not read the files. The caller syncs the directories.

@@ -19,14 +19,15 @@ use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use pgw_core::text::chain;
 use pgw_core::transaction::{rfc3339, unix_millis_now};
 use pgw_core::wire::void;
 use pgw_core::wire::void::Void;
 use uuid::Uuid;
 
-use super::files::{failed, open_synced};
+use super::files::{failed, lanes_found, open_synced};
 use super::lane_file::LaneFile;
 use super::line;
 use super::{Entry, LaneName, LinkedLane, Store, StoreError, StoreIdentity, Through};
@@ -38,29 +39,83 @@ pub use super::row::{StoredLane, peek};
 const TRIES: u32 = 6;
 const PAUSE: Duration = Duration::from_millis(50);
 
+/// A lane whose files could not be used is tried again after this.
+const AGAIN: Duration = Duration::from_secs(60);
+
 /// The embedded store.
 pub struct NdjsonStore {
     directory: PathBuf,
     rotate_bytes: u64,
     lanes: HashMap<LaneName, LaneFile>,
     identity: StoreIdentity,
+    /// Lanes whose files cannot be used.
+    out_of_use: HashMap<LaneName, OutOfUse>,
     _lock: StoreLock,
 }
 
+/// A lane whose files cannot be used.
+struct OutOfUse {
+    reason: String,
+    tried: Instant,
+}
+
 impl NdjsonStore {
-    /// Opens or creates the store, and reads from each file's tail where its lane ends.
+    /// Opens or creates the store, and reads from each file's tail where its lane ends. A lane whose files cannot be used
+    /// stops no other.
     ///
     /// # Errors
     /// [`StoreError`].
     pub fn open(directory: &Path, rotate_bytes: u64) -> Result<Self, StoreError> {
         let lock = StoreLock::take(directory)?;
-        let identity = StoreIdentity::open(directory)?;
-        let mut lanes = HashMap::new();
-        for name in lanes_in(directory)? {
-            let lane = LaneFile::open(directory, name.clone())?;
-            lanes.insert(name, lane);
+        let mut store = Self {
+            directory: directory.to_owned(),
+            rotate_bytes,
+            lanes: HashMap::new(),
+            identity: StoreIdentity::open(directory)?,
+            out_of_use: HashMap::new(),
+            _lock: lock,
+        };
+        let (names, unlisted) = lanes_found(directory)?;
+        for error in unlisted {
+            tracing::error!(
+                error = chain(&error),
+                "A directory of the store cannot be listed: the lanes in it are out of use"
+            );
         }
-        Ok(Self { directory: directory.to_owned(), rotate_bytes, lanes, identity, _lock: lock })
+        for name in names {
+            let opened = LaneFile::open(directory, name.clone());
+            // Its error is logged, and given to whoever asks for the lane.
+            let _ = store.keep_or_not(&name, opened.map(Some));
+        }
+        Ok(store)
+    }
+
+    /// Takes a lane that was opened, one that does not exist yet, or one whose files cannot be used.
+    fn keep_or_not(
+        &mut self,
+        name: &LaneName,
+        opened: Result<Option<LaneFile>, StoreError>,
+    ) -> Result<(), StoreError> {
+        match opened {
+            Ok(opened) => {
+                if self.out_of_use.remove(name).is_some() {
+                    tracing::info!(lane = %name, "The files of a lane can be used again");
+                }
+                self.lanes.extend(opened.map(|lane| (name.clone(), lane)));
+                Ok(())
+            }
+            Err(error) => {
+                let reason = chain(&error);
+                tracing::error!(
+                    lane = %name,
+                    error = reason,
+                    "A lane is out of use: its files cannot be used; nothing is stored in it or said of it, the other lanes go on"
+                );
+                let tried = Instant::now();
+                self.out_of_use.insert(name.clone(), OutOfUse { reason: reason.clone(), tried });
+                Err(StoreError::OutOfUse { lane: name.clone(), reason })
+            }
+        }
     }
 }
 
@@ -192,7 +247,25 @@ impl Store for NdjsonStore {
         }
     }
 
+    fn check_lane(&mut self, lane: &LaneName) -> Result<(), StoreError> {
+        if self.lanes.contains_key(lane) {
+            return Ok(());
+        }
+        if let Some(OutOfUse { reason, tried }) = self.out_of_use.get(lane)
+            && tried.elapsed() < AGAIN
+        {
+            return Err(StoreError::OutOfUse { lane: lane.clone(), reason: reason.clone() });
+        }
+        let opened = match LaneFile::exists(&self.directory, lane) {
+            Ok(true) => LaneFile::open(&self.directory, lane.clone()).map(Some),
+            Ok(false) => Ok(None),
+            Err(error) => Err(error),
+        };
+        self.keep_or_not(lane, opened)
+    }
+
     fn link_lane(&mut self, lane: &LaneName, into: &Path) -> Result<LinkedLane, StoreError> {
+        self.check_lane(lane)?;
         self.lanes
             .get(lane)
             .map_or_else(|| Ok(LinkedLane::default()), |lane| lane.link(&self.directory, into))

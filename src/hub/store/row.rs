@@ -12,6 +12,8 @@ use std::fs::{self, File};
 use std::io::{self, BufRead as _, BufReader, Read as _};
 use std::path::{Path, PathBuf};
 
+use pgw_core::text::chain;
+
 use super::files::{again_path, failed, files_of, lanes_in};
 use super::line::{self, Line};
 use super::tail::{self, Tail};
@@ -75,6 +77,17 @@ pub(super) struct Row {
     pub(super) damaged: Vec<PathBuf>,
 }
 
+/// What is wrong with a lane's files.
+#[derive(Debug, thiserror::Error)]
+pub enum LaneTrouble {
+    /// Some are missing.
+    #[error("{0}; its gateway sends again what was in it")]
+    Hole(Hole),
+    /// They cannot be read: the lane is out of use.
+    #[error("{}; the lane is out of use until that is corrected", chain(.0))]
+    OutOfUse(StoreError),
+}
+
 /// A lane as its files have it.
 #[derive(Debug)]
 pub struct StoredLane {
@@ -82,20 +95,20 @@ pub struct StoredLane {
     pub lane: LaneName,
     /// How far it is, epochs oldest first.
     pub ends: Vec<Through>,
-    /// Files are missing after these ends.
-    pub hole: Option<Hole>,
+    /// What is wrong with its files: some are missing after these ends, or they cannot be used.
+    pub trouble: Option<LaneTrouble>,
 }
 
 /// All lanes without opening the store: only reads, beside a running hub.
 ///
 /// # Errors
-/// [`StoreError`] when a file cannot be read.
+/// [`StoreError`] when a directory cannot be listed.
 pub fn peek(directory: &Path) -> Result<Vec<StoredLane>, StoreError> {
-    let stored = |lane: LaneName| {
-        let Row { ends, hole, .. } = read(directory, &lane)?;
-        Ok(StoredLane { lane, ends, hole })
+    let stored = |lane: LaneName| match read(directory, &lane) {
+        Ok(Row { ends, hole, .. }) => StoredLane { lane, ends, trouble: hole.map(LaneTrouble::Hole) },
+        Err(error) => StoredLane { lane, ends: Vec::new(), trouble: Some(LaneTrouble::OutOfUse(error)) },
     };
-    lanes_in(directory)?.into_iter().map(stored).collect()
+    Ok(lanes_in(directory)?.into_iter().map(stored).collect())
 }
 
 /// Reads how far a lane's files follow on one another. Beside a running hub files may rotate meanwhile.

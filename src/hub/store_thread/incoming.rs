@@ -53,6 +53,9 @@ impl StoreThread {
         if let Err(unheard) = may_have {
             return self.refuse(lane.to_string(), unheard.reason());
         }
+        if !self.in_use(&lane) {
+            return;
+        }
         match read(&lane, publish) {
             Ok((envelope, body)) => self.tell(Input::Transaction(Entry::new(lane, envelope, body))),
             Err(error) => self.refuse(lane.to_string(), reason(&error)),
@@ -90,7 +93,9 @@ impl StoreThread {
         }
         // A broker may repeat an old question; its nonce is answered once.
         let topic = format!("position/{}", name.lane);
-        if self.fleet.hear(practice, gateway, &topic, origin, publish.retain).is_fresh() {
+        let fresh = self.fleet.hear(practice, gateway, &topic, origin, publish.retain).is_fresh();
+        // No answer: it would say that nothing is stored.
+        if fresh && self.in_use(&name) {
             self.hurry = true;
             self.fleet.note_tail(&name, epoch, tail);
             self.tell(Input::Position { lane: name, nonce });
