@@ -285,6 +285,9 @@ impl StoreThread {
     }
 
     fn receipt(&mut self, lane: &LaneName, statement: Statement) {
+        if !self.in_use(lane) {
+            return;
+        }
         // What the models prove about the committer holds for this store only as long as the two agree.
         if !is_stored(&statement.epochs, &self.store.watermarks_of(lane)) {
             tracing::error!(%lane, "Withheld a receipt that claims more than is stored; a bug in this program");

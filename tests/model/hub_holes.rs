@@ -199,6 +199,16 @@ fn a_lane_whose_files_cannot_be_used_stops_no_other() {
         verified.text
     );
     assert!(verified.text.contains("B86022/gw2/letters: whole, 6 transactions"), "{}", verified.text);
+    // A lane that begins where nothing can be written.
+    let mut new = Sender::new(&lane("new"), 4);
+    let mut store = centre.open();
+    let group = [new.take(1), good.take(1)].concat();
+    std::os::unix::fs::symlink("nowhere/new", file.with_file_name("new.ndjson")).unwrap();
+    assert!(store.check_lane(&new.lane).is_ok(), "it has no file yet");
+    assert!(matches!(store.append(&group), Err(StoreError::OutOfUse { .. })));
+    assert_eq!(store.watermarks_of(&good.lane)[0].through, 7, "the other goes on");
+    assert!(store.check_lane(&new.lane).is_err(), "it fails no later group");
+    drop(store);
     // Corrected, it has lost nothing.
     fs::remove_dir(file).unwrap();
     fs::write(file, content).unwrap();

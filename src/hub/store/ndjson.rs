@@ -186,8 +186,13 @@ impl Store for NdjsonStore {
                     Ok(lane) => {
                         self.lanes.insert(entry.lane.clone(), lane);
                     }
-                    Err(error) => {
+                    Err(error) if error.is_full() => {
                         outcome = outcome.and(Err(error));
+                        continue;
+                    }
+                    // Not again with every group: that would hold up the other lanes.
+                    Err(error) => {
+                        outcome = outcome.and(self.keep_or_not(&entry.lane, Err(error)));
                         continue;
                     }
                 }
