@@ -1,8 +1,9 @@
 //! The embedded store: one append-only NDJSON file per lane, `{directory}/{practice}/{gateway}/{lane}.ndjson`.
 //!
 //! - A group is one buffer, one write and one `fdatasync` per lane file; a new file's directories are synced.
-//! - The tail gives the watermark: at the start only the last group of each file is read ([`super::tail`]). A torn end
-//!   is copied to `{lane}.torn-{time}` and cut off.
+//! - The tail gives the watermark: at the start only the first line and the last group of each file are read
+//!   ([`super::row`], [`super::tail`]), and the end counts only over files that follow on one another from the first. A
+//!   torn end is copied to `{lane}.torn-{time}` and cut off. A lane whose files cannot be used stops no other.
 //! - A file that has reached `rotate_bytes` is renamed to `{lane}.{ordinal}.ndjson`, six digits, in the order of
 //!   the transactions. Programs that follow a lane read those first, then `{lane}.ndjson`.
 //! - After a failed write or sync nothing of that group counts: the file is cut back to its last good barrier before
