@@ -8,9 +8,10 @@
 //! - [`ExclusiveRename`], [`rename_unsynced`]: for many files at once, whose directories the caller syncs
 //! - [`rename`], [`add_name`], [`add_name_unsynced`], [`remove`], [`create_directory`], [`sync_directory`]: directory entries, made durable
 //! - [`sync_data`], [`sync_all`]: a file's content, made durable, and the file system's word for it checked
+//! - [`try_lock_directory`]: of commands that change a file only one at a time
 //! - [`random`]: random bytes of the kernel
 
-use std::fs::{DirBuilder, File, OpenOptions, Permissions};
+use std::fs::{DirBuilder, File, OpenOptions, Permissions, TryLockError};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
@@ -325,6 +326,21 @@ pub fn create_directory(path: &Path, mode: u32) -> io::Result<()> {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
         Err(error) => Err(error),
         Ok(()) => sync_directory(above),
+    }
+}
+
+/// Locks the directory in which a file is, for a command that reads the file and then replaces it; a link is followed. `None`:
+/// another one has the lock. It is held until the value is dropped.
+///
+/// # Errors
+/// Those of the system.
+pub fn try_lock_directory(file: &Path) -> io::Result<Option<File>> {
+    let real = std::fs::canonicalize(file).unwrap_or_else(|_| file.to_owned());
+    let directory = File::open(parent(&real))?;
+    match directory.try_lock() {
+        Ok(()) => Ok(Some(directory)),
+        Err(TryLockError::WouldBlock) => Ok(None),
+        Err(TryLockError::Error(error)) => Err(error),
     }
 }
 

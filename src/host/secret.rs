@@ -46,6 +46,11 @@ pub enum KeyError {
         #[source]
         source: std::io::Error,
     },
+    /// Another command has locked it.
+    #[error(
+        "another command is changing the keys beside {0} at this moment: look what it has printed before you run this one again"
+    )]
+    Busy(PathBuf),
     /// The system gave no random bytes.
     #[error("the system provides no random bytes")]
     Random,
@@ -59,6 +64,7 @@ impl KeyError {
         match self {
             Self::Unreadable { .. } | Self::Open { .. } | Self::Form { .. } => Consequence::CONFIGURATION,
             Self::Make { source, .. } => Consequence::of_file(source),
+            Self::Busy(_) => Consequence::Refuse,
             Self::Random => Consequence::BUG,
         }
     }
@@ -173,20 +179,49 @@ pub struct ReplacedKey {
     pub kept: PathBuf,
 }
 
+/// Locks the directory of a key. Whoever replaces a key holds it from reading the old one until the new one is in its place: of
+/// two at once each would print a key, and only one of these would exist.
+///
+/// # Errors
+/// [`KeyError::Busy`] without waiting, because a second replacement is hardly what two people want; [`KeyError::Make`].
+fn lock(file: &Path) -> Result<std::fs::File, KeyError> {
+    match pgw_durable::try_lock_directory(file) {
+        Ok(Some(locked)) => Ok(locked),
+        Ok(None) => Err(KeyError::Busy(file.to_owned())),
+        Err(source) => Err(KeyError::Make { file: file.to_owned(), source }),
+    }
+}
+
 /// Puts a new signing key in the place of the one in the file; the old one stays beside it, as `FILE.old-ID`. At every
-/// moment the file has one of the two. After an interruption it can be done again.
+/// moment the file has one of the two. After an interruption it can be done again. Of two at once only one does it.
 ///
 /// # Errors
 /// [`KeyError`]; the key in the file is unchanged.
 pub fn replace_signing_key(file: &Path) -> Result<ReplacedKey, KeyError> {
     let old = signing_key(file)?.public();
+    let _lock = lock(file)?;
+    // Another command may have replaced it just before the lock.
+    if signing_key(file)?.public() != old {
+        return Err(KeyError::Busy(file.to_owned()));
+    }
     let unreadable = |source| KeyError::Unreadable { file: file.to_owned(), source };
     // Where the configuration names a link, the link stays, and both keys are beside each other.
     let file = std::fs::canonicalize(file).map_err(unreadable)?;
+    let kept = keep(&file, old)?;
+    let document = Zeroizing::new(SigningKey::generate().map_err(|_| KeyError::Random)?);
+    replace(&file, &document)?;
+    Ok(ReplacedKey { new: signing_key(&file)?, old, file, kept })
+}
+
+/// Gives the present key a second name, `FILE.old-ID`, before another one takes its place. The caller has the lock.
+///
+/// # Errors
+/// [`KeyError::Make`]: another key has that name, or the system's error.
+fn keep(file: &Path, old: PublicKey) -> Result<PathBuf, KeyError> {
     let mut name = file.file_name().unwrap_or_default().to_owned();
     name.push(format!(".old-{}", old.id()));
     let kept = file.with_file_name(name);
-    match pgw_durable::add_name(&file, &kept) {
+    match pgw_durable::add_name(file, &kept) {
         Err(source) if source.kind() == std::io::ErrorKind::AlreadyExists => {
             // Left by an interruption, or by somebody who went back to this key with a copy. Anything else is not ours.
             if signing_key(&kept).ok().is_none_or(|there| there.public() != old) {
@@ -195,9 +230,7 @@ pub fn replace_signing_key(file: &Path) -> Result<ReplacedKey, KeyError> {
         }
         added => added.map_err(|source| KeyError::Make { file: kept.clone(), source })?,
     }
-    let document = Zeroizing::new(SigningKey::generate().map_err(|_| KeyError::Random)?);
-    replace(&file, &document)?;
-    Ok(ReplacedKey { new: signing_key(&file)?, old, file, kept })
+    Ok(kept)
 }
 
 #[cfg(test)]
@@ -255,6 +288,45 @@ mod tests {
         assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 2);
         std::fs::rename(&replaced.kept, &file).unwrap();
         assert_eq!(signing_key(&file).unwrap().public(), first);
+    }
+
+    #[test]
+    fn of_commands_that_replace_a_signing_key_at_once_each_prints_a_key_that_exists() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("signing.key");
+        let first = make_signing_key(&file).unwrap().public();
+        let start = std::sync::Barrier::new(8);
+        let command = || {
+            start.wait();
+            (0..20).map(|_| replace_signing_key(&file)).collect::<Vec<_>>()
+        };
+        let ended: Vec<_> = std::thread::scope(|scope| {
+            let commands: Vec<_> = (0..8).map(|_| scope.spawn(command)).collect();
+            commands.into_iter().flat_map(|command| command.join().unwrap()).collect()
+        });
+        let mut left = vec![first];
+        let mut made = Vec::new();
+        for command in ended {
+            match command {
+                Ok(replaced) => {
+                    left.push(replaced.new.public());
+                    made.push(replaced.old);
+                }
+                Err(error) => assert!(matches!(error, KeyError::Busy(_)), "{error}"),
+            }
+        }
+        let present = signing_key(&file).unwrap().public();
+        for key in &left {
+            let kept = directory.path().join(format!("signing.key.old-{}", key.id()));
+            assert!(*key == present || signing_key(&kept).unwrap().public() == *key, "{key} is lost");
+        }
+        // Each key was replaced once.
+        made.push(present);
+        let sorted = |mut keys: Vec<PublicKey>| {
+            keys.sort_by_key(ToString::to_string);
+            keys
+        };
+        assert_eq!(sorted(made), sorted(left));
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //! Only [`edit`] writes it. Commands take turns by a lock on its directory: the file itself is replaced, so a lock on it
 //! would hold back nobody who opens the new one.
 
-use std::fs::{File, Permissions, TryLockError};
+use std::fs::{File, Permissions};
 use std::io::{self, Write as _};
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, fchown};
 use std::path::{Path, PathBuf};
@@ -145,15 +145,11 @@ pub fn edit<T>(
 
 fn lock(file: &Path) -> Result<File, ListError> {
     let failed = |source| ListError::Write { file: file.to_owned(), source };
-    let real = std::fs::canonicalize(file).unwrap_or_else(|_| file.to_owned());
-    let parent = real.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let directory = File::open(parent).map_err(failed)?;
     for _ in 0..TRIES {
-        match directory.try_lock() {
-            Ok(()) => return Ok(directory),
-            Err(TryLockError::WouldBlock) => std::thread::sleep(PAUSE),
-            Err(TryLockError::Error(error)) => return Err(failed(error)),
+        if let Some(locked) = pgw_durable::try_lock_directory(file).map_err(failed)? {
+            return Ok(locked);
         }
+        std::thread::sleep(PAUSE);
     }
     Err(ListError::Busy(file.to_owned()))
 }
