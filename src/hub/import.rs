@@ -28,6 +28,11 @@ use super::store::{LaneName, StoreError, StoreIdentity, Through};
 /// Most transactions and payload bytes in one part.
 const PART: (usize, usize) = (1_024, 4 << 20);
 
+/// Whether a part ends here: signatures are judged by the same parts as they are stored.
+pub(super) fn is_full(transactions: usize, bytes: usize) -> bool {
+    transactions >= PART.0 || bytes >= PART.1
+}
+
 /// Why a bundle is not imported, or not completely.
 #[derive(Debug, thiserror::Error)]
 pub enum ImportError {
@@ -177,7 +182,7 @@ impl BundleFile {
     }
 
     /// Reads it from the beginning.
-    fn read(
+    pub(super) fn read(
         &self,
         identity: &Identity,
     ) -> Result<Reader<BufReader<Decryptor<BufReader<&File>>>>, ImportError> {
@@ -246,7 +251,7 @@ pub fn import(
             }
             Item::Foot(_) => {}
         }
-        let full = part.len() >= PART.0 || bytes >= PART.1;
+        let full = is_full(part.len(), bytes);
         if let (true, Some(head), Some(lane)) = (full || ends, &current, lanes.last_mut()) {
             let count = part.len() as u64;
             let last = part.last().map_or(lane.last, |(envelope, _)| envelope.sequence);

@@ -4,7 +4,7 @@
 //! - [`run`]: one connection after another, each with a new session
 //! - [`link`]: the options of a connection, and what is published on it
 //! - [`store_thread`]: drives [`pgw_core::committer`], which decides what is stored and answered, over the store
-//! - [`imported`], [`import`]: hand-carried bundles, stored in the same way
+//! - [`imported`], [`import`]: hand-carried bundles, stored in the same way; [`bundle_signatures`]: who has signed one
 //! - [`control`]: the socket over which the commands talk to the running hub
 //! - [`resend`]: asks gateways again for what the hub's files have lost or altered
 //! - [`backup`]: what is in a backup, so that gateways may free their disks
@@ -20,6 +20,7 @@
 
 pub mod answers;
 pub mod backup;
+pub mod bundle_signatures;
 pub mod cli;
 pub mod config;
 pub mod control;

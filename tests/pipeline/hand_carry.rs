@@ -357,6 +357,30 @@ fn without_daemon_and_without_hub_the_files_do_the_same() {
 }
 
 #[test]
+fn verify_says_by_which_key_a_bundle_is_signed() {
+    let carry = carry();
+    carry.cut();
+    let _ = Senders::start(carry.site.door, 1, 20).join();
+    let bundle = carry.export("signed.age");
+    let shown = carry.gateway(&["key", "signing"]);
+    let id = shown.lines().find_map(|line| line.strip_prefix("id")).expect("an id").trim().to_owned();
+    let printed = carry.hub(&["verify", "--bundle", &bundle]);
+    assert!(printed.contains(&format!("signed with key {id} through 20")), "{printed}");
+    // The hub's list is enough, and without one it says what it has not done.
+    let (list, away) = (carry.file("gateways.toml"), carry.file("gateways.away"));
+    std::fs::rename(&list, &away).unwrap();
+    let printed = carry.hub(&["verify", "--bundle", &bundle]);
+    assert!(printed.contains("its signatures were NOT checked"), "{printed}");
+    std::fs::rename(&away, &list).unwrap();
+    carry.hub(&["gateway", "revoke", "B86022.gw1", &id]);
+    let verified = carry.site.hub_command(&["verify", "--bundle", &bundle]);
+    refused(&verified, &format!("key {id} has signed it, which is revoked"));
+    let printed = String::from_utf8_lossy(&verified.stdout).into_owned();
+    assert!(printed.contains("NOT signed from sequence 1 of epoch"), "{printed}");
+    refused(&carry.site.hub_command(&["import", &bundle]), "sequence 1 of epoch");
+}
+
+#[test]
 fn a_bundle_that_is_cut_altered_anothers_or_after_a_gap_is_refused() {
     let mut carry = carry();
     carry.cut();

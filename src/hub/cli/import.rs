@@ -15,10 +15,12 @@ use pgw_host::exit::{Exit, fail};
 use crate::HubSettings;
 use crate::answers::Answers;
 use crate::backup::Backups;
+use crate::bundle_signatures::{self, SignedLane, Unsigned};
 use crate::cli::not_answering;
 use crate::config::HubConfig;
 use crate::control::{Client, PIECE_BYTES, Reply, Request};
 use crate::fleet::Fleet;
+use crate::gateways::Gateways;
 use crate::gateways::current::CurrentGateways;
 use crate::import::{self, BundleFile, ImportError, ImportedLane};
 use crate::keys;
@@ -236,28 +238,59 @@ fn write_receipts(lines: &[receipts::SignedReceipt], to: &Path) -> io::Result<()
 
 /// Runs `verify --bundle`.
 pub fn verify(config: &HubConfig, file: &Path, out: &mut dyn Write, err: &mut dyn Write) -> Exit {
-    let identity = match keys::carry_key(&config.settings.carry_key_file) {
+    let settings = &config.settings;
+    let identity = match keys::carry_key(&settings.carry_key_file) {
         Ok(identity) => identity,
         Err(error) => return fail(err, &error, error.consequence()),
     };
-    let checked =
-        BundleFile::open(file.to_owned()).and_then(|bundle| import::check(&bundle, &identity, &mut |_| {}));
-    match checked {
-        Ok(lanes) => {
-            for lane in &lanes {
-                let ImportedLane { epoch, first, last, count, .. } = lane;
-                let _ = writeln!(
-                    out,
-                    "{}: ok: {count} transactions, from sequence {first} of epoch {epoch} to sequence {last}",
-                    lane.name()
-                );
-            }
-            let _ = writeln!(out, "{}: complete, in order and unaltered", file.display());
-            Exit::Done
-        }
+    let list = match Gateways::load(&settings.gateways_file) {
+        Ok(list) => settings.gateways_file.exists().then_some(list),
+        Err(error) => return fail(err, &error, error.consequence()),
+    };
+    let checked = BundleFile::open(file.to_owned()).and_then(|bundle| {
+        let lanes = import::check(&bundle, &identity, &mut |_| {})?;
+        let signed = list.map(|list| bundle_signatures::read(&bundle, &identity, &list)).transpose()?;
+        Ok((lanes, signed))
+    });
+    let (lanes, signed) = match checked {
+        Ok(checked) => checked,
         Err(error) => {
             let _ = writeln!(err, "{}: NOT OK: {}", file.display(), error.sentence());
-            error.consequence().into()
+            return error.consequence().into();
+        }
+    };
+    let mut exit = Exit::Done;
+    for (at, lane) in lanes.iter().enumerate() {
+        let ImportedLane { epoch, first, last, count, .. } = lane;
+        let signed = signed.as_ref().and_then(|signed| signed.get(at));
+        let ok = if signed.is_some_and(|signed| signed.unsigned.is_some()) { "NOT signed" } else { "ok" };
+        let _ = writeln!(
+            out,
+            "{}: {ok}: {count} transactions, from sequence {first} of epoch {epoch} to sequence {last}",
+            lane.name()
+        );
+        if signed.is_some_and(|signed| !write_signed(signed, out)) {
+            exit = Exit::Refused;
         }
     }
+    let _ = writeln!(out, "{}: complete, in order and unaltered", file.display());
+    if signed.is_none() {
+        let list = settings.gateways_file.display();
+        let _ = writeln!(out, "its signatures were NOT checked: there is no list of gateways {list}");
+    }
+    exit
+}
+
+/// By which keys a lane is signed, and where that ends. True: with the lane.
+fn write_signed(lane: &SignedLane, out: &mut dyn Write) -> bool {
+    for (epoch, key, through) in &lane.signed {
+        let _ = writeln!(out, "  epoch {epoch} signed with key {key} through {through}");
+    }
+    let Some(Unsigned { epoch, sequence, why }) = lane.unsigned else { return true };
+    let _ = writeln!(
+        out,
+        "  NOT signed from sequence {sequence} of epoch {epoch} on: {why}\n  \
+         what to do: `import` would refuse it from there on; compare the list of gateways with `practice-gateway key signing` on the box"
+    );
+    false
 }
