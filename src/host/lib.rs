@@ -1,7 +1,7 @@
 //! What both daemons need from the machine they run on.
 //!
 //! - [`config`]: a configuration file as text, and checks that name file, line and key; [`log_config`]: its `[log]` table
-//! - [`secret`]: key files, read with their modes checked, created once and never overwritten
+//! - [`secret`]: key files, read with their modes checked, created once and never overwritten; [`next_key`]: the one that comes next
 //! - [`logs`]: where logs go; [`systemd`]: ready, status, watchdog
 //! - [`daemon`]: why a daemon ends, and with which exit code; [`tasks`]: named tasks, stopped stage by stage
 //! - [`accept`]: the accept loop of every listener
@@ -19,6 +19,7 @@ pub mod exit;
 pub mod init;
 pub mod log_config;
 pub mod logs;
+pub mod next_key;
 pub mod progress;
 pub mod secret;
 pub mod systemd;

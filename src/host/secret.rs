@@ -184,7 +184,7 @@ pub struct ReplacedKey {
 ///
 /// # Errors
 /// [`KeyError::Busy`] without waiting, because a second replacement is hardly what two people want; [`KeyError::Make`].
-fn lock(file: &Path) -> Result<std::fs::File, KeyError> {
+pub(crate) fn lock(file: &Path) -> Result<std::fs::File, KeyError> {
     match pgw_durable::try_lock_directory(file) {
         Ok(Some(locked)) => Ok(locked),
         Ok(None) => Err(KeyError::Busy(file.to_owned())),
@@ -217,7 +217,7 @@ pub fn replace_signing_key(file: &Path) -> Result<ReplacedKey, KeyError> {
 ///
 /// # Errors
 /// [`KeyError::Make`]: another key has that name, or the system's error.
-fn keep(file: &Path, old: PublicKey) -> Result<PathBuf, KeyError> {
+pub(crate) fn keep(file: &Path, old: PublicKey) -> Result<PathBuf, KeyError> {
     let mut name = file.file_name().unwrap_or_default().to_owned();
     name.push(format!(".old-{}", old.id()));
     let kept = file.with_file_name(name);

@@ -304,6 +304,77 @@ fn another_signing_key_costs_nothing_of_the_backlog() {
 }
 
 #[test]
+fn the_hubs_signing_key_is_replaced_while_a_gateway_sends_and_nothing_is_lost() {
+    let mut pipeline = Pipeline::start(SiteOptions::default());
+    let hub = |pipeline: &Pipeline, words: &[&str]| {
+        let output = pipeline.site.hub_command(words);
+        assert!(output.status.success(), "{words:?}: {}", text(&output));
+        text(&output)
+    };
+    let kept = |pipeline: &Pipeline| {
+        eventually_blocking("everything to be confirmed", PATIENCE, || {
+            (pipeline.site.status()?["waiting"] == 0).then_some(())
+        });
+    };
+    let configuration = |pipeline: &Pipeline, change: &dyn Fn(&str) -> String| {
+        let file = pipeline.site.gateway_config();
+        let config = std::fs::read_to_string(&file).expect("read");
+        let lines: Vec<_> = config.lines().map(change).collect();
+        std::fs::write(file, lines.join("\n")).expect("written");
+    };
+    let mut safe = pipeline.more_from(4, 0..10);
+    let more = |pipeline: &Pipeline, safe: &mut Vec<Vec<Vec<u8>>>, numbers: std::ops::Range<usize>| {
+        for (sender, mut more) in safe.iter_mut().zip(pipeline.more_from(4, numbers)) {
+            sender.append(&mut more);
+        }
+    };
+    kept(&pipeline);
+    let nothing = pipeline.site.hub_command(&["key", "switch", "--yes"]);
+    assert_eq!((nothing.status.code(), text(&nothing).contains("there is no next key")), (Some(65), true));
+
+    // The next key, which every gateway gets before anything signs with it.
+    let printed = hub(&pipeline, &["key", "next"]);
+    let line =
+        printed.lines().find(|line| line.starts_with("next_public_key = ")).expect("a line").to_owned();
+    assert!(hub(&pipeline, &["key", "next"]).contains(&line), "the key that was given out stays");
+    let next = line.split('"').nth(1).expect("a key").to_owned();
+    assert!(hub(&pipeline, &["key", "signing"]).contains(&line));
+    let checked = text(&pipeline.site.hub_command(&["check"]));
+    assert!(checked.contains(&format!("public key {next}; nothing signs with it yet")), "{checked}");
+    pipeline.site.stop_gateway();
+    configuration(&pipeline, &|old| match old.starts_with("public_key = ") {
+        true => format!("{old}\n{line}"),
+        false => old.to_owned(),
+    });
+    pipeline.site.start_gateway();
+    more(&pipeline, &mut safe, 10..20);
+    kept(&pipeline);
+
+    // Nobody switches by mistake. Then the hub signs with the next key from its next start on.
+    assert_eq!(pipeline.site.hub_command(&["key", "switch"]).status.code(), Some(65));
+    hub(&pipeline, &["key", "switch", "--yes"]);
+    more(&pipeline, &mut safe, 20..30);
+    kept(&pipeline);
+    pipeline.site.kill_hub();
+    more(&pipeline, &mut safe, 30..40);
+    pipeline.site.start_hub();
+    kept(&pipeline);
+    let shown = hub(&pipeline, &["key", "signing"]);
+    assert!(shown.contains(&format!("public key  {next}")) && shown.contains("next key    none"), "{shown}");
+
+    // The gateway knows the new key alone.
+    pipeline.site.stop_gateway();
+    configuration(&pipeline, &|old| match old {
+        old if old.starts_with("public_key = ") => format!("public_key = \"{next}\""),
+        old if old.starts_with("next_public_key = ") => String::new(),
+        old => old.to_owned(),
+    });
+    pipeline.site.start_gateway();
+    more(&pipeline, &mut safe, 40..50);
+    pipeline.check(&safe);
+}
+
+#[test]
 fn a_move_is_given_up_only_by_a_person_who_was_warned() {
     let mut pipeline = Pipeline::start(small_segments());
     let safe = pipeline.backlog(20);

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use pgw_host::check::Checks;
 use pgw_host::exit::Exit;
+use pgw_host::next_key::KeyPair;
 use pgw_host::secret;
 use pgw_link::check::certificate;
 use pgw_link::clock::TrustedClock;
@@ -18,13 +19,7 @@ pub fn run(config: &HubConfig, out: &mut dyn Write) -> Exit {
     let mut report = Checks::new(out);
     let settings = &config.settings;
     report.ok("configuration", &format!("{}: hub {}", config.file.display(), settings.hub));
-    match secret::signing_key(&settings.signing_key_file) {
-        Ok(key) => {
-            let detail = format!("{}, public key {}", settings.signing_key_file.display(), key.public());
-            report.ok("signing key", &detail);
-        }
-        Err(error) => report.error("signing key", &error, "`practice-hub init` creates one"),
-    }
+    signing_keys(&settings.signing_key_file, &mut report);
     report.control_socket(&settings.control_socket);
     let directory = settings.directory.display();
     if settings.directory.is_dir() {
@@ -41,6 +36,23 @@ pub fn run(config: &HubConfig, out: &mut dyn Write) -> Exit {
     let clock = TrustedClock::open(&settings.directory);
     certificate(&files, settings.hub.as_str(), clock.seconds(), &mut report);
     report.exit
+}
+
+fn signing_keys(file: &Path, report: &mut Checks<'_>) {
+    match secret::signing_key(file) {
+        Ok(key) => report.ok("signing key", &format!("{}, public key {}", file.display(), key.public())),
+        Err(error) => return report.error("signing key", &error, "`practice-hub init` creates one"),
+    }
+    match KeyPair::read(file) {
+        Ok(KeyPair { next: None, .. }) => {}
+        Ok(KeyPair { next: Some(next), next_file, .. }) => {
+            let detail = format!("{}, public key {next}; nothing signs with it yet", next_file.display());
+            report.ok("next signing key", &detail);
+        }
+        Err(error) => {
+            report.error("next signing key", &error, "remove it; `practice-hub key next` makes another one")
+        }
+    }
 }
 
 fn gateways(file: &Path, report: &mut Checks<'_>) {

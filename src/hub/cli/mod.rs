@@ -1,6 +1,7 @@
 //! The command line: `practice-hub`.
 //!
 //! - [`check`], [`init`]: before the first start
+//! - [`key`]: the hub's signing key and the next one
 //! - [`gateway`]: the list of gateways; [`acl`]: the broker's access rules for it
 //! - [`import`], [`resend`]: add what the store lacks; [`backup`]: back the store up; [`mod@store`]: its identity
 //!
@@ -12,6 +13,7 @@ pub mod check;
 pub mod gateway;
 pub mod import;
 pub mod init;
+pub mod key;
 pub mod resend;
 pub mod store;
 
@@ -66,6 +68,9 @@ enum Command {
     /// The store's identity.
     #[command(subcommand)]
     Store(store::Store),
+    /// The hub's signing key: show it, make the next one, put that in its place.
+    #[command(subcommand)]
+    Key(key::Key),
     /// The list of gateways and their keys: show it and change it.
     #[command(subcommand)]
     Gateway(gateway::GatewayCommand),
@@ -120,6 +125,7 @@ fn run(args: impl IntoIterator<Item = OsString>, out: &mut dyn Write, err: &mut 
         Command::Resend(command) => resend::run(&config.settings.control_socket, &command, out, err),
         Command::Backup(command) => backup::run(&config.settings, &command, out, err),
         Command::Store(command) => store::run(&config.settings, command, out, err),
+        Command::Key(command) => key::run(&config, command, out, err),
         Command::Gateway(command) => gateway::run(&config, command, out, err),
         Command::Acl(command) => {
             let HubSettings { hub, gateways_file, .. } = &config.settings;
