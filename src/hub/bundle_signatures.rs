@@ -48,14 +48,20 @@ pub enum Why {
     Revoked(KeyId),
 }
 
-/// Reads a bundle to its end and judges the signatures of each lane; stores nothing.
+/// Reads a bundle to its end and judges the signatures of each lane; stores nothing. `read` is called now and then with the
+/// number of transactions read.
 ///
 /// # Errors
 /// [`ImportError`].
-pub fn read(file: &BundleFile, identity: &Identity, list: &Gateways) -> Result<Vec<SignedLane>, ImportError> {
+pub fn read(
+    file: &BundleFile,
+    identity: &Identity,
+    list: &Gateways,
+    read: &mut dyn FnMut(u64),
+) -> Result<Vec<SignedLane>, ImportError> {
     let mut reader = file.read(identity)?;
     let mut lanes: Vec<SignedLane> = Vec::new();
-    let (mut part, mut bytes) = (Vec::new(), 0);
+    let (mut part, mut bytes, mut transactions) = (Vec::new(), 0, 0);
     while let Some(item) = reader.next_item()? {
         let ends = matches!(item, Item::Foot(_));
         match item {
@@ -69,8 +75,10 @@ pub fn read(file: &BundleFile, identity: &Identity, list: &Gateways) -> Result<V
         if (ends || is_full(part.len(), bytes))
             && let Some(lane) = lanes.last_mut()
         {
+            transactions += part.len() as u64;
             lane.add(&std::mem::take(&mut part), list);
             bytes = 0;
+            read(transactions);
         }
     }
     Ok(lanes)

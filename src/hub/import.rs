@@ -48,6 +48,9 @@ pub enum ImportError {
     /// The hub does not accept it.
     #[error(transparent)]
     NotTaken(#[from] NotTaken),
+    /// It cannot be kept beside its lanes.
+    #[error("it cannot be kept beside its lanes")]
+    Store(#[from] StoreError),
     /// The hub is stopping.
     #[error("the hub is stopping: import the file again once it has restarted")]
     Ended,
@@ -60,6 +63,7 @@ impl ImportError {
         match self {
             Self::File(..) => Consequence::FILES,
             Self::NotTaken(error) => error.consequence(),
+            Self::Store(error) => error.consequence(),
             Self::Ended => Consequence::Retry,
             Self::Age(_) | Self::Bundle(_) => Consequence::Refuse,
         }
@@ -71,6 +75,9 @@ impl ImportError {
         let mut text = chain(self);
         if let Self::NotTaken(NotTaken::Missing { lane, position: Some(position), .. }) = self {
             text += &format!(" (practice-gateway export --lane {} --from {position})", lane.lane);
+        }
+        if let Self::NotTaken(NotTaken::Unsigned { .. }) = self {
+            text += " (`practice-hub import --unsigned` keeps such a file beside the lane: nothing of it is then in the lane or confirmed)";
         }
         text
     }
@@ -179,6 +186,10 @@ impl BundleFile {
     #[must_use]
     pub fn of(file: File, path: PathBuf) -> Self {
         Self { file, path }
+    }
+
+    pub(super) fn file(&self) -> &File {
+        &self.file
     }
 
     /// Reads it from the beginning.

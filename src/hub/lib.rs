@@ -4,7 +4,8 @@
 //! - [`run`]: one connection after another, each with a new session
 //! - [`link`]: the options of a connection, and what is published on it
 //! - [`store_thread`]: drives [`pgw_core::committer`], which decides what is stored and answered, over the store
-//! - [`imported`], [`import`]: hand-carried bundles, stored in the same way; [`bundle_signatures`]: who has signed one
+//! - [`imported`], [`import`]: hand-carried bundles, stored in the same way; [`bundle_signatures`]: who has signed one;
+//!   [`unsigned`]: what nobody has signed, kept beside its lanes
 //! - [`control`]: the socket over which the commands talk to the running hub
 //! - [`resend`]: asks gateways again for what the hub's files have lost or altered
 //! - [`backup`]: what is in a backup, so that gateways may free their disks
@@ -39,6 +40,7 @@ pub mod run;
 mod speakers;
 pub mod store;
 pub mod store_thread;
+pub mod unsigned;
 pub mod verify;
 
 use std::path::PathBuf;

@@ -9,6 +9,7 @@ use pgw_core::transaction::{UnixMillis, rfc3339};
 
 use super::fleet::{self, GatewayView};
 use super::gateways::Gateways;
+use super::store::beside::{self, Beside};
 use super::store::ndjson::{self, StoredLane};
 use super::store::{LaneName, StoreError, Through};
 use super::verify::{self, VerifiedLane};
@@ -46,6 +47,7 @@ pub fn verify(directory: &Path, list: &Gateways, only: Option<&str>) -> Result<P
         ok &= report.faults_total == 0;
         write_lane(&mut text, &report);
     }
+    write_beside(&mut text, directory, only)?;
     let _ = writeln!(
         text,
         "{lanes} lanes, {transactions} transactions: {}",
@@ -59,6 +61,20 @@ fn is_below(name: &LaneName, only: Option<&str>) -> bool {
         let name = name.to_string();
         name == only || name.strip_prefix(only).is_some_and(|rest| rest.starts_with('/'))
     })
+}
+
+/// Bundles that are no part of a lane.
+fn write_beside(text: &mut String, directory: &Path, only: Option<&str>) -> Result<(), StoreError> {
+    for (lane, Beside { bundles, since }) in beside::all(directory)? {
+        if is_below(&lane, only) {
+            let since = rfc3339(since);
+            let _ = writeln!(
+                text,
+                "{lane}: unsigned bundles beside it: {bundles}, since {since}; no part of the lane"
+            );
+        }
+    }
+    Ok(())
 }
 
 fn write_lane(text: &mut String, report: &VerifiedLane) {
@@ -205,7 +221,9 @@ pub fn list(directory: &Path, now: UnixMillis) -> Result<PrintedReport, StoreErr
             ]);
         }
     }
-    Ok(PrintedReport { text: aligned(&table) + &troubles, ok })
+    let mut text = aligned(&table) + &troubles;
+    write_beside(&mut text, directory, None)?;
+    Ok(PrintedReport { text, ok })
 }
 
 fn through(watermarks: &[Through]) -> String {

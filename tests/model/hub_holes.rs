@@ -186,7 +186,7 @@ fn a_lane_whose_files_cannot_be_used_stops_no_other() {
     let hub = &Hub::new("hub1").unwrap();
     let new = NewBackup { store: centre.path(), directory: None, hub, key: &key };
     let begun = backup::begin(new, &mut |lane, into| Ok(store.link_lane(lane, into)?), &mut |_| {}).unwrap();
-    assert_eq!((begun.lanes, begun.files), (1, 2));
+    assert_eq!((begun.lanes, begun.files), (1, 3));
     assert_eq!(begun.left_out[0].lane, broken.to_string());
     drop(store);
     let list = report::list(centre.path(), unix_millis_now()).unwrap();

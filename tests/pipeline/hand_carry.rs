@@ -172,7 +172,8 @@ impl Carry {
         assert_eq!(std::fs::metadata(&socket).unwrap().permissions().mode() & 0o777, 0o660);
         for (size, sent) in [(1_000_000, 100), (10, 10)] {
             let mut stream = UnixStream::connect(&socket).unwrap();
-            let request = format!("{{\"command\":\"import\",\"bytes\":{size},\"receipts\":true}}\n");
+            let request =
+                format!("{{\"command\":\"import\",\"bytes\":{size},\"receipts\":true,\"unsigned\":false}}\n");
             stream.write_all(request.as_bytes()).unwrap();
             let mut line = String::new();
             BufReader::new(&stream).read_line(&mut line).unwrap();
@@ -378,6 +379,52 @@ fn verify_says_by_which_key_a_bundle_is_signed() {
     let printed = String::from_utf8_lossy(&verified.stdout).into_owned();
     assert!(printed.contains("NOT signed from sequence 1 of epoch"), "{printed}");
     refused(&carry.site.hub_command(&["import", &bundle]), "sequence 1 of epoch");
+}
+
+#[test]
+fn an_unsigned_bundle_is_kept_beside_its_lane_and_counts_for_nothing() {
+    let mut carry = carry();
+    carry.cut();
+    let safe = Senders::start(carry.site.door, 1, 20).join();
+    let bundle = carry.export("unsigned.age");
+    let shown = carry.gateway(&["key", "signing"]);
+    let key =
+        shown.lines().find_map(|line| line.strip_prefix("public key")).expect("a key").trim().to_owned();
+    carry.hub(&["gateway", "remove", "B86022.gw1", "--yes"]);
+    refused(
+        &carry.site.hub_command(&["import", &bundle]),
+        "`practice-hub import --unsigned` keeps such a file",
+    );
+    // By the running hub, and by the command alone.
+    let receipts = carry.file("receipts");
+    let printed = carry.hub(&["import", "--unsigned", &bundle, "--receipts-to", &receipts]);
+    assert!(printed.contains("unsigned.age: kept beside its lanes, NOT imported"), "{printed}");
+    assert!(printed.contains("clinical is not signed from sequence 1 of epoch"), "{printed}");
+    assert_eq!(std::fs::read_to_string(&receipts).unwrap(), "", "there is nothing to confirm");
+    carry.site.kill_hub();
+    let printed = carry.hub(&["import", "--unsigned", &bundle]);
+    assert!(printed.contains("lies beside its lanes already"), "{printed}");
+    let kept: Vec<_> = std::fs::read_dir(carry.site.store().join("B86022/gw1/clinical.unsigned"))
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .collect();
+    assert_eq!(kept.len(), 1, "{kept:?}");
+    assert_eq!(std::fs::read(&kept[0]).unwrap(), std::fs::read(&bundle).unwrap(), "it is whole");
+    for command in ["verify", "list"] {
+        let printed = carry.hub(&[command]);
+        assert!(
+            printed.contains("B86022/gw1/clinical: unsigned bundles beside it: 1, since 20"),
+            "{printed}"
+        );
+    }
+    assert_eq!(carry.waiting(), 20);
+    // No id became known: once the gateway is listed all of it is new. With the option too, as it is signed.
+    carry.site.start_hub();
+    carry.hub(&["gateway", "add", "B86022.gw1", "--public-key", &key]);
+    let printed = carry.hub(&["import", "--unsigned", &bundle]);
+    assert!(printed.contains("20 transactions: 20 new, 0 already stored"), "{printed}");
+    carry.proxy.set(Fault::Pass);
+    carry.prove(&safe);
 }
 
 #[test]

@@ -27,6 +27,7 @@ use crate::keys;
 use crate::store::ndjson::NdjsonStore;
 use crate::store::{StoreError, replacement};
 use crate::store_thread::{GroupLimits, StoreThread};
+use crate::unsigned::{self, Kept};
 
 /// Store the transactions of hand-carried files exactly once, like those from the broker. Exit 0: all are stored.
 #[derive(Debug, Clone, Args)]
@@ -37,14 +38,25 @@ pub struct Import {
     /// Write the hub's signed receipts for these lanes to this file, for `practice-gateway receipts`.
     #[arg(long, value_name = "FILE")]
     pub receipts_to: Option<PathBuf>,
+    /// Keep a file that is not signed, or by a key that is unknown or revoked, beside its lanes: it advances nothing, makes no id known,
+    /// and gets no receipt. What is signed is imported as without this option.
+    #[arg(long)]
+    pub unsigned: bool,
 }
 
 /// Who stores the bundles.
 enum Destination {
     /// This command: no hub is running, and the command locks the store until it ends.
-    Store(Box<StoreThread>, Identity),
+    Store(Box<StoreThread>, Identity, CurrentGateways),
     /// The running hub.
     Hub(Client),
+}
+
+/// What the command wants of each file.
+#[derive(Clone, Copy)]
+struct Wanted {
+    receipts: bool,
+    unsigned: bool,
 }
 
 /// The result for a file.
@@ -52,6 +64,8 @@ enum Destination {
 struct Imported {
     lanes: Vec<ImportedLane>,
     receipts: Vec<receipts::SignedReceipt>,
+    /// It is not signed, and is kept beside its lanes.
+    kept: Option<Kept>,
     /// Why it was not imported, or not completely.
     failed: Option<(String, Consequence)>,
 }
@@ -70,11 +84,16 @@ pub fn import(config: &HubConfig, command: &Import, out: &mut dyn Write, err: &m
         Err(exit) => return exit,
     };
     let (mut exit, mut receipts) = (Exit::Done, Vec::new());
-    let signed = command.receipts_to.is_some();
+    let wanted = Wanted { receipts: command.receipts_to.is_some(), unsigned: command.unsigned };
     for file in &command.files {
         let imported = match &mut destination {
-            Destination::Store(store, identity) => into_store(file, identity, store, settings, signed),
-            Destination::Hub(hub) => by_hub(file, hub, signed, err),
+            Destination::Store(store, identity, gateways) => {
+                match beside(file, identity, gateways, settings, wanted) {
+                    Some(done) => done,
+                    None => into_store(file, identity, store, settings, wanted.receipts),
+                }
+            }
+            Destination::Hub(hub) => by_hub(file, hub, wanted, err),
         };
         write_lanes(out, file, &imported);
         receipts.extend(imported.receipts);
@@ -115,10 +134,31 @@ fn destination(settings: &HubSettings, err: &mut dyn Write) -> Result<Destinatio
             let (answers, backups) = (Answers::default(), Backups::default());
             let listed = gateways.subscribe();
             let store = StoreThread::new(Box::new(store), answers, listed, fleet, backups, limits);
-            Ok(Destination::Store(Box::new(store), identity))
+            Ok(Destination::Store(Box::new(store), identity, gateways))
         }
         Err(StoreError::InUse(_)) => Err(not_answering(&settings.control_socket, err)),
         Err(error) => Err(fail(err, &error, error.consequence())),
+    }
+}
+
+/// Keeps the file beside its lanes, if that is wanted and it is not signed. `None`: it is to be imported.
+fn beside(
+    file: &Path,
+    identity: &Identity,
+    gateways: &CurrentGateways,
+    settings: &HubSettings,
+    wanted: Wanted,
+) -> Option<Imported> {
+    if !wanted.unsigned {
+        return None;
+    }
+    let list = gateways.subscribe().borrow().clone();
+    let kept = BundleFile::open(file.to_owned())
+        .and_then(|file| unsigned::keep(&file, identity, &list, &settings.directory, &mut |_| {}));
+    match kept {
+        Ok(None) => None,
+        Ok(kept) => Some(Imported { kept, ..Imported::default() }),
+        Err(error) => Some(Imported::failed(error.sentence(), error.consequence())),
     }
 }
 
@@ -145,7 +185,7 @@ fn into_store(
     imported
 }
 
-fn by_hub(file: &Path, hub: &mut Client, signed: bool, err: &mut dyn Write) -> Imported {
+fn by_hub(file: &Path, hub: &mut Client, wanted: Wanted, err: &mut dyn Write) -> Imported {
     let opened = File::open(file).and_then(|open| Ok((open.metadata()?.len(), open)));
     let (bytes, open) = match opened {
         Ok(opened) => opened,
@@ -156,7 +196,7 @@ fn by_hub(file: &Path, hub: &mut Client, signed: bool, err: &mut dyn Write) -> I
     };
     let _ = writeln!(err, "the running hub imports {}", file.display());
     let mut imported = Imported::default();
-    match send(hub, open, bytes, signed, &mut imported) {
+    match send(hub, open, bytes, wanted, &mut imported) {
         Ok(()) => imported,
         Err(SendError::File(error)) => {
             let error = ImportError::File(file.to_owned(), error);
@@ -185,10 +225,11 @@ fn send(
     hub: &mut Client,
     mut open: File,
     bytes: u64,
-    receipts: bool,
+    wanted: Wanted,
     imported: &mut Imported,
 ) -> Result<(), SendError> {
-    hub.send(&Request::Import { bytes, receipts })?;
+    let Wanted { receipts, unsigned } = wanted;
+    hub.send(&Request::Import { bytes, receipts, unsigned })?;
     if hub.reply()? != (Reply::Send {}) {
         return Err(ClientError::Broken(io::ErrorKind::InvalidData.into()).into());
     }
@@ -205,6 +246,7 @@ fn send(
     hub.replies(|reply| match reply {
         Reply::Lane(lane) => imported.lanes.push(lane),
         Reply::Receipt(line) => imported.receipts.push(line),
+        Reply::Kept { new, reason } => imported.kept = Some(Kept { new, reason }),
         Reply::NotImported { reason, consequence } => imported.failed = Some((reason, consequence)),
         _ => {}
     })?;
@@ -212,6 +254,11 @@ fn send(
 }
 
 fn write_lanes(out: &mut dyn Write, file: &Path, imported: &Imported) {
+    if let Some(Kept { new, reason }) = &imported.kept {
+        let kept = if *new { "kept beside its lanes" } else { "lies beside its lanes already" };
+        let _ = writeln!(out, "{}: {kept}, NOT imported: {reason}", file.display());
+        return;
+    }
     let state = if imported.failed.is_none() { "imported" } else { "NOT imported" };
     let _ = writeln!(out, "{}: {state}", file.display());
     for lane in &imported.lanes {
@@ -249,7 +296,8 @@ pub fn verify(config: &HubConfig, file: &Path, out: &mut dyn Write, err: &mut dy
     };
     let checked = BundleFile::open(file.to_owned()).and_then(|bundle| {
         let lanes = import::check(&bundle, &identity, &mut |_| {})?;
-        let signed = list.map(|list| bundle_signatures::read(&bundle, &identity, &list)).transpose()?;
+        let signed =
+            list.map(|list| bundle_signatures::read(&bundle, &identity, &list, &mut |_| {})).transpose()?;
         Ok((lanes, signed))
     });
     let (lanes, signed) = match checked {

@@ -2,7 +2,7 @@
 //!
 //! | request | answer |
 //! |---|---|
-//! | `import` | `send`; then the bundle's bytes; `progress` ..., `lane` and `receipt` for each lane, `imported` or `not_imported` |
+//! | `import` | `send`; then the bundle's bytes; `progress` ..., `lane` and `receipt` for each lane, `imported`, `kept` or `not_imported` |
 //! | `resend` | `progress` ..., `resent` or `not_resent` |
 //! | `backup_begin` | `backup_progress` ..., `backup_begun` |
 //! | `backup_done` | `backup_done` |
@@ -42,6 +42,8 @@ pub enum Request {
         bytes: u64,
         /// Also sign the receipts of its lanes.
         receipts: bool,
+        /// If it is not signed, keep it beside its lanes.
+        unsigned: bool,
     },
     /// Ask a gateway to send stored transactions again.
     Resend {
@@ -89,6 +91,13 @@ pub enum Reply {
     Receipt(receipts::SignedReceipt),
     /// All of the bundle is stored.
     Imported {},
+    /// It is not signed, and is kept beside its lanes; nothing of it is in a lane.
+    Kept {
+        /// False: it lay there already.
+        new: bool,
+        /// What is not signed, in one sentence.
+        reason: String,
+    },
     /// The bundle is not stored, or not completely.
     NotImported {
         /// Why, in one sentence.
@@ -166,7 +175,7 @@ mod tests {
     #[test]
     fn each_line_is_read_as_it_was_written() {
         for request in [
-            Request::Import { bytes: 7, receipts: true },
+            Request::Import { bytes: 7, receipts: true, unsigned: true },
             Request::Resend {
                 practice: Practice::new("B86022").unwrap(),
                 gateway: Gateway::new("gw1").unwrap(),
@@ -186,6 +195,7 @@ mod tests {
         for reply in [
             Reply::Receipt(line),
             Reply::NotImported { reason: "x".into(), consequence: Consequence::Retry },
+            Reply::Kept { new: true, reason: "x".into() },
             Reply::BackupDone { kept: vec!["/x".into()] },
             Reply::Reloaded { serial: 3, gateways: 2 },
         ] {

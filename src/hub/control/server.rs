@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Sender, sync_channel};
 use std::time::{Duration, Instant};
 
+use pgw_bundle::keys::Identity;
 use pgw_host::control::server::{PROGRESS, SendReply};
 use pgw_host::control::{Conversation, Handler, NotDone};
 use pgw_host::secret;
@@ -25,6 +26,7 @@ use crate::keys;
 use crate::resend::{CopiesProgress, ResendRequest};
 use crate::store::LaneName;
 use crate::store_thread::Arrival;
+use crate::unsigned::{self, Kept};
 
 /// Shortest time between two lines about an import's progress.
 const BETWEEN: Duration = Duration::from_secs(1);
@@ -67,7 +69,9 @@ impl Handler for Commands {
 
     async fn answer(&self, request: Request, client: &mut Conversation) -> io::Result<()> {
         match request {
-            Request::Import { bytes, receipts } => self.import(bytes, receipts, client).await,
+            Request::Import { bytes, receipts, unsigned } => {
+                self.import(bytes, Options { receipts, unsigned }, client).await
+            }
             Request::Resend { practice, gateway, lane, epoch, from, through } => {
                 let lane = LaneName { practice, gateway, lane };
                 self.resend(ResendRequest { lane, epoch, from, through }, client).await
@@ -150,7 +154,7 @@ impl Commands {
         }
     }
 
-    async fn import(&self, bytes: u64, receipts: bool, client: &mut Conversation) -> io::Result<()> {
+    async fn import(&self, bytes: u64, options: Options, client: &mut Conversation) -> io::Result<()> {
         let directory = self.settings.directory.clone();
         // One that was just given up needs a moment to end.
         let Ok(only_one) = timeout(PROGRESS, Arc::clone(&self.importing).lock_owned()).await else {
@@ -168,7 +172,7 @@ impl Commands {
             Err(error) => return client.send_line(&cannot_keep(&error)).await,
         };
         tracing::info!(bytes, user = client.user()?, "A command imports a bundle");
-        let import = Import { commands: self.clone(), receipts };
+        let import = Import { commands: self.clone(), options };
         let file = BundleFile::of(spool, "the bundle".into());
         client
             .stream_of(move |send| {
@@ -254,10 +258,17 @@ impl From<KeysError> for NotDone {
     }
 }
 
+/// What a command wants of an import.
+#[derive(Clone, Copy)]
+struct Options {
+    receipts: bool,
+    unsigned: bool,
+}
+
 /// Runs one import, on its own thread.
 struct Import {
     commands: Commands,
-    receipts: bool,
+    options: Options,
 }
 
 impl Import {
@@ -273,6 +284,13 @@ impl Import {
                 let _ = send(Reply::Progress { transactions });
             }
         };
+        if self.options.unsigned {
+            match self.kept(file, &identity, &mut progress) {
+                Ok(None) => {}
+                Ok(Some(kept)) => return Ok(kept),
+                Err(error) => return Ok(refused(&error)),
+            }
+        }
         let imported = import::check(file, &identity, &mut progress).and_then(|_| {
             let mut stored = 0;
             let mut take = |part: Part| {
@@ -290,11 +308,7 @@ impl Import {
                 tracing::info!(stored, repeated, "Imported a bundle");
                 Reply::Imported {}
             }
-            Err(error) => {
-                let reason = error.sentence();
-                tracing::error!(error = reason, "A bundle was refused");
-                Reply::NotImported { reason, consequence: error.consequence() }
-            }
+            Err(error) => refused(&error),
         };
         for line in self.signed(&lanes)? {
             let _ = send(Reply::Receipt(line));
@@ -303,6 +317,21 @@ impl Import {
             let _ = send(Reply::Lane(lane));
         }
         Ok(last)
+    }
+
+    /// Keeps the bundle beside its lanes, if it is not signed.
+    fn kept(
+        &self,
+        file: &BundleFile,
+        identity: &Identity,
+        read: &mut dyn FnMut(u64),
+    ) -> Result<Option<Reply>, ImportError> {
+        let list = self.commands.gateways.subscribe().borrow().clone();
+        let kept = unsigned::keep(file, identity, &list, &self.commands.settings.directory, read)?;
+        Ok(kept.map(|Kept { new, reason }| {
+            tracing::warn!(reason, new, "A bundle that is not signed is kept beside its lanes");
+            Reply::Kept { new, reason }
+        }))
     }
 
     /// Stores a part through the store thread.
@@ -317,11 +346,17 @@ impl Import {
     }
 
     fn signed(&self, lanes: &[ImportedLane]) -> Result<Vec<pgw_bundle::receipts::SignedReceipt>, KeysError> {
-        if !self.receipts {
+        if !self.options.receipts {
             return Ok(Vec::new());
         }
         import::signed_receipts(&self.commands.settings, lanes)
     }
+}
+
+fn refused(error: &ImportError) -> Reply {
+    let reason = error.sentence();
+    tracing::error!(error = reason, "A bundle was refused");
+    Reply::NotImported { reason, consequence: error.consequence() }
 }
 
 #[cfg(test)]

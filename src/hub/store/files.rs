@@ -85,7 +85,7 @@ pub(super) fn lanes_found(directory: &Path) -> Result<(Vec<LaneName>, Vec<StoreE
     Ok((lanes, unlisted))
 }
 
-fn children(directory: &Path) -> Result<Vec<(String, PathBuf)>, StoreError> {
+pub(super) fn children(directory: &Path) -> Result<Vec<(String, PathBuf)>, StoreError> {
     let mut found = Vec::new();
     for entry in fs::read_dir(directory).map_err(failed("list", directory))? {
         let entry = entry.map_err(failed("list", directory))?;

@@ -6,6 +6,7 @@
 //! advanced, and [`Store::watermarks`] says which. After a restart the watermarks are those of the stored
 //! transactions.
 
+pub mod beside;
 mod files;
 pub mod identity;
 mod ids;
