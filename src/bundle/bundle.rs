@@ -19,13 +19,12 @@ use bytes::Bytes;
 use pgw_core::chain::ChainValue;
 use pgw_core::transaction::{Epoch, Gateway, Lane, LaneName, Position, Practice, Sequence};
 use pgw_core::wire::envelope::Envelope;
+use pgw_core::wire::limits::BODY_BYTES;
 use pgw_core::wire::{SCHEMA, WireError, void};
 use serde::{Deserialize, Serialize};
 
 /// Longest line.
 const LINE_BYTES: usize = 1 << 20;
-/// Largest body; no outbox takes more.
-const BODY_BYTES: u64 = 256 << 20;
 
 /// The first line: the bundle's origin.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -3,6 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
+use pgw_core::wire::limits;
 use pgw_host::config::{ConfigError, Source};
 use pgw_host::log_config::{Log, RawLog, log};
 use serde::Deserialize;
@@ -77,7 +78,7 @@ impl HubConfig {
                 "uplink.max_packet_bytes",
                 link.max_packet_bytes,
                 24 << 20,
-                64 << 10..=268_435_455,
+                64 << 10..=limits::PACKET_BYTES,
             )?,
             group_transactions: source.number(
                 "store.group_transactions",

@@ -57,6 +57,7 @@ impl Refusals {
 pub(super) fn reason(error: &WireError) -> &'static str {
     match error {
         WireError::Twice(_) => "a property that comes twice",
+        WireError::Text(_) => "a text that does not fit",
         WireError::Missing(name) | WireError::Malformed(name) => name,
         WireError::Json(_) => "not the expected JSON",
         WireError::Schema(_) => "unknown schema",

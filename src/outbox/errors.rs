@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use pgw_core::consequence::Consequence;
 use pgw_core::transaction::{Lane, Position};
+use pgw_core::wire::limits::TextError;
 
 /// Why a submission was not accepted. It is not stored, or at least was not acknowledged.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -31,6 +32,9 @@ pub enum Refusal {
     /// No such lane is configured: never.
     #[error("there is no lane {0:?} in the configuration")]
     UnknownLane(Lane),
+    /// A text that the wire cannot carry: never.
+    #[error(transparent)]
+    Text(#[from] TextError),
 }
 
 impl Refusal {
@@ -38,7 +42,7 @@ impl Refusal {
     #[must_use]
     pub fn consequence(&self) -> Consequence {
         match self {
-            Refusal::TooLarge { .. } | Refusal::UnknownLane(_) => Consequence::Quarantine,
+            Refusal::TooLarge { .. } | Refusal::UnknownLane(_) | Refusal::Text(_) => Consequence::Quarantine,
             Refusal::Full(_) | Refusal::Busy | Refusal::Trouble(_) | Refusal::Stopping => Consequence::Retry,
         }
     }

@@ -92,6 +92,7 @@ impl Outbox {
         if bytes > limit {
             return Err(Refusal::TooLarge { bytes, limit });
         }
+        submission.check_texts()?;
         let cost = bytes + SUBMISSION_BYTES;
         let queued = shared.queued_bytes.fetch_add(cost, Ordering::Relaxed);
         // An empty queue takes any size, or a limit below the largest body would refuse it for ever.

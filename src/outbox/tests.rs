@@ -542,6 +542,8 @@ fn large_bodies_and_limits() {
     assert!(matches!(submit(&outbox, submission("X", &larger)), Err(Refusal::TooLarge { .. })));
     let nowhere = Submission { lane: Lane::new("nowhere").unwrap(), ..submission("X", b"x") };
     assert!(matches!(submit(&outbox, nowhere), Err(Refusal::UnknownLane(_))));
+    let unsendable = Submission { correlation_id: "c\u{ffff}".into(), ..submission("X", b"x") };
+    assert!(matches!(submit(&outbox, unsendable), Err(Refusal::Text(_))), "no broker would take it");
     outbox.clone().close();
     assert_eq!(submit(&outbox, submission("X", b"x")), Err(Refusal::Stopping));
 }

@@ -8,6 +8,7 @@ use pgw_core::transaction::{
     Body, Epoch, Gateway, Kind, Lane, LaneName, Position, Practice, Sequence, Transaction, TransactionId,
     UnixMillis,
 };
+use pgw_core::wire::limits::{Text, TextError};
 
 /// The outbox's part of the configuration. Nothing in it is optional: the configuration has the defaults.
 #[derive(Debug, Clone)]
@@ -32,7 +33,7 @@ pub struct OutboxSettings {
     pub min_free_bytes: u64,
     /// Free part of the file system that must stay (10 %).
     pub min_free_percent: u8,
-    /// Largest body (20 MB).
+    /// Largest body (20 MB); at most [`pgw_core::wire::limits::BODY_BYTES`].
     pub max_body_bytes: u64,
     /// Most bytes of all submissions in the writer's queue (64 MiB).
     pub queue_bytes: u64,
@@ -80,6 +81,22 @@ pub struct Submission {
     pub trace_parent: String,
     /// The message.
     pub body: Body,
+}
+
+impl Submission {
+    /// Whether the wire can carry its texts. A door asks before it submits, so that it can name what is wrong in its sender's
+    /// own terms; the outbox asks again.
+    ///
+    /// # Errors
+    /// [`TextError`], the first.
+    pub fn check_texts(&self) -> Result<(), TextError> {
+        Text::EventType.check(&self.event_type)?;
+        Text::ContentType.check(&self.content_type)?;
+        Text::Sender.check(&self.sender)?;
+        Text::Key.check(&self.key)?;
+        Text::CorrelationId.check(&self.correlation_id)?;
+        Text::TraceParent.check(&self.trace_parent)
+    }
 }
 
 /// The answer to a submission that is on stable storage.

@@ -178,6 +178,7 @@ fn an_error_names_file_line_key_and_what_is_allowed() {
         ("segment_records", "segment_records = 1", "outbox.segment_records", "from 16 to 1000000"),
         ("retention_days", "retention_days = -1", "outbox.retention_days", "from 0 to 3650"),
         ("queue_bytes", "queue_bytes = 1000", "outbox.queue_bytes", "from 20000000"),
+        ("max_body_bytes", "max_body_bytes = 268_419_072", "outbox.max_body_bytes", "from 1024 to 268419071"),
         ("min_free_percent", "min_free_percent = 100", "outbox.min_free_percent", "from 0 to 90"),
         ("upstreams", "upstreams = ['broker']", "uplink.upstreams", "\"host:port\""),
         ("keep_alive_seconds", "keep_alive_seconds = 4.9", "uplink.keep_alive_seconds", "from 5 to 600"),

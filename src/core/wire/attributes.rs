@@ -9,9 +9,10 @@ use std::borrow::Cow;
 use crate::chain::Digest;
 use crate::transaction::{LaneName, Transaction, rfc3339};
 use crate::wire::WireError;
+use crate::wire::limits::{ATTRIBUTES_BYTES, NAME_BYTES, TEXT_BYTES, is_carried};
 
-/// Longest name of an attribute, bytes (CloudEvents 1.0, "Naming Conventions").
-const NAME_BYTES: usize = 20;
+/// What a property takes in a packet besides its name and value: its identifier and two lengths.
+const PROPERTY_BYTES: usize = 5;
 
 /// The number on the wire and what belongs to one sending: no attributes.
 pub const NUMBERS: [&str; 6] = ["chain", "delayed", "epoch", "round", "sequence", "signature"];
@@ -35,7 +36,8 @@ impl Attributes {
     /// From properties in any order. Names that no attribute can have are passed over.
     ///
     /// # Errors
-    /// [`WireError::Twice`], or [`WireError::Malformed`] for a name that is reserved.
+    /// [`WireError::Twice`], [`WireError::Malformed`] for a name that is reserved, or [`WireError::Text`] for one beyond the
+    /// [limits](crate::wire::limits).
     pub fn from_properties(
         content_type: String,
         properties: impl IntoIterator<Item = (String, String)>,
@@ -50,6 +52,7 @@ impl Attributes {
         }
         attributes.push((Cow::Borrowed("datacontenttype"), content_type));
         attributes.sort_unstable();
+        fits(&attributes)?;
         if let Some(pair) = attributes.windows(2).find(|pair| pair[0].0 == pair[1].0) {
             return Err(WireError::Twice(pair[0].0.clone().into_owned()));
         }
@@ -109,6 +112,18 @@ fn named<'a>(
 #[must_use]
 pub fn source(lane: &LaneName) -> String {
     format!("/pgw/{lane}")
+}
+
+/// Whether all of them are within the limits, one by one and together.
+fn fits(attributes: &[(Cow<'static, str>, String)]) -> Result<(), WireError> {
+    let mut bytes = 0;
+    for (name, value) in attributes {
+        bytes += PROPERTY_BYTES + name.len() + value.len();
+        if value.len() > TEXT_BYTES || bytes > ATTRIBUTES_BYTES || !is_carried(value) {
+            return Err(WireError::Text(name.clone().into_owned()));
+        }
+    }
+    Ok(())
 }
 
 fn is_name(name: &str) -> bool {
@@ -191,6 +206,27 @@ mod tests {
         sent.push(("X-Bridge".into(), "no attribute".into()));
         sent.push(("empty".into(), String::new()));
         assert_eq!(Attributes::from_properties(content_type, sent), Ok(attributes));
+    }
+
+    #[test]
+    fn a_text_beyond_the_limits_is_named() {
+        let read = |properties: &[(&str, &str)]| {
+            let properties = properties.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+            Attributes::from_properties("a/b".into(), properties)
+        };
+        let most = "v".repeat(TEXT_BYTES);
+        assert!(read(&[("new", &most)]).is_ok(), "a newer gateway may allow more than this one");
+        for bad in [format!("{most}v"), "a\0".into(), "a\nb".into(), "\u{fffe}".into()] {
+            assert_eq!(read(&[("a", "b"), ("sender", &bad)]), Err(WireError::Text("sender".into())));
+        }
+        assert_eq!(
+            Attributes::from_properties("a/b\u{1}".into(), []),
+            Err(WireError::Text("datacontenttype".into()))
+        );
+        let many: Vec<(String, &str)> = (0..8).map(|n| (format!("a{n}"), most.as_str())).collect();
+        let many: Vec<(&str, &str)> = many.iter().map(|(name, value)| (name.as_str(), *value)).collect();
+        assert!(read(&many[..7]).is_ok());
+        assert_eq!(read(&many), Err(WireError::Text("a7".into())));
     }
 
     #[test]

@@ -8,11 +8,13 @@
 //! - [`said`]: which start of a gateway says something, and in which order
 //! - [`presence`]: status with will, info, events
 //! - [`command`]: a hub's orders to a gateway, and their results
+//! - [`limits`]: how long texts and packets may be
 //! - [`void`]: the entry in the place of lost records that an operator has written off
 
 pub mod attributes;
 pub mod command;
 pub mod envelope;
+pub mod limits;
 pub mod presence;
 pub mod receipt;
 pub mod said;
@@ -37,6 +39,9 @@ pub enum WireError {
     /// A property comes more than once.
     #[error("{0:?} comes more than once")]
     Twice(String),
+    /// A name or a value is longer than [`limits`] allow, or holds a character that they forbid.
+    #[error("{0:?} is too long, or holds a character that is not allowed")]
+    Text(String),
     /// The payload is not the expected JSON.
     #[error("the payload is not the expected JSON: {0}")]
     Json(String),

@@ -17,7 +17,7 @@ use crate::ingest::slip::AcceptanceSlip;
 use pgw_host::control::ClientError;
 
 /// No outbox accepts more; an endless stream must not fill the memory.
-const MOST_BYTES: u64 = 256 << 20;
+const MOST_BYTES: u64 = pgw_core::wire::limits::BODY_BYTES;
 /// How often the watermark is checked; it is in memory.
 const POLL: Duration = Duration::from_millis(100);
 

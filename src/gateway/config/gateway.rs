@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use pgw_core::transaction::{Gateway, Lane, Practice};
 use pgw_core::wire::SCHEMA;
+use pgw_core::wire::limits;
 use pgw_core::wire::presence::Info;
 use pgw_host::config::ConfigError;
 use pgw_host::config::Source;
@@ -225,8 +226,9 @@ fn outbox_settings(
     const TIB: u64 = 1 << 40;
     let segment_bytes =
         source.number("outbox.segment_bytes", raw.segment_bytes, 32 * MIB, MIB..=1024 * MIB)?;
-    let max_body_bytes =
-        source.number("outbox.max_body_bytes", raw.max_body_bytes, 20_000_000, 1024..=256 * MIB)?;
+    // What is accepted must fit into one packet: a larger one could never leave.
+    let most = 1024..=limits::BODY_BYTES;
+    let max_body_bytes = source.number("outbox.max_body_bytes", raw.max_body_bytes, 20_000_000, most)?;
     let day = Duration::from_secs(86_400);
     Ok(outbox::OutboxSettings {
         directory: data_directory.join("outbox"),

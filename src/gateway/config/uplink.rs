@@ -6,6 +6,7 @@ use std::time::Duration;
 use pgw_bundle::keys::Recipient;
 use pgw_core::delivery::{Limits, Millis};
 use pgw_core::transaction::Hub;
+use pgw_core::wire::limits;
 use pgw_core::wire::signature::PublicKey;
 use pgw_host::config::ConfigError;
 use pgw_host::config::Source;
@@ -69,7 +70,7 @@ pub(super) fn uplink(source: &Source, raw: RawUplink, hubs: usize) -> Result<Lin
             "uplink.max_packet_bytes",
             raw.max_packet_bytes,
             24 << 20,
-            64 << 10..=268_435_455,
+            64 << 10..=limits::PACKET_BYTES,
         )?,
         limits: Limits {
             window: source.number("uplink.window", raw.window, 64, 1..=65_535)?,

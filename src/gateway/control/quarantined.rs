@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use pgw_core::transaction::{Body, Kind, Lane};
+use pgw_core::wire::limits::Text;
 use pgw_host::control::NotDone;
 use pgw_outbox::{Outbox, OutboxAlarm, QuarantineEntry, Refusal, Submission};
 use tokio::task::spawn_blocking;
@@ -205,11 +206,13 @@ fn compose(
         return Err(RequestError::MalformedType);
     }
     let mut sender = Origin::read(&entry.source).source;
-    if sender.is_empty() {
+    // The line of an entry holds only the beginning of a name that is too long.
+    if sender.is_empty() || Text::Sender.check(&sender).is_err() {
         sender = "quarantine".to_owned();
     }
-    // The key that its door would use: if its sender has sent it again meanwhile, both are one transaction.
-    let key = msh.as_ref().map(envelope::key).unwrap_or_default();
+    // The key that its door would use: if its sender has sent it again meanwhile, both are one transaction. A key for which the
+    // door refuses it is left out: a person has decided that it is sent all the same.
+    let key = msh.as_ref().map(envelope::key).filter(|key| Text::Key.check(key).is_ok()).unwrap_or_default();
     Ok(Submission {
         lane,
         kind: Kind::Transaction,

@@ -190,6 +190,18 @@ fn what_its_sender_sent_again_meanwhile_is_one_transaction_with_it() {
 }
 
 #[test]
+fn what_its_door_refused_for_a_name_that_is_too_long_can_be_released_under_another() {
+    let daemon = Daemon::start();
+    let name = "L".repeat(1000);
+    let message = format!("MSH|^~\\&|{name}|S|||||ORU^R01|{}|P|2.4", "7".repeat(300));
+    let source = format!("hl7v2:{name}%7CS");
+    let id = daemon.keep("bad MSH-10", &mllp(&source), message.as_bytes());
+    assert_eq!(daemon.release(id).0, Exit::Done);
+    let stored = daemon.stored(&lane());
+    assert_eq!((stored[0].key.as_str(), stored[0].sender.as_str()), ("", "quarantine"));
+}
+
+#[test]
 fn what_it_is_follows_from_its_media_type() {
     let daemon = Daemon::start();
     for content_type in ["x-application/hl7-v2+er7", "application/fhir+json"] {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use pgw_core::transaction::{Body, Kind, Lane, Position};
+use pgw_core::wire::limits::Text;
 use pgw_host::control::server::PROGRESS;
 use pgw_host::control::{Conversation, Handler};
 use pgw_outbox::{Outbox, Submission};
@@ -17,9 +18,6 @@ use crate::ingest::slip::AcceptanceSlip;
 use crate::ingest::{Budget, Counters, StatusSource, count, media, sender_key};
 use crate::listing;
 use crate::uplink::Orders;
-
-/// Longest key.
-const KEY_BYTES: usize = 256;
 
 /// The daemon's side of its control socket.
 pub struct Commands {
@@ -150,8 +148,8 @@ impl Commands {
                 "the content type must be a media type of at most 256 characters".to_owned(),
             );
         }
-        if key.len() > KEY_BYTES {
-            return refused(false, format!("the key must be at most {KEY_BYTES} bytes"));
+        if let Err(error) = Text::Key.check(&key) {
+            return refused(false, error.to_string());
         }
         let limit = config.max_body_bytes;
         let size = match usize::try_from(body_bytes) {

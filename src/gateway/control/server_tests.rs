@@ -46,6 +46,11 @@ fn submissions_are_stored_or_refused() {
     assert!(is_refused(submit(&mut client, "other", "t", "", b"x"), false));
     assert!(is_refused(submit(&mut client, "clinical", "a type", "", b"x"), false));
     assert!(is_refused(submit(&mut client, "clinical", "t", "", &[b'x'; 1001]), false));
+    for (key, says) in [("k".repeat(257), "the key has 257 bytes"), ("a\u{7f}".into(), "the key holds")] {
+        let reply = submit(&mut client, "clinical", "t", &key, b"x");
+        assert!(matches!(&reply, Reply::Refused { reason, .. } if reason.starts_with(says)), "{reply:?}");
+        assert!(is_refused(reply, false));
+    }
     let full = Daemon::start(Store::full(), serde_json::Value::Null);
     let mut asked = Client::connect(&full.socket).unwrap();
     assert!(is_refused(submit(&mut asked, "clinical", "t", "", b"two"), true));

@@ -7,6 +7,8 @@
 //! | `application/edifact` | `edifact` | `edifact.interchange` from a folder, otherwise the door's |
 //! | any other | `opaque` | the door's |
 
+use pgw_core::wire::limits::Text;
+
 /// Format of HL7 v2.
 pub const HL7_FORMAT: &str = "hl7v2";
 /// Format of FHIR.
@@ -22,9 +24,6 @@ pub const ER7: &str = "application/hl7-v2+er7";
 pub const FHIR_JSON: &str = "application/fhir+json";
 /// Unknown content.
 pub const OCTETS: &str = "application/octet-stream";
-
-/// Longest media type and longest CloudEvents `type` that is accepted.
-pub const NAME_BYTES: usize = 256;
 
 /// A media type, whether a suffix may follow it, and its format; the first match decides.
 const TABLE: [(&str, bool, &str); 4] = [
@@ -49,7 +48,7 @@ pub fn is_media_type(text: &str) -> bool {
     let token = |part: &str| {
         !part.is_empty() && part.bytes().all(|b| b.is_ascii_alphanumeric() || b"!#$&-^_.+".contains(&b))
     };
-    text.len() <= NAME_BYTES
+    Text::ContentType.check(text).is_ok()
         && text.bytes().all(|b| b.is_ascii_graphic() || b == b' ')
         && name.trim().split_once('/').is_some_and(|(kind, rest)| token(kind) && token(rest))
 }
@@ -57,7 +56,8 @@ pub fn is_media_type(text: &str) -> bool {
 /// Whether a text can be a CloudEvents `type`: letters, digits, and `. _ - : /`.
 #[must_use]
 pub fn is_event_type(text: &str) -> bool {
-    (1..=NAME_BYTES).contains(&text.len())
+    !text.is_empty()
+        && Text::EventType.check(text).is_ok()
         && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-:/".contains(&b))
 }
 

@@ -16,6 +16,8 @@
 //! - [`origin`]: where refused input came from; [`sender_key`]: which of a sender's keys go on the wire
 //! - [`counters`]: what the doors have counted; [`listen`]: sockets and the addresses that may connect
 
+#[cfg(test)]
+pub(crate) mod carried_for_tests;
 pub mod counters;
 pub mod folder;
 pub mod hl7;
@@ -169,6 +171,7 @@ mod tests {
     /// The HTTP door keeps a body exactly if the outbox's refusal says so.
     #[test]
     fn what_the_outbox_refuses_because_of_its_content_is_quarantined() {
+        use pgw_core::wire::limits::{Text, TextError};
         let lane = pgw_core::transaction::Lane::new("clinical").unwrap();
         for refusal in [
             Refusal::Full(String::new()),
@@ -177,6 +180,7 @@ mod tests {
             Refusal::Stopping,
             Refusal::TooLarge { bytes: 2, limit: 1 },
             Refusal::UnknownLane(lane),
+            Refusal::Text(TextError::Character(Text::Key)),
         ] {
             let kept = !http::outcome::Problem::of(&refusal).reason.is_empty();
             assert_eq!(kept, refusal.consequence() == Consequence::Quarantine, "{refusal}");

@@ -1,15 +1,11 @@
 //! Which of a sender's keys may leave the box: on the wire a key stands beside the body, where the broker can read it. Pure.
 
-/// Longest key that goes on the wire, bytes.
-pub const KEY_BYTES: usize = 256;
+use pgw_core::wire::limits::Text;
 
-/// Whether a key may go on the wire: text of one line that contains no valid NHS number.
+/// Whether a key may go on the wire: it is there, the wire can carry it, and it contains no valid NHS number.
 #[must_use]
 pub fn may_be_shown(key: &str) -> bool {
-    !key.is_empty()
-        && key.len() <= KEY_BYTES
-        && !key.chars().any(char::is_control)
-        && !contains_nhs_number(key)
+    !key.is_empty() && Text::Key.check(key).is_ok() && !contains_nhs_number(key)
 }
 
 /// Whether a valid NHS number stands in it (NHS Data Dictionary, modulus 11): ten digits, or three, three and four with a

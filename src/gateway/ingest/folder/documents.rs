@@ -2,6 +2,7 @@
 
 use pgw_core::transaction::{Lane, Position, TransactionId};
 use pgw_core::wire::SCHEMA;
+use pgw_core::wire::limits::TextError;
 use serde::Serialize;
 
 use crate::ingest::slip::AcceptanceSlip;
@@ -39,6 +40,8 @@ pub enum Reason {
     Empty,
     /// Larger than the limit, in bytes.
     TooLarge(u64),
+    /// Its envelope has a text that the wire cannot carry.
+    Text(TextError),
 }
 
 #[derive(Debug, Serialize)]
@@ -63,6 +66,10 @@ impl Reason {
                 format!("the file has {bytes} bytes, more than the limit of {limit}"),
                 "it was not sent: have the limit raised (folder.file_limit_bytes), then move it back into the folder",
             ),
+            Reason::Text(error) => (
+                error.to_string(),
+                "it was not sent: have the folder's settings corrected (folder.type, folder.content_type), then move it back into the folder",
+            ),
         };
         lines(&ReasonDocument { schema: SCHEMA, code: self.code(), reason, action, bytes })
     }
@@ -73,6 +80,7 @@ impl Reason {
         match self {
             Reason::Empty => "empty",
             Reason::TooLarge(_) => "too_large",
+            Reason::Text(_) => "text",
         }
     }
 }
@@ -115,6 +123,7 @@ pub(super) fn suffix(prefix: &str, number: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use pgw_core::wire::limits::Text;
     use pgw_outbox::Accepted;
     use uuid::Uuid;
 
@@ -141,9 +150,11 @@ mod tests {
 
     #[test]
     fn a_reason_says_what_why_and_what_to_do() {
-        for (reason, code, says) in
-            [(Reason::Empty, "empty", "is empty"), (Reason::TooLarge(10), "too_large", "limit of 10")]
-        {
+        for (reason, code, says) in [
+            (Reason::Empty, "empty", "is empty"),
+            (Reason::TooLarge(10), "too_large", "limit of 10"),
+            (Reason::Text(TextError::Character(Text::EventType)), "text", "the type holds"),
+        ] {
             let json: serde_json::Value = serde_json::from_slice(&reason.text(11)).unwrap();
             assert_eq!(json["code"], code);
             assert!(json["reason"].as_str().unwrap().contains(says), "{json}");

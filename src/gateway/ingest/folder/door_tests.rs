@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
 
 use pgw_core::transaction::{Gateway, Lane, Practice, TransactionId};
+use pgw_core::wire::limits::{Text, TextError};
 use pgw_durable::ExclusiveRename;
 use pgw_outbox::{Accepted, Refusal, Submission};
 use serde_json::Value;
@@ -341,6 +342,10 @@ async fn a_limit_of_the_outbox_rejects_too() {
     scene.outbox.on_submit(|_| Some(Refusal::TooLarge { bytes: 3, limit: 2 }));
     scene.round(&mut scene.folder()).await;
     assert!(scene.json("rejected/a.reason.json")["reason"].as_str().unwrap().contains("limit of 2"));
+    scene.put("b", "abc", 2);
+    scene.outbox.on_submit(|_| Some(Refusal::Text(TextError::Character(Text::EventType))));
+    scene.round(&mut scene.folder()).await;
+    assert_eq!(scene.json("rejected/b.reason.json")["code"], "text");
     scene.all_put_away();
 }
 

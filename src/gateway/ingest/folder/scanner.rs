@@ -244,6 +244,7 @@ impl<A: Acceptor> FolderScanner<A> {
             Err(Refusal::TooLarge { limit, .. }) => {
                 self.reject(place, &name, facts, Reason::TooLarge(limit)).await
             }
+            Err(Refusal::Text(error)) => self.reject(place, &name, facts, Reason::Text(error)).await,
             Err(refusal) => {
                 count(&self.counters.unavailable);
                 self.cannot_store(&refusal);

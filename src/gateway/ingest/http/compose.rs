@@ -3,6 +3,7 @@
 use axum::http::HeaderMap;
 use bytes::Bytes;
 use pgw_core::transaction::{Body, Kind, Lane};
+use pgw_core::wire::limits::Text;
 use pgw_outbox::Submission;
 
 use crate::ingest::http::context::HttpContext;
@@ -76,10 +77,18 @@ pub(super) async fn compose(
     let ids = Ids::read(headers, dialect == Dialect::Fhir && config.bars)?;
     let content_type = headers::content_type(headers)?.to_owned();
     let request = Request { client, lane, ids, content_type, bytes };
-    match dialect {
+    let composed = match dialect {
         Dialect::Plain => request.plain(headers),
         Dialect::Fhir => request.fhir().await,
         Dialect::Hl7 => request.hl7(),
+    }?;
+    match composed.submission.check_texts() {
+        Ok(()) => Ok(composed),
+        // These come from MSH, all others from the headers.
+        Err(error) if dialect == Dialect::Hl7 && matches!(error.text(), Text::Key | Text::Sender) => {
+            Err(Refused::Fault(Fault::of_text(error)))
+        }
+        Err(error) => Err(Problem::of_text(error).into()),
     }
 }
 
@@ -189,12 +198,20 @@ mod tests {
     use super::*;
     use crate::control::store_for_tests::{Store, lane};
     use crate::ingest::Budget;
+    use crate::ingest::carried_for_tests::assert_carried;
     use crate::ingest::http::access::{Access, AccessFiles};
     use crate::ingest::http::context::HttpDoorConfig;
     use pgw_core::transaction::{Gateway, Practice};
     use pgw_link::clock::TrustedClock;
+    use proptest::prelude::*;
+
+    static SHARED: std::sync::OnceLock<Store> = std::sync::OnceLock::new();
 
     fn context(store: &Store) -> HttpContext {
+        context_with(store, true)
+    }
+
+    fn context_with(store: &Store, bars: bool) -> HttpContext {
         let clock = TrustedClock::open(Path::new("/nonexistent"));
         let config = HttpDoorConfig {
             listen: "127.0.0.1:0".parse().unwrap(),
@@ -206,7 +223,7 @@ mod tests {
             header_timeout: Duration::from_secs(1),
             body_timeout: Duration::from_secs(1),
             max_connections: 1,
-            bars: true,
+            bars,
             allowed_addresses: Vec::new(),
             files: AccessFiles::default(),
         };
@@ -234,6 +251,80 @@ mod tests {
         ] {
             let Ok(composed) = composed(Dialect::Plain, content_type, "x").await else { panic!("refused") };
             assert_eq!(composed.submission.content_type, content_type);
+        }
+    }
+
+    fn bundle(identifier: &str) -> String {
+        format!(
+            r#"{{"resourceType":"Bundle","type":"message","identifier":{{"value":"{identifier}"}},
+            "entry":[{{"resource":{{"resourceType":"MessageHeader","eventCoding":{{"code":"e"}}}}}}]}}"#
+        )
+    }
+
+    #[tokio::test]
+    async fn a_key_that_cannot_be_sent_on_is_refused_by_its_name() {
+        let store = Store::empty();
+        let context = context_with(&store, false);
+        let compose = async |dialect, content_type: &str, body: String| {
+            let mut headers = HeaderMap::new();
+            headers.insert(axum::http::header::CONTENT_TYPE, content_type.parse().unwrap());
+            compose(&context, dialect, None, "lab", &headers, Bytes::from(body)).await
+        };
+        let longest = "v".repeat(253);
+        let taken = compose(Dialect::Fhir, media::FHIR_JSON, bundle(&longest)).await;
+        let Ok(taken) = taken else { panic!("refused") };
+        assert_eq!(taken.submission.key, format!("|{longest}|e"), "whole");
+        for bad in [format!("{longest}v"), "é".repeat(150), "v\u{fdd0}".into()] {
+            let refused = compose(Dialect::Fhir, media::FHIR_JSON, bundle(&bad)).await.err();
+            assert!(matches!(refused, Some(Refused::Problem(Problem::IDENTIFIER))), "{bad}");
+        }
+        let message = |name: &str, id: &str| format!("MSH|^~\\&|{name}|S|||||ORU^R01|{id}|P|2.4");
+        for (body, fault) in [
+            (message("LAB", &"7".repeat(257)), Fault::CONTROL_ID),
+            (message("LAB", "7\t7"), Fault::CONTROL_ID),
+            (message(&"L".repeat(1000), "7"), Fault::SENDER),
+        ] {
+            let refused = compose(Dialect::Hl7, "", body).await.err();
+            assert!(matches!(refused, Some(Refused::Fault(found)) if found == fault), "{fault:?}");
+        }
+        let charset = format!("text/plain; charset={}", "c".repeat(256 - 20));
+        let refused = compose(Dialect::Hl7, &charset, message("LAB", "7")).await.err();
+        assert!(matches!(refused, Some(Refused::Problem(Problem::MEDIA_TYPE))), "it becomes longer");
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 64, ..crate::seeds::kept() })]
+
+        #[test]
+        fn what_is_submitted_arrives_as_it_is(
+            values in proptest::collection::vec("[ -~]{0,270}", 5),
+            identifier in "[^\"\\\\\\x00-\\x1f]{0,100}",
+            id in "[^|\r\n]{0,100}",
+        ) {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            let _inside = runtime.enter();
+            let store = SHARED.get_or_init(Store::empty);
+            let names = ["idempotency-key", "x-request-id", "x-correlation-id", "ce-type", "traceparent"];
+            let mut headers = HeaderMap::new();
+            for (name, value) in names.into_iter().zip(&values) {
+                if value.len() % 3 > 0 {
+                    headers.insert(name, value.parse().unwrap());
+                }
+            }
+            for (dialect, content_type, body) in [
+                (Dialect::Plain, "text/plain", "x".to_owned()),
+                (Dialect::Fhir, media::FHIR_JSON, bundle(&identifier)),
+                (Dialect::Hl7, "text/plain", format!("MSH|^~\\&|{identifier}|S|||||ORU^R01|{id}|P|2.4")),
+            ] {
+                headers.insert(axum::http::header::CONTENT_TYPE, content_type.parse().unwrap());
+                let context = context_with(store, false);
+                let body = Bytes::from(body);
+                if let Ok(taken) = runtime.block_on(compose(&context, dialect, None, "lab", &headers, body)) {
+                    let correlation = taken.submission.correlation_id.clone();
+                    let attributes = assert_carried(taken.submission);
+                    prop_assert_eq!(attributes.get("correlationid"), correlation);
+                }
+            }
         }
     }
 

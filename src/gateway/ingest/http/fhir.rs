@@ -6,11 +6,12 @@
 use std::borrow::Cow;
 use std::fmt;
 
+use pgw_core::wire::limits::Text;
 use serde::Deserialize;
 use serde::de::{Deserializer, IgnoredAny, SeqAccess, Visitor};
 
-/// Longest part of a name that is kept.
-const NAME_BYTES: usize = 200;
+/// Longest part of a name that is kept, bytes: a name that was cut is always too long for a key, and so refused.
+const NAME_BYTES: usize = Text::Key.most_bytes() + 4;
 
 /// What the header of a FHIR message says. No `Debug`: a faulty sender may put anything into a header.
 #[derive(Clone, Default, PartialEq, Eq)]

@@ -1,6 +1,7 @@
 //! What the headers of a request say, and what they must not. Pure.
 
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
+use pgw_core::wire::limits::Text;
 use uuid::Uuid;
 
 use crate::ingest::http::outcome::Problem;
@@ -16,9 +17,6 @@ pub const TRACE_PARENT: HeaderName = HeaderName::from_static("traceparent");
 pub const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 /// CloudEvents `type`, as its HTTP binding writes it.
 pub const EVENT_TYPE: HeaderName = HeaderName::from_static("ce-type");
-
-/// Longest id and key that is taken.
-const WORD_BYTES: usize = 256;
 
 /// The ids of a request, checked.
 #[derive(Clone, Default, PartialEq, Eq)]
@@ -39,16 +37,15 @@ impl Ids {
     /// # Errors
     /// The [`Problem`] that names the header.
     pub fn read(headers: &HeaderMap, required: bool) -> Result<Self, Problem> {
-        let word = |name: &HeaderName, wrong: Problem| match one(headers, name) {
-            // A tab counts as text in a header, but nobody means one inside an id, and few receivers would preserve
-            // it.
-            Ok(value) if value.len() <= WORD_BYTES && !value.contains('\t') => Ok(value.to_owned()),
+        let word = |name: &HeaderName, text: Text, wrong: Problem| match one(headers, name) {
+            // This refuses a tab as well: it counts as text in a header, but nobody means one inside an id.
+            Ok(value) if text.check(value).is_ok() => Ok(value.to_owned()),
             _ => Err(wrong),
         };
         let ids = Self {
-            idempotency_key: word(&IDEMPOTENCY_KEY, Problem::IDEMPOTENCY_KEY)?,
-            request_id: word(&REQUEST_ID, Problem::REQUEST_ID)?,
-            correlation_id: word(&CORRELATION_ID, Problem::CORRELATION_ID)?,
+            idempotency_key: word(&IDEMPOTENCY_KEY, Text::Key, Problem::IDEMPOTENCY_KEY)?,
+            request_id: word(&REQUEST_ID, Text::Key, Problem::REQUEST_ID)?,
+            correlation_id: word(&CORRELATION_ID, Text::CorrelationId, Problem::CORRELATION_ID)?,
             // As its specification asks, one that is malformed counts as none.
             trace_parent: one(headers, &TRACE_PARENT)
                 .ok()
@@ -150,7 +147,7 @@ pub fn to_echo(headers: &HeaderMap) -> Vec<(HeaderName, HeaderValue)> {
     [REQUEST_ID, CORRELATION_ID]
         .into_iter()
         .filter_map(|name| headers.get(&name).map(|value| (name, value.clone())))
-        .filter(|(_, value)| value.len() <= WORD_BYTES)
+        .filter(|(_, value)| value.len() <= Text::Key.most_bytes().max(Text::CorrelationId.most_bytes()))
         .collect()
 }
 
@@ -201,6 +198,23 @@ mod tests {
     }
 
     #[test]
+    fn a_trace_parent_has_its_form_or_counts_as_none() {
+        const GOOD: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+        let read = |text: &str| Ids::read(&map(&[("traceparent", text)]), false).ok().unwrap().trace_parent;
+        assert_eq!(read(GOOD), GOOD);
+        for bad in [
+            "1",
+            &GOOD.to_uppercase(),
+            &format!("{GOOD}-01"),
+            &GOOD.replacen("00", "ff", 1),
+            "00-00000000000000000000000000000000-b7ad6b7169203331-01",
+            "00-0af7651916cd43dd8448eb211c80319c-0000000000000000-01",
+        ] {
+            assert_eq!(read(bad), "", "{bad}");
+        }
+    }
+
+    #[test]
     fn media_types() {
         let of = |value: &str| content_type(&map(&[("content-type", value)])).map(str::to_owned);
         assert_eq!(of("Text/Plain; charset=x"), Ok("Text/Plain; charset=x".to_owned()));
@@ -241,11 +255,11 @@ mod tests {
             }
             if let Ok(ids) = Ids::read(&headers, false) {
                 let printable = |id: &str| id.bytes().all(|b| b.is_ascii_graphic() || b == b' ');
-                prop_assert!(ids.chosen_key().len() <= WORD_BYTES && printable(ids.chosen_key()));
+                prop_assert!(Text::Key.check(ids.chosen_key()).is_ok() && printable(ids.chosen_key()));
                 prop_assert!(printable(&ids.correlation_id));
             }
             if let Ok(given) = content_type(&headers) {
-                prop_assert!(given.len() <= WORD_BYTES && given.bytes().all(|b| b.is_ascii_graphic() || b == b' '));
+                prop_assert!(Text::ContentType.check(given).is_ok() && given.bytes().all(|b| b.is_ascii_graphic() || b == b' '));
                 prop_assert!(media::format(given).len() < 10);
             }
             if let Ok(given) = event_type(&headers) {

@@ -2,6 +2,7 @@
 //!
 //! Only 408 and 503 mean "later". A failing store never gives a 500, because senders give up on that.
 
+use pgw_core::wire::limits::{Text, TextError};
 use pgw_outbox::Refusal;
 use serde_json::{Value, json};
 
@@ -94,8 +95,22 @@ impl Problem {
     pub const EVENT_TYPE: Self =
         problem(400, "value", "Ce-Type has at most 256 letters, digits, and . - _ : /", "bad Ce-Type");
     /// It is not valid.
-    pub const MEDIA_TYPE: Self =
-        problem(400, "value", "Content-Type must be one media type", "bad Content-Type");
+    pub const MEDIA_TYPE: Self = problem(
+        400,
+        "value",
+        "Content-Type must be one media type of at most 256 characters",
+        "bad Content-Type",
+    );
+    /// The message's own key cannot be carried.
+    pub const IDENTIFIER: Self = problem(
+        422,
+        "value",
+        "Bundle.identifier with the event must be one text of at most 256 bytes",
+        "bad Bundle.identifier",
+    );
+    /// Another text of the envelope cannot be carried.
+    pub const TEXT: Self =
+        problem(422, "value", "A name in the request is longer than can be sent on", "bad text");
     /// This route does not accept it.
     pub const UNSUPPORTED: Self = problem(
         415,
@@ -151,6 +166,19 @@ impl Problem {
             Refusal::Full(_) | Refusal::Busy | Refusal::Trouble(_) | Refusal::Stopping => Self::LATER,
             Refusal::TooLarge { .. } => Self::TOO_LARGE,
             Refusal::UnknownLane(_) => Self::NO_LANE,
+            Refusal::Text(error) => Self::of_text(*error),
+        }
+    }
+
+    /// The answer to a request of whose envelope this text cannot be carried; the headers are checked before.
+    #[must_use]
+    pub fn of_text(error: TextError) -> Self {
+        match error.text() {
+            Text::EventType => Self::EVENT_TYPE,
+            Text::ContentType => Self::MEDIA_TYPE,
+            Text::Key => Self::IDENTIFIER,
+            Text::CorrelationId => Self::CORRELATION_ID,
+            Text::Sender | Text::TraceParent => Self::TEXT,
         }
     }
 
@@ -306,7 +334,7 @@ mod tests {
 
     const STAMP: Stamp<'static> = Stamp { now: 1_795_385_530_123, control_id: "G1" };
 
-    const ALL: [Problem; 27] = [
+    const ALL: [Problem; 29] = [
         Problem::UNAUTHORIZED,
         Problem::NO_ROUTE,
         Problem::METHOD,
@@ -321,6 +349,8 @@ mod tests {
         Problem::IDEMPOTENCY_KEY,
         Problem::EVENT_TYPE,
         Problem::MEDIA_TYPE,
+        Problem::IDENTIFIER,
+        Problem::TEXT,
         Problem::UNSUPPORTED,
         Problem::ENCODED,
         Problem::EMPTY,

@@ -9,6 +9,7 @@
 use std::io::Write as _;
 
 use pgw_core::transaction::UnixMillis;
+use pgw_core::wire::limits::{Text, TextError};
 use time::OffsetDateTime;
 use time::macros::format_description;
 
@@ -41,6 +42,8 @@ pub enum Class {
 pub struct Fault {
     /// Error or reject.
     pub class: Class,
+    /// The field of MSH that is wrong, for ERR; 0: none in particular.
+    pub field: u8,
     /// HL7 table 0357.
     pub code: u16,
     /// The table's text for that code.
@@ -55,6 +58,7 @@ impl Fault {
     /// It does not begin with MSH.
     pub const NO_HEADER: Self = Self {
         class: Class::Reject,
+        field: 0,
         code: 100,
         meaning: "Segment sequence error",
         text: "The message does not begin with an MSH segment",
@@ -63,6 +67,7 @@ impl Fault {
     /// Larger than the limit.
     pub const TOO_LARGE: Self = Self {
         class: Class::Error,
+        field: 0,
         code: 207,
         meaning: "Application internal error",
         text: "The message is larger than the limit of this gateway",
@@ -71,14 +76,45 @@ impl Fault {
     /// MSH-3 and MSH-4 are not on the list.
     pub const SENDER_NOT_ALLOWED: Self = Self {
         class: Class::Reject,
+        field: 0,
         code: 204,
         meaning: "Unknown key identifier",
         text: "This sending application and facility is not allowed here",
         reason: "sender not allowed",
     };
+    /// MSH-10 cannot be carried as it is.
+    pub const CONTROL_ID: Self = Self {
+        class: Class::Error,
+        field: 10,
+        code: 102,
+        meaning: "Data type error",
+        text: "MSH-10 is longer than 256 bytes, or holds characters that cannot be sent on",
+        reason: "bad MSH-10",
+    };
+    /// MSH-3 or MSH-4 cannot be carried as it is.
+    pub const SENDER: Self = Self {
+        class: Class::Error,
+        field: 3,
+        code: 102,
+        meaning: "Data type error",
+        text: "MSH-3 and MSH-4 are longer than can be sent on",
+        reason: "long MSH-3 or MSH-4",
+    };
+
+    /// The refusal of a message of whose envelope this text cannot be carried.
+    #[must_use]
+    pub fn of_text(error: TextError) -> Self {
+        match error.text() {
+            Text::Key => Self::CONTROL_ID,
+            Text::Sender => Self::SENDER,
+            Text::EventType | Text::ContentType | Text::CorrelationId | Text::TraceParent => Self::REFUSED,
+        }
+    }
+
     /// A batch (FHS, BHS); single messages are expected.
     pub const UNSUPPORTED: Self = Self {
         class: Class::Reject,
+        field: 0,
         code: 200,
         meaning: "Unsupported message type",
         text: "Batches are not supported, send single messages",
@@ -94,6 +130,7 @@ impl Fault {
     /// The outbox refuses it for good.
     pub const REFUSED: Self = Self {
         class: Class::Reject,
+        field: 0,
         code: 207,
         meaning: "Application internal error",
         text: "The gateway is not configured to take this message",
@@ -102,6 +139,7 @@ impl Fault {
     /// It cannot be stored now; used only if the site prefers an answer to a closed connection.
     pub const UNAVAILABLE: Self = Self {
         class: Class::Reject,
+        field: 0,
         code: 207,
         meaning: "Application internal error",
         text: "The gateway cannot store messages now, try again later",
@@ -221,9 +259,18 @@ fn message_type(msh: Option<&Msh<'_>>, version: &[u8], separators: Separators) -
 fn error_segment(line: &mut SegmentText, fault: Fault, version: &[u8], separators: Separators) {
     let code = fault.code.to_string();
     line.out.extend_from_slice(b"ERR");
+    let field = if fault.field == 0 { String::new() } else { fault.field.to_string() };
     if version >= b"2.5".as_slice() {
         line.field(b"");
-        line.field(b"");
+        let mut location = Vec::new();
+        if fault.field != 0 {
+            location.extend_from_slice(b"MSH");
+            for part in ["1", &field] {
+                location.push(separators.component);
+                location.extend_from_slice(part.as_bytes());
+            }
+        }
+        line.field(&location);
         let mut coded = code.into_bytes();
         for part in [fault.meaning, "HL70357"] {
             coded.push(separators.component);
@@ -237,7 +284,9 @@ fn error_segment(line: &mut SegmentText, fault: Fault, version: &[u8], separator
         line.field(fault.text.as_bytes());
     } else {
         let mut location = b"MSH".to_vec();
-        location.extend([separators.component; 3]);
+        location.extend([separators.component; 2]);
+        location.extend_from_slice(field.as_bytes());
+        location.push(separators.component);
         location.extend_from_slice(code.as_bytes());
         for part in [fault.meaning, "HL70357"] {
             location.push(separators.subcomponent);

@@ -13,8 +13,8 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use pgw_core::delivery::Millis;
-use pgw_core::transaction::{Body, Kind, unix_millis_now};
-use pgw_outbox::{Accepted, Submission};
+use pgw_core::transaction::{Body, unix_millis_now};
+use pgw_outbox::Accepted;
 use tokio::io::{AsyncRead as _, AsyncWriteExt as _, ReadBuf};
 use tokio::sync::watch;
 use tokio::time::{sleep, sleep_until, timeout};
@@ -29,7 +29,7 @@ use crate::ingest::mllp::msh::Msh;
 use crate::ingest::mllp::route;
 use crate::ingest::mllp::stream::Stream;
 use crate::ingest::origin::Origin;
-use crate::ingest::{Acceptor, Share, count, sender_key};
+use crate::ingest::{Acceptor, Share, count};
 
 /// Read at once. On the stack, and only between two awaits: an idle connection holds no buffer.
 const READ_BYTES: usize = 16 * 1024;
@@ -214,19 +214,11 @@ impl<A: Acceptor> Connection<A> {
         if !config.allowed_senders.is_empty() && !config.allowed_senders.contains(&envelope::sender(&msh)) {
             return self.refuse(&body, Fault::SENDER_NOT_ALLOWED, size).await;
         }
-        let key = envelope::key(&msh);
-        let submission = Submission {
-            lane: route::lane(&config.routes, &config.lane, &msh).clone(),
-            event_type: envelope::event_type(&msh),
-            kind: Kind::Transaction,
-            content_type: envelope::content_type(&msh).to_owned(),
-            sender: envelope::sender_name(&msh),
-            shows_key: sender_key::may_be_shown(&key),
-            key,
-            correlation_id: String::new(),
-            trace_parent: String::new(),
-            body,
-        };
+        let lane = route::lane(&config.routes, &config.lane, &msh).clone();
+        let submission = envelope::submission(&msh, lane, body);
+        if let Err(error) = submission.check_texts() {
+            return self.refuse(&submission.body, Fault::of_text(error), size).await;
+        }
         match self.context.acceptor.submit(submission).await {
             Ok(accepted) => {
                 self.count_accepted(accepted, &msh);

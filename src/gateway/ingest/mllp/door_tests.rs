@@ -160,13 +160,16 @@ impl Sender {
 
     /// MSA-1 and MSA-2 of the next acknowledgment; `None` if the connection is closed instead.
     async fn answer(&mut self) -> Option<String> {
+        let text = self.whole_answer().await?;
+        let msa = text.split('\r').find_map(|segment| segment.strip_prefix("MSA|")).unwrap();
+        Some(msa.splitn(3, '|').take(2).collect::<Vec<_>>().join(" "))
+    }
+
+    async fn whole_answer(&mut self) -> Option<String> {
         loop {
             if let Some(event) = self.events.pop_front() {
                 let Event::Frame(body) = event else { panic!("an answer is small") };
-                let text = String::from_utf8_lossy(body.as_bytes()).into_owned();
-                let msa =
-                    text.split('\r').find_map(|segment| segment.strip_prefix("MSA|")).unwrap().to_owned();
-                return Some(msa.splitn(3, '|').take(2).collect::<Vec<_>>().join(" "));
+                return Some(String::from_utf8_lossy(body.as_bytes()).into_owned());
             }
             let mut buffer = [0; 2000];
             match timeout(PATIENCE, self.stream.read(&mut buffer)).await.expect("an answer or a close") {
@@ -269,6 +272,34 @@ async fn refused_content_is_answered_and_kept() {
     assert_eq!(door.outbox.bodies(), [message("11", "")]);
     let counts = door.counters.counts();
     assert_eq!((counts.refused, counts.accepted, counts.noise_bytes), (5, 1, 5));
+}
+
+#[tokio::test]
+async fn a_number_or_sender_that_cannot_be_sent_on_is_refused_by_its_field() {
+    let door = open(settings()).await;
+    let mut sender = door.sender().await;
+    let with = |application: &str, id: &str, version: &str| {
+        format!("MSH|^~\\&|{application}|SURG|||1||ORU^R01|{id}|P|{version}\rPID|1\r").into_bytes()
+    };
+    let long = "7".repeat(256);
+    let name = "L".repeat(800);
+    sender.send(&with(&name, &long, "2.4")).await;
+    assert!(sender.answer().await.unwrap().starts_with("AA 777"), "up to the limits it is taken");
+    let refused = [
+        (with("LAB", &format!("{long}7"), "2.5"), "MSH^1^10|102^Data type error^HL70357|E"),
+        (with("LAB", "a\u{fffe}b", "2.5"), "MSH^1^10|102^"),
+        (with("LAB", "a\tb", "2.4"), "ERR|MSH^^10^102&Data type error&HL70357"),
+        (with(&"L".repeat(1000), "8", "2.5"), "MSH^1^3|102^"),
+    ];
+    for (message, named) in &refused {
+        sender.send(message).await;
+        let answer = sender.whole_answer().await.unwrap();
+        assert!(answer.contains("MSA|AE|") && answer.contains(named), "{named}: {answer}");
+    }
+    assert_eq!(door.outbox.reasons(), ["bad MSH-10", "bad MSH-10", "bad MSH-10", "long MSH-3 or MSH-4"]);
+    let kept: Vec<_> = door.outbox.0.quarantined.lock().unwrap().iter().map(|kept| kept.2.clone()).collect();
+    assert_eq!(kept, refused.map(|(message, _)| message), "whole");
+    assert_eq!(door.outbox.bodies().len(), 1);
 }
 
 #[tokio::test]

@@ -1,14 +1,30 @@
 //! From an HL7 header to a transaction's envelope: type, content type, source and key.
+//!
+//! Nothing of MSH-3, MSH-4 and MSH-10 is cut: [`pgw_outbox::Submission::check_texts`] finds what is too long, and the doors refuse it.
 
-use crate::ingest::media;
+use pgw_core::transaction::{Body, Kind, Lane};
+use pgw_outbox::Submission;
+
 use crate::ingest::mllp::msh::{Msh, text};
+use crate::ingest::{media, sender_key};
 
-/// Longest sender's key that is kept, in bytes of MSH-10: the content hash decides about repetitions as well, so a
-/// shortened key loses nothing.
-const KEY_BYTES: usize = 256;
-
-/// Longest part of MSH-3 and MSH-4 in the source.
-const SOURCE_BYTES: usize = 64;
+/// The submission of a message to a lane.
+#[must_use]
+pub fn submission(msh: &Msh<'_>, lane: Lane, body: Body) -> Submission {
+    let key = key(msh);
+    Submission {
+        lane,
+        event_type: event_type(msh),
+        kind: Kind::Transaction,
+        content_type: content_type(msh).to_owned(),
+        sender: sender_name(msh),
+        shows_key: sender_key::may_be_shown(&key),
+        key,
+        correlation_id: String::new(),
+        trace_parent: String::new(),
+        body,
+    }
+}
 
 /// CloudEvents `type`: `hl7v2.oru_r01` from MSH-9.1 and MSH-9.2.
 #[must_use]
@@ -74,7 +90,7 @@ pub fn sender_name(msh: &Msh<'_>) -> String {
 
 fn push_encoded(out: &mut String, bytes: &[u8]) {
     const DIGITS: &[u8; 16] = b"0123456789ABCDEF";
-    for byte in bytes.trim_ascii().iter().take(SOURCE_BYTES) {
+    for byte in bytes.trim_ascii() {
         if byte.is_ascii_alphanumeric() || b"-._~".contains(byte) {
             out.push(char::from(*byte));
         } else {
@@ -88,8 +104,7 @@ fn push_encoded(out: &mut String, bytes: &[u8]) {
 /// The sender's key: MSH-10; empty if there is none.
 #[must_use]
 pub fn key(msh: &Msh<'_>) -> String {
-    let given = msh.control_id();
-    text(&given[..given.len().min(KEY_BYTES)])
+    text(msh.control_id())
 }
 
 /// How MSH-3 and MSH-4 are written in a list of allowed senders: `LAB|SURG`.
@@ -101,6 +116,7 @@ pub fn sender(msh: &Msh<'_>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ingest::carried_for_tests::assert_carried;
     use proptest::prelude::*;
 
     #[test]
@@ -129,8 +145,36 @@ mod tests {
         assert_eq!(key(&read(b"MSH|^~\\&||||||||M\xfcller")), "Müller");
     }
 
+    #[test]
+    fn nothing_of_a_senders_names_is_cut() {
+        let name = "N".repeat(300);
+        let message = format!("MSH|^~\\&|{name}|S|||||ORU^R01|{name}|P|2.4");
+        let msh = Msh::read(message.as_bytes()).unwrap();
+        assert_eq!((sender_name(&msh), key(&msh)), (format!("hl7v2:{name}%7CS"), name));
+    }
+
     proptest! {
         #![proptest_config(crate::seeds::kept())]
+
+        #[test]
+        fn what_is_submitted_arrives_as_it_is(
+            fields in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..280), 5),
+            text in "\\PC{0,90}",
+        ) {
+            let [application, facility, kind, id, charset] = &fields[..] else { unreachable!() };
+            for id in [&id[..id.len() / 8], id, text.as_bytes(), "\u{fffe}".as_bytes(), b"\x96"] {
+                let parts = [
+                    &b"MSH|^~\\&"[..], application, facility, b"", b"", b"", b"", kind, id, b"P", b"2.4", b"", b"", b"", b"", b"",
+                    charset,
+                ];
+                let message = parts.join(&b"|"[..]);
+                let msh = Msh::read(&message).unwrap();
+                let submission = submission(&msh, Lane::new("clinical").unwrap(), Body::new(message.clone()));
+                if submission.check_texts().is_ok() {
+                    assert_carried(submission);
+                }
+            }
+        }
 
         #[test]
         fn names_are_always_harmless(header in proptest::collection::vec(any::<u8>(), 0..400)) {
@@ -143,9 +187,8 @@ mod tests {
                 event_type.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_' || b == b'.')
             );
             let sender = sender_name(&msh);
-            prop_assert!(sender.len() < 450);
             prop_assert!(sender.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._~:%".contains(&b)));
-            prop_assert!(key(&msh).len() <= 2 * KEY_BYTES);
+            prop_assert!(key(&msh).len() <= 2 * msh.control_id().len());
         }
     }
 }
