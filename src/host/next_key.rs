@@ -52,11 +52,14 @@ impl KeyPair {
 pub fn make(file: &Path) -> Result<(KeyPair, bool), KeyError> {
     let _lock = lock(file)?;
     let pair = KeyPair::read(file)?;
+    let make = |source| KeyError::Make { file: pair.next_file.clone(), source };
     if pair.next.is_some() {
+        // An earlier try may have ended before its sync, and the gateways are given what is printed now.
+        let directory = pair.next_file.parent().unwrap_or(Path::new("."));
+        pgw_durable::sync_directory(directory).map_err(make)?;
         return Ok((pair, false));
     }
     let document = Zeroizing::new(SigningKey::generate().map_err(|_| KeyError::Random)?);
-    let make = |source| KeyError::Make { file: pair.next_file.clone(), source };
     write(&pair, &document).map_err(make)?;
     Ok((KeyPair::read(file)?, true))
 }

@@ -324,7 +324,8 @@ pub fn verify(config: &HubConfig, file: &Path, out: &mut dyn Write, err: &mut dy
     let _ = writeln!(out, "{}: complete, in order and unaltered", file.display());
     if signed.is_none() {
         let list = settings.gateways_file.display();
-        let _ = writeln!(out, "its signatures were NOT checked: there is no list of gateways {list}");
+        let _ = writeln!(err, "its signatures were NOT checked: there is no list of gateways {list}");
+        return Exit::Configuration;
     }
     exit
 }

@@ -48,6 +48,9 @@ pub fn keep(store: &Path, lanes: &[LaneName], bundle: &File) -> Result<bool, Sto
             }
             .map_err(failed("write", &path))?;
             new = true;
+        } else {
+            // An earlier try may have ended between its rename and its sync.
+            pgw_durable::sync_directory(&directory).map_err(failed("sync", &directory))?;
         }
         there = Some(path);
     }
