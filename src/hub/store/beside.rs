@@ -102,11 +102,16 @@ fn blocks(bundle: &File, mut take: impl FnMut(&[u8]) -> io::Result<()>) -> io::R
 /// [`StoreError`] when a directory cannot be listed.
 pub fn all(store: &Path) -> Result<BTreeMap<LaneName, Beside>, StoreError> {
     let mut found = BTreeMap::new();
-    for (practice, path) in children(store)? {
+    let below = |path: &Path| {
+        let is_directory = |(_, path): &(String, PathBuf)| path.is_dir();
+        children(path).map(|all| all.into_iter().filter(is_directory).collect::<Vec<_>>())
+    };
+    for (practice, path) in below(store)? {
         let Ok(practice) = Practice::new(&practice) else { continue };
-        for (gateway, path) in children(&path)? {
+        // What cannot be listed is named where the lanes are.
+        for (gateway, path) in below(&path).unwrap_or_default() {
             let Ok(gateway) = Gateway::new(&gateway) else { continue };
-            for (name, path) in children(&path)? {
+            for (name, path) in below(&path).unwrap_or_default() {
                 let lane = name.strip_suffix(DIRECTORY).and_then(|lane| Lane::new(lane).ok());
                 if let (Some(lane), Some(beside)) = (lane, count(&path)?) {
                     let (practice, gateway) = (practice.clone(), gateway.clone());
