@@ -194,6 +194,13 @@ impl Site {
         self.hub = Some(self.spawn(HUB, &self.hub_config(), "hub.log", &self.hub_environment));
     }
 
+    /// Waits until a hub that was started takes commands.
+    pub fn wait_for_hub(&self) {
+        eventually_blocking("the hub to take commands", Duration::from_secs(30), || {
+            std::os::unix::net::UnixStream::connect(self.path("hub.sock")).ok()
+        });
+    }
+
     fn spawn(&self, program: &str, config: &Path, log: &str, environment: &[(OsString, OsString)]) -> Child {
         let log = std::fs::OpenOptions::new().create(true).append(true).open(self.path(log)).expect("a log");
         Command::new(program)

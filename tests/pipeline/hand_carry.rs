@@ -422,6 +422,7 @@ fn an_unsigned_bundle_is_kept_beside_its_lane_and_counts_for_nothing() {
     assert_eq!(carry.waiting(), 20);
     // No id became known: once the gateway is listed all of it is new. With the option too, as it is signed.
     carry.site.start_hub();
+    carry.site.wait_for_hub();
     carry.hub(&["gateway", "add", "B86022.gw1", "--public-key", &key]);
     let printed = carry.hub(&["import", "--unsigned", &bundle]);
     assert!(printed.contains("20 transactions: 20 new, 0 already stored"), "{printed}");
