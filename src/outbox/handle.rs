@@ -162,6 +162,10 @@ impl Outbox {
     ) {
         if let Some(lane) = self.lane(lane) {
             let mut state = lane.state();
+            if watermark.position < state.watermark.position {
+                // What was answered before it went back counts no more.
+                state.answer = None;
+            }
             state.confirm(watermark);
             state.backed_up_through = backed_up_through;
             state.watermark_stale = true;

@@ -180,13 +180,23 @@ fn files_of_a_lane_are_missing_at_the_hub() {
             !list.status.success() && text.contains(&format!("file number {number} is missing")),
             "{text}"
         );
+        // A backup of it is named as what it is, so that no job removes the one before.
+        let links = pipeline.site.path(&format!("links-{round}")).display().to_string();
+        let begun = pipeline.site.hub_command(&["backup", "begin", &links]);
+        let text = String::from_utf8_lossy(&begun.stdout).into_owned();
+        assert_eq!(begun.status.code(), Some(65), "{text}");
+        assert!(text.contains("NOT whole in this backup: B86022/gw1/clinical: file number"), "{text}");
         pipeline.site.start_hub();
         eventually_blocking("the gateway to send it again", PATIENCE, || {
             pipeline.site.hub_command(&["list"]).status.success().then_some(())
         });
     }
     let safe = senders.stop();
-    assert_eq!(pipeline.site.log("hub").matches("What was missing of a lane has come again").count(), 3);
+    // The files are whole a moment before the hub says so.
+    eventually_blocking("the hub to have said so three times", PATIENCE, || {
+        let said = pipeline.site.log("hub").matches("What was missing of a lane has come again").count();
+        (said == 3).then_some(())
+    });
     pipeline.check(&safe);
 }
 

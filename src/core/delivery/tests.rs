@@ -406,6 +406,7 @@ fn what_the_hub_cannot_verify_alone_three_times_is_held() {
         let held = Action::Alarm(Alarm::Held(1, HeldBecause::Unverified));
         let said = unverified(&mut bench, 1);
         assert_eq!(said, if time == 3 { vec![held] } else { vec![] });
+        assert_eq!(unverified(&mut bench, 1), [], "the same notice repeated");
     }
     assert!(
         bench.give(Input::ReleaseHeld).contains(&Action::Alarm(Alarm::Released(1))),

@@ -108,7 +108,7 @@ impl Evaluator {
         if !link.refused.is_empty() {
             return (GatewayState::Degraded, link.refused.clone());
         }
-        if let Some((_, reason)) = link.later.values().next().filter(|_| link.up) {
+        if let Some(reason) = link.later.values().next().filter(|_| link.up) {
             return (GatewayState::Degraded, reason.clone());
         }
         if !link.strange_store.is_empty() {
@@ -383,7 +383,7 @@ mod tests {
             (|s| (s.counts().accepted, s.counts().damaged) = (12, 2), "2 damaged"),
             (|s| s.link.diverged = String::from("hub1 is ahead"), "hub1 is ahead"),
             (|s| s.link.refused = String::from("the key is refused"), "the key is refused"),
-            (|s| _ = s.link.later.insert(Lane::new("x").unwrap(), (0, String::from("not now"))), "not now"),
+            (|s| _ = s.link.later.insert(Lane::new("x").unwrap(), String::from("not now")), "not now"),
             (|s| s.link.strange_store = String::from("another store"), "another store"),
             (|s| s.outbox.store_bytes = 800_001, "the store is nearly full"),
             (

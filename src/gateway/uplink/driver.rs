@@ -2,11 +2,13 @@
 //!
 //! One task, one owner, no locks: it takes an event, applies it, refills the window, and waits for the next.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use pgw_core::delivery::{Action, Input, Millis, Nonce, Reason};
-use pgw_core::wire::receipt::{Gap, GapCode};
+use pgw_core::transaction::Lane;
+use pgw_core::wire::receipt::{Gap, GapCode, StoreId};
 use pgw_core::wire::said::BootId;
 use pgw_core::wire::signature::Word;
 use pgw_core::wire::to_json;
@@ -72,6 +74,10 @@ pub(super) struct Driver {
     pub(super) resends: Resends,
     pub(super) stores: KnownStores,
     pub(super) gate: CommandGate,
+    /// When it was last said of each lane that the hub takes nothing of it.
+    pub(super) later_said: BTreeMap<Lane, Instant>,
+    /// The store of a hub that waits for an operator, and when that was last said.
+    pub(super) strange_said: Option<(StoreId, Instant)>,
     /// When the alarm about transactions that the hub could not verify was last raised.
     pub(super) unverified_said: Option<Instant>,
 }
@@ -210,8 +216,6 @@ impl Driver {
                             Some(_) => self.outbox.confirm(lane, watermark, backed_up_through, asked),
                             None => self.outbox.confirm_by_file(lane, watermark),
                         }
-                        let later = &mut self.link.now.later;
-                        later.retain(|of, (confirmed, _)| of != lane || position <= *confirmed);
                         self.lanes[index].confirmed(chain);
                         let now = self.now();
                         self.backoff.progress(now);
@@ -315,6 +319,7 @@ impl Driver {
                 if self.lanes[lane].machine.is_answer(&receipt) {
                     self.link.now.refused.clear();
                     self.announcements.speaker.answered();
+                    self.link.now.later.remove(&self.lanes[lane].lane);
                     receipt.known_store = self.known_store(&hub, stores.0, &stores.1);
                     if self.clock.agree(seconds) {
                         let clock = self.clock.clone();

@@ -18,7 +18,7 @@ use pgw_durable::PRIVATE;
 pub(super) enum Judged {
     /// It is relied on.
     Known,
-    /// It is relied on from now on: the first one, or the hub states that it stands in the place of the one before.
+    /// It is relied on once it is saved: the first one, or the hub states that it stands in the place of the one before.
     New,
     /// Another store than the one that is relied on; `None`: nobody can say which that was, its file is damaged.
     Strange(Option<StoreId>),
@@ -29,6 +29,8 @@ pub(super) enum Judged {
 pub(super) struct KnownStores {
     path: PathBuf,
     stores: Arc<Mutex<BTreeMap<Hub, StoreId>>>,
+    /// Those of them that are on the disk: only these are relied on, or a restart would take the next one for the first.
+    saved: Arc<Mutex<BTreeMap<Hub, StoreId>>>,
     /// Held while the file is written.
     writing: Arc<Mutex<()>>,
     damaged: bool,
@@ -49,10 +51,13 @@ impl KnownStores {
             let file = path.display();
             tracing::error!(%error, %file, "It cannot be read which hub stores this gateway relies on; nothing is pruned before an operator accepts one with `practice-gateway hub accept`");
         }
+        let damaged = read.is_err();
+        let stores = read.unwrap_or_default();
         Self {
             path,
-            damaged: read.is_err(),
-            stores: Arc::new(Mutex::new(read.unwrap_or_default())),
+            damaged,
+            saved: Arc::new(Mutex::new(stores.clone())),
+            stores: Arc::new(Mutex::new(stores)),
             writing: Arc::default(),
             strange: BTreeMap::new(),
         }
@@ -62,8 +67,10 @@ impl KnownStores {
     pub(super) fn judge(&mut self, hub: &Hub, store: StoreId, succeeds: &[StoreId]) -> Judged {
         let mut stores = self.stores.lock().unwrap_or_else(PoisonError::into_inner);
         let known = stores.get(hub).copied();
+        let saved = self.saved.lock().unwrap_or_else(PoisonError::into_inner).get(hub) == Some(&store);
         let judged = match known {
-            Some(known) if known == store => Judged::Known,
+            Some(known) if known == store && saved => Judged::Known,
+            Some(known) if known == store => Judged::New,
             Some(known) if succeeds.contains(&known) => Judged::New,
             None if !self.damaged => Judged::New,
             known => Judged::Strange(known),
@@ -102,7 +109,9 @@ impl KnownStores {
     pub(super) fn save(&self) -> io::Result<()> {
         let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
         let stores = self.stores.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        pgw_durable::replace(&self.path, PRIVATE, &serde_json::to_vec(&stores)?)
+        pgw_durable::replace(&self.path, PRIVATE, &serde_json::to_vec(&stores)?)?;
+        *self.saved.lock().unwrap_or_else(PoisonError::into_inner) = stores;
+        Ok(())
     }
 }
 
@@ -119,8 +128,9 @@ mod tests {
         let (directory, hub) = (tempfile::tempdir().unwrap(), Hub::new("hub1").unwrap());
         let mut known = KnownStores::open(directory.path());
         assert_eq!(known.judge(&hub, store(1), &[]), Judged::New);
-        assert_eq!(known.judge(&hub, store(1), &[]), Judged::Known);
+        assert_eq!(known.judge(&hub, store(1), &[]), Judged::New, "it is not on the disk yet");
         known.save().unwrap();
+        assert_eq!(known.judge(&hub, store(1), &[]), Judged::Known);
         let mut known = KnownStores::open(directory.path());
         assert_eq!(known.judge(&hub, store(2), &[store(7)]), Judged::Strange(Some(store(1))));
         assert!(!known.accept(&hub, store(3)), "only the one that waits");
@@ -128,6 +138,7 @@ mod tests {
         assert!(known.strange().is_empty() && !known.accept(&hub, store(2)), "the known one is back");
         known.judge(&hub, store(2), &[]);
         assert!(known.accept(&hub, store(2)));
+        known.save().unwrap();
         assert_eq!(known.judge(&hub, store(2), &[]), Judged::Known);
         assert_eq!(known.judge(&hub, store(4), &[store(3), store(2)]), Judged::New, "the hub states it");
     }

@@ -1,5 +1,6 @@
 //! The uplink's task: connection after connection, upstream after upstream, until the gateway stops.
 
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -109,6 +110,8 @@ pub async fn run(
         resends: Resends::default(),
         stores: KnownStores::open(&settings.state_directory),
         gate: CommandGate::default(),
+        later_said: BTreeMap::new(),
+        strange_said: None,
         unverified_said: None,
     };
     driver.link.begin(driver.confirmed_sum());

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use pgw_core::transaction::{Lane, Position, UnixMillis};
+use pgw_core::transaction::{Lane, UnixMillis};
 use pgw_core::wire::presence::Event;
 use pgw_link::phase::Phase;
 use tokio::sync::{mpsc, watch};
@@ -35,8 +35,8 @@ pub struct LinkSnapshot {
     pub diverged: String,
     /// The hub does not accept what this gateway says: one sentence; empty if it does.
     pub refused: String,
-    /// Lanes of which the hub takes nothing now: where each is confirmed, and one sentence.
-    pub later: BTreeMap<Lane, (Position, String)>,
+    /// Lanes of which the hub takes nothing now, each with one sentence.
+    pub later: BTreeMap<Lane, String>,
     /// A hub answers from a store that nobody has accepted: one sentence; empty if not.
     pub strange_store: String,
     /// Publishes sent since start, repetitions included.

@@ -41,13 +41,15 @@ pub(super) fn link(
                 directories.push(path);
             }
         }
-        let LinkedLane { ends, files } = match link_lane(&name, directory) {
+        let LinkedLane { ends, files, hole } = match link_lane(&name, directory) {
             Err(BackupError::Store(StoreError::OutOfUse { lane, reason })) => {
                 manifest.left_out.push(LeftOut { lane: lane.to_string(), reason });
                 continue;
             }
             linked => linked?,
         };
+        let part = |reason| LeftOut { lane: name.to_string(), reason };
+        manifest.left_out.extend(hole.map(part));
         let ends =
             ends.into_iter().map(|Through { epoch, through, chain }| LaneEnd { epoch, through, chain });
         manifest.lanes.push(LaneEnds { lane: name.to_string(), ends: ends.collect() });

@@ -91,7 +91,8 @@ pub fn run(settings: &HubSettings, command: &Backup, out: &mut dyn Write, err: &
     match reply {
         Ok(Some(Reply::BackupBegun(begun))) => {
             print_begun(&begun, out);
-            Exit::Done
+            // A job must not go on to remove the backup before.
+            if begun.left_out.is_empty() { Exit::Done } else { Exit::Refused }
         }
         Ok(Some(Reply::BackupDone { kept })) => {
             for directory in kept {
@@ -119,22 +120,29 @@ pub fn run(settings: &HubSettings, command: &Backup, out: &mut dyn Write, err: &
 
 fn print_left_out(left_out: &[LeftOut], out: &mut dyn Write) {
     for LeftOut { lane, reason } in left_out {
-        let _ = writeln!(out, "NOT in this backup: {lane}, which is out of use at the hub: {reason}");
+        let _ = writeln!(out, "NOT whole in this backup: {lane}: {reason}");
     }
 }
 
 fn print_begun(begun: &BegunBackup, out: &mut dyn Write) {
     let BegunBackup { directory, digest, lanes, files, bytes, left_out } = begun;
+    let name = directory.file_name().unwrap_or_default().display();
     let directory = directory.display();
     print_left_out(left_out, out);
+    if !left_out.is_empty() {
+        let _ = writeln!(
+            out,
+            "Keep every backup from before: it may be the only copy of what these lanes lack.\n"
+        );
+    }
     let _ = writeln!(
         out,
         "links     {directory}: {files} files of {lanes} lanes, {bytes} bytes; change nothing in it: these are the store's files\n\
          digest    {digest}\n\
          \n\
          Next:\n\
-         1. Copy everything in {directory}, for example: rsync -a --delete {directory}/ backup:/practice-hub/\n\
-         2. Where the copy is: practice-hub backup check /practice-hub\n\
+         1. Copy everything in {directory} into a directory of its own, for example: rsync -a {directory}/ backup:/practice-hub/{name}/\n\
+         2. Where the copy is: practice-hub backup check /practice-hub/{name}\n\
          3. Here: practice-hub backup done {digest}"
     );
 }
@@ -193,7 +201,15 @@ pub fn check(command: &Check, out: &mut dyn Write, err: &mut dyn Write) -> Exit 
     for fault in &faults {
         let _ = writeln!(err, "{fault}");
     }
-    if faults.is_empty() {
+    if faults.is_empty() && !read.manifest.left_out.is_empty() {
+        let _ = writeln!(
+            out,
+            "NOT complete: all that the hub had is in this copy, but the lanes above were not whole there; keep every backup from before, and mend them first\n\
+             Next, at the hub: practice-hub backup done {}",
+            read.digest
+        );
+        Exit::Refused
+    } else if faults.is_empty() {
         let _ = writeln!(
             out,
             "complete: every byte of the backup is in this copy, on stable storage\n\

@@ -299,6 +299,7 @@ impl LaneFile {
             };
             files.push((below, bytes));
         }
-        Ok(LinkedLane { ends: self.watermarks.clone(), files })
+        let hole = self.hole.as_ref().map(ToString::to_string);
+        Ok(LinkedLane { ends: self.watermarks.clone(), files, hole })
     }
 }

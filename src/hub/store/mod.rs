@@ -131,6 +131,8 @@ pub struct LinkedLane {
     /// The path of each file below the store's directory, in the order of the transactions, and how many bytes of it are
     /// on stable storage and stay as they are.
     pub files: Vec<(PathBuf, u64)>,
+    /// What the lane lacks, if its files do not follow on one another.
+    pub hole: Option<String>,
 }
 
 /// Why the store did not do it. Nothing of the request counts then; each error is worth a retry.

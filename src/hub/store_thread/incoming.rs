@@ -3,7 +3,7 @@
 
 use bytes::Bytes;
 use pgw_core::committer::Input;
-use pgw_core::transaction::{Gateway, Lane, LaneName, Practice};
+use pgw_core::transaction::{Gateway, Lane, LaneName, Practice, rfc3339, unix_millis_now};
 use pgw_core::wire::WireError;
 use pgw_core::wire::command::CommandResult;
 use pgw_core::wire::envelope::Envelope;
@@ -20,6 +20,8 @@ use crate::store::Entry;
 
 /// Most topics whose parsed form is cached.
 const MOST_TOPICS: usize = 10_000;
+/// A lane whose files cannot be used is tried again once a minute.
+const TRIED_AGAIN_MILLIS: u64 = 60_000;
 /// Longest nonce that is repeated, bytes.
 const MOST_NONCE: usize = 64;
 /// Largest of a gateway's own messages that is read, bytes.
@@ -95,7 +97,12 @@ impl StoreThread {
         let topic = format!("position/{}", name.lane);
         let fresh = self.fleet.hear(practice, gateway, &topic, origin, publish.retain).is_fresh();
         // No answer: it would say that nothing is stored.
-        if fresh && self.in_use(&name) {
+        if fresh && !self.in_use(&name) {
+            self.hurry = true;
+            let mut gap = Gap::new(GapCode::Later, epoch, 0, 0);
+            gap.until = Some(rfc3339(unix_millis_now() + TRIED_AGAIN_MILLIS));
+            self.answers.gap(&name, gap);
+        } else if fresh {
             self.hurry = true;
             self.fleet.note_tail(&name, epoch, tail);
             self.tell(Input::Position { lane: name, nonce });

@@ -15,6 +15,8 @@ pub(super) struct Suspect {
     pub(super) endings: u32,
     /// How often the hub could not verify it, sent alone; `None`: it has not complained.
     pub(super) unverified: Option<u32>,
+    /// The round of the last complaint: whoever repeats one complains once.
+    round: Option<u64>,
 }
 
 /// The record that stalls the lane.
@@ -29,7 +31,12 @@ impl Delivery {
     /// The head is suspected from now on, with what is known of it.
     pub(super) fn suspect_at(&mut self, head: Position) -> &mut Suspect {
         let known = self.suspect.filter(|suspect| suspect.position == head);
-        self.suspect.insert(known.unwrap_or(Suspect { position: head, endings: 0, unverified: None }))
+        self.suspect.insert(known.unwrap_or(Suspect {
+            position: head,
+            endings: 0,
+            unverified: None,
+            round: None,
+        }))
     }
 
     pub(super) fn hold(&mut self, position: Position, why: HeldBecause, now: Millis, out: &mut Vec<Action>) {
@@ -85,9 +92,12 @@ impl Delivery {
         if through != Some(self.confirmed) || self.window.in_flight() == 0 {
             return;
         }
-        let alone = self.window.in_flight() == 1;
+        let (alone, round) = (self.window.in_flight() == 1, self.round);
         let head = self.confirmed + 1;
         let suspect = self.suspect_at(head);
+        let repeated = suspect.round.is_some() && suspect.round == round;
+        suspect.round = round;
+        let alone = alone && !repeated;
         let times = suspect.unverified.unwrap_or(0) + u32::from(alone);
         suspect.unverified = Some(times);
         if times >= TRIES {

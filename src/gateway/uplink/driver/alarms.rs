@@ -11,6 +11,8 @@ use crate::uplink::refusal::refusal;
 
 /// The alarm about transactions that the hub could not verify is raised at most this often.
 const UNVERIFIED_EVERY: Duration = Duration::from_secs(60);
+/// What lasts is said again after this.
+pub(super) const AGAIN: Duration = Duration::from_secs(3600);
 
 impl Driver {
     /// Logs an alarm, and sends it as an event.
@@ -88,17 +90,19 @@ impl Driver {
         self.link.now.refused = reason;
     }
 
-    /// The hub takes nothing of this lane now. It stands in health until the hub confirms something.
+    /// The hub takes nothing of this lane now. It stands in health until the hub answers again.
     pub(super) fn later(&mut self, index: usize, until: Option<&str>) {
         // It hears us.
         self.announcements.speaker.answered();
-        let (lane, confirmed) = (self.lanes[index].lane.clone(), self.lanes[index].machine.confirmed());
+        let lane = self.lanes[index].lane.clone();
         let reason = match until {
             Some(until) => format!("the hub's store fails: it takes nothing of lane {lane} before {until}"),
             None => format!("the hub's list does not have lane {lane} for this gateway"),
         };
-        // The moment changes with each try.
-        if self.link.now.later.insert(lane.clone(), (confirmed, reason.clone())).is_none() {
+        self.link.now.later.insert(lane.clone(), reason.clone());
+        // While a store fails the hub still answers questions.
+        if self.later_said.get(&lane).is_none_or(|at| at.elapsed() >= AGAIN) {
+            self.later_said.insert(lane.clone(), Instant::now());
             tracing::warn!(%lane, reason, "The hub takes nothing of a lane now");
             self.announcements.event("warning", "hub.later", "", reason);
         }

@@ -3,26 +3,30 @@
 use pgw_core::transaction::Hub;
 use pgw_core::wire::receipt::StoreId;
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 
 use super::Driver;
+use super::alarms::AGAIN;
 use crate::uplink::known_stores::Judged;
 use crate::uplink::orders::OrderError;
 
 impl Driver {
     /// Whether pruning may rely on an answer from this store. Says so where it may not, once.
     pub(super) fn known_store(&mut self, hub: &Hub, store: StoreId, succeeds: &[StoreId]) -> bool {
-        let before = self.stores.strange().get(hub).copied();
         let judged = self.stores.judge(hub, store, succeeds);
         self.show_strange_store();
         match judged {
             Judged::Known => true,
             Judged::New => {
-                tracing::info!(%hub, %store, "This gateway relies on this store of the hub");
+                tracing::info!(%hub, %store, "This gateway relies on this store of the hub once that is written down");
                 self.save_stores(None);
-                true
+                false
             }
             Judged::Strange(known) => {
-                if before != Some(store) {
+                // Two hubs under one name answer in turn.
+                let said = self.strange_said.is_some_and(|(said, at)| said == store && at.elapsed() < AGAIN);
+                if !said {
+                    self.strange_said = Some((store, Instant::now()));
                     let known = known.map_or_else(|| "an unknown one".to_owned(), |known| known.to_string());
                     tracing::error!(%hub, %store, known, "The hub answers from another store than before; nothing is pruned until an operator accepts it: `practice-gateway hub accept`");
                     let detail = format!(
