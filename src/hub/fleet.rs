@@ -6,6 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use pgw_core::committer::MOST_LANES;
 use pgw_core::transaction::{Epoch, Gateway, LaneName, Practice, Sequence, UnixMillis, unix_millis_now};
 use pgw_core::wire::command::CommandAddress;
 use pgw_core::wire::presence::{Event, Status};
@@ -203,6 +204,9 @@ impl Fleet {
     /// A verified position has named the tail of a lane.
     pub fn note_tail(&mut self, lane: &LaneName, epoch: Epoch, tail: Sequence) {
         let Some(view) = self.view(&name(&lane.practice, &lane.gateway)) else { return };
+        if view.tails.len() >= MOST_LANES && !view.tails.contains_key(lane.lane.as_str()) {
+            return;
+        }
         let known = view.tails.get(lane.lane.as_str()).filter(|(of, _)| *of == epoch);
         if known.is_none_or(|(_, known)| *known < tail) {
             view.tails.insert(lane.lane.as_str().to_owned(), (epoch, tail));
@@ -311,6 +315,19 @@ mod tests {
         let (practice, gateway) = (Practice::new("B86022").unwrap(), Gateway::new("gw1").unwrap());
         fleet.record(&practice, &gateway, &Kind::Status, payload, retained).unwrap();
         fleet.gateways["B86022/gw1"].presence(unix_millis_now()).to_owned()
+    }
+
+    #[test]
+    fn a_gateway_that_names_lane_after_lane_fills_nothing() {
+        let mut fleet = Fleet::default();
+        let lane = |number: usize| format!("B86022/gw1/lane{number}").parse().unwrap();
+        let epoch = Epoch(uuid::Uuid::nil());
+        for number in 0..MOST_LANES + 5 {
+            fleet.note_tail(&lane(number), epoch, 7);
+        }
+        fleet.note_tail(&lane(1), epoch, 9);
+        assert_eq!(fleet.gateways["B86022/gw1"].tails.len(), MOST_LANES);
+        assert_eq!(fleet.tail_seen(&lane(1), epoch), Some(9), "those that are there still count");
     }
 
     #[test]

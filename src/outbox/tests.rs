@@ -520,6 +520,10 @@ fn for_lack_of_space_only_what_the_hub_has_a_backup_of_goes_early() {
     assert_eq!(outbox.first_retained(&clinical()), Some(1), "nothing goes before the hub has answered");
     confirm_through(&outbox, 40, Some(20));
     eventually("what is backed up is pruned", || outbox.first_retained(&clinical()) == Some(17));
+    // A receipt that answers nothing names a later backup.
+    let forty = Watermark { position: 40, chain: outbox.chain_at(&clinical(), 40).unwrap() };
+    outbox.confirm(&clinical(), forty, Some(40), None);
+    eventually("it asks whether that is so", || outbox.wants_answer(&clinical()));
     std::thread::sleep(Duration::from_millis(200));
     assert_eq!(outbox.first_retained(&clinical()), Some(17));
     assert!(codes(&outbox).contains(&"pruned.early"));

@@ -22,7 +22,7 @@ pub struct Receipt {
     pub epochs: Vec<Stored>,
     /// The identity of the hub's store.
     pub store: StoreId,
-    /// Stores in whose place this one stands, as an operator has stated at the hub.
+    /// Stores that this one has replaced, as an operator has stated at the hub.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub succeeds: Vec<StoreId>,
     /// The highest tail that the gateway has named of the newest epoch; `null`: none.

@@ -1,7 +1,7 @@
 //! The hubs' stores that this gateway relies on: it prunes only what a store that it knows has (design section 12.3).
 //!
 //! The first store that answers is relied on. Another one knows nothing of what the first has confirmed: until an operator
-//! accepts it (`practice-gateway hub accept`), or the hub states that it stands in the place of the first, nothing is pruned on
+//! accepts it (`practice-gateway hub accept`), or the hub states that it has replaced the first, nothing is pruned on
 //! its word. File `hub-stores` in the state directory: one line of JSON.
 
 use std::collections::BTreeMap;
@@ -18,7 +18,7 @@ use pgw_durable::PRIVATE;
 pub(super) enum Judged {
     /// It is relied on.
     Known,
-    /// It is relied on once it is saved: the first one, or the hub states that it stands in the place of the one before.
+    /// It is relied on once it is saved: the first one, or the hub states that it has replaced the one before.
     New,
     /// Another store than the one that is relied on; `None`: nobody can say which that was, its file is damaged.
     Strange(Option<StoreId>),

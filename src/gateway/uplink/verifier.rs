@@ -31,7 +31,7 @@ pub(super) enum Inbound {
         receipt: delivery::Receipt,
         /// Whose it is.
         hub: Hub,
-        /// Its store, and those in whose place that stands.
+        /// Its store, and those that this one has replaced.
         stores: (StoreId, Vec<StoreId>),
         /// The hub's time, seconds since the epoch.
         seconds: u64,

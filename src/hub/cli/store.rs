@@ -16,7 +16,7 @@ use crate::store::{StoreError, StoreIdentity};
 pub enum Store {
     /// Show the store's identity.
     Show,
-    /// State that this store stands in the place of another one, whose gateways then rely on it without being asked one by one.
+    /// State that this store has replaced another one, whose gateways then rely on it without being asked one by one.
     /// Only where this store has all that they confirm by, or they may lose what the other one had. The hub is stopped.
     Succeed {
         /// The other store's identity, as the alarms of its gateways name it.
@@ -46,7 +46,7 @@ fn show(settings: &HubSettings, out: &mut dyn Write) -> Result<Exit, StoreError>
         Some(StoreIdentity { store, succeeds }) => {
             let _ = writeln!(out, "directory   {directory}\nstore       {store}");
             for before in succeeds {
-                let _ = writeln!(out, "in place of {before}");
+                let _ = writeln!(out, "replaced    {before}");
             }
         }
         None => {
@@ -65,9 +65,12 @@ fn succeed(settings: &HubSettings, other: StoreId, out: &mut dyn Write) -> Resul
     let own = identity.store;
     if identity.stand_for(other) {
         identity.write(&settings.directory)?;
-        let _ = writeln!(out, "store {own} stands in the place of {other} from the hub's next start on");
+        let _ = writeln!(
+            out,
+            "store {own} has replaced {other}: the gateways learn it from the hub's next start on"
+        );
     } else {
-        let _ = writeln!(out, "store {own} stands in the place of {other} already: nothing has changed");
+        let _ = writeln!(out, "store {own} has replaced {other} already: nothing has changed");
     }
     Ok(Exit::Done)
 }

@@ -14,7 +14,7 @@ use super::{StoreError, replace};
 
 /// Name of the file.
 pub const FILE: &str = "identity.json";
-/// In the place of so many stores one may stand.
+/// Most stores that one may have replaced.
 const MOST: usize = 16;
 
 /// A store's identity.
@@ -22,7 +22,7 @@ const MOST: usize = 16;
 pub struct StoreIdentity {
     /// Its own.
     pub store: StoreId,
-    /// The stores in whose place it stands, as an operator has stated, the newest last.
+    /// The stores that it has replaced, as an operator has stated, the newest last.
     #[serde(default)]
     pub succeeds: Vec<StoreId>,
 }
@@ -62,7 +62,7 @@ impl StoreIdentity {
         Ok(identity)
     }
 
-    /// States that this store stands in the place of another one. False: it was stated already, or it is this store itself.
+    /// States that this store has replaced another one. False: it was stated already, or it is this store itself.
     pub fn stand_for(&mut self, other: StoreId) -> bool {
         if other == self.store || self.succeeds.contains(&other) {
             return false;

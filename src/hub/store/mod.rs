@@ -159,7 +159,7 @@ pub enum StoreError {
         /// The entry's sequence.
         sequence: Sequence,
     },
-    /// A lane's files cannot be used: nothing may be stored in it, or said of it. The other lanes go on.
+    /// A lane's files cannot be used: nothing may be stored in it, or said of it. The other lanes continue.
     #[error("{lane} is out of use: {reason}")]
     OutOfUse {
         /// The lane.

@@ -110,7 +110,7 @@ impl NdjsonStore {
                 tracing::error!(
                     lane = %name,
                     error = reason,
-                    "A lane is out of use: its files cannot be used; nothing is stored in it or said of it, the other lanes go on"
+                    "A lane is out of use: its files cannot be used; nothing is stored in it or said of it; the other lanes continue"
                 );
                 let tried = Instant::now();
                 self.out_of_use.insert(name.clone(), OutOfUse { reason: reason.clone(), tried });

@@ -261,7 +261,7 @@ impl Maintenance {
         let lanes = self.shared.lanes.clone();
         for (index, lane) in lanes.iter().enumerate() {
             self.note_confirmed(lane);
-            lane.state().wants_answer = false;
+            let mut wants_answer = false;
             loop {
                 let (number, last, answer, backed_up) = {
                     let state = lane.state();
@@ -283,7 +283,7 @@ impl Maintenance {
                     break;
                 }
                 if !answer.is_some_and(|answer| answer.allows(last, forced)) {
-                    lane.state().wants_answer = true;
+                    wants_answer = true;
                     break;
                 }
                 if !self.confirmed_durably(index, last) {
@@ -296,8 +296,9 @@ impl Maintenance {
                         format!("lane {} was pruned through position {last} before its retention, for lack of space", lane.name),
                     );
                 }
-                self.remove(lane, number, last);
+                self.remove(lane, number, last, forced);
             }
+            lane.state().wants_answer = wants_answer;
         }
     }
 
@@ -314,11 +315,12 @@ impl Maintenance {
         }
     }
 
-    fn remove(&mut self, lane: &SharedLane, number: u64, last: Position) {
+    fn remove(&mut self, lane: &SharedLane, number: u64, last: Position, early: bool) {
         {
             let mut state = lane.state();
-            // Checked under the lock: if the watermark has moved back meanwhile, the segment stays unconfirmed.
-            if last > state.watermark.position || state.answer.is_none() {
+            // Checked under the lock: the watermark may have moved back meanwhile, or the link may be lost.
+            let allowed = state.answer.is_some_and(|answer| answer.allows(last, early));
+            if last > state.watermark.position || !allowed {
                 return;
             }
             state.segments.remove(&number);

@@ -53,6 +53,20 @@ fn nothing_is_pruned_on_the_word_of_a_connection_that_is_gone() {
     checks().for_each(|()| assert_eq!(outbox.first_retained(&clinical()), Some(9), "the link is lost"));
 }
 
+/// Two hubs under one name: what one of them has answered must not prune once the other has set the watermark back.
+#[test]
+fn an_answer_counts_no_more_once_the_watermark_has_gone_back() {
+    let directory = tempfile::tempdir().unwrap();
+    let outbox = open(directory.path());
+    add(&outbox, 1..=30);
+    confirm_through(&outbox, 30, None);
+    let lane = outbox.lane(&clinical()).unwrap();
+    assert!(lane.state().answer.is_some());
+    let lower = Watermark { position: 12, chain: outbox.chain_at(&clinical(), 12).unwrap() };
+    outbox.confirm(&clinical(), lower, None, None);
+    assert!(lane.state().answer.is_none());
+}
+
 /// sled panics in its drop when the fsync there fails.
 #[test]
 fn a_handle_that_panics_when_it_is_dropped_takes_no_thread_with_it() {

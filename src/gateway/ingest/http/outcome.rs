@@ -109,8 +109,12 @@ impl Problem {
         "bad Bundle.identifier",
     );
     /// Another text of the envelope cannot be carried.
-    pub const TEXT: Self =
-        problem(422, "value", "A name in the request is longer than can be sent on", "bad text");
+    pub const TEXT: Self = problem(
+        422,
+        "value",
+        "The sender's name or traceparent is longer than can be sent on, or has control characters",
+        "bad text",
+    );
     /// This route does not accept it.
     pub const UNSUPPORTED: Self = problem(
         415,
