@@ -221,6 +221,9 @@ fn a_lane_whose_files_cannot_be_used_gets_no_answer_and_the_others_do() {
     assert!(path.is_err(), "its directory is not there yet");
     std::fs::create_dir_all(running.directory.path().join("B86022/gw1/broken.000001.ndjson")).unwrap();
     running.ask(&broken, "b");
+    // Its gateway learns why nothing comes, and until when; nothing else is said of it.
+    let Answer::Gap { lane: named, gap } = running.answer() else { panic!("no notice") };
+    assert_eq!((named, gap.code, gap.until.is_some()), (broken.lane.clone(), GapCode::Later, true));
     broken.take(2).iter().for_each(|entry| running.send(entry));
     assert_eq!(running.through(&good, "a"), (0, vec![]), "nothing is said of the other");
     good.take(3).iter().for_each(|entry| running.send(entry));
@@ -252,7 +255,9 @@ fn a_full_disk_gives_no_receipt_and_gets_well_by_itself() {
     running.faults.full.store(true, Ordering::SeqCst);
     all[5..10].iter().for_each(|entry| running.send(entry));
     let (through, before) = running.through(&sender, "b");
-    assert_eq!((through, before), (5, vec![]), "nothing but the answer, and that at the old mark");
+    assert_eq!(through, 5, "the answer is at the old mark");
+    let is_later = |answer: &Answer| matches!(answer, Answer::Gap { gap, .. } if gap.code == GapCode::Later);
+    assert!(before.iter().all(is_later), "nothing but the answer, and that the store fails: {before:?}");
     running.faults.full.store(false, Ordering::SeqCst);
     // The gateway sends again from time to time; it is accepted when the store is tried again.
     let start = Instant::now();
