@@ -20,7 +20,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use pgw_core::transaction::{Body, Gateway, Kind, Lane, Practice};
-use pgw_outbox::{LaneSettings, Outbox, OutboxKey, OutboxSettings, Submission};
+use pgw_outbox::{EventType, LaneSettings, Outbox, OutboxKey, OutboxSettings, Submission, TypeAffixes};
 
 const BODY: usize = 1024;
 const ROUNDS: usize = 5;
@@ -31,6 +31,7 @@ fn settings(directory: PathBuf) -> OutboxSettings {
         practice: Practice::new("B86022").expect("a practice"),
         gateway: Gateway::new("gw1").expect("a gateway"),
         lanes: vec![LaneSettings { lane: Lane::new("clinical").expect("a lane"), urgent: false }],
+        types: TypeAffixes::default(),
         segment_records: 8_192,
         segment_bytes: 32 << 20,
         retention: Duration::from_secs(35 * 86_400),
@@ -55,7 +56,7 @@ fn submission(number: usize) -> Submission {
     }
     Submission {
         lane: Lane::new("clinical").expect("a lane"),
-        event_type: "opaque".into(),
+        event_type: EventType::Named("opaque".into()),
         kind: Kind::Transaction,
         content_type: "application/octet-stream".into(),
         sender: "urn:pgw:bench".into(),

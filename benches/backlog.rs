@@ -21,7 +21,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use pgw_core::transaction::{Body, Gateway, Kind, Lane, Practice};
-use pgw_outbox::{LaneSettings, Outbox, OutboxKey, OutboxSettings, Submission, Watermark};
+use pgw_outbox::{
+    EventType, LaneSettings, Outbox, OutboxKey, OutboxSettings, Submission, TypeAffixes, Watermark,
+};
 
 const BODY: usize = 1024;
 
@@ -39,6 +41,7 @@ fn open(directory: &Path) -> Outbox {
         practice: Practice::new("B86022").expect("a practice"),
         gateway: Gateway::new("gw1").expect("a gateway"),
         lanes: vec![LaneSettings { lane: lane(), urgent: false }],
+        types: TypeAffixes::default(),
         segment_records: 8_192,
         segment_bytes: 32 << 20,
         retention: Duration::ZERO,
@@ -64,7 +67,7 @@ fn submission(number: usize) -> Submission {
     }
     Submission {
         lane: lane(),
-        event_type: "opaque".into(),
+        event_type: EventType::Named("opaque".into()),
         kind: Kind::Transaction,
         content_type: "application/octet-stream".into(),
         sender: "urn:pgw:bench".into(),

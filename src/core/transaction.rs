@@ -273,7 +273,7 @@ pub struct Transaction {
     pub id: TransactionId,
     /// When it was accepted, by the wall clock.
     pub time: UnixMillis,
-    /// CloudEvents `type`, for example `hl7v2.oru_r01`.
+    /// CloudEvents `type`, whole, for example `org.practice-gateway.hl7v2.oru_r01.v1`.
     pub event_type: String,
     /// Its kind.
     pub kind: Kind,

@@ -23,9 +23,8 @@ use crate::pipeline::running::Running;
 use crate::pipeline::shared::SharedOutbox;
 use crate::pipeline::startup;
 use crate::quarantine::QuarantineEntry;
-use crate::types::{
-    Accepted, OutboxAlarm, OutboxSettings, Released, Snapshot, Stored, Submission, Watermark,
-};
+use crate::submission::Submission;
+use crate::types::{Accepted, OutboxAlarm, OutboxSettings, Released, Snapshot, Stored, Watermark};
 
 /// A submission's cost in the queue besides its body.
 const SUBMISSION_BYTES: u64 = 512;

@@ -3,6 +3,7 @@
 //! The files below its directory, and what the loss of one means: `docs/on-disk-format.md`.
 //!
 //! - [`types`], [`errors`]: the data that goes in and out, and why a call fails
+//! - [`submission`], [`event_type`]: a door's input, and how its type is called
 //! - [`handle`]: the handle on an open outbox
 //! - [`pipeline`]: from a submission to a record behind the barrier and back: the threads and what they share
 //! - [`dedup`]: the duplicate index
@@ -31,6 +32,7 @@ mod crypt;
 mod dedup;
 mod descriptor;
 mod errors;
+mod event_type;
 #[cfg(test)]
 mod faults_for_tests;
 mod files;
@@ -46,6 +48,7 @@ mod quarantine;
 #[path = "../../tests/seeds.rs"]
 mod seeds;
 mod state;
+mod submission;
 #[cfg(test)]
 mod tests;
 mod types;
@@ -54,9 +57,10 @@ mod void;
 pub use crypt::key_use::KeyUse;
 pub use crypt::keyring::{Keyring, OutboxKey};
 pub use errors::{OpenError, ReadError, Refusal, VoidError};
+pub use event_type::{EventType, PREFIX_BYTES, SUFFIX_BYTES, TypeAffixes, is_prefix, is_suffix};
 pub use handle::Outbox;
 pub use quarantine::QuarantineEntry;
+pub use submission::Submission;
 pub use types::{
-    Accepted, LaneCounts, LaneSettings, OutboxAlarm, OutboxSettings, Released, Snapshot, Stored, Submission,
-    Watermark,
+    Accepted, LaneCounts, LaneSettings, OutboxAlarm, OutboxSettings, Released, Snapshot, Stored, Watermark,
 };

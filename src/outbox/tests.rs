@@ -25,6 +25,7 @@ pub(super) fn settings(directory: &Path) -> OutboxSettings {
             LaneSettings { lane: clinical(), urgent: false },
             LaneSettings { lane: urgent(), urgent: true },
         ],
+        types: TypeAffixes::default(),
         segment_records: 8,
         segment_bytes: 1 << 20,
         retention: Duration::from_secs(3600),
@@ -61,7 +62,7 @@ pub(super) fn open(directory: &Path) -> Outbox {
 pub(super) fn submission(key: &str, body: &[u8]) -> Submission {
     Submission {
         lane: clinical(),
-        event_type: "hl7v2.oru_r01".into(),
+        event_type: EventType::Named("hl7v2.oru_r01".into()),
         kind: Kind::Transaction,
         content_type: "application/hl7-v2+er7".into(),
         sender: "urn:lab".into(),
@@ -133,6 +134,26 @@ fn what_was_accepted_is_there_after_reopening() {
     let counts = &outbox.snapshot().lanes[0].1;
     assert_eq!((counts.accepted, counts.waiting, counts.damaged), (35, 35, 0));
     assert_eq!(codes(&outbox), Vec::<&str>::new());
+}
+
+#[test]
+fn a_type_is_settled_at_acceptance() {
+    let directory = tempfile::tempdir().unwrap();
+    let given =
+        || Submission { event_type: EventType::Given("uk.nhs.nhais".into()), ..submission("", b"given") };
+    let outbox = open(directory.path());
+    add(&outbox, [1]);
+    submit(&outbox, given()).unwrap();
+    outbox.close();
+    let types = TypeAffixes::new("uk.nhs.example.", ".2").unwrap();
+    let outbox = Outbox::open(OutboxSettings { types, ..settings(directory.path()) }, key()).unwrap();
+    add(&outbox, [1, 2]);
+    assert!(submit(&outbox, given()).unwrap().repeated);
+    let read = outbox.read(&clinical(), 1, 9, usize::MAX).unwrap();
+    let types: Vec<&str> = read.iter().map(|stored| stored.transaction.event_type.as_str()).collect();
+    let expected =
+        ["org.practice-gateway.hl7v2.oru_r01.v1", "uk.nhs.nhais", "uk.nhs.example.hl7v2.oru_r01.2"];
+    assert_eq!(types, expected, "no later configuration changes what was accepted");
 }
 
 #[test]

@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use pgw_core::chain::ChainValue;
 use pgw_core::transaction::{
-    Body, Epoch, Gateway, Kind, Lane, LaneName, Position, Practice, Sequence, Transaction, TransactionId,
-    UnixMillis,
+    Epoch, Gateway, Lane, LaneName, Position, Practice, Sequence, Transaction, TransactionId, UnixMillis,
 };
-use pgw_core::wire::limits::{Text, TextError};
+
+use crate::event_type::TypeAffixes;
 
 /// The outbox's part of the configuration. Nothing in it is optional: the configuration has the defaults.
 #[derive(Debug, Clone)]
@@ -21,6 +21,8 @@ pub struct OutboxSettings {
     pub gateway: Gateway,
     /// The lanes, in the order of the configuration.
     pub lanes: Vec<LaneSettings>,
+    /// What stands around the types that doors name.
+    pub types: TypeAffixes,
     /// Records in a segment before it rolls (8,192).
     pub segment_records: u64,
     /// Payload bytes in a segment before it rolls (32 MiB).
@@ -56,47 +58,6 @@ pub struct LaneSettings {
     pub lane: Lane,
     /// Whether it may use the reserve when other lanes are refused.
     pub urgent: bool,
-}
-
-/// A door's input; the outbox gives it id, time and number.
-#[derive(Debug, Clone)]
-pub struct Submission {
-    /// Its lane.
-    pub lane: Lane,
-    /// CloudEvents `type`.
-    pub event_type: String,
-    /// Its kind.
-    pub kind: Kind,
-    /// Media type.
-    pub content_type: String,
-    /// Which system sent it.
-    pub sender: String,
-    /// The sender's key; empty: the content hash is the key.
-    pub key: String,
-    /// The key goes to the hub too: it is the sender's own word and names no patient.
-    pub shows_key: bool,
-    /// Correlation id; may be empty.
-    pub correlation_id: String,
-    /// W3C trace context; may be empty.
-    pub trace_parent: String,
-    /// The message.
-    pub body: Body,
-}
-
-impl Submission {
-    /// Whether the wire can carry its texts. A door asks before it submits, so that it can name what is wrong in its sender's
-    /// own terms; the outbox asks again.
-    ///
-    /// # Errors
-    /// [`TextError`], the first.
-    pub fn check_texts(&self) -> Result<(), TextError> {
-        Text::EventType.check(&self.event_type)?;
-        Text::ContentType.check(&self.content_type)?;
-        Text::Sender.check(&self.sender)?;
-        Text::Key.check(&self.key)?;
-        Text::CorrelationId.check(&self.correlation_id)?;
-        Text::TraceParent.check(&self.trace_parent)
-    }
 }
 
 /// The answer to a submission that is on stable storage.

@@ -27,7 +27,7 @@ use crate::http_kit::curl;
 const PATIENCE: Duration = Duration::from_secs(120);
 
 /// The place of the clients; `None`, with a message, if `tests/all.sh` has not installed them.
-fn clients(name: &str, needs_node: bool) -> Option<PathBuf> {
+pub(crate) fn clients(name: &str, needs_node: bool) -> Option<PathBuf> {
     let place = std::env::var_os("PGW_CLIENTS").map(PathBuf::from);
     let node = std::env::var_os("PGW_CLIENTS_NODE").is_some();
     if place.is_none() || (needs_node && !node) {
@@ -94,7 +94,7 @@ fn http_door(certificates: &Certificates, more: &str) -> (Site, String) {
     (site, format!("http://127.0.0.1:{door}"))
 }
 
-fn succeeded(output: &Output) -> String {
+pub(crate) fn succeeded(output: &Output) -> String {
     let (printed, complained) =
         (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success(), "{}\n{printed}\n{complained}", output.status);
@@ -129,11 +129,11 @@ fn script(
     sent
 }
 
-fn python(clients: &Path) -> Command {
+pub(crate) fn python(clients: &Path) -> Command {
     Command::new(clients.join("python/bin/python3"))
 }
 
-fn node(clients: &Path) -> Command {
+pub(crate) fn node(clients: &Path) -> Command {
     let mut command = Command::new("node");
     command.env("NODE_PATH", clients.join("node/node_modules"));
     command
@@ -339,15 +339,26 @@ fn cloudevents_of_pypi_and_npm_decode_what_the_broker_carries() {
     let edifact = b"UNB+UNOA:2+1+2+260101:1200+1'".to_vec();
     // Body; expected sender, type, media type and correlation id.
     let expected = [
-        (message(1, 1, 50), ["hl7v2:LAB1%7CTEST", "hl7v2.oru_r01", "application/hl7-v2+er7", ""]),
-        (latin, ["hl7v2:LAB%7CSURG", "hl7v2.adt_a08", "application/hl7-v2+er7; charset=iso-8859-1", ""]),
+        (
+            message(1, 1, 50),
+            ["hl7v2:LAB1%7CTEST", "org.practice-gateway.hl7v2.oru_r01.v1", "application/hl7-v2+er7", ""],
+        ),
+        (
+            latin,
+            [
+                "hl7v2:LAB%7CSURG",
+                "org.practice-gateway.hl7v2.adt_a08.v1",
+                "application/hl7-v2+er7; charset=iso-8859-1",
+                "",
+            ],
+        ),
         (edifact, ["http:local", "uk.nhs.nhais", "application/edifact", "a b-1"]),
-        (all, ["http:local", "http.transaction", "application/octet-stream", ""]),
+        (all, ["http:local", "org.practice-gateway.http.transaction.v1", "application/octet-stream", ""]),
         (
             bundle,
             [
                 "fhir:local",
-                "fhir.servicerequest-request",
+                "org.practice-gateway.fhir.servicerequest-request.v1",
                 "application/fhir+json",
                 "00000000-0000-4000-8000-000000000002",
             ],

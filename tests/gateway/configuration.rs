@@ -199,6 +199,15 @@ fn an_error_names_file_line_key_and_what_is_allowed() {
             "folder.by_extension.extension",
             "after its last dot",
         ),
+        ("type_prefix", "type_prefix = 'org.Example.'", "events.type_prefix", "each with a dot behind it"),
+        (
+            "type_prefix",
+            &format!("type_prefix = '{}.'", "p".repeat(128)),
+            "events.type_prefix",
+            "at most 128",
+        ),
+        ("type_suffix", "type_suffix = 'v1'", "events.type_suffix", "for example \".v1\""),
+        ("type_suffix", &format!("type_suffix = '.{}'", "s".repeat(56)), "events.type_suffix", "at most 56"),
         ("level", "level = 'loud'", "log.level", "\"error\" or"),
     ] {
         let (line, error) = spoiled(old, new);

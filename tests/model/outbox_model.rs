@@ -8,7 +8,9 @@ use std::time::{Duration, Instant};
 use pgw_core::chain::ChainValue;
 use pgw_core::delivery::Numbering;
 use pgw_core::transaction::{Body, Gateway, Kind, Lane, Position, Practice, TransactionId};
-use pgw_outbox::{LaneSettings, Outbox, OutboxKey, OutboxSettings, ReadError, Submission, Watermark};
+use pgw_outbox::{
+    EventType, LaneSettings, Outbox, OutboxKey, OutboxSettings, ReadError, Submission, TypeAffixes, Watermark,
+};
 use proptest::prelude::*;
 
 const LANES: [&str; 2] = ["clinical", "urgent"];
@@ -83,6 +85,7 @@ fn settings(directory: &Path, retention: Duration) -> OutboxSettings {
         practice: Practice::new("B86022").unwrap(),
         gateway: Gateway::new("gw1").unwrap(),
         lanes: lanes.to_vec(),
+        types: TypeAffixes::default(),
         segment_records: 8,
         segment_bytes: 100_000,
         retention,
@@ -154,7 +157,7 @@ impl World {
             .iter()
             .map(|(key, body)| Submission {
                 lane: model.lane.clone(),
-                event_type: "t".into(),
+                event_type: EventType::Named("t".into()),
                 kind: Kind::Transaction,
                 content_type: "text/plain".into(),
                 sender: "urn:s".into(),

@@ -4,6 +4,8 @@ use pgw_core::chain::{ChainValue, Digest};
 use pgw_core::transaction::{Epoch, LaneName};
 use pgw_core::wire::envelope::Envelope;
 use pgw_core::wire::signature::{PublicKey, SigningKey, Word};
+use pgw_core::wire::void;
+use pgw_outbox::{EventType, TypeAffixes};
 use serde_json::Value;
 
 fn vectors() -> Value {
@@ -98,6 +100,18 @@ fn the_envelope_is_that_of_the_document() {
     written.sort();
     expected.sort();
     assert_eq!(written, expected);
+}
+
+#[test]
+fn types_are_called_as_in_the_document() {
+    let vectors = vectors();
+    let types = TypeAffixes::default();
+    for (at, name) in ["hl7v2.oru_r01", "http.transaction"].into_iter().enumerate() {
+        let attributes = &vectors["chain"]["transactions"][at]["attributes"];
+        assert_eq!(types.whole(EventType::Named(name.to_owned())), text(attributes, "type"));
+    }
+    let document = include_str!("../../docs/wire-format.md");
+    assert!(document.contains(&format!("`type` = `{}` at every gateway", void::EVENT_TYPE)));
 }
 
 fn hex(text: &str) -> Vec<u8> {

@@ -24,7 +24,7 @@ use pgw_gateway::uplink::{LinkSnapshot, PinnedHub, Reports, UplinkSettings};
 use pgw_host::config::Upstream;
 use pgw_link::backoff::BackoffLimits;
 use pgw_link::tls::TlsFiles;
-use pgw_outbox::{LaneSettings, Outbox, OutboxKey, OutboxSettings, Submission};
+use pgw_outbox::{EventType, LaneSettings, Outbox, OutboxKey, OutboxSettings, Submission, TypeAffixes};
 use rumqttc::v5::mqttbytes::QoS;
 use rumqttc::v5::mqttbytes::v5::{ConnectProperties, Filter, Packet, Publish, PublishProperties};
 use rumqttc::v5::{AsyncClient, Event as MqttEvent, MqttOptions};
@@ -68,6 +68,7 @@ impl Gateway {
                 practice: practice.clone(),
                 gateway: gateway.clone(),
                 lanes: vec![lane("urgent", true), lane("clinical", false)],
+                types: TypeAffixes::default(),
                 segment_records: 8_192,
                 segment_bytes: 32 << 20,
                 retention: Duration::from_secs(35 * 86_400),
@@ -147,7 +148,7 @@ impl Gateway {
     pub async fn submit_body(&self, lane: &str, body: Vec<u8>) {
         let submission = Submission {
             lane: Lane::new(lane).unwrap(),
-            event_type: "hl7v2.adt_a01".into(),
+            event_type: EventType::Named("hl7v2.adt_a01".into()),
             kind: TransactionKind::Test,
             content_type: "application/hl7-v2+er7".into(),
             sender: "test".into(),

@@ -11,8 +11,8 @@ use crate::transaction::{Kind, Sequence};
 use crate::wire::envelope::Envelope;
 use crate::wire::{SCHEMA, from_json};
 
-/// `type` of its envelope.
-pub const EVENT_TYPE: &str = "pgw.void";
+/// `type` of its envelope, whatever prefix and suffix a gateway has: a void is this protocol's own.
+pub const EVENT_TYPE: &str = "org.practice-gateway.void.v1";
 /// Media type of its payload.
 pub const CONTENT_TYPE: &str = "application/json";
 /// Longest reason, bytes.

@@ -130,7 +130,7 @@ pub fn run(socket: &Path, command: &Outbox, out: &mut dyn Write, err: &mut dyn W
             if !json {
                 let _ = writeln!(
                     out,
-                    "{:<12} {:>10} {:<9} {:<24} {:>9} {:<24} id",
+                    "{:<12} {:>10} {:<9} {:<24} {:>9} {:<40} id",
                     "lane", "position", "state", "accepted", "bytes", "type"
                 );
             }
@@ -227,7 +227,7 @@ fn write_line(out: &mut dyn Write, entry: &ListedTransaction) -> io::Result<()> 
     let ListedTransaction { lane, position, state, header } = entry;
     write!(out, "{:<12} {position:>10} {:<9}", lane.as_str(), word(*state))?;
     match header {
-        Some(h) => writeln!(out, " {:<24} {:>9} {:<24} {}", h.time, h.bytes, h.event_type, h.id),
+        Some(h) => writeln!(out, " {:<24} {:>9} {:<40} {}", h.time, h.bytes, h.event_type, h.id),
         None => writeln!(out),
     }
 }

@@ -53,7 +53,7 @@ pub struct Release {
     /// The lane to submit it to; the first lane if left out.
     #[arg(long)]
     pub lane: Option<Lane>,
-    /// The CloudEvents type; from MSH if left out.
+    /// The CloudEvents type, sent as it is; from MSH, with the configured prefix and suffix, if left out.
     #[arg(long = "type")]
     pub event_type: Option<String>,
     /// The media type; from MSH, or application/octet-stream, if left out.

@@ -28,7 +28,7 @@ pub struct Submit {
     /// The lane to submit them to.
     #[arg(long)]
     pub lane: Lane,
-    /// The CloudEvents type, for example hl7v2.oru_r01.
+    /// The CloudEvents type, sent as it is, for example org.practice-gateway.hl7v2.oru_r01.v1.
     #[arg(long = "type")]
     pub event_type: String,
     /// The media type.

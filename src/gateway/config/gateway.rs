@@ -15,7 +15,7 @@ use toml::Spanned;
 
 use crate::config::raw::{RawGateway, RawLane, RawOutbox};
 use crate::config::uplink::{Confirm, Link, hubs, recipients, uplink};
-use crate::config::{doors, folder};
+use crate::config::{doors, events, folder};
 use crate::control::ControlConfig;
 use crate::ingest::folder::config::FolderDoorConfig;
 use crate::ingest::http::context::HttpDoorConfig;
@@ -92,8 +92,9 @@ impl GatewayConfig {
         let data_directory =
             source.path(&raw.data_directory.unwrap_or_else(|| "/var/lib/practice-gateway".into()));
         let lanes = lanes(source, raw.lane)?;
-        let outbox =
+        let mut outbox =
             outbox_settings(source, raw.outbox, &data_directory, practice.clone(), gateway.clone(), lanes)?;
+        outbox.types = events::types(source, &raw.events)?;
         let mllp = raw.mllp.into_iter().map(|door| doors::mllp(source, door, &outbox));
         let mllp = mllp.collect::<Result<Vec<_>, _>>()?;
         let http = raw.http.into_iter().map(|door| doors::http(source, door, &outbox));
@@ -235,6 +236,7 @@ fn outbox_settings(
         practice,
         gateway,
         lanes,
+        types: outbox::TypeAffixes::default(),
         segment_records: source.number(
             "outbox.segment_records",
             raw.segment_records,

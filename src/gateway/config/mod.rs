@@ -5,6 +5,7 @@
 //! meaning.
 
 mod doors;
+mod events;
 mod folder;
 mod gateway;
 mod raw;

@@ -33,6 +33,8 @@ pub(super) struct RawGateway {
     #[serde(default)]
     pub(super) ingest: RawIngest,
     #[serde(default)]
+    pub(super) events: RawEvents,
+    #[serde(default)]
     pub(super) outbox: RawOutbox,
     #[serde(default)]
     pub(super) uplink: RawUplink,
@@ -138,6 +140,13 @@ pub(super) struct RawExtension {
 #[serde(deny_unknown_fields)]
 pub(super) struct RawIngest {
     pub(super) memory_bytes: Number,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawEvents {
+    pub(super) type_prefix: Text,
+    pub(super) type_suffix: Text,
 }
 
 #[derive(Default, Deserialize)]

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use pgw_core::transaction::{Body, Kind, Lane};
 use pgw_core::wire::limits::Text;
 use pgw_host::control::NotDone;
-use pgw_outbox::{Outbox, OutboxAlarm, QuarantineEntry, Refusal, Submission};
+use pgw_outbox::{EventType, Outbox, OutboxAlarm, QuarantineEntry, Refusal, Submission};
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
@@ -196,13 +196,14 @@ fn compose(
     bytes: Bytes,
 ) -> Result<Submission, RequestError> {
     let msh = Msh::read(&bytes);
-    let Some(event_type) = wanted.event_type.or_else(|| msh.as_ref().map(envelope::event_type)) else {
+    let from_header = || msh.as_ref().map(|msh| EventType::Named(envelope::event_type(msh)));
+    let Some(event_type) = wanted.event_type.map(EventType::Given).or_else(from_header) else {
         return Err(RequestError::NoType);
     };
     let content_type = wanted
         .content_type
         .unwrap_or_else(|| msh.as_ref().map_or(media::OCTETS, |msh| envelope::content_type(msh)).to_owned());
-    if !media::is_event_type(&event_type) || !media::is_media_type(&content_type) {
+    if !media::is_event_type(event_type.text()) || !media::is_media_type(&content_type) {
         return Err(RequestError::MalformedType);
     }
     let mut sender = Origin::read(&entry.source).source;

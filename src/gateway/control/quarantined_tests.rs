@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use pgw_core::transaction::{Body, Kind, Lane};
 use pgw_host::exit::Exit;
-use pgw_outbox::{Outbox, Submission};
+use pgw_outbox::{EventType, Outbox, Submission};
 
 use super::may_see;
 use crate::cli::quarantine::{Discard, List, Quarantine, Release, Show, run};
@@ -111,7 +111,7 @@ fn a_release_is_a_submission_and_removes_its_entry() {
     let one = &stored[0];
     assert_eq!(one.body.as_bytes(), MESSAGE);
     let outside = (one.event_type.as_str(), one.kind, one.sender.as_str(), one.key.as_str());
-    assert_eq!(outside, ("hl7v2.oru_r01", Kind::Transaction, SOURCE, "77"));
+    assert_eq!(outside, ("org.practice-gateway.hl7v2.oru_r01.v1", Kind::Transaction, SOURCE, "77"));
     assert!(daemon.ids().is_empty());
     let alarms = daemon.outbox.alarms();
     let alarm = alarms.iter().find(|n| n.code == "quarantine.released").unwrap();
@@ -172,7 +172,7 @@ fn what_its_sender_sent_again_meanwhile_is_one_transaction_with_it() {
     let id = daemon.keep("sender not allowed", &mllp(SOURCE), MESSAGE);
     let again = Submission {
         lane: lane(),
-        event_type: "hl7v2.oru_r01".into(),
+        event_type: EventType::Named("hl7v2.oru_r01".into()),
         kind: Kind::Transaction,
         content_type: "application/hl7-v2+er7".into(),
         sender: SOURCE.into(),

@@ -8,7 +8,7 @@ use pgw_core::transaction::{Body, Kind, Lane, Position};
 use pgw_core::wire::limits::Text;
 use pgw_host::control::server::PROGRESS;
 use pgw_host::control::{Conversation, Handler};
-use pgw_outbox::{Outbox, Submission};
+use pgw_outbox::{EventType, Outbox, Submission};
 use tokio::time::timeout;
 
 use crate::control::answers::{SendReply, list, show, verify_lanes};
@@ -173,7 +173,7 @@ impl Commands {
         let submission = Submission {
             lane: lane.clone(),
             kind: Kind::Transaction,
-            event_type,
+            event_type: EventType::Given(event_type),
             content_type,
             sender: "cli".to_owned(),
             shows_key: sender_key::may_be_shown(&key),

@@ -7,7 +7,9 @@ use std::time::{Duration, Instant};
 use pgw_bundle::keys::{Identity, Recipient};
 use pgw_core::transaction::{Body, Gateway, Kind, Lane, LaneName, Position, Practice};
 use pgw_host::control::Control;
-use pgw_outbox::{self as outbox, LaneSettings, Outbox, OutboxKey, Stored, Submission, Watermark};
+use pgw_outbox::{
+    self as outbox, EventType, LaneSettings, Outbox, OutboxKey, Stored, Submission, TypeAffixes, Watermark,
+};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
@@ -34,6 +36,7 @@ fn settings(directory: &Path) -> outbox::OutboxSettings {
         lanes: ["clinical", "letters"]
             .map(|lane| LaneSettings { lane: Lane::new(lane).unwrap(), urgent: false })
             .into(),
+        types: TypeAffixes::default(),
         segment_records: 1000,
         segment_bytes: 1 << 20,
         retention: Duration::from_secs(3600),
@@ -114,7 +117,7 @@ impl Store {
             for n in before..before + count {
                 let submission = Submission {
                     lane: lane(),
-                    event_type: "t".into(),
+                    event_type: EventType::Given("t".into()),
                     kind: Kind::Transaction,
                     content_type: "c/d".into(),
                     sender: "urn:x".into(),

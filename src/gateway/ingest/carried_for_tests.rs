@@ -6,7 +6,7 @@ use pgw_core::wire::attributes::Attributes;
 use pgw_core::wire::envelope::Envelope;
 use pgw_core::wire::limits::ENVELOPE_BYTES;
 use pgw_link::session::Frame;
-use pgw_outbox::Submission;
+use pgw_outbox::{Submission, TypeAffixes};
 use rumqttc::v5::mqttbytes::QoS;
 use rumqttc::v5::mqttbytes::v5::{Packet, Publish, PublishProperties};
 use uuid::Uuid;
@@ -21,7 +21,7 @@ pub(crate) fn assert_carried(submission: Submission) -> Attributes {
     let transaction = Transaction {
         id: TransactionId(Uuid::max()),
         time: 253_402_300_799_999,
-        event_type: submission.event_type,
+        event_type: TypeAffixes::default().whole(submission.event_type),
         kind: submission.kind,
         content_type: submission.content_type,
         sender: submission.sender,

@@ -1,6 +1,6 @@
 //! Media types and what follows from them: one table for all doors. Pure.
 //!
-//! | media type | format | `type` if the sender gives none |
+//! | media type | format | what its `type` is called if the sender gives none |
 //! |---|---|---|
 //! | `application/hl7-v2*`, `x-application/hl7-v2*` | `hl7v2` | from the message's header |
 //! | `application/fhir+*` | `fhir` | the door's |

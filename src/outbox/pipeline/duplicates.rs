@@ -19,7 +19,8 @@ use crate::pipeline::jobs::{Comparisons, Examined, Job, Queued};
 use crate::pipeline::lane::SharedLane;
 use crate::pipeline::pending::PendingRecord;
 use crate::pipeline::shared::SharedOutbox;
-use crate::types::{Accepted, Submission};
+use crate::submission::Submission;
+use crate::types::Accepted;
 
 /// Records whose fingerprints are made again before the first accept; the rest follow while the outbox runs.
 const NEWEST: u64 = 4096;

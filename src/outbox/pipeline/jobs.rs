@@ -12,7 +12,8 @@ use tokio::sync::oneshot;
 use crate::dedup::fingerprint::Fingerprints;
 use crate::errors::Refusal;
 use crate::guard::segment::{Segment, SegmentError};
-use crate::types::{Accepted, Submission};
+use crate::submission::Submission;
+use crate::types::Accepted;
 
 /// Most transactions in a group.
 pub(crate) const GROUP_RECORDS: usize = 256;

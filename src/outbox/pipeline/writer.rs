@@ -355,7 +355,7 @@ impl Writer {
         let transaction = Transaction {
             id: TransactionId(Uuid::now_v7()),
             time: unix_millis_now(),
-            event_type: submission.event_type,
+            event_type: self.shared.settings.types.whole(submission.event_type),
             kind: submission.kind,
             content_type: submission.content_type,
             sender: submission.sender,

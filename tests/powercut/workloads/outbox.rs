@@ -22,8 +22,8 @@ use std::time::{Duration, Instant};
 
 use pgw_core::transaction::{Body, Gateway, Kind, Lane, Position, Practice};
 use pgw_outbox::{
-    Accepted, Keyring, LaneSettings, Outbox, OutboxKey, OutboxSettings, Refusal, Stored, Submission,
-    Watermark,
+    Accepted, EventType, Keyring, LaneSettings, Outbox, OutboxKey, OutboxSettings, Refusal, Stored,
+    Submission, TypeAffixes, Watermark,
 };
 
 const LANES: [&str; 2] = ["clinical", "urgent"];
@@ -40,6 +40,7 @@ fn settings(directory: &Path) -> OutboxSettings {
             .iter()
             .map(|name| LaneSettings { lane: Lane::new(name).unwrap(), urgent: *name == "urgent" })
             .collect(),
+        types: TypeAffixes::default(),
         segment_records: 64,
         segment_bytes: 192 * 1024,
         retention: Duration::ZERO,
@@ -80,7 +81,7 @@ fn body_of(key: &str) -> Vec<u8> {
 fn submission(lane: &Lane, key: &str) -> Submission {
     Submission {
         lane: lane.clone(),
-        event_type: String::from("powercut"),
+        event_type: EventType::Named(String::from("powercut")),
         kind: Kind::Transaction,
         content_type: String::from("application/octet-stream"),
         sender: String::from(SOURCE),

@@ -202,7 +202,7 @@ async fn an_accepted_file_leaves_a_receipt_and_nothing_of_a_patient() {
     let first = &stored[0];
     assert_eq!(first.sender, "folder:pathology");
     assert_eq!(
-        (first.event_type.as_str(), first.shows_key, first.content_type.as_str()),
+        (first.event_type.text(), first.shows_key, first.content_type.as_str()),
         ("edifact.interchange", false, "application/edifact")
     );
     assert!(!format!("{first:?}").contains("SMITH"), "a name goes no further");

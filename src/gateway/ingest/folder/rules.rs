@@ -1,6 +1,7 @@
 //! Which names are taken, what type a file has, and the key by which it is recognised. Pure.
 
 use pgw_core::text::hex;
+use pgw_outbox::EventType;
 use ring::digest;
 
 use crate::ingest::media;
@@ -99,16 +100,18 @@ pub fn extension(name: &[u8]) -> String {
 
 /// CloudEvents `type` of a file.
 #[must_use]
-pub fn event_type(nature: &Nature, content: &[u8]) -> String {
-    match (nature.event_type.as_str(), media::format(&nature.content_type)) {
-        ("", media::HL7_FORMAT) => match Msh::read(content) {
+pub fn event_type(nature: &Nature, content: &[u8]) -> EventType {
+    if !nature.event_type.is_empty() {
+        return EventType::Given(nature.event_type.clone());
+    }
+    EventType::Named(match media::format(&nature.content_type) {
+        media::HL7_FORMAT => match Msh::read(content) {
             Some(msh) => envelope::event_type(&msh),
             None => String::from("hl7v2.unknown"),
         },
-        ("", media::EDIFACT_FORMAT) => String::from("edifact.interchange"),
-        ("", _) => String::from("folder.transaction"),
-        (given, _) => given.to_owned(),
-    }
+        media::EDIFACT_FORMAT => String::from("edifact.interchange"),
+        _ => String::from("folder.transaction"),
+    })
 }
 
 #[cfg(test)]
@@ -162,16 +165,17 @@ mod tests {
             let nature = Nature { event_type: event_type.into(), content_type: content_type.into() };
             super::event_type(&nature, content)
         };
+        let named = |name: &str| EventType::Named(name.to_owned());
         let message = b"MSH|^~\\&|LAB|S|||||ORU^R01|1|P|2.4";
         let hl7 = "application/hl7-v2+er7";
-        assert_eq!(of("", hl7, message), "hl7v2.oru_r01");
-        assert_eq!(of("", hl7, b"?"), "hl7v2.unknown");
-        assert_eq!(of("", "x-application/hl7-v2+er7", message), "hl7v2.oru_r01");
+        assert_eq!(of("", hl7, message), named("hl7v2.oru_r01"));
+        assert_eq!(of("", hl7, b"?"), named("hl7v2.unknown"));
+        assert_eq!(of("", "x-application/hl7-v2+er7", message), named("hl7v2.oru_r01"));
         let after_a_mark = [&b"\xef\xbb\xbf\r\n"[..], message].concat();
-        assert_eq!(of("", hl7, &after_a_mark), "hl7v2.oru_r01");
-        assert_eq!(of("lab.result", hl7, message), "lab.result");
-        assert_eq!(of("", "application/edifact", b"UNB"), "edifact.interchange");
-        assert_eq!(of("", "application/pdf", b"%PDF"), "folder.transaction");
+        assert_eq!(of("", hl7, &after_a_mark), named("hl7v2.oru_r01"));
+        assert_eq!(of("lab.result", hl7, message), EventType::Given("lab.result".into()));
+        assert_eq!(of("", "application/edifact", b"UNB"), named("edifact.interchange"));
+        assert_eq!(of("", "application/pdf", b"%PDF"), named("folder.transaction"));
     }
 
     #[test]

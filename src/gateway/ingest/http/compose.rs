@@ -4,7 +4,7 @@ use axum::http::HeaderMap;
 use bytes::Bytes;
 use pgw_core::transaction::{Body, Kind, Lane};
 use pgw_core::wire::limits::Text;
-use pgw_outbox::Submission;
+use pgw_outbox::{EventType, Submission};
 
 use crate::ingest::http::context::HttpContext;
 use crate::ingest::http::fhir::{NoMessage, Peek};
@@ -53,7 +53,7 @@ struct Request<'a> {
 
 /// What a dialect adds to a [`Request`].
 struct Named {
-    event_type: String,
+    event_type: EventType,
     content_type: String,
     sender: String,
     key: String,
@@ -97,10 +97,10 @@ impl Request<'_> {
         let given = if self.content_type.is_empty() { media::OCTETS } else { &self.content_type };
         let content_type = given.to_owned();
         let event_type = match headers::event_type(headers)? {
-            "" => "http.transaction",
-            given => given,
+            "" => EventType::Named(String::from("http.transaction")),
+            given => EventType::Given(given.to_owned()),
         };
-        let (event_type, key) = (event_type.to_owned(), self.ids.chosen_key().to_owned());
+        let key = self.ids.chosen_key().to_owned();
         let sender = sender(Dialect::Plain, self.client);
         let strict = !key.is_empty();
         Ok(self.composed(Named { event_type, content_type, sender, key }, strict, false))
@@ -114,7 +114,7 @@ impl Request<'_> {
         let strict = !self.ids.chosen_key().is_empty();
         let key = if strict { self.ids.chosen_key().to_owned() } else { peek.key() };
         let (sender, content_type) = (sender(Dialect::Fhir, self.client), self.content_type.clone());
-        let event_type = peek.event_type();
+        let event_type = EventType::Named(peek.event_type());
         Ok(self.composed(Named { event_type, content_type, sender, key }, strict, false))
     }
 
@@ -139,7 +139,8 @@ impl Request<'_> {
             Some((_, charset)) => format!("{}; charset={charset}", media::ER7),
             None => envelope::content_type(&msh).to_owned(),
         };
-        let (event_type, sender) = (envelope::event_type(&msh), envelope::sender_name(&msh));
+        let event_type = EventType::Named(envelope::event_type(&msh));
+        let sender = envelope::sender_name(&msh);
         let not_production = matches!(msh.processing_id(), b"T" | b"D");
         Ok(self.composed(Named { event_type, content_type, sender, key }, strict, not_production))
     }
@@ -325,6 +326,38 @@ mod tests {
                     prop_assert_eq!(attributes.get("correlationid"), correlation);
                 }
             }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_type_of_the_sender_stays_and_any_other_is_named() {
+        let store = Store::empty();
+        let context = context_with(&store, false);
+        let named = |name: &str| EventType::Named(name.to_owned());
+        for (dialect, content_type, given, body, expected) in [
+            (
+                Dialect::Plain,
+                "text/plain",
+                "uk.nhs.nhais",
+                "x".to_owned(),
+                EventType::Given("uk.nhs.nhais".into()),
+            ),
+            (Dialect::Plain, "text/plain", "", "x".to_owned(), named("http.transaction")),
+            (
+                Dialect::Hl7,
+                "text/plain",
+                "",
+                "MSH|^~\\&|A|B|||||ORU^R01|1".to_owned(),
+                named("hl7v2.oru_r01"),
+            ),
+            (Dialect::Fhir, media::FHIR_JSON, "", bundle("v"), named("fhir.e")),
+        ] {
+            let mut headers = HeaderMap::new();
+            headers.insert(axum::http::header::CONTENT_TYPE, content_type.parse().unwrap());
+            headers.insert("ce-type", given.parse().unwrap());
+            let taken = compose(&context, dialect, None, "lab", &headers, Bytes::from(body)).await;
+            let Ok(taken) = taken else { panic!("refused") };
+            assert_eq!(taken.submission.event_type, expected);
         }
     }
 

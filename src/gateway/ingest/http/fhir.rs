@@ -203,7 +203,7 @@ impl Peek {
         })
     }
 
-    /// CloudEvents `type`: `fhir.{event}`, safe characters only.
+    /// What its CloudEvents `type` is called: `fhir.{event}`, safe characters only.
     #[must_use]
     pub fn event_type(&self) -> String {
         // The last part of a URI, which distinguishes the events.

@@ -200,7 +200,7 @@ async fn pipelined_messages_are_answered_one_by_one_in_order() {
     assert_eq!(door.outbox.bodies(), [message("1", ""), message("2", "AL"), latin], "unchanged, in order");
     let first = door.outbox.0.stored.lock().unwrap()[0].clone();
     assert_eq!(
-        (first.event_type.as_str(), first.kind, first.sender.as_str(), first.key.as_str(), first.shows_key),
+        (first.event_type.text(), first.kind, first.sender.as_str(), first.key.as_str(), first.shows_key),
         ("hl7v2.oru_r01", Kind::Transaction, "hl7v2:LAB%7CSURG", "1", true)
     );
     let counts = door.counters.counts();

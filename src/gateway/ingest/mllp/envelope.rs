@@ -3,7 +3,7 @@
 //! Nothing of MSH-3, MSH-4 and MSH-10 is cut: [`pgw_outbox::Submission::check_texts`] finds what is too long, and the doors refuse it.
 
 use pgw_core::transaction::{Body, Kind, Lane};
-use pgw_outbox::Submission;
+use pgw_outbox::{EventType, Submission};
 
 use crate::ingest::mllp::msh::{Msh, text};
 use crate::ingest::{media, sender_key};
@@ -14,7 +14,7 @@ pub fn submission(msh: &Msh<'_>, lane: Lane, body: Body) -> Submission {
     let key = key(msh);
     Submission {
         lane,
-        event_type: event_type(msh),
+        event_type: EventType::Named(event_type(msh)),
         kind: Kind::Transaction,
         content_type: content_type(msh).to_owned(),
         sender: sender_name(msh),
@@ -26,7 +26,7 @@ pub fn submission(msh: &Msh<'_>, lane: Lane, body: Body) -> Submission {
     }
 }
 
-/// CloudEvents `type`: `hl7v2.oru_r01` from MSH-9.1 and MSH-9.2.
+/// What its CloudEvents `type` is called: `hl7v2.oru_r01` from MSH-9.1 and MSH-9.2.
 #[must_use]
 pub fn event_type(msh: &Msh<'_>) -> String {
     let mut name = String::with_capacity(16);

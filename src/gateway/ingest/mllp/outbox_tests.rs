@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use pgw_core::transaction::{Gateway, Lane, Practice};
 use pgw_link::clock::TrustedClock;
-use pgw_outbox::{self as outbox, LaneSettings, Outbox, OutboxKey};
+use pgw_outbox::{self as outbox, LaneSettings, Outbox, OutboxKey, TypeAffixes};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
@@ -31,6 +31,7 @@ fn open(directory: &Path) -> Outbox {
         practice: Practice::new("B86022").unwrap(),
         gateway: Gateway::new("gw1").unwrap(),
         lanes: vec![LaneSettings { lane: lane(), urgent: false }],
+        types: TypeAffixes::default(),
         segment_records: 1000,
         segment_bytes: 1 << 20,
         retention: Duration::from_secs(3600),
