@@ -32,4 +32,5 @@ mod gateway_list;
 mod http;
 mod limits;
 mod release;
+mod sequence_order;
 mod signing_key;
