@@ -79,14 +79,24 @@ mod tests {
         }
     }
 
+    /// What may stand before a message, and bytes of it.
+    fn beginnings() -> impl Strategy<Value = Vec<u8>> {
+        let part = prop_oneof![
+            6 => proptest::sample::select(vec![&b"\r"[..], b"\n", b" ", b"\x0b", BYTE_ORDER_MARK]).prop_map(<[u8]>::to_vec),
+            1 => proptest::collection::vec(any::<u8>(), 1..3),
+        ];
+        proptest::collection::vec(part, 0..8).prop_map(|parts| parts.concat())
+    }
+
     proptest! {
         #![proptest_config(crate::seeds::kept())]
 
         #[test]
-        fn the_offset_is_where_the_name_begins(bytes in proptest::collection::vec(any::<u8>(), 0..40)) {
+        fn the_offset_is_where_the_name_begins(bytes in beginnings()) {
             for given in [bytes.clone(), [&bytes[..], b"MSH|"].concat()] {
                 if let Beginning::Message(at) = Beginning::of(&given) {
                     prop_assert!(given[at..].starts_with(b"MSH"));
+                    prop_assert!(given[..at].iter().all(|byte| may_precede(*byte)));
                 }
             }
         }

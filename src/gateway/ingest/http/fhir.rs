@@ -290,7 +290,19 @@ mod tests {
         #![proptest_config(crate::seeds::kept())]
 
         #[test]
-        fn anything_can_be_looked_at(at in 0..MESSAGE.len(), with in proptest::collection::vec(any::<u8>(), 0..8), cut in 0usize..40) {
+        fn anything_can_be_looked_at(
+            at in 0..MESSAGE.len(),
+            with in proptest::collection::vec(any::<u8>(), 0..8),
+            cut in 0usize..40,
+            names in proptest::collection::vec("[ -~]{0,20}|.{0,300}", 2),
+        ) {
+            let [event, identifier] = [&names[0], &names[1]].map(|name| serde_json::to_string(name).unwrap());
+            let named = MESSAGE.replace("\"Servicerequest-Request\"", &event).replace("\"v\"", &identifier);
+            let found = Peek::read(named.as_bytes()).map(|peek| {
+                assert!(peek.event_type().bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b)));
+                assert!(peek.event_type().len() <= 70 && peek.key().len() <= 3 * NAME_BYTES + 3);
+            });
+            prop_assert!(found.is_ok(), "whatever it is called");
             let mut body = MESSAGE.as_bytes().to_vec();
             let end = (at + cut).min(body.len());
             body.splice(at..end, with);
