@@ -20,7 +20,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use pgw_core::chain::Through;
 use pgw_core::transaction::{Body, Gateway, Kind, Lane, Practice};
+use pgw_gateway::wire_chain::WireReader;
 use pgw_outbox::{
     EventType, LaneSettings, Outbox, OutboxKey, OutboxSettings, Submission, TypeAffixes, Watermark,
 };
@@ -101,21 +103,18 @@ fn fill(outbox: &Outbox, runtime: &tokio::runtime::Runtime, from: usize, to: usi
     });
 }
 
-/// Reads and confirms everything, as delivery would, while new transactions arrive.
+/// Reads and confirms everything with the chain values of the wire, as delivery would, while new transactions arrive.
 fn drain(outbox: &Outbox) -> usize {
     let mut position = outbox.watermark(&lane()).map_or(0, |watermark| watermark.position);
     let first = position;
     let tail = outbox.tail(&lane()).expect("the lane");
+    let mut wire = WireReader::new(outbox, &lane());
     while position < *tail.borrow() {
-        let records = outbox.read(&lane(), position + 1, 256, 1 << 20).expect("readable");
+        let records = wire.read(position + 1, 256, 1 << 20).expect("readable");
         let last = records.last().expect("at least one");
         position = last.position;
-        outbox.confirm(
-            &lane(),
-            Watermark { position, chain: last.chain },
-            Some(position),
-            Some(Instant::now()),
-        );
+        let point = Some(Through { epoch: last.epoch, through: last.sequence, chain: last.chain });
+        outbox.confirm(&lane(), Watermark { position, point }, Some(position), Some(Instant::now()));
     }
     usize::try_from(position - first).expect("a count")
 }

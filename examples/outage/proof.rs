@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use base64::Engine as _;
-use pgw_core::chain::{ChainValue, Digest};
+use pgw_core::chain::{ChainValue, Digest, Through};
 use pgw_core::transaction::{Epoch, LaneName};
 
 /// The result of the proof; every figure but the first two must be zero.
@@ -35,7 +35,8 @@ impl Proof {
         proof.accepted = acknowledged.iter().map(Vec::len).sum();
         let mut arrived: HashMap<Vec<u8>, Vec<usize>> = HashMap::new();
         let mut stored: HashMap<String, serde_json::Value> = HashMap::new();
-        let mut last: HashMap<String, (u64, ChainValue)> = HashMap::new();
+        // Where each lane's line ends.
+        let mut ends: HashMap<String, Through> = HashMap::new();
         for file in files(store)? {
             for line in std::fs::read_to_string(&file)?.lines() {
                 let event: serde_json::Value = serde_json::from_str(line)?;
@@ -50,16 +51,19 @@ impl Proof {
                 let epoch = Epoch(text("epoch").parse()?);
                 let sequence =
                     event["sequence"].as_u64().or_else(|| text("sequence").parse().ok()).unwrap_or(0);
-                let (before, previous) = last
-                    .get(text("epoch"))
-                    .copied()
-                    .unwrap_or((0, ChainValue::first(&lane(content)?, epoch)));
+                let lane = lane(content)?;
+                let end = ends.get(&lane.to_string());
+                let (before, previous) = match end.filter(|end| end.epoch == epoch) {
+                    Some(end) => (end.through, end.chain),
+                    // An epoch begins where the line ends.
+                    None => (0, ChainValue::first(&lane, epoch, end)),
+                };
                 if sequence != before + 1 {
                     proof.out_of_order += 1;
                 }
                 let chain = previous.next(sequence, digest(content, &body));
                 proof.chain_ok &= chain.to_string() == text("chain");
-                last.insert(text("epoch").to_owned(), (sequence, chain));
+                ends.insert(lane.to_string(), Through { epoch, through: sequence, chain });
                 if !is_new {
                     continue;
                 }
@@ -104,7 +108,7 @@ fn lane(event: &serde_json::Value) -> Result<LaneName, Box<dyn std::error::Error
 
 /// Over everything that the hub stores of a transaction besides its number.
 fn digest(event: &serde_json::Value, body: &[u8]) -> Digest {
-    const NUMBERS: [&str; 4] = ["chain", "data_base64", "epoch", "sequence"];
+    const NUMBERS: [&str; 5] = ["chain", "data_base64", "epoch", "link", "sequence"];
     let members = event.as_object().into_iter().flatten();
     let mut attributes: Vec<(&str, &str)> = members
         .filter(|(name, _)| !NUMBERS.contains(&name.as_str()))
@@ -114,13 +118,18 @@ fn digest(event: &serde_json::Value, body: &[u8]) -> Digest {
     Digest::of(attributes, body)
 }
 
+/// What does not continue the lane's line is kept beside it and counts for nothing.
+fn is_beside_its_lane(path: &Path) -> bool {
+    path.file_name().is_some_and(|name| name.to_string_lossy().contains(".late"))
+}
+
 fn files(directory: &Path) -> std::io::Result<Vec<std::path::PathBuf>> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir(directory)? {
         let path = entry?.path();
         if path.is_dir() {
             found.extend(files(&path)?);
-        } else if path.extension().is_some_and(|e| e == "ndjson") {
+        } else if path.extension().is_some_and(|e| e == "ndjson") && !is_beside_its_lane(&path) {
             found.push(path);
         }
     }

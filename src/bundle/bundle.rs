@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! {"pgw":"bundle","schema":1,"practice":"B86022","gateway":"gw1","time":"...","version":"..."}
-//! {"pgw":"lane","lane":"clinical","older":[{"epoch":"...","through":7}],"epoch":"...","first":101,"position":101,"before":"<chain>"}
+//! {"pgw":"lane","lane":"clinical","epoch":"...","first":101,"position":101,"before":"<chain>","link":null}
 //! {"pgw":"transaction","content_type":"...","bytes":25000,"properties":[["specversion","1.0"],...]}
 //! <25000 bytes as they came><newline>
 //! ...
@@ -10,17 +10,20 @@
 //! {"pgw":"end","transactions":400}
 //! ```
 //!
+//! A lane begins with the chain value before its first number, and with number 1 also with the end of the line where the epoch
+//! begins (`link`). An epoch that begins later in the bundle begins where the one before it ends.
+//!
 //! The properties are those of the publish (`docs/wire-format.md`). [`Reader`] checks every chain value: a
 //! bundle that it has read to the end is complete, in order, and as accepted.
 
 use std::io::{self, BufRead, Read as _, Write};
 
 use bytes::Bytes;
-use pgw_core::chain::ChainValue;
+use pgw_core::chain::{ChainValue, Through};
 use pgw_core::transaction::{Epoch, Gateway, Lane, LaneName, Position, Practice, Sequence};
 use pgw_core::wire::envelope::Envelope;
 use pgw_core::wire::limits::BODY_BYTES;
-use pgw_core::wire::{SCHEMA, WireError, void};
+use pgw_core::wire::{SCHEMA, WireError};
 use serde::{Deserialize, Serialize};
 
 /// Longest line.
@@ -49,22 +52,11 @@ impl Owner {
     }
 }
 
-/// An older epoch that must be at the hub first.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Older {
-    /// The epoch.
-    pub epoch: Epoch,
-    /// Through here at least.
-    pub through: Sequence,
-}
-
 /// A lane begins.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Head {
     /// The lane.
     pub lane: Lane,
-    /// The epochs before, oldest first.
-    pub older: Vec<Older>,
     /// The epoch of the first transaction.
     pub epoch: Epoch,
     /// Its sequence.
@@ -73,6 +65,8 @@ pub struct Head {
     pub position: Position,
     /// The chain value before it.
     pub before: ChainValue,
+    /// With number 1: the end of the line where the epoch begins; `None`: an empty line.
+    pub link: Option<Through>,
 }
 
 /// A lane ends.
@@ -205,6 +199,14 @@ pub enum BundleError {
         /// The sequence before it.
         after: Sequence,
     },
+    /// An epoch that does not begin where the one before it ends.
+    #[error("lane {lane}: epoch {epoch} does not begin where the transactions before it in the bundle end")]
+    Link {
+        /// The lane.
+        lane: Lane,
+        /// The epoch.
+        epoch: Epoch,
+    },
     /// A transaction's chain value does not follow.
     #[error("lane {lane}: sequence {sequence} of epoch {epoch} is altered: its chain value does not follow")]
     Altered {
@@ -247,6 +249,8 @@ struct Standing {
     epoch: Epoch,
     last: Sequence,
     chain: ChainValue,
+    /// Where the epoch begins, if its number 1 is in the bundle.
+    link: Option<Through>,
     count: u64,
 }
 
@@ -296,11 +300,15 @@ impl<R: BufRead> Reader<R> {
                     return Err(self.form("a lane begins with sequence 0"));
                 }
                 let (lane, epoch, last, chain) = (head.lane.clone(), head.epoch, head.first - 1, head.before);
-                if last == 0 && chain != ChainValue::first(&self.owner.lane(&lane), epoch) {
+                let link = head.link;
+                if last > 0 && link.is_some() {
+                    return Err(self.form("a lane has a link and does not begin with number 1"));
+                }
+                if last == 0 && chain != ChainValue::first(&self.owner.lane(&lane), epoch, link.as_ref()) {
                     return Err(BundleError::Altered { lane, epoch, sequence: 1 });
                 }
                 self.place = LastRead(Some((lane.clone(), last)));
-                self.standing = Some(Standing { lane, epoch, last, chain, count: 0 });
+                self.standing = Some(Standing { lane, epoch, last, chain, link, count: 0 });
                 Ok(Some(Item::Head(head)))
             }
             (BundleLine::Transaction { content_type, bytes, properties }, Some(_)) => {
@@ -363,10 +371,14 @@ impl<R: BufRead> Reader<R> {
         if !envelope.is_of(&name) {
             return Err(BundleError::Form(self.place.clone(), "it has a transaction of another lane"));
         }
+        if epoch != standing.epoch {
+            let end = Through { epoch: standing.epoch, through: standing.last, chain: standing.chain };
+            standing.link = (standing.last > 0).then_some(end);
+        }
         let (after, before) = if epoch == standing.epoch {
             (standing.last, standing.chain)
         } else {
-            (0, ChainValue::first(&name, epoch))
+            (0, ChainValue::first(&name, epoch, standing.link.as_ref()))
         };
         if sequence > after + 1 {
             return Err(BundleError::Missing { lane, epoch, from: after + 1, to: sequence - 1 });
@@ -374,7 +386,10 @@ impl<R: BufRead> Reader<R> {
         if sequence <= after {
             return Err(BundleError::OutOfOrder { lane, epoch, sequence, after });
         }
-        if void::chain_after(before, envelope, body) != envelope.chain {
+        if sequence == 1 && envelope.link != standing.link {
+            return Err(BundleError::Link { lane, epoch });
+        }
+        if before.next(sequence, envelope.digest(body)) != envelope.chain {
             return Err(BundleError::Altered { lane, epoch, sequence });
         }
         standing.epoch = epoch;

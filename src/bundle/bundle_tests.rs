@@ -1,8 +1,6 @@
 //! Complete bundles, and every way to damage one.
 
 use pgw_core::transaction::{Body, Clock, Kind, Transaction, TransactionId};
-use pgw_core::wire::to_json;
-use pgw_core::wire::void::Void;
 use uuid::Uuid;
 
 use super::*;
@@ -25,13 +23,19 @@ type One = (Envelope, Vec<u8>);
 
 /// Transactions `first ..= last` of one epoch, chained.
 fn chained(epoch: u128, first: u64, last: u64) -> (ChainValue, Vec<One>) {
-    chained_as(epoch, first, last, "t", 0)
+    chained_as(epoch, first, last, "t", None)
 }
 
-/// The same of another type; the one with the number `void` says that it is a void.
-fn chained_as(epoch: u128, first: u64, last: u64, event_type: &str, void: u64) -> (ChainValue, Vec<One>) {
+/// The same of another type, in an epoch that begins at `link`.
+fn chained_as(
+    epoch: u128,
+    first: u64,
+    last: u64,
+    event_type: &str,
+    link: Option<Through>,
+) -> (ChainValue, Vec<One>) {
     let (epoch, name) = (Epoch(Uuid::from_u128(epoch)), owner().lane(&lane()));
-    let mut chain = ChainValue::first(&name, epoch);
+    let mut chain = ChainValue::first(&name, epoch, link.as_ref());
     let mut before = chain;
     let mut items = Vec::new();
     for sequence in 1..=last {
@@ -43,9 +47,10 @@ fn chained_as(epoch: u128, first: u64, last: u64, event_type: &str, void: u64) -
             id: TransactionId(Uuid::from_u128(u128::from(sequence))),
             time: 0,
             event_type: event_type.into(),
-            kind: if sequence == void { Kind::Void } else { Kind::Transaction },
+            kind: if sequence == 2 { Kind::Void } else { Kind::Transaction },
             content_type: "text/plain".into(),
             sender: "x".into(),
+            given_sender: None,
             key: String::new(),
             shows_key: false,
             correlation_id: String::new(),
@@ -53,7 +58,7 @@ fn chained_as(epoch: u128, first: u64, last: u64, event_type: &str, void: u64) -
             clock: Clock::Synced,
             body: Body::new(body.clone()),
         };
-        let mut envelope = Envelope::new(&name, epoch, sequence, chain, 0, &transaction);
+        let mut envelope = Envelope::new(&name, epoch, sequence, chain, 0, &transaction).linked(link);
         envelope.chain = chain.next(sequence, envelope.digest(&body));
         chain = envelope.chain;
         if sequence >= first {
@@ -64,8 +69,8 @@ fn chained_as(epoch: u128, first: u64, last: u64, event_type: &str, void: u64) -
 }
 
 fn head(before: ChainValue, first: &One) -> Head {
-    let (epoch, first) = (first.0.epoch, first.0.sequence);
-    Head { lane: lane(), older: Vec::new(), epoch, first, position: first, before }
+    let (epoch, first_number) = (first.0.epoch, first.0.sequence);
+    Head { lane: lane(), epoch, first: first_number, position: first_number, before, link: first.0.link }
 }
 
 fn write(before: ChainValue, items: &[One]) -> Vec<u8> {
@@ -116,7 +121,7 @@ fn what_is_missing_altered_swapped_or_repeated_is_named() {
     altered[2].1[0] ^= 1;
     assert!(error(&altered).contains("sequence 7 of epoch") && error(&altered).contains("altered"));
     let mut renamed = items.clone();
-    let (chain, other) = (renamed[3].0.chain, chained_as(7, 5, 9, "other", 0).1);
+    let (chain, other) = (renamed[3].0.chain, chained_as(7, 5, 9, "other", None).1);
     renamed[3].0 = other[3].0.clone();
     renamed[3].0.chain = chain;
     assert!(error(&renamed).contains("sequence 8 of epoch"), "{}", error(&renamed));
@@ -145,17 +150,41 @@ fn a_bundle_that_is_cut_is_no_bundle() {
     assert!(read(&longer).is_err());
 }
 
+fn end_of(items: &[One]) -> Through {
+    let last = &items[items.len() - 1].0;
+    Through { epoch: last.epoch, through: last.sequence, chain: last.chain }
+}
+
 #[test]
-fn a_void_holds_its_place_and_nothing_else_does() {
-    let (before, mut items) = chained(7, 1, 5);
-    // 3 is lost: its void brings the value that 4 follows from.
-    let previous = items[1].0.chain;
-    items[2].1 = to_json(&Void::new((3, 3), previous, "disk".into(), "t".into()));
-    assert!(read(&write(before, &items)).is_err(), "only one that says so is a void");
-    let (chain, other) = (items[2].0.chain, chained_as(7, 1, 5, "t", 3).1);
-    items[2].0 = other[2].0.clone();
-    items[2].0.chain = chain;
+fn an_epoch_begins_where_the_one_before_it_ends() {
+    let (before, mut items) = chained(7, 5, 9);
+    items.extend(chained_as(8, 1, 3, "t", Some(end_of(&items))).1);
     assert_eq!(read(&write(before, &items)).unwrap(), items);
-    items[2].1 = to_json(&Void::new((3, 3), ChainValue([0; 32]), "disk".into(), "t".into()));
-    assert!(read(&write(before, &items)).unwrap_err().to_string().contains("sequence 3"));
+    // At another end, or at none.
+    for link in [Some(end_of(&items[..3])), None] {
+        let mut elsewhere = items[..5].to_vec();
+        elsewhere.extend(chained_as(8, 1, 3, "t", link).1);
+        let error = read(&write(before, &elsewhere)).unwrap_err();
+        assert!(matches!(error, BundleError::Link { .. }), "{error}");
+    }
+}
+
+#[test]
+fn a_lane_that_begins_an_epoch_names_its_link() {
+    let link = end_of(&chained(7, 5, 9).1);
+    let (before, items) = chained_as(8, 1, 3, "t", Some(link));
+    assert_eq!(read(&write(before, &items)).unwrap(), items);
+    // The head's link is not the one that the first number names.
+    let mut other = items.clone();
+    other[0].0.link = None;
+    let mut writer = Writer::new(Vec::new(), owner()).unwrap();
+    writer.head(head(before, &items[0])).unwrap();
+    writer.transaction(other[0].0.clone(), &other[0].1).unwrap();
+    let error = read(&writer.finish().unwrap()).unwrap_err();
+    assert!(matches!(error, BundleError::Link { .. }), "{error}");
+    // A link where no epoch begins.
+    let mut writer = Writer::new(Vec::new(), owner()).unwrap();
+    writer.head(Head { first: 2, ..head(before, &items[0]) }).unwrap();
+    let error = read(&writer.finish().unwrap()).unwrap_err();
+    assert!(matches!(error, BundleError::Form(..)), "{error}");
 }

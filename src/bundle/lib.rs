@@ -4,11 +4,13 @@
 //! - `header`, [`seal`]: the age v1 file format (C2SP `age.md`), so that other tools can open a bundle with the hub's key
 //! - [`bundle`]: the content: every transaction as it would be published, with the chain around it
 //! - [`receipts`]: the hub's signed receipts as lines of a file, for the way back
+//! - [`end`]: where the hub's line of a lane ends, signed, as a file for the next export
 //!
 //! Everything streams: memory does not grow with the bundle. `docs/hand-carry.md` is the contract.
 
 mod bech32;
 pub mod bundle;
+pub mod end;
 mod header;
 pub mod keys;
 pub mod receipts;

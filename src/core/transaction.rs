@@ -200,15 +200,17 @@ impl Clock {
 }
 
 /// The kind of an entry of a lane; on the wire `kind`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Kind {
     /// A clinical message.
     Transaction,
     /// A message of our own: a probe or a drill.
     Test,
-    /// Records that are lost for good and that an operator released.
+    /// In the place of transactions that are lost for good and that an operator released.
     Void,
+    /// In the place of transactions that were confirmed once, and deleted at the gateway.
+    Pruned,
 }
 
 impl Kind {
@@ -219,6 +221,7 @@ impl Kind {
             Kind::Transaction => "transaction",
             Kind::Test => "test",
             Kind::Void => "void",
+            Kind::Pruned => "pruned",
         }
     }
 }
@@ -281,6 +284,9 @@ pub struct Transaction {
     pub content_type: String,
     /// Which system sent it, never a person or a host: on the wire `sender`.
     pub sender: String,
+    /// The same as its door has named it, where the wire has it changed; `None`: as in `sender`. It never leaves the gateway, where
+    /// it tells senders apart.
+    pub given_sender: Option<String>,
     /// The sender's key (MSH-10, Idempotency-Key ...); empty where there was none.
     pub key: String,
     /// The key goes on the wire (`senderkey`): it is the sender's own word and names no patient.
@@ -293,6 +299,14 @@ pub struct Transaction {
     pub clock: Clock,
     /// The message.
     pub body: Body,
+}
+
+impl Transaction {
+    /// The sender as its door has named it.
+    #[must_use]
+    pub fn sender_as_given(&self) -> &str {
+        self.given_sender.as_deref().unwrap_or(&self.sender)
+    }
 }
 
 impl fmt::Debug for Transaction {

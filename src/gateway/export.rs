@@ -3,16 +3,20 @@
 use std::io::{self, Write};
 use std::ops::ControlFlow;
 
-use pgw_bundle::bundle::{Foot, Head, Older, Owner, Writer};
+use pgw_bundle::bundle::{Foot, Head, Owner, Writer};
 use pgw_core::consequence::Consequence;
-use pgw_core::delivery::Numbering;
+use pgw_core::numbering::EpochStart;
 use pgw_core::transaction::{Gateway, Lane, Position, Practice, rfc3339, unix_millis_now};
 use pgw_core::wire::SCHEMA;
 use pgw_core::wire::envelope::Envelope;
 use pgw_core::wire::signature::SigningKey;
-use pgw_outbox::{Outbox, ReadError, Stored};
+use pgw_outbox::{Outbox, ReadError};
 
 use crate::listing;
+use crate::wire_chain::{Numbered, WireReader};
+
+/// Records and bytes that are read at once.
+const BATCH: (usize, usize) = (256, 1 << 20);
 
 /// What a bundle holds of a lane.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -65,7 +69,8 @@ pub fn owner(practice: &Practice, gateway: &Gateway) -> Owner {
     }
 }
 
-/// Writes the waiting transactions of these lanes, signed with the gateway's `key`, each from `from` on, or from the first that is not confirmed.
+/// Writes the waiting transactions of these lanes, signed with the gateway's `key`, each from the position beside it on, or from the first
+/// that is not confirmed.
 /// Memory holds one record at a time, and what was read with it. Transactions accepted meanwhile are not included.
 ///
 /// # Errors
@@ -73,17 +78,20 @@ pub fn owner(practice: &Practice, gateway: &Gateway) -> Owner {
 pub fn export<W: Write>(
     outbox: &Outbox,
     key: &SigningKey,
-    lanes: &[Lane],
-    from: Option<Position>,
+    lanes: &[(Lane, Option<Position>)],
     out: &mut Writer<W>,
     progress: &mut dyn FnMut(&Lane, Position, Position) -> ControlFlow<()>,
 ) -> Result<Vec<Exported>, ExportError> {
     let mut done = Vec::new();
-    for lane in lanes {
-        let first = from.unwrap_or_else(|| listing::confirmed(outbox, lane) + 1).max(1);
+    for (lane, from) in lanes {
         let tail = listing::tail(outbox, lane);
-        let Some(numbering) = outbox.numbering(lane).filter(|_| first <= tail) else { continue };
-        done.extend(export_lane(outbox, key, lane, &numbering, (first, tail), out, progress)?);
+        let Some(numbering) = outbox.numbering(lane) else { continue };
+        // What is before the present epoch is at the hub, or was when it began.
+        let start = numbering.present();
+        let first = from.unwrap_or_else(|| listing::confirmed(outbox, lane) + 1).max(start.base + 1);
+        if first <= tail {
+            done.extend(export_lane(outbox, key, lane, start, (first, tail), out, progress)?);
+        }
     }
     Ok(done)
 }
@@ -92,37 +100,46 @@ fn export_lane<W: Write>(
     outbox: &Outbox,
     key: &SigningKey,
     lane: &Lane,
-    numbering: &Numbering,
+    start: &EpochStart,
     (first, tail): (Position, Position),
     out: &mut Writer<W>,
     progress: &mut dyn FnMut(&Lane, Position, Position) -> ControlFlow<()>,
 ) -> Result<Option<Exported>, ExportError> {
     let name = outbox.lane_name(lane);
+    let mut wire = WireReader::new(outbox, lane);
+    // In the middle of an entry: it goes whole.
+    let first = start.entry_at(first).map_or(first, |entry| entry.from);
     let mut next = first;
     let mut stopped_before = None;
     let mut foot: Option<Foot> = None;
-    for batch in listing::batches(outbox, lane, first, tail) {
-        let batch = batch?;
-        if batch.records.is_empty() {
-            stopped_before = Some(batch.first);
-        }
-        for stored in batch.records {
-            if foot.is_none() {
-                out.head(head(lane, numbering, &stored))?;
+    while next <= tail && stopped_before.is_none() {
+        let wanted = usize::try_from(tail + 1 - next).unwrap_or(BATCH.0).min(BATCH.0);
+        let records = match wire.read_in(start, next, wanted, BATCH.1) {
+            Ok(records) => records,
+            Err(ReadError::Gone { .. }) => Vec::new(),
+            Err(error) => return Err(error.into()),
+        };
+        let before = next;
+        for numbered in records {
+            if numbered.position != next {
+                break;
             }
-            next += 1;
+            if foot.is_none() {
+                out.head(head(lane, &numbered))?;
+            }
+            next = numbered.through + 1;
             let count = foot.map_or(0, |foot| foot.count) + 1;
-            let Stored { epoch, sequence, chain, transaction, .. } = stored;
-            let envelope = Envelope::new(&name, epoch, sequence, chain, 0, &transaction).signed(&name, key);
-            out.transaction(envelope, transaction.body.as_bytes())?;
+            let Numbered { epoch, sequence, link, chain, transaction, .. } = numbered;
+            let envelope = Envelope::new(&name, epoch, sequence, chain, 0, &transaction);
+            out.transaction(envelope.linked(link).signed(&name, key), transaction.body.as_bytes())?;
             foot =
                 Some(Foot { lane: lane.clone(), count, epoch, last: sequence, chain, stopped_before: None });
         }
+        if next == before {
+            stopped_before = Some(next);
+        }
         if progress(lane, next - 1, tail).is_break() {
             return Err(ExportError::Interrupted);
-        }
-        if stopped_before.is_some() {
-            break;
         }
     }
     let positions = (first, next - 1);
@@ -134,21 +151,13 @@ fn export_lane<W: Write>(
     Ok(has_any.then(|| Exported { lane: lane.clone(), count, positions, stopped_before }))
 }
 
-fn head(lane: &Lane, numbering: &Numbering, stored: &Stored) -> Head {
-    let epochs = numbering.epochs();
-    let older = epochs
-        .iter()
-        .zip(epochs.iter().skip(1))
-        .take_while(|(of, _)| of.epoch != stored.epoch)
-        .map(|(of, following)| Older { epoch: of.epoch, through: following.base - of.base })
-        .filter(|older| older.through > 0)
-        .collect();
+fn head(lane: &Lane, first: &Numbered) -> Head {
     Head {
         lane: lane.clone(),
-        older,
-        epoch: stored.epoch,
-        first: stored.sequence,
-        position: stored.position,
-        before: stored.previous,
+        epoch: first.epoch,
+        first: first.sequence,
+        position: first.position,
+        link: first.link,
+        before: first.previous,
     }
 }

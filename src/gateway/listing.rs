@@ -2,8 +2,8 @@
 //!
 //! Everything here blocks, because it reads the disk.
 
-use pgw_core::chain::ChainValue;
-use pgw_core::transaction::{Epoch, Kind, Lane, Position, Sequence, TransactionId, rfc3339};
+use pgw_core::delivery::Numbering;
+use pgw_core::transaction::{Epoch, Lane, Position, Sequence, TransactionId, rfc3339};
 use pgw_outbox::{Outbox, ReadError, Stored};
 use serde::{Deserialize, Serialize};
 
@@ -88,7 +88,7 @@ pub enum TransactionState {
     Confirmed,
     /// Confirmed, and deleted after its retention.
     Pruned,
-    /// Not confirmed, and can no longer be read.
+    /// Can no longer be read: not confirmed, or written off by a person.
     Damaged,
 }
 
@@ -109,10 +109,10 @@ pub struct ListedTransaction {
 /// The header of a transaction that can be read.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TransactionHeader {
-    /// Its epoch on the wire.
-    pub epoch: Epoch,
-    /// Its sequence on the wire.
-    pub sequence: Sequence,
+    /// Its newest epoch on the wire; `null`: it was forgotten, after very many epochs.
+    pub epoch: Option<Epoch>,
+    /// Its sequence in that epoch.
+    pub sequence: Option<Sequence>,
     /// Its id.
     pub id: TransactionId,
     /// When it was accepted, RFC 3339.
@@ -126,39 +126,38 @@ pub struct TransactionHeader {
     pub sender: String,
     /// Size of the body.
     pub bytes: u64,
-    /// Its chain value on the wire.
-    pub chain: ChainValue,
+    /// SHA-256 over its attributes and its body, 64 hexadecimal digits: the same in every epoch, and at the hub.
+    pub digest: String,
 }
 
 impl ListedTransaction {
-    /// From a record, in a lane that is confirmed through `confirmed`.
+    /// From a record, in a lane with these epochs that is confirmed through `confirmed`.
     #[must_use]
-    pub fn stored(lane: Lane, stored: &Stored, confirmed: Position) -> Self {
+    pub fn stored(lane: Lane, stored: &Stored, numbering: &Numbering, confirmed: Position) -> Self {
         let transaction = &stored.transaction;
         let state = match stored.position <= confirmed {
-            _ if transaction.kind == Kind::Void => TransactionState::Damaged,
             true => TransactionState::Confirmed,
             false => TransactionState::Waiting,
         };
+        let (epoch, sequence) = numbering.wire(stored.position).unzip();
         let header = TransactionHeader {
-            epoch: stored.epoch,
-            sequence: stored.sequence,
+            epoch,
+            sequence,
             id: transaction.id,
             time: rfc3339(transaction.time),
             event_type: transaction.event_type.clone(),
             content_type: transaction.content_type.clone(),
             sender: transaction.sender.clone(),
             bytes: transaction.body.len() as u64,
-            chain: stored.chain,
+            digest: stored.digest.to_string(),
         };
         Self { lane, position: stored.position, state, header: Some(header) }
     }
 
-    /// For a record that can no longer be read.
+    /// For a record that can no longer be read; `at_hub`: the hub has its content ([`Outbox::is_at_hub`]).
     #[must_use]
-    pub fn gone(lane: Lane, position: Position, confirmed: Position) -> Self {
-        let pruned = position <= confirmed;
-        let state = if pruned { TransactionState::Pruned } else { TransactionState::Damaged };
+    pub fn gone(lane: Lane, position: Position, at_hub: bool) -> Self {
+        let state = if at_hub { TransactionState::Pruned } else { TransactionState::Damaged };
         Self { lane, position, state, header: None }
     }
 }

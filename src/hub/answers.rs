@@ -27,11 +27,13 @@ pub enum Answer {
     Receipt {
         /// The lane that it is for.
         lane: LaneName,
-        /// What is on stable storage, epochs oldest first.
-        watermarks: Vec<Through>,
-        /// Through which sequence of the last epoch there is a backup.
+        /// The end of its line on stable storage; `None`: it is empty.
+        end: Option<Through>,
+        /// Whether the line holds the point that the question named; `None`: it answers none, or that named none.
+        holds_point: Option<bool>,
+        /// Through which sequence of the end's epoch there is a backup.
         backed_up: Option<Sequence>,
-        /// The highest tail that the gateway has named of the last epoch.
+        /// The highest tail that the gateway has named of the end's epoch.
         tail_seen: Option<Sequence>,
         /// Most transactions that the gateway may have under way; `None`: as it likes.
         window: Option<u32>,
@@ -72,7 +74,7 @@ pub enum Answer {
 /// What a receipt says besides the committer's statement.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Beside {
-    /// The highest tail that the gateway has named of the last epoch.
+    /// The highest tail that the gateway has named of the end's epoch.
     pub tail_seen: Option<Sequence>,
     /// Most transactions that it may have under way.
     pub window: Option<u32>,
@@ -154,8 +156,8 @@ impl Answers {
         let mut waiting = self.lock();
         if let Some(lane) = waiting.order.pop_front() {
             let (statement, Beside { tail_seen, window }) = waiting.receipts.remove(&lane)?;
-            let Statement { epochs: watermarks, backed_up_through: backed_up, nonce } = statement;
-            return Some(Answer::Receipt { lane, watermarks, backed_up, tail_seen, window, nonce });
+            let Statement { end, holds_point, backed_up_through: backed_up, nonce } = statement;
+            return Some(Answer::Receipt { lane, end, holds_point, backed_up, tail_seen, window, nonce });
         }
         if let Some((lane, gap)) = waiting.gaps.pop_front() {
             return Some(Answer::Gap { lane, gap });
@@ -188,15 +190,16 @@ mod tests {
         }
     }
 
-    fn watermarks(through: u64) -> Vec<Through> {
-        vec![Through { epoch: Epoch(uuid::Uuid::nil()), through, chain: ChainValue([0; 32]) }]
+    fn end(through: u64) -> Option<Through> {
+        Some(Through { epoch: Epoch(uuid::Uuid::nil()), through, chain: ChainValue([0; 32]) })
     }
 
     #[test]
     fn receipts_coalesce_and_keep_the_nonce_and_their_turn() {
         let answers = Answers::default();
         let statement = |through, backed_up_through, nonce: Option<&str>| Statement {
-            epochs: watermarks(through),
+            end: end(through),
+            holds_point: nonce.map(|_| true),
             backed_up_through,
             nonce: nonce.map(str::to_owned),
         };
@@ -206,7 +209,8 @@ mod tests {
         answers.receipt(&lane("b"), statement(2, Some(1), None), beside);
         let first = Answer::Receipt {
             lane: lane("b"),
-            watermarks: watermarks(2),
+            end: end(2),
+            holds_point: Some(true),
             backed_up: Some(1),
             tail_seen: Some(9),
             window: Some(4),
@@ -215,7 +219,8 @@ mod tests {
         assert_eq!(answers.take(), Some(first));
         let second = Answer::Receipt {
             lane: lane("a"),
-            watermarks: watermarks(5),
+            end: end(5),
+            holds_point: None,
             backed_up: None,
             tail_seen: None,
             window: None,

@@ -29,6 +29,7 @@ fn envelope(epoch: Epoch, sequence: Sequence, key: Option<&SigningKey>) -> Envel
         kind: Kind::Test,
         content_type: String::from("application/octet-stream"),
         sender: String::from("test"),
+        given_sender: None,
         key: String::new(),
         shows_key: false,
         correlation_id: String::new(),
@@ -36,7 +37,7 @@ fn envelope(epoch: Epoch, sequence: Sequence, key: Option<&SigningKey>) -> Envel
         clock: Clock::Untrusted,
         body: Body::new(Vec::new()),
     };
-    let chain = ChainValue::first(&name(), epoch);
+    let chain = ChainValue::first(&name(), epoch, None);
     let envelope = Envelope::new(&name(), epoch, sequence, chain, 0, &transaction);
     match key {
         Some(key) => envelope.signed(&name(), key),

@@ -17,6 +17,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::hearing::{Hearing, Worth};
+use super::store::Through;
+use super::waits::Waits;
 
 /// Name of the file.
 pub const FILE: &str = "fleet.json";
@@ -56,6 +58,9 @@ pub struct GatewayView {
     /// The highest tail that it has named of its present epoch, by lane.
     #[serde(default)]
     tails: BTreeMap<String, (Epoch, Sequence)>,
+    /// What a person should know of its lanes.
+    #[serde(default)]
+    pub lanes: BTreeMap<String, LaneView>,
     /// Since when its `status` has the present `command_nonce`, by the hub's clock.
     #[serde(default)]
     nonce_since: UnixMillis,
@@ -65,6 +70,20 @@ pub struct GatewayView {
     /// How many of its messages were refused since the hub started.
     #[serde(default)]
     pub refused_total: u64,
+}
+
+/// What a person should know of a lane.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LaneView {
+    /// Transactions that were kept beside it as late.
+    #[serde(default)]
+    pub late_total: u64,
+    /// Transactions that were stored under an id that has another content.
+    #[serde(default)]
+    pub rivals_total: u64,
+    /// What waits until the centre admits it.
+    #[serde(default)]
+    pub waits: Option<Waits>,
 }
 
 impl GatewayView {
@@ -207,11 +226,77 @@ impl Fleet {
         if view.tails.len() >= MOST_LANES && !view.tails.contains_key(lane.lane.as_str()) {
             return;
         }
+        let waits = view.lanes.get(lane.lane.as_str()).and_then(|view| view.waits);
         let known = view.tails.get(lane.lane.as_str()).filter(|(of, _)| *of == epoch);
         if known.is_none_or(|(_, known)| *known < tail) {
             view.tails.insert(lane.lane.as_str().to_owned(), (epoch, tail));
             self.changed = true;
         }
+        if waits.is_some_and(|waits| waits.epoch != epoch) {
+            // Its gateway is in another epoch by now.
+            self.waits_no_more(lane);
+        }
+    }
+
+    fn lane(&mut self, lane: &LaneName) -> Option<&mut LaneView> {
+        let view = self.view(&name(&lane.practice, &lane.gateway))?;
+        if view.lanes.len() >= MOST_LANES && !view.lanes.contains_key(lane.lane.as_str()) {
+            return None;
+        }
+        Some(view.lanes.entry(lane.lane.as_str().to_owned()).or_default())
+    }
+
+    /// So many more transactions are kept beside a lane.
+    pub fn late(&mut self, lane: &LaneName, new: u64) {
+        if new > 0
+            && let Some(view) = self.lane(lane)
+        {
+            view.late_total += new;
+            self.changed = true;
+        }
+    }
+
+    /// A rival is stored in a lane.
+    pub fn rival(&mut self, lane: &LaneName) {
+        if let Some(view) = self.lane(lane) {
+            view.rivals_total += 1;
+            self.changed = true;
+        }
+    }
+
+    /// Something waits at a lane until the centre admits it. True: that is new.
+    pub fn waits(&mut self, lane: &LaneName, waits: Waits) -> bool {
+        let Some(view) = self.lane(lane) else { return true };
+        let same = |known: &Waits| Waits { since: waits.since, ..*known } == waits;
+        if view.waits.as_ref().is_some_and(same) {
+            return false;
+        }
+        view.waits = Some(waits);
+        self.changed = true;
+        true
+    }
+
+    /// Nothing waits at a lane any more.
+    pub fn waits_no_more(&mut self, lane: &LaneName) {
+        let view = self.gateways.get_mut(&name(&lane.practice, &lane.gateway));
+        if let Some(view) = view.and_then(|view| view.lanes.get_mut(lane.lane.as_str())) {
+            self.changed |= view.waits.take().is_some();
+        }
+    }
+
+    /// A lane ends here now: what waited before that waits no more.
+    pub fn is_at(&mut self, lane: &LaneName, end: &Through) {
+        let view = self.gateways.get(&name(&lane.practice, &lane.gateway));
+        let waits = view.and_then(|view| view.lanes.get(lane.lane.as_str())).and_then(|lane| lane.waits);
+        if waits.is_some_and(|waits| waits.epoch == end.epoch && waits.sequence <= end.through) {
+            self.waits_no_more(lane);
+        }
+    }
+
+    /// What waits at each lane until the centre admits it.
+    #[must_use]
+    pub fn waiting(&self) -> Vec<(LaneName, Waits)> {
+        waiting(&self.gateways)
     }
 
     /// The highest tail of an epoch that positions have named.
@@ -272,6 +357,22 @@ impl Fleet {
             Err(error) => tracing::warn!(error = %error, "The fleet view could not be written"),
         }
     }
+}
+
+/// What waits at each lane of these gateways.
+#[must_use]
+pub fn waiting(gateways: &BTreeMap<String, GatewayView>) -> Vec<(LaneName, Waits)> {
+    let named = |(gateway, lane, view): (&str, &str, &LaneView)| {
+        Some((format!("{gateway}/{lane}").parse().ok()?, view.waits?))
+    };
+    lanes(gateways).filter_map(named).collect()
+}
+
+/// The lanes of these gateways of which a person should know something: gateway, lane, what.
+pub fn lanes(gateways: &BTreeMap<String, GatewayView>) -> impl Iterator<Item = (&str, &str, &LaneView)> {
+    gateways.iter().flat_map(|(gateway, view)| {
+        view.lanes.iter().map(move |(lane, of)| (gateway.as_str(), lane.as_str(), of))
+    })
 }
 
 fn name(practice: &Practice, gateway: &Gateway) -> String {

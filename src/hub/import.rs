@@ -15,7 +15,6 @@ use pgw_bundle::seal::Decryptor;
 use pgw_core::consequence::Consequence;
 use pgw_core::text::chain;
 use pgw_core::transaction::{Epoch, Gateway, Lane, Practice, Sequence};
-use pgw_core::wire::receipt::Stored;
 use pgw_host::secret::{self, KeyError};
 use serde::{Deserialize, Serialize};
 
@@ -48,6 +47,16 @@ pub enum ImportError {
     /// The hub does not accept it.
     #[error(transparent)]
     NotTaken(#[from] NotTaken),
+    /// It is of another history of its gateway than the one that is stored.
+    #[error(
+        "{lane}: {transactions} transactions do not continue what is stored here, and are kept beside the lane as late; nothing of them is in the lane or confirmed"
+    )]
+    Late {
+        /// The lane.
+        lane: LaneName,
+        /// How many.
+        transactions: u64,
+    },
     /// It cannot be kept beside its lanes.
     #[error("it cannot be kept beside its lanes")]
     Store(#[from] StoreError),
@@ -65,7 +74,7 @@ impl ImportError {
             Self::NotTaken(error) => error.consequence(),
             Self::Store(error) => error.consequence(),
             Self::Ended => Consequence::Retry,
-            Self::Age(_) | Self::Bundle(_) => Consequence::Refuse,
+            Self::Age(_) | Self::Bundle(_) | Self::Late { .. } => Consequence::Refuse,
         }
     }
 
@@ -75,6 +84,9 @@ impl ImportError {
         let mut text = chain(self);
         if let Self::NotTaken(NotTaken::Missing { lane, position: Some(position), .. }) = self {
             text += &format!(" (practice-gateway export --lane {} --from {position})", lane.lane);
+        }
+        if let Self::NotTaken(NotTaken::Link { .. }) | Self::Late { .. } = self {
+            text += " (carry the end that is written beside the bundle to the gateway: practice-gateway export --end FILE)";
         }
         if let Self::NotTaken(NotTaken::Unsigned { .. }) = self {
             text += " (`practice-hub import --unsigned` keeps such a file beside the lane: nothing of it is then in the lane or confirmed)";
@@ -135,8 +147,10 @@ pub struct ImportedLane {
     pub renumbered: u64,
     /// Already stored.
     pub repeated: u64,
-    /// The lane's ends now, epochs oldest first.
-    pub ends: Vec<Stored>,
+    /// Of another history of the gateway: kept beside the lane.
+    pub late: u64,
+    /// Where the lane ends now.
+    pub end: Option<Through>,
 }
 
 impl ImportedLane {
@@ -152,7 +166,8 @@ impl ImportedLane {
             stored: 0,
             renumbered: 0,
             repeated: 0,
-            ends: Vec::new(),
+            late: 0,
+            end: None,
         }
     }
 
@@ -267,7 +282,7 @@ pub fn import(
             let count = part.len() as u64;
             let last = part.last().map_or(lane.last, |(envelope, _)| envelope.sequence);
             let transactions = std::mem::take(&mut part);
-            let whole = Part { lane: lane.name(), older: head.older.clone(), transactions };
+            let whole = Part { lane: lane.name(), transactions };
             let tally = take(whole).map_err(|error| with_position(error, head))?;
             bytes = 0;
             // Only now: a part that is not taken is not in the store.
@@ -275,14 +290,26 @@ pub fn import(
             lane.stored += tally.stored;
             lane.renumbered += tally.renumbered;
             lane.repeated += tally.repeated;
-            lane.ends = tally
-                .watermarks
-                .into_iter()
-                .map(|Through { epoch, through, chain }| Stored { epoch, through, chain })
-                .collect();
+            lane.late += tally.late;
+            lane.end = tally.end;
         }
     }
+    if let Some(lane) = lanes.iter().find(|lane| lane.late > 0) {
+        return Err(ImportError::Late { lane: lane.name(), transactions: lane.late });
+    }
     Ok(())
+}
+
+/// The lanes of a bundle that it does not continue: their gateway needs the hub's end for the next one.
+#[must_use]
+pub fn elsewhere(lanes: &[ImportedLane], error: Option<&ImportError>) -> Vec<LaneName> {
+    let mut names: Vec<_> = lanes.iter().filter(|lane| lane.late > 0).map(ImportedLane::name).collect();
+    if let Some(ImportError::NotTaken(NotTaken::Link { lane, .. })) = error
+        && !names.contains(lane)
+    {
+        names.push(lane.clone());
+    }
+    names
 }
 
 /// The value for the gateway's `export --from`, if it is in the epoch with which the bundle begins.
@@ -304,10 +331,29 @@ pub fn signed_receipts(
     settings: &HubSettings,
     lanes: &[ImportedLane],
 ) -> Result<Vec<receipts::SignedReceipt>, KeysError> {
+    Ok(receipts(&mut signer(settings)?, lanes)?)
+}
+
+fn signer(settings: &HubSettings) -> Result<AnswerSigner, KeysError> {
     let key = secret::signing_key(&settings.signing_key_file)?;
     let store = StoreIdentity::open(&settings.directory)?;
-    let mut signer = AnswerSigner::begin(settings, store, key).map_err(KeysError::Random)?;
-    Ok(receipts(&mut signer, lanes)?)
+    AnswerSigner::begin(settings, store, key).map_err(KeysError::Random)
+}
+
+/// Where the line of each of these lanes ends, signed with the hub's key: see [`mod@pgw_bundle::end`].
+///
+/// # Errors
+/// [`KeysError`].
+pub fn signed_ends(
+    settings: &HubSettings,
+    answers: Vec<(Lane, Answer)>,
+) -> Result<Vec<(Lane, receipts::SignedReceipt)>, KeysError> {
+    if answers.is_empty() {
+        return Ok(Vec::new());
+    }
+    let mut signer = signer(settings)?;
+    let sign = |(lane, answer)| Ok((lane, signed(&mut signer, answer)?));
+    answers.into_iter().map(sign).collect()
 }
 
 /// The hub's receipts for these lanes, to be carried back in a file. They answer no question, and the gateway trusts
@@ -319,30 +365,29 @@ pub fn receipts(
     signer: &mut AnswerSigner,
     lanes: &[ImportedLane],
 ) -> Result<Vec<receipts::SignedReceipt>, std::string::FromUtf8Error> {
-    let mut lines = Vec::new();
-    for lane in lanes {
-        let end = |Stored { epoch, through, chain }: &Stored| Through {
-            epoch: *epoch,
-            through: *through,
-            chain: *chain,
-        };
-        let watermarks = lane.ends.iter().map(end).collect();
-        let signed = signer.sign(Answer::Receipt {
-            lane: lane.name(),
-            watermarks,
-            backed_up: None,
-            tail_seen: None,
-            window: None,
-            nonce: None,
-        });
-        let signature = signed.properties.user_properties.into_iter().next().map(|(_, value)| value);
-        lines.push(receipts::SignedReceipt {
-            topic: signed.topic,
-            payload: String::from_utf8(signed.payload)?,
-            signature: signature.unwrap_or_default(),
-        });
-    }
-    Ok(lines)
+    let answer = |lane: &ImportedLane| Answer::Receipt {
+        lane: lane.name(),
+        end: lane.end,
+        holds_point: None,
+        backed_up: None,
+        tail_seen: None,
+        window: None,
+        nonce: None,
+    };
+    lanes.iter().map(|lane| signed(signer, answer(lane))).collect()
+}
+
+fn signed(
+    signer: &mut AnswerSigner,
+    answer: Answer,
+) -> Result<receipts::SignedReceipt, std::string::FromUtf8Error> {
+    let signed = signer.sign(answer);
+    let signature = signed.properties.user_properties.into_iter().next().map(|(_, value)| value);
+    Ok(receipts::SignedReceipt {
+        topic: signed.topic,
+        payload: String::from_utf8(signed.payload)?,
+        signature: signature.unwrap_or_default(),
+    })
 }
 
 #[cfg(test)]
@@ -372,9 +417,8 @@ mod tests {
         let sealed = Encryptor::new(file.try_clone().unwrap(), &[identity.recipient()]).unwrap();
         let name = owner.lane(&lane);
         let mut out = Writer::new(sealed, owner).unwrap();
-        let mut chain = ChainValue::first(&name, epoch);
-        let head =
-            Head { lane: lane.clone(), older: Vec::new(), epoch, first: 1, position: 1, before: chain };
+        let mut chain = ChainValue::first(&name, epoch, None);
+        let head = Head { lane: lane.clone(), epoch, first: 1, position: 1, before: chain, link: None };
         out.head(head).unwrap();
         for sequence in 1..=count {
             let transaction = Transaction {
@@ -384,6 +428,7 @@ mod tests {
                 kind: Kind::Test,
                 content_type: String::from("application/octet-stream"),
                 sender: String::from("test"),
+                given_sender: None,
                 key: String::new(),
                 shows_key: false,
                 correlation_id: String::new(),

@@ -1,7 +1,6 @@
 //! Imported bundles enter the store in the same way as messages from the broker: through the committer.
 
 use bytes::Bytes;
-use pgw_bundle::bundle::Older;
 use pgw_core::wire::envelope::Envelope;
 
 use super::store::LaneName;
@@ -13,8 +12,6 @@ pub use pgw_core::committer::{NotTaken, Tally};
 pub struct Part {
     /// Its lane.
     pub lane: LaneName,
-    /// What the store must already have of older epochs.
-    pub older: Vec<Older>,
     /// Its transactions.
     pub transactions: Vec<(Envelope, Bytes)>,
 }

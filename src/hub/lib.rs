@@ -12,8 +12,9 @@
 //! - [`answers`]: what is to be published, coalesced
 //! - [`gateways`]: the list of gateways and their keys
 //! - `speakers`: verifies what arrives with the keys of that list; [`hearing`]: which of it is new
-//! - [`fleet`]: what each gateway last said about itself
+//! - [`fleet`]: what each gateway last said about itself; [`waits`]: what waits at a lane until the centre admits it
 //! - [`verify`]: walks the stored chains and names what is missing, altered, swapped or repeated
+//! - [`missing`]: what an entry stands for, and the line lacks
 //! - [`report`]: what `practice-hub verify` and `list` print
 //! - [`config`], [`keys`], [`daemon`], [`cli`]: configuration, keys, the daemon, the command line
 //!
@@ -33,6 +34,7 @@ pub mod import;
 pub mod imported;
 pub mod keys;
 pub mod link;
+pub mod missing;
 mod refusals;
 pub mod report;
 pub mod resend;
@@ -42,6 +44,7 @@ pub mod store;
 pub mod store_thread;
 pub mod unsigned;
 pub mod verify;
+pub mod waits;
 
 use std::path::PathBuf;
 use std::time::Duration;

@@ -4,11 +4,10 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use pgw_core::delivery::HubLimits;
 use pgw_core::transaction::Hub;
 use pgw_core::wire::command::Command;
 use pgw_core::wire::presence::Status;
-use pgw_core::wire::receipt::{Receipt, Stored};
+use pgw_core::wire::receipt::{HubLimits, Receipt};
 use pgw_core::wire::signature::{self, SigningKey, Word};
 use pgw_core::wire::topic::{HUB_FILTERS, Root, hub_status};
 use pgw_core::wire::{SCHEMA, to_json};
@@ -142,21 +141,15 @@ impl AnswerSigner {
     /// The signed publish for an answer.
     pub fn sign(&mut self, answer: Answer) -> SignedPublish {
         match answer {
-            Answer::Receipt { lane, watermarks, backed_up, tail_seen, window, nonce } => {
+            Answer::Receipt { lane, end, holds_point, backed_up, tail_seen, window, nonce } => {
                 self.counter += 1;
                 let receipt = Receipt {
                     schema: SCHEMA,
                     hub: self.hub.clone(),
                     incarnation: self.incarnation,
                     counter: self.counter,
-                    epochs: watermarks
-                        .iter()
-                        .map(|watermark| Stored {
-                            epoch: watermark.epoch,
-                            through: watermark.through,
-                            chain: watermark.chain,
-                        })
-                        .collect(),
+                    end,
+                    holds_point,
                     store: self.store.store,
                     succeeds: self.store.succeeds.clone(),
                     tail_seen,

@@ -9,10 +9,12 @@ use pgw_core::transaction::{UnixMillis, rfc3339};
 
 use super::fleet::{self, GatewayView};
 use super::gateways::Gateways;
+use super::missing::MissingForGood;
 use super::store::beside::{self, Beside};
+use super::store::late::{self, BesideLane};
 use super::store::ndjson::{self, StoredLane};
 use super::store::{LaneName, StoreError, Through};
-use super::verify::{self, VerifiedLane};
+use super::verify::{self, LateTransaction, VerifiedLane};
 
 /// A gateway whose session number went back is flagged for this long.
 const DAY_MILLIS: u64 = 86_400_000;
@@ -98,13 +100,7 @@ fn write_lane(text: &mut String, report: &VerifiedLane) {
         );
     }
     write_heads(text, report);
-    for void in &report.voids {
-        let _ = writeln!(
-            text,
-            "  void: sequences {} to {} of epoch {} are lost and were written off: {}",
-            void.from, void.to, void.epoch, void.reason
-        );
-    }
+    write_lacks(text, report);
     for (epoch, range) in &report.recovered {
         let _ = writeln!(
             text,
@@ -130,6 +126,59 @@ fn write_lane(text: &mut String, report: &VerifiedLane) {
             report.lane,
             range.start(),
             range.end()
+        );
+    }
+}
+
+/// Most late transactions of a lane that are listed; `practice-hub lane show` lists all.
+const MOST_LATE: usize = 20;
+
+/// What a person should know of a lane that is no fault of its files.
+fn write_lacks(text: &mut String, report: &VerifiedLane) {
+    for MissingForGood { at, kind, transactions, numbers, reason, time } in &report.missing {
+        let _ = write!(text, "  {transactions} transactions are missing for good at this lane:");
+        for (epoch, from, through) in numbers {
+            let _ = write!(text, " epoch {epoch} numbers {from} to {through},");
+        }
+        let why = match kind.as_str() {
+            "void" => format!("written off at {time}: {reason}"),
+            _ => format!("deleted at the gateway after they were confirmed, entry made at {time}"),
+        };
+        let _ = writeln!(text, " {why} (entry at sequence {} of epoch {})", at.through, at.epoch);
+    }
+    for (at, id) in &report.rivals {
+        let _ = writeln!(
+            text,
+            "  rival: sequence {} of epoch {} has the id {id}, and so has another content: a person must compare them",
+            at.through, at.epoch
+        );
+    }
+    let more = report.rivals_total - report.rivals.len() as u64;
+    if more > 0 {
+        let _ = writeln!(text, "  and {more} more rivals");
+    }
+    if report.late.is_empty() {
+        return;
+    }
+    let _ = writeln!(
+        text,
+        "  late: {} transactions of another history of this gateway are beside the lane and not in it",
+        report.late.len()
+    );
+    write_late(text, &report.late[..report.late.len().min(MOST_LATE)]);
+    if report.late.len() > MOST_LATE {
+        let _ = writeln!(text, "  and more: practice-hub lane show {}", report.lane);
+    }
+}
+
+/// Late transactions, a line each.
+pub(crate) fn write_late(text: &mut String, late: &[LateTransaction]) {
+    for LateTransaction { at, id, event_type, time, file, .. } in late {
+        let file = file.file_name().unwrap_or_default().to_string_lossy();
+        let _ = writeln!(
+            text,
+            "    {id} {event_type} of {time}: sequence {} of epoch {}, in {file}",
+            at.through, at.epoch
         );
     }
 }
@@ -180,15 +229,37 @@ const MOST_WANTED: u64 = 100_000;
 /// [`StoreError`] when the store cannot be read.
 pub fn list(directory: &Path, now: UnixMillis) -> Result<PrintedReport, StoreError> {
     let mut rows: BTreeMap<String, Vec<(String, String)>> = BTreeMap::new();
-    let mut troubles = String::new();
+    let (mut troubles, mut notes) = (String::new(), String::new());
     for StoredLane { lane, ends, trouble } in ndjson::peek(directory)? {
         let who = format!("{}/{}", lane.practice, lane.gateway);
         rows.entry(who).or_default().push((lane.lane.to_string(), through(&ends)));
         if let Some(trouble) = trouble {
             let _ = writeln!(troubles, "{lane} is NOT whole: {trouble}");
         }
+        let BesideLane { rows, files } = late::count(directory, &lane)?;
+        if rows + files > 0 {
+            let _ = writeln!(
+                notes,
+                "{lane}: {rows} transactions and {files} files of another history of its gateway are beside it: practice-hub lane show {lane}"
+            );
+        }
     }
     let views = fleet::read(directory);
+    for (lane, waits) in fleet::waiting(&views) {
+        let _ = writeln!(
+            notes,
+            "{lane} WAITS until the centre admits it: {waits} (practice-hub lane admit {lane})"
+        );
+    }
+    for (gateway, lane, view) in fleet::lanes(&views) {
+        if view.rivals_total > 0 {
+            let _ = writeln!(
+                notes,
+                "{gateway}/{lane}: {} transactions have an id that has another content as well: practice-hub verify {gateway}/{lane}",
+                view.rivals_total
+            );
+        }
+    }
     for who in views.keys() {
         rows.entry(who.clone()).or_default();
     }
@@ -221,7 +292,7 @@ pub fn list(directory: &Path, now: UnixMillis) -> Result<PrintedReport, StoreErr
             ]);
         }
     }
-    let mut text = aligned(&table) + &troubles;
+    let mut text = aligned(&table) + &troubles + &notes;
     write_beside(&mut text, directory, None)?;
     Ok(PrintedReport { text, ok })
 }

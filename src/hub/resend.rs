@@ -141,9 +141,9 @@ impl Pending {
     /// Whether a signed copy is to be kept. One that cannot be proven yet, because the one before it has not arrived, is
     /// kept until one comes that can: `verify` judges both, and takes the later one.
     fn keeps(&mut self, copy: &Entry) -> bool {
-        let Numbered { sequence, chain, epoch, .. } = copy.numbered();
+        let Numbered { sequence, chain, epoch, link, .. } = copy.numbered();
         let before = match sequence {
-            1 => Some(ChainValue::first(&copy.lane, epoch)),
+            1 => Some(ChainValue::first(&copy.lane, epoch, link.as_ref())),
             _ => self.signed.get(&(sequence - 1)).copied(),
         };
         self.signed.insert(sequence, chain);
@@ -207,6 +207,12 @@ impl ResendRequests {
     /// Whether a repetition was requested: its signature is to be verified then.
     pub(super) fn asks_for(&self, copy: &Entry) -> bool {
         self.lanes.get(&copy.lane).is_some_and(|pending| pending.asks_for(&copy.envelope))
+    }
+
+    /// The chain value at a number that the gateway has signed with the copies so far.
+    pub(super) fn signed_at(&self, lane: &LaneName, epoch: Epoch, sequence: Sequence) -> Option<ChainValue> {
+        let pending = self.lanes.get(lane).filter(|pending| pending.epoch == epoch)?;
+        pending.signed.get(&sequence).copied()
     }
 
     /// A repetition has arrived that was requested, and that its gateway has signed.

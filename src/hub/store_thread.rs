@@ -5,7 +5,8 @@
 //! next group does not begin sooner than [`GATHER`] after the last, unless [`ENOUGH`] transactions are there: each
 //! group costs an fsync, and each of its lanes a receipt, which is signed, carried and verified.
 //! [`pgw_core::committer`] decides what is stored, answered and refused, and the models test it; this module has the
-//! channel, the store, the clock and the log. `incoming` reads and verifies what the broker brings.
+//! channel, the store, the clock and the log. `incoming` reads and verifies what the broker brings, `carried` takes bundles, `lookup` answers the
+//! committer's questions, and `centre` is what people learn and decide.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -14,19 +15,16 @@ use std::sync::mpsc::{Receiver, SyncSender};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use pgw_bundle::bundle::Older;
-use pgw_core::chain::ChainValue;
-use pgw_core::committer::{Action, Committer, Input, Lookup, Missed, Refusal, Statement, Way};
+use pgw_core::committer::{Action, Committer, Input, Missed, Refusal, Statement, Way};
 use pgw_core::delivery::Millis;
 use pgw_core::text::chain;
-use pgw_core::transaction::{Gateway, Practice, TransactionId, rfc3339, unix_millis_now};
+use pgw_core::transaction::{Gateway, Practice, rfc3339, unix_millis_now};
 use pgw_core::wire::receipt::{Gap, GapCode};
-use pgw_core::wire::signature::KeyId;
 use pgw_core::wire::topic::Topic;
 use rumqttc::v5::mqttbytes::v5::Publish;
 use tokio::sync::{OwnedSemaphorePermit, watch};
 
-use super::answers::{Answers, Beside};
+use super::answers::{Answer, Answers, Beside};
 use super::backup::Backups;
 use super::fleet::Fleet;
 use super::gateways::Gateways;
@@ -35,8 +33,14 @@ use super::refusals::Refusals;
 use super::resend::{CopiesProgress, ResendError, ResendRequest, ResendRequests};
 use super::speakers::{Speakers, Unheard};
 use super::store::{Entry, LaneName, LinkedLane, Store, StoreError, Through};
+use super::waits::{AdmittedLane, NotAdmitted};
+use centre::Told;
+use lookup::Asked;
 
+mod carried;
+mod centre;
 mod incoming;
+mod lookup;
 
 pub use pgw_core::committer::GroupLimits;
 
@@ -64,6 +68,10 @@ pub enum Arrival {
     LinkLane(LaneName, PathBuf, SyncSender<Result<LinkedLane, StoreError>>),
     /// A person says that the backup that was begun is complete.
     BackedUp,
+    /// A person admits what waits at a lane, or at every lane, and where to send the result.
+    Admit(Option<LaneName>, SyncSender<Result<Vec<AdmittedLane>, NotAdmitted>>),
+    /// Where a lane's line ends, as a receipt would say it now; `None`: nothing may be said of it.
+    End(LaneName, SyncSender<Option<Answer>>),
 }
 
 /// The store thread's state.
@@ -80,6 +88,12 @@ pub struct StoreThread {
     probes: Vec<(Practice, Gateway, Bytes)>,
     refusals: Refusals,
     resends: ResendRequests,
+    /// To be kept beside their lanes, and their payload bytes.
+    late: Vec<Entry>,
+    late_bytes: usize,
+    told: Told,
+    /// The last transaction was refused until the centre admits it.
+    refused: Option<(LaneName, Refusal)>,
     /// The committer's time counts from here.
     began: Instant,
     /// Groups given to the store, and how many of them failed.
@@ -87,27 +101,6 @@ pub struct StoreThread {
     failed: u64,
     /// A client waits for an answer: the group is not delayed.
     hurry: bool,
-}
-
-/// What the committer asks of the store; an error is kept for the log.
-struct Asked<'a> {
-    store: &'a mut dyn Store,
-    speakers: &'a Speakers,
-    error: Option<StoreError>,
-}
-
-impl Lookup<Entry> for Asked<'_> {
-    fn watermarks_of(&self, lane: &LaneName) -> Vec<Through> {
-        self.store.watermarks_of(lane)
-    }
-
-    fn has_id(&mut self, lane: &LaneName, id: TransactionId) -> Option<bool> {
-        self.store.has_id(lane, id.0).map_err(|error| self.error = Some(error)).ok()
-    }
-
-    fn signed_by(&mut self, entry: &Entry, chain: ChainValue, way: Way) -> Option<KeyId> {
-        self.speakers.signed_by(entry, chain, way)
-    }
 }
 
 impl StoreThread {
@@ -133,6 +126,10 @@ impl StoreThread {
             probes: Vec::new(),
             refusals: Refusals::default(),
             resends: ResendRequests::default(),
+            late: Vec::new(),
+            late_bytes: 0,
+            told: Told::default(),
+            refused: None,
             began: Instant::now(),
             groups: 0,
             failed: 0,
@@ -210,6 +207,14 @@ impl StoreThread {
                 self.hurry = true;
                 None
             }
+            Arrival::Admit(lane, answer) => {
+                let _ = answer.send(self.admit(lane.as_ref()));
+                None
+            }
+            Arrival::End(lane, answer) => {
+                let _ = answer.send(self.end_of(lane));
+                None
+            }
             Arrival::Import(part, answer) => {
                 // The client may have gone: the transactions are stored all the same.
                 let _ = answer.send(self.import(*part));
@@ -218,7 +223,7 @@ impl StoreThread {
             Arrival::Publishes(publishes, permit) => {
                 for publish in publishes {
                     self.publish(publish);
-                    if self.resends.bytes() >= self.committer.limits().bytes {
+                    if self.resends.bytes() + self.late_bytes >= self.committer.limits().bytes {
                         self.finish();
                     }
                 }
@@ -233,38 +238,54 @@ impl StoreThread {
         while let Some(input) = next.take() {
             let now = self.now();
             let mut actions = std::mem::take(&mut self.actions);
-            let mut asked = Asked { store: &mut *self.store, speakers: &self.speakers, error: None };
+            let mut asked = Asked {
+                store: &mut *self.store,
+                speakers: &self.speakers,
+                late: &self.late,
+                resends: &self.resends,
+                error: None,
+            };
             self.committer.handle(input, now, &mut asked, &mut actions);
             if let Some(error) = asked.error {
                 store_failed(&error);
             }
             for action in actions.drain(..) {
-                match action {
-                    Action::Append => next = Some(self.append()),
-                    Action::Receipt(lane, statement) => self.receipt(&lane, statement),
-                    Action::Gap(lane, Missed { code, epoch, expected, round }) => {
-                        let mut gap = Gap::new(code, epoch, expected, round);
-                        if code == GapCode::Later {
-                            gap.until = self
-                                .committer
-                                .retries_in(now)
-                                .map(|pause| rfc3339(unix_millis_now() + pause));
-                        }
-                        self.answers.gap(&lane, gap);
-                    }
-                    Action::Refuse(lane, Refusal::TooManyLanes) => {
-                        self.refuse(lane.to_string(), "number of lanes");
-                    }
-                    Action::Refuse(lane, Refusal::Chain) => self.refuse(lane.to_string(), "chain"),
-                    Action::Refuse(lane, Refusal::Unsigned) => {
-                        self.refuse(lane.to_string(), Unheard::Unverified.reason());
-                    }
-                    Action::Repeated(copy) => self.repeated(copy),
-                    Action::Recovered { dropped } => tracing::info!(dropped, "The store works again"),
-                }
+                next = self.carry_out(action, Way::Link).or(next);
             }
             self.actions = actions;
         }
+    }
+
+    /// Carries out one task; returns the committer's next event. `way`: how what it is about has come.
+    fn carry_out(&mut self, action: Action<Entry>, way: Way) -> Option<Input<Entry>> {
+        match action {
+            Action::Append => return Some(self.append()),
+            Action::Receipt(lane, statement) => self.receipt(&lane, statement),
+            Action::Gap(lane, Missed { code, epoch, expected, round }) => {
+                let mut gap = Gap::new(code, epoch, expected, round);
+                if code == GapCode::Later {
+                    gap.until =
+                        self.committer.retries_in(self.now()).map(|pause| rfc3339(unix_millis_now() + pause));
+                }
+                self.answers.gap(&lane, gap);
+            }
+            Action::Refuse(lane, why) => {
+                let reason = match why {
+                    Refusal::TooManyLanes => "number of lanes",
+                    Refusal::Link => "it does not continue the lane",
+                    Refusal::Admit | Refusal::Hole => "the centre must admit it",
+                    Refusal::Epochs => "number of epochs in a day",
+                    Refusal::Unsigned => Unheard::Unverified.reason(),
+                };
+                self.refuse(lane.to_string(), reason);
+                self.refused = Some((lane, why));
+            }
+            Action::KeepLate(entry) => self.late(entry, way),
+            Action::Rival(lane, numbered) => self.rival(&lane, numbered),
+            Action::Repeated(copy) => self.repeated(copy),
+            Action::Recovered { dropped } => tracing::info!(dropped, "The store works again"),
+        }
+        None
     }
 
     /// The committer's time.
@@ -275,7 +296,10 @@ impl StoreThread {
     fn append(&mut self) -> Input<Entry> {
         self.groups += 1;
         match self.store.append(self.committer.group()) {
-            Ok(()) => Input::Stored,
+            Ok(()) => {
+                self.name_kinds();
+                Input::Stored
+            }
             Err(error) => {
                 store_failed(&error);
                 self.failed += 1;
@@ -289,40 +313,16 @@ impl StoreThread {
             return;
         }
         // What the models prove about the committer holds for this store only as long as the two agree.
-        if !is_stored(&statement.epochs, &self.store.watermarks_of(lane)) {
+        if !is_stored(statement.end.as_ref(), &self.store.watermarks_of(lane)) {
             tracing::error!(%lane, "Withheld a receipt that claims more than is stored; a bug in this program");
             return;
         }
-        let newest = statement.epochs.last().map(|newest| newest.epoch);
-        let tail_seen = newest.and_then(|epoch| self.fleet.tail_seen(lane, epoch));
+        if let Some(end) = &statement.end {
+            self.fleet.is_at(lane, end);
+        }
+        let tail_seen = statement.end.and_then(|end| self.fleet.tail_seen(lane, end.epoch));
         let window = self.speakers.window(&lane.practice, &lane.gateway);
         self.answers.receipt(lane, statement, Beside { tail_seen, window });
-    }
-
-    /// Takes a part of a bundle: stores what the broker brought before, then this part. It is on stable storage when
-    /// this returns.
-    ///
-    /// # Errors
-    /// [`NotTaken`].
-    pub fn import(&mut self, part: Part) -> Result<Tally, NotTaken> {
-        let Part { lane, older, transactions } = part;
-        if !self.finish() || !self.in_use(&lane) {
-            return Err(NotTaken::StoreFailed(lane));
-        }
-        let older = older.into_iter().map(|Older { epoch, through }| (epoch, through));
-        let entry = |(envelope, body)| Entry::new(lane.clone(), envelope, body);
-        let now = self.now();
-        let mut asked = Asked { store: &mut *self.store, speakers: &self.speakers, error: None };
-        let taken = self.committer.import(&lane, older, transactions.into_iter().map(entry), now, &mut asked);
-        if let Some(error) = asked.error {
-            store_failed(&error);
-        }
-        let (mut tally, wrong) = taken?;
-        if !self.finish() {
-            return Err(NotTaken::StoreFailed(lane));
-        }
-        tally.watermarks = self.store.watermarks_of(&lane);
-        wrong.map_or(Ok(tally), Err)
     }
 
     /// Puts the requested copies on stable storage.
@@ -352,6 +352,7 @@ impl StoreThread {
     fn finish(&mut self) -> bool {
         self.hurry = false;
         self.keep_copies();
+        self.keep_late();
         let failed = self.failed;
         self.tell(Input::Flush);
         for (practice, gateway, payload) in self.probes.drain(..) {
@@ -377,8 +378,8 @@ impl StoreThread {
 }
 
 /// Whether the store has everything that a receipt covers.
-fn is_stored(claimed: &[Through], watermarks: &[Through]) -> bool {
-    claimed.iter().all(|claimed| {
+fn is_stored(claimed: Option<&Through>, watermarks: &[Through]) -> bool {
+    claimed.is_none_or(|claimed| {
         let watermark = watermarks.iter().find(|watermark| watermark.epoch == claimed.epoch);
         watermark.is_some_and(|watermark| claimed.through < watermark.through || claimed == watermark)
     })
@@ -411,11 +412,11 @@ mod tests {
             chain: ChainValue([chain; 32]),
         };
         let watermarks = [watermark(1, 5, 5), watermark(2, 3, 3)];
-        assert!(is_stored(&[], &[]));
-        assert!(is_stored(&watermarks, &watermarks));
-        assert!(is_stored(&[watermark(1, 4, 4)], &watermarks));
-        assert!(!is_stored(&[watermark(1, 5, 5), watermark(2, 4, 4)], &watermarks), "more");
-        assert!(!is_stored(&[watermark(2, 3, 9)], &watermarks), "something else");
-        assert!(!is_stored(&[watermark(3, 1, 1)], &watermarks), "another epoch");
+        assert!(is_stored(None, &[]));
+        assert!(is_stored(Some(&watermarks[1]), &watermarks));
+        assert!(is_stored(Some(&watermark(1, 4, 4)), &watermarks));
+        assert!(!is_stored(Some(&watermark(2, 4, 4)), &watermarks), "more");
+        assert!(!is_stored(Some(&watermark(2, 3, 9)), &watermarks), "something else");
+        assert!(!is_stored(Some(&watermark(3, 1, 1)), &watermarks), "another epoch");
     }
 }

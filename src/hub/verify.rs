@@ -1,22 +1,28 @@
-//! Walks the files of a lane and names each sequence that is missing, altered, swapped or repeated.
+//! Walks the files of a lane and names each sequence that is missing, altered, swapped, repeated or elsewhere than at the end of
+//! the line; and what of the lane a person should know besides: rivals, what is missing for good, what is kept beside it.
 //!
 //! Reads only and needs no lock, so it can run beside the hub. Lines beyond the barrier of a running hub may then be
 //! incomplete; a line without its end at the end of the last file is reported as torn, not as a fault.
 
 use std::collections::HashMap;
-use std::fs::File;
-use std::io::{BufRead as _, BufReader, Seek as _, SeekFrom};
-use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
-use pgw_core::transaction::{Epoch, Sequence};
+use pgw_core::chain::Digest;
+use pgw_core::transaction::{Epoch, Kind, Sequence};
+use pgw_core::wire::entry::Entry;
 use pgw_core::wire::signature::KeyId;
 use uuid::Uuid;
 
 use super::gateways::{Gateways, KeyState, ListedGateway};
-use super::store::line::{self, Head, Line};
+use super::missing::{self, MissingForGood};
+use super::store::line::{self, Head, Line, Record};
 use super::store::walk::{Fault, Walk};
-use super::store::{LaneName, StoreError, Through, ndjson};
+use super::store::{LaneName, StoreError, Through, late, ndjson};
+use lines::{Copies, LineAt, OpenFile, for_lines, open_all};
+
+pub(super) use lines::ranges;
+
+mod lines;
 
 /// Most faults that are listed for one lane; the rest are counted.
 const MOST_FAULTS: usize = 100;
@@ -32,8 +38,14 @@ pub struct VerifiedLane {
     pub advances: u64,
     /// Lines of a later version.
     pub others: u64,
-    /// Lost sequences that a person wrote off.
-    pub voids: Vec<WrittenOff>,
+    /// Entries for transactions that their gateway cannot send any more and that the line lacks.
+    pub missing: Vec<MissingForGood>,
+    /// Transactions under an id that has another content as well, by number; at most a hundred.
+    pub rivals: Vec<(Through, Uuid)>,
+    /// Number of all rivals.
+    pub rivals_total: u64,
+    /// Transactions beside the line whose content the line lacks.
+    pub late: Vec<LateTransaction>,
     /// Sequences that are damaged in its files, but that its gateway sent again: the copies are beside them.
     pub recovered: Vec<(Epoch, std::ops::RangeInclusive<Sequence>)>,
     /// The lane's ends, epochs oldest first.
@@ -48,17 +60,20 @@ pub struct VerifiedLane {
     pub faults_total: u64,
 }
 
-/// Sequences of one epoch that a person wrote off.
+/// A transaction of another history of the gateway, kept beside the line.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct WrittenOff {
-    /// Their epoch.
-    pub epoch: Epoch,
-    /// The first.
-    pub from: Sequence,
-    /// The last.
-    pub to: Sequence,
-    /// The person's reason.
-    pub reason: String,
+pub struct LateTransaction {
+    /// Its number in that history.
+    pub at: Through,
+    /// Its id.
+    pub id: Uuid,
+    /// Its type.
+    pub event_type: String,
+    /// When it was accepted, RFC 3339, by the gateway's clock.
+    pub time: String,
+    /// The file that has it.
+    pub file: PathBuf,
+    digest: Digest,
 }
 
 /// The newest signature that an epoch has of a key.
@@ -81,7 +96,10 @@ impl VerifiedLane {
             transactions: 0,
             advances: 0,
             others: 0,
-            voids: Vec::new(),
+            missing: Vec::new(),
+            rivals: Vec::new(),
+            rivals_total: 0,
+            late: Vec::new(),
             recovered: Vec::new(),
             watermarks: Vec::new(),
             heads: Vec::new(),
@@ -96,84 +114,6 @@ impl VerifiedLane {
         self.heads.retain(|known| !same(known));
         self.heads.push(head);
     }
-
-    fn void(&mut self, watermark: &Through, reason: &str) {
-        let sequence = watermark.through;
-        match self.voids.last_mut() {
-            Some(last)
-                if last.epoch == watermark.epoch && last.to + 1 == sequence && last.reason == reason =>
-            {
-                last.to = sequence;
-            }
-            _ => self.voids.push(WrittenOff {
-                epoch: watermark.epoch,
-                from: sequence,
-                to: sequence,
-                reason: reason.to_owned(),
-            }),
-        }
-    }
-}
-
-/// Where a transaction lies that a later line may refer to.
-#[derive(Clone, Copy)]
-struct LineAt {
-    file: usize,
-    offset: u64,
-    length: u64,
-}
-
-/// What the gateway has sent again, by number and by id.
-struct Copies {
-    numbers: HashMap<(Epoch, Sequence), LineAt>,
-    ids: HashMap<Uuid, LineAt>,
-    used: Vec<(Epoch, Sequence)>,
-}
-
-impl Copies {
-    /// Of several copies of a number the last counts.
-    fn read(again: &[OpenFile], file: usize) -> Result<Self, StoreError> {
-        let mut copies = Self { numbers: HashMap::new(), ids: HashMap::new(), used: Vec::new() };
-        for_lines(again, |_, _, offset, text| {
-            let place = LineAt { file, offset, length: text.len() as u64 };
-            match line::read(text) {
-                Some(Line::Record(record)) => {
-                    copies.numbers.insert((record.watermark.epoch, record.watermark.through), place);
-                    copies.ids.insert(record.id, place);
-                }
-                Some(Line::Void { watermark, .. }) => {
-                    copies.numbers.insert((watermark.epoch, watermark.through), place);
-                }
-                _ => {}
-            }
-        })?;
-        Ok(copies)
-    }
-
-    /// Continues with a copy, if one follows.
-    fn step(&mut self, walk: &mut Walk, files: &[OpenFile], number: (Epoch, Sequence)) -> bool {
-        let text = self.numbers.get(&number).and_then(|place| load(files, place));
-        let read = text.as_deref().and_then(line::read);
-        let mut trial = walk.clone();
-        if read.is_none() || trial.step(read.as_ref(), None).is_err() {
-            return false;
-        }
-        *walk = trial;
-        self.used.push(number);
-        true
-    }
-
-    /// Continues with copies as long as they follow, at most through this number.
-    fn fill(&mut self, walk: &mut Walk, files: &[OpenFile], epoch: Epoch, through: Sequence) -> u64 {
-        let mut filled = 0;
-        loop {
-            let here = walk.watermark_of(epoch).through;
-            if here >= through || !self.step(walk, files, (epoch, here + 1)) {
-                return filled;
-            }
-            filled += 1;
-        }
-    }
 }
 
 /// Walks all files of a lane, and verifies its gateway's signatures with the keys of the list.
@@ -185,29 +125,80 @@ pub fn lane(directory: &Path, name: &LaneName, list: &Gateways) -> Result<Verifi
     let own = files.len();
     files.extend(OpenFile::open(ndjson::again_path(directory, name))?);
     let copies = Copies::read(&files[own..], own)?;
-    let mut advanced: HashMap<Uuid, Option<LineAt>> = HashMap::new();
-    // Only transactions that an advance refers to have to be found again; most lanes have none, and nothing is read
-    // twice.
+    let late = read_late(directory, name)?;
+    // Only contents that something else refers to have to be known; most lanes have none.
+    let mut contents: HashMap<Uuid, Vec<Digest>> = late.iter().map(|late| (late.id, Vec::new())).collect();
     for_lines(&files[..own], |_, _, _, text| {
         if text.starts_with(br#"{"pgw":"advance""#)
-            && let Some(Line::Advance { id, .. }) = line::read(text)
+            && let Some(Line::Advance(advance)) = line::read(text)
         {
-            advanced.insert(id, copies.ids.get(&id).copied());
+            contents.insert(advance.id, Vec::new());
         }
     })?;
+    for (id, known) in &mut contents {
+        known.extend(copies.contents.get(id).into_iter().flatten());
+    }
     let (walk, report) = (Walk::from_first(name.clone()), VerifiedLane::of(name));
     let listed = list.get(&name.practice, &name.gateway);
-    let mut check = Check { files: &files, walk, copies, advanced, listed, report };
+    let entries = Vec::new();
+    let mut check = Check { files: &files, walk, copies, contents, entries, listed, report };
     let torn_bytes = for_lines(&files[..own], |file, number, offset, text| {
         check.line(LineAt { file, offset, length: text.len() as u64 }, number, text);
     })?;
-    let Check { walk, copies, report, .. } = check;
+    let Check { walk, copies, contents, entries, report, .. } = check;
+    let missing =
+        entries.iter().filter_map(|(at, kind, entry)| missing::of(entry, kind, *at, walk.watermarks()));
     Ok(VerifiedLane {
         torn_bytes,
+        missing: missing.collect(),
+        late: lacking(late, &contents),
         watermarks: walk.watermarks().to_vec(),
         recovered: ranges(copies.used),
         ..report
     })
+}
+
+/// The transactions beside a lane.
+fn read_late(directory: &Path, name: &LaneName) -> Result<Vec<LateTransaction>, StoreError> {
+    let mut found = Vec::new();
+    for file in late::files(directory, name)? {
+        late::lines(&file, |text| {
+            if let Some(Line::Record(record)) = line::read(text)
+                && !is_entry(&record)
+            {
+                found.push(LateTransaction {
+                    at: record.watermark,
+                    id: record.id,
+                    event_type: record.attribute("type").to_owned(),
+                    time: record.attribute("time").to_owned(),
+                    file: file.clone(),
+                    digest: record.digest(),
+                });
+            }
+        })?;
+    }
+    Ok(found)
+}
+
+/// Those of them whose content is not in the line, each once.
+fn lacking(late: Vec<LateTransaction>, contents: &HashMap<Uuid, Vec<Digest>>) -> Vec<LateTransaction> {
+    let mut lacking: Vec<LateTransaction> = Vec::new();
+    let mut seen: HashMap<Uuid, Vec<Digest>> = HashMap::new();
+    for late in late {
+        let of = |known: &HashMap<Uuid, Vec<Digest>>| {
+            known.get(&late.id).is_some_and(|known| known.contains(&late.digest))
+        };
+        if !of(contents) && !of(&seen) {
+            seen.entry(late.id).or_default().push(late.digest);
+            lacking.push(late);
+        }
+    }
+    lacking
+}
+
+/// Whether it stands for other transactions.
+fn is_entry(record: &Record<'_>) -> bool {
+    [Kind::Void, Kind::Pruned].iter().any(|kind| record.attribute("kind") == kind.as_str())
 }
 
 /// A lane being walked, line by line.
@@ -215,8 +206,10 @@ struct Check<'a> {
     files: &'a [OpenFile],
     walk: Walk,
     copies: Copies,
-    /// What the advances refer to, and where those transactions are.
-    advanced: HashMap<Uuid, Option<LineAt>>,
+    /// Of the ids that something refers to, the contents that the line has so far.
+    contents: HashMap<Uuid, Vec<Digest>>,
+    /// Entries, with their number and kind.
+    entries: Vec<(Through, String, Entry)>,
     listed: Option<&'a ListedGateway>,
     report: VerifiedLane,
 }
@@ -225,23 +218,12 @@ impl Check<'_> {
     fn line(&mut self, at: LineAt, number: u64, text: &[u8]) {
         let read = line::read(text);
         self.fill_before(read.as_ref());
-        let known = match &read {
-            Some(Line::Advance { id, .. }) => self.advanced.get(id).and_then(Option::as_ref),
-            _ => None,
-        };
-        let known = known.and_then(|at| load(self.files, at));
-        let known = known.as_deref().and_then(line::read);
-        let content = match &known {
-            Some(Line::Record(record)) => Some(record.as_ref()),
-            _ => None,
-        };
         if read.is_none() && text.starts_with(line::HEAD_START) {
             let (epoch, after) = self.walk.last();
             return self.fault(at, number, Fault::UnreadableHead { epoch, after });
         }
         let before = self.walk.clone();
-        let mut step =
-            self.walk.step(read.as_ref(), content).map_err(|fault| self.between(at, number, fault));
+        let mut step = self.walk.step(read.as_ref()).map_err(|fault| self.between(at, number, fault));
         if let (Ok(()), Some(Line::Head(head))) = (&step, &read) {
             step = self.head(head);
         }
@@ -250,10 +232,13 @@ impl Check<'_> {
         {
             step = Ok(());
         }
-        self.count(at, read.as_ref());
-        let lost = match (&read, &known) {
-            (Some(Line::Advance { watermark, id }), None) => {
-                Some(Fault::Lost { epoch: watermark.epoch, sequence: watermark.through, id: *id })
+        self.count(read.as_ref());
+        let lost = match &read {
+            Some(Line::Advance(advance)) => {
+                let known = self.contents.get(&advance.id);
+                let here = known.is_some_and(|known| known.contains(&advance.digest));
+                let Through { epoch, through: sequence, .. } = advance.watermark;
+                (!here).then_some(Fault::Lost { epoch, sequence, id: advance.id })
             }
             _ => None,
         };
@@ -340,38 +325,30 @@ impl Check<'_> {
         true
     }
 
-    fn count(&mut self, at: LineAt, read: Option<&Line<'_>>) {
+    fn count(&mut self, read: Option<&Line<'_>>) {
         match read {
             Some(Line::Record(record)) => {
                 self.report.transactions += 1;
-                if let Some(place) = self.advanced.get_mut(&record.id) {
-                    *place = Some(at);
+                if let Some(known) = self.contents.get_mut(&record.id) {
+                    known.push(record.digest());
+                }
+                if is_entry(record)
+                    && let Some(entry) = Entry::read(&record.body)
+                {
+                    self.entries.push((record.watermark, record.attribute("kind").to_owned(), entry));
                 }
             }
-            Some(Line::Advance { .. }) => self.report.advances += 1,
-            Some(Line::Void { watermark, reason, .. }) => self.report.void(watermark, reason),
+            Some(Line::Advance(_)) => self.report.advances += 1,
+            Some(Line::Rival { at, id }) => {
+                self.report.rivals_total += 1;
+                if self.report.rivals.len() < MOST_FAULTS {
+                    self.report.rivals.push((*at, *id));
+                }
+            }
             Some(Line::Other(_)) => self.report.others += 1,
             Some(Line::Group(_) | Line::Head(_)) | None => {}
         }
     }
-}
-
-/// Merges neighbours.
-pub(super) fn ranges(
-    mut numbers: Vec<(Epoch, Sequence)>,
-) -> Vec<(Epoch, std::ops::RangeInclusive<Sequence>)> {
-    numbers.sort_by_key(|(epoch, sequence)| (epoch.0, *sequence));
-    numbers.dedup();
-    let mut ranges: Vec<(Epoch, std::ops::RangeInclusive<Sequence>)> = Vec::new();
-    for (epoch, sequence) in numbers {
-        match ranges.last_mut() {
-            Some((of, range)) if *of == epoch && range.end() + 1 == sequence => {
-                *range = *range.start()..=sequence;
-            }
-            _ => ranges.push((epoch, sequence..=sequence)),
-        }
-    }
-    ranges
 }
 
 /// Walks every lane below `directory`.
@@ -380,68 +357,4 @@ pub(super) fn ranges(
 /// [`StoreError`] when a directory or file cannot be read.
 pub fn all(directory: &Path, list: &Gateways) -> Result<Vec<VerifiedLane>, StoreError> {
     ndjson::lanes_in(directory)?.iter().map(|name| lane(directory, name, list)).collect()
-}
-
-/// A file of a lane that stays the same, whatever is renamed meanwhile.
-struct OpenFile {
-    path: PathBuf,
-    file: File,
-}
-
-impl OpenFile {
-    /// `None`: it does not exist.
-    fn open(path: PathBuf) -> Result<Option<Self>, StoreError> {
-        match File::open(&path) {
-            Ok(file) => Ok(Some(Self { path, file })),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-            Err(source) => Err(StoreError::Io { action: "open", path, source }),
-        }
-    }
-}
-
-/// Opens all files of a lane. Where one rotates meanwhile the list is made again: it would lack that file.
-fn open_all(directory: &Path, name: &LaneName) -> Result<Vec<OpenFile>, StoreError> {
-    let mut paths = ndjson::files_of(directory, name)?;
-    loop {
-        let opened: Vec<_> = paths.iter().cloned().map(OpenFile::open).collect::<Result<_, _>>()?;
-        let again = ndjson::files_of(directory, name)?;
-        if again == paths {
-            return Ok(opened.into_iter().flatten().collect());
-        }
-        paths = again;
-    }
-}
-
-/// Passes every complete line with its file's index, its number from 1 and its offset; returns the bytes after the
-/// last.
-fn for_lines(files: &[OpenFile], mut show: impl FnMut(usize, u64, u64, &[u8])) -> Result<u64, StoreError> {
-    let mut torn = 0;
-    for (index, OpenFile { path, file }) in files.iter().enumerate() {
-        let failed = |source| StoreError::Io { action: "read", path: path.clone(), source };
-        let mut file = file;
-        file.seek(SeekFrom::Start(0)).map_err(failed)?;
-        let mut lines = BufReader::with_capacity(256 * 1024, file);
-        let (mut text, mut number, mut offset) = (Vec::new(), 0, 0);
-        loop {
-            text.clear();
-            let length = lines.read_until(b'\n', &mut text).map_err(failed)? as u64;
-            if length == 0 {
-                break;
-            }
-            let Some(line) = text.strip_suffix(b"\n") else {
-                torn += length;
-                break;
-            };
-            number += 1;
-            show(index, number, offset, line);
-            offset += length;
-        }
-    }
-    Ok(torn)
-}
-
-fn load(files: &[OpenFile], place: &LineAt) -> Option<Vec<u8>> {
-    let mut text = vec![0; usize::try_from(place.length).ok()?];
-    files.get(place.file)?.file.read_exact_at(&mut text, place.offset).ok()?;
-    Some(text)
 }

@@ -142,6 +142,16 @@ pub enum ReadError {
         /// Position.
         position: Position,
     },
+    /// A digest before it is unknown, because record and table are lost: it has no chain value in this epoch.
+    #[error(
+        "position {position} of lane {lane} has no chain value in its epoch, because the digest of a lost record before it is lost too"
+    )]
+    Unproven {
+        /// Lane.
+        lane: Lane,
+        /// Position.
+        position: Position,
+    },
     /// The store fails; try again later.
     #[error("the store has failed: {0}")]
     Trouble(String),
@@ -152,7 +162,7 @@ impl ReadError {
     #[must_use]
     pub fn consequence(&self) -> Consequence {
         match self {
-            Self::Gone { .. } => Consequence::Refuse,
+            Self::Gone { .. } | Self::Unproven { .. } => Consequence::Refuse,
             Self::Trouble(_) => Consequence::Retry,
         }
     }
@@ -174,9 +184,11 @@ pub enum VoidError {
         /// The last position.
         tail: Position,
     },
-    /// The range crosses epochs, and each has its own numbers.
-    #[error("the range lies in two epochs: write off each part by itself")]
-    TwoEpochs,
+    /// This position was confirmed once, and deleted after its retention.
+    #[error(
+        "position {0} was confirmed once and deleted after that: it is not lost; if the hub wants it again, central IT lets it go with `practice-hub lane admit`"
+    )]
+    Deleted(Position),
     /// The reason is empty, too long or has line ends.
     #[error("the reason must be 1 to {0} bytes on one line")]
     Reason(usize),
@@ -189,18 +201,12 @@ pub enum VoidError {
     /// This position can be read.
     #[error("position {0} can be read: it is not lost, and was not written off")]
     Readable(Position),
-    /// The chain value before the range is lost with its record.
-    #[error("position {0} is lost as well: begin with the first lost position")]
-    NotTheFirst(Position),
     /// The store cannot be read now.
     #[error(transparent)]
     Read(#[from] ReadError),
     /// It could not be written; nothing has changed.
     #[error("the void cannot be put on stable storage")]
     Save(#[source] std::io::Error),
-    /// It is written off, but transactions after it need new numbers and did not get them.
-    #[error("written off, but the new epoch that this needs could not begin")]
-    NewEpoch(#[source] Refusal),
 }
 
 impl VoidError {
@@ -208,14 +214,13 @@ impl VoidError {
     #[must_use]
     pub fn consequence(&self) -> Consequence {
         match self {
-            Self::Unclear(_) | Self::Read(_) | Self::Save(_) | Self::NewEpoch(_) => Consequence::Retry,
+            Self::Unclear(_) | Self::Read(_) | Self::Save(_) => Consequence::Retry,
             Self::UnknownLane(_)
             | Self::Range { .. }
-            | Self::TwoEpochs
+            | Self::Deleted(_)
             | Self::Reason(_)
             | Self::Already(_)
-            | Self::Readable(_)
-            | Self::NotTheFirst(_) => Consequence::Refuse,
+            | Self::Readable(_) => Consequence::Refuse,
         }
     }
 }

@@ -45,60 +45,64 @@ impl EventType {
     }
 }
 
-/// What is put around the names that doors make.
+/// What is put before the names that doors make: a reversed domain name with a dot behind it, or nothing.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TypeAffixes {
-    prefix: String,
-    suffix: String,
+pub struct TypePrefix(String);
+
+impl Default for TypePrefix {
+    /// `org.practice-gateway.`.
+    fn default() -> Self {
+        Self(String::from("org.practice-gateway."))
+    }
 }
 
-impl Default for TypeAffixes {
-    /// `org.practice-gateway.` and `.v1`.
-    fn default() -> Self {
-        Self { prefix: String::from("org.practice-gateway."), suffix: String::from(".v1") }
+impl TypePrefix {
+    /// From a text of at most [`PREFIX_BYTES`]; `None`: it cannot be a prefix.
+    #[must_use]
+    pub fn new(text: &str) -> Option<Self> {
+        let is_name = text.is_empty() || text.strip_suffix('.').is_some_and(is_domain);
+        (is_name && text.len() <= PREFIX_BYTES).then(|| Self(text.to_owned()))
     }
+}
+
+/// What is put behind the names that doors make: a dot with words behind it, or nothing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TypeSuffix(String);
+
+impl Default for TypeSuffix {
+    /// `.v1`.
+    fn default() -> Self {
+        Self(String::from(".v1"))
+    }
+}
+
+impl TypeSuffix {
+    /// From a text of at most [`SUFFIX_BYTES`]; `None`: it cannot be a suffix.
+    #[must_use]
+    pub fn new(text: &str) -> Option<Self> {
+        let is_name = text.is_empty() || text.strip_prefix('.').is_some_and(is_domain);
+        (is_name && text.len() <= SUFFIX_BYTES).then(|| Self(text.to_owned()))
+    }
+}
+
+/// What is put around the names that doors make.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct TypeAffixes {
+    /// Before them.
+    pub prefix: TypePrefix,
+    /// Behind them.
+    pub suffix: TypeSuffix,
 }
 
 impl TypeAffixes {
-    /// Others; `None` unless [`is_prefix`] and [`is_suffix`] hold.
-    #[must_use]
-    pub fn new(prefix: &str, suffix: &str) -> Option<Self> {
-        let allowed = is_prefix(prefix) && is_suffix(suffix);
-        allowed.then(|| Self { prefix: prefix.to_owned(), suffix: suffix.to_owned() })
-    }
-
-    /// What stands before a name.
-    #[must_use]
-    pub fn prefix(&self) -> &str {
-        &self.prefix
-    }
-
-    /// What stands behind a name.
-    #[must_use]
-    pub fn suffix(&self) -> &str {
-        &self.suffix
-    }
-
     /// The whole type: `org.practice-gateway.hl7v2.oru_r01.v1`.
     #[must_use]
     pub fn whole(&self, event_type: EventType) -> String {
         match event_type {
-            EventType::Named(name) => [self.prefix.as_str(), &name, &self.suffix].concat(),
+            EventType::Named(name) => [self.prefix.0.as_str(), &name, &self.suffix.0].concat(),
             EventType::Given(text) => text,
         }
     }
-}
-
-/// Whether a text can be a prefix: a reversed domain name with a dot behind it, of at most [`PREFIX_BYTES`], or nothing.
-#[must_use]
-pub fn is_prefix(text: &str) -> bool {
-    text.len() <= PREFIX_BYTES && (text.is_empty() || text.strip_suffix('.').is_some_and(is_domain))
-}
-
-/// Whether a text can be a suffix: a dot with words behind it, of at most [`SUFFIX_BYTES`], or nothing.
-#[must_use]
-pub fn is_suffix(text: &str) -> bool {
-    text.len() <= SUFFIX_BYTES && (text.is_empty() || text.strip_prefix('.').is_some_and(is_domain))
 }
 
 /// Words of lower-case letters, digits and hyphens, with a dot between them; none begins or ends with a hyphen.
@@ -114,16 +118,19 @@ fn is_domain(text: &str) -> bool {
 mod tests {
     use super::*;
 
+    fn affixes(prefix: &str, suffix: &str) -> TypeAffixes {
+        TypeAffixes { prefix: TypePrefix::new(prefix).unwrap(), suffix: TypeSuffix::new(suffix).unwrap() }
+    }
+
     #[test]
     fn a_name_gets_prefix_and_suffix_and_a_given_type_stays() {
-        let affixes = TypeAffixes::default();
+        let default = TypeAffixes::default();
         assert_eq!(
-            affixes.whole(EventType::Named("hl7v2.oru_r01".into())),
+            default.whole(EventType::Named("hl7v2.oru_r01".into())),
             "org.practice-gateway.hl7v2.oru_r01.v1"
         );
-        assert_eq!(affixes.whole(EventType::Given("uk.nhs.nhais".into())), "uk.nhs.nhais");
-        let none = TypeAffixes::new("", "").unwrap();
-        assert_eq!(none.whole(EventType::Named("hl7v2.oru_r01".into())), "hl7v2.oru_r01");
+        assert_eq!(default.whole(EventType::Given("uk.nhs.nhais".into())), "uk.nhs.nhais");
+        assert_eq!(affixes("", "").whole(EventType::Named("hl7v2.oru_r01".into())), "hl7v2.oru_r01");
     }
 
     #[test]
@@ -132,7 +139,7 @@ mod tests {
             (format!("{}.", "p".repeat(PREFIX_BYTES - 1)), format!(".{}", "s".repeat(SUFFIX_BYTES - 1)));
         let longest = EventType::Named("n".repeat(NAME_BYTES));
         assert_eq!(longest.check(), Ok(()));
-        let whole = TypeAffixes::new(&prefix, &suffix).unwrap().whole(longest);
+        let whole = affixes(&prefix, &suffix).whole(longest);
         assert_eq!((whole.len(), Text::EventType.check(&whole)), (256, Ok(())));
         let longer = EventType::Named("n".repeat(NAME_BYTES + 1));
         assert_eq!(longer.check(), Err(TextError::TooLong { text: Text::EventType, bytes: 257 }));
@@ -141,20 +148,22 @@ mod tests {
             EventType::Given("n".repeat(257)).check().is_err()
                 && EventType::Given("a\n".into()).check().is_err()
         );
-        assert!(!is_prefix(&format!("p{prefix}")) && !is_suffix(&format!("{suffix}s")));
+        assert_eq!(TypePrefix::new(&format!("p{prefix}")), None);
+        assert_eq!(TypeSuffix::new(&format!("{suffix}s")), None);
     }
 
     #[test]
     fn what_is_no_prefix_or_suffix() {
-        assert!(is_prefix("") && is_prefix("uk.nhs.b86022-gw.") && is_suffix("") && is_suffix(".2.beta-1"));
+        affixes("uk.nhs.b86022-gw.", ".2.beta-1");
+        assert_eq!(TypePrefix::new(&TypePrefix::default().0), Some(TypePrefix::default()));
+        assert_eq!(TypeSuffix::new(&TypeSuffix::default().0), Some(TypeSuffix::default()));
         for bad in
             ["org", "org.Practice.", ".org.", "org..x.", "org.-x.", "org.x-.", "a b.", "é.", "a_b.", "."]
         {
-            assert!(!is_prefix(bad), "{bad:?}");
+            assert_eq!(TypePrefix::new(bad), None, "{bad:?}");
         }
         for bad in ["v1", ".", ".V1", ".v1.", "..v1", ".v_1", ".v1-", ".v 1"] {
-            assert!(!is_suffix(bad), "{bad:?}");
+            assert_eq!(TypeSuffix::new(bad), None, "{bad:?}");
         }
-        assert_eq!((TypeAffixes::new("org", ".v1"), TypeAffixes::new("org.", "v1")), (None, None));
     }
 }

@@ -15,18 +15,26 @@ pub(crate) enum Point {
     Read,
     /// Between two steps of a segment's replacement.
     Step,
+    /// An entry of a digest table is written.
+    Table,
+    /// A digest table is begun.
+    TableBegin,
 }
 
 #[derive(Debug, Default)]
 pub(crate) struct Faults {
     /// How many of the next calls at each point fail, as on a full disk.
-    failing: [AtomicU32; 6],
+    failing: [AtomicU32; 8],
     /// How many calls at each point succeed before that.
-    passing: [AtomicU32; 6],
+    passing: [AtomicU32; 8],
     /// How many more syncs may finish; `None`: no limit.
     allowed: Mutex<Option<u32>>,
     allowed_more: Condvar,
     waiting: AtomicU32,
+    /// Openings and walks of segments.
+    reads: AtomicU32,
+    /// The digest tables as a power cut would leave them.
+    durable: Mutex<HashMap<PathBuf, Vec<u8>>>,
 }
 
 impl Faults {
@@ -44,6 +52,27 @@ impl Faults {
     pub(crate) fn allow_syncs(&self, syncs: Option<u32>) {
         *self.allowed.lock().unwrap() = syncs;
         self.allowed_more.notify_all();
+    }
+
+    pub(crate) fn count_read(&self) {
+        self.reads.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// How often a segment was opened or records were read from one.
+    pub(crate) fn reads(&self) -> u32 {
+        self.reads.load(Ordering::SeqCst)
+    }
+
+    /// A digest table was synced.
+    pub(crate) fn note_durable(&self, table: &Path) {
+        if let Ok(bytes) = std::fs::read(table) {
+            self.durable.lock().unwrap().insert(table.to_owned(), bytes);
+        }
+    }
+
+    /// What a power cut at this moment would leave of a digest table.
+    pub(crate) fn durable(&self, table: &Path) -> Option<Vec<u8>> {
+        self.durable.lock().unwrap().get(table).cloned()
     }
 
     /// Threads whose sync waits.
@@ -73,7 +102,7 @@ impl Faults {
 
 static ALL: Mutex<Option<HashMap<PathBuf, Arc<Faults>>>> = Mutex::new(None);
 
-/// The faults of the store that contains `path`: `{store}/segments/{lane}/{segment number}`.
+/// The faults of the store that contains `path`: `{store}/segments/{lane}/{segment number}`, or a digest table beside it.
 pub(crate) fn of(path: &Path) -> Arc<Faults> {
     let store = path.ancestors().nth(3).unwrap_or(path);
     in_store(store)

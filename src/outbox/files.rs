@@ -101,6 +101,13 @@ pub(crate) fn is_unreadable(error: &io::Error) -> bool {
     error.raw_os_error().is_some_and(|code| CODES.contains(&code))
 }
 
+/// Whether the process lacks something that it may have again soon: says nothing about the file.
+pub(crate) fn may_pass(error: &io::Error) -> bool {
+    /// EINTR, EAGAIN, ENOMEM, ENFILE, EMFILE.
+    const CODES: [i32; 5] = [4, 11, 12, 23, 24];
+    error.raw_os_error().is_some_and(|code| CODES.contains(&code))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

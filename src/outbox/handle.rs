@@ -1,14 +1,15 @@
-//! The handle on an open outbox, with every call that its users make.
+//! The handle on an open outbox, with every call that its users make; [`numbering`]: those about its epochs.
+
+mod numbering;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use pgw_core::chain::ChainValue;
-use pgw_core::delivery::Numbering;
+use pgw_core::chain::{ChainValue, Digest};
 use pgw_core::transaction::{Clock, Lane, LaneName, Position};
-use pgw_core::wire::void::REASON_BYTES;
+use pgw_core::wire::entry::REASON_BYTES;
 use tokio::sync::{oneshot, watch};
 
 use crate::crypt::key_use::{self, KeyUse, SealedRanges};
@@ -24,7 +25,9 @@ use crate::pipeline::shared::SharedOutbox;
 use crate::pipeline::startup;
 use crate::quarantine::QuarantineEntry;
 use crate::submission::Submission;
-use crate::types::{Accepted, OutboxAlarm, OutboxSettings, Released, Snapshot, Stored, Watermark};
+use crate::types::{
+    Accepted, ChainedRecord, OutboxAlarm, OutboxSettings, Released, Snapshot, Stored, Watermark,
+};
 
 /// A submission's cost in the queue besides its body.
 const SUBMISSION_BYTES: u64 = 512;
@@ -80,7 +83,7 @@ impl Outbox {
     ///
     /// # Errors
     /// [`Refusal`]: nothing was promised.
-    pub async fn submit(&self, submission: Submission) -> Result<Accepted, Refusal> {
+    pub async fn submit(&self, mut submission: Submission) -> Result<Accepted, Refusal> {
         let entered = Instant::now();
         let shared = self.shared();
         let Some((lane, _)) = shared.lane(&submission.lane) else {
@@ -92,6 +95,8 @@ impl Outbox {
             return Err(Refusal::TooLarge { bytes, limit });
         }
         submission.check_texts()?;
+        let withheld = submission.withhold_numbers(&shared.settings.types);
+        let sender = shared.fingerprinter.fingerprints(&submission.sender, "", b"").key;
         let cost = bytes + SUBMISSION_BYTES;
         let queued = shared.queued_bytes.fetch_add(cost, Ordering::Relaxed);
         // An empty queue takes any size, or a limit below the largest body would refuse it for ever.
@@ -106,13 +111,16 @@ impl Outbox {
         );
         let (answer, outcome) = oneshot::channel();
         let compared = BTreeMap::new();
-        let queued = Queued { lane, submission, fingerprints, cost, entered, answer, compared };
+        let wire_sender = withheld.sender;
+        let queued = Queued { lane, submission, wire_sender, fingerprints, cost, entered, answer, compared };
         let job = Job::Submit(Box::new(queued));
         if self.running.jobs.send(job).is_err() {
             shared.queued_bytes.fetch_sub(cost, Ordering::Relaxed);
             return Err(self.running.ended());
         }
-        outcome.await.unwrap_or_else(|_| Err(self.running.ended()))
+        let accepted = outcome.await.unwrap_or_else(|_| Err(self.running.ended()))?;
+        shared.report_withheld(&withheld.names, sender, lane, accepted);
+        Ok(Accepted { withheld: !withheld.names.is_empty(), ..accepted })
     }
 
     /// The last position behind the barrier, as it grows.
@@ -137,10 +145,54 @@ impl Outbox {
         self.shared().read(self.lane(lane).ok_or_else(gone)?, from, max_records, max_bytes)
     }
 
-    /// The chain value on the wire at a position (0: the epoch's first value), if it can still be read. Blocking.
+    /// The digests of at most `most` positions from `from` on, never beyond the tail; of destroyed and pruned ones too, where
+    /// their digest table has them. `None`: unknown. Blocking.
+    ///
+    /// # Errors
+    /// [`ReadError::Trouble`]: the store cannot be read now.
+    pub fn digests(
+        &self,
+        lane: &Lane,
+        from: Position,
+        most: usize,
+    ) -> Result<Vec<Option<Digest>>, ReadError> {
+        self.lane(lane).map_or_else(|| Ok(Vec::new()), |lane| self.shared().digests(lane, from, most))
+    }
+
+    /// As [`Outbox::read`], with what the records say about the chain over positions instead of their content; a released
+    /// position counts as one that can no longer be read. Blocking.
+    ///
+    /// # Errors
+    /// [`ReadError`].
+    pub fn chained(
+        &self,
+        lane: &Lane,
+        from: Position,
+        max_records: usize,
+        max_bytes: usize,
+    ) -> Result<Vec<ChainedRecord>, ReadError> {
+        let gone = || ReadError::Gone { lane: lane.clone(), position: from };
+        self.shared().chained(self.lane(lane).ok_or_else(gone)?, from, max_records, max_bytes)
+    }
+
+    /// The value of the chain over positions before position 1.
     #[must_use]
-    pub fn chain_at(&self, lane: &Lane, position: Position) -> Option<ChainValue> {
-        self.shared().chain_at(self.lane(lane)?, position)
+    pub fn first_of_positions(&self, lane: &Lane) -> Option<ChainValue> {
+        let lane = self.lane(lane)?;
+        Some(ChainValue::first_of_positions(&lane.full_name, lane.lane_id))
+    }
+
+    /// The value with which the chain over positions continues after `position`, where the true one was lost with its record.
+    #[must_use]
+    pub fn after_lost_position(&self, lane: &Lane, position: Position) -> Option<ChainValue> {
+        let lane = self.lane(lane)?;
+        Some(ChainValue::after_lost_position(&lane.full_name, lane.lane_id, position))
+    }
+
+    /// The value of the chain over positions at the tail.
+    #[must_use]
+    pub fn chain_of_positions(&self, lane: &Lane) -> Option<ChainValue> {
+        Some(self.lane(lane)?.state().chain)
     }
 
     /// The watermark as last recorded.
@@ -174,6 +226,13 @@ impl Outbox {
         }
     }
 
+    /// What the hub has answered allows no pruning any more, until it answers again.
+    pub fn withdraw_answer(&self, lane: &Lane) {
+        if let Some(lane) = self.lane(lane) {
+            lane.state().answer = None;
+        }
+    }
+
     /// Something would be pruned if the hub said once more that it has it.
     #[must_use]
     pub fn wants_answer(&self, lane: &Lane) -> bool {
@@ -202,26 +261,6 @@ impl Outbox {
     #[must_use]
     pub fn first_retained(&self, lane: &Lane) -> Option<Position> {
         Some(self.lane(lane)?.state().first_retained())
-    }
-
-    /// How positions map to epochs and sequences.
-    #[must_use]
-    pub fn numbering(&self, lane: &Lane) -> Option<Numbering> {
-        Some(self.lane(lane)?.state().numbering.clone())
-    }
-
-    /// A fork: positions after `after` get a new epoch, by one synced renumbering record. Blocking.
-    ///
-    /// # Errors
-    /// [`Refusal::Trouble`] when it could not be written; nothing has changed then.
-    pub fn new_epoch(&self, lane: &Lane, after: Position) -> Result<Numbering, Refusal> {
-        let Some((index, _)) = self.shared().lane(lane) else {
-            return Err(Refusal::UnknownLane(lane.clone()));
-        };
-        let (answer, outcome) = std::sync::mpsc::sync_channel(1);
-        let job = Job::NewEpoch { lane: index, after, answer };
-        self.running.jobs.send(job).map_err(|_| self.running.ended())?;
-        outcome.recv().unwrap_or_else(|_| Err(self.running.ended()))
     }
 
     /// Keeps refused input, sealed, bounded, with its reason. Blocking. Returns its quarantine id.
@@ -328,10 +367,6 @@ impl Outbox {
         }
         if act {
             shared.release(lane, &released, reason)?;
-            if shared.breaks_the_chain(lane, &released) {
-                let after = lane.state().watermark.position;
-                self.new_epoch(&lane.name, after).map_err(VoidError::NewEpoch)?;
-            }
         }
         Ok(released)
     }

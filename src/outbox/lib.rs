@@ -3,7 +3,7 @@
 //! The files below its directory, and what the loss of one means: `docs/on-disk-format.md`.
 //!
 //! - [`types`], [`errors`]: the data that goes in and out, and why a call fails
-//! - [`submission`], [`event_type`]: a door's input, and how its type is called
+//! - [`submission`], [`event_type`]: a door's input, and how its type is called; [`nhs_number`]: what stays out of its envelope
 //! - [`handle`]: the handle on an open outbox
 //! - [`pipeline`]: from a submission to a record behind the barrier and back: the threads and what they share
 //! - [`dedup`]: the duplicate index
@@ -41,6 +41,7 @@ pub mod fuzz_support;
 mod guard;
 mod handle;
 mod lock;
+mod nhs_number;
 pub mod offline;
 mod pipeline;
 mod quarantine;
@@ -57,10 +58,11 @@ mod void;
 pub use crypt::key_use::KeyUse;
 pub use crypt::keyring::{Keyring, OutboxKey};
 pub use errors::{OpenError, ReadError, Refusal, VoidError};
-pub use event_type::{EventType, PREFIX_BYTES, SUFFIX_BYTES, TypeAffixes, is_prefix, is_suffix};
+pub use event_type::{EventType, PREFIX_BYTES, SUFFIX_BYTES, TypeAffixes, TypePrefix, TypeSuffix};
 pub use handle::Outbox;
 pub use quarantine::QuarantineEntry;
 pub use submission::Submission;
 pub use types::{
-    Accepted, LaneCounts, LaneSettings, OutboxAlarm, OutboxSettings, Released, Snapshot, Stored, Watermark,
+    Accepted, ChainedRecord, LaneCounts, LaneSettings, OutboxAlarm, OutboxSettings, Released, ReleasedRange,
+    Snapshot, Stored, Watermark,
 };

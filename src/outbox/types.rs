@@ -3,9 +3,9 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use pgw_core::chain::ChainValue;
+use pgw_core::chain::{ChainValue, Digest, Through};
 use pgw_core::transaction::{
-    Epoch, Gateway, Lane, LaneName, Position, Practice, Sequence, Transaction, TransactionId, UnixMillis,
+    Gateway, Lane, LaneName, Position, Practice, Transaction, TransactionId, UnixMillis,
 };
 
 use crate::event_type::TypeAffixes;
@@ -73,32 +73,54 @@ pub struct Accepted {
     pub repeated: bool,
     /// The same source and key were seen before with other bytes: accepted as new, and flagged.
     pub key_reused: bool,
+    /// An attribute contained a valid NHS number, which was left out; the body has everything.
+    pub withheld: bool,
 }
 
-/// A transaction as it is read back, behind the barrier, with its numbers on the wire.
+/// A transaction as it is read back, behind the barrier. Its numbers and chain value on the wire are made when it is sent.
 #[derive(Debug, Clone)]
 pub struct Stored {
     /// Its position.
     pub position: Position,
-    /// Its epoch on the wire (after any renumbering).
-    pub epoch: Epoch,
-    /// Its sequence on the wire.
-    pub sequence: Sequence,
-    /// The chain value before it, on the wire.
-    pub previous: ChainValue,
-    /// Its chain value, on the wire.
-    pub chain: ChainValue,
+    /// SHA-256 over its attributes and its body ([`Digest::of`]).
+    pub digest: Digest,
     /// The transaction itself.
     pub transaction: Transaction,
 }
 
+/// What a record says about its place in the chain over positions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ChainedRecord {
+    /// Its position.
+    pub position: Position,
+    /// SHA-256 over its attributes and its body, as read now.
+    pub digest: Digest,
+    /// Value of the chain over positions before it, as its header has it.
+    pub previous: ChainValue,
+    /// The same after it.
+    pub chain: ChainValue,
+}
+
+/// Positions that an operator has written off.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ReleasedRange {
+    /// First position.
+    pub from: Position,
+    /// Last position.
+    pub through: Position,
+    /// The operator's reason.
+    pub reason: String,
+    /// When it was written off.
+    pub time: UnixMillis,
+}
+
 /// How far the hub's receipts have confirmed a lane.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub struct Watermark {
     /// Confirmed through this position; 0: nothing.
     pub position: Position,
-    /// Chain value on the wire at that position.
-    pub chain: ChainValue,
+    /// The point of the lane's line on the wire that says so; `None`: there is none.
+    pub point: Option<Through>,
 }
 
 /// One lane in numbers; `accepted == confirmed + waiting + damaged` always.
@@ -155,8 +177,4 @@ pub struct Released {
     pub from: Position,
     /// Last position.
     pub through: Position,
-    /// Chain value on the wire before the first.
-    pub previous: ChainValue,
-    /// Chain value on the wire at the last.
-    pub chain: ChainValue,
 }

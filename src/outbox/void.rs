@@ -1,12 +1,14 @@
 //! Voids: lost positions that an operator has written off, so that their lane can continue.
 //!
-//! `lanes/{lane}/voids` keeps them for ever, with the chain values before and after. Such a position is read as a transaction
-//! of kind `void` ([`pgw_core::wire::void`]) that takes its place on the wire; the counts keep it as `damaged`, confirmed or not.
+//! `lanes/{lane}/voids` keeps them for ever. On the wire an entry of kind `void` takes their place ([`pgw_core::numbering`]), in
+//! every epoch that begins from then on; the counts keep such a position as `damaged`, confirmed or not.
 
-use pgw_core::chain::ChainValue;
-use pgw_core::transaction::{Epoch, Position, UnixMillis};
+use pgw_core::numbering::{Entry, EntryKind, Gone, Numbering};
+use pgw_core::transaction::{Position, TransactionId, UnixMillis, unix_millis_now};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
+
+use crate::types::ReleasedRange;
 
 /// Version of this format.
 const VERSION: u32 = 1;
@@ -16,28 +18,23 @@ const VERSION: u32 = 1;
 pub(crate) struct Voids {
     version: u32,
     ranges: Vec<VoidRange>,
-    /// Chain values at lost ends of epochs, as the tail checkpoint had them: the hub may have the lost records.
-    ends: Vec<EpochEnd>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct VoidRange {
     pub(crate) from: Position,
     pub(crate) through: Position,
-    /// The epoch on the wire in which the chain values hold; in a later one the chain passes over the range.
-    pub(crate) epoch: Epoch,
-    pub(crate) previous: ChainValue,
-    pub(crate) chain: ChainValue,
     pub(crate) reason: String,
     pub(crate) time: UnixMillis,
     pub(crate) id: Uuid,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct EpochEnd {
-    epoch: Epoch,
-    position: Position,
-    chain: ChainValue,
+impl VoidRange {
+    /// As users of the outbox see it.
+    pub(crate) fn shown(&self) -> ReleasedRange {
+        let Self { from, through, time, .. } = *self;
+        ReleasedRange { from, through, reason: self.reason.clone(), time }
+    }
 }
 
 impl Voids {
@@ -46,30 +43,22 @@ impl Voids {
         self.ranges.iter().find(|range| (range.from..=range.through).contains(&position))
     }
 
-    /// The released ranges: first and last position, and the chain value before them with the epoch in which it holds.
-    pub(crate) fn ranges(&self) -> impl Iterator<Item = (Position, Position, Epoch, ChainValue)> + '_ {
-        self.ranges.iter().map(|range| (range.from, range.through, range.epoch, range.previous))
+    /// The released ranges.
+    pub(crate) fn ranges(&self) -> &[VoidRange] {
+        &self.ranges
     }
 
-    /// The chain values at lost ends of epochs.
-    pub(crate) fn ends(&self) -> impl Iterator<Item = (Epoch, Position, ChainValue)> + '_ {
-        self.ends.iter().map(|end| (end.epoch, end.position, end.chain))
-    }
-
-    /// How many of the positions through `through` are void.
-    pub(crate) fn count(&self, through: Position) -> u64 {
-        self.ranges.iter().map(|range| (range.through.min(through) + 1).saturating_sub(range.from)).sum()
-    }
-
-    /// The chain value at the lost end of an epoch, where it was kept.
-    pub(crate) fn end(&self, epoch: Epoch, position: Position) -> Option<ChainValue> {
-        let end = self.ends.iter().find(|end| end.epoch == epoch && end.position == position)?;
-        Some(end.chain)
-    }
-
-    pub(crate) fn add_end(&mut self, epoch: Epoch, position: Position, chain: ChainValue) {
-        self.version = VERSION;
-        self.ends.push(EpochEnd { epoch, position, chain });
+    /// The entry of a lane with these epochs that goes out in the place of `gone`; `None`: a person has to decide.
+    pub(crate) fn entry(&self, numbering: &Numbering, gone: &Gone) -> Option<Entry> {
+        let Gone { from, through, kind } = *gone;
+        let kind = kind?;
+        let released = self.at(from).filter(|_| kind == EntryKind::Void);
+        let (reason, time) = match released {
+            Some(void) => (void.reason.clone(), void.time),
+            None => (String::new(), unix_millis_now()),
+        };
+        let id = TransactionId(Uuid::now_v7());
+        Some(Entry { from, through, kind, id, time, reason, names: numbering.names(from, through) })
     }
 
     /// Writes a range off, for good once it is saved.

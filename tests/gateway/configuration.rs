@@ -206,6 +206,8 @@ fn an_error_names_file_line_key_and_what_is_allowed() {
             "events.type_prefix",
             "at most 128",
         ),
+        ("type_prefix", "type_prefix = 'org.x-.'", "events.type_prefix", "begins or ends with a hyphen"),
+        ("type_suffix", "type_suffix = '.-1'", "events.type_suffix", "begins or ends with a hyphen"),
         ("type_suffix", "type_suffix = 'v1'", "events.type_suffix", "for example \".v1\""),
         ("type_suffix", &format!("type_suffix = '.{}'", "s".repeat(56)), "events.type_suffix", "at most 56"),
         ("level", "level = 'loud'", "log.level", "\"error\" or"),

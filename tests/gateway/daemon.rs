@@ -3,7 +3,7 @@
 use std::io::Write as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixDatagram;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
@@ -24,30 +24,36 @@ fn site(options: SiteOptions) -> (Site, Certificates) {
     (site, certificates)
 }
 
-/// systemd's end of the notify socket.
-struct Systemd(UnixDatagram);
+/// systemd's end of the notify socket, and what has come there and was not asked about.
+struct Systemd {
+    socket: UnixDatagram,
+    unread: String,
+    log: PathBuf,
+}
 
 impl Systemd {
-    fn new(path: &Path) -> Self {
+    fn new(path: &Path, log: PathBuf) -> Self {
         let socket = UnixDatagram::bind(path).expect("a socket");
         socket.set_read_timeout(Some(Duration::from_millis(100))).expect("set");
-        Self(socket)
+        Self { socket, unread: String::new(), log }
     }
 
-    /// Reads messages until one contains `wanted`.
-    fn until(&self, wanted: &str, limit: Duration) -> String {
-        let (start, mut all) = (Instant::now(), String::new());
+    /// Reads messages until one contains `wanted`; what came with others before it counts for the next question.
+    fn until(&mut self, wanted: &str, limit: Duration) {
+        let start = Instant::now();
         let mut buffer = [0; 4096];
         while start.elapsed() < limit {
-            if let Ok(length) = self.0.recv(&mut buffer) {
-                all.push_str(&String::from_utf8_lossy(&buffer[..length]));
-                all.push('\n');
-                if all.contains(wanted) {
-                    return all;
-                }
+            if let Some(at) = self.unread.find(wanted) {
+                self.unread.replace_range(at..at + wanted.len(), "");
+                return;
+            }
+            if let Ok(length) = self.socket.recv(&mut buffer) {
+                self.unread.push_str(&String::from_utf8_lossy(&buffer[..length]));
+                self.unread.push('\n');
             }
         }
-        panic!("systemd was not told {wanted}, but: {all}");
+        let log = std::fs::read_to_string(&self.log).unwrap_or_default();
+        panic!("systemd was not told {wanted}, but: {}; the gateway's log: {log}", self.unread);
     }
 }
 
@@ -60,7 +66,7 @@ fn terminate(child: &mut Child) -> std::process::ExitStatus {
 #[test]
 fn systemd_is_told_when_it_accepts_that_it_moves_and_that_it_stops() {
     let (site, _certificates) = site(SiteOptions::default());
-    let systemd = Systemd::new(&site.path("notify"));
+    let mut systemd = Systemd::new(&site.path("notify"), site.path("gateway.log"));
     let mut child = Command::new(GATEWAY)
         .args(["run", "--config"])
         .arg(site.gateway_config())
@@ -76,7 +82,7 @@ fn systemd_is_told_when_it_accepts_that_it_moves_and_that_it_stops() {
     assert!(positive(&exchange(&mut stream, &message(1, 1, 10)).expect("an answer")));
     systemd.until("WATCHDOG=1", Duration::from_secs(10));
     systemd.until("WATCHDOG=1", Duration::from_secs(10));
-    systemd.until("STATUS=buffering", Duration::from_secs(20));
+    systemd.until("STATUS=buffering", Duration::from_secs(60));
     let status = terminate(&mut child);
     assert!(status.success(), "{status}: {}", site.log("gateway"));
     systemd.until("STOPPING=1", Duration::from_secs(1));

@@ -30,6 +30,7 @@ fn lane(path: &Path) -> Vec<String> {
         kind: Kind::Transaction,
         content_type: String::from("application/hl7-v2+er7"),
         sender: String::new(),
+        given_sender: None,
         key: String::new(),
         shows_key: false,
         correlation_id: String::new(),
@@ -38,7 +39,7 @@ fn lane(path: &Path) -> Vec<String> {
         body: Body::new(Vec::new()),
     };
     let digest = transaction.digest(&lane);
-    let mut value = ChainValue::first(&lane, epoch);
+    let mut value = ChainValue::first(&lane, epoch, None);
     let chain: Vec<ChainValue> = (1..=COUNT)
         .map(|sequence| {
             value = value.next(sequence, digest);

@@ -10,6 +10,7 @@
     reason = "a test that cannot continue fails"
 )]
 
+pub mod adversary;
 mod certificates;
 mod mosquitto;
 pub mod pipeline;

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
-use pgw_core::chain::ChainValue;
+use pgw_core::chain::{ChainValue, Through};
 use pgw_core::transaction::{Body, Clock, Epoch, Gateway, Kind, Lane, Practice, Transaction, TransactionId};
 use pgw_core::wire::envelope::Envelope;
 use pgw_core::wire::said::{BootId, Origin};
@@ -40,6 +40,7 @@ pub fn transaction(id: u128, body: &[u8]) -> Transaction {
         kind: Kind::Transaction,
         content_type: "application/hl7-v2+er7; charset=iso-8859-1".into(),
         sender: "hl7v2:L\u{e4}B\"\\".into(),
+        given_sender: None,
         key: String::new(),
         shows_key: false,
         correlation_id: String::new(),
@@ -54,6 +55,8 @@ pub fn transaction(id: u128, body: &[u8]) -> Transaction {
 pub struct Sender {
     pub lane: LaneName,
     pub epoch: Epoch,
+    /// Where the epoch begins.
+    pub link: Option<Through>,
     pub sequence: u64,
     pub chain: ChainValue,
     pub round: u64,
@@ -96,10 +99,26 @@ pub fn said(key: &SigningKey, word: Word, topic: &str, payload: Vec<u8>) -> Publ
 }
 
 impl Sender {
+    /// In an epoch with which the line begins.
     pub fn new(lane: &LaneName, epoch: u128) -> Self {
+        Self::at(lane, epoch, None)
+    }
+
+    /// In an epoch that begins where this one is now.
+    pub fn after(before: &Self, epoch: u128) -> Self {
+        Self::at(&before.lane, epoch, Some(before.end()))
+    }
+
+    /// In an epoch that begins there.
+    pub fn at(lane: &LaneName, epoch: u128, link: Option<Through>) -> Self {
         let epoch = Epoch(Uuid::from_u128(epoch));
-        let chain = ChainValue::first(lane, epoch);
-        Self { lane: lane.clone(), epoch, sequence: 0, chain, round: 1, key: key_of(lane) }
+        let chain = ChainValue::first(lane, epoch, link.as_ref());
+        Self { lane: lane.clone(), epoch, link, sequence: 0, chain, round: 1, key: key_of(lane) }
+    }
+
+    /// The last number and its chain value.
+    pub fn end(&self) -> Through {
+        Through { epoch: self.epoch, through: self.sequence, chain: self.chain }
     }
 
     /// The next transaction, with this id and body.
@@ -112,9 +131,32 @@ impl Sender {
         self.sequence += 1;
         let body = transaction.body.to_bytes();
         let mut envelope =
-            Envelope::new(&self.lane, self.epoch, self.sequence, self.chain, self.round, transaction);
+            Envelope::new(&self.lane, self.epoch, self.sequence, self.chain, self.round, transaction)
+                .linked(self.link);
         envelope.chain = self.chain.next(self.sequence, envelope.digest(&body));
         self.chain = envelope.chain;
+        Entry::new(self.lane.clone(), envelope.signed(&self.lane, &self.key), body)
+    }
+
+    /// The content of an entry that came before, under the next number.
+    pub fn again(&mut self, entry: &Entry) -> Entry {
+        self.sequence += 1;
+        let (_, properties) = entry.envelope.clone().into_properties();
+        let numbers = ["epoch", "sequence", "round", "chain", "link", "signature"];
+        let mut properties: Vec<_> =
+            properties.into_iter().filter(|(name, _)| !numbers.contains(&name.as_str())).collect();
+        let body = entry.body.clone().unwrap();
+        self.chain = self.chain.next(self.sequence, entry.envelope.digest(&body));
+        let mut put = |name: &str, value: String| properties.push((name.into(), value));
+        put("epoch", self.epoch.to_string());
+        put("sequence", self.sequence.to_string());
+        put("round", self.round.to_string());
+        put("chain", self.chain.to_string());
+        if let Some(link) = self.link.filter(|_| self.sequence == 1) {
+            put("link", link.to_string());
+        }
+        let content_type = entry.envelope.attributes().get("datacontenttype").to_owned();
+        let envelope = Envelope::from_properties(Some(content_type), properties).unwrap();
         Entry::new(self.lane.clone(), envelope.signed(&self.lane, &self.key), body)
     }
 

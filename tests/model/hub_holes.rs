@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use pgw_core::committer::{Content, Record as _};
 use pgw_core::transaction::{Hub, unix_millis_now};
 use pgw_core::wire::signature::SigningKey;
 use pgw_hub::backup::{self, NewBackup};
@@ -12,6 +13,7 @@ use pgw_hub::report;
 use pgw_hub::store::line::{self, Line};
 use pgw_hub::store::ndjson::{NdjsonStore, files_of};
 use pgw_hub::store::{Entry, Store, StoreError};
+use pgw_hub::verify;
 
 use crate::hub_kit::{Sender, lane, lane_of};
 
@@ -34,7 +36,7 @@ impl Centre {
             store.append(group).unwrap();
         }
         // The index of the ids covers all of it.
-        assert!(store.has_id(&sender.lane, all[0].envelope.id()).unwrap());
+        assert!(knows(&mut store, &all[0]));
         let files = files_of(directory.path(), &sender.lane).unwrap();
         assert_eq!(files.len() as u64, GROUPS);
         Self { directory, all, files }
@@ -72,7 +74,7 @@ impl Centre {
         store.append(&self.all[2 * GROUPS as usize..]).unwrap();
         assert_eq!(end(&store), 2 * GROUPS + 2);
         for entry in &self.all {
-            assert!(store.has_id(lane, entry.envelope.id()).unwrap());
+            assert!(knows(&mut store, entry));
         }
         drop(store);
         let mut counts: BTreeMap<u64, u32> = BTreeMap::new();
@@ -90,6 +92,11 @@ impl Centre {
         assert!(report::list(self.path(), unix_millis_now()).unwrap().ok);
         assert_eq!(end(&self.open()), 2 * GROUPS + 2);
     }
+}
+
+fn knows(store: &mut NdjsonStore, entry: &Entry) -> bool {
+    let content = store.content(&entry.lane, entry.numbered().id, entry.digest()).unwrap();
+    content == Content::Same
 }
 
 fn end(store: &NdjsonStore) -> u64 {
@@ -213,4 +220,92 @@ fn a_lane_whose_files_cannot_be_used_stops_no_other() {
     fs::remove_dir(file).unwrap();
     fs::write(file, content).unwrap();
     assert_eq!(centre.open().watermarks_of(broken)[0].through, 2 * GROUPS);
+}
+
+#[test]
+fn while_a_hole_is_open_only_what_refills_it_is_stored() {
+    let centre = Centre::new();
+    fs::remove_file(&centre.files[2]).unwrap();
+    let lane = &centre.all[0].lane;
+    let mut store = centre.open();
+    assert_eq!(end(&store), 4);
+    assert_eq!(store.hole(lane).unwrap()[0].through, 6);
+    // A new epoch, and another fifth and sixth in the lane's own.
+    let mut history = Sender::new(lane, 1);
+    history.take(4);
+    let mut epoch = Sender::after(&history, 2);
+    assert!(matches!(store.append(&epoch.take(1)), Err(StoreError::NotNext { .. })));
+    let other = [history.next(77, b"another fifth"), history.next(78, b"another sixth")];
+    assert!(matches!(store.append(&other), Err(StoreError::NotNext { .. })));
+    drop(store);
+    let mut store = centre.open();
+    assert_eq!(end(&store), 5, "which number of it is wrong shows only at its end");
+    // So the lane can only be given up there.
+    assert_eq!(store.leave_hole(lane).unwrap(), GROUPS - 3);
+    store.append(&other[1..]).unwrap();
+    assert_eq!(end(&centre_after(store, &centre)), 6);
+    assert!(centre.verify().ok, "{}", centre.verify().text);
+}
+
+/// The store after a restart.
+fn centre_after(store: NdjsonStore, centre: &Centre) -> NdjsonStore {
+    drop(store);
+    centre.open()
+}
+
+#[test]
+fn a_hole_that_is_given_up_ends_the_line_there_and_what_came_after_it_is_late() {
+    for (missing, ends) in [(0, 0), (2, 4), (GROUPS as usize - 2, 8)] {
+        let centre = Centre::new();
+        fs::remove_file(&centre.files[missing]).unwrap();
+        let lane = &centre.all[0].lane;
+        let mut store = centre.open();
+        assert_eq!(end(&store), ends);
+        let files = store.leave_hole(lane).unwrap();
+        assert_eq!(files, GROUPS - 1 - missing as u64);
+        assert_eq!((end(&store), store.hole(lane)), (ends, None));
+        // A new epoch begins there: with one of the late ones under its old id, and one that is new.
+        let mut history = Sender::new(lane, 1);
+        history.take(ends);
+        let mut epoch = match ends {
+            0 => Sender::new(lane, 2),
+            _ => Sender::after(&history, 2),
+        };
+        let again = epoch.again(&centre.all[10]);
+        assert!(!knows(&mut store, &centre.all[10]), "what is late is not known");
+        store.append(&[again, epoch.next(99, b"new")]).unwrap();
+        assert_eq!(store.watermarks_of(lane).last(), Some(&epoch.end()));
+        drop(store);
+        let mut store = centre.open();
+        assert_eq!((store.watermarks_of(lane).last(), store.hole(lane)), (Some(&epoch.end()), None));
+        assert!(knows(&mut store, &centre.all[10]) && !knows(&mut store, &centre.all[11]));
+        let verified = verify::lane(centre.path(), lane, &Gateways::default()).unwrap();
+        assert_eq!(verified.faults, vec![]);
+        let late: Vec<u64> = verified.late.iter().map(|late| late.at.through).collect();
+        let expected: Vec<u64> = (2 * missing as u64 + 3..=12).filter(|number| *number != 11).collect();
+        assert_eq!(late, expected, "of those that came after the hole, the ones that the lane lacks");
+        let shown = centre.verify();
+        assert!(
+            shown.ok && shown.text.contains(&format!("late: {} transactions", late.len())),
+            "{}",
+            shown.text
+        );
+        let list = report::list(centre.path(), unix_millis_now()).unwrap();
+        assert!(list.ok && list.text.contains("files of another history"), "{}", list.text);
+    }
+}
+
+#[test]
+fn a_torn_end_before_a_hole_that_is_given_up_is_no_fault() {
+    let centre = Centre::new();
+    let whole = fs::read(&centre.files[1]).unwrap();
+    fs::write(&centre.files[1], &whole[..whole.len() - 5]).unwrap();
+    let mut store = centre.open();
+    assert_eq!(end(&store), 3);
+    assert_eq!(store.leave_hole(&centre.all[0].lane).unwrap(), GROUPS - 2);
+    store.append(&centre.all[3..6]).unwrap();
+    drop(store);
+    assert_eq!(end(&centre.open()), 6);
+    let verified = verify::lane(centre.path(), &centre.all[0].lane, &Gateways::default()).unwrap();
+    assert_eq!((verified.faults, verified.torn_bytes, verified.late.len()), (vec![], 0, 6));
 }

@@ -5,20 +5,20 @@ use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 
 use base64::Engine as _;
+use pgw_core::committer::{Content, Record as _};
+use pgw_core::transaction::{Kind, TransactionId};
 use pgw_hub::store::line;
 use pgw_hub::store::line::Line;
 use pgw_hub::store::ndjson::{NdjsonStore, files_of};
 use pgw_hub::store::walk::Walk;
-use pgw_hub::store::{LaneName, Store, StoreError, Through};
-
-use pgw_core::transaction::Kind;
+use pgw_hub::store::{Entry, LaneName, Store, StoreError, Through};
 
 use crate::hub_kit::{Sender, lane, lane_of, transaction};
 
 const NEVER: u64 = u64::MAX;
 
 fn watermark(sender: &Sender) -> Through {
-    Through { epoch: sender.epoch, through: sender.sequence, chain: sender.chain }
+    sender.end()
 }
 
 fn path_of(directory: &Path, lane: &LaneName) -> PathBuf {
@@ -34,7 +34,7 @@ fn walked(directory: &Path, lane: &LaneName) -> Vec<u64> {
         let bytes = fs::read(&path).unwrap();
         for text in bytes.split_inclusive(|byte| *byte == b'\n') {
             let read = line::read(text.strip_suffix(b"\n").expect("every line ends"));
-            walk.step(read.as_ref(), None).unwrap();
+            walk.step(read.as_ref()).unwrap();
             if let Some(Line::Record(record)) = read {
                 sequences.push(record.watermark.through);
             }
@@ -92,13 +92,14 @@ fn a_line_is_a_cloud_event_and_the_body_comes_back() {
 #[test]
 fn marks_of_every_epoch_are_read_from_the_tail() {
     let directory = tempfile::tempdir().unwrap();
-    let (mut first, mut second) = (Sender::new(&lane("clinical"), 1), Sender::new(&lane("clinical"), 2));
+    let mut first = Sender::new(&lane("clinical"), 1);
     let mut other = Sender::new(&lane_of("A81001", "gw9", "urgent"), 1);
     let mut store = NdjsonStore::open(directory.path(), NEVER).unwrap();
     store.append(&first.take(3)).unwrap();
-    let mut mixed = second.take(1);
+    let mut mixed = first.take(1);
+    let mut second = Sender::after(&first, 2);
     mixed.extend(other.take(2));
-    mixed.extend(first.take(1));
+    mixed.extend(second.take(1));
     store.append(&mixed).unwrap();
     store.append(&second.take(5)).unwrap();
     let expected = vec![
@@ -109,7 +110,7 @@ fn marks_of_every_epoch_are_read_from_the_tail() {
     drop(store);
     let store = NdjsonStore::open(directory.path(), NEVER).unwrap();
     assert_eq!(store.watermarks(), expected);
-    assert_eq!(walked(directory.path(), &first.lane), [1, 2, 3, 1, 4, 2, 3, 4, 5, 6]);
+    assert_eq!(walked(directory.path(), &first.lane), [1, 2, 3, 4, 1, 2, 3, 4, 5, 6]);
 }
 
 #[test]
@@ -256,29 +257,33 @@ fn what_does_not_follow_the_mark_is_not_stored() {
 }
 
 #[test]
-fn ids_are_known_whatever_their_epoch_and_file() {
+fn contents_are_known_whatever_their_epoch_and_file() {
     let directory = tempfile::tempdir().unwrap();
     let mut sender = Sender::new(&lane("clinical"), 1);
     let mut store = NdjsonStore::open(directory.path(), 1_000).unwrap();
-    for _ in 0..6 {
-        store.append(&sender.take(2)).unwrap();
-    }
-    let ids = |sender: &Sender| {
-        let mut again = Sender::new(&sender.lane, 1);
-        again.take(sender.sequence).into_iter().map(|entry| entry.envelope.id()).collect::<Vec<_>>()
+    let mut all = Vec::new();
+    let mut more = |store: &mut NdjsonStore, all: &mut Vec<Entry>| {
+        let group = sender.take(2);
+        store.append(&group).unwrap();
+        all.extend(group);
     };
-    let check = |store: &mut NdjsonStore, sender: &Sender| {
-        for id in ids(sender) {
-            assert!(store.has_id(&sender.lane, id).unwrap());
+    let check = |store: &mut NdjsonStore, all: &[Entry]| {
+        for entry in all {
+            let (id, digest) = (entry.numbered().id, entry.digest());
+            assert_eq!(store.content(&entry.lane, id, digest).unwrap(), Content::Same);
+            let other = store.content(&entry.lane, id, all[0].digest()).unwrap();
+            assert_eq!(other, if digest == all[0].digest() { Content::Same } else { Content::Other });
+            assert_eq!(store.content(&lane("other"), id, digest).unwrap(), Content::Unknown);
         }
-        assert!(!store.has_id(&sender.lane, uuid::Uuid::from_u128(3)).unwrap());
-        assert!(!store.has_id(&lane("other"), ids(sender)[0]).unwrap());
+        let unknown = TransactionId(uuid::Uuid::from_u128(3));
+        assert_eq!(store.content(&lane("clinical"), unknown, all[0].digest()).unwrap(), Content::Unknown);
     };
-    check(&mut store, &sender);
-    store.append(&sender.take(2)).unwrap();
-    check(&mut store, &sender);
+    (0..6).for_each(|_| more(&mut store, &mut all));
+    check(&mut store, &all);
+    more(&mut store, &mut all);
+    check(&mut store, &all);
     drop(store);
-    check(&mut NdjsonStore::open(directory.path(), 1_000).unwrap(), &sender);
+    check(&mut NdjsonStore::open(directory.path(), 1_000).unwrap(), &all);
 }
 
 #[test]
@@ -286,4 +291,62 @@ fn one_process_at_a_time() {
     let directory = tempfile::tempdir().unwrap();
     let _store = NdjsonStore::open(directory.path(), NEVER).unwrap();
     assert!(matches!(NdjsonStore::open(directory.path(), NEVER), Err(StoreError::InUse(_))));
+}
+
+#[test]
+fn an_epoch_begins_only_at_the_end_and_no_epoch_before_the_last_grows() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut first = Sender::new(&lane("clinical"), 1);
+    let mut store = NdjsonStore::open(directory.path(), NEVER).unwrap();
+    store.append(&first.take(3)).unwrap();
+    let mut earlier = Sender::new(&lane("clinical"), 1);
+    earlier.take(2);
+    let mut not_begun = Sender::after(&first, 3);
+    not_begun.take(1);
+    for mut wrong in [Sender::new(&lane("clinical"), 2), Sender::after(&earlier, 2), not_begun] {
+        assert!(matches!(store.append(&wrong.take(2)), Err(StoreError::NotNext { .. })));
+        assert_eq!(store.watermarks_of(&first.lane), [watermark(&first)]);
+    }
+    let mut second = Sender::after(&first, 2);
+    store.append(&second.take(2)).unwrap();
+    assert!(matches!(store.append(&first.clone().take(1)), Err(StoreError::NotNext { .. })), "it is over");
+    // Nor does an epoch begin twice.
+    let mut again = Sender::at(&first.lane, 1, Some(second.end()));
+    assert!(matches!(store.append(&again.take(1)), Err(StoreError::NotNext { .. })));
+    assert_eq!(store.watermarks_of(&first.lane), [watermark(&first), watermark(&second)]);
+    assert_eq!(walked(directory.path(), &first.lane), [1, 2, 3, 1, 2]);
+}
+
+#[test]
+fn a_value_is_that_of_the_line_on_stable_storage_only() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut sender = Sender::new(&lane("clinical"), 1);
+    let mut store = NdjsonStore::open(directory.path(), 1_000).unwrap();
+    let mut all = Vec::new();
+    for _ in 0..5 {
+        let group = sender.take(2);
+        store.append(&group).unwrap();
+        all.extend(group);
+    }
+    let value = |store: &mut NdjsonStore, sequence| {
+        store.value_at(&lane("clinical"), all[0].envelope.epoch, sequence).unwrap()
+    };
+    // A group that is in the file and was never synced.
+    let unsynced = tempfile::tempdir().unwrap();
+    let mut other = NdjsonStore::open(unsynced.path(), NEVER).unwrap();
+    let mut ahead = Sender::new(&lane("clinical"), 1);
+    other.append(&ahead.take(10)).unwrap();
+    let before = fs::metadata(path_of(unsynced.path(), &sender.lane)).unwrap().len();
+    other.append(&ahead.take(2)).unwrap();
+    let bytes = fs::read(path_of(unsynced.path(), &sender.lane)).unwrap();
+    let path = path_of(directory.path(), &sender.lane);
+    let whole = fs::read(&path).unwrap();
+    fs::write(&path, [&whole[..], &bytes[usize::try_from(before).unwrap()..]].concat()).unwrap();
+    for entry in &all {
+        assert_eq!(value(&mut store, entry.envelope.sequence), Some(entry.envelope.chain));
+    }
+    for sequence in [0, 11, 12, 13] {
+        assert_eq!(value(&mut store, sequence), None, "{sequence}");
+    }
+    assert_eq!(store.value_at(&lane("other"), sender.epoch, 1).unwrap(), None);
 }

@@ -6,6 +6,9 @@ use std::sync::{Arc, Mutex, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use pgw_core::chain::{ChainValue, Digest};
+use pgw_core::committer::Content;
+use pgw_core::transaction::{Epoch, TransactionId};
 use pgw_core::wire::SCHEMA;
 use pgw_core::wire::command::{CommandResult, Order};
 use pgw_core::wire::presence::Status;
@@ -21,7 +24,7 @@ use pgw_hub::imported::{NotTaken, Part};
 use pgw_hub::resend::{CopiesProgress, ResendDone, ResendRequest};
 use pgw_hub::store::line::{self, Line};
 use pgw_hub::store::ndjson::{NdjsonStore, again_path};
-use pgw_hub::store::{Entry, LaneName, LinkedLane, Store, StoreError, StoreIdentity, Through};
+use pgw_hub::store::{Entry, LaneName, LateKept, LinkedLane, Store, StoreError, StoreIdentity, Through};
 use pgw_hub::store_thread::{Arrival, GroupLimits, StoreThread};
 use rumqttc::v5::mqttbytes::QoS;
 use rumqttc::v5::mqttbytes::v5::{Publish, PublishProperties};
@@ -70,11 +73,36 @@ impl Store for Unreliable {
     fn keep_copies(&mut self, copies: &[Entry]) -> Result<(), StoreError> {
         self.inner.keep_copies(copies)
     }
-    fn has_id(&mut self, lane: &LaneName, id: uuid::Uuid) -> Result<bool, StoreError> {
+    fn keep_late(&mut self, entries: &[Entry]) -> Result<LateKept, StoreError> {
+        self.inner.keep_late(entries)
+    }
+    fn content(&mut self, lane: &LaneName, id: TransactionId, digest: Digest) -> Result<Content, StoreError> {
         if self.faults.ids_unreadable.load(Ordering::SeqCst) {
             return Err(full());
         }
-        self.inner.has_id(lane, id)
+        self.inner.content(lane, id, digest)
+    }
+    fn value_at(
+        &mut self,
+        lane: &LaneName,
+        epoch: Epoch,
+        sequence: u64,
+    ) -> Result<Option<ChainValue>, StoreError> {
+        self.inner.value_at(lane, epoch, sequence)
+    }
+    fn late_at(
+        &mut self,
+        lane: &LaneName,
+        epoch: Epoch,
+        sequence: u64,
+    ) -> Result<Vec<ChainValue>, StoreError> {
+        self.inner.late_at(lane, epoch, sequence)
+    }
+    fn hole(&self, lane: &LaneName) -> Option<Vec<Through>> {
+        self.inner.hole(lane)
+    }
+    fn leave_hole(&mut self, lane: &LaneName) -> Result<u64, StoreError> {
+        self.inner.leave_hole(lane)
     }
     fn check_lane(&mut self, lane: &LaneName) -> Result<(), StoreError> {
         self.inner.check_lane(lane)
@@ -95,22 +123,25 @@ fn wire(entry: &Entry) -> Publish {
     Publish::new(topic, QoS::AtLeastOnce, entry.body.clone().unwrap(), Some(properties))
 }
 
-struct Running {
-    directory: tempfile::TempDir,
+pub(crate) struct Running {
+    pub(crate) directory: Arc<tempfile::TempDir>,
     faults: Arc<Faults>,
-    answers: Answers,
+    pub(crate) answers: Answers,
     list: watch::Sender<Arc<Gateways>>,
-    arrivals: Option<mpsc::Sender<Arrival>>,
+    pub(crate) arrivals: Option<mpsc::Sender<Arrival>>,
     thread: Option<JoinHandle<()>>,
     capacity: Arc<Semaphore>,
 }
 
 impl Running {
-    fn start() -> Self {
-        let directory = tempfile::tempdir().unwrap();
+    pub(crate) fn start() -> Self {
+        Self::in_store(&Arc::new(tempfile::tempdir().unwrap()), u64::MAX)
+    }
+
+    pub(crate) fn in_store(directory: &Arc<tempfile::TempDir>, rotate_bytes: u64) -> Self {
         let faults = Arc::new(Faults::default());
         let store = Unreliable {
-            inner: NdjsonStore::open(directory.path(), u64::MAX).unwrap(),
+            inner: NdjsonStore::open(directory.path(), rotate_bytes).unwrap(),
             faults: faults.clone(),
         };
         let answers = Answers::default();
@@ -127,32 +158,45 @@ impl Running {
         let (arrivals, inbox) = mpsc::channel();
         let thread = std::thread::spawn(move || hub.run(inbox));
         let capacity = Arc::new(Semaphore::new(1_000));
-        Self { directory, faults, answers, list, arrivals: Some(arrivals), thread: Some(thread), capacity }
+        Self {
+            directory: directory.clone(),
+            faults,
+            answers,
+            list,
+            arrivals: Some(arrivals),
+            thread: Some(thread),
+            capacity,
+        }
     }
 
-    fn publish(&self, publish: Publish) {
+    pub(crate) fn publish(&self, publish: Publish) {
         let permit = self.capacity.clone().try_acquire_owned().unwrap();
         self.arrivals.as_ref().unwrap().send(Arrival::Publishes(vec![publish], permit)).ok().unwrap();
     }
 
-    fn send(&self, entry: &Entry) {
+    pub(crate) fn send(&self, entry: &Entry) {
         self.publish(wire(entry));
     }
 
     /// All of them with one read, as a stream arrives.
-    fn send_together(&self, entries: &[Entry]) {
+    pub(crate) fn send_together(&self, entries: &[Entry]) {
         let permit = self.capacity.clone().try_acquire_owned().unwrap();
         let publishes = entries.iter().map(wire).collect();
         self.arrivals.as_ref().unwrap().send(Arrival::Publishes(publishes, permit)).ok().unwrap();
     }
 
-    fn ask(&self, sender: &Sender, nonce: &str) {
+    pub(crate) fn ask(&self, sender: &Sender, nonce: &str) {
+        self.ask_about(sender, None, nonce);
+    }
+
+    /// Also whether the line holds this point.
+    pub(crate) fn ask_about(&self, sender: &Sender, point: Option<Through>, nonce: &str) {
         let position = Position {
             schema: SCHEMA,
             session: 1,
             epoch: sender.epoch,
             tail: sender.sequence,
-            point: None,
+            point,
             nonce: nonce.into(),
         };
         let topic = Root::new(&sender.lane.practice, &sender.lane.gateway).position(&sender.lane.lane);
@@ -160,7 +204,7 @@ impl Running {
     }
 
     /// The next answer.
-    fn answer(&self) -> Answer {
+    pub(crate) fn answer(&self) -> Answer {
         let start = Instant::now();
         loop {
             if let Some(answer) = self.answers.take() {
@@ -172,21 +216,21 @@ impl Running {
     }
 
     /// The answer to a question asked now: everything sent before it has then been handled.
-    fn through(&self, sender: &Sender, nonce: &str) -> (u64, Vec<Answer>) {
+    pub(crate) fn through(&self, sender: &Sender, nonce: &str) -> (u64, Vec<Answer>) {
         self.ask(sender, nonce);
         let mut before = Vec::new();
         loop {
             match self.answer() {
-                Answer::Receipt { watermarks, nonce: Some(answered), .. } if answered == nonce => {
-                    let watermark = watermarks.iter().find(|watermark| watermark.epoch == sender.epoch);
-                    return (watermark.map_or(0, |watermark| watermark.through), before);
+                Answer::Receipt { end, nonce: Some(answered), .. } if answered == nonce => {
+                    let end = end.filter(|end| end.epoch == sender.epoch);
+                    return (end.map_or(0, |end| end.through), before);
                 }
                 other => before.push(other),
             }
         }
     }
 
-    fn stored(&mut self, lane: &LaneName) -> Vec<u64> {
+    pub(crate) fn stored(&mut self, lane: &LaneName) -> Vec<u64> {
         self.finish();
         let path = pgw_hub::store::ndjson::files_of(self.directory.path(), lane).unwrap().remove(0);
         std::fs::read_to_string(path)
@@ -198,7 +242,7 @@ impl Running {
             .collect()
     }
 
-    fn finish(&mut self) {
+    pub(crate) fn finish(&mut self) {
         self.arrivals = None;
         if let Some(thread) = self.thread.take() {
             thread.join().unwrap();
@@ -299,9 +343,9 @@ fn a_receipt_comes_after_the_barrier_and_one_for_a_group() {
     all.iter().for_each(|entry| running.send(entry));
     let mut seen = Vec::new();
     while seen.last() != Some(&150) {
-        if let Answer::Receipt { watermarks, nonce: None, .. } = running.answer() {
+        if let Answer::Receipt { end: Some(end), nonce: None, .. } = running.answer() {
             assert!(start.elapsed() >= Duration::from_millis(200), "before the barrier");
-            seen.push(watermarks[0].through);
+            seen.push(end.through);
         }
     }
     running.finish();
@@ -327,11 +371,8 @@ fn when_the_ids_cannot_be_read_nothing_is_stored_twice_or_lost() {
     let first = old.take(5);
     first.iter().for_each(|entry| running.send(entry));
     assert_eq!(running.through(&old, "a").0, 5);
-    let mut new = Sender::new(&lane("clinical"), 2);
-    let mut again: Vec<_> = first[2..]
-        .iter()
-        .map(|entry| new.next(entry.envelope.id().as_u128(), entry.body.as_deref().unwrap()))
-        .collect();
+    let mut new = Sender::after(&old, 2);
+    let mut again: Vec<_> = first[2..].iter().map(|entry| new.again(entry)).collect();
     again.extend(new.take(2));
     running.faults.ids_unreadable.store(true, Ordering::SeqCst);
     again.iter().for_each(|entry| running.send(entry));
@@ -354,30 +395,6 @@ fn when_the_ids_cannot_be_read_nothing_is_stored_twice_or_lost() {
 }
 
 #[test]
-fn nothing_is_taken_before_the_gateway_has_asked() {
-    let mut running = Running::start();
-    let mut sender = Sender::new(&lane("clinical"), 1);
-    let all = sender.take(3);
-    running.send(&all[0]);
-    let unasked = Answer::Receipt {
-        lane: sender.lane.clone(),
-        watermarks: vec![],
-        backed_up: None,
-        tail_seen: None,
-        window: None,
-        nonce: None,
-    };
-    assert_eq!(running.answer(), unasked, "so that the gateway sees that there is another hub");
-    // A message before the question in the same group is not taken; one after it is.
-    running.faults.slow.store(100, Ordering::SeqCst);
-    running.send(&all[0]);
-    running.ask(&sender, "a");
-    all.iter().for_each(|entry| running.send(entry));
-    assert!(running.through(&sender, "b").0 == 3);
-    assert_eq!(running.stored(&sender.lane), [1, 2, 3]);
-}
-
-#[test]
 fn one_gateway_cannot_fill_the_hub_with_lanes() {
     let mut running = Running::start();
     for n in 0..100 {
@@ -393,7 +410,7 @@ fn one_gateway_cannot_fill_the_hub_with_lanes() {
 }
 
 /// The gap notices so far. Receipts are published before them.
-fn gaps(running: &Running, mut answers: Vec<Answer>) -> Vec<(GapCode, u64)> {
+pub(crate) fn gaps(running: &Running, mut answers: Vec<Answer>) -> Vec<(GapCode, u64)> {
     answers.extend(std::iter::from_fn(|| running.answers.take()));
     let gap = |answer: &Answer| match answer {
         Answer::Gap { gap, .. } => Some((gap.code, gap.expected)),
@@ -490,7 +507,7 @@ fn a_key_that_was_replaced_signs_nothing_new_but_its_bundles_and_a_revoked_one_n
         let one = |entry: &Entry| (entry.envelope.clone(), entry.body.clone().unwrap());
         let transactions = entries.iter().map(one).collect();
         let (answer, asked) = mpsc::sync_channel(1);
-        let part = Part { lane: lane("clinical"), older: vec![], transactions };
+        let part = Part { lane: lane("clinical"), transactions };
         running.arrivals.as_ref().unwrap().send(Arrival::Import(Box::new(part), answer)).ok().unwrap();
         asked.recv().unwrap()
     };

@@ -16,7 +16,7 @@ use pgw_hub::gateways::{Gateways, KeyState};
 use pgw_hub::report;
 use pgw_hub::store::ndjson::{NdjsonStore, files_of};
 use pgw_hub::store::walk::Fault;
-use pgw_hub::store::{Entry, Store};
+use pgw_hub::store::{Entry, LaneName, Store, Through, line};
 use pgw_hub::verify::{VerifiedLane, all};
 
 use crate::hub_kit::{Sender, lane, lane_of, listed};
@@ -150,14 +150,9 @@ fn a_number_given_again_is_checked_against_the_stored_transaction() {
     let directory = tempfile::tempdir().unwrap();
     let mut old = Sender::new(&lane("clinical"), 1);
     let first = old.take(5);
-    let mut new = Sender::new(&lane("clinical"), 2);
-    let again: Vec<_> = first[3..]
-        .iter()
-        .map(|entry| {
-            let again = new.next(entry.envelope.id().as_u128(), entry.body.as_deref().unwrap());
-            Entry { body: None, ..again }
-        })
-        .collect();
+    let mut new = Sender::after(&old, 2);
+    let mut again: Vec<_> = first[3..].iter().map(|entry| new.again(entry)).collect();
+    again.iter_mut().for_each(|entry| entry.keep_only_number());
     let mut store = NdjsonStore::open(directory.path(), 1 << 30).unwrap();
     store.append(&first).unwrap();
     store.append(&again).unwrap();
@@ -171,7 +166,9 @@ fn a_number_given_again_is_checked_against_the_stored_transaction() {
     // The stored transaction is altered: both of its numbers are reported.
     fs::write(&path, text.replacen("22:12:10.123Z\",\"type", "22:12:10.124Z\",\"type", 5)).unwrap();
     let found = faults(&all(directory.path(), &Gateways::default()).unwrap().remove(0));
-    assert!(found.contains(&Fault::Altered { epoch: new.epoch, sequence: 1 }), "{found:?}");
+    let id = first[3].envelope.id();
+    assert!(found.contains(&Fault::Altered { epoch: old.epoch, sequence: 4 }), "{found:?}");
+    assert!(found.contains(&Fault::Lost { epoch: new.epoch, sequence: 1, id }), "{found:?}");
     // It is missing.
     let without: String = text
         .lines()
@@ -180,7 +177,6 @@ fn a_number_given_again_is_checked_against_the_stored_transaction() {
         .collect();
     fs::write(&path, without).unwrap();
     let found = faults(&all(directory.path(), &Gateways::default()).unwrap().remove(0));
-    let id = first[3].envelope.id();
     assert!(found.contains(&Fault::Lost { epoch: new.epoch, sequence: 1, id }), "{found:?}");
 }
 
@@ -298,4 +294,40 @@ fn kept_signatures_are_verified_and_one_that_is_not_the_keys_is_a_fault() {
     fs::write(&path, text.replace(heads[1], heads[0])).unwrap();
     let found = faults(&all(directory.path(), &list).unwrap().remove(0));
     assert_eq!(found, [Fault::Head { epoch: sender.epoch, sequence: 3 }]);
+}
+
+/// The lines of these groups as a lane file, whatever they say.
+fn file_of(directory: &Path, name: &LaneName, groups: &[(Vec<Through>, &[Entry])]) {
+    let mut text = Vec::new();
+    for (ends, group) in groups {
+        line::write_group(&mut text, "t", ends);
+        group
+            .iter()
+            .for_each(|entry| line::write_record(&mut text, &entry.envelope, entry.body.as_ref().unwrap()));
+    }
+    let above = directory.join(name.practice.as_str()).join(name.gateway.as_str());
+    fs::create_dir_all(&above).unwrap();
+    fs::write(above.join(format!("{}.ndjson", name.lane)), text).unwrap();
+}
+
+#[test]
+fn an_epoch_that_begins_or_continues_elsewhere_than_at_the_end_is_a_fault() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut first = Sender::new(&lane("clinical"), 1);
+    let mut earlier = first.clone();
+    let old = first.take(3);
+    earlier.take(2);
+    let (mut good, mut elsewhere) = (Sender::after(&first, 2), Sender::after(&earlier, 2));
+    let fourth = first.clone().take(1);
+    let verify = |groups: &[(Vec<Through>, &[Entry])]| {
+        file_of(directory.path(), &first.lane, groups);
+        faults(&all(directory.path(), &Gateways::default()).unwrap().remove(0))
+    };
+    let (new, other) = (good.take(2), elsewhere.take(2));
+    assert_eq!(verify(&[(vec![], &old), (vec![first.end()], &new)]), []);
+    let fault = Fault::Link { epoch: elsewhere.epoch, sequence: 1 };
+    assert_eq!(verify(&[(vec![], &old), (vec![first.end()], &other)]), [fault]);
+    let fault = Fault::Link { epoch: first.epoch, sequence: 4 };
+    let ends = vec![first.end(), good.end()];
+    assert_eq!(verify(&[(vec![], &old), (vec![first.end()], &new), (ends, &fourth)]), [fault]);
 }

@@ -23,6 +23,9 @@ mod hand_carry;
 
 mod hub_backup;
 mod hub_holes;
+mod hub_import;
+mod hub_late;
+mod hub_line;
 mod hub_store;
 mod hub_store_thread;
 mod hub_verify;

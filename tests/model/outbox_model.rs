@@ -1,13 +1,14 @@
 //! The real outbox against a model that is a list: whatever is submitted, confirmed, renumbered, closed, crashed and
 //! reopened, in any order, reads and counts match the model.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use pgw_core::chain::ChainValue;
+use pgw_core::chain::{ChainValue, Digest, Through};
 use pgw_core::delivery::Numbering;
 use pgw_core::transaction::{Body, Gateway, Kind, Lane, Position, Practice, TransactionId};
+use pgw_gateway::wire_chain::WireReader;
 use pgw_outbox::{
     EventType, LaneSettings, Outbox, OutboxKey, OutboxSettings, ReadError, Submission, TypeAffixes, Watermark,
 };
@@ -29,8 +30,17 @@ enum Step {
     Reopen,
     /// Continue with a copy of the files at that moment, some of them deleted.
     Crash { lost: Vec<&'static str> },
+    /// The same, with digest tables deleted, cut or altered; `which` selects them.
+    DamageTables { which: u8, how: TableDamage },
     /// Let maintenance do its work.
     Rest,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum TableDamage {
+    Deleted,
+    Cut,
+    Altered,
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
@@ -44,6 +54,8 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         1 => (lane, any::<u8>()).prop_map(|(lane, part)| Step::NewEpoch { lane, part }),
         2 => Just(Step::Reopen),
         2 => lost.prop_map(|lost| Step::Crash { lost }),
+        2 => (any::<u8>(), prop::sample::select(vec![TableDamage::Deleted, TableDamage::Cut, TableDamage::Altered]))
+            .prop_map(|(which, how)| Step::DamageTables { which, how }),
         1 => Just(Step::Rest),
     ];
     prop::collection::vec(step, 1..25)
@@ -64,8 +76,10 @@ struct ModelLane {
     watermarks: BTreeSet<Position>,
     /// The furthest position that was ever confirmed, whatever happened to the watermarks since.
     ever: Position,
-    /// Everything through here was accepted before the last new epoch began.
-    older: Position,
+    /// The digest of each position, as it was read once.
+    digests: BTreeMap<Position, Digest>,
+    /// What was pruned before tables were damaged: their digests may be unknown, and never wrong.
+    in_doubt: Position,
 }
 
 impl ModelLane {
@@ -120,7 +134,8 @@ impl World {
                 watermark: 0,
                 watermarks: BTreeSet::from([0]),
                 ever: 0,
-                older: 0,
+                digests: BTreeMap::new(),
+                in_doubt: 0,
             }
         });
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
@@ -224,6 +239,61 @@ impl World {
         assert_eq!(*outbox.tail(&model.lane).unwrap().borrow(), model.tail());
     }
 
+    /// Continues with a copy of the files at this moment, which nobody has opened yet.
+    fn crash(&mut self) {
+        let copied = tempfile::tempdir().unwrap();
+        copy(self.directory.path(), copied.path());
+        drop(self.outbox.take());
+        self.directory = copied;
+    }
+
+    fn damage_tables(&mut self, which: u8, how: TableDamage) {
+        self.crash();
+        for (at, path) in tables(self.directory.path()).into_iter().enumerate() {
+            if which >> (at % 8) & 1 == 0 {
+                continue;
+            }
+            let mut bytes = std::fs::read(&path).unwrap();
+            let place = bytes.len() * usize::from(which) / 256;
+            match how {
+                TableDamage::Deleted => std::fs::remove_file(&path).unwrap(),
+                TableDamage::Cut => std::fs::write(&path, &bytes[..place]).unwrap(),
+                TableDamage::Altered => {
+                    if let Some(byte) = bytes.get_mut(place) {
+                        *byte ^= 0x5a;
+                    }
+                    std::fs::write(&path, bytes).unwrap();
+                }
+            }
+        }
+        self.open();
+        for model in &mut self.lanes {
+            let outbox = self.outbox.as_ref().unwrap();
+            model.in_doubt = model.in_doubt.max(outbox.first_retained(&model.lane).unwrap() - 1);
+        }
+    }
+
+    fn confirm(&mut self, lane: usize, part: u8) {
+        let position = self.lanes[lane].part(part);
+        let mut wire = WireReader::new(self.outbox(), &self.lanes[lane].lane);
+        let numbered = self.lanes[lane].numbering.wire(position.max(1)).filter(|_| position > 0);
+        let point = numbered.map(|(epoch, through)| {
+            let chain = wire.value_at(epoch, through).unwrap();
+            assert!(chain.is_some() || self.lanes[lane].in_doubt > 0, "every digest is known");
+            chain.map(|chain| Through { epoch, through, chain })
+        });
+        let point = point.flatten();
+        self.outbox().confirm(
+            &self.lanes[lane].lane,
+            Watermark { position, point },
+            None,
+            Some(Instant::now()),
+        );
+        self.lanes[lane].watermark = position;
+        self.lanes[lane].watermarks.insert(position);
+        self.lanes[lane].ever = self.lanes[lane].ever.max(position);
+    }
+
     fn run(&mut self, step: Step) {
         match step {
             Step::Submit { lane, messages } => {
@@ -242,39 +312,24 @@ impl World {
                 let body = (0..bytes as u64).map(|n| u8::try_from((n * n + tail) % 253).unwrap()).collect();
                 self.submit(lane, vec![(format!("L{tail}"), body)]);
             }
-            Step::Confirm { lane, part } => {
-                let position = self.lanes[lane].part(part);
-                let Some(chain) = self.outbox().chain_at(&self.lanes[lane].lane, position) else { return };
-                self.outbox().confirm(
-                    &self.lanes[lane].lane,
-                    Watermark { position, chain },
-                    None,
-                    Some(Instant::now()),
-                );
-                self.lanes[lane].watermark = position;
-                self.lanes[lane].watermarks.insert(position);
-                self.lanes[lane].ever = self.lanes[lane].ever.max(position);
-            }
+            Step::Confirm { lane, part } => self.confirm(lane, part),
             Step::NewEpoch { lane, part } => {
                 // As delivery does it: after a position that the hub has.
                 let model = &self.lanes[lane];
                 let retained = self.outbox().first_retained(&model.lane).unwrap();
-                let after = model.part(part).max(model.numbering.current().base).max(retained - 1);
-                let numbering = self.outbox().new_epoch(&model.lane, after).unwrap();
-                assert_eq!(numbering.current().base, after);
-                assert_eq!(numbering, model.numbering.renumbered(numbering.current().epoch, after));
+                let after = model.part(part).max(model.numbering.present().base).max(retained - 1);
+                let numbering = self.outbox().new_epoch(&model.lane, after, None, &[]).unwrap();
+                assert_eq!(numbering.present().base, after);
+                let epoch = numbering.present().epoch;
+                assert_eq!(numbering, model.numbering.begun(epoch, None, after, vec![]));
                 self.lanes[lane].numbering = numbering;
-                self.lanes[lane].older = self.lanes[lane].tail();
             }
             Step::Reopen => {
                 self.outbox.take().unwrap().close();
                 self.open();
             }
             Step::Crash { lost } => {
-                let copied = tempfile::tempdir().unwrap();
-                copy(self.directory.path(), copied.path());
-                drop(self.outbox.take());
-                self.directory = copied;
+                self.crash();
                 for name in lost {
                     for path in files_named(self.directory.path(), name) {
                         if path.is_dir() {
@@ -289,13 +344,14 @@ impl World {
                 }
                 self.open();
             }
+            Step::DamageTables { which, how } => self.damage_tables(which, how),
             Step::Rest => std::thread::sleep(Duration::from_millis(120)),
         }
     }
 
-    fn check(&self) {
-        let outbox = self.outbox();
-        for model in &self.lanes {
+    fn check(&mut self) {
+        let outbox = self.outbox.as_ref().unwrap();
+        for model in &mut self.lanes {
             let lane = &model.lane;
             // Pruning continues meanwhile, so these are read first.
             let retained_before = outbox.first_retained(lane).unwrap();
@@ -312,14 +368,23 @@ impl World {
             assert_eq!(outbox.numbering(lane).unwrap(), model.numbering);
 
             let name = outbox.lane_name(lane);
-            // Epochs whose chain can still be computed from their base.
+            let mut wire = WireReader::new(outbox, lane);
             let mut chain = ChainValue([0; 32]);
             let mut read = Vec::new();
             let mut from = retained_before;
             loop {
-                match outbox.read(lane, from, 5, 20_000) {
+                let numbering = outbox.numbering(lane).unwrap();
+                let start = numbering.at(from).unwrap();
+                match wire.read_in(start, from, 5, 20_000) {
+                    // Only where what was pruned has taken its digests with it.
+                    Err(ReadError::Unproven { position, .. }) if model.in_doubt > 0 => {
+                        assert!(position > model.in_doubt);
+                        from = model.tail() + 1;
+                    }
                     Ok(part) if part.is_empty() => break,
-                    Ok(part) => {
+                    Ok(mut part) => {
+                        // What a later epoch names is read there.
+                        part.retain(|at| numbering.at(at.position).is_some_and(|of| of.epoch == start.epoch));
                         from = part.last().unwrap().position + 1;
                         read.extend(part);
                     }
@@ -336,25 +401,41 @@ impl World {
                 let record = &model.records[usize::try_from(stored.position).unwrap() - 1];
                 assert_eq!(stored.transaction.id, record.id);
                 assert_eq!(stored.transaction.body.as_bytes(), record.body);
-                assert_eq!((stored.epoch, stored.sequence), model.numbering.wire(stored.position));
+                assert_eq!(Some((stored.epoch, stored.sequence)), model.numbering.wire(stored.position));
                 if stored.sequence == 1 {
-                    assert_eq!(stored.previous, ChainValue::first(&name, stored.epoch));
+                    assert_eq!(stored.previous, ChainValue::first(&name, stored.epoch, None));
                 } else if index > 0 {
-                    // The value of a record that was numbered again follows from every record before it in its epoch: once one
-                    // of them is pruned, it cannot be computed any more.
-                    let base = model.numbering.at(stored.position).base;
-                    let computable = outbox.first_retained(lane).unwrap() <= base + 1;
-                    assert!(
-                        stored.previous == chain || (!computable && stored.position <= model.older + 1),
-                        "position {}: {} instead of {chain}",
-                        stored.position,
-                        stored.previous
-                    );
+                    assert_eq!(stored.previous, chain, "position {}", stored.position);
                 }
                 chain = stored.previous.next(stored.sequence, stored.transaction.digest(&name));
                 assert_eq!(stored.chain, chain, "position {}", stored.position);
+                model.digests.insert(stored.position, stored.transaction.digest(&name));
+            }
+            check_positions(outbox, lane);
+            // Pruned ones too, whatever was read when.
+            let all = outbox.digests(lane, 1, usize::MAX).unwrap();
+            assert_eq!(all.len() as u64, model.tail());
+            for (position, digest) in &model.digests {
+                let found = all[usize::try_from(*position).unwrap() - 1];
+                let unknown = found.is_none() && *position <= model.in_doubt;
+                assert!(unknown || found == Some(*digest), "position {position}: {found:?}");
             }
         }
+    }
+}
+
+/// The chain over positions proves all that is kept.
+fn check_positions(outbox: &Outbox, lane: &Lane) {
+    let from = outbox.first_retained(lane).unwrap();
+    let Ok(records) = outbox.chained(lane, from, usize::MAX, usize::MAX) else { return };
+    let mut before = (from == 1).then(|| outbox.first_of_positions(lane).unwrap());
+    for record in &records {
+        assert!(before.is_none_or(|before| before == record.previous), "position {}", record.position);
+        assert_eq!(record.previous.next(record.position, record.digest), record.chain);
+        before = Some(record.chain);
+    }
+    if !records.is_empty() {
+        assert_eq!(before, outbox.chain_of_positions(lane));
     }
 }
 
@@ -371,6 +452,21 @@ fn copy(from: &Path, to: &Path) {
             assert_eq!(error.kind(), std::io::ErrorKind::NotFound, "{error}");
         }
     }
+}
+
+/// The digest tables below a directory, in the order of their paths.
+fn tables(directory: &Path) -> Vec<std::path::PathBuf> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(directory).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            found.extend(tables(&path));
+        } else if path.extension().is_some_and(|extension| extension == "digests") {
+            found.push(path);
+        }
+    }
+    found.sort();
+    found
 }
 
 fn files_named(directory: &Path, name: &str) -> Vec<std::path::PathBuf> {

@@ -1,10 +1,11 @@
 //! The test vectors of `docs/wire-format.md` are checked against the code: the document is the contract.
 
 use pgw_core::chain::{ChainValue, Digest};
+use pgw_core::numbering::EntryKind;
 use pgw_core::transaction::{Epoch, LaneName};
+use pgw_core::wire::entry;
 use pgw_core::wire::envelope::Envelope;
 use pgw_core::wire::signature::{PublicKey, SigningKey, Word};
-use pgw_core::wire::void;
 use pgw_outbox::{EventType, TypeAffixes};
 use serde_json::Value;
 
@@ -25,7 +26,7 @@ fn chain_values_are_those_of_the_document() {
     let chain = &vectors["chain"];
     let epoch = Epoch(text(chain, "epoch").parse().expect("a UUID"));
     let name = ["practice", "gateway", "lane"].map(|key| text(chain, key)).join("/");
-    let mut value = ChainValue::first(&name.parse().expect("a lane"), epoch);
+    let mut value = ChainValue::first(&name.parse().expect("a lane"), epoch, None);
     assert_eq!(value.to_string(), text(chain, "first"));
     let transactions = chain["transactions"].as_array().expect("transactions");
     assert!(transactions.len() >= 2);
@@ -111,7 +112,9 @@ fn types_are_called_as_in_the_document() {
         assert_eq!(types.whole(EventType::Named(name.to_owned())), text(attributes, "type"));
     }
     let document = include_str!("../../docs/wire-format.md");
-    assert!(document.contains(&format!("`type` = `{}` at every gateway", void::EVENT_TYPE)));
+    assert!(
+        document.contains(&format!("`type` = `{}` at every gateway", entry::event_type(EntryKind::Void)))
+    );
 }
 
 fn hex(text: &str) -> Vec<u8> {

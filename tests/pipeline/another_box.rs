@@ -559,12 +559,24 @@ fn a_lost_key_costs_what_is_named_and_nothing_when_it_is_found() {
     let escrow = escrow.display().to_string();
     let printed = gateway(&pipeline, &["export", "--store", &store, "--key-file", &escrow, "--to", &bundle]);
     assert!(printed.contains("240 transactions"), "{printed}");
+    // The new store's transactions are at the hub already: the found ones follow them.
+    let imported = pipeline.site.hub_command(&["import", &bundle]);
+    assert_eq!(imported.status.code(), Some(65), "{}", text(&imported));
+    let (end, again) =
+        (format!("{bundle}.clinical.end.json"), pipeline.site.path("again.age").display().to_string());
+    let words = ["export", "--store", &store, "--key-file", &escrow, "--end", &end, "--to", &again];
+    assert!(gateway(&pipeline, &words).contains("240 transactions"));
     for expected in ["240 new, 0 already stored", "0 new, 240 already stored"] {
-        let imported = pipeline.site.hub_command(&["import", &bundle]);
+        let imported = pipeline.site.hub_command(&["import", &again]);
         assert!(imported.status.success() && text(&imported).contains(expected), "{}", text(&imported));
     }
+    // For the running store the hub's line ends where it has never been, the second time today: a person has looked.
     send_one(&pipeline, &message(98, 1, 10));
     safe.push(vec![message(98, 1, 10)]);
+    eventually_blocking("the fork to be named", PATIENCE, || {
+        (pipeline.books.events("diverged").len() > 1).then_some(())
+    });
+    gateway(&pipeline, &["outbox", "release", "--lane", "clinical"]);
     pipeline.site.wait_for("confirmed_total", 101, PATIENCE);
     at_the_hub(pipeline, &safe);
 }

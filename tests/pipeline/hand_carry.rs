@@ -14,6 +14,7 @@ use pgw_bundle::AgeError;
 use pgw_bundle::keys::Identity;
 use pgw_bundle::seal::{Decryptor, Encryptor};
 
+use crate::harness::pipeline::copy_directory;
 use crate::harness::proof::Proof;
 use crate::harness::senders::Senders;
 use crate::harness::site::{Site, SiteOptions};
@@ -439,9 +440,8 @@ fn a_bundle_that_is_cut_altered_anothers_or_after_a_gap_is_refused() {
     let after = carry.file("after.age");
     carry.gateway(&["export", "--to", &after, "--from", "41"]);
     carry.site.kill_hub();
-    refused(&carry.site.hub_command(&["import", &after]), "sequence 1 of epoch");
-    let printed = String::from_utf8_lossy(&carry.site.hub_command(&["import", &after]).stderr).into_owned();
-    assert!(printed.contains("practice-gateway export --lane clinical --from 1)"), "{printed}");
+    refused(&carry.site.hub_command(&["import", &after]), "sequence 41 of epoch");
+    refused(&carry.site.hub_command(&["import", &after]), "practice-gateway export --end");
 
     let bytes = std::fs::read(&whole).unwrap();
     let bad = carry.file("bad.age");
@@ -475,4 +475,97 @@ fn a_bundle_that_is_cut_altered_anothers_or_after_a_gap_is_refused() {
     // Nothing of this was stored.
     let printed = carry.hub(&["import", &whole]);
     assert!(printed.contains("1500 new, 0 already stored"), "{printed}");
+}
+
+#[test]
+fn a_bundle_that_does_not_continue_its_lane_is_made_again_after_the_hubs_end() {
+    let mut carry = carry();
+    carry.site.wait_for_link(true);
+    let _ = Senders::start(carry.site.door, 1, 60).join();
+    carry.site.wait_for("confirmed_total", 60, PATIENCE);
+    // The hub is restored to here later.
+    let (store, copy) = (carry.site.store(), carry.site.path("hub.copy"));
+    let (data, image) = (carry.site.path("data"), carry.site.path("box.copy"));
+    carry.site.kill_hub();
+    copy_directory(&store, &copy);
+    carry.site.start_hub();
+    carry.site.wait_for_link(true);
+    let _ = Senders::start(carry.site.door, 1, 100).join();
+    let confirmed = |carry: &Carry| carry.site.status().unwrap()["confirmed_total"].as_u64().unwrap();
+    eventually_blocking("all to be confirmed", PATIENCE, || (carry.waiting() == 0).then_some(()));
+    let of_image = confirmed(&carry);
+    // And the box from this image, so that a second epoch begins.
+    carry.site.kill_gateway();
+    copy_directory(&data, &image);
+    carry.site.start_gateway();
+    let _ = Senders::start(carry.site.door, 2, 150).join();
+    eventually_blocking("all to be confirmed", PATIENCE, || (carry.waiting() == 0).then_some(()));
+    carry.site.kill_gateway();
+    std::fs::rename(&data, carry.site.path("data.newer")).unwrap();
+    copy_directory(&image, &data);
+    carry.site.start_gateway();
+    let _ = Senders::start(carry.site.door, 3, 180).join();
+    eventually_blocking("all to be confirmed", PATIENCE, || {
+        (carry.waiting() == 0 && confirmed(&carry) > of_image).then_some(())
+    });
+    let confirmed = confirmed(&carry);
+    carry.cut();
+    carry.site.kill_hub();
+    std::fs::remove_dir_all(&store).unwrap();
+    copy_directory(&copy, &store);
+    let _ = Senders::start(carry.site.door, 4, 200).join();
+    let waiting = carry.waiting();
+
+    // The bundle begins after what the gateway believes to be at the hub.
+    let bundle = carry.export("one.age");
+    refused(&carry.site.hub_command(&["import", &bundle]), "practice-gateway export --end");
+    let end = format!("{bundle}.clinical.end.json");
+    let again = carry.file("two.age");
+    let key = carry.file("carry.key");
+    refused(
+        &carry.site.gateway_command(&["export", "--to", &again, "--end", &key]),
+        "it is not a file that `practice-hub import` has written",
+    );
+    let printed = carry.gateway(&["export", "--to", &again, "--end", &end]);
+    let all = waiting + confirmed - 60;
+    assert!(printed.contains(&format!("clinical: {all} transactions, positions 61 to")), "{printed}");
+    assert_eq!(carry.waiting(), waiting, "a file moves nothing");
+    let altered = std::fs::read_to_string(&end).unwrap().replace("through", "thr0ugh");
+    let forged = carry.file("forged.json");
+    std::fs::write(&forged, altered).unwrap();
+    let to = carry.file("three.age");
+    refused(&carry.site.gateway_command(&["export", "--to", &to, "--end", &forged]), "does not count");
+    refused(
+        &carry.site.gateway_command(&["export", "--to", &to, "--end", &end, "--lane", "letters"]),
+        "there is no lane",
+    );
+    let printed = carry.hub(&["import", &again]);
+    assert!(printed.contains(&format!("{all} new, 0 already stored")), "{printed}");
+
+    // The image has never been where the line ends now. Only the hub's answer can say where it continues.
+    carry.site.kill_gateway();
+    std::fs::rename(&data, carry.site.path("data.newest")).unwrap();
+    copy_directory(&image, &data);
+    carry.site.start_gateway();
+    let safe = Senders::start(carry.site.door, 5, 230).join();
+    let bundle = carry.export("three.age");
+    refused(&carry.site.hub_command(&["import", &bundle]), "practice-gateway export --end");
+    let end = format!("{bundle}.clinical.end.json");
+    refused(
+        &carry.site.gateway_command(&["export", "--to", &carry.file("four.age"), "--end", &end]),
+        "only an answer of the hub over the link can say",
+    );
+    carry.site.start_hub();
+    carry.proxy.set(Fault::Pass);
+    carry.site.wait_for_link(true);
+    eventually_blocking("everything to be confirmed", PATIENCE, || (carry.waiting() == 0).then_some(()));
+    refused(
+        &carry.site.gateway_command(&["export", "--to", &carry.file("no.age"), "--end", &end]),
+        "leave out --end",
+    );
+    carry.site.stop();
+    carry.hub(&["verify"]);
+    // The image did not know what had been accepted after it, so the senders' repetitions were new to it.
+    let proof = Proof::of(&carry.site.store(), &safe).expect("the hub's files");
+    assert!(proof.lost == 0 && proof.chain_ok, "{proof:?}");
 }

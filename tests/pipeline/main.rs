@@ -17,6 +17,7 @@ mod hub_kit;
 mod uplink_kit;
 
 mod another_box;
+mod attacks;
 mod backup;
 mod end_to_end;
 mod fault_matrix;

@@ -191,7 +191,6 @@ async fn a_site_without_a_hub_is_confirmed_by_the_broker() {
     watcher.silence();
     let mut gateway = Gateway::new(&certificates, watcher.public_key());
     gateway.settings.hubs.clear();
-    gateway.settings.delivery.hubs = 0;
     gateway.settings.delivery.confirm_on_puback = true;
     gateway.submit("clinical", 1..=500).await;
     gateway.connect_to(broker.port());

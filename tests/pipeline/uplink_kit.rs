@@ -7,15 +7,15 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use pgw_core::chain::ChainValue;
+use pgw_core::chain::{ChainValue, Through};
 use pgw_core::delivery;
 use pgw_core::delivery::HubLimits;
 use pgw_core::transaction::{
-    Body, Epoch, Gateway as GatewayId, Hub, Kind as TransactionKind, Lane, LaneName, Practice,
+    Body, Gateway as GatewayId, Hub, Kind as TransactionKind, Lane, LaneName, Practice,
 };
 use pgw_core::wire::envelope::Envelope;
 use pgw_core::wire::presence::{Event, Info, Status};
-use pgw_core::wire::receipt::{Gap, GapCode, Position, Receipt, StoreId, Stored};
+use pgw_core::wire::receipt::{Gap, GapCode, Position, Receipt, StoreId};
 use pgw_core::wire::signature::{PROPERTY, PublicKey, SigningKey};
 use pgw_core::wire::topic::{HUB_FILTERS, Kind, Root, Topic};
 use pgw_core::wire::{from_json, to_json};
@@ -100,6 +100,7 @@ impl Gateway {
             tls: Some(tls),
             state_directory: directory.path().to_owned(),
             hubs: vec![PinnedHub { hub: Hub::new("hub1").unwrap(), keys: vec![hub] }],
+            lane_hubs: BTreeMap::new(),
             keep_alive: Duration::from_secs(20),
             phase_timeout: Duration::from_secs(5),
             inflight: 1_000,
@@ -109,7 +110,6 @@ impl Gateway {
                 window_bytes: 1 << 20,
                 receipt_timeout: 2_000,
                 stall_timeout: 5_000,
-                hubs: 1,
                 confirm_on_puback: false,
             },
             reconnect: BackoffLimits { base: 20, cap: 100, first_spread: 50, proof: 20_000 },
@@ -278,8 +278,9 @@ struct State {
 
 #[derive(Default)]
 struct LaneState {
-    epoch: Option<Epoch>,
     stored: Vec<(Vec<u8>, ChainValue)>,
+    /// The line: each number of it, with its chain value.
+    values: Vec<Through>,
     seen: u64,
     gap_round: Option<(u64, u64)>,
 }
@@ -347,7 +348,9 @@ impl HubKit {
     /// As from a backup: only this many are left, and it is a new process.
     pub fn restore_to(&self, lane: &str, count: usize) {
         let mut state = self.state.lock().unwrap();
-        state.lanes.get_mut(lane).unwrap().stored.truncate(count);
+        let known = state.lanes.get_mut(lane).unwrap();
+        known.stored.truncate(count);
+        known.values.truncate(count);
         state.incarnation += 1;
         state.counter = 0;
     }
@@ -436,10 +439,8 @@ impl Serve {
             Kind::Position(lane) if !silent => {
                 let question: Position = from_json(&publish.payload).unwrap();
                 let known = state.lanes.entry(lane.to_string()).or_default();
-                if known.epoch != Some(question.epoch) {
-                    *known = LaneState { epoch: Some(question.epoch), ..LaneState::default() };
-                }
-                return vec![state.receipt(&root, &hub, &named(&lane), Some(question.nonce))];
+                let held = question.point.map(|point| known.values.contains(&point));
+                return vec![state.receipt(&root, &hub, &named(&lane), Some((question.nonce, held)))];
             }
             Kind::Transaction(lane) => {
                 let envelope =
@@ -452,8 +453,13 @@ impl Serve {
                 if silent {
                     return vec![];
                 }
-                assert_eq!(known.epoch, Some(envelope.epoch), "a transaction before the position question");
-                let expected = known.stored.len() as u64 + 1;
+                let end = known.values.last().copied();
+                let present = end.filter(|end| end.epoch == envelope.epoch);
+                if present.is_none() && envelope.sequence == 1 && envelope.link != end {
+                    let gap = Gap::new(GapCode::Link, envelope.epoch, 1, envelope.round);
+                    return vec![(root.gap(&hub, &lane), false, to_json(&gap))];
+                }
+                let expected = present.map_or(0, |end| end.through) + 1;
                 if envelope.sequence > expected {
                     if known.gap_round == Some((expected, envelope.round)) {
                         return vec![];
@@ -463,9 +469,9 @@ impl Serve {
                     return vec![(root.gap(&hub, &lane), false, to_json(&gap))];
                 }
                 if envelope.sequence == expected {
-                    let before = known.stored.last().map_or_else(
-                        || ChainValue::first(&named(&lane), envelope.epoch),
-                        |(_, chain)| *chain,
+                    let before = present.map_or_else(
+                        || ChainValue::first(&named(&lane), envelope.epoch, end.as_ref()),
+                        |end| end.chain,
                     );
                     assert_eq!(
                         before.next(envelope.sequence, envelope.digest(&publish.payload)),
@@ -473,6 +479,8 @@ impl Serve {
                         "the chain holds"
                     );
                     known.stored.push((publish.payload.to_vec(), envelope.chain));
+                    let (epoch, through) = (envelope.epoch, envelope.sequence);
+                    known.values.push(Through { epoch, through, chain: envelope.chain });
                 }
                 return vec![state.receipt(&root, &hub, &named(&lane), None)];
             }
@@ -488,19 +496,18 @@ impl State {
         root: &Root,
         hub: &Hub,
         name: &LaneName,
-        nonce: Option<String>,
+        answers: Option<(String, Option<bool>)>,
     ) -> (String, bool, Vec<u8>) {
         self.counter += 1;
         let lane = &name.lane;
-        let known = &self.lanes[lane.as_str()];
-        let epoch = known.epoch.unwrap();
-        let chain = known.stored.last().map_or_else(|| ChainValue::first(name, epoch), |(_, chain)| *chain);
+        let (nonce, holds_point) = answers.unzip();
         let receipt = Receipt {
             schema: 1,
             hub: hub.clone(),
             incarnation: self.incarnation,
             counter: self.counter,
-            epochs: vec![Stored { epoch, through: known.stored.len() as u64, chain }],
+            end: self.lanes[lane.as_str()].values.last().copied(),
+            holds_point: holds_point.flatten(),
             store: StoreId(uuid::Uuid::nil()),
             succeeds: Vec::new(),
             tail_seen: None,

@@ -1,13 +1,14 @@
 //! Transactions that came by hand-carry. The same lanes classify them, and the same groups store them, as those from the
 //! broker.
 //!
-//! Without a link a gateway cannot ask for the position. The question protects from taking the first number of a later
-//! epoch before the end of an earlier one. The bundle does so instead: it names how far each older epoch must be stored.
+//! A bundle continues the line like publishes do: one whose epoch begins elsewhere is refused, and the person who brought it
+//! carries the hub's end back to the gateway.
 
 use super::lane::Verdict;
-use super::{Committer, Lookup, Numbered, Record, Way};
+use super::{Action, Committer, Lookup, Numbered, Record, Way};
+use crate::chain::Through;
 use crate::consequence::Consequence;
-use crate::delivery::{Millis, Through};
+use crate::delivery::Millis;
 use crate::transaction::{Epoch, LaneName, Position, Sequence};
 
 /// The outcome of importing a part of a bundle.
@@ -19,8 +20,10 @@ pub struct Tally {
     pub renumbered: u64,
     /// Here already.
     pub repeated: u64,
-    /// How far the lane is stored now, epochs oldest first.
-    pub watermarks: Vec<Through>,
+    /// Of another history of this gateway: kept beside the line.
+    pub late: u64,
+    /// The end of the lane's line now.
+    pub end: Option<Through>,
 }
 
 /// Why a part was not taken. The transactions before it in the bundle are stored.
@@ -40,11 +43,11 @@ pub enum NotTaken {
         /// Its position in the outbox, where that is known: what `export --from` takes.
         position: Option<Position>,
     },
-    /// The hub has another history.
+    /// The line ends elsewhere.
     #[error(
-        "{lane}: sequence {sequence} of epoch {epoch} does not follow from the stored transactions: another history"
+        "{lane}: sequence {sequence} of epoch {epoch} does not continue what is stored here, which ends elsewhere"
     )]
-    Diverged {
+    Link {
         /// The lane.
         lane: LaneName,
         /// Its epoch.
@@ -64,6 +67,33 @@ pub enum NotTaken {
         /// The first that is not signed.
         sequence: Sequence,
     },
+    /// The centre must let it first.
+    #[error(
+        "{lane}: sequence {sequence} of epoch {epoch} {}; if that is right: practice-hub lane admit {lane}",
+        if *deleted { "stands for transactions that the gateway has deleted after they were confirmed, and that are not here" } else { "begins one epoch too many today" }
+    )]
+    Admit {
+        /// The lane.
+        lane: LaneName,
+        /// Its epoch.
+        epoch: Epoch,
+        /// Its number.
+        sequence: Sequence,
+        /// It stands for deleted transactions; else it begins an epoch too many.
+        deleted: bool,
+    },
+    /// The store lacks a part of the line, which this does not refill.
+    #[error(
+        "{lane}: sequence {sequence} of epoch {epoch} does not refill what the store has lost of this lane; if that cannot be had any more: practice-hub lane admit {lane}"
+    )]
+    Hole {
+        /// The lane.
+        lane: LaneName,
+        /// Its epoch.
+        epoch: Epoch,
+        /// Its number.
+        sequence: Sequence,
+    },
     /// The store has failed, or fails still.
     #[error("{0}: the store has failed, nothing more is taken now")]
     StoreFailed(LaneName),
@@ -78,37 +108,34 @@ impl NotTaken {
     pub fn consequence(&self) -> Consequence {
         match self {
             Self::StoreFailed(_) => Consequence::Retry,
-            Self::Missing { .. } | Self::Diverged { .. } | Self::Unsigned { .. } | Self::TooManyLanes(_) => {
-                Consequence::Refuse
-            }
+            Self::Missing { .. }
+            | Self::Link { .. }
+            | Self::Admit { .. }
+            | Self::Hole { .. }
+            | Self::Unsigned { .. }
+            | Self::TooManyLanes(_) => Consequence::Refuse,
         }
     }
 }
 
 impl<R: Record> Committer<R> {
-    /// Takes a part of one lane of a bundle, in order, and returns why it ended early, if it did. `older` says through which
-    /// sequence older epochs must be stored. The caller has flushed the group before. The records are only staged: the tally
-    /// counts, and has watermarks, when another [`super::Input::Flush`] has stored them. Then a receipt is due for the lane, so
-    /// that a gateway with a link learns of it.
+    /// Takes a part of one lane of a bundle, in order, and returns why it ended early, if it did. The caller has flushed the
+    /// group before. The records are only staged: the tally counts, and has an end, when another [`super::Input::Flush`] has
+    /// stored them. Then a receipt is due for the lane, so that a gateway with a link learns of it. `actions` gets what is to be
+    /// kept beside the line.
     ///
     /// # Errors
     /// [`NotTaken`]: nothing of it is taken.
     pub fn import(
         &mut self,
         lane: &LaneName,
-        older: impl IntoIterator<Item = (Epoch, Sequence)>,
         records: impl IntoIterator<Item = R>,
         now: Millis,
         store: &mut impl Lookup<R>,
+        actions: &mut Vec<Action<R>>,
     ) -> Result<(Tally, Option<NotTaken>), NotTaken> {
         if self.is_appending() || self.is_pausing(now) {
             return Err(NotTaken::StoreFailed(lane.clone()));
-        }
-        for (epoch, through) in older {
-            let here = self.lane(lane).map_or(0, |state| state.through(epoch));
-            if here < through {
-                return Err(missing(lane, epoch, here + 1));
-            }
         }
         if !self.know(lane, store) {
             return Err(NotTaken::TooManyLanes(lane.clone()));
@@ -119,7 +146,7 @@ impl<R: Record> Committer<R> {
         let mut wrong = None;
         for record in records {
             let Numbered { epoch, sequence, .. } = record.numbered();
-            match self.classify(&record, Way::Hand, store) {
+            match self.classify(&record, Way::Hand, now, store) {
                 Verdict::Store => {
                     staged.push(false);
                     self.stage(record);
@@ -128,20 +155,28 @@ impl<R: Record> Committer<R> {
                     staged.push(true);
                     self.stage_number(record);
                 }
+                Verdict::Rival => {
+                    staged.push(false);
+                    self.stage_rival(record);
+                }
                 Verdict::Repeat => tally.repeated += 1,
+                Verdict::Late => {
+                    tally.late += 1;
+                    actions.push(Action::KeepLate(record));
+                }
                 verdict => {
-                    wrong = Some(match verdict {
-                        Verdict::Ahead(expected) => missing(lane, epoch, expected),
-                        Verdict::Unsigned(_) => NotTaken::Unsigned { lane: lane.clone(), epoch, sequence },
-                        Verdict::Unsure => {
-                            self.note_failure(now, 1);
-                            NotTaken::StoreFailed(lane.clone())
-                        }
-                        _ => NotTaken::Diverged { lane: lane.clone(), epoch, sequence },
-                    });
+                    if verdict == Verdict::Unsure {
+                        self.note_failure(now, 1);
+                    }
+                    wrong = Some(not_taken(lane, verdict, epoch, sequence));
                     break;
                 }
             }
+        }
+        if let Some(NotTaken::Admit { epoch, .. } | NotTaken::Hole { epoch, .. }) = wrong
+            && let Some(state) = self.lanes.get_mut(lane)
+        {
+            state.carries(epoch);
         }
         let dropped = self.drop_unsigned(store);
         if let Some(first) = dropped.first() {
@@ -155,6 +190,16 @@ impl<R: Record> Committer<R> {
     }
 }
 
-fn missing(lane: &LaneName, epoch: Epoch, sequence: Sequence) -> NotTaken {
-    NotTaken::Missing { lane: lane.clone(), epoch, sequence, position: None }
+/// Why a record is not taken.
+fn not_taken(lane: &LaneName, verdict: Verdict, epoch: Epoch, sequence: Sequence) -> NotTaken {
+    let lane = lane.clone();
+    match verdict {
+        Verdict::Ahead(expected) => NotTaken::Missing { lane, epoch, sequence: expected, position: None },
+        Verdict::Unsigned(_) => NotTaken::Unsigned { lane, epoch, sequence },
+        Verdict::Unsure => NotTaken::StoreFailed(lane),
+        Verdict::Admit => NotTaken::Admit { lane, epoch, sequence, deleted: true },
+        Verdict::Epochs => NotTaken::Admit { lane, epoch, sequence, deleted: false },
+        Verdict::Hole => NotTaken::Hole { lane, epoch, sequence },
+        _ => NotTaken::Link { lane, epoch, sequence },
+    }
 }

@@ -1,35 +1,47 @@
-//! The state of one lane: which number it expects next.
+//! The state of one lane: where its line ends, and what continues it.
 
 use std::collections::VecDeque;
 
-use super::{Lookup, Missed, Numbered, Record, Way};
-use crate::chain::ChainValue;
-use crate::delivery::Through;
+use super::{Content, Lookup, Missed, Numbered, Question, Record, Refill, Way, refill};
+use crate::chain::{ChainValue, Through};
+use crate::delivery::Millis;
 use crate::transaction::{Epoch, LaneName, Sequence};
 use crate::wire::receipt::GapCode;
 
 /// Chain values of the last stored and staged numbers that are kept to check repetitions.
 const REMEMBERED: usize = 64;
+/// Epochs that a lane may begin in a day before the centre must let it.
+const EPOCHS_A_DAY: usize = 64;
+/// Epochs of a line: the store writes the end of each before every group.
+const EPOCHS_A_LINE: usize = 4_096;
+const DAY: Millis = 86_400_000;
 
 /// What the committer does with a transaction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Verdict {
     /// Store it.
     Store,
-    /// It is stored already, under an older epoch: store only that this number names it (the number must survive a
-    /// restart), not the transaction itself.
+    /// Its content is in the line already: store only that this number names it (the number must survive a restart), not the
+    /// transaction itself.
     Known,
+    /// Its id is in the line with another content: store it all the same, and say so.
+    Rival,
     /// A repetition.
     Repeat,
+    /// It does not continue the line, and everything in it is its gateway's: keep it beside the line.
+    Late,
     /// It comes too early, this number is next: ignore it.
     Ahead(Sequence),
-    /// The gateway has not asked for the position since this hub started: ignore it.
-    Unasked,
-    /// Its chain value does not follow from the stored ones, though its gateway has signed it: ignore it. This number is next.
-    Diverged(Sequence),
-    /// Its chain value does not follow from the stored ones, and its gateway has not signed it: as if it had not arrived.
-    /// This number is next.
+    /// It does not continue the line, though its gateway has signed it: ignore it.
+    Link,
+    /// Its gateway has not signed it: as if it had not arrived. This number is next.
     Unsigned(Sequence),
+    /// The centre must admit it first: it stands for transactions that are deleted.
+    Admit,
+    /// The centre must give up first what the store has lost: this does not refill it.
+    Hole,
+    /// Its gateway has begun too many epochs today.
+    Epochs,
     /// The store cannot say whether it is stored already. The lane is unchanged.
     Unsure,
 }
@@ -37,9 +49,18 @@ pub(super) enum Verdict {
 /// One lane of one gateway.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub(super) struct LaneState {
-    epochs: Vec<EpochProgress>,
-    /// The nonce of the last position question since the hub started.
-    asked: Option<String>,
+    /// Its epochs in the order of the line; the last is the one that grows.
+    line: Vec<EpochProgress>,
+    /// The last position question since the hub started.
+    question: Option<Question>,
+    /// The epoch of what a bundle has brought since then, and the centre has to admit.
+    carried: Option<Epoch>,
+    /// The epoch whose entries for deleted transactions the centre admits.
+    admits: Option<Epoch>,
+    /// When the epochs of the last day began, as far as they are stored.
+    begun: VecDeque<Millis>,
+    /// The last that is kept beside the line; the store may not have it yet.
+    late: Option<Through>,
     /// The last gap notice.
     last_notice: Option<Missed>,
 }
@@ -74,97 +95,252 @@ impl EpochProgress {
     }
 }
 
+/// How a record came, and what it is compared with.
+pub(super) struct Arrival<'a, R> {
+    pub(super) way: Way,
+    /// What is staged already.
+    pub(super) group: &'a [R],
+    pub(super) now: Millis,
+}
+
 impl LaneState {
-    /// A lane as the store has it, its epochs in the order of their first transactions. Its gateway's last question
-    /// stays: it was asked since the hub started.
-    pub(super) fn begin_again(&mut self, watermarks: Vec<Through>) {
-        self.epochs = watermarks.into_iter().map(EpochProgress::new).collect();
+    /// A lane as the store has it: where each epoch of its line ends. What its gateway has asked since the hub started stays.
+    pub(super) fn begin_again(&mut self, line: Vec<Through>) {
+        self.line = line.into_iter().map(EpochProgress::new).collect();
         self.last_notice = None;
     }
 
-    /// The gateway asks how far the hub has stored.
-    pub(super) fn ask(&mut self, nonce: String) {
-        self.asked = Some(nonce);
+    /// A record is kept beside the line.
+    pub(super) fn keeps_late(&mut self, numbered: &Numbered) {
+        let Numbered { epoch, sequence, chain, .. } = *numbered;
+        self.late = Some(Through { epoch, through: sequence, chain });
     }
 
-    /// The nonce of its last question.
-    pub(super) fn asked(&self) -> Option<&String> {
-        self.asked.as_ref()
+    /// The gateway asks where the line ends.
+    pub(super) fn ask(&mut self, question: Question) {
+        self.question = Some(question);
+        self.carried = None;
     }
 
-    /// A transaction has arrived; `group` is what is staged already. Over the link, the gateway must have asked for the
-    /// position since the hub started. By hand, it may not have asked for weeks: instead the caller has checked that the
-    /// epochs before it are here, which is what the question is for.
+    /// A bundle has brought what the centre has to admit.
+    pub(super) fn carries(&mut self, epoch: Epoch) {
+        self.carried = Some(epoch);
+    }
+
+    /// The epoch that its gateway has named last, over the link or with a bundle.
+    pub(super) fn named(&self) -> Option<Epoch> {
+        self.carried.or(self.question.as_ref().map(|question| question.epoch))
+    }
+
+    /// Its last question.
+    pub(super) fn question(&self) -> Option<&Question> {
+        self.question.as_ref()
+    }
+
+    /// The centre lets it continue, with what its gateway has named as its present epoch.
+    pub(super) fn admit(&mut self) {
+        self.admits = self.named();
+        self.begun.clear();
+    }
+
+    /// A transaction has arrived.
     pub(super) fn classify<R: Record>(
         &mut self,
         record: &R,
-        way: Way,
-        group: &[R],
+        arrival: &Arrival<'_, R>,
         store: &mut impl Lookup<R>,
     ) -> Verdict {
-        if way == Way::Link && self.asked.is_none() {
-            return Verdict::Unasked;
+        let Numbered { epoch, sequence, chain, link, .. } = record.numbered();
+        let end = self.staged();
+        let continues = end.is_some_and(|end| end.epoch == epoch);
+        let expected = if continues { end.map_or(0, |end| end.through) + 1 } else { 1 };
+        if continues && sequence > expected {
+            // Another history of this epoch goes on where it has left off.
+            let of_late = |late: Through| (late.epoch, late.through + 1) == (epoch, sequence);
+            let late = self.late.filter(|late| of_late(*late) && record.chain_after(late.chain) == chain);
+            return late.map_or(Verdict::Ahead(expected), |_| self.beside(record, arrival, store));
         }
-        let Numbered { epoch, sequence, id, chain, .. } = record.numbered();
-        let found = self.epochs.iter().rposition(|progress| progress.staged.epoch == epoch);
-        let others = self.epochs.len() > usize::from(found.is_some());
-        let progress = found.and_then(|index| self.epochs.get_mut(index));
-        let through = progress.as_ref().map_or(0, |progress| progress.staged.through);
-        if sequence > through.saturating_add(1) {
-            return Verdict::Ahead(through + 1);
+        if continues && sequence < expected {
+            return self.compared(record, arrival, store);
         }
+        let asked_about = self.question.as_ref().is_some_and(|question| question.epoch == epoch);
+        if !continues && sequence > 1 && asked_about && !self.has_epoch(epoch) {
+            // The beginning of its gateway's present epoch has not arrived.
+            return Verdict::Ahead(1);
+        }
+        let begins = !continues && sequence == 1 && link == end && !self.has_epoch(epoch);
+        let before = match end {
+            Some(end) if continues => end.chain,
+            _ if begins => ChainValue::first(record.lane(), epoch, link.as_ref()),
+            _ => return self.beside(record, arrival, store),
+        };
         // A wrong chain value says something about the gateway only if the gateway has signed it.
-        let wrong = |store: &mut _| match Lookup::signed_by(store, record, chain, way) {
-            Some(_) => Verdict::Diverged(through + 1),
-            None => Verdict::Unsigned(through + 1),
-        };
-        if sequence <= through {
-            return match progress.and_then(|progress| progress.chain(sequence)) {
-                Some(expected) if expected != chain => wrong(store),
-                _ => Verdict::Repeat,
-            };
-        }
-        let before = match &progress {
-            Some(progress) => progress.staged.chain,
-            None => ChainValue::first(record.lane(), epoch),
-        };
         if record.chain_after(before) != chain {
-            return wrong(store);
-        }
-        // Only in another epoch can an id come under a second number.
-        let known = (others && !record.is_void()).then(|| {
-            let here = |staged: &R| {
-                staged.lane() == record.lane() && !staged.is_void() && staged.numbered().id == id
+            return match self.beside(record, arrival, store) {
+                // Its number is the next one all the same: it must ask where the line ends.
+                Verdict::Repeat => Verdict::Link,
+                verdict => verdict,
             };
-            if group.iter().any(here) { Some(true) } else { store.has_id(record.lane(), id) }
-        });
-        let verdict = match known {
-            None | Some(Some(false)) => Verdict::Store,
-            Some(Some(true)) => Verdict::Known,
-            Some(None) => return Verdict::Unsure,
-        };
-        match progress {
-            Some(progress) => progress.advance(chain),
-            None => self.begin(record.lane(), epoch, chain),
         }
+        let verdict = self.content(record, arrival, store);
+        if verdict == Verdict::Unsure {
+            return verdict;
+        }
+        if let Some(waits) = self.waits(record, verdict, begins, arrival.now, store) {
+            // A person is asked only about what its gateway has signed.
+            let signed = store.signed_by(record, chain, arrival.way);
+            return if signed.is_some() { waits } else { Verdict::Unsigned(sequence) };
+        }
+        self.advance(record.lane(), &record.numbered());
         verdict
     }
 
-    /// The first number of a new epoch is staged.
-    fn begin(&mut self, lane: &LaneName, epoch: Epoch, chain: ChainValue) {
-        let first = ChainValue::first(lane, epoch);
-        let mut progress = EpochProgress::new(Through { epoch, through: 0, chain: first });
-        progress.advance(chain);
-        self.epochs.push(progress);
+    /// The record has a number that the line has: a repetition, or another history.
+    fn compared<R: Record>(
+        &self,
+        record: &R,
+        arrival: &Arrival<'_, R>,
+        store: &mut impl Lookup<R>,
+    ) -> Verdict {
+        let Numbered { epoch, sequence, chain, .. } = record.numbered();
+        let remembered = self.line.last().and_then(|progress| progress.chain(sequence));
+        let is_same = match remembered {
+            Some(stored) => stored == chain,
+            // Over a link its gateway learns with the next answer where the line ends. With a bundle a person learns it now, and
+            // may destroy what the bundle came from.
+            None if arrival.way == Way::Hand => match store.value_at(record.lane(), epoch, sequence) {
+                None => return Verdict::Unsure,
+                Some(stored) => stored == Some(chain),
+            },
+            None => true,
+        };
+        if is_same { Verdict::Repeat } else { self.beside(record, arrival, store) }
+    }
+
+    /// Whether the record, which continues the line, has to wait for the centre.
+    fn waits<R: Record>(
+        &mut self,
+        record: &R,
+        verdict: Verdict,
+        begins: bool,
+        now: Millis,
+        store: &impl Lookup<R>,
+    ) -> Option<Verdict> {
+        let Numbered { epoch, sequence, chain, .. } = record.numbered();
+        if let Some(until) = store.hole(record.lane()) {
+            let line: Vec<_> = self.line.iter().map(|progress| progress.staged).collect();
+            if refill(&line, &until, &Through { epoch, through: sequence, chain }) == Refill::Other {
+                return Some(Verdict::Hole);
+            }
+        }
+        if verdict == Verdict::Store && record.is_pruned() && self.admits != Some(epoch) {
+            return Some(Verdict::Admit);
+        }
+        self.begun.retain(|begun| now < begun.saturating_add(DAY));
+        let begun =
+            self.begun.len() + self.line.iter().filter(|progress| progress.stored.through == 0).count();
+        let too_many = begun >= EPOCHS_A_DAY || self.line.len() >= EPOCHS_A_LINE;
+        (begins && too_many).then_some(Verdict::Epochs)
+    }
+
+    /// The record continues the line: is its content in it already?
+    fn content<R: Record>(
+        &self,
+        record: &R,
+        arrival: &Arrival<'_, R>,
+        store: &mut impl Lookup<R>,
+    ) -> Verdict {
+        let Numbered { epoch, id, .. } = record.numbered();
+        // Only in another epoch can an id come under a second number.
+        if self.line.iter().all(|progress| progress.staged.epoch == epoch) {
+            return Verdict::Store;
+        }
+        let digest = record.digest();
+        let same = |staged: &&R| staged.lane() == record.lane() && staged.numbered().id == id;
+        let staged = arrival.group.iter().filter(same).fold(Content::Unknown, |found, staged| {
+            if staged.digest() == digest || found == Content::Same { Content::Same } else { Content::Other }
+        });
+        let found = match staged {
+            Content::Same => Some(Content::Same),
+            Content::Unknown => store.content(record.lane(), id, digest),
+            Content::Other => store.content(record.lane(), id, digest).map(|stored| match stored {
+                Content::Same => Content::Same,
+                _ => Content::Other,
+            }),
+        };
+        match found {
+            None => Verdict::Unsure,
+            Some(Content::Unknown) => Verdict::Store,
+            Some(Content::Same) => Verdict::Known,
+            Some(Content::Other) => Verdict::Rival,
+        }
+    }
+
+    /// The record does not continue the line: a repetition, or what another history of its gateway had here.
+    fn beside<R: Record>(&self, record: &R, arrival: &Arrival<'_, R>, store: &mut impl Lookup<R>) -> Verdict {
+        let Numbered { epoch, sequence, id, chain, link, .. } = record.numbered();
+        if store.signed_by(record, chain, arrival.way).is_none() {
+            return Verdict::Unsigned(sequence);
+        }
+        let digest = record.digest();
+        let staged = |staged: &R| {
+            staged.lane() == record.lane() && staged.numbered().id == id && staged.digest() == digest
+        };
+        if arrival.group.iter().any(staged) {
+            return Verdict::Repeat;
+        }
+        match store.content(record.lane(), id, digest) {
+            None => return Verdict::Unsure,
+            Some(Content::Same) => return Verdict::Repeat,
+            Some(_) => {}
+        }
+        // The signature is over the chain value: it proves the content only where the value before it is known.
+        let mut before = store.late_at(record.lane(), epoch, sequence - 1);
+        let just_before = self.late.filter(|late| late.epoch == epoch && late.through + 1 == sequence);
+        before.extend(just_before.map(|late| late.chain));
+        if sequence == 1 {
+            before = vec![ChainValue::first(record.lane(), epoch, link.as_ref())];
+        } else if let Some(progress) = self.line.iter().find(|progress| progress.staged.epoch == epoch) {
+            before.extend(progress.chain(sequence - 1));
+            if progress.chain(sequence - 1).is_none() && sequence <= progress.staged.through {
+                match store.value_at(record.lane(), epoch, sequence - 1) {
+                    None => return Verdict::Unsure,
+                    Some(stored) => before.extend(stored),
+                }
+            }
+        }
+        if before.into_iter().any(|before| record.chain_after(before) == chain) {
+            Verdict::Late
+        } else {
+            Verdict::Link
+        }
+    }
+
+    fn has_epoch(&self, epoch: Epoch) -> bool {
+        self.line.iter().any(|progress| progress.staged.epoch == epoch)
+    }
+
+    /// The end of the line, including what is staged.
+    fn staged(&self) -> Option<Through> {
+        self.line.last().map(|progress| progress.staged)
+    }
+
+    fn advance(&mut self, lane: &LaneName, numbered: &Numbered) {
+        let Numbered { epoch, chain, link, .. } = *numbered;
+        match self.line.last_mut().filter(|progress| progress.staged.epoch == epoch) {
+            Some(progress) => progress.advance(chain),
+            None => {
+                let first = ChainValue::first(lane, epoch, link.as_ref());
+                let mut progress = EpochProgress::new(Through { epoch, through: 0, chain: first });
+                progress.advance(chain);
+                self.line.push(progress);
+            }
+        }
     }
 
     /// Of the records that were staged since [`LaneState::begin_again`], one stays staged.
     pub(super) fn stage_again(&mut self, lane: &LaneName, numbered: &Numbered) {
-        let Numbered { epoch, chain, .. } = *numbered;
-        match self.epochs.iter_mut().rfind(|progress| progress.staged.epoch == epoch) {
-            Some(progress) => progress.advance(chain),
-            None => self.begin(lane, epoch, chain),
-        }
+        self.advance(lane, numbered);
     }
 
     /// The gap notice for a transaction that is not stored, unless it was sent for this number and round already.
@@ -181,25 +357,48 @@ impl LaneState {
     }
 
     /// Everything that was taken so far is on stable storage.
-    pub(super) fn stored(&mut self) {
-        for progress in &mut self.epochs {
+    pub(super) fn stored(&mut self, now: Millis) {
+        for progress in &mut self.line {
+            if progress.stored.through == 0 {
+                self.begun.push_back(now);
+            }
             progress.stored = progress.staged;
         }
     }
 
-    /// How far each epoch is on stable storage.
+    /// Where each epoch of the line ends on stable storage.
     pub(super) fn watermarks(&self) -> Vec<Through> {
-        self.epochs.iter().map(|progress| progress.stored).filter(|stored| stored.through > 0).collect()
+        self.line.iter().map(|progress| progress.stored).filter(|stored| stored.through > 0).collect()
+    }
+
+    /// The end of the line on stable storage.
+    pub(super) fn end(&self) -> Option<Through> {
+        self.line.iter().rev().map(|progress| progress.stored).find(|stored| stored.through > 0)
     }
 
     /// The number that an epoch expects next.
     pub(super) fn expected(&self, epoch: Epoch) -> Sequence {
-        self.through(epoch).saturating_add(1)
+        let of = self.line.iter().find(|progress| progress.stored.epoch == epoch);
+        of.map_or(0, |progress| progress.stored.through).saturating_add(1)
     }
 
-    /// How far an epoch is on stable storage.
-    pub(super) fn through(&self, epoch: Epoch) -> Sequence {
-        let of = self.epochs.iter().find(|progress| progress.stored.epoch == epoch);
-        of.map_or(0, |progress| progress.stored.through)
+    /// Whether the line on stable storage holds a point; `None`: the store cannot say now.
+    pub(super) fn holds<R>(
+        &self,
+        lane: &LaneName,
+        point: &Through,
+        store: &mut impl Lookup<R>,
+    ) -> Option<bool> {
+        let of = self.line.iter().find(|progress| progress.stored.epoch == point.epoch);
+        let Some(progress) =
+            of.filter(|progress| point.through > 0 && point.through <= progress.stored.through)
+        else {
+            return Some(false);
+        };
+        if let Some(chain) = progress.chain(point.through) {
+            return Some(chain == point.chain);
+        }
+        let stored = store.value_at(lane, point.epoch, point.through)?;
+        Some(stored == Some(point.chain))
     }
 }

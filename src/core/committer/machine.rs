@@ -2,12 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use super::lane::{LaneState, Verdict};
+use super::lane::{Arrival, LaneState, Verdict};
 use super::{
     Action, BackedUp, GroupLimits, Input, Lookup, MOST_LANES, Numbered, Record, Refusal, Statement, Way,
 };
-use crate::delivery::{Millis, Through};
-use crate::transaction::{LaneName, Sequence};
+use crate::chain::Through;
+use crate::delivery::Millis;
+use crate::transaction::{Epoch, LaneName, Sequence};
 use crate::wire::receipt::GapCode;
 
 /// The pause before a failed store is tried again: the first, and the longest.
@@ -25,8 +26,8 @@ pub struct Committer<R> {
     pub(super) way: Way,
     /// The driver is storing the group, and has not reported the outcome yet.
     appending: bool,
-    /// Lanes that get a receipt when the group is stored, with the nonce of the question that it answers.
-    due: BTreeMap<LaneName, Option<String>>,
+    /// Lanes that get a receipt when the group is stored; true: it answers the lane's last question.
+    due: BTreeMap<LaneName, bool>,
     failure: Option<StoreFailure>,
 }
 
@@ -80,15 +81,22 @@ impl<R: Record> Committer<R> {
                     self.append(store, actions);
                 }
             }
-            Input::Position { lane, nonce } => {
+            Input::Position { lane, question } => {
                 if self.know(&lane, store) {
                     if let Some(state) = self.lanes.get_mut(&lane) {
-                        state.ask(nonce.clone());
+                        state.ask(question);
                     }
-                    self.due.insert(lane, Some(nonce));
+                    self.due.insert(lane, true);
                 } else {
                     actions.push(Action::Refuse(lane, Refusal::TooManyLanes));
                 }
+            }
+            Input::Admit(lane) => {
+                if let Some(state) = self.lanes.get_mut(&lane) {
+                    state.admit();
+                }
+                // A receipt without an answer makes its gateway try again.
+                self.receipt_due(&lane);
             }
             Input::Connected => self.all_due(),
             Input::BackedUp(backed_up) => {
@@ -96,11 +104,11 @@ impl<R: Record> Committer<R> {
                 self.all_due();
             }
             Input::Flush if self.appending => {}
-            Input::Flush if self.group.is_empty() => self.answer(actions),
+            Input::Flush if self.group.is_empty() => self.answer(store, actions),
             Input::Flush => self.append(store, actions),
             // No group is under way that either could report on.
             Input::Stored | Input::StoreFailed if !self.appending => {}
-            Input::Stored => self.stored(store, actions),
+            Input::Stored => self.stored(now, store, actions),
             Input::StoreFailed => self.store_failed(now, store, actions),
         }
     }
@@ -129,6 +137,13 @@ impl<R: Record> Committer<R> {
         self.lanes.get(lane).map(LaneState::watermarks).unwrap_or_default()
     }
 
+    /// The epoch that [`Input::Admit`] would let through: the one that the lane's gateway has last named as its present one, or
+    /// that of a bundle which came after that; `None`: neither has come since the hub started.
+    #[must_use]
+    pub fn may_admit(&self, lane: &LaneName) -> Option<Epoch> {
+        self.lanes.get(lane)?.named()
+    }
+
     /// After how long the store is tried again; `None`: it works.
     #[must_use]
     pub fn retries_in(&self, now: Millis) -> Option<Millis> {
@@ -143,10 +158,6 @@ impl<R: Record> Committer<R> {
     /// A group is being stored: nothing may join it any more.
     pub(super) fn is_appending(&self) -> bool {
         self.appending
-    }
-
-    pub(super) fn lane(&self, name: &LaneName) -> Option<&LaneState> {
-        self.lanes.get(name)
     }
 
     fn transaction(
@@ -176,29 +187,50 @@ impl<R: Record> Committer<R> {
             actions.push(Action::Refuse(record.lane().clone(), Refusal::TooManyLanes));
             return;
         }
-        match self.classify(&record, Way::Link, store) {
+        let numbered = record.numbered();
+        let verdict = self.classify(&record, Way::Link, now, store);
+        match verdict {
             Verdict::Store => self.stage(record),
             Verdict::Known => self.stage_number(record),
+            Verdict::Rival => self.stage_rival(record),
             Verdict::Repeat => {
                 self.receipt_due(record.lane());
                 actions.push(Action::Repeated(record));
             }
-            // The receipt shows the gateway that the hub has restarted.
-            Verdict::Unasked => self.receipt_due(record.lane()),
+            Verdict::Late => {
+                self.gap(GapCode::Link, record.lane(), &numbered, numbered.sequence, actions);
+                actions.push(Action::KeepLate(record));
+            }
             Verdict::Ahead(expected) => {
-                self.gap(GapCode::Missing, record.lane(), &record.numbered(), expected, actions);
+                self.gap(GapCode::Missing, record.lane(), &numbered, expected, actions);
             }
             Verdict::Unsigned(expected) => {
-                self.gap(GapCode::Unverified, record.lane(), &record.numbered(), expected, actions);
-                actions.push(Action::Refuse(record.lane().clone(), Refusal::Unsigned));
+                self.refuse(&record, (GapCode::Unverified, expected), Refusal::Unsigned, actions);
             }
-            Verdict::Diverged(expected) => {
-                self.gap(GapCode::Link, record.lane(), &record.numbered(), expected, actions);
-                self.receipt_due(record.lane());
-                actions.push(Action::Refuse(record.lane().clone(), Refusal::Chain));
+            Verdict::Link => {
+                self.refuse(&record, (GapCode::Link, numbered.sequence), Refusal::Link, actions);
+            }
+            Verdict::Admit | Verdict::Hole => {
+                let why = if matches!(verdict, Verdict::Hole) { Refusal::Hole } else { Refusal::Admit };
+                self.refuse(&record, (GapCode::Admit, numbered.sequence), why, actions);
+            }
+            Verdict::Epochs => {
+                self.refuse(&record, (GapCode::Epochs, numbered.sequence), Refusal::Epochs, actions);
             }
             Verdict::Unsure => self.note_failure(now, 1),
         }
+    }
+
+    /// Says why a record is not stored.
+    fn refuse(
+        &mut self,
+        record: &R,
+        (code, expected): (GapCode, Sequence),
+        why: Refusal,
+        actions: &mut Vec<Action<R>>,
+    ) {
+        self.gap(code, record.lane(), &record.numbered(), expected, actions);
+        actions.push(Action::Refuse(record.lane().clone(), why));
     }
 
     /// Makes sure that the lane is known; `false`: its gateway has too many already.
@@ -218,10 +250,20 @@ impl<R: Record> Committer<R> {
     }
 
     /// Asks the lane what to do with a record.
-    pub(super) fn classify(&mut self, record: &R, way: Way, store: &mut impl Lookup<R>) -> Verdict {
-        let Some(state) = self.lanes.get_mut(record.lane()) else { return Verdict::Unasked };
+    pub(super) fn classify(
+        &mut self,
+        record: &R,
+        way: Way,
+        now: Millis,
+        store: &mut impl Lookup<R>,
+    ) -> Verdict {
+        let Some(state) = self.lanes.get_mut(record.lane()) else { return Verdict::Unsure };
         self.way = way;
-        state.classify(record, way, &self.group, store)
+        let verdict = state.classify(record, &Arrival { way, group: &self.group, now }, store);
+        if verdict == Verdict::Late {
+            state.keeps_late(&record.numbered());
+        }
+        verdict
     }
 
     pub(super) fn stage(&mut self, record: R) {
@@ -235,19 +277,21 @@ impl<R: Record> Committer<R> {
         self.stage(record);
     }
 
+    pub(super) fn stage_rival(&mut self, mut record: R) {
+        record.mark_rival();
+        self.stage(record);
+    }
+
     fn receipt_due(&mut self, lane: &LaneName) {
         if !self.due.contains_key(lane) {
-            self.due.insert(lane.clone(), None);
+            self.due.insert(lane.clone(), false);
         }
     }
 
     /// Every lane gets a receipt. The last answer may have been lost with the connection, so its nonce goes out again.
     fn all_due(&mut self) {
         for (name, state) in &self.lanes {
-            let question = self.due.entry(name.clone()).or_default();
-            if question.is_none() {
-                *question = state.asked().cloned();
-            }
+            *self.due.entry(name.clone()).or_default() |= state.question().is_some();
         }
     }
 
@@ -257,7 +301,7 @@ impl<R: Record> Committer<R> {
         }
         self.keep_what_is_signed(store, actions);
         if self.group.is_empty() {
-            self.answer(actions);
+            self.answer(store, actions);
         } else {
             self.appending = true;
             actions.push(Action::Append);
@@ -279,11 +323,14 @@ impl<R: Record> Committer<R> {
         }
     }
 
-    fn stored(&mut self, store: &impl Lookup<R>, actions: &mut Vec<Action<R>>) {
+    fn stored(&mut self, now: Millis, store: &mut impl Lookup<R>, actions: &mut Vec<Action<R>>) {
+        for record in self.group.iter().filter(|record| record.is_rival()) {
+            actions.push(Action::Rival(record.lane().clone(), record.numbered()));
+        }
         // Every lane of the group is due a receipt.
         for lane in self.due.keys() {
             if let Some(state) = self.lanes.get_mut(lane) {
-                state.stored();
+                state.stored(now);
                 // A store that had lost a part of a lane has more at once, when that part has come again.
                 let watermarks = store.watermarks_of(lane);
                 if watermarks != state.watermarks() {
@@ -295,11 +342,11 @@ impl<R: Record> Committer<R> {
         if let Some(failure) = self.failure.take() {
             actions.push(Action::Recovered { dropped: failure.dropped });
         }
-        self.answer(actions);
+        self.answer(store, actions);
     }
 
     /// Of the group, only what the store's watermarks cover counts.
-    fn store_failed(&mut self, now: Millis, store: &impl Lookup<R>, actions: &mut Vec<Action<R>>) {
+    fn store_failed(&mut self, now: Millis, store: &mut impl Lookup<R>, actions: &mut Vec<Action<R>>) {
         self.note_failure(now, self.group.len() as u64);
         for lane in self.due.keys() {
             if let Some(state) = self.lanes.get_mut(lane) {
@@ -308,8 +355,8 @@ impl<R: Record> Committer<R> {
         }
         self.end_group();
         // No receipt, except for an open position question.
-        self.due.retain(|_, question| question.is_some());
-        self.answer(actions);
+        self.due.retain(|_, answers| *answers);
+        self.answer(store, actions);
     }
 
     fn end_group(&mut self) {
@@ -325,16 +372,25 @@ impl<R: Record> Committer<R> {
         self.failure = Some(StoreFailure { retry_at: now + pause, pause, dropped });
     }
 
-    /// A receipt without an epoch says that the hub does not know it; without any, that nothing of the lane is stored.
-    fn answer(&mut self, actions: &mut Vec<Action<R>>) {
-        for (lane, nonce) in std::mem::take(&mut self.due) {
-            let epochs = self.watermarks_of(&lane);
-            let backup = epochs.last().zip(self.backed_up.get(&lane));
-            let backed_up_through = backup
-                .filter(|(newest, (epoch, _))| newest.epoch == *epoch)
+    fn answer(&mut self, store: &mut impl Lookup<R>, actions: &mut Vec<Action<R>>) {
+        for (lane, answers) in std::mem::take(&mut self.due) {
+            let Some(state) = self.lanes.get(&lane) else { continue };
+            let end = state.end();
+            let question = state.question().filter(|_| answers);
+            let held = |point| state.holds(&lane, &point, store);
+            let (nonce, holds_point) = match question.map(|question| (question, question.point.map(held))) {
+                None => (None, None),
+                Some((question, None)) => (Some(question.nonce.clone()), None),
+                // The store cannot say now: the gateway asks again.
+                Some((_, Some(None))) => (None, None),
+                Some((question, Some(held))) => (Some(question.nonce.clone()), held),
+            };
+            let backed_up_through = end
+                .zip(self.backed_up.get(&lane))
+                .filter(|(end, (epoch, _))| end.epoch == *epoch)
                 // A backup cannot have more than the store has, unless the store was restored from an older copy.
-                .map(|(newest, (_, through))| newest.through.min(*through));
-            actions.push(Action::Receipt(lane, Statement { epochs, backed_up_through, nonce }));
+                .map(|(end, (_, through))| end.through.min(*through));
+            actions.push(Action::Receipt(lane, Statement { end, holds_point, backed_up_through, nonce }));
         }
     }
 }

@@ -1,19 +1,18 @@
 //! The committer: what the hub stores, what it answers, and when. Sans-IO, all lanes of all gateways of one hub.
 //!
-//! The hub keeps, for each epoch of a lane, how far it has stored, and the chain value there. The next number is checked
-//! against the chain and joins the group that is stored next; a lower one is answered by the receipt again; a higher one is
-//! ignored, with one gap notice for each expected number and round. A driver gives [`Committer`] each event ([`Input`]) and
-//! carries out its [`Action`]s. It has no clock, no randomness, no files and no threads, so that the simulation and the
-//! exhaustive model drive exactly what the hub's store thread runs.
+//! A lane is one line, of which only the end grows (design section 12.2). The number after the end is checked against the chain
+//! and joins the group that is stored next; a lower one is answered by the receipt again; a higher one is ignored, with one
+//! gap notice for each expected number and round. An epoch begins only where its link is the end. A driver gives
+//! [`Committer`] each event ([`Input`]) and carries out its [`Action`]s. It has no clock, no randomness, no files and no
+//! threads, so that the simulation and the exhaustive model drive exactly what the hub's store thread runs.
 //!
 //! The rules that everything else follows from:
 //! - a receipt says what the store has on stable storage, never more: a taken transaction is *staged* until [`Input::Stored`];
 //! - after [`Input::StoreFailed`] every lane of the group begins again from the store's own watermarks;
-//! - the hub takes nothing before the gateway has asked for the position since the hub started. A transaction that was under
-//!   way to an earlier incarnation may belong to an epoch whose beginning a restored hub does not know: its first number
-//!   would look right, and overtake the end of the epoch before it;
-//! - a transaction whose id is stored under an older epoch is not stored again, only its number; a void is never a second
-//!   number of a transaction: it holds its own place, in each epoch;
+//! - a transaction whose id is in the line with the same content is not stored again, only its number; one with another content
+//!   is stored under its own number, as a rival;
+//! - what verifies and cannot continue the line is kept once beside it, as *late*: it makes no id known;
+//! - an entry for transactions that the gateway no longer has waits until the centre admits it, unless the hub has it already;
 //! - nothing is stored that its gateway has not signed. The chain value at a number proves everything before it, so only the
 //!   last transaction of each lane in a group is verified; if that fails, a verified beginning, found by bisection, is stored,
 //!   and the rest is treated as if it had not arrived.
@@ -25,8 +24,10 @@
 //! - `lane`: what one lane expects next
 //! - `machine`: [`Committer`], the group and the receipts that are due
 //! - `proof`: what of a group is signed
+//! - `hole`: what refills a lane whose store has lost a part
 //! - `import`: transactions that came to the hub by hand-carry
 
+mod hole;
 mod import;
 mod lane;
 mod machine;
@@ -34,12 +35,12 @@ mod proof;
 
 use std::collections::BTreeMap;
 
-use crate::chain::ChainValue;
-use crate::delivery::Through;
+use crate::chain::{ChainValue, Digest, Through};
 use crate::transaction::{Epoch, LaneName, Sequence, TransactionId};
 use crate::wire::receipt::GapCode;
 use crate::wire::signature::KeyId;
 
+pub use hole::{Refill, refill};
 pub use import::{NotTaken, Tally};
 pub use machine::Committer;
 
@@ -52,14 +53,20 @@ pub trait Record {
     fn lane(&self) -> &LaneName;
     /// Its names in the envelope.
     fn numbered(&self) -> Numbered;
-    /// It takes the place of transactions that are lost for good.
-    fn is_void(&self) -> bool;
+    /// It takes the place of transactions that were confirmed once and are deleted at the gateway.
+    fn is_pruned(&self) -> bool;
+    /// What is stored of it, apart from its number.
+    fn digest(&self) -> Digest;
     /// The chain value that it must have after `before`.
     fn chain_after(&self, before: ChainValue) -> ChainValue;
     /// Size of its payload.
     fn bytes(&self) -> usize;
-    /// Drops all but the number: its id is stored already.
+    /// Drops all but the number: its content is stored already.
     fn keep_only_number(&mut self);
+    /// Its id is stored already with another content.
+    fn mark_rival(&mut self);
+    /// Whether it was marked so.
+    fn is_rival(&self) -> bool;
     /// Keeps its signature as evidence, which has been verified with this key; `None`: nobody has verified it, so it proves
     /// nothing.
     fn keep_head(&mut self, by: Option<KeyId>);
@@ -78,6 +85,19 @@ pub struct Numbered {
     pub id: TransactionId,
     /// The chain value that the gateway declares for it.
     pub chain: ChainValue,
+    /// With number 1: the end of the line where its epoch begins; `None`: an empty line.
+    pub link: Option<Through>,
+}
+
+/// What the store has under an id.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Content {
+    /// Nothing.
+    Unknown,
+    /// The same content, in the lane's line.
+    Same,
+    /// Only other content.
+    Other,
 }
 
 /// How a transaction came to the hub.
@@ -91,11 +111,24 @@ pub enum Way {
 
 /// The committer's questions to its store, and to the list of gateways.
 pub trait Lookup<R> {
-    /// How far a lane is on stable storage, epochs oldest first; empty: nothing.
+    /// A lane's line on stable storage: where each epoch ends, in the order of the line; the last is the end.
     fn watermarks_of(&self, lane: &LaneName) -> Vec<Through>;
 
-    /// Whether the transaction with this id is stored in this lane, in any epoch; `None`: the store cannot say now.
-    fn has_id(&mut self, lane: &LaneName, id: TransactionId) -> Option<bool>;
+    /// Where a lane's line goes on after a part that its store has lost, as [`Lookup::watermarks_of`] would have it there;
+    /// `None`: it has lost nothing. Until then only what refills that part is stored.
+    fn hole(&self, _lane: &LaneName) -> Option<Vec<Through>> {
+        None
+    }
+
+    /// What a lane's line has under this id, as compared with this content; `None`: the store cannot say now.
+    fn content(&mut self, lane: &LaneName, id: TransactionId, digest: Digest) -> Option<Content>;
+
+    /// The chain value at a number of a lane's line, `Some(None)` where it has no such number; `None`: the store cannot say
+    /// now.
+    fn value_at(&mut self, lane: &LaneName, epoch: Epoch, sequence: Sequence) -> Option<Option<ChainValue>>;
+
+    /// The chain values at a number among what is kept beside the line.
+    fn late_at(&mut self, lane: &LaneName, epoch: Epoch, sequence: Sequence) -> Vec<ChainValue>;
 
     /// The key with which the record's gateway has signed its lane's chain at the record's number, if it is `chain` there.
     fn signed_by(&mut self, record: &R, chain: ChainValue, way: Way) -> Option<KeyId>;
@@ -118,13 +151,16 @@ pub type BackedUp = BTreeMap<LaneName, (Epoch, Sequence)>;
 pub enum Input<R> {
     /// A transaction has arrived.
     Transaction(R),
-    /// A gateway asks how far the hub has stored; from now on its transactions are taken.
+    /// A gateway asks where the hub's line ends.
     Position {
         /// Which lane it asks for.
         lane: LaneName,
-        /// The answer carries it.
-        nonce: String,
+        /// What it asks.
+        question: Question,
     },
+    /// The centre lets the lane continue: with the entries of its gateway's present epoch for deleted transactions, and with
+    /// more epochs today.
+    Admit(LaneName),
     /// A new connection is live: the broker may have lost the retained receipts, and answers.
     Connected,
     /// There is a newer backup.
@@ -135,6 +171,17 @@ pub enum Input<R> {
     Stored,
     /// The group is not; some of its lanes may be, as [`Lookup::watermarks_of`] says.
     StoreFailed,
+}
+
+/// A gateway's question.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Question {
+    /// The answer carries it.
+    pub nonce: String,
+    /// The gateway's present epoch.
+    pub epoch: Epoch,
+    /// The point that the gateway wants to know of whether the line holds it.
+    pub point: Option<Through>,
 }
 
 /// A task for the driver.
@@ -148,6 +195,10 @@ pub enum Action<R> {
     Gap(LaneName, Missed),
     /// Count a transaction that the hub does not take.
     Refuse(LaneName, Refusal),
+    /// Keep a transaction beside the line, once, by its epoch, number and chain value.
+    KeepLate(R),
+    /// Tell central IT: the transaction is stored, and so is another content under its id.
+    Rival(LaneName, Numbered),
     /// The transaction is stored already. Nothing needs to be done, unless a resend asked for it.
     Repeated(R),
     /// The store works again. The gateways still have the transactions that were not taken meanwhile.
@@ -160,9 +211,11 @@ pub enum Action<R> {
 /// The content of a receipt; the driver adds hub, incarnation, counter, time and signature.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct Statement {
-    /// Every epoch of the lane that has something on stable storage, in the order of their first transactions.
-    pub epochs: Vec<Through>,
-    /// Through which sequence of the last of `epochs` there is a backup.
+    /// The end of the lane's line on stable storage; `None`: it is empty.
+    pub end: Option<Through>,
+    /// Whether the line holds the question's point; `None`: it named none.
+    pub holds_point: Option<bool>,
+    /// Through which sequence of the end's epoch there is a backup.
     pub backed_up_through: Option<Sequence>,
     /// The nonce of the position question that it answers.
     pub nonce: Option<String>,
@@ -172,7 +225,10 @@ impl Statement {
     /// Replaces a statement that was not published yet, and answers its question too.
     #[must_use]
     pub fn instead_of(mut self, before: Option<Self>) -> Self {
-        self.nonce = self.nonce.or(before.and_then(|before| before.nonce));
+        if let (None, Some(before)) = (&self.nonce, before) {
+            // The line only grows: what it held it still holds.
+            (self.nonce, self.holds_point) = (before.nonce, before.holds_point);
+        }
         self
     }
 }
@@ -195,8 +251,14 @@ pub struct Missed {
 pub enum Refusal {
     /// The gateway has [`MOST_LANES`] already.
     TooManyLanes,
-    /// Its gateway has signed another chain value than follows here. The receipt is due, so that the gateway can compare.
-    Chain,
+    /// It does not continue the line. The gateway asks where the line ends.
+    Link,
+    /// It stands for transactions that were deleted at its gateway: the centre has to admit it first.
+    Admit,
+    /// The store lacks a part of the line, which this does not refill: the centre has to give that part up first.
+    Hole,
+    /// Its gateway has begun too many epochs today.
+    Epochs,
     /// Its gateway has not signed it, or something before it was changed on its way.
     Unsigned,
 }

@@ -1,22 +1,23 @@
 //! One lane's machine: see [`super`] for the rules and for a driver's turn.
 
+mod by_file;
 mod held;
+mod line;
 mod questions;
 mod receipts;
 mod timers;
 
 use self::held::{Held, Suspect};
+use self::line::Beginning;
 use self::questions::ASK_AGAIN;
-use super::hubs::{Claim, HubView};
+use super::hub::{HubView, Point};
 use super::window::Window;
-use super::{Action, Alarm, HeldBecause, Input, Limits, Millis, Nonce, Numbering, Reason, Receipt};
-use crate::chain::ChainValue;
-use crate::transaction::Position;
+use super::{Action, Alarm, Gone, HeldBecause, Input, Limits, Millis, Nonce, Numbering, Reason, Receipt};
+use crate::chain::{ChainValue, Through};
+use crate::transaction::{Position, Sequence};
 
 /// A head that ended so many connections by itself, or was not verified so often, is held.
 const TRIES: u32 = 3;
-/// A new epoch that could not be made durable is tried again after this.
-const FORK_AGAIN: Millis = 2_000;
 /// PUBACK reason "no matching subscribers": the hub is not connected; the connection is not at fault.
 const NO_SUBSCRIBERS: u8 = 0x10;
 
@@ -26,12 +27,17 @@ pub struct Delivery {
     limits: Limits,
     numbering: Numbering,
     tail: Position,
-    /// The lowest of the hubs' verified positions, and our chain value there (`None` only while it is looked up).
-    confirmed: Position,
+    /// What cannot be read any more, in order.
+    gone: Vec<Gone>,
+    /// The hub has the present epoch through this number, whose chain value is the second (`None` at 0).
+    confirmed: Sequence,
     chain: Option<ChainValue>,
+    /// The confirmed point: the hub has said, at some time, that its line holds it.
+    point: Option<Point>,
     backed_up: Option<Position>,
     window: Window,
-    hubs: Vec<HubView>,
+    /// `None`: a site without a hub.
+    hub: Option<HubView>,
     /// Raised at each rewind, so that a gap notice about an earlier pass causes no second one.
     round: Option<u64>,
     link: Option<Link>,
@@ -40,10 +46,13 @@ pub struct Delivery {
     missing: Option<Position>,
     /// A head that may be at fault for what went wrong: it is sent alone.
     suspect: Option<Suspect>,
-    /// A new epoch is being written: positions after this.
-    forking: Option<Position>,
-    /// When to try it again, after it could not be written.
-    fork_again: Option<Millis>,
+    /// A new epoch is being written.
+    beginning: Option<Beginning>,
+    /// When the hub's line last ended where this lane has never been, and until when the next epoch waits because of it.
+    diverged: Option<Millis>,
+    waits_until: Option<Millis>,
+    /// The hub waits for the centre before it takes what was sent.
+    waits_for_centre: bool,
     /// Receipt timeouts and stalls on the present head: each doubles the next.
     misses: u32,
     trips: u32,
@@ -53,8 +62,9 @@ pub struct Delivery {
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Link {
     nonce: Nonce,
-    /// When the question was asked, and how long its answer may take before it is asked again.
+    /// When the question was asked, about which point, and how long its answer may take before it is asked again.
     asked: Millis,
+    asked_about: Option<Point>,
     ask_again: Millis,
     maximum_bytes: Option<u64>,
     /// Publishes without a PUBACK that the broker's Receive Maximum leaves to this lane.
@@ -63,7 +73,7 @@ struct Link {
     /// How many of them went before the last rewind.
     old_unacked: u32,
     /// The broker took everything of this pass through here.
-    taken: Position,
+    taken: Sequence,
     /// Last PUBACK, confirmation, or send on a quiet link.
     moved: Millis,
     /// Size of the record at `next`, once it was offered and had no room.
@@ -87,41 +97,47 @@ pub struct Counts {
     pub held: Option<Position>,
     /// The record that can no longer be read and stops the lane.
     pub missing: Option<Position>,
-    /// Every hub has answered on this connection.
-    pub hubs_answered: bool,
+    /// The hub has answered on this connection.
+    pub answered: bool,
     /// A new epoch is being written.
-    pub forking: bool,
+    pub beginning: bool,
 }
 
 impl Delivery {
-    /// A lane as the outbox knows it: numbering, watermark with its chain value, and the last durable position.
+    /// A lane as the outbox knows it: its epochs, the confirmed point, and the last durable position.
     #[must_use]
-    pub fn new(
-        limits: Limits,
-        numbering: Numbering,
-        watermark: (Position, ChainValue),
-        tail: Position,
-    ) -> Self {
-        // A tail that lost records lies below the watermark: all that is left was confirmed.
-        let (confirmed, chain) =
-            if watermark.0 > tail { (tail, None) } else { (watermark.0, Some(watermark.1)) };
-        let hubs = if limits.confirm_on_puback { 0 } else { limits.hubs };
+    pub fn new(limits: Limits, numbering: Numbering, confirmed: Option<Point>, tail: Position) -> Self {
+        // A tail that lost records lies below the point: all that is left was confirmed.
+        let point = confirmed.map(|point| Point { position: point.position.min(tail), ..point });
+        let present = numbering.present();
+        let (confirmed, chain) = match point.filter(|point| point.at.epoch == present.epoch) {
+            Some(point) if present.positions(point.at.through).1 <= tail => {
+                (point.at.through, Some(point.at.chain))
+            }
+            Some(_) => (present.number(tail), None),
+            None => (0, None),
+        };
+        let hub = (!limits.confirm_on_puback).then(HubView::new);
         Self {
             window: Window::new(&limits, confirmed),
-            hubs: vec![HubView::new(confirmed, chain); hubs],
+            hub,
             limits,
             numbering,
             tail,
+            gone: Vec::new(),
             confirmed,
             chain,
+            point,
             backed_up: None,
             round: None,
             link: None,
             held: None,
             missing: None,
             suspect: None,
-            forking: None,
-            fork_again: None,
+            beginning: None,
+            diverged: None,
+            waits_until: None,
+            waits_for_centre: false,
             misses: 0,
             trips: 0,
         }
@@ -137,53 +153,48 @@ impl Delivery {
             Input::Committed(tail) => self.tail = self.tail.max(tail),
             Input::Offer { position, bytes, chain } => self.offer(position, bytes, chain, now, out),
             Input::Missing(position) => {
-                if self.wanted() == Some(position) && self.missing != Some(position) {
-                    self.missing = Some(position);
-                    out.push(Action::Alarm(Alarm::Missing(position)));
+                if self.wanted() == Some(position) {
+                    self.stall_at(position, out);
                 }
             }
+            Input::Gone(gone) => self.gone(gone, now, out),
             Input::PubAck { position, outcome } => self.pub_ack(position, outcome, now, out),
             Input::Receipt(receipt) => self.receipt(&receipt, now, out),
             Input::Imported(receipt) => self.imported(&receipt, now, out),
+            Input::EndByFile { end, ours, set_aside } => self.lay_out(end, ours, set_aside, out),
             Input::Gap { code, epoch, expected, round } => self.gap(code, (epoch, expected, round), now, out),
             Input::AskAgain => self.ask_again(now, out),
-            Input::ChainAt { position, chain } => self.chain_at(position, chain, now, out),
+            Input::ChainAt { epoch, sequence, chain } => self.chain_at((epoch, sequence), chain, now, out),
             Input::Renumbered(numbering) => self.renumbered(numbering, now, out),
-            Input::NotRenumbered => {
-                self.fork_again = self.forking.map(|_| now.saturating_add(FORK_AGAIN));
-            }
+            Input::NotRenumbered => self.not_renumbered(now),
             Input::ReleaseHeld => {
                 self.suspect = None;
-                self.missing = None;
                 self.release(out);
+                self.a_person_has_looked(now, out);
             }
             Input::Tick => self.tick(now, out),
         }
     }
 
-    /// The record that the driver should offer now; `None`: nothing can go now.
+    /// The record that the driver should offer now: the first position of the next number. `None`: nothing can go now.
     #[must_use]
     pub fn wanted(&self) -> Option<Position> {
-        let next = self.window.next();
+        let (next, last) = self.numbering.present().positions(self.window.next());
         let stalled = self.held.is_some_and(|held| held.position == next) || self.missing == Some(next);
         let (records, _) = self.room();
-        // A hub cannot know where an epoch ends: if the last record of this one is lost, the first of the next one
-        // would look right. So the older epoch is confirmed before the newer begins.
-        let begins_epoch = self.numbering.at(next).base == next - 1;
-        let stalled = stalled || (begins_epoch && self.window.in_flight() > 0);
-        (records > 0 && !stalled && next <= self.tail).then_some(next)
+        (records > 0 && !stalled && last <= self.tail).then_some(next)
     }
 
     /// How many records, and how many of their bytes, could be sent now: as many are worth reading ahead from
     /// [`Self::next`]. A single record may be sent even if it is larger.
     #[must_use]
     pub fn room(&self) -> (u32, u64) {
-        let Some(link) = self.link.as_ref().filter(|_| self.hubs_answered() && self.forking.is_none()) else {
+        let Some(link) = self.link.as_ref().filter(|_| self.answered() && self.beginning.is_none()) else {
             return (0, 0);
         };
         let in_flight = self.window.in_flight();
-        let alone = self.suspect.is_some_and(|suspect| suspect.position == self.confirmed + 1);
-        let size = if alone { 1 } else { self.window.size() }.min(self.hubs_window());
+        let alone = self.suspect.is_some_and(|suspect| suspect.position == self.head());
+        let size = if alone { 1 } else { self.window.size() }.min(self.hub_window());
         let records = size.saturating_sub(in_flight).min(link.receive.saturating_sub(link.unacked));
         if self.window.fits(link.waiting_bytes.max(1)) { (records, self.window.free_bytes()) } else { (0, 0) }
     }
@@ -191,7 +202,7 @@ impl Delivery {
     /// The next position that will be sent, whether there is room for it now or not.
     #[must_use]
     pub fn next(&self) -> Position {
-        self.window.next()
+        self.numbering.present().positions(self.window.next()).0
     }
 
     /// The round in which the next record would be sent now; `None`: there was no connection yet.
@@ -204,16 +215,17 @@ impl Delivery {
     #[must_use]
     pub fn deadline(&self) -> Option<Millis> {
         let link = self.link.as_ref()?;
-        let asks = self.forking.is_none() && (!self.hubs_answered() || self.hubs_window() == 0);
+        let asks = self.beginning.is_none() && (!self.answered() || self.hub_window() == 0);
         let ask = asks.then(|| link.asked.saturating_add(link.ask_again));
-        let others = [self.stalled_at(link), self.overdue_at(link), self.try_held_at(), self.fork_again];
+        let begin = self.beginning.as_ref().and_then(|beginning| beginning.again_at);
+        let others = [self.stalled_at(link), self.overdue_at(link), self.try_held_at(), begin];
         others.into_iter().chain([ask]).flatten().min()
     }
 
-    /// Everything through here is at every hub.
+    /// Everything through here is at the hub.
     #[must_use]
     pub fn confirmed(&self) -> Position {
-        self.confirmed
+        self.numbering.present().positions(self.confirmed).1
     }
 
     /// The last durable position.
@@ -238,15 +250,16 @@ impl Delivery {
             window: self.window.size(),
             held: self.held.map(|held| held.position),
             missing: self.missing,
-            hubs_answered: self.link.is_some() && self.hubs_answered(),
-            forking: self.forking.is_some(),
+            answered: self.link.is_some() && self.answered(),
+            beginning: self.beginning.is_some(),
         }
     }
 
     /// The position through which a receipt claims to confirm this lane.
     #[must_use]
     pub fn claimed_by(&self, receipt: &Receipt) -> Position {
-        Claim::new(&self.numbering, &receipt.epochs).position
+        let position = |end: Through| self.numbering.position(end.epoch, end.through);
+        receipt.end.and_then(position).unwrap_or(0)
     }
 
     /// Whether a receipt answers this connection's last question.
@@ -255,13 +268,18 @@ impl Delivery {
         self.link.as_ref().is_some_and(|link| receipt.nonce == Some(link.nonce))
     }
 
-    fn hubs_answered(&self) -> bool {
-        self.hubs.iter().all(|hub| hub.answered)
+    fn answered(&self) -> bool {
+        self.hub.as_ref().is_none_or(|hub| hub.answered)
     }
 
-    /// How many records the hubs let go beyond the last receipt; 0: the lane waits, and asks again.
-    fn hubs_window(&self) -> u32 {
-        self.hubs.iter().filter_map(|hub| hub.limits.window).min().unwrap_or(u32::MAX)
+    /// How many records the hub lets go beyond the last receipt; 0: the lane waits, and asks again.
+    fn hub_window(&self) -> u32 {
+        self.hub.as_ref().and_then(|hub| hub.limits.window).unwrap_or(u32::MAX)
+    }
+
+    /// The first position of the number after the confirmed one.
+    fn head(&self) -> Position {
+        self.numbering.present().positions(self.confirmed + 1).0
     }
 
     // ---- the connection
@@ -275,12 +293,15 @@ impl Delivery {
         out: &mut Vec<Action>,
     ) {
         self.disconnected(now, out);
+        // What a file asked for counts no more: an answer will show whether it is still needed.
+        self.beginning = None;
         // Positions, health and events share the broker's limit with the transactions.
         let receive = u32::from(receive_maximum.max(1));
         let receive = receive - (receive / 2).min(8);
         self.link = Some(Link {
             nonce,
             asked: now,
+            asked_about: self.point,
             ask_again: ASK_AGAIN,
             maximum_bytes,
             receive,
@@ -295,20 +316,21 @@ impl Delivery {
         let first = u64::from_be_bytes([0, 0, nonce[0], nonce[1], nonce[2], nonce[3], nonce[4], nonce[5]]);
         self.round = Some(self.round.map_or(first, |round| round.wrapping_add(1)));
         self.missing = None;
-        for hub in &mut self.hubs {
-            hub.imported = None;
+        if let Some(hub) = &mut self.hub {
+            // What a file claimed before counts no more: from now on only answers do.
+            hub.reset_answer();
         }
-        if self.hubs.is_empty() {
+        if self.hub.is_none() {
             self.try_too_large(out);
         } else {
-            out.push(Action::AskPosition(nonce));
+            self.publish_position(out);
         }
     }
 
     fn disconnected(&mut self, now: Millis, out: &mut Vec<Action>) {
         let Some(link) = self.link.take() else { return };
-        let head = self.confirmed + 1;
-        if self.window.in_flight() > 0 && link.taken < head {
+        let head = self.head();
+        if self.window.in_flight() > 0 && link.taken <= self.confirmed {
             // It ended with the head under way. The head is sent alone next time, to learn whether it is at fault.
             let alone = self.window.in_flight() == 1 && link.unacked == 1;
             let suspect = self.suspect_at(head);
@@ -318,10 +340,9 @@ impl Delivery {
             }
         }
         self.window.rewind();
-        // The answers on the next connection will show whether it is still a fork.
-        self.forking = None;
-        self.fork_again = None;
-        for hub in &mut self.hubs {
+        // The answer on the next connection will show whether it is still needed.
+        self.beginning = None;
+        if let Some(hub) = &mut self.hub {
             hub.reset_answer();
         }
     }
@@ -355,8 +376,8 @@ impl Delivery {
             return;
         }
         let (Some(link), Some(round)) = (&mut self.link, self.round) else { return };
-        let hubs = self.hubs.iter().filter_map(|hub| hub.limits.packet_bytes);
-        if let Some(most) = hubs.chain(link.maximum_bytes).min().filter(|most| bytes > *most) {
+        let of_hub = self.hub.as_ref().and_then(|hub| hub.limits.packet_bytes);
+        if let Some(most) = of_hub.into_iter().chain(link.maximum_bytes).min().filter(|most| bytes > *most) {
             self.hold(position, HeldBecause::TooLarge { bytes, most }, now, out);
             return;
         }
@@ -388,7 +409,7 @@ impl Delivery {
                 return;
             }
             out.push(Action::Alarm(Alarm::Refused { position, reason }));
-            if reason == NO_SUBSCRIBERS && !self.hubs.is_empty() {
+            if reason == NO_SUBSCRIBERS && self.hub.is_some() {
                 self.everything_in_doubt(now, out);
             } else {
                 self.reconnect(Reason::Refused(reason), now, out);
@@ -396,22 +417,23 @@ impl Delivery {
             return;
         }
         link.moved = now;
-        self.window.taken(position, now);
         if link.old_unacked > 0 {
             link.old_unacked -= 1;
             return;
         }
-        if position != link.taken + 1 {
+        let number = self.numbering.present().number(position);
+        self.window.taken(number, now);
+        if number != link.taken + 1 {
             return;
         }
-        link.taken = position;
-        if position == self.confirmed + 1 {
+        link.taken = number;
+        if number == self.confirmed + 1 {
             self.trips = 0;
             self.taken_by_the_broker();
         }
-        if self.limits.confirm_on_puback {
-            self.chain = self.window.chain(position).or(self.chain);
-            self.forward(position, Some(now), now, out);
+        if self.hub.is_none() {
+            self.chain = self.window.chain(number).or(self.chain);
+            self.forward(number, Some(now), now, out);
         }
     }
 }

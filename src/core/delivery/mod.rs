@@ -6,26 +6,31 @@
 //! the exhaustive model drive exactly the code that runs in the surgery.
 //!
 //! The rules that everything else follows from:
-//! - nothing is sent before every configured hub has *answered* this connection's position question: only
-//!   an answer shows that a hub was restored or that the lane has forked;
-//! - the watermark moves forward only to a position whose chain value equals ours, and back, or into a new
+//! - nothing is sent before the hub has *answered* this connection's position question: only an answer shows that it was
+//!   restored, or that its line ends elsewhere;
+//! - the watermark moves forward only to a number whose chain value equals ours, and back, or into a new
 //!   epoch, only on an answer; a retained or late receipt of a hub that has not answered only hurries a question;
+//! - the lane continues in its present epoch if the hub's line ends in it with our value, and nothing after that end needs an
+//!   entry. In every other case it begins a new epoch where the line ends, with everything after its *proven position*: the
+//!   furthest of that end and the confirmed point that this answer was asked about, as far as they are ours. What nobody has
+//!   decided about begins no epoch: the lane stalls before it;
 //! - a PUBACK is flow control, never delivery (unless the site has no hub: [`Limits::confirm_on_puback`]);
-//! - nothing is pruned but on the hubs' answers to a question that is not older than a minute: [`Action::Confirm::asked`].
+//! - nothing is pruned but on the hub's answer to a question that is not older than a minute: [`Action::Confirm::asked`].
 //!
 //! A driver's turn, for every event:
 //! 1. `handle(input, now, &mut actions)`, and do the actions in their order;
 //! 2. while [`Delivery::wanted`] names a position, [`Input::Offer`] it (or [`Input::Missing`]);
 //! 3. call again with [`Input::Tick`] at [`Delivery::deadline`].
 
-mod hubs;
+mod hub;
 mod machine;
-mod numbering;
 mod window;
 
+pub use crate::chain::Through;
+pub use crate::numbering::{Entry, EntryKind, EpochStart, Gone, Numbering, Numbers};
 pub use crate::wire::receipt::HubLimits;
+pub use hub::Point;
 pub use machine::{Counts, Delivery};
-pub use numbering::{Numbering, Renumbering};
 
 use crate::chain::ChainValue;
 use crate::transaction::{Epoch, Position, Sequence};
@@ -48,8 +53,6 @@ pub struct Limits {
     pub receipt_timeout: Millis,
     /// No progress at all for this long at least: the connection is dropped (section 7: max(this, 4 x bytes/rate)).
     pub stall_timeout: Millis,
-    /// How many hubs must have confirmed (each configured hub, by index).
-    pub hubs: usize,
     /// Site without a hub: a PUBACK confirms.
     pub confirm_on_puback: bool,
 }
@@ -57,15 +60,15 @@ pub struct Limits {
 /// A receipt as the driver verified it (signature, topic, configured hub).
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Receipt {
-    /// Index of the hub in the configuration.
-    pub hub: usize,
     /// Random at each start of the hub.
     pub incarnation: u64,
     /// Rises within an incarnation.
     pub counter: u64,
-    /// How far the hub has each epoch of this lane that it knows.
-    pub epochs: Vec<Through>,
-    /// Through which sequence of the newest epoch the hub has a backup.
+    /// The end of the lane's line at the hub; `None`: the line is empty.
+    pub end: Option<Through>,
+    /// An answer: the line holds the point that the question named.
+    pub holds_point: bool,
+    /// Through which sequence of the end's epoch the hub has a backup.
     pub backed_up_through: Option<Sequence>,
     /// The nonce of the position that it answers, if it does.
     pub nonce: Option<Nonce>,
@@ -75,17 +78,6 @@ pub struct Receipt {
     pub known_store: bool,
     /// What the hub takes.
     pub limits: HubLimits,
-}
-
-/// "This epoch is stored through `through`, whose chain value is `chain`."
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Through {
-    /// Epoch.
-    pub epoch: Epoch,
-    /// 0: nothing yet.
-    pub through: Sequence,
-    /// Chain value there.
-    pub chain: ChainValue,
 }
 
 /// An event for a lane's machine.
@@ -116,6 +108,9 @@ pub enum Input {
     },
     /// The record at this position can no longer be read (damaged or pruned).
     Missing(Position),
+    /// All positions of the lane that cannot be read any more, in order. It comes first after the machine was made, and
+    /// whenever they, or what a person has decided about them, change.
+    Gone(Vec<Gone>),
     /// The broker took the oldest unacknowledged publish of this connection, or refused it with a reason code.
     PubAck {
         /// The record's position.
@@ -128,6 +123,15 @@ pub enum Input {
     /// A verified receipt that came by file. Without a link it moves the watermark forward if its chain value is ours; on
     /// a link it is worth no more than any receipt that answers no question.
     Imported(Receipt),
+    /// A file, verified, says where the hub's line ends: a bundle is to begin there. See [`Delivery::layout`].
+    EndByFile {
+        /// The end; `None`: the line is empty.
+        end: Option<Through>,
+        /// This lane's own chain value there, if it has one.
+        ours: Option<ChainValue>,
+        /// Nothing but bundles ever leaves this store: after which position one begins where the end is not its own.
+        set_aside: Option<Position>,
+    },
     /// A verified gap notice: the hub did not store a transaction.
     Gap {
         /// Why. Only a missing one makes the machine go back: whatever else is wrong would be wrong again.
@@ -139,30 +143,50 @@ pub enum Input {
         /// Round of the transaction that showed it.
         round: u64,
     },
-    /// Something could be pruned: ask the hubs once more what they have.
+    /// Something could be pruned: ask the hub once more what it has.
     AskAgain,
     /// The answer to [`Action::LookUpChain`]; answers come in the order of the questions.
     ChainAt {
-        /// Position asked for.
-        position: Position,
-        /// Its chain value on the wire, if it can be read.
+        /// Epoch asked for.
+        epoch: Epoch,
+        /// Sequence asked for.
+        sequence: Sequence,
+        /// This lane's own chain value there; `None`: it has no such number, or cannot compute it any more.
         chain: Option<ChainValue>,
     },
     /// The answer to [`Action::NewEpoch`], once durable.
     Renumbered(Numbering),
     /// The other answer: the driver could not write it. The machine asks again later, if it still wants it then.
     NotRenumbered,
-    /// An operator wants the held record tried again, or has written off the missing record: it is a void now.
+    /// An operator wants the held record tried again.
     ReleaseHeld,
     /// Time has passed.
     Tick,
 }
 
+/// Where a bundle begins after an end that a file names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Layout {
+    /// After this position of the present epoch.
+    Continues(Position),
+    /// After this position, with a new epoch, which [`Input::EndByFile`] makes.
+    Begins(Position),
+}
+
 /// A task for the driver.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Action {
-    /// Publish a position with this nonce; the numbers are [`Delivery::confirmed`] and [`Delivery::tail`].
-    AskPosition(Nonce),
+    /// Publish a position.
+    AskPosition {
+        /// It ties the answer to this question.
+        nonce: Nonce,
+        /// The present epoch.
+        epoch: Epoch,
+        /// Accepted through this sequence of it.
+        tail: Sequence,
+        /// The confirmed point, for the hub to say whether its line holds it.
+        point: Option<Through>,
+    },
     /// Publish the offered record.
     Send {
         /// Its position.
@@ -170,20 +194,27 @@ pub enum Action {
         /// The `round` to write into the envelope.
         round: u64,
     },
-    /// Record the watermark; it goes back only on an answered position. Repeated, unchanged, when the hubs
-    /// have answered on a new connection: pruning may rely only on a watermark that was confirmed on this connection.
+    /// Record the watermark; it goes back only on an answered position. Repeated, unchanged, when the hub
+    /// has answered on a new connection: pruning may rely only on a watermark that was confirmed on this connection.
     Confirm {
         /// Through here.
         position: Position,
-        /// Chain value there.
-        chain: ChainValue,
+        /// The point of the line that says so; `None`: nothing is confirmed.
+        point: Option<Through>,
         /// Pruning early for space must not pass this.
         backed_up_through: Option<Position>,
-        /// When every hub was asked whose answer says so; `None`: it is no answer, and nothing may be pruned because of it.
+        /// When the hub was asked whose answer says so; `None`: it is no answer, and nothing may be pruned because of it.
         asked: Option<Millis>,
     },
-    /// Read the chain value at a position and answer with [`Input::ChainAt`].
-    LookUpChain(Position),
+    /// Prune nothing on what was answered before: the newest answer does not say that the hub has it.
+    Withdraw,
+    /// Compute this lane's own chain value at a number, and answer with [`Input::ChainAt`].
+    LookUpChain {
+        /// The epoch.
+        epoch: Epoch,
+        /// The number.
+        sequence: Sequence,
+    },
     /// Drop the connection and make a new one.
     Reconnect(Reason),
     /// Make positions after this a new epoch, durably, and answer with [`Input::Renumbered`], or with
@@ -191,6 +222,10 @@ pub enum Action {
     NewEpoch {
         /// The last position provably at the hub.
         after: Position,
+        /// The end of the hub's line, where it begins.
+        link: Option<Through>,
+        /// What needs a new entry: all of it is decided.
+        gone: Vec<Gone>,
     },
     /// Tell the operator.
     Alarm(Alarm),
@@ -212,12 +247,12 @@ pub enum Alarm {
     Held(Position, HeldBecause),
     /// The held record is tried again.
     Released(Position),
-    /// The hub is ahead or a chain value differs.
+    /// The hub's line ends in an epoch that is not this lane's, or with another chain value.
     Diverged {
-        /// The sequence that the hub named.
-        through: Sequence,
-        /// The position that it names here.
-        position: Position,
+        /// Its end.
+        end: Through,
+        /// The last position that is provably there.
+        proven: Position,
     },
     /// The hub was restored to an older state: these are sent again.
     HubRestored {

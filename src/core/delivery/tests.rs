@@ -1,6 +1,7 @@
 //! The machine's rules, one by one. `tests/model/simulation.rs` and `tests/model/exhaustive.rs` test them together.
 
 mod answer_tests;
+mod line_tests;
 
 use uuid::Uuid;
 
@@ -12,8 +13,8 @@ fn epoch(number: u128) -> Epoch {
     Epoch(Uuid::from_u128(number))
 }
 
-/// The box's chain value at a position, in this test's world: the epoch in front, the position behind.
-fn chain(epoch: u8, position: Position) -> ChainValue {
+/// The box's chain value at a number, in this test's world: the epoch in front, the number behind.
+fn chain(epoch: u8, position: Sequence) -> ChainValue {
     let mut value = [epoch; 32];
     value[24..].copy_from_slice(&position.to_be_bytes());
     ChainValue(value)
@@ -25,9 +26,12 @@ fn limits() -> Limits {
         window_bytes: 10_000,
         receipt_timeout: 2_000,
         stall_timeout: 5_000,
-        hubs: 1,
         confirm_on_puback: false,
     }
+}
+
+fn point(of: u8, through: Sequence) -> Through {
+    Through { epoch: epoch(of.into()), through, chain: chain(of, through) }
 }
 
 /// A machine and a driver that reads every record at once and keeps what was sent.
@@ -36,30 +40,37 @@ struct Bench {
     now: Millis,
     bytes: u64,
     nonce: Nonce,
+    /// The hub's line holds the point that it is asked about.
+    holds_point: bool,
     counter: u64,
     incarnation: u64,
     connections: u8,
     tail_seen: Option<(Epoch, Sequence)>,
     known_store: bool,
     limits: HubLimits,
+    /// How often what was answered before was withdrawn.
+    withdrawn: usize,
 }
 
 const TOO_LARGE: HeldBecause = HeldBecause::TooLarge { bytes: 100, most: 99 };
 
 impl Bench {
     fn new(limits: Limits, watermark: Position, tail: Position) -> Self {
-        let machine = Delivery::new(limits, Numbering::new(epoch(0)), (watermark, chain(0, watermark)), tail);
+        let confirmed = (watermark > 0).then(|| Point { position: watermark, at: point(0, watermark) });
+        let machine = Delivery::new(limits, Numbering::new(epoch(0)), confirmed, tail);
         Self {
             machine,
             now: 0,
             bytes: 100,
             nonce: [0; 16],
+            holds_point: true,
             counter: 0,
             incarnation: 1,
             connections: 0,
             tail_seen: None,
             known_store: true,
             limits: HubLimits::default(),
+            withdrawn: 0,
         }
     }
 
@@ -68,12 +79,18 @@ impl Bench {
         let mut out = Vec::new();
         self.machine.handle(input, self.now, &mut out);
         while let Some(position) = self.machine.wanted() {
-            let offer = Input::Offer { position, bytes: self.bytes, chain: chain(0, position) };
+            let present = self.machine.numbering().present();
+            let of = u8::try_from(present.epoch.0.as_u128()).unwrap();
+            let chain = chain(of, present.number(position));
+            let offer = Input::Offer { position, bytes: self.bytes, chain };
             self.machine.handle(offer, self.now, &mut out);
         }
-        if let Some(Action::AskPosition(nonce)) = out.iter().rfind(|a| matches!(a, Action::AskPosition(_))) {
-            self.nonce = *nonce;
-        }
+        let mut nonces = out.iter().filter_map(|a| match a {
+            Action::AskPosition { nonce, .. } => Some(*nonce),
+            _ => None,
+        });
+        self.nonce = nonces.next_back().unwrap_or(self.nonce);
+        self.withdrawn += out.extract_if(.., |action| *action == Action::Withdraw).count();
         out
     }
 
@@ -86,17 +103,17 @@ impl Bench {
         self.give(Input::Connected { nonce: [self.connections; 16], receive_maximum, maximum_bytes })
     }
 
-    fn receipt_of(&mut self, hub: usize, through: Sequence, nonce: Option<Nonce>) -> Input {
+    fn receipt_of(&mut self, through: Sequence, nonce: Option<Nonce>) -> Input {
+        self.receipt_at((through > 0).then(|| point(0, through)), nonce)
+    }
+
+    fn receipt_at(&mut self, end: Option<Through>, nonce: Option<Nonce>) -> Input {
         self.counter += 1;
-        let epochs = match through {
-            0 => vec![],
-            _ => vec![Through { epoch: epoch(0), through, chain: chain(0, through) }],
-        };
         Input::Receipt(Receipt {
-            hub,
             incarnation: self.incarnation,
             counter: self.counter,
-            epochs,
+            end,
+            holds_point: self.holds_point,
             backed_up_through: None,
             nonce,
             tail_seen: self.tail_seen,
@@ -105,13 +122,23 @@ impl Bench {
         })
     }
 
+    /// The hub answers that its line ends there.
+    fn answer_at(&mut self, end: Option<Through>) -> Vec<Action> {
+        let receipt = self.receipt_at(end, Some(self.nonce));
+        self.give(receipt)
+    }
+
+    fn chain_at(&mut self, at: Through, ours: Option<ChainValue>) -> Vec<Action> {
+        self.give(Input::ChainAt { epoch: at.epoch, sequence: at.through, chain: ours })
+    }
+
     fn receipt(&mut self, through: Sequence) -> Vec<Action> {
-        let receipt = self.receipt_of(0, through, None);
+        let receipt = self.receipt_of(through, None);
         self.give(receipt)
     }
 
     fn answer(&mut self, through: Sequence) -> Vec<Action> {
-        let receipt = self.receipt_of(0, through, Some(self.nonce));
+        let receipt = self.receipt_of(through, Some(self.nonce));
         self.give(receipt)
     }
 
@@ -145,16 +172,17 @@ fn confirmed(actions: &[Action]) -> Vec<Position> {
 }
 
 fn asked(actions: &[Action]) -> usize {
-    actions.iter().filter(|a| matches!(a, Action::AskPosition(_))).count()
+    actions.iter().filter(|a| matches!(a, Action::AskPosition { .. })).count()
 }
 
 #[test]
 fn nothing_goes_before_the_answer_and_the_window_goes_with_it() {
     let mut bench = Bench::new(limits(), 0, 9);
-    assert_eq!(bench.connect(), [Action::AskPosition([1; 16])]);
+    let question = Action::AskPosition { nonce: [1; 16], epoch: epoch(0), tail: 9, point: None };
+    assert_eq!(bench.connect(), [question]);
     assert_eq!(bench.receipt(3), [], "a retained receipt is a hint");
     assert_eq!(bench.machine.confirmed(), 0);
-    let stale = bench.receipt_of(0, 3, Some([9; 16]));
+    let stale = bench.receipt_of(3, Some([9; 16]));
     assert_eq!(bench.give(stale), [], "the answer to somebody else's question too");
     assert_eq!(sent(&bench.answer(0)), [1, 2, 3, 4]);
     assert_eq!(sent(&bench.receipt(2)), [5, 6]);
@@ -397,8 +425,8 @@ fn a_refusal_is_no_delivery() {
 fn a_restored_hub_gets_exactly_the_difference() {
     let mut bench = Bench::new(limits(), 7, 9);
     bench.connect();
-    assert_eq!(bench.answer(3), [Action::LookUpChain(3)]);
-    let actions = bench.give(Input::ChainAt { position: 3, chain: Some(chain(0, 3)) });
+    assert_eq!(bench.answer(3), [Action::LookUpChain { epoch: epoch(0), sequence: 3 }]);
+    let actions = bench.give(Input::ChainAt { epoch: epoch(0), sequence: 3, chain: Some(chain(0, 3)) });
     assert_eq!(actions[0], Action::Alarm(Alarm::HubRestored { from: 4, to: 7 }));
     assert_eq!((confirmed(&actions), sent(&actions)), (vec![3], vec![4, 5, 6, 7]));
 }
@@ -418,61 +446,9 @@ fn an_unanswered_step_back_moves_nothing() {
 fn a_mark_that_was_lost_is_found_again_without_sending() {
     let mut bench = Bench::new(limits(), 0, 9);
     bench.connect();
-    assert_eq!(bench.answer(8), [Action::LookUpChain(8)]);
-    let actions = bench.give(Input::ChainAt { position: 8, chain: Some(chain(0, 8)) });
+    assert_eq!(bench.answer(8), [Action::LookUpChain { epoch: epoch(0), sequence: 8 }]);
+    let actions = bench.give(Input::ChainAt { epoch: epoch(0), sequence: 8, chain: Some(chain(0, 8)) });
     assert_eq!((confirmed(&actions), sent(&actions)), (vec![8], vec![9]));
-}
-
-#[test]
-fn a_hub_that_is_ahead_or_has_another_chain_is_a_fork() {
-    for (through, ours) in [(12, None), (8, Some(chain(9, 8)))] {
-        let mut bench = Bench::new(limits(), 5, 9);
-        bench.connect();
-        let mut actions = bench.answer(through);
-        if let Some(ours) = ours {
-            assert_eq!(actions, [Action::LookUpChain(8)]);
-            actions = bench.give(Input::ChainAt { position: 8, chain: Some(ours) });
-        }
-        let diverged = Action::Alarm(Alarm::Diverged { through, position: through });
-        assert_eq!(actions, [diverged, Action::NewEpoch { after: 5 }], "and no watermark moved");
-        assert_eq!(bench.tick_or_none(), None, "it waits for the new epoch");
-        let numbering = bench.machine.numbering().renumbered(epoch(1), 5);
-        assert_eq!(asked(&bench.give(Input::Renumbered(numbering))), 1);
-        let actions = bench.answer(through);
-        assert_eq!((confirmed(&actions), sent(&actions)), (vec![5], vec![6, 7, 8, 9]));
-    }
-}
-
-#[test]
-fn an_epoch_begins_when_the_one_before_it_is_confirmed() {
-    let mut bench = Bench::new(limits(), 0, 9);
-    let numbering = Numbering::new(epoch(0)).renumbered(epoch(1), 2);
-    bench.machine = Delivery::new(limits(), numbering, (0, chain(0, 0)), 9);
-    bench.connect();
-    assert_eq!(sent(&bench.answer(0)), [1, 2]);
-    assert!(sent(&bench.receipt(1)).is_empty());
-    assert_eq!(sent(&bench.receipt(2)), [3, 4, 5, 6]);
-}
-
-#[test]
-fn a_fork_below_the_mark_leaves_the_beginning_of_its_epoch() {
-    let mut bench = Bench::new(limits(), 7, 9);
-    bench.connect();
-    bench.answer(4);
-    let actions = bench.give(Input::ChainAt { position: 4, chain: Some(chain(9, 4)) });
-    assert_eq!(actions.last(), Some(&Action::NewEpoch { after: 0 }));
-    let numbering = bench.machine.numbering().renumbered(epoch(1), 0);
-    bench.give(Input::Renumbered(numbering));
-    assert_eq!(bench.answer(4), [Action::LookUpChain(0)], "the value before the first is another one now");
-    let actions = bench.give(Input::ChainAt { position: 0, chain: Some(chain(1, 0)) });
-    assert_eq!((confirmed(&actions), sent(&actions)), (vec![0], vec![1, 2, 3, 4]));
-}
-
-#[test]
-fn a_tail_below_the_mark_is_a_fork_after_the_tail() {
-    let mut bench = Bench::new(limits(), 7, 5);
-    bench.connect();
-    assert_eq!(bench.answer(7).last(), Some(&Action::NewEpoch { after: 5 }));
 }
 
 #[test]
@@ -483,23 +459,6 @@ fn an_unanswered_contradiction_is_a_question_first() {
     let actions = bench.receipt(11);
     assert_eq!((asked(&actions), actions.len()), (1, 1));
     assert_eq!(sent(&bench.answer(0)), [1, 2, 3, 4], "the answer counts");
-}
-
-#[test]
-fn the_lowest_of_several_hubs_is_confirmed() {
-    let mut bench = Bench::new(Limits { hubs: 2, ..limits() }, 0, 9);
-    bench.connect();
-    assert!(sent(&bench.answer(0)).is_empty(), "the other has not answered");
-    let other = bench.receipt_of(1, 0, Some(bench.nonce));
-    assert_eq!(sent(&bench.give(other)), [1, 2, 3, 4]);
-    assert!(confirmed(&bench.receipt(4)).is_empty());
-    let other = bench.receipt_of(1, 3, None);
-    assert_eq!(confirmed(&bench.give(other)), [3]);
-    bench.give(Input::Disconnected);
-    bench.connect();
-    assert!(confirmed(&bench.answer(4)).is_empty(), "the other may have been restored");
-    let other = bench.receipt_of(1, 4, Some(bench.nonce));
-    assert_eq!(confirmed(&bench.give(other)), [4]);
 }
 
 #[test]
@@ -531,39 +490,12 @@ fn the_backup_that_a_receipt_names_reaches_the_mark() {
     let mut bench = Bench::new(limits(), 0, 9);
     bench.connect();
     bench.answer(0);
-    let Input::Receipt(mut receipt) = bench.receipt_of(0, 4, None) else { unreachable!() };
+    let Input::Receipt(mut receipt) = bench.receipt_of(4, None) else { unreachable!() };
     receipt.backed_up_through = Some(2);
     let actions = bench.give(Input::Receipt(receipt));
     let confirm =
-        Action::Confirm { position: 4, chain: chain(0, 4), backed_up_through: Some(2), asked: None };
+        Action::Confirm { position: 4, point: Some(point(0, 4)), backed_up_through: Some(2), asked: None };
     assert_eq!(actions[0], confirm);
-}
-
-impl Bench {
-    fn tick_or_none(&self) -> Option<Millis> {
-        self.machine.deadline()
-    }
-}
-
-#[test]
-fn a_new_epoch_that_could_not_be_made_is_wanted_again_only_while_it_is_a_fork() {
-    let mut bench = Bench::new(limits(), 5, 9);
-    bench.connect();
-    assert_eq!(bench.answer(12).last(), Some(&Action::NewEpoch { after: 5 }));
-    bench.give(Input::NotRenumbered);
-    let again = bench.machine.deadline().unwrap();
-    bench.now = again - 1;
-    assert_eq!(bench.give(Input::Tick), []);
-    bench.now = again;
-    assert_eq!(bench.give(Input::Tick), [Action::NewEpoch { after: 5 }]);
-    assert_eq!(bench.machine.deadline(), None, "once");
-    bench.give(Input::NotRenumbered);
-    // On the next connection the hub says something else: it was restored, and there is no fork.
-    bench.connect();
-    assert_eq!(sent(&bench.answer(5)), [6, 7, 8, 9]);
-    bench.give(Input::NotRenumbered);
-    bench.now += HOUR;
-    assert!(!bench.give(Input::Tick).iter().any(|action| matches!(action, Action::NewEpoch { .. })));
 }
 
 /// A virtual machine that was restored has its old memory: the same incarnation, a lower counter.
@@ -593,7 +525,9 @@ fn a_hub_that_was_set_back_with_its_memory_is_believed_when_it_answers() {
         bench.counter = 1;
         let actions = bench.answer(2);
         let actions = match actions.as_slice() {
-            [Action::LookUpChain(2)] => bench.give(Input::ChainAt { position: 2, chain: Some(chain(0, 2)) }),
+            [Action::LookUpChain { sequence: 2, .. }] => {
+                bench.give(Input::ChainAt { epoch: epoch(0), sequence: 2, chain: Some(chain(0, 2)) })
+            }
             _ => actions,
         };
         assert_eq!(confirmed(&actions), [2]);
@@ -609,6 +543,6 @@ fn an_answer_of_an_earlier_question_that_comes_late_is_still_ignored() {
     bench.answer(0);
     bench.receipt(3);
     bench.counter = 0;
-    let old = bench.receipt_of(0, 1, Some(late));
+    let old = bench.receipt_of(1, Some(late));
     assert_eq!(bench.give(old), [], "answered, and not asked again so soon");
 }

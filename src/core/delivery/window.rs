@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use super::{Limits, Millis};
 use crate::chain::ChainValue;
-use crate::transaction::Position;
+use crate::transaction::Sequence;
 
 /// Bytes under way on a link whose rate is not known yet (section 6: 16-64 KiB, a ping must not wait behind it).
 const UNMEASURED_BYTES: u64 = 64 * 1024;
@@ -30,9 +30,9 @@ struct Sent {
 pub(super) struct Window {
     /// Records after `confirmed`, in order; at least through `next - 1`.
     known: VecDeque<Sent>,
-    confirmed: Position,
-    next: Position,
-    /// Bytes of the positions between `confirmed` and `next`.
+    confirmed: Sequence,
+    next: Sequence,
+    /// Bytes of the numbers between `confirmed` and `next`.
     bytes: u64,
     /// Messages allowed now.
     size: u32,
@@ -55,7 +55,7 @@ struct Rate {
 }
 
 impl Window {
-    pub(super) fn new(limits: &Limits, confirmed: Position) -> Self {
+    pub(super) fn new(limits: &Limits, confirmed: Sequence) -> Self {
         let most = limits.window.max(1);
         Self {
             known: VecDeque::new(),
@@ -70,8 +70,8 @@ impl Window {
         }
     }
 
-    /// The next position to send.
-    pub(super) fn next(&self) -> Position {
+    /// The next number to send.
+    pub(super) fn next(&self) -> Sequence {
         self.next
     }
 
@@ -105,13 +105,13 @@ impl Window {
         wanted.min(self.most_bytes)
     }
 
-    fn index(&self, position: Position) -> Option<usize> {
-        usize::try_from(position.checked_sub(self.confirmed)?.checked_sub(1)?).ok()
+    fn index(&self, sequence: Sequence) -> Option<usize> {
+        usize::try_from(sequence.checked_sub(self.confirmed)?.checked_sub(1)?).ok()
     }
 
     /// Chain value of a record after the watermark, if it was sent since the watermark was there.
-    pub(super) fn chain(&self, position: Position) -> Option<ChainValue> {
-        self.known.get(self.index(position)?).map(|sent| sent.chain)
+    pub(super) fn chain(&self, sequence: Sequence) -> Option<ChainValue> {
+        self.known.get(self.index(sequence)?).map(|sent| sent.chain)
     }
 
     /// The record at `next` was sent.
@@ -125,16 +125,16 @@ impl Window {
         self.next += 1;
     }
 
-    /// The watermark moves forward to `position`, which may be beyond the last sent record.
-    pub(super) fn confirm(&mut self, position: Position) {
-        while self.confirmed < position {
+    /// The watermark moves forward to `sequence`, which may be beyond the last sent record.
+    pub(super) fn confirm(&mut self, sequence: Sequence) {
+        while self.confirmed < sequence {
             self.confirmed += 1;
             match self.known.pop_front() {
                 Some(sent) if self.confirmed < self.next => {
                     self.bytes = self.bytes.saturating_sub(sent.bytes)
                 }
                 Some(_) => {}
-                None => self.confirmed = position,
+                None => self.confirmed = sequence,
             }
             self.clean = self.clean.saturating_add(1);
         }
@@ -154,7 +154,7 @@ impl Window {
     }
 
     /// The watermark or the numbering has changed: what was known no longer holds.
-    pub(super) fn reset(&mut self, confirmed: Position) {
+    pub(super) fn reset(&mut self, confirmed: Sequence) {
         self.known.clear();
         self.confirmed = confirmed;
         self.rewind();
@@ -174,8 +174,8 @@ impl Window {
     }
 
     /// The broker has taken a record.
-    pub(super) fn taken(&mut self, position: Position, now: Millis) {
-        let bytes = self.index(position).and_then(|i| self.known.get(i)).map_or(0, |sent| sent.bytes);
+    pub(super) fn taken(&mut self, sequence: Sequence, now: Millis) {
+        let bytes = self.index(sequence).and_then(|i| self.known.get(i)).map_or(0, |sent| sent.bytes);
         let rate = &mut self.rate;
         rate.taken = rate.taken.saturating_add(bytes);
         rate.last = now;
@@ -200,14 +200,7 @@ mod tests {
     use super::*;
 
     fn limits(window: u32, window_bytes: u64) -> Limits {
-        Limits {
-            window,
-            window_bytes,
-            receipt_timeout: 1,
-            stall_timeout: 1,
-            hubs: 1,
-            confirm_on_puback: false,
-        }
+        Limits { window, window_bytes, receipt_timeout: 1, stall_timeout: 1, confirm_on_puback: false }
     }
 
     const CHAIN: ChainValue = ChainValue([7; 32]);
@@ -236,14 +229,14 @@ mod tests {
         let mut window = Window::new(&limits(8, 1_000), 0);
         window.halve();
         assert_eq!(window.size(), 4);
-        for position in 1..=4 {
+        for sequence in 1..=4 {
             window.push(1, CHAIN);
-            window.confirm(position);
+            window.confirm(sequence);
         }
         assert_eq!(window.size(), 5);
-        for position in 5..=100 {
+        for sequence in 5..=100 {
             window.push(1, CHAIN);
-            window.confirm(position);
+            window.confirm(sequence);
         }
         assert_eq!(window.size(), 8, "never beyond the limit");
         for _ in 0..9 {
@@ -278,8 +271,8 @@ mod tests {
                 window.push(1_500, CHAIN);
             }
             now += 2;
-            for position in burst * 40 + 1..=burst * 40 + 40 {
-                window.taken(position, now);
+            for sequence in burst * 40 + 1..=burst * 40 + 40 {
+                window.taken(sequence, now);
             }
             window.confirm(burst * 40 + 40);
             now += 50;

@@ -15,7 +15,7 @@ use crate::wire::limits::{ATTRIBUTES_BYTES, NAME_BYTES, TEXT_BYTES, is_carried};
 const PROPERTY_BYTES: usize = 5;
 
 /// The number on the wire and what belongs to one sending: no attributes.
-pub const NUMBERS: [&str; 6] = ["chain", "delayed", "epoch", "round", "sequence", "signature"];
+pub const NUMBERS: [&str; 7] = ["chain", "delayed", "epoch", "link", "round", "sequence", "signature"];
 
 /// Names that JSON of a CloudEvent has beside the attributes, or that are ours.
 const RESERVED: [&str; 3] = ["data", "datacontenttype", "pgw"];
@@ -153,6 +153,7 @@ mod tests {
             kind: Kind::Transaction,
             content_type: "a/b".into(),
             sender: "lab".into(),
+            given_sender: None,
             key: "MSG1".into(),
             shows_key: true,
             correlation_id: "c".into(),

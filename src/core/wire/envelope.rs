@@ -5,7 +5,7 @@
 
 use uuid::Uuid;
 
-use crate::chain::{ChainValue, Digest};
+use crate::chain::{ChainValue, Digest, Through};
 use crate::transaction::{Epoch, Kind, Lane, LaneName, Sequence, Transaction};
 use crate::wire::attributes::{Attributes, NUMBERS, source};
 use crate::wire::signature::{self, Signature, SigningKey};
@@ -24,6 +24,8 @@ pub struct Envelope {
     pub round: u64,
     /// `chain`: the value after this transaction.
     pub chain: ChainValue,
+    /// `link`, with number 1 only: the end of the line where the epoch begins; `None`: an empty line.
+    pub link: Option<Through>,
     /// `signature`: the gateway's, over this lane's chain at this number; `None`: missing or malformed, so that it proves
     /// nothing.
     pub signature: Option<Signature>,
@@ -41,7 +43,14 @@ impl Envelope {
         transaction: &Transaction,
     ) -> Self {
         let attributes = Attributes::of(lane, transaction);
-        Self { attributes, id: transaction.id.0, epoch, sequence, round, chain, signature: None }
+        Self { attributes, id: transaction.id.0, epoch, sequence, round, chain, link: None, signature: None }
+    }
+
+    /// Names the end of the line where its epoch begins, if it has number 1.
+    #[must_use]
+    pub fn linked(mut self, link: Option<Through>) -> Self {
+        self.link = link.filter(|_| self.sequence == 1);
+        self
     }
 
     /// Signs this lane's chain at this number.
@@ -63,6 +72,9 @@ impl Envelope {
         put("sequence", sequence_text(self.sequence));
         put("round", self.round.to_string());
         put("chain", self.chain.to_string());
+        if let Some(link) = &self.link {
+            put("link", link.to_string());
+        }
         if let Some(signature) = &self.signature {
             put(signature::PROPERTY, signature.to_string());
         }
@@ -89,7 +101,7 @@ impl Envelope {
         let content_type = content_type.filter(|text| !text.is_empty());
         let content_type = content_type.ok_or(WireError::Missing("content type"))?;
         let attributes = Attributes::from_properties(content_type, attributes)?;
-        let [chain, _, epoch, round, sequence, signature] = numbers;
+        let [chain, _, epoch, link, round, sequence, signature] = numbers;
         let sequence: Sequence = parse(sequence, "sequence")?;
         if sequence == 0 {
             return Err(WireError::Malformed("sequence"));
@@ -101,6 +113,7 @@ impl Envelope {
             sequence,
             round: parse(round, "round")?,
             chain: parse(chain, "chain")?,
+            link: link.map(|text| parse(Some(text), "link")).transpose()?.filter(|_| sequence == 1),
             signature: signature.and_then(|text| text.parse().ok()),
         })
     }
@@ -179,6 +192,7 @@ mod tests {
             kind: Kind::Transaction,
             content_type: "application/hl7-v2+er7".into(),
             sender: "LAB".into(),
+            given_sender: None,
             key: "7".into(),
             shows_key: true,
             correlation_id: "c".into(),

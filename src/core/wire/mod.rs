@@ -3,16 +3,17 @@
 //! - [`topic`]: every topic that either end writes or reads
 //! - [`attributes`]: what is stored of a transaction besides its numbers and its body
 //! - [`envelope`]: a transaction as a CloudEvents 1.0 MQTT binding, binary mode
+//! - [`entry`]: the entry in the place of transactions that a gateway cannot send any more
 //! - [`receipt`]: receipts, gaps and position questions: the delivery protocol's payloads
 //! - [`signature`]: Ed25519 over messages, and over a lane's head
 //! - [`said`]: which start of a gateway says something, and in which order
 //! - [`presence`]: status with will, info, events
 //! - [`command`]: a hub's orders to a gateway, and their results
 //! - [`limits`]: how long texts and packets may be
-//! - [`void`]: the entry in the place of lost records that an operator has written off
 
 pub mod attributes;
 pub mod command;
+pub mod entry;
 pub mod envelope;
 pub mod limits;
 pub mod presence;
@@ -20,7 +21,6 @@ pub mod receipt;
 pub mod said;
 pub mod signature;
 pub mod topic;
-pub mod void;
 
 use crate::transaction::Sequence;
 

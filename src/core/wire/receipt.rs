@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::chain::ChainValue;
+use crate::chain::Through;
 use crate::transaction::{Epoch, Hub, Sequence};
 use crate::wire::SCHEMA;
 use crate::wire::signature::KeyId;
@@ -18,16 +18,18 @@ pub struct Receipt {
     pub incarnation: u64,
     /// Rises within an incarnation; one that goes back is stale.
     pub counter: u64,
-    /// How far each epoch of this lane that the hub knows is stored, oldest first.
-    pub epochs: Vec<Stored>,
+    /// The end of the lane's line: what the hub has stored; `null`: nothing yet.
+    pub end: Option<Through>,
+    /// An answer: whether the line holds the point that the position named; `null`: no answer, or no point.
+    pub holds_point: Option<bool>,
     /// The identity of the hub's store.
     pub store: StoreId,
     /// Stores that this one has replaced, as an operator has stated at the hub.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub succeeds: Vec<StoreId>,
-    /// The highest tail that the gateway has named of the newest epoch; `null`: none.
+    /// The highest tail that the gateway has named of the end's epoch; `null`: none.
     pub tail_seen: Option<Sequence>,
-    /// Through which sequence of the newest epoch a backup has it; `null`: not known.
+    /// Through which sequence of the end's epoch a backup has it; `null`: not known.
     pub backed_up_through: Option<Sequence>,
     /// What the hub takes now.
     pub limits: HubLimits,
@@ -68,17 +70,6 @@ pub struct HubLimits {
     pub window: Option<u32>,
 }
 
-/// "Stored through `through`, whose chain value is `chain`."
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Stored {
-    /// Epoch.
-    pub epoch: Epoch,
-    /// 0: nothing of it yet.
-    pub through: Sequence,
-    /// Chain value at `through`.
-    pub chain: ChainValue,
-}
-
 /// `gap/{hub}/{lane}`: the hub did not store a transaction. Signed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Gap {
@@ -108,12 +99,16 @@ pub enum GapCode {
     Missing,
     /// The gateway has not signed it, or something before it was changed on its way.
     Unverified,
-    /// Its gateway has signed another chain value than follows here: its content was changed on its way, or the two have
-    /// different histories. A receipt follows, so that the gateway can compare.
+    /// The lane's line does not continue with it: its epoch begins elsewhere, or is not the line's last any more, or its
+    /// gateway has signed another chain value than follows here. The gateway asks where the line ends.
     Link,
     /// The hub takes nothing of this lane now, for a reason that is not the gateway's: its store fails, or central IT has not
     /// given the lane to this gateway.
     Later,
+    /// The gateway has begun too many epochs in a day: the next waits until central IT lets it.
+    Epochs,
+    /// An entry stands for transactions that the gateway no longer has and the hub lacks: central IT must admit that.
+    Admit,
     /// The key with which the gateway signs is not in the hub's list, or may not sign any more.
     Key,
     /// A code of a later version.
@@ -128,12 +123,12 @@ pub struct Position {
     pub schema: u32,
     /// As in its `status`.
     pub session: u64,
-    /// The gateway's current epoch.
+    /// The gateway's present epoch.
     pub epoch: Epoch,
     /// Accepted through this sequence of `epoch`.
     pub tail: Sequence,
-    /// Confirmed through here; `null`: nothing yet.
-    pub point: Option<Stored>,
+    /// The point of the line that the hub has confirmed; `null`: nothing yet.
+    pub point: Option<Through>,
     /// 16 random bytes, hexadecimal: the answer carries it.
     pub nonce: String,
 }

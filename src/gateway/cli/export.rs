@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use clap::Args;
-use pgw_bundle::receipts;
+use pgw_bundle::end::{self, EndError};
+use pgw_bundle::receipts::{self, SignedReceipt};
 use pgw_core::consequence::Consequence;
 use pgw_core::transaction::{Lane, Position};
 use pgw_durable::{NewFile, PRIVATE};
@@ -17,7 +18,7 @@ use pgw_outbox::offline::moving;
 
 use crate::config::GatewayConfig;
 use crate::control::client::{Client, failed};
-use crate::control::{Reply, Request, export_in_pieces};
+use crate::control::{Reply, Request, Source, Wanted, export_in_pieces};
 use crate::keys;
 use pgw_host::control::{ClientError, NotDone};
 
@@ -34,6 +35,10 @@ pub struct Export {
     /// Start at this position; at the oldest waiting one if left out.
     #[arg(long, value_name = "POSITION")]
     pub from: Option<Position>,
+    /// Begin where the hub's line of a lane ends: the file that `practice-hub import` has written beside a bundle which did not
+    /// continue it. Once for each lane. With `--from` only for a store that was set aside.
+    #[arg(long, value_name = "FILE")]
+    pub end: Vec<PathBuf>,
     /// Read this store that was set aside; the daemon may run.
     #[arg(long, value_name = "DIRECTORY")]
     pub store: Option<PathBuf>,
@@ -59,6 +64,18 @@ fn begin(to: &Path) -> io::Result<NewFile> {
     NewFile::begin(&to.with_file_name(name), PRIVATE)
 }
 
+/// The files that say where the hub's lines end.
+fn ends(files: &[PathBuf], err: &mut dyn Write) -> Result<Vec<SignedReceipt>, Exit> {
+    let read = |file: &PathBuf| {
+        let read = File::open(file).map_err(EndError::Io).and_then(|mut file| end::read(&mut file));
+        read.map_err(|error| {
+            let _ = writeln!(err, "cannot use {}: {error}", file.display());
+            if matches!(error, EndError::Io(_)) { Exit::Files } else { Exit::Refused }
+        })
+    };
+    files.iter().map(read).collect()
+}
+
 /// Runs `export`, through the daemon, or from a store that no daemon has open.
 pub fn export(config: &GatewayConfig, command: &Export, out: &mut dyn Write, err: &mut dyn Write) -> Exit {
     let cannot = |err: &mut dyn Write, error: &io::Error| {
@@ -71,6 +88,18 @@ pub fn export(config: &GatewayConfig, command: &Export, out: &mut dyn Write, err
         };
         Exit::Files
     };
+    if command.from.is_some() && !command.end.is_empty() && command.store.is_none() {
+        let _ = writeln!(
+            err,
+            "--from cannot be used with --end, which says where the lane begins, except with --store"
+        );
+        return Exit::Usage;
+    }
+    let ends = match ends(&command.end, err) {
+        Ok(ends) => ends,
+        Err(exit) => return exit,
+    };
+    let wanted = Wanted { lane: command.lane.clone(), from: command.from, ends };
     let mut bundle = match begin(&command.to) {
         Ok(bundle) => bundle,
         Err(error) => return cannot(err, &error),
@@ -97,19 +126,7 @@ pub fn export(config: &GatewayConfig, command: &Export, out: &mut dyn Write, err
         }
         _ => {}
     };
-    let connected = match command.store {
-        Some(_) => None,
-        None => Some(Client::connect(&config.control.socket)),
-    };
-    let asked = match connected {
-        Some(Ok(mut client)) => {
-            let request = Request::Export { lane: command.lane.clone(), from: command.from };
-            let asked = client.ask(&request, |reply| each(reply, err));
-            asked.map_err(|error| failed(err, &error))
-        }
-        None | Some(Err(ClientError::Unreachable { .. })) => from_stopped(config, command, &mut each, err),
-        Some(Err(error)) => Err(failed(err, &error)),
-    };
+    let asked = ask(config, command, &wanted, &mut each, err);
     shown.clear(err);
     if let Err(exit) = asked {
         return exit;
@@ -130,10 +147,34 @@ pub fn export(config: &GatewayConfig, command: &Export, out: &mut dyn Write, err
     if stopped { Exit::Refused } else { Exit::Done }
 }
 
+/// Through the daemon, if it has the store open.
+fn ask(
+    config: &GatewayConfig,
+    command: &Export,
+    wanted: &Wanted,
+    each: &mut dyn FnMut(Reply, &mut dyn Write),
+    err: &mut dyn Write,
+) -> Result<(), Exit> {
+    let connected = match command.store {
+        Some(_) => None,
+        None => Some(Client::connect(&config.control.socket)),
+    };
+    match connected {
+        Some(Ok(mut client)) => {
+            let Wanted { lane, from, ends } = wanted.clone();
+            let asked = client.ask(&Request::Export { lane, from, ends }, |reply| each(reply, err));
+            asked.map_err(|error| failed(err, &error))
+        }
+        None | Some(Err(ClientError::Unreachable { .. })) => from_stopped(config, command, wanted, each, err),
+        Some(Err(error)) => Err(failed(err, &error)),
+    }
+}
+
 /// Opens the store; its lock shows whether a daemon has it open.
 fn from_stopped(
     config: &GatewayConfig,
     command: &Export,
+    wanted: &Wanted,
     each: &mut dyn FnMut(Reply, &mut dyn Write),
     err: &mut dyn Write,
 ) -> Result<(), Exit> {
@@ -151,13 +192,13 @@ fn from_stopped(
             writeln!(err, "no daemon is running, and there is no store in {}", settings.directory.display());
         return Err(Exit::Unreachable);
     }
+    let source = if command.store.is_some() { Source::SetAside } else { Source::Stopped };
     let store = settings.directory.clone();
     let outbox = Outbox::open(settings, keys).map_err(|error| fail(err, &error, error.consequence()))?;
-    let done =
-        export_in_pieces(&outbox, &config.control, command.lane.as_ref(), command.from, &mut |reply| {
-            each(reply, err);
-            std::ops::ControlFlow::Continue(())
-        });
+    let done = export_in_pieces(&outbox, &config.control, source, wanted, &mut |reply| {
+        each(reply, err);
+        std::ops::ControlFlow::Continue(())
+    });
     outbox.close();
     moving::give_to_owner(&store).map_err(|error| fail(err, &error, error.consequence()))?;
     done.map_err(|error| fail(err, &error, error.consequence()))

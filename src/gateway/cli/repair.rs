@@ -113,12 +113,6 @@ fn write_report(out: &mut dyn Write, report: &RepairReport, command: &Repair) ->
     for lane in &report.lanes {
         write_lane(out, report, lane, command)?;
     }
-    for lane in &report.renumbered {
-        writeln!(
-            out,
-            "{lane}: unconfirmed transactions have new numbers, because the old ones left out the recovered records"
-        )?;
-    }
     let work = !report.remade.is_empty() || report.lanes.iter().any(|lane| !lane.rewritten.is_empty());
     match (report.done, work) {
         (false, false) => writeln!(out, "Nothing was changed, and nothing can be recovered."),

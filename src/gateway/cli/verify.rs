@@ -74,12 +74,12 @@ fn write_verdict(out: &mut dyn Write, verdict: &LaneVerification) -> std::io::Re
         }
     }
     match verdict.agrees_with_hub {
-        Some(true) => writeln!(out, "  the hub confirmed this chain")?,
+        Some(true) => writeln!(out, "  the hub confirmed these transactions")?,
         Some(false) => writeln!(out, "  the hub confirmed ANOTHER chain value at the watermark")?,
         None => {}
     }
     match &verdict.chain {
-        Some(chain) => writeln!(out, "  chain {chain}"),
+        Some(chain) => writeln!(out, "  chain over positions {chain}"),
         None => Ok(()),
     }
 }

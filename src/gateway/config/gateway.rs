@@ -1,5 +1,6 @@
 //! `gateway.toml`, checked.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -14,7 +15,7 @@ use pgw_outbox::{self as outbox, LaneSettings};
 use toml::Spanned;
 
 use crate::config::raw::{RawGateway, RawLane, RawOutbox};
-use crate::config::uplink::{Confirm, Link, hubs, recipients, uplink};
+use crate::config::uplink::{Confirm, Link, hubs, lane_hubs, recipients, uplink};
 use crate::config::{doors, events, folder};
 use crate::control::ControlConfig;
 use crate::ingest::folder::config::FolderDoorConfig;
@@ -83,18 +84,16 @@ impl GatewayConfig {
 
     fn checked(source: &Source, file: &Path) -> Result<Self, ConfigError> {
         let raw: RawGateway = source.parse()?;
-        let practice_text =
-            source.required("practice", raw.practice, "an ODS code, for example \"B86022\"")?;
-        let gateway_text =
-            source.required("gateway", raw.gateway, "an id unique in the practice: \"gw1\"")?;
-        let practice: Practice = source.parsed("practice", &practice_text)?;
-        let gateway: Gateway = source.parsed("gateway", &gateway_text)?;
+        let practice = source.required("practice", raw.practice, "an ODS code, for example \"B86022\"")?;
+        let practice: Practice = source.parsed("practice", &practice)?;
+        let gateway = source.required("gateway", raw.gateway, "an id unique in the practice: \"gw1\"")?;
+        let gateway: Gateway = source.parsed("gateway", &gateway)?;
         let data_directory =
             source.path(&raw.data_directory.unwrap_or_else(|| "/var/lib/practice-gateway".into()));
-        let lanes = lanes(source, raw.lane)?;
-        let mut outbox =
-            outbox_settings(source, raw.outbox, &data_directory, practice.clone(), gateway.clone(), lanes)?;
-        outbox.types = events::types(source, &raw.events)?;
+        let (lanes, hub_names) = lanes(source, raw.lane)?;
+        let types = events::types(source, &raw.events)?;
+        let (owner, box_id) = (practice.clone(), gateway.clone());
+        let outbox = outbox_settings(source, raw.outbox, &data_directory, owner, box_id, lanes, types)?;
         let mllp = raw.mllp.into_iter().map(|door| doors::mllp(source, door, &outbox));
         let mllp = mllp.collect::<Result<Vec<_>, _>>()?;
         let http = raw.http.into_iter().map(|door| doors::http(source, door, &outbox));
@@ -107,18 +106,21 @@ impl GatewayConfig {
             source.number("ingest.memory_bytes", raw.ingest.memory_bytes, 64 << 20, 1 << 20..=4 << 30)?;
         let recipients = recipients(source, &raw.hub)?;
         let hubs = hubs(source, raw.hub)?;
-        let link = uplink(source, raw.uplink, hubs.len())?;
+        let link = uplink(source, raw.uplink)?;
         if hubs.is_empty() && link.confirm == Confirm::Receipt {
             return Err(source.missing(
                 "[[hub]]",
                 "there for each hub that must confirm (or uplink.confirm = \"puback\")",
             ));
         }
-        let open = [("mllp", mllp.len()), ("http", http.len()), ("folder", folders.len()), ("control", 1)];
-        let interfaces = open.iter().filter(|(_, doors)| *doors > 0).map(|(name, _)| *name).collect();
+        let interfaces = interfaces(&[("mllp", mllp.len()), ("http", http.len()), ("folder", folders.len())]);
         let health_interval =
             source.seconds("health.interval_seconds", raw.health.interval_seconds, 60.0, 0.1..=3600.0)?;
-        let mut uplink = uplink_settings(source, link, hubs, &outbox, &data_directory, interfaces);
+        let lane_hubs = lane_hubs(source, &outbox.lanes, &hub_names, &hubs)?;
+        let hub_at = |(lane, hub): (&Lane, &usize)| Some((lane.clone(), hubs.get(*hub)?.clone()));
+        let pinned = lane_hubs.iter().filter_map(hub_at).collect();
+        let mut uplink =
+            uplink_settings(source, link, (hubs, lane_hubs), &outbox, &data_directory, interfaces);
         uplink.info.health_interval_seconds = health_interval.as_secs_f64();
         let signing_key_file =
             source.path(&raw.signing_key_file.unwrap_or_else(|| "/etc/practice-gateway/signing.key".into()));
@@ -136,6 +138,7 @@ impl GatewayConfig {
                 gateway: outbox.gateway.clone(),
                 max_body_bytes: outbox.max_body_bytes,
                 recipients,
+                lane_hubs: pinned,
                 signing_key_file,
             },
             data_directory,
@@ -151,10 +154,16 @@ impl GatewayConfig {
     }
 }
 
+/// What a gateway says of its doors: those that are open, and the control socket.
+fn interfaces(doors: &[(&'static str, usize)]) -> Vec<&'static str> {
+    let open = doors.iter().filter(|(_, doors)| *doors > 0).map(|(name, _)| *name);
+    open.chain(["control"]).collect()
+}
+
 fn uplink_settings(
     source: &Source,
     link: Link,
-    hubs: Vec<PinnedHub>,
+    (hubs, lane_hubs): (Vec<PinnedHub>, BTreeMap<Lane, usize>),
     outbox: &outbox::OutboxSettings,
     data_directory: &Path,
     interfaces: Vec<&str>,
@@ -184,6 +193,7 @@ fn uplink_settings(
         tls: Some(link.tls),
         state_directory: data_directory.join("uplink"),
         hubs,
+        lane_hubs,
         keep_alive: link.keep_alive,
         phase_timeout: link.phase_timeout,
         inflight: link.inflight,
@@ -194,9 +204,13 @@ fn uplink_settings(
     }
 }
 
-fn lanes(source: &Source, raw: Vec<RawLane>) -> Result<Vec<LaneSettings>, ConfigError> {
+/// The lanes, and the names of hubs that some of them have.
+type Lanes = (Vec<LaneSettings>, Vec<(Lane, Spanned<String>)>);
+
+fn lanes(source: &Source, raw: Vec<RawLane>) -> Result<Lanes, ConfigError> {
     const KEY: &str = "lane.name";
     let mut lanes: Vec<LaneSettings> = Vec::new();
+    let mut hubs = Vec::new();
     for entry in raw {
         let name = source.required(KEY, entry.name, "a name, for example \"clinical\"")?;
         let lane: Lane = source.parsed(KEY, &name)?;
@@ -206,13 +220,14 @@ fn lanes(source: &Source, raw: Vec<RawLane>) -> Result<Vec<LaneSettings>, Config
         if lanes.len() == 16 {
             return Err(source.wrong(KEY, &name, "one of at most 16 lanes"));
         }
+        hubs.extend(entry.hub.map(|hub| (lane.clone(), hub)));
         lanes.push(LaneSettings { lane, urgent: entry.urgent.unwrap_or(false) });
     }
     if lanes.is_empty() {
         let name = Spanned::new(0..0, String::from("clinical"));
         lanes.push(LaneSettings { lane: source.parsed(KEY, &name)?, urgent: false });
     }
-    Ok(lanes)
+    Ok((lanes, hubs))
 }
 
 fn outbox_settings(
@@ -222,6 +237,7 @@ fn outbox_settings(
     practice: Practice,
     gateway: Gateway,
     lanes: Vec<LaneSettings>,
+    types: outbox::TypeAffixes,
 ) -> Result<outbox::OutboxSettings, ConfigError> {
     const MIB: u64 = 1 << 20;
     const TIB: u64 = 1 << 40;
@@ -236,7 +252,7 @@ fn outbox_settings(
         practice,
         gateway,
         lanes,
-        types: outbox::TypeAffixes::default(),
+        types,
         segment_records: source.number(
             "outbox.segment_records",
             raw.segment_records,

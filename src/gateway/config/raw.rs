@@ -57,6 +57,7 @@ pub(super) struct RawControl {
 pub(super) struct RawLane {
     pub(super) name: Text,
     pub(super) urgent: Option<bool>,
+    pub(super) hub: Text,
 }
 
 #[derive(Deserialize)]

@@ -1,11 +1,12 @@
 //! `[uplink]` and `[[hub]]` of `gateway.toml`, checked.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use pgw_bundle::keys::Recipient;
 use pgw_core::delivery::{Limits, Millis};
-use pgw_core::transaction::Hub;
+use pgw_core::transaction::{Hub, Lane};
 use pgw_core::wire::limits;
 use pgw_core::wire::signature::PublicKey;
 use pgw_host::config::ConfigError;
@@ -13,6 +14,8 @@ use pgw_host::config::Source;
 use pgw_host::config::Upstream;
 use pgw_link::backoff::BackoffLimits;
 use pgw_link::tls::TlsFiles;
+use pgw_outbox::LaneSettings;
+use toml::Spanned;
 
 use crate::config::raw::{RawHubKey, RawUplink};
 use crate::uplink::PinnedHub;
@@ -39,7 +42,7 @@ pub(super) struct Link {
     pub(super) reconnect: BackoffLimits,
 }
 
-pub(super) fn uplink(source: &Source, raw: RawUplink, hubs: usize) -> Result<Link, ConfigError> {
+pub(super) fn uplink(source: &Source, raw: RawUplink) -> Result<Link, ConfigError> {
     let file = |key: &str, given: Option<PathBuf>| {
         source.required(key, given, "the path of a PEM file").map(|path| source.path(&path))
     };
@@ -77,7 +80,6 @@ pub(super) fn uplink(source: &Source, raw: RawUplink, hubs: usize) -> Result<Lin
             window_bytes: source.number("uplink.window_bytes", raw.window_bytes, 4 << 20, 1024..=1 << 30)?,
             receipt_timeout: millis("uplink.receipt_seconds", raw.receipt_seconds, 10.0, 0.1..=600.0)?,
             stall_timeout: millis("uplink.stall_seconds", raw.stall_seconds, 5.0, 0.1..=600.0)?,
-            hubs,
             confirm_on_puback: confirm == Confirm::Puback,
         },
         reconnect: BackoffLimits {
@@ -92,6 +94,43 @@ pub(super) fn uplink(source: &Source, raw: RawUplink, hubs: usize) -> Result<Lin
             proof: millis("uplink.settled_seconds", raw.settled_seconds, 25.0, 0.0..=600.0)?,
         },
     })
+}
+
+/// The hub, by its index, to which each lane is delivered: `names` are those that the configuration gives.
+pub(super) fn lane_hubs(
+    source: &Source,
+    lanes: &[LaneSettings],
+    names: &[(Lane, Spanned<String>)],
+    hubs: &[PinnedHub],
+) -> Result<BTreeMap<Lane, usize>, ConfigError> {
+    let of = |lane: &Lane| {
+        let given = names.iter().find(|(named, _)| named == lane);
+        hub_of(source, given.map(|(_, name)| name), hubs)
+    };
+    lanes.iter().map(|settings| Ok((settings.lane.clone(), of(&settings.lane)?))).collect()
+}
+
+fn hub_of(
+    source: &Source,
+    given: Option<&Spanned<String>>,
+    hubs: &[PinnedHub],
+) -> Result<usize, ConfigError> {
+    const KEY: &str = "lane.hub";
+    let names = || hubs.iter().map(|known| known.hub.as_str()).collect::<Vec<_>>().join(", ");
+    match given {
+        Some(name) => {
+            let hub: Hub = source.parsed(KEY, name)?;
+            let known = hubs.iter().position(|known| known.hub == hub);
+            known.ok_or_else(|| {
+                source.wrong(KEY, name, format!("the name of a [[hub]] of this file: {}", names()))
+            })
+        }
+        None if hubs.len() > 1 => Err(source.missing(
+            KEY,
+            &format!("in each [[lane]], because a lane goes to exactly one of the hubs: {}", names()),
+        )),
+        None => Ok(0),
+    }
 }
 
 /// The recipients of bundles: the hubs that have an age recipient.

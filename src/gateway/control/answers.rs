@@ -82,12 +82,16 @@ fn entries(
     last: Position,
     each: &mut dyn FnMut(ListedTransaction) -> ControlFlow<()>,
 ) -> Result<ControlFlow<()>, RequestError> {
-    let confirmed = listing::confirmed(outbox, lane);
+    let (numbering, confirmed) = (outbox.numbering(lane), listing::confirmed(outbox, lane));
     for batch in listing::batches(outbox, lane, from, last) {
         let batch = batch?;
         let missing = batch.records.is_empty().then_some(batch.first);
-        let missing = missing.map(|position| ListedTransaction::gone(lane.clone(), position, confirmed));
-        let there = batch.records.iter().map(|one| ListedTransaction::stored(lane.clone(), one, confirmed));
+        let missing = missing.map(|position| {
+            ListedTransaction::gone(lane.clone(), position, outbox.is_at_hub(lane, position))
+        });
+        let there = batch.records.iter().filter_map(|one| {
+            Some(ListedTransaction::stored(lane.clone(), one, numbering.as_ref()?, confirmed))
+        });
         for entry in missing.into_iter().chain(there) {
             if each(entry).is_break() {
                 return Ok(ControlFlow::Break(()));

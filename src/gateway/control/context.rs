@@ -1,5 +1,6 @@
 //! What the clients of the control socket share, and the socket's configuration.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,7 +13,8 @@ use pgw_host::secret::KeyError;
 use pgw_outbox::{Outbox, ReadError, Refusal};
 
 use crate::ingest::{Budget, Counters, StatusSource};
-use crate::uplink::Orders;
+use crate::layout::LayoutError;
+use crate::uplink::{Orders, PinnedHub};
 
 /// How long a body waits for the memory that all doors share.
 pub(super) const BUDGET_WAIT: Duration = Duration::from_secs(2);
@@ -30,6 +32,8 @@ pub struct ControlConfig {
     pub max_body_bytes: u64,
     /// The hubs that can open a bundle.
     pub recipients: Vec<Recipient>,
+    /// The hub of each lane, whose file says where its line ends.
+    pub lane_hubs: BTreeMap<Lane, PinnedHub>,
     /// The key that signs bundles; a systemd credential takes precedence.
     pub signing_key_file: PathBuf,
 }
@@ -77,6 +81,9 @@ pub(crate) enum RequestError {
     /// The bundle could not be made.
     #[error(transparent)]
     Export(#[from] crate::export::ExportError),
+    /// The bundle cannot begin where the file says.
+    #[error(transparent)]
+    Layout(#[from] LayoutError),
     /// The thread that worked on it has panicked.
     #[error("{0}: a bug in this program, see its log")]
     Panicked(&'static str),
@@ -96,6 +103,7 @@ impl RequestError {
             Self::Read(error) => error.consequence(),
             Self::Refused(refusal) => refusal.consequence(),
             Self::Export(error) => error.consequence(),
+            Self::Layout(error) => error.consequence(),
             Self::Panicked(_) => Consequence::BUG,
         }
     }

@@ -1,10 +1,12 @@
 //! Hand-carry through the control socket: a bundle is sent in pieces.
 
+use std::collections::BTreeMap;
 use std::io::{self, Write};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use pgw_bundle::bundle::Writer;
+use pgw_bundle::receipts::SignedReceipt;
 use pgw_bundle::seal::Encryptor;
 use pgw_core::transaction::{Lane, Position};
 use pgw_outbox::Outbox;
@@ -15,6 +17,9 @@ use crate::control::{PIECE_BYTES, Reply};
 use crate::export;
 use crate::export::ExportError;
 use crate::keys;
+use crate::layout::{self, LayoutError};
+use crate::listing;
+use crate::uplink::{OrderError, Orders};
 
 /// Cuts the bytes written to it into pieces for the client.
 struct Pieces<'a, 'b> {
@@ -51,28 +56,69 @@ impl Write for Pieces<'_, '_> {
     }
 }
 
+/// What is exported.
+#[derive(Debug, Clone)]
+pub(crate) struct Wanted {
+    /// Only this lane.
+    pub(crate) lane: Option<Lane>,
+    /// From this position; otherwise the oldest waiting one.
+    pub(crate) from: Option<Position>,
+    /// Where the hub's line of a lane ends, as a file says.
+    pub(crate) ends: Vec<SignedReceipt>,
+}
+
+/// Whose store it is.
+#[derive(Clone, Copy)]
+pub(crate) enum Source<'a> {
+    /// The daemon's.
+    Running(Option<&'a Orders>),
+    /// The daemon's, which is not running.
+    Stopped,
+    /// One that no daemon will open again.
+    SetAside,
+}
+
 /// Writes the bundle in pieces, then what it holds. Blocking. Also used for a store that no daemon has open.
 pub(crate) fn export(
     outbox: &Outbox,
     config: &ControlConfig,
-    lane: Option<&Lane>,
-    from: Option<Position>,
+    source: Source<'_>,
+    wanted: &Wanted,
     send: SendReply<'_>,
 ) -> Result<(), RequestError> {
     if config.recipients.is_empty() {
         return Err(RequestError::NoRecipient);
     }
-    let lanes = chosen(outbox, lane)?;
+    let lanes = chosen(outbox, wanted.lane.as_ref())?;
     let key = keys::signing_key(&config.signing_key_file)?;
+    let (orders, set_aside) = match source {
+        Source::Running(None) if !wanted.ends.is_empty() => {
+            return Err(LayoutError::from(OrderError::NoUplink).into());
+        }
+        Source::Running(orders) => (orders, false),
+        Source::Stopped => (None, false),
+        Source::SetAside => (None, true),
+    };
+    let mut begins = BTreeMap::new();
+    for end in layout::verified(outbox, &lanes, &config.lane_hubs, &wanted.ends)? {
+        // Nothing proves what the hub has of such a store: what it has confirmed once is taken to be there.
+        let from = wanted.from.unwrap_or_else(|| listing::confirmed(outbox, &end.0) + 1);
+        let after = layout::after(outbox, orders, &end, set_aside.then_some(from.saturating_sub(1)))?;
+        begins.insert(end.0, after + 1);
+    }
+    let from = |lane: Lane| {
+        let from = begins.get(&lane).copied().or(wanted.from);
+        (lane, from)
+    };
+    let lanes: Vec<_> = lanes.into_iter().map(from).collect();
     let send = std::cell::RefCell::new(send);
     let write = || -> Result<_, ExportError> {
         let pieces = Pieces { send: &send, held: Vec::with_capacity(PIECE_BYTES) };
         let encryptor = Encryptor::new(pieces, &config.recipients).map_err(io::Error::other)?;
         let mut writer = Writer::new(encryptor, export::owner(&config.practice, &config.gateway))?;
-        let exported =
-            export::export(outbox, &key, &lanes, from, &mut writer, &mut |lane, position, tail| {
-                (send.borrow_mut())(Reply::Progress { lane: lane.clone(), position, tail })
-            })?;
+        let exported = export::export(outbox, &key, &lanes, &mut writer, &mut |lane, position, tail| {
+            (send.borrow_mut())(Reply::Progress { lane: lane.clone(), position, tail })
+        })?;
         writer.finish()?.finish()?.send()?;
         Ok(exported)
     };

@@ -22,10 +22,9 @@ pub mod verify;
 pub(crate) mod store_for_tests;
 
 pub use context::ControlConfig;
-pub(crate) use hand_carry::export as export_in_pieces;
+pub(crate) use hand_carry::{Source, Wanted, export as export_in_pieces};
 
 use pgw_bundle::receipts;
-use pgw_core::chain::ChainValue;
 use pgw_core::transaction::{Hub, Lane, Position, TransactionId, rfc3339};
 use pgw_core::wire::receipt::StoreId;
 use pgw_host::control::{ClientError, NotDone};
@@ -123,6 +122,8 @@ pub enum Request {
         lane: Option<Lane>,
         /// From this position; otherwise the oldest waiting one.
         from: Option<Position>,
+        /// Where the hub's line of a lane ends, as a file says: the lane begins there instead.
+        ends: Vec<receipts::SignedReceipt>,
     },
     /// A hub's receipt from a file.
     Receipt(receipts::SignedReceipt),
@@ -268,10 +269,6 @@ pub enum Reply {
         from: Position,
         /// The last.
         through: Position,
-        /// Chain value before the first.
-        previous: ChainValue,
-        /// Chain value at the last.
-        chain: ChainValue,
     },
     /// Confirmed transactions were sent again.
     Resent {
@@ -381,7 +378,7 @@ mod tests {
 
     #[test]
     fn an_entry_survives_with_and_without_its_header() {
-        let gone = ListedTransaction::gone(Lane::new("clinical").unwrap(), 7, 6);
+        let gone = ListedTransaction::gone(Lane::new("clinical").unwrap(), 7, false);
         let text = serde_json::to_string(&Reply::Entry(gone.clone())).unwrap();
         assert_eq!(text, r#"{"reply":"entry","lane":"clinical","position":7,"state":"damaged"}"#);
         assert_eq!(serde_json::from_str::<Reply>(&text).unwrap(), Reply::Entry(gone));

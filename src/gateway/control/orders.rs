@@ -54,7 +54,7 @@ pub(super) async fn void(
 ) -> Reply {
     let (of, asked) = (lane.clone(), Arc::clone(&context));
     let done = tokio::task::spawn_blocking(move || asked.outbox.void(&of, range, &reason, act)).await;
-    let Released { from, through, previous, chain } = match done {
+    let Released { from, through } = match done {
         Ok(Ok(released)) => released,
         Ok(Err(error)) => return Reply::Failed(NotDone::of(&error, error.consequence())),
         Err(_) => return RequestError::Panicked("the records could not be written off").into(),
@@ -63,7 +63,7 @@ pub(super) async fn void(
         // It is durable; an uplink that has ended finds it when it starts again.
         let _ = orders.retry_head(lane.clone()).await;
     }
-    Reply::Released { lane, from, through, previous, chain }
+    Reply::Released { lane, from, through }
 }
 
 /// Retries the held transaction that stalls a lane.

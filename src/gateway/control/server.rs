@@ -15,7 +15,7 @@ use crate::control::answers::{SendReply, list, show, verify_lanes};
 use crate::control::context::{BUDGET_WAIT, ControlConfig, ControlContext, RequestError};
 use crate::control::{Reply, Request, hand_carry, orders, quarantined};
 use crate::ingest::slip::AcceptanceSlip;
-use crate::ingest::{Budget, Counters, StatusSource, count, media, sender_key};
+use crate::ingest::{Budget, Counters, StatusSource, count, media};
 use crate::listing;
 use crate::uplink::Orders;
 
@@ -176,8 +176,8 @@ impl Commands {
             event_type: EventType::Given(event_type),
             content_type,
             sender: "cli".to_owned(),
-            shows_key: sender_key::may_be_shown(&key),
             key,
+            shows_key: true,
             correlation_id: String::new(),
             trace_parent: String::new(),
             body: Body::new(Bytes::from(body)),
@@ -205,7 +205,10 @@ fn lines_of(context: &ControlContext, request: Request, send: SendReply<'_>) -> 
         Request::Verify { lane } => verify_lanes(outbox, lane.as_ref(), send),
         Request::QuarantineList {} => quarantined::list(outbox, send),
         Request::QuarantineShow { id } => quarantined::show(outbox, id, send),
-        Request::Export { lane, from } => hand_carry::export(outbox, config, lane.as_ref(), from, send),
+        Request::Export { lane, from, ends } => {
+            let source = hand_carry::Source::Running(context.orders.as_ref());
+            hand_carry::export(outbox, config, source, &hand_carry::Wanted { lane, from, ends }, send)
+        }
         // Requests with a single reply: see [`Commands::reply_to`].
         _ => Ok(()),
     }

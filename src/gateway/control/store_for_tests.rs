@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use pgw_bundle::keys::{Identity, Recipient};
-use pgw_core::transaction::{Body, Gateway, Kind, Lane, LaneName, Position, Practice};
+use pgw_core::chain::Through;
+use pgw_core::transaction::{Body, Gateway, Kind, Lane, Position, Practice};
 use pgw_host::control::Control;
 use pgw_outbox::{
     self as outbox, EventType, LaneSettings, Outbox, OutboxKey, Stored, Submission, TypeAffixes, Watermark,
@@ -17,15 +18,11 @@ use crate::control::ControlConfig;
 use crate::control::server::Commands;
 use crate::ingest::{Budget, StatusSource};
 use crate::listing;
+use crate::wire_chain::WireReader;
 
 /// The first lane; the second is `letters`.
 pub(crate) fn lane() -> Lane {
     Lane::new("clinical").unwrap()
-}
-
-/// The same with practice and gateway.
-pub(crate) fn lane_name() -> LaneName {
-    "B86022/gw1/clinical".parse().unwrap()
 }
 
 fn settings(directory: &Path) -> outbox::OutboxSettings {
@@ -77,6 +74,11 @@ impl Store {
         Self::of(|settings| settings.min_free_bytes = u64::MAX / 2)
     }
 
+    /// Its quarantine has no room for anything.
+    pub(crate) fn without_quarantine() -> Self {
+        Self::of(|settings| settings.quarantine_bytes = 0)
+    }
+
     /// Transactions of type `t` and media type `c/d` in the first lane, `body 0`, `body 1` and so on.
     pub(crate) fn with(count: u64) -> Self {
         let store = Self::empty();
@@ -87,6 +89,15 @@ impl Store {
     /// The same with the records of these positions lost: each segment has `segment_records`, and the segments with
     /// these positions are deleted.
     pub(crate) fn with_lost(count: u64, segment_records: u64, lost: &[Position]) -> Self {
+        Self::losing(count, segment_records, lost, false)
+    }
+
+    /// The same with their digests lost as well.
+    pub(crate) fn with_lost_digests(count: u64, segment_records: u64, lost: &[Position]) -> Self {
+        Self::losing(count, segment_records, lost, true)
+    }
+
+    fn losing(count: u64, segment_records: u64, lost: &[Position], tables: bool) -> Self {
         let store = Self::of(|settings| settings.segment_records = segment_records);
         // One by one: a group lies in one segment.
         for _ in 0..count {
@@ -97,11 +108,17 @@ impl Store {
         let mut segments: Vec<PathBuf> = std::fs::read_dir(directory.path().join("outbox/segments/clinical"))
             .unwrap()
             .map(|entry| entry.unwrap().path())
+            .filter(|path| path.is_dir())
             .collect();
         segments.sort();
         for position in lost {
             let index = usize::try_from((position - 1) / segment_records).unwrap();
             let _ = std::fs::remove_dir_all(&segments[index]);
+            if tables {
+                let base = index as u64 * segment_records + 1;
+                let table = segments[index].with_file_name(format!("{base:020}.digests"));
+                std::fs::remove_file(table).unwrap();
+            }
         }
         let mut settings = settings(directory.path());
         settings.segment_records = segment_records;
@@ -153,8 +170,10 @@ impl Store {
 
     /// Confirms as a hub's receipt does.
     pub(crate) fn confirm(&self, position: Position) {
-        let chain = self.record(position).chain;
-        self.outbox.confirm(&lane(), Watermark { position, chain }, None, None);
+        let (epoch, through) = self.outbox.numbering(&lane()).unwrap().wire(position).unwrap();
+        let chain = WireReader::new(&self.outbox, &lane()).value_at(epoch, through).unwrap().unwrap();
+        let point = Some(Through { epoch, through, chain });
+        self.outbox.confirm(&lane(), Watermark { position, point }, None, None);
         let began = Instant::now();
         while listing::confirmed(&self.outbox, &lane()) < position {
             assert!(began.elapsed() < Duration::from_secs(20), "the watermark does not move");
@@ -176,6 +195,7 @@ pub(crate) fn config(socket: PathBuf, max_body_bytes: u64, recipients: Vec<Recip
         gateway: Gateway::new("gw1").unwrap(),
         max_body_bytes,
         recipients,
+        lane_hubs: std::collections::BTreeMap::new(),
         signing_key_file: PathBuf::from("no-signing.key"),
     }
 }

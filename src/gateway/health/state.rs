@@ -121,7 +121,7 @@ impl Evaluator {
             return (GatewayState::Degraded, format!("{} damaged", counts.damaged));
         }
         if link.held > 0 {
-            return (GatewayState::Degraded, format!("{} held: the broker does not accept them", link.held));
+            return (GatewayState::Degraded, format!("{} held: {}", link.held, link.held_because));
         }
         if changes::store_low(outbox) {
             return (GatewayState::Degraded, String::from("the store is nearly full"));

@@ -25,6 +25,7 @@ pub(crate) fn assert_carried(submission: Submission) -> Attributes {
         kind: submission.kind,
         content_type: submission.content_type,
         sender: submission.sender,
+        given_sender: None,
         key: submission.key,
         shows_key: submission.shows_key,
         correlation_id: submission.correlation_id,

@@ -42,6 +42,8 @@ counters! {
     repeated,
     /// Of the accepted: a known key with other content.
     key_reused,
+    /// Of the accepted: an attribute contained a valid NHS number, which was left out.
+    withheld,
     /// Of the accepted: marked by their sender as training or debugging (MSH-11 `T` or `D`).
     not_production,
     /// Refused messages for which the quarantine had no space.
@@ -77,6 +79,9 @@ impl Counters {
         }
         if accepted.key_reused {
             count(&self.key_reused);
+        }
+        if accepted.withheld {
+            count(&self.withheld);
         }
     }
 

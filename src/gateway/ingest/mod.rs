@@ -13,7 +13,7 @@
 //! What the doors share:
 //! - [`slip`]: the acceptance slip, a sender's proof
 //! - [`media`]: media types and what follows from them; [`hl7`]: where an HL7 v2 message begins
-//! - [`origin`]: where refused input came from; [`sender_key`]: which of a sender's keys go on the wire
+//! - [`origin`]: where refused input came from
 //! - [`counters`]: what the doors have counted; [`listen`]: sockets and the addresses that may connect
 
 #[cfg(test)]
@@ -26,7 +26,6 @@ pub mod listen;
 pub mod media;
 pub mod mllp;
 pub mod origin;
-pub mod sender_key;
 pub mod slip;
 
 pub use counters::{Counters, Counts};

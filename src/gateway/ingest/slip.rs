@@ -30,7 +30,7 @@ impl AcceptanceSlip {
     /// From the outbox's answer.
     #[must_use]
     pub fn new(lane: Lane, accepted: &Accepted) -> Self {
-        let Accepted { id, position, time, repeated, key_reused } = *accepted;
+        let Accepted { id, position, time, repeated, key_reused, .. } = *accepted;
         let known = !id.0.is_nil();
         let (id, time) = (known.then_some(id), known.then(|| rfc3339(time)));
         Self { id, lane, position, time, repeated, key_reused }
@@ -49,7 +49,7 @@ mod tests {
 
     fn accepted(id: u128) -> Accepted {
         let id = TransactionId(uuid::Uuid::from_u128(id));
-        Accepted { id, position: 42, time: 0, repeated: id.0.is_nil(), key_reused: false }
+        Accepted { id, position: 42, time: 0, repeated: id.0.is_nil(), key_reused: false, withheld: false }
     }
 
     #[test]

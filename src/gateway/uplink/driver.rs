@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use pgw_core::delivery::{Action, Input, Millis, Nonce, Reason};
 use pgw_core::transaction::Lane;
-use pgw_core::wire::receipt::{Gap, GapCode, StoreId};
+use pgw_core::wire::SCHEMA;
+use pgw_core::wire::receipt::{self, Gap, GapCode, StoreId, nonce_text};
 use pgw_core::wire::said::BootId;
 use pgw_core::wire::signature::Word;
 use pgw_core::wire::to_json;
@@ -179,6 +180,7 @@ impl Driver {
                 && self.act(index, Some(live))
             {}
             self.lanes[index].read_ahead(now);
+            self.begin_anew_if_unproven(index, live);
         }
         self.resend(live);
         if !live.connection.send() {
@@ -202,26 +204,31 @@ impl Driver {
                             self.send(index, position, round, live);
                         }
                     }
-                    Action::AskPosition(nonce) => {
-                        let lane = &self.lanes[index];
-                        let question = to_json(&lane.question(&nonce, self.link.now.session));
-                        let topic = lane.position_topic.clone();
-                        self.announcements.enqueue(Word::Position, topic, false, question);
+                    Action::AskPosition { nonce, epoch, tail, point } => {
+                        let (session, nonce) = (self.link.now.session, nonce_text(&nonce));
+                        let question =
+                            receipt::Position { schema: SCHEMA, session, epoch, tail, point, nonce };
+                        let topic = self.lanes[index].position_topic.clone();
+                        self.announcements.enqueue(Word::Position, topic, false, to_json(&question));
                         self.asked();
                     }
-                    Action::Confirm { position, chain, backed_up_through, asked } => {
-                        let (lane, watermark) = (&self.lanes[index].lane, Watermark { position, chain });
+                    Action::Confirm { position, point, backed_up_through, asked } => {
+                        let (lane, watermark) = (&self.lanes[index].lane, Watermark { position, point });
                         let asked = asked.map(|at| (self.started + Duration::from_millis(at)).into_std());
                         match live {
                             Some(_) => self.outbox.confirm(lane, watermark, backed_up_through, asked),
                             None => self.outbox.confirm_by_file(lane, watermark),
                         }
-                        self.lanes[index].confirmed(chain);
                         let now = self.now();
                         self.backoff.progress(now);
                     }
-                    Action::LookUpChain(position) => self.lanes[index].look_up_chain(position),
-                    Action::NewEpoch { after } => self.lanes[index].new_epoch(after),
+                    Action::Withdraw => self.outbox.withdraw_answer(&self.lanes[index].lane),
+                    Action::LookUpChain { epoch, sequence } => {
+                        self.lanes[index].reader().chain_at(epoch, sequence);
+                    }
+                    Action::NewEpoch { after, link, gone } => {
+                        self.lanes[index].reader().new_epoch(after, link, gone);
+                    }
                     Action::Reconnect(reason) => {
                         if let Some(live) = live.as_deref_mut() {
                             live.lose(&match reason {
@@ -317,6 +324,7 @@ impl Driver {
                 self.link.now.last_receipt = Some(std::time::Instant::now());
                 // Only an answer to this connection's question is known to be fresh.
                 if self.lanes[lane].machine.is_answer(&receipt) {
+                    self.lanes[lane].look_at_gone(now);
                     self.link.now.refused.clear();
                     self.announcements.speaker.answered();
                     self.link.now.later.remove(&self.lanes[lane].lane);
@@ -361,8 +369,8 @@ impl Driver {
         let Gap { code, epoch, expected, round, .. } = *gap;
         match code {
             GapCode::Key if gap.key == Some(self.announcements.speaker.key_id()) => self.key_refused(),
-            GapCode::Unverified | GapCode::Link => self.unverified(lane, expected),
-            GapCode::Later => self.later(lane, gap.until.as_deref()),
+            GapCode::Unverified => self.unverified(lane, expected),
+            GapCode::Later | GapCode::Admit | GapCode::Epochs => self.later(lane, gap),
             _ => {}
         }
         self.lanes[lane].handle(Input::Gap { code, epoch, expected, round }, now);
@@ -426,7 +434,7 @@ impl Driver {
             counts.held.or(counts.missing).is_some()
         });
         self.link.now.held = held.count() as u64;
-        if self.lanes.iter().all(|lane| lane.machine.counts().hubs_answered) {
+        if self.lanes.iter().all(|lane| lane.machine.counts().answered) {
             self.link.now.diverged.clear();
         }
     }

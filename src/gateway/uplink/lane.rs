@@ -2,14 +2,13 @@
 
 use std::collections::VecDeque;
 
-use pgw_core::chain::ChainValue;
-use pgw_core::delivery::{Action, Delivery, Input, Limits, Millis, Nonce, Numbering};
-use pgw_core::transaction::{Lane, Position};
-use pgw_core::wire::SCHEMA;
-use pgw_core::wire::receipt;
-use pgw_outbox::{Outbox, ReadError};
-use tokio::sync::watch;
+use pgw_core::chain::{ChainValue, Through};
+use pgw_core::delivery::{Action, Delivery, Input, Layout, Limits, Millis, Point};
+use pgw_core::transaction::{Epoch, Lane, Position, Sequence};
+use pgw_outbox::{Outbox, ReadError, Watermark};
+use tokio::sync::{oneshot, watch};
 
+use super::orders::OrderError;
 use super::reader::{Reader, ReaderAnswer, Ready};
 
 /// Most records and bytes in one read: a lane then holds about 1.5 MiB and 512 records.
@@ -17,6 +16,9 @@ const READ_RECORDS: usize = 256;
 const READ_BYTES: usize = 512 * 1024;
 /// A failing store, or a record that is not visible yet, is read again after this time.
 const RETRY_AFTER: Millis = 500;
+
+/// The answer to an order to lay out an epoch.
+type LaidOut = oneshot::Sender<Result<Option<Position>, OrderError>>;
 
 /// A running lane.
 pub(super) struct LaneWork {
@@ -36,10 +38,16 @@ pub(super) struct LaneWork {
     reading: bool,
     /// Incremented when the read-ahead is dropped: an answer with an older number is ignored.
     generation: u64,
-    gone: Option<Position>,
+    /// What is to be read next can no longer be read.
+    unreadable: Option<Position>,
     retry_at: Option<Millis>,
-    /// Chain value at the machine's confirmed position, as last confirmed.
-    watermark_chain: ChainValue,
+    /// Who waits for the epoch that a file asked for, and the position before it.
+    laying_out: Option<(Position, LaidOut)>,
+    /// A chain value that could not be looked up, and when to try it again.
+    look_up_again: Option<(Epoch, Sequence, Millis)>,
+    /// What is to be read next has no chain value in the present epoch.
+    unproven: Option<Position>,
+    outbox: Outbox,
 }
 
 /// The outbox has no such lane, although it is configured.
@@ -57,12 +65,14 @@ impl LaneWork {
     ) -> Result<Self, UnknownLane> {
         let tail = outbox.tail(&lane).ok_or(UnknownLane)?;
         let numbering = outbox.numbering(&lane).ok_or(UnknownLane)?;
-        let first = ChainValue::first(&outbox.lane_name(&lane), numbering.at(1).epoch);
-        let watermark =
-            outbox.watermark(&lane).map_or((0, first), |watermark| (watermark.position, watermark.chain));
+        let confirmed = outbox
+            .watermark(&lane)
+            .and_then(|Watermark { position, point }| point.map(|at| Point { position, at }));
         let now = *tail.borrow();
-        let machine = Delivery::new(limits, numbering, watermark, now);
+        let mut machine = Delivery::new(limits, numbering, confirmed, now);
+        machine.handle(Input::Gone(outbox.gone(&lane)), 0, &mut Vec::new());
         Ok(Self {
+            outbox: outbox.clone(),
             lane,
             position_topic,
             machine,
@@ -74,9 +84,11 @@ impl LaneWork {
             read_through: 0,
             reading: false,
             generation: 0,
-            gone: None,
+            unreadable: None,
             retry_at: None,
-            watermark_chain: watermark.1,
+            laying_out: None,
+            look_up_again: None,
+            unproven: None,
         })
     }
 
@@ -91,13 +103,46 @@ impl LaneWork {
     }
 
     /// A person has changed what stalls the lane: its head is retried.
-    pub(super) fn retry_head(&mut self, numbering: Option<Numbering>, now: Millis) {
-        self.gone = None;
+    pub(super) fn retry_head(&mut self, now: Millis) {
         self.forget();
-        if let Some(numbering) = numbering.filter(|numbering| numbering != self.machine.numbering()) {
-            self.handle(Input::Renumbered(numbering), now);
-        }
+        self.look_at_gone(now);
         self.handle(Input::ReleaseHeld, now);
+    }
+
+    /// A bundle is to begin where the hub's line ends, as a file says.
+    pub(super) fn lay_out(
+        &mut self,
+        end: Option<Through>,
+        ours: Option<ChainValue>,
+        answer: LaidOut,
+        now: Millis,
+    ) {
+        self.look_at_tail(now);
+        self.look_at_gone(now);
+        let counts = self.machine.counts();
+        let refused = if counts.answered {
+            Some(OrderError::HubAnswers(self.lane.clone()))
+        } else if counts.beginning {
+            Some(OrderError::Beginning(self.lane.clone()))
+        } else {
+            None
+        };
+        let layout = self.machine.layout(end, ours, None);
+        match (refused, layout) {
+            (Some(refused), _) => drop(answer.send(Err(refused))),
+            (None, None) => drop(answer.send(Ok(None))),
+            (None, Some(Layout::Continues(after))) => drop(answer.send(Ok(Some(after)))),
+            (None, Some(Layout::Begins(after))) => {
+                self.laying_out = Some((after, answer));
+                self.handle(Input::EndByFile { end, ours, set_aside: None }, now);
+            }
+        }
+    }
+
+    /// Tells the machine what can no longer be read, if that has changed.
+    pub(super) fn look_at_gone(&mut self, now: Millis) {
+        let gone = self.outbox.gone(&self.lane);
+        self.handle(Input::Gone(gone), now);
     }
 
     /// Tells the machine how far the outbox has committed.
@@ -112,8 +157,9 @@ impl LaneWork {
     /// send it).
     pub(super) fn offer(&mut self, now: Millis) -> bool {
         let Some(wanted) = self.machine.wanted() else { return false };
-        if self.gone == Some(wanted) {
-            self.gone = None;
+        if self.unreadable == Some(wanted) {
+            self.unreadable = None;
+            self.look_at_gone(now);
             self.handle(Input::Missing(wanted), now);
             return true;
         }
@@ -151,12 +197,15 @@ impl LaneWork {
         self.ahead_bytes = 0;
         self.generation += 1;
         self.reading = false;
-        self.gone = None;
+        self.unreadable = None;
     }
 
     /// Keeps the read-ahead full while the link is live.
     pub(super) fn read_ahead(&mut self, now: Millis) {
         self.retry_at = self.retry_at.filter(|at| now < *at);
+        if let Some((epoch, sequence, _)) = self.look_up_again.take_if(|(.., at)| now >= *at) {
+            self.reader.chain_at(epoch, sequence);
+        }
         let next = self.machine.next();
         let from = match self.ahead.front() {
             Some(front) if front.position <= next && next <= self.read_through => self.read_through,
@@ -167,7 +216,7 @@ impl LaneWork {
             None => next,
         };
         let full = self.ahead.len() >= READ_RECORDS || self.ahead_bytes >= READ_BYTES as u64;
-        let missing = self.gone.is_some() || self.machine.counts().missing == Some(next);
+        let missing = self.unreadable.is_some() || self.machine.counts().missing == Some(next);
         if self.reading || full || self.retry_at.is_some() || missing || from > self.machine.tail() {
             return;
         }
@@ -187,13 +236,26 @@ impl LaneWork {
             }
             // Not for the machine: the driver has handled it.
             ReaderAnswer::Resend { .. } => {}
-            ReaderAnswer::ChainAt { position, chain } => self.handle(Input::ChainAt { position, chain }, now),
+            ReaderAnswer::ChainAt { epoch, sequence, chain: Ok(chain) } => {
+                self.handle(Input::ChainAt { epoch, sequence, chain }, now);
+            }
+            // Not known yet is not unknown: on that a new epoch would begin.
+            ReaderAnswer::ChainAt { epoch, sequence, chain: Err(error) } => {
+                tracing::warn!(lane = %self.lane, %epoch, sequence, %error, "A chain value cannot be computed now; the gateway retries");
+                self.look_up_again = Some((epoch, sequence, now + RETRY_AFTER));
+            }
             ReaderAnswer::Renumbered(Ok(numbering)) => {
                 self.forget();
                 self.handle(Input::Renumbered(numbering), now);
+                if let Some((after, answer)) = self.laying_out.take() {
+                    let _ = answer.send(Ok(Some(after)));
+                }
             }
             ReaderAnswer::Renumbered(Err(error)) => {
                 tracing::error!(lane = %self.lane, %error, "A new epoch could not be written; the lane is stalled");
+                if let Some((_, answer)) = self.laying_out.take() {
+                    let _ = answer.send(Err(OrderError::NotLaidOut(error.to_string())));
+                }
                 self.handle(Input::NotRenumbered, now);
             }
         }
@@ -208,7 +270,7 @@ impl LaneWork {
                     if ready.position != expected {
                         break;
                     }
-                    expected += 1;
+                    expected = ready.through + 1;
                     self.ahead_bytes += ready.bytes;
                     self.ahead.push_back(ready);
                 }
@@ -217,7 +279,11 @@ impl LaneWork {
                     self.retry_at = Some(now + RETRY_AFTER);
                 }
             }
-            Err(ReadError::Gone { position, .. }) => self.gone = Some(position.max(from)),
+            Err(ReadError::Gone { position, .. }) => self.unreadable = Some(position.max(from)),
+            Err(ReadError::Unproven { position, .. }) => {
+                self.unproven = Some(position);
+                self.retry_at = Some(now + RETRY_AFTER);
+            }
             Err(ReadError::Trouble(reason)) => {
                 tracing::warn!(lane = %self.lane, reason, "The outbox cannot be read now; the gateway retries");
                 self.retry_at = Some(now + RETRY_AFTER);
@@ -225,48 +291,24 @@ impl LaneWork {
         }
     }
 
+    /// A position that cannot go in the present epoch: the next answer of a hub decides where another one begins.
+    pub(super) fn take_unproven(&mut self) -> Option<Position> {
+        self.unproven.take()
+    }
+
     /// The latest time at which something is due.
     pub(super) fn deadline(&self) -> Option<Millis> {
-        [self.machine.deadline(), self.retry_at].into_iter().flatten().min()
+        let look_up_at = self.look_up_again.map(|(.., at)| at);
+        [self.machine.deadline(), self.retry_at, look_up_at].into_iter().flatten().min()
     }
 
-    /// Records what the hub confirmed.
-    pub(super) fn confirmed(&mut self, chain: ChainValue) {
-        self.watermark_chain = chain;
-    }
-
-    pub(super) fn read_for_resend(&self, from: Position, limits: (usize, usize)) {
-        self.reader.read_for_resend(from, limits);
-    }
-
-    pub(super) fn look_up_chain(&self, position: Position) {
-        self.reader.chain_at(position);
-    }
-
-    pub(super) fn new_epoch(&self, after: Position) {
-        self.reader.new_epoch(after);
+    pub(super) fn reader(&self) -> &Reader {
+        &self.reader
     }
 
     /// The connection is gone.
     pub(super) fn disconnected(&mut self, now: Millis) {
+        self.look_up_again = None;
         self.handle(Input::Disconnected, now);
-    }
-
-    /// The position question.
-    pub(super) fn question(&self, nonce: &Nonce, session: u64) -> receipt::Position {
-        let (numbering, confirmed) = (self.machine.numbering(), self.machine.confirmed());
-        let current = numbering.current();
-        let point = (confirmed > 0).then(|| {
-            let (epoch, through) = numbering.wire(confirmed);
-            receipt::Stored { epoch, through, chain: self.watermark_chain }
-        });
-        receipt::Position {
-            schema: SCHEMA,
-            session,
-            epoch: current.epoch,
-            tail: self.machine.tail().saturating_sub(current.base),
-            point,
-            nonce: receipt::nonce_text(nonce),
-        }
     }
 }

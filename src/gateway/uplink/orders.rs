@@ -1,6 +1,7 @@
 //! A person's orders: they reach the driver beside the connection's own events, with or without a link.
 
 use pgw_bundle::receipts::SignedReceipt;
+use pgw_core::chain::{ChainValue, Through};
 use pgw_core::consequence::Consequence;
 use pgw_core::transaction::{Hub, Lane, Position};
 use pgw_core::wire::receipt::StoreId;
@@ -20,6 +21,9 @@ pub(super) enum Order {
     Receipt(SignedReceipt, oneshot::Sender<Result<(Lane, Position), OrderError>>),
     /// What stalled the lane may have gone: a void was made, or a person wants to retry the held record.
     RetryHead(Lane, oneshot::Sender<Result<(), OrderError>>),
+    /// A file, which was verified, says where the hub's line ends, and this lane's own chain value there is the second: a bundle is
+    /// to begin there. The answer is the position before its first; `None`: that end is not in this gateway's history.
+    LayOut(Lane, Option<Through>, Option<ChainValue>, oneshot::Sender<Result<Option<Position>, OrderError>>),
     /// A hub's store to rely on from now on.
     AcceptStore(Hub, StoreId, oneshot::Sender<Result<(), OrderError>>),
     /// Confirmed transactions to send again: the first and the last position.
@@ -41,6 +45,14 @@ pub enum OrderError {
     /// A verified message, but not a receipt.
     #[error("not a receipt")]
     NotAReceipt,
+    /// Its hub says on the link where the lane continues.
+    #[error(
+        "the hub of lane {0} answers over the link, so no file has to say where its line ends: leave out --end"
+    )]
+    HubAnswers(Lane),
+    /// A new epoch is being written.
+    #[error("lane {0} is beginning a new epoch just now: try again")]
+    Beginning(Lane),
     /// Another store waits to be accepted, or none does.
     #[error("{}", not_that_store(.hub, .store, .waiting.as_ref()))]
     NotThatStore {
@@ -51,6 +63,9 @@ pub enum OrderError {
         /// The one that waits.
         waiting: Option<StoreId>,
     },
+    /// The new epoch cannot be written.
+    #[error("the new epoch could not be written: {0}")]
+    NotLaidOut(String),
     /// The gateway's directory cannot be written.
     #[error("it could not be saved, so it counts only until the gateway restarts: {0}")]
     NotSaved(String),
@@ -64,11 +79,12 @@ impl OrderError {
     #[must_use]
     pub fn consequence(&self) -> Consequence {
         match self {
-            Self::Ended => Consequence::Retry,
-            Self::NotSaved(_) => Consequence::FILES,
+            Self::Ended | Self::Beginning(_) => Consequence::Retry,
+            Self::NotSaved(_) | Self::NotLaidOut(_) => Consequence::FILES,
             Self::NoUplink
             | Self::UnknownLane(_)
             | Self::NotAReceipt
+            | Self::HubAnswers(_)
             | Self::NotThatStore { .. }
             | Self::Rejected(_) => Consequence::Refuse,
         }
@@ -120,6 +136,22 @@ impl Orders {
     /// There is no such lane, or the gateway stops.
     pub async fn retry_head(&self, lane: Lane) -> Result<(), OrderError> {
         self.ask(|answer| Order::RetryHead(lane, answer)).await
+    }
+
+    /// Begins an epoch after the end of the hub's line, if the lane does not continue there. Blocking.
+    ///
+    /// # Errors
+    /// The hub answers on the link, the epoch could not be written, there is no such lane, or the gateway stops.
+    pub fn lay_out(
+        &self,
+        lane: Lane,
+        end: Option<Through>,
+        ours: Option<ChainValue>,
+    ) -> Result<Option<Position>, OrderError> {
+        let (answer, answered) = oneshot::channel();
+        let order = Order::LayOut(lane, end, ours, answer);
+        self.0.blocking_send(order).map_err(|_| OrderError::Ended)?;
+        answered.blocking_recv().map_err(|_| OrderError::Ended)?
     }
 
     /// Relies on a hub's store from now on.

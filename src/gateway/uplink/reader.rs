@@ -5,16 +5,18 @@ use std::sync::mpsc as blocking;
 use std::thread;
 
 use bytes::Bytes;
-use pgw_core::chain::ChainValue;
-use pgw_core::delivery::Numbering;
-use pgw_core::transaction::{Lane, LaneName, Position};
+use pgw_core::chain::{ChainValue, Through};
+use pgw_core::numbering::{Gone, Numbering};
+use pgw_core::transaction::{Epoch, Lane, LaneName, Position, Sequence};
 use pgw_core::wire::envelope::Envelope;
 use pgw_core::wire::signature::SigningKey;
 use pgw_link::session::Frame;
-use pgw_outbox::{Outbox, ReadError, Refusal, Stored};
+use pgw_outbox::{Outbox, ReadError, Refusal};
 use rumqttc::v5::mqttbytes::QoS;
 use rumqttc::v5::mqttbytes::v5::{Packet, Publish, PublishProperties};
 use tokio::sync::mpsc;
+
+use crate::wire_chain::{Numbered, WireReader};
 
 /// How the property begins that holds the round: identifier, length and name (MQTT 5 §2.2.2.2). No value can contain
 /// this, because MQTT text has no NUL.
@@ -32,6 +34,8 @@ pub(super) struct Ready {
     pub(super) chain: ChainValue,
     /// Bytes of the whole MQTT packet with the longest round: used for the broker's limit and for a slow link.
     pub(super) bytes: u64,
+    /// The last position that its number names.
+    pub(super) through: Position,
     /// The packet, with the round in which it was read.
     frame: Frame,
     round: u64,
@@ -39,11 +43,17 @@ pub(super) struct Ready {
 
 impl Ready {
     /// Encoded here, on the lane's thread: properties are many small strings. `None`: larger than MQTT allows.
-    fn new(lane: &LaneName, topic: &Bytes, key: &SigningKey, round: u64, stored: Stored) -> Option<Self> {
-        let transaction = &stored.transaction;
+    fn new(
+        lane: &LaneName,
+        topic: &Bytes,
+        key: &SigningKey,
+        round: u64,
+        numbered: &Numbered,
+    ) -> Option<Self> {
+        let Numbered { position, through, epoch, sequence, link, chain, ref transaction, .. } = *numbered;
         let payload = transaction.body.to_bytes();
-        let Stored { epoch, sequence, chain, .. } = stored;
-        let envelope = Envelope::new(lane, epoch, sequence, chain, round, transaction).signed(lane, key);
+        let envelope = Envelope::new(lane, epoch, sequence, chain, round, transaction);
+        let envelope = envelope.linked(link).signed(lane, key);
         let (content_type, user_properties) = envelope.into_properties();
         let properties = PublishProperties {
             content_type: Some(content_type),
@@ -59,7 +69,7 @@ impl Ready {
         };
         let frame = Frame::new(&mut publish).ok()?;
         let longest = frame.size() + ROUND_DIGITS + LENGTHS_GROW - digits(round);
-        Some(Self { position: stored.position, chain: stored.chain, bytes: longest as u64, frame, round })
+        Some(Self { position, chain, bytes: longest as u64, through, frame, round })
     }
 
     /// The packet with this round. `None`: it cannot be encoded with it.
@@ -110,13 +120,19 @@ enum Question {
     },
     /// Confirmed records, to be sent again.
     Resend {
+        epoch: Epoch,
         from: Position,
         most: usize,
         most_bytes: usize,
     },
-    ChainAt(Position),
+    ChainAt {
+        epoch: Epoch,
+        sequence: Sequence,
+    },
     NewEpoch {
         after: Position,
+        link: Option<Through>,
+        gone: Vec<Gone>,
     },
 }
 
@@ -125,7 +141,7 @@ enum Question {
 pub(super) enum ReaderAnswer {
     Records { generation: u64, from: Position, records: Result<Vec<Ready>, ReadError> },
     Resend { from: Position, records: Result<Vec<Ready>, ReadError> },
-    ChainAt { position: Position, chain: Option<ChainValue> },
+    ChainAt { epoch: Epoch, sequence: Sequence, chain: Result<Option<ChainValue>, ReadError> },
     Renumbered(Result<Numbering, Refusal>),
 }
 
@@ -150,8 +166,9 @@ impl Reader {
         let topic = Bytes::from(topic);
         thread::Builder::new().name(format!("read-{lane}")).spawn(move || {
             let _notice = PanicNotice { lane: lane.clone(), lanes: panicked };
+            let mut readers = Readers::new(&outbox, &lane);
             while let Ok(question) = asked.recv() {
-                let answer = answer(&outbox, &lane, &topic, &key, question);
+                let answer = answer((&outbox, &lane), &mut readers, (&topic, &key), question);
                 if answers.send((index, answer)).is_err() {
                     return;
                 }
@@ -165,16 +182,16 @@ impl Reader {
         self.ask(Question::Records { generation, from, most, most_bytes, round });
     }
 
-    pub(super) fn read_for_resend(&self, from: Position, (most, most_bytes): (usize, usize)) {
-        self.ask(Question::Resend { from, most, most_bytes });
+    pub(super) fn read_for_resend(&self, epoch: Epoch, from: Position, (most, most_bytes): (usize, usize)) {
+        self.ask(Question::Resend { epoch, from, most, most_bytes });
     }
 
-    pub(super) fn chain_at(&self, position: Position) {
-        self.ask(Question::ChainAt(position));
+    pub(super) fn chain_at(&self, epoch: Epoch, sequence: Sequence) {
+        self.ask(Question::ChainAt { epoch, sequence });
     }
 
-    pub(super) fn new_epoch(&self, after: Position) {
-        self.ask(Question::NewEpoch { after });
+    pub(super) fn new_epoch(&self, after: Position, link: Option<Through>, gone: Vec<Gone>) {
+        self.ask(Question::NewEpoch { after, link, gone });
     }
 
     fn ask(&self, question: Question) {
@@ -200,39 +217,67 @@ impl Drop for PanicNotice {
     }
 }
 
-fn answer(outbox: &Outbox, lane: &Lane, topic: &Bytes, key: &SigningKey, question: Question) -> ReaderAnswer {
+/// A reader for each purpose: each computes chain values onward from where it read last, so one that jumps back would make the
+/// other compute the whole backlog again.
+#[derive(Debug)]
+struct Readers {
+    live: WireReader,
+    resend: WireReader,
+}
+
+impl Readers {
+    fn new(outbox: &Outbox, lane: &Lane) -> Self {
+        Self { live: WireReader::new(outbox, lane), resend: WireReader::new(outbox, lane) }
+    }
+}
+
+fn answer(
+    (outbox, lane): (&Outbox, &Lane),
+    readers: &mut Readers,
+    (topic, key): (&Bytes, &SigningKey),
+    question: Question,
+) -> ReaderAnswer {
     let name = outbox.lane_name(lane);
-    let read = |from, most, most_bytes, round| {
-        // A record that MQTT cannot carry ends the batch: no door accepts one so large.
-        let ready = |stored| Ready::new(&name, topic, key, round, stored);
-        let records = outbox.read(lane, from, most, most_bytes);
+    // A record that MQTT cannot carry ends the batch: no door accepts one so large.
+    let ready = |round, records: Result<Vec<Numbered>, ReadError>| {
+        let ready = |numbered: Numbered| Ready::new(&name, topic, key, round, &numbered);
         records.map(|records| records.into_iter().map_while(ready).collect())
     };
     match question {
         Question::Records { generation, from, most, most_bytes, round } => {
-            ReaderAnswer::Records { generation, from, records: read(from, most, most_bytes, round) }
+            let records = ready(round, readers.live.read(from, most, most_bytes));
+            ReaderAnswer::Records { generation, from, records }
         }
-        Question::Resend { from, most, most_bytes } => {
-            ReaderAnswer::Resend { from, records: read(from, most, most_bytes, 0) }
+        Question::Resend { epoch, from, most, most_bytes } => {
+            let numbering = outbox.numbering(lane);
+            let start = numbering.as_ref().and_then(|numbering| numbering.of(epoch));
+            let resend = &mut readers.resend;
+            let records = start.map_or(Ok(Vec::new()), |start| resend.read_in(start, from, most, most_bytes));
+            ReaderAnswer::Resend { from, records: ready(0, records) }
         }
-        Question::ChainAt(position) => {
-            ReaderAnswer::ChainAt { position, chain: outbox.chain_at(lane, position) }
+        Question::ChainAt { epoch, sequence } => {
+            ReaderAnswer::ChainAt { epoch, sequence, chain: readers.live.value_at(epoch, sequence) }
         }
-        Question::NewEpoch { after } => ReaderAnswer::Renumbered(outbox.new_epoch(lane, after)),
+        Question::NewEpoch { after, link, gone } => {
+            ReaderAnswer::Renumbered(outbox.new_epoch(lane, after, link, &gone))
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::control::store_for_tests::{self, Store};
     use pgw_core::transaction::{Body, Clock, Epoch, Kind, Transaction, TransactionId};
     use uuid::Uuid;
 
-    fn stored(body: usize) -> Stored {
-        Stored {
+    fn numbered(body: usize) -> Numbered {
+        Numbered {
             position: 9,
+            through: 9,
             epoch: Epoch(Uuid::nil()),
             sequence: 4,
+            link: None,
             previous: ChainValue([0; 32]),
             chain: ChainValue([1; 32]),
             transaction: Transaction {
@@ -242,6 +287,7 @@ mod tests {
                 kind: Kind::Transaction,
                 content_type: "application/hl7-v2+er7".into(),
                 sender: "urn:x".into(),
+                given_sender: None,
                 key: String::new(),
                 shows_key: false,
                 correlation_id: String::new(),
@@ -267,10 +313,28 @@ mod tests {
     }
 
     #[test]
+    fn a_resend_does_not_take_the_live_reader_back() {
+        let store = Store::with(20);
+        let (outbox, lane) = (&store.outbox, store_for_tests::lane());
+        let epoch = outbox.numbering(&lane).unwrap().present().epoch;
+        let key = SigningKey::from_pkcs8(&SigningKey::generate().unwrap()).unwrap();
+        let topic = Bytes::from_static(b"t");
+        let mut readers = Readers::new(outbox, &lane);
+        let mut ask = |question| {
+            answer((outbox, &lane), &mut readers, (&topic, &key), question);
+            format!("{:?}", readers.live)
+        };
+        let (most, most_bytes) = (20, 100_000);
+        let after = ask(Question::Records { generation: 0, from: 1, most, most_bytes, round: 1 });
+        assert!(after.contains("through: 20"), "{after}");
+        assert_eq!(ask(Question::Resend { epoch, from: 1, most: 2, most_bytes }), after);
+    }
+
+    #[test]
     fn a_packet_carries_its_head_signed() {
         let lane: LaneName = "B86022/gw1/clinical".parse().unwrap();
         let key = SigningKey::from_pkcs8(&SigningKey::generate().unwrap()).unwrap();
-        let mut frame = Ready::new(&lane, &Bytes::from_static(b"t"), &key, 7, stored(3)).unwrap().frame;
+        let mut frame = Ready::new(&lane, &Bytes::from_static(b"t"), &key, 7, &numbered(3)).unwrap().frame;
         let Ok(Packet::Publish(publish)) = Packet::read(frame.bytes_mut(), None) else {
             panic!("no publish")
         };
@@ -289,7 +353,7 @@ mod tests {
         for (read, sent) in [(7, 7), (123, 456), (9, 10), (0, u64::MAX), (u64::MAX, 1)] {
             for body in [0, 90, 15_900, 16_300, 5_000] {
                 let ready =
-                    Ready::new(&lane, &Bytes::from_static(b"topic"), &key, read, stored(body)).unwrap();
+                    Ready::new(&lane, &Bytes::from_static(b"topic"), &key, read, &numbered(body)).unwrap();
                 let announced = ready.bytes;
                 assert_eq!(ready.position, 9);
                 let mut frame = ready.into_frame(sent).unwrap();

@@ -86,6 +86,9 @@ pub enum ResendFailed {
         /// The first position that it still has.
         first: Position,
     },
+    /// Its positions had numbers of several epochs last.
+    #[error("the positions from {0} on had their numbers in more than one epoch: send each part by itself")]
+    TwoEpochs(Position),
     /// Too many ranges wait for their turn.
     #[error("too many ranges are waiting already")]
     TooMany,
@@ -119,6 +122,7 @@ impl ResendFailed {
             | Self::UnknownCommand
             | Self::UnknownLane(_)
             | Self::Range
+            | Self::TwoEpochs(_)
             | Self::NotConfirmed { .. }
             | Self::Pruned { .. }
             | Self::BrokerRefused { .. }
@@ -136,6 +140,8 @@ pub(super) enum Requester {
 /// A range of a lane that is being sent.
 pub(super) struct Resend {
     pub(super) lane: usize,
+    /// Whose numbers they get.
+    pub(super) epoch: Epoch,
     pub(super) next: Position,
     pub(super) through: Position,
     arrived: Position,
@@ -203,6 +209,9 @@ impl Resends {
                 }
                 range.next = position + 1;
             }
+            Err(error @ ReadError::Unproven { .. }) => {
+                self.end(Err(ResendFailed::StoreFailed(error.to_string())));
+            }
             Err(ReadError::Trouble(reason)) => self.end(Err(ResendFailed::StoreFailed(reason))),
         }
     }
@@ -234,9 +243,16 @@ impl Resends {
     }
 
     /// Accepts a range. `from` and `through` are confirmed positions of a configured lane.
-    pub(super) fn begin(&mut self, lane: usize, (from, through): (Position, Position), requester: Requester) {
+    pub(super) fn begin(
+        &mut self,
+        lane: usize,
+        epoch: Epoch,
+        (from, through): (Position, Position),
+        requester: Requester,
+    ) {
         self.ranges.push_back(Resend {
             lane,
+            epoch,
             next: from,
             through,
             arrived: from.saturating_sub(1),

@@ -96,6 +96,7 @@ pub async fn run(
             gateway: settings.gateway.clone(),
             lanes: settings.lanes.clone(),
             hubs: settings.hubs.clone(),
+            lane_hubs: settings.lane_hubs.clone(),
         },
         announcements: Announcements::new(root.clone(), Speaker::new(key, boot)),
         root,

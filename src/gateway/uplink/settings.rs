@@ -1,5 +1,6 @@
 //! The uplink's part of the configuration, checked; nothing in it is optional.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -26,8 +27,10 @@ pub struct UplinkSettings {
     pub tls: Option<TlsFiles>,
     /// The directory for the session counter and the last trusted time (two small files).
     pub state_directory: PathBuf,
-    /// The hubs whose receipts count, with their pinned keys; the machines use the index.
+    /// The hubs, with their pinned keys.
     pub hubs: Vec<PinnedHub>,
+    /// Which of them each lane is delivered to, by its index; the first where a lane is not named.
+    pub lane_hubs: BTreeMap<Lane, usize>,
     /// MQTT keep-alive (20-30 s; at least 5).
     pub keep_alive: Duration,
     /// Deadline for each of name look-up, socket, handshake, CONNACK and SUBACK.

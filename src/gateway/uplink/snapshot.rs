@@ -33,6 +33,8 @@ pub struct LinkSnapshot {
     pub held: u64,
     /// A hub is ahead of this gateway, or a chain value differs: one sentence; empty if all agree.
     pub diverged: String,
+    /// Why the record is held that was held last.
+    pub held_because: String,
     /// The hub does not accept what this gateway says: one sentence; empty if it does.
     pub refused: String,
     /// Lanes of which the hub takes nothing now, each with one sentence.
@@ -63,6 +65,7 @@ impl LinkSnapshot {
             in_flight: 0,
             held: 0,
             diverged: String::new(),
+            held_because: String::new(),
             refused: String::new(),
             later: BTreeMap::new(),
             strange_store: String::new(),

@@ -1,5 +1,7 @@
 //! Incoming messages: receipts and gap notices are passed to the machines once they are verified as a hub's own.
 
+use std::collections::BTreeMap;
+
 use pgw_core::delivery;
 use pgw_core::transaction::{Gateway, Hub, Lane, Practice};
 use pgw_core::wire;
@@ -19,6 +21,8 @@ pub(super) struct Verifier {
     pub(super) gateway: Gateway,
     pub(super) lanes: Vec<Lane>,
     pub(super) hubs: Vec<PinnedHub>,
+    /// Which of them each lane is delivered to, by its index; the first where a lane is not named.
+    pub(super) lane_hubs: BTreeMap<Lane, usize>,
 }
 
 /// A message that was verified and parsed.
@@ -63,6 +67,9 @@ pub enum Rejected {
     /// Its topic names another practice or gateway.
     #[error("the message is for another gateway")]
     OtherGateway,
+    /// Its topic names a hub that this lane is not delivered to.
+    #[error("the lane in the topic is delivered to another hub")]
+    NotItsHub,
     /// Its topic and its payload disagree.
     #[error("the payload names another hub than the topic")]
     OtherHub,
@@ -85,7 +92,7 @@ impl Verifier {
         match kind {
             Kind::Receipt(hub, lane) => self.receipt(&hub, &lane, text, publish),
             Kind::Gap(hub, lane) => {
-                let (hub, lane) = (self.hub(&hub)?, self.lane(&lane)?);
+                let (hub, lane) = self.lane_of(&hub, &lane)?;
                 self.hubs[hub].verify(Word::Gap, text, publish)?;
                 Ok(Inbound::Gap { lane, gap: wire::from_json(&publish.payload)? })
             }
@@ -109,8 +116,7 @@ impl Verifier {
     }
 
     fn receipt(&self, hub: &Hub, lane: &Lane, topic: &str, publish: &Publish) -> Result<Inbound, Rejected> {
-        let index = self.hub(hub)?;
-        let lane = self.lane(lane)?;
+        let (index, lane) = self.lane_of(hub, lane)?;
         self.hubs[index].verify(Word::Receipt, topic, publish)?;
         let body: receipt::Receipt = wire::from_json(&publish.payload)?;
         if body.hub != *hub {
@@ -120,24 +126,14 @@ impl Verifier {
             Some(text) => Some(nonce_bytes(text).ok_or(WireError::Malformed("nonce"))?),
             None => None,
         };
-        let epochs: Vec<_> = body
-            .epochs
-            .into_iter()
-            .map(|stored| delivery::Through {
-                epoch: stored.epoch,
-                through: stored.through,
-                chain: stored.chain,
-            })
-            .collect();
-        let newest = epochs.last().map(|newest: &delivery::Through| newest.epoch);
         let receipt = delivery::Receipt {
-            hub: index,
             incarnation: body.incarnation,
             counter: body.counter,
-            epochs,
+            end: body.end,
+            holds_point: body.holds_point == Some(true),
             backed_up_through: body.backed_up_through,
             nonce,
-            tail_seen: newest.zip(body.tail_seen),
+            tail_seen: body.end.map(|end| end.epoch).zip(body.tail_seen),
             known_store: false,
             limits: body.limits,
         };
@@ -156,8 +152,12 @@ impl Verifier {
         self.hubs.iter().position(|pinned| pinned.hub == *hub).ok_or(Rejected::UnknownHub)
     }
 
-    fn lane(&self, lane: &Lane) -> Result<usize, Rejected> {
-        self.lanes.iter().position(|known| known == lane).ok_or(Rejected::UnknownLane)
+    /// The hub and the lane of a message that only the lane's own hub may send.
+    fn lane_of(&self, hub: &Hub, lane: &Lane) -> Result<(usize, usize), Rejected> {
+        let hub = self.hub(hub)?;
+        let index = self.lanes.iter().position(|known| known == lane).ok_or(Rejected::UnknownLane)?;
+        let its = self.lane_hubs.get(lane).copied().unwrap_or(0);
+        (its == hub).then_some((hub, index)).ok_or(Rejected::NotItsHub)
     }
 }
 
@@ -190,7 +190,7 @@ pub(super) fn seconds(text: &str) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use pgw_core::chain::ChainValue;
+    use pgw_core::chain::{ChainValue, Through};
     use pgw_core::transaction::Epoch;
     use pgw_core::wire::receipt::GapCode;
     use pgw_core::wire::signature::SigningKey;
@@ -208,6 +208,7 @@ mod tests {
             gateway: Gateway::new("gw1").unwrap(),
             lanes: vec![Lane::new("urgent").unwrap(), Lane::new("clinical").unwrap()],
             hubs: vec![PinnedHub { hub: Hub::new("hub1").unwrap(), keys: vec![key.public()] }],
+            lane_hubs: BTreeMap::new(),
         }
     }
 
@@ -217,11 +218,8 @@ mod tests {
             hub: Hub::new(hub).unwrap(),
             incarnation: 5,
             counter: 6,
-            epochs: vec![receipt::Stored {
-                epoch: Epoch(Uuid::nil()),
-                through: 7,
-                chain: ChainValue([8; 32]),
-            }],
+            end: Some(Through { epoch: Epoch(Uuid::nil()), through: 7, chain: ChainValue([8; 32]) }),
+            holds_point: Some(true),
             store: StoreId(Uuid::nil()),
             succeeds: Vec::new(),
             tail_seen: Some(8),
@@ -254,9 +252,10 @@ mod tests {
         else {
             panic!("not heard");
         };
-        assert_eq!((lane, receipt.hub, receipt.incarnation, receipt.counter), (1, 0, 5, 6));
+        assert_eq!((lane, receipt.incarnation, receipt.counter, receipt.holds_point), (1, 5, 6, true));
         assert_eq!(receipt.nonce, Some([9; 16]));
-        assert_eq!((receipt.epochs[0].through, receipt.tail_seen), (7, Some((Epoch(Uuid::nil()), 8))));
+        let through = receipt.end.map(|end| end.through);
+        assert_eq!((through, receipt.tail_seen), (Some(7), Some((Epoch(Uuid::nil()), 8))));
         assert_eq!(seconds, 1_795_385_530);
     }
 

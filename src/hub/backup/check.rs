@@ -14,7 +14,7 @@ use rustix::fs::{Advice, fadvise};
 
 use super::links::{Hashed, sha256};
 use super::manifest::{Manifest, ManifestError, ManifestFile, ReadManifest};
-use crate::store::{StoreError, ndjson};
+use crate::store::{StoreError, late, ndjson};
 
 /// What a check has found.
 #[derive(Debug)]
@@ -189,6 +189,7 @@ fn extra(directory: &Path, manifest: &Manifest) -> Result<Vec<FileFault>, StoreE
     for lane in ndjson::lanes_in(directory)? {
         let mut paths = ndjson::files_of(directory, &lane)?;
         paths.push(ndjson::again_path(directory, &lane));
+        paths.extend(late::files(directory, &lane)?);
         for path in paths.iter().filter(|path| path.exists()) {
             let below = path.strip_prefix(directory).unwrap_or(path).to_string_lossy().into_owned();
             if !named.contains(below.as_str()) {

@@ -9,6 +9,7 @@ use pgw_bundle::keys::Identity;
 use pgw_bundle::receipts;
 use pgw_core::consequence::Consequence;
 use pgw_core::text::chain;
+use pgw_core::transaction::{Lane, LaneName};
 use pgw_host::control::ClientError;
 use pgw_host::exit::{Exit, fail};
 
@@ -64,6 +65,8 @@ struct Wanted {
 struct Imported {
     lanes: Vec<ImportedLane>,
     receipts: Vec<receipts::SignedReceipt>,
+    /// The hub's ends of lanes that it does not continue.
+    ends: Vec<(Lane, receipts::SignedReceipt)>,
     /// It is not signed, and is kept beside its lanes.
     kept: Option<Kept>,
     /// Why it was not imported, or not completely.
@@ -96,6 +99,21 @@ pub fn import(config: &HubConfig, command: &Import, out: &mut dyn Write, err: &m
             Destination::Hub(hub) => by_hub(file, hub, wanted, err),
         };
         write_lanes(out, file, &imported);
+        for (lane, end) in &imported.ends {
+            let path = end_path(file, lane);
+            match write_end(end, &path) {
+                Ok(()) => {
+                    let _ = writeln!(
+                        out,
+                        "  where {lane} ends here is in {}, signed, for `practice-gateway export --end`",
+                        path.display()
+                    );
+                }
+                Err(error) => {
+                    let _ = writeln!(err, "cannot write {}: {error}", path.display());
+                }
+            }
+        }
         receipts.extend(imported.receipts);
         if let Some((reason, failed)) = imported.failed {
             let word = if failed == Consequence::Refuse { "refused" } else { "not imported" };
@@ -175,7 +193,13 @@ fn into_store(
         import::check(&file, identity, &mut |_| {})?;
         import::import(&file, identity, &mut take, &mut imported.lanes)
     });
+    let elsewhere = import::elsewhere(&imported.lanes, done.as_ref().err());
     imported.failed = done.err().map(|error| (error.sentence(), error.consequence()));
+    let end = |lane: LaneName| Some((lane.lane.clone(), store.end_of(lane)?));
+    match import::signed_ends(settings, elsewhere.into_iter().filter_map(end).collect()) {
+        Ok(ends) => imported.ends = ends,
+        Err(error) => imported.failed = Some((chain(&error), error.consequence())),
+    }
     if signed {
         match import::signed_receipts(settings, &imported.lanes) {
             Ok(receipts) => imported.receipts = receipts,
@@ -246,6 +270,7 @@ fn send(
     hub.replies(|reply| match reply {
         Reply::Lane(lane) => imported.lanes.push(lane),
         Reply::Receipt(line) => imported.receipts.push(line),
+        Reply::End { lane, end } => imported.ends.push((lane, end)),
         Reply::Kept { new, reason } => imported.kept = Some(Kept { new, reason }),
         Reply::NotImported { reason, consequence } => imported.failed = Some((reason, consequence)),
         _ => {}
@@ -262,14 +287,28 @@ fn write_lanes(out: &mut dyn Write, file: &Path, imported: &Imported) {
     let state = if imported.failed.is_none() { "imported" } else { "NOT imported" };
     let _ = writeln!(out, "{}: {state}", file.display());
     for lane in &imported.lanes {
-        let ImportedLane { count, stored, renumbered, repeated, .. } = lane;
+        let ImportedLane { count, stored, renumbered, repeated, late, .. } = lane;
+        let beside = if *late > 0 { format!(", {late} beside the lane") } else { String::new() };
         let _ = writeln!(
             out,
-            "  {}: {count} transactions: {stored} new, {} already stored",
+            "  {}: {count} transactions: {stored} new, {} already stored{beside}",
             lane.name(),
             renumbered + repeated
         );
     }
+}
+
+/// Beside the bundle.
+fn end_path(bundle: &Path, lane: &Lane) -> PathBuf {
+    let mut name = bundle.file_name().unwrap_or_default().to_owned();
+    name.push(format!(".{lane}.end.json"));
+    bundle.with_file_name(name)
+}
+
+fn write_end(end: &receipts::SignedReceipt, to: &Path) -> io::Result<()> {
+    let mut file = replacement(to)?;
+    pgw_bundle::end::write(&mut file, end)?;
+    file.commit()
 }
 
 /// For each lane, the last file's receipt is the newest.
@@ -343,3 +382,7 @@ fn write_signed(lane: &SignedLane, out: &mut dyn Write) -> bool {
     );
     false
 }
+
+#[cfg(test)]
+#[path = "import_tests.rs"]
+mod tests;

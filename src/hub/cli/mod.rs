@@ -3,6 +3,7 @@
 //! - [`check`], [`init`]: before the first start
 //! - [`key`]: the hub's signing key and the next one
 //! - [`gateway`]: the list of gateways; [`acl`]: the broker's access rules for it
+//! - [`lane`]: what is beside a lane, and what waits there
 //! - [`import`], [`resend`]: add what the store lacks; [`backup`]: back the store up; [`mod@store`]: its identity
 //!
 //! Each command writes to the writers that it is given, so that tests can read its output.
@@ -14,6 +15,7 @@ pub mod gateway;
 pub mod import;
 pub mod init;
 pub mod key;
+pub mod lane;
 pub mod resend;
 pub mod store;
 
@@ -62,6 +64,9 @@ enum Command {
     Import(import::Import),
     /// Ask a gateway to send transactions again that the store has lost or altered.
     Resend(resend::Resend),
+    /// A lane: show what is beside it, and let it continue where it waits for the centre.
+    #[command(subcommand)]
+    Lane(lane::Lane),
     /// Back up the store: what to copy, whether a copy is complete, and that it is.
     #[command(subcommand)]
     Backup(backup::Backup),
@@ -123,6 +128,7 @@ fn run(args: impl IntoIterator<Item = OsString>, out: &mut dyn Write, err: &mut 
             }
         }
         Command::Resend(command) => resend::run(&config.settings.control_socket, &command, out, err),
+        Command::Lane(command) => lane::run(&config.settings, &command, out, err),
         Command::Backup(command) => backup::run(&config.settings, &command, out, err),
         Command::Store(command) => store::run(&config.settings, command, out, err),
         Command::Key(command) => key::run(&config, command, out, err),

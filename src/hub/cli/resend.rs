@@ -33,7 +33,8 @@ fn epoch(text: &str) -> Result<Epoch, String> {
     epoch.map_err(|_| "it must be an epoch as `practice-hub verify` prints it".to_owned())
 }
 
-fn lane_name(text: &str) -> Result<LaneName, String> {
+/// A lane's full name as an argument.
+pub(super) fn lane_name(text: &str) -> Result<LaneName, String> {
     let mut parts = text.split('/');
     match (parts.next(), parts.next(), parts.next(), parts.next()) {
         (Some(practice), Some(gateway), Some(lane), None) => Ok(LaneName {

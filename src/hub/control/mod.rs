@@ -2,10 +2,11 @@
 //!
 //! | request | answer |
 //! |---|---|
-//! | `import` | `send`; then the bundle's bytes; `progress` ..., `lane` and `receipt` for each lane, `imported`, `kept` or `not_imported` |
+//! | `import` | `send`; then the bundle's bytes; `progress` ..., `lane`, `receipt` and `end` for each lane, `imported`, `kept` or `not_imported` |
 //! | `resend` | `progress` ..., `resent` or `not_resent` |
 //! | `backup_begin` | `backup_progress` ..., `backup_begun` |
 //! | `backup_done` | `backup_done` |
+//! | `lane_admit` | `admitted` |
 //! | `reload` | `reloaded` |
 //!
 //! Any of them may also be answered by `failed`.
@@ -25,6 +26,7 @@ use serde::{Deserialize, Serialize};
 
 use super::backup::BegunBackup;
 use super::import::ImportedLane;
+use super::waits::AdmittedLane;
 
 /// The commands' connection to the running hub.
 pub type Client = control::Client<Request, Reply>;
@@ -70,6 +72,11 @@ pub enum Request {
         /// The digest of its manifest.
         digest: String,
     },
+    /// Admit what waits at a lane.
+    LaneAdmit {
+        /// PRACTICE/GATEWAY/LANE; left out: every lane at which something waits.
+        lane: Option<String>,
+    },
     /// Read the list of gateways again.
     Reload {},
 }
@@ -89,6 +96,13 @@ pub enum Reply {
     Lane(ImportedLane),
     /// The receipt of a lane of the bundle.
     Receipt(receipts::SignedReceipt),
+    /// Where a lane of the bundle ends here, which does not continue it.
+    End {
+        /// The lane's name.
+        lane: Lane,
+        /// The hub's receipt.
+        end: receipts::SignedReceipt,
+    },
     /// All of the bundle is stored.
     Imported {},
     /// It is not signed, and is kept beside its lanes; nothing of it is in a lane.
@@ -133,6 +147,11 @@ pub enum Reply {
         /// Directories of links that were not removed, because something else is in them.
         kept: Vec<PathBuf>,
     },
+    /// The centre has admitted what waited.
+    Admitted {
+        /// At each of these lanes.
+        lanes: Vec<AdmittedLane>,
+    },
     /// The list of gateways is read.
     Reloaded {
         /// Its serial.
@@ -157,6 +176,7 @@ impl control::Reply for Reply {
                 | Self::BackupProgress { .. }
                 | Self::Lane(_)
                 | Self::Receipt(_)
+                | Self::End { .. }
         )
     }
 
@@ -186,6 +206,8 @@ mod tests {
             },
             Request::BackupBegin { directory: None },
             Request::BackupDone { digest: "0".into() },
+            Request::LaneAdmit { lane: None },
+            Request::LaneAdmit { lane: Some("B86022/gw1/clinical".into()) },
             Request::Reload {},
         ] {
             let line = serde_json::to_string(&request).unwrap();
@@ -193,7 +215,8 @@ mod tests {
         }
         let line = receipts::SignedReceipt { topic: "t".into(), payload: "{}".into(), signature: "s".into() };
         for reply in [
-            Reply::Receipt(line),
+            Reply::Receipt(line.clone()),
+            Reply::End { lane: Lane::new("clinical").unwrap(), end: line },
             Reply::NotImported { reason: "x".into(), consequence: Consequence::Retry },
             Reply::Kept { new: true, reason: "x".into() },
             Reply::BackupDone { kept: vec!["/x".into()] },

@@ -9,6 +9,9 @@ use std::sync::mpsc::{Sender, sync_channel};
 use std::time::{Duration, Instant};
 
 use pgw_bundle::keys::Identity;
+use pgw_bundle::receipts::SignedReceipt;
+use pgw_core::consequence::Consequence;
+use pgw_core::transaction::Lane;
 use pgw_host::control::server::{PROGRESS, SendReply};
 use pgw_host::control::{Conversation, Handler, NotDone};
 use pgw_host::secret;
@@ -78,6 +81,7 @@ impl Handler for Commands {
             }
             Request::BackupBegin { directory } => self.backup_begin(directory, client).await,
             Request::BackupDone { digest } => client.send_line(&self.backup_done(digest).await).await,
+            Request::LaneAdmit { lane } => client.send_line(&self.lane_admit(lane).await).await,
             Request::Reload {} => {
                 let gateways = self.gateways.clone();
                 let reply = match spawn_blocking(move || gateways.reload()).await {
@@ -150,6 +154,25 @@ impl Commands {
         match done.await {
             Ok(Ok(kept)) => Reply::BackupDone { kept },
             Ok(Err(error)) => Reply::Failed(error.into()),
+            Err(_) => Reply::Failed(NotDone::bug(BUG)),
+        }
+    }
+
+    async fn lane_admit(&self, lane: Option<String>) -> Reply {
+        let lane = match lane.map(|lane| lane.parse::<LaneName>()).transpose() {
+            Ok(lane) => lane,
+            Err(error) => return Reply::Failed(NotDone::of(&error, Consequence::Refuse)),
+        };
+        let arrivals = self.arrivals.clone();
+        let admitted = spawn_blocking(move || {
+            let (answer, answered) = sync_channel(1);
+            arrivals.send(Arrival::Admit(lane, answer)).ok()?;
+            answered.recv().ok()
+        });
+        match admitted.await {
+            Ok(Some(Ok(lanes))) => Reply::Admitted { lanes },
+            Ok(Some(Err(error))) => Reply::Failed(NotDone::of(&error, error.consequence())),
+            Ok(None) => Reply::Failed(NotDone::later(HUB_STOPS)),
             Err(_) => Reply::Failed(NotDone::bug(BUG)),
         }
     }
@@ -302,6 +325,7 @@ impl Import {
             import::import(file, &identity, &mut take, &mut lanes)
         });
         let total = |of: fn(&ImportedLane) -> u64| lanes.iter().map(of).sum::<u64>();
+        let ends = self.ends(&import::elsewhere(&lanes, imported.as_ref().err()))?;
         let last = match imported {
             Ok(()) => {
                 let (stored, repeated) = (total(|l| l.stored), total(|l| l.repeated + l.renumbered));
@@ -310,6 +334,9 @@ impl Import {
             }
             Err(error) => refused(&error),
         };
+        for (lane, end) in ends {
+            let _ = send(Reply::End { lane, end });
+        }
         for line in self.signed(&lanes)? {
             let _ = send(Reply::Receipt(line));
         }
@@ -345,7 +372,20 @@ impl Import {
         Ok(answered.recv().map_err(|_| ImportError::Ended)??)
     }
 
-    fn signed(&self, lanes: &[ImportedLane]) -> Result<Vec<pgw_bundle::receipts::SignedReceipt>, KeysError> {
+    /// The hub's ends of these lanes, signed.
+    fn ends(&self, lanes: &[LaneName]) -> Result<Vec<(Lane, SignedReceipt)>, KeysError> {
+        let mut answers = Vec::new();
+        for lane in lanes {
+            let (answer, answered) = sync_channel(1);
+            let asked = self.commands.arrivals.send(Arrival::End(lane.clone(), answer));
+            answers.extend(
+                asked.ok().and_then(|()| answered.recv().ok()?).map(|answer| (lane.lane.clone(), answer)),
+            );
+        }
+        import::signed_ends(&self.commands.settings, answers)
+    }
+
+    fn signed(&self, lanes: &[ImportedLane]) -> Result<Vec<SignedReceipt>, KeysError> {
         if !self.options.receipts {
             return Ok(Vec::new());
         }

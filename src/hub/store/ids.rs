@@ -5,7 +5,7 @@
 //! from the lane's files and may be deleted at any time while the hub is stopped. It is never trusted:
 //!
 //! - a hit counts only if the transaction is in the lane file where the index says (after a torn tail or a restored
-//!   backup it may not be);
+//!   backup it may not be), and its content is compared there;
 //! - a miss counts only because the table holds everything up to the last barrier: the header says how far the synced
 //!   table reaches, and what lies beyond is read from the lane's files again.
 //!
@@ -17,7 +17,11 @@ use std::io::{self, BufRead as _, BufReader, Seek as _, SeekFrom};
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
+use pgw_core::chain::Digest;
+use pgw_core::committer::Content;
 use uuid::Uuid;
+
+use super::line::{self, Line};
 
 const MAGIC: &[u8; 8] = b"PGWIDS01";
 const PAGE: u64 = 4_096;
@@ -212,18 +216,25 @@ impl Ids {
         Ok(true)
     }
 
-    /// Whether the transaction is stored; checked in the lane's files.
-    pub(super) fn contains(&self, id: Uuid, file: &dyn Fn(u32) -> PathBuf) -> io::Result<bool> {
+    /// What is stored under this id, as compared with this content; read from the lane's files. What cannot be read there is
+    /// another content: then the one that has come is stored.
+    pub(super) fn content(
+        &self,
+        id: Uuid,
+        digest: Digest,
+        file: &dyn Fn(u32) -> PathBuf,
+    ) -> io::Result<Content> {
         let mut failure = None;
-        let mut stored = false;
+        let mut content = Content::Unknown;
         self.probe(id, |_, place| {
-            match is_at(&file(place.ordinal), place.offset, id) {
-                Ok(there) => stored = there,
+            match content_at(&file(place.ordinal), place.offset, id, digest) {
+                Ok(Content::Unknown) => {}
+                Ok(found) => content = found,
                 Err(error) => failure = Some(error),
             }
-            stored || failure.is_some()
+            content == Content::Same || failure.is_some()
         })?;
-        failure.map_or(Ok(stored), Err)
+        failure.map_or(Ok(content), Err)
     }
 
     /// Passes the entries of `id` to `enough` until it returns true; returns the slot where it stopped, or the first
@@ -270,18 +281,23 @@ fn id_of(line: &[u8]) -> Option<Uuid> {
     Uuid::try_parse_ascii(text).ok()
 }
 
-fn is_at(path: &Path, offset: u64, id: Uuid) -> io::Result<bool> {
-    let mut start = [0; LINE_START.len() + 36];
-    let file = match File::open(path) {
+/// Compares the line at this place. `Unknown`: it has another id, or none.
+fn content_at(path: &Path, offset: u64, id: Uuid, digest: Digest) -> io::Result<Content> {
+    let mut file = match File::open(path) {
         Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Content::Unknown),
         Err(error) => return Err(error),
     };
-    match file.read_exact_at(&mut start, offset) {
-        Ok(()) => Ok(id_of(&start) == Some(id)),
-        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(false),
-        Err(error) => Err(error),
+    file.seek(SeekFrom::Start(offset))?;
+    let mut text = Vec::new();
+    BufReader::with_capacity(64 * 1024, file).read_until(b'\n', &mut text)?;
+    if id_of(&text) != Some(id) {
+        return Ok(Content::Unknown);
     }
+    Ok(match text.strip_suffix(b"\n").and_then(line::read) {
+        Some(Line::Record(record)) if record.digest() == digest => Content::Same,
+        _ => Content::Other,
+    })
 }
 
 #[cfg(test)]
@@ -319,7 +335,10 @@ mod tests {
         }
 
         fn has(&self, ids: &Ids, id: u128) -> bool {
-            ids.contains(Uuid::from_u128(id), &self.file()).unwrap()
+            let content = ids.content(Uuid::from_u128(id), Digest([0; 32]), &self.file()).unwrap();
+            // The lines here have no content.
+            assert_ne!(content, Content::Same);
+            content == Content::Other
         }
     }
 

@@ -4,8 +4,9 @@ use std::fs::File;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
-use pgw_core::wire::void;
-use pgw_core::wire::void::Void;
+use pgw_core::chain::{ChainValue, Digest};
+use pgw_core::committer::{Content, Record as _, Refill, refill};
+use pgw_core::transaction::unix_millis_now;
 use uuid::Uuid;
 
 use super::files::{
@@ -13,10 +14,11 @@ use super::files::{
     rotated, rotated_path, set_aside,
 };
 use super::ids::{FileOffset, Ids};
-use super::line;
+use super::points::{Files, Point, value_in};
 use super::row::{self, Hole, Row};
 use super::tail::{self, Tail};
 use super::{Entry, LaneName, LinkedLane, StoreError, Through};
+use super::{late, line};
 
 /// Buffers above this are freed after a group.
 const KEEP_BUFFER: usize = 1024 * 1024;
@@ -59,6 +61,7 @@ impl LaneFile {
         }
         let mut paths = files_of(directory, name)?;
         paths.push(again_path(directory, name));
+        paths.push(late::path(directory, name));
         for path in paths {
             if path.try_exists().map_err(failed("find", &path))? {
                 return Ok(true);
@@ -140,32 +143,33 @@ impl LaneFile {
     pub(super) fn stage(&mut self, entry: &Entry) -> Result<(), StoreError> {
         let envelope = &entry.envelope;
         let watermark = Through { epoch: envelope.epoch, through: envelope.sequence, chain: envelope.chain };
-        if self.is_after_the_hole(&watermark) {
+        let fills = self.hole.as_ref().map(|hole| refill(&self.pending_watermarks, &hole.until, &watermark));
+        if fills == Some(Refill::Beyond) {
+            // It is judged again once the files follow on one another.
             return Ok(());
         }
-        let before = self.pending_watermarks.iter_mut().rev().find(|known| known.epoch == watermark.epoch);
-        // The committer has checked it; this is the last place where a gap in a lane can be prevented.
-        if before.as_ref().map_or(0, |known| known.through) + 1 != watermark.through {
+        // The committer has checked it; this is the last place where a gap in a lane, or an epoch elsewhere than at its end, can
+        // be prevented.
+        if fills == Some(Refill::Other) || !self.continues(entry) {
             return Err(StoreError::NotNext {
                 lane: entry.lane.clone(),
                 epoch: watermark.epoch,
                 sequence: watermark.through,
             });
         }
-        match before {
-            Some(known) => *known = watermark,
+        match self.pending_watermarks.last_mut().filter(|end| end.epoch == watermark.epoch) {
+            Some(end) => *end = watermark,
             None => self.pending_watermarks.push(watermark),
         }
         if self.ids.is_some() && entry.body.is_some() {
             self.pending_ids.push((envelope.id(), self.pending.len() as u64));
         }
         match &entry.body {
-            Some(body) if void::is_void(envelope) => {
-                let Some(void) = Void::of(envelope, body) else { return Ok(()) };
-                line::write_void(&mut self.pending, envelope, &void);
-            }
             Some(body) => line::write_record(&mut self.pending, envelope, body),
-            None => line::write_advance(&mut self.pending, envelope),
+            None => line::write_advance(&mut self.pending, envelope, entry.digest()),
+        }
+        if entry.rival {
+            line::write_rival(&mut self.pending, envelope);
         }
         if let (Some(key), Some(signature)) = (entry.signed_by, &envelope.signature) {
             line::write_head(&mut self.pending, envelope, signature, key);
@@ -173,10 +177,45 @@ impl LaneFile {
         Ok(())
     }
 
-    /// Whether it is stored already, in the files after the hole: those count again once the hole is filled.
-    fn is_after_the_hole(&self, watermark: &Through) -> bool {
-        let until = self.hole.iter().flat_map(|hole| &hole.until);
-        until.into_iter().any(|end| end.epoch == watermark.epoch && end.through < watermark.through)
+    /// Whether it has the number after the end, or begins an epoch there.
+    fn continues(&self, entry: &Entry) -> bool {
+        let envelope = &entry.envelope;
+        match self.pending_watermarks.last() {
+            Some(end) if end.epoch == envelope.epoch => end.through + 1 == envelope.sequence,
+            end => {
+                let known = self.pending_watermarks.iter().any(|end| end.epoch == envelope.epoch);
+                envelope.sequence == 1 && envelope.link.as_ref() == end && !known
+            }
+        }
+    }
+
+    /// Where its files go on after a part that is missing.
+    pub(super) fn hole(&self) -> Option<Vec<Through>> {
+        self.hole.as_ref().map(|hole| hole.until.clone())
+    }
+
+    /// Sets the files after the hole aside, and continues where the lane ends before it. Returns how many files that are.
+    pub(super) fn leave_hole(&mut self) -> Result<u64, StoreError> {
+        let Some(hole) = self.hole.clone() else { return Ok(0) };
+        self.cut_torn()?;
+        let time = unix_millis_now();
+        let mut last = self.ordinal;
+        let mut moved = 0;
+        let files = files_of(&self.directory, &self.name)?;
+        for path in files.iter().skip_while(|path| **path != hole.before).filter(|path| path.exists()) {
+            last = ordinal_of(path).unwrap_or(last + 1);
+            let aside = late::set_aside_path(&self.base, time, last);
+            pgw_durable::rename(path, &aside).map_err(failed("rename", path))?;
+            moved += 1;
+        }
+        if self.length == 0 && self.path != self.base {
+            // It was made for what would come again.
+            pgw_durable::remove(&self.path).map_err(failed("remove", &self.path))?;
+        }
+        let index = self.base.with_extension("ids");
+        pgw_durable::remove(&index).map_err(failed("remove", &index))?;
+        *self = Self::open(&self.directory, self.name.clone())?;
+        Ok(moved)
     }
 
     pub(super) fn commit(&mut self, rotate_bytes: u64) -> Result<(), StoreError> {
@@ -192,11 +231,7 @@ impl LaneFile {
     }
 
     fn write(&mut self, rotate_bytes: u64) -> Result<(), StoreError> {
-        if self.torn {
-            let tail = Tail { good: self.length, length: self.file_length()?, watermarks: None };
-            set_aside(&self.file, &self.path, &tail)?;
-            self.torn = false;
-        }
+        self.cut_torn()?;
         if self.broken {
             self.cut_back()?;
         }
@@ -216,6 +251,16 @@ impl LaneFile {
         self.length += self.pending.len() as u64;
         std::mem::swap(&mut self.watermarks, &mut self.pending_watermarks);
         self.index();
+        Ok(())
+    }
+
+    /// Copies aside and cuts off what lies torn beyond the last barrier.
+    fn cut_torn(&mut self) -> Result<(), StoreError> {
+        if self.torn {
+            let tail = Tail { good: self.length, length: self.file_length()?, watermarks: None };
+            set_aside(&self.file, &self.path, &tail)?;
+            self.torn = false;
+        }
         Ok(())
     }
 
@@ -248,7 +293,8 @@ impl LaneFile {
         Ok(())
     }
 
-    pub(super) fn has_id(&mut self, id: Uuid) -> Result<bool, StoreError> {
+    /// What the line has under an id, as compared with a content.
+    pub(super) fn content(&mut self, id: Uuid, digest: Digest) -> Result<Content, StoreError> {
         let path = self.base.with_extension("ids");
         let (current, base, number) = (self.path.clone(), self.base.clone(), self.ordinal);
         let file =
@@ -257,8 +303,44 @@ impl LaneFile {
             let end = self.place(self.length);
             self.ids = Some(Ids::open(path.clone(), &file, end).map_err(failed("make", &path))?);
         }
-        let found = self.ids.as_ref().map_or(Ok(false), |ids| ids.contains(id, &file));
+        let found = self.ids.as_ref().map_or(Ok(Content::Unknown), |ids| ids.content(id, digest, &file));
         found.map_err(failed("read", &path))
+    }
+
+    /// The chain value at a number of the line; `None`: it does not have it.
+    pub(super) fn value_at(&self, point: Point) -> Result<Option<ChainValue>, StoreError> {
+        if point.sequence == 0 || !point.is_in(&self.watermarks) {
+            return Ok(None);
+        }
+        let is_end = |end: &&Through| (end.epoch, end.through) == (point.epoch, point.sequence);
+        if let Some(end) = self.watermarks.iter().find(is_end) {
+            return Ok(Some(end.chain));
+        }
+        let mut files = Files::new();
+        for path in files_of(&self.directory, &self.name)? {
+            let is_written = path == self.path;
+            let length = match path.metadata() {
+                _ if is_written && !self.renamed => self.length,
+                Ok(facts) => facts.len(),
+                Err(_) => 0,
+            };
+            files.push((path, length));
+            if is_written && self.hole.is_some() {
+                break;
+            }
+        }
+        if let Some(value) = value_in(&files, point)? {
+            return Ok(Some(value));
+        }
+        // Where a file has lost its end, copies may be in its place.
+        let (again, mut value) = (again_path(&self.directory, &self.name), None);
+        late::lines(&again, |text| {
+            let at = line::read(text).as_ref().and_then(line::Line::watermark);
+            let at = at.filter(|at| (at.epoch, at.through) == (point.epoch, point.sequence));
+            value = at.map(|at| at.chain).or(value);
+        })?;
+        // Damaged in the middle of a file, which `verify` names. Whoever asks is told that it is not here.
+        Ok(value)
     }
 
     fn place(&self, offset: u64) -> FileOffset {
@@ -285,6 +367,7 @@ impl LaneFile {
         let above = directory_of(Path::new(""), &self.name);
         let mut paths = files_of(directory, &self.name)?;
         paths.push(again_path(directory, &self.name));
+        paths.extend(late::files(directory, &self.name)?);
         let mut files = Vec::new();
         for path in paths.iter().filter(|path| path.exists()) {
             let Some(name) = path.file_name() else { continue };

@@ -3,10 +3,13 @@
 //! - a transaction: one CloudEvents 1.0 JSON object, its body in `data_base64`, recognised by `specversion`
 //! - `{"pgw":"group",...}`: a group begins; it holds all watermarks of the lane before it, so that a file is
 //!   self-contained from here
-//! - `{"pgw":"advance",...}`: a transaction whose id is already stored was numbered again after a fork
-//! - `{"pgw":"void",...}`: a lost transaction that a person wrote off: its number, the chain values before and after
+//! - `{"pgw":"advance",...}`: a transaction whose content is already stored has another number after a fork
+//! - `{"pgw":"rival",...}`: the transaction before it has an id under which another content is stored
 //! - `{"pgw":"head",...}`: the gateway's signature over the number before it, and the id of the key; verified before it was
 //!   written, it proves everything before it
+//!
+//! Number 1 of an epoch also has `link`: where the line ends before it. The chain value follows from the content's digest, which
+//! an `advance` therefore repeats.
 //!
 //! A program that follows the transactions reads the lines with `specversion` and skips those with `pgw`.
 
@@ -15,11 +18,11 @@ use std::borrow::Cow;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use pgw_core::chain::{ChainValue, Digest};
+use pgw_core::text::{from_hex, hex};
 use pgw_core::transaction::{Epoch, Sequence};
 use pgw_core::wire::envelope::Envelope;
 use pgw_core::wire::sequence_text;
 use pgw_core::wire::signature::{KeyId, Signature};
-use pgw_core::wire::void::Void;
 use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use uuid::Uuid;
@@ -31,7 +34,7 @@ pub const GROUP_START: &[u8] = br#"{"pgw":"group","#;
 /// How each kept signature begins.
 pub const HEAD_START: &[u8] = br#"{"pgw":"head""#;
 /// How each transaction begins.
-const RECORD_START: &[u8] = br#"{"specversion":"1.0""#;
+pub const RECORD_START: &[u8] = br#"{"specversion":"1.0""#;
 
 /// Writes the line with which a group begins.
 pub fn write_group(out: &mut Vec<u8>, time: &str, watermarks: &[Through]) {
@@ -79,39 +82,41 @@ pub fn write_record(out: &mut Vec<u8>, envelope: &Envelope, body: &[u8]) {
     out.extend_from_slice(b"\"}\n");
 }
 
-/// Records that a transaction is already stored under another number.
-pub fn write_advance(out: &mut Vec<u8>, envelope: &Envelope) {
+/// Records that a transaction with this content is already stored under another number.
+pub fn write_advance(out: &mut Vec<u8>, envelope: &Envelope, digest: Digest) {
     out.extend_from_slice(br#"{"pgw":"advance","id":""#);
     write_uuid(out, envelope.id());
     out.push(b'"');
     write_numbers(out, envelope);
-    out.extend_from_slice(b"}\n");
+    out.extend_from_slice(format!(r#","digest":"{}"}}"#, hex(&digest.0)).as_bytes());
+    out.push(b'\n');
 }
 
-/// Records that a transaction is lost for good and was written off by a person.
-pub fn write_void(out: &mut Vec<u8>, envelope: &Envelope, void: &Void) {
-    out.extend_from_slice(br#"{"pgw":"void","id":""#);
+/// Records that another content is stored under the id of the transaction before this line.
+pub fn write_rival(out: &mut Vec<u8>, envelope: &Envelope) {
+    out.extend_from_slice(br#"{"pgw":"rival","id":""#);
     write_uuid(out, envelope.id());
     out.push(b'"');
-    write_numbers(out, envelope);
-    out.extend_from_slice(br#","previous":""#);
-    write_hex(out, void.previous);
-    out.extend_from_slice(br#"","time":"#);
-    write_text(out, &void.time);
-    out.extend_from_slice(br#","reason":"#);
-    write_text(out, &void.reason);
+    write_number_of(out, envelope);
     out.extend_from_slice(b"}\n");
 }
 
 /// Records the gateway's signature over this number, which was verified with this key.
 pub fn write_head(out: &mut Vec<u8>, envelope: &Envelope, signature: &Signature, key: KeyId) {
     out.extend_from_slice(HEAD_START);
-    write_numbers(out, envelope);
+    write_number_of(out, envelope);
     out.extend_from_slice(format!(r#","signature":"{signature}","key":"{key}"}}"#).as_bytes());
     out.push(b'\n');
 }
 
 fn write_numbers(out: &mut Vec<u8>, envelope: &Envelope) {
+    write_number_of(out, envelope);
+    if let Some(link) = &envelope.link {
+        out.extend_from_slice(format!(r#","link":"{link}""#).as_bytes());
+    }
+}
+
+fn write_number_of(out: &mut Vec<u8>, envelope: &Envelope) {
     out.extend_from_slice(br#","epoch":""#);
     write_uuid(out, envelope.epoch.0);
     out.extend_from_slice(br#"","sequence":""#);
@@ -180,26 +185,32 @@ pub enum Line<'a> {
     Group(Vec<Through>),
     /// A transaction.
     Record(Box<Record<'a>>),
-    /// A transaction that is already stored was numbered again.
-    Advance {
-        /// Its number and chain value.
-        watermark: Through,
+    /// A transaction that is already stored has another number.
+    Advance(Box<Advance>),
+    /// The transaction before it is a rival.
+    Rival {
+        /// The number of that transaction, and its chain value.
+        at: Through,
         /// Its id.
         id: Uuid,
-    },
-    /// A lost transaction that was written off by a person.
-    Void {
-        /// Its number, and the chain value after it.
-        watermark: Through,
-        /// The chain value before it.
-        previous: ChainValue,
-        /// The person's reason.
-        reason: Cow<'a, str>,
     },
     /// The gateway's signature over the number before it.
     Head(Box<Head>),
     /// A kind of a later version: its watermark counts.
     Other(Option<Through>),
+}
+
+/// A further number of a stored transaction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Advance {
+    /// The number and its chain value.
+    pub watermark: Through,
+    /// With number 1: where the line ends before it.
+    pub link: Option<Through>,
+    /// The transaction's id.
+    pub id: Uuid,
+    /// What is stored of it.
+    pub digest: Digest,
 }
 
 /// A gateway's signature that is kept as evidence.
@@ -214,13 +225,13 @@ pub struct Head {
 }
 
 impl Line<'_> {
-    /// The number in the line, with its chain value; a group has none, and a head is no number of its own.
+    /// The number in the line, with its chain value; a group has none, and a head or a rival is no number of its own.
     #[must_use]
     pub fn watermark(&self) -> Option<Through> {
         match self {
-            Line::Group(_) | Line::Head(_) => None,
+            Line::Group(_) | Line::Head(_) | Line::Rival { .. } => None,
             Line::Record(record) => Some(record.watermark),
-            Line::Advance { watermark, .. } | Line::Void { watermark, .. } => Some(*watermark),
+            Line::Advance(advance) => Some(advance.watermark),
             Line::Other(watermark) => *watermark,
         }
     }
@@ -231,6 +242,8 @@ impl Line<'_> {
 pub struct Record<'a> {
     /// Its number and chain value.
     pub watermark: Through,
+    /// With number 1: where the line ends before it.
+    pub link: Option<Through>,
     /// Its id.
     pub id: Uuid,
     /// Everything else that is stored of it, in the order of the names.
@@ -269,8 +282,12 @@ impl<'a> Record<'a> {
             through: take("sequence")?.parse().ok()?,
             chain: take("chain")?.parse().ok()?,
         };
+        let link = match take("link") {
+            Some(text) => Some(text.parse().ok()?),
+            None => None,
+        };
         let id = members.iter().find(|(name, _)| name == "id")?.1.parse().ok()?;
-        Some(Self { watermark, id, attributes: members, body })
+        Some(Self { watermark, link, id, attributes: members, body })
     }
 }
 
@@ -322,9 +339,9 @@ struct Raw<'a> {
     #[serde(borrow, default)]
     chain: Cow<'a, str>,
     #[serde(borrow, default)]
-    previous: Cow<'a, str>,
+    link: Cow<'a, str>,
     #[serde(borrow, default)]
-    reason: Cow<'a, str>,
+    digest: Cow<'a, str>,
     #[serde(borrow, default)]
     signature: Cow<'a, str>,
     key: Option<KeyId>,
@@ -359,11 +376,12 @@ pub fn read(line: &[u8]) -> Option<Line<'_>> {
             });
             Some(Line::Group(watermarks.collect::<Option<_>>()?))
         }
-        "advance" => Some(Line::Advance { watermark: watermark()?, id: raw.id? }),
-        "void" => {
-            let previous = raw.previous.parse().ok()?;
-            Some(Line::Void { watermark: watermark()?, previous, reason: raw.reason })
+        "advance" => {
+            let link = if raw.link.is_empty() { None } else { Some(raw.link.parse().ok()?) };
+            let digest = Digest(from_hex(&raw.digest)?);
+            Some(Line::Advance(Box::new(Advance { watermark: watermark()?, link, id: raw.id?, digest })))
         }
+        "rival" => Some(Line::Rival { at: watermark()?, id: raw.id? }),
         "head" => {
             let (at, signature) = (watermark()?, raw.signature.parse().ok()?);
             Some(Line::Head(Box::new(Head { at, signature, key: raw.key? })))

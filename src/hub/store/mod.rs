@@ -11,8 +11,10 @@ mod files;
 pub mod identity;
 mod ids;
 mod lane_file;
+pub mod late;
 pub mod line;
 pub mod ndjson;
+mod points;
 mod row;
 mod tail;
 pub mod walk;
@@ -21,21 +23,20 @@ use std::fs::File;
 use std::io::Write as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use bytes::Bytes;
-use pgw_core::chain::ChainValue;
-use pgw_core::committer::{Numbered, Record};
+use pgw_core::chain::{ChainValue, Digest};
+use pgw_core::committer::{Content, Numbered, Record};
 use pgw_core::consequence::Consequence;
-use pgw_core::transaction::{Epoch, Sequence, TransactionId};
+use pgw_core::transaction::{Epoch, Kind, Sequence, TransactionId};
 use pgw_core::wire::envelope::Envelope;
 use pgw_core::wire::signature::KeyId;
-use pgw_core::wire::void;
 use pgw_durable::Replacement;
-use uuid::Uuid;
 
 pub use identity::StoreIdentity;
 /// The end of an epoch in a lane: it is stored through `through`, whose chain value is `chain`.
-pub use pgw_core::delivery::Through;
+pub use pgw_core::chain::Through;
 pub use pgw_core::transaction::LaneName;
 pub use row::Hole;
 
@@ -78,17 +79,21 @@ pub struct Entry {
     pub lane: LaneName,
     /// The envelope, as received.
     pub envelope: Envelope,
-    /// The body to store; `None`: its id is already stored, and only the watermark advances.
+    /// The body to store; `None`: its content is already stored, and only its number is.
     pub body: Option<Bytes>,
     /// The key with which its signature was verified, which is kept as evidence then.
     pub signed_by: Option<KeyId>,
+    /// Its id is stored already with another content.
+    pub rival: bool,
+    /// Computed when it is first needed: repetitions do without.
+    digest: OnceLock<Digest>,
 }
 
 impl Entry {
     /// A transaction that has arrived.
     #[must_use]
     pub fn new(lane: LaneName, envelope: Envelope, body: Bytes) -> Self {
-        Self { lane, envelope, body: Some(body), signed_by: None }
+        Self { lane, envelope, body: Some(body), signed_by: None, rival: false, digest: OnceLock::new() }
     }
 }
 
@@ -98,16 +103,20 @@ impl Record for Entry {
     }
 
     fn numbered(&self) -> Numbered {
-        let Envelope { epoch, sequence, round, chain, .. } = self.envelope;
-        Numbered { epoch, sequence, round, id: TransactionId(self.envelope.id()), chain }
+        let Envelope { epoch, sequence, round, chain, link, .. } = self.envelope;
+        Numbered { epoch, sequence, round, id: TransactionId(self.envelope.id()), chain, link }
     }
 
-    fn is_void(&self) -> bool {
-        void::is_void(&self.envelope)
+    fn is_pruned(&self) -> bool {
+        self.envelope.is(Kind::Pruned)
+    }
+
+    fn digest(&self) -> Digest {
+        *self.digest.get_or_init(|| self.envelope.digest(self.body.as_deref().unwrap_or_default()))
     }
 
     fn chain_after(&self, before: ChainValue) -> ChainValue {
-        void::chain_after(before, &self.envelope, self.body.as_deref().unwrap_or_default())
+        before.next(self.envelope.sequence, self.digest())
     }
 
     fn bytes(&self) -> usize {
@@ -115,12 +124,30 @@ impl Record for Entry {
     }
 
     fn keep_only_number(&mut self) {
+        self.digest();
         self.body = None;
+    }
+
+    fn mark_rival(&mut self) {
+        self.rival = true;
+    }
+
+    fn is_rival(&self) -> bool {
+        self.rival
     }
 
     fn keep_head(&mut self, by: Option<KeyId>) {
         self.signed_by = by;
     }
+}
+
+/// What became of late transactions.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct LateKept {
+    /// So many are new.
+    pub new: u64,
+    /// So many found no room: the lane has as many as it may have.
+    pub no_room: u64,
 }
 
 /// A lane's files, as a backup holds them.
@@ -196,7 +223,7 @@ pub trait Store: Send {
     /// Which store this is. Does not read the disk.
     fn identity(&self) -> &StoreIdentity;
 
-    /// The watermarks of every known lane, epochs oldest first; only what is on stable storage. Does not read the
+    /// Where each epoch of each known lane's line ends, in the order of the line; only what is on stable storage. Does not read the
     /// disk.
     fn watermarks(&self) -> Vec<(LaneName, Vec<Through>)>;
 
@@ -217,11 +244,51 @@ pub trait Store: Send {
     /// [`StoreError`]: some copies may be kept.
     fn keep_copies(&mut self, copies: &[Entry]) -> Result<(), StoreError>;
 
-    /// Whether the transaction with this id is stored in this lane, in any epoch.
+    /// Keeps transactions beside their lane that do not continue its line, each once by epoch, number and chain value, up to the
+    /// lane's limit. On stable storage when it returns.
+    ///
+    /// # Errors
+    /// [`StoreError`]: some may be kept.
+    fn keep_late(&mut self, entries: &[Entry]) -> Result<LateKept, StoreError>;
+
+    /// What a lane's line has under this id, in any epoch, as compared with this content. Only what is on stable storage.
     ///
     /// # Errors
     /// [`StoreError`]: this cannot be decided now.
-    fn has_id(&mut self, lane: &LaneName, id: Uuid) -> Result<bool, StoreError>;
+    fn content(&mut self, lane: &LaneName, id: TransactionId, digest: Digest) -> Result<Content, StoreError>;
+
+    /// The chain value at a number of a lane's line; `None`: it has no such number. Only what is on stable storage.
+    ///
+    /// # Errors
+    /// [`StoreError`]: this cannot be decided now.
+    fn value_at(
+        &mut self,
+        lane: &LaneName,
+        epoch: Epoch,
+        sequence: Sequence,
+    ) -> Result<Option<ChainValue>, StoreError>;
+
+    /// The chain values at a number among what is kept beside a lane's line.
+    ///
+    /// # Errors
+    /// [`StoreError`]: this cannot be decided now.
+    fn late_at(
+        &mut self,
+        lane: &LaneName,
+        epoch: Epoch,
+        sequence: Sequence,
+    ) -> Result<Vec<ChainValue>, StoreError>;
+
+    /// Where a lane's files go on after a part that is missing: the ends that the lane must have there, in the order of the line;
+    /// `None`: nothing is missing. Does not read the disk.
+    fn hole(&self, lane: &LaneName) -> Option<Vec<Through>>;
+
+    /// Gives up what is missing of a lane: what its files have after that is late from now on, and the line continues where it
+    /// ends now. Returns how many files that are; 0: nothing is missing.
+    ///
+    /// # Errors
+    /// [`StoreError`]: some of the files may have been set aside, and the lane still has a hole.
+    fn leave_hole(&mut self, lane: &LaneName) -> Result<u64, StoreError>;
 
     /// Whether something may be said of this lane, and stored in it. A lane whose files could not be used is tried again
     /// from time to time; one that is not known may begin.

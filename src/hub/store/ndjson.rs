@@ -12,7 +12,8 @@
 //! `{lane}.again.ndjson` holds copies that a gateway sent again because the lane's files had lost or altered
 //! something: readers of the lane use them in place of what is damaged.
 //!
-//! After a fork, stored ids are looked up in an index beside the file ([`super::ids`]).
+//! After a fork, stored ids are looked up in an index beside the file ([`super::ids`]). What does not continue a lane's line is
+//! kept beside it ([`super::late`]).
 //!
 //! Files have mode 0600 and directories 0700: this is the centre's clinical data.
 
@@ -22,16 +23,17 @@ use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use pgw_core::chain::{ChainValue, Digest};
+use pgw_core::committer::Content;
 use pgw_core::text::chain;
-use pgw_core::transaction::{rfc3339, unix_millis_now};
-use pgw_core::wire::void;
-use pgw_core::wire::void::Void;
-use uuid::Uuid;
+use pgw_core::transaction::{Epoch, Sequence, TransactionId, rfc3339, unix_millis_now};
 
 use super::files::{failed, lanes_found, open_synced};
 use super::lane_file::LaneFile;
+use super::late::Late;
 use super::line;
-use super::{Entry, LaneName, LinkedLane, Store, StoreError, StoreIdentity, Through};
+use super::points::Point;
+use super::{Entry, LaneName, LateKept, LinkedLane, Store, StoreError, StoreIdentity, Through};
 
 pub use super::files::{again_path, create_directory, directory_of, files_of, lanes_in};
 pub use super::row::{StoredLane, peek};
@@ -51,6 +53,8 @@ pub struct NdjsonStore {
     identity: StoreIdentity,
     /// Lanes whose files cannot be used.
     out_of_use: HashMap<LaneName, OutOfUse>,
+    /// What is beside lanes, as far as it was asked for.
+    late: HashMap<LaneName, Late>,
     _lock: StoreLock,
 }
 
@@ -74,6 +78,7 @@ impl NdjsonStore {
             lanes: HashMap::new(),
             identity: StoreIdentity::open(directory)?,
             out_of_use: HashMap::new(),
+            late: HashMap::new(),
             _lock: lock,
         };
         let (names, unlisted) = lanes_found(directory)?;
@@ -89,6 +94,17 @@ impl NdjsonStore {
             let _ = store.keep_or_not(&name, opened.map(Some));
         }
         Ok(store)
+    }
+
+    /// What is beside a lane.
+    fn late(&mut self, lane: &LaneName) -> Result<&mut Late, StoreError> {
+        if !self.late.contains_key(lane) {
+            self.late.insert(lane.clone(), Late::open(&self.directory, lane)?);
+        }
+        self.late.get_mut(lane).ok_or_else(|| StoreError::OutOfUse {
+            lane: lane.clone(),
+            reason: "what is beside it cannot be read".to_owned(),
+        })
     }
 
     /// Takes a lane that was opened, one that does not exist yet, or one whose files cannot be used.
@@ -224,10 +240,7 @@ impl Store for NdjsonStore {
         for Entry { lane, envelope, body, .. } in copies {
             if let Some(body) = body {
                 let text = lines.entry(lane).or_default();
-                match Void::of(envelope, body) {
-                    Some(void) if void::is_void(envelope) => line::write_void(text, envelope, &void),
-                    _ => line::write_record(text, envelope, body),
-                }
+                line::write_record(text, envelope, body);
             }
         }
         for (lane, text) in lines {
@@ -246,10 +259,56 @@ impl Store for NdjsonStore {
         Ok(())
     }
 
-    fn has_id(&mut self, lane: &LaneName, id: Uuid) -> Result<bool, StoreError> {
-        match self.lanes.get_mut(lane) {
-            Some(lane) => lane.has_id(id),
-            None => Ok(false),
+    fn keep_late(&mut self, entries: &[Entry]) -> Result<LateKept, StoreError> {
+        let mut lanes: HashMap<&LaneName, Vec<&Entry>> = HashMap::new();
+        for entry in entries {
+            lanes.entry(&entry.lane).or_default().push(entry);
+        }
+        let mut all = LateKept::default();
+        for (lane, entries) in lanes {
+            let LateKept { new, no_room } = self.late(lane)?.keep(&entries)?;
+            (all.new, all.no_room) = (all.new + new, all.no_room + no_room);
+        }
+        Ok(all)
+    }
+
+    fn content(&mut self, lane: &LaneName, id: TransactionId, digest: Digest) -> Result<Content, StoreError> {
+        self.lanes.get_mut(lane).map_or(Ok(Content::Unknown), |lane| lane.content(id.0, digest))
+    }
+
+    fn value_at(
+        &mut self,
+        lane: &LaneName,
+        epoch: Epoch,
+        sequence: Sequence,
+    ) -> Result<Option<ChainValue>, StoreError> {
+        self.lanes.get(lane).map_or(Ok(None), |lane| lane.value_at(Point { epoch, sequence }))
+    }
+
+    fn late_at(
+        &mut self,
+        lane: &LaneName,
+        epoch: Epoch,
+        sequence: Sequence,
+    ) -> Result<Vec<ChainValue>, StoreError> {
+        self.late(lane)?.values_at(epoch, sequence)
+    }
+
+    fn hole(&self, lane: &LaneName) -> Option<Vec<Through>> {
+        self.lanes.get(lane)?.hole()
+    }
+
+    fn leave_hole(&mut self, lane: &LaneName) -> Result<u64, StoreError> {
+        // What is set aside is late from now on.
+        self.late.remove(lane);
+        let Some(mut file) = self.lanes.remove(lane) else { return Ok(0) };
+        match file.leave_hole() {
+            Ok(moved) => {
+                self.lanes.insert(lane.clone(), file);
+                Ok(moved)
+            }
+            // Some of its files may have gone already: what would be written now could be lost with them.
+            Err(error) => self.keep_or_not(lane, Err(error)).map(|()| 0),
         }
     }
 

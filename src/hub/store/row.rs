@@ -150,7 +150,7 @@ fn of(paths: &[PathBuf], again: &Path, lane: &LaneName) -> Result<Row, StoreErro
 }
 
 /// The ends with which a file begins; `None`: it has no whole first line of a group.
-fn begins(file: &File) -> io::Result<Option<Vec<Through>>> {
+pub(super) fn begins(file: &File) -> io::Result<Option<Vec<Through>>> {
     let mut first = Vec::new();
     BufReader::new(file.take(MOST_FIRST_LINE)).read_until(b'\n', &mut first)?;
     Ok(first.strip_suffix(b"\n").and_then(line::read).and_then(|line| match line {
@@ -172,13 +172,13 @@ fn bridged(again: &Path, lane: &LaneName, ends: &[Through], until: &[Through]) -
         }
     }
     let mut walk = Walk::new(lane.clone());
-    if walk.step(Some(&Line::Group(ends.to_vec())), None).is_err() {
+    if walk.step(Some(&Line::Group(ends.to_vec()))).is_err() {
         return Ok(false);
     }
     for end in until {
         for sequence in walk.watermark_of(end.epoch).through + 1..=end.through {
             let copy = copies.get(&(end.epoch, sequence)).and_then(|text| line::read(text));
-            if copy.is_none() || walk.step(copy.as_ref(), None).is_err() {
+            if copy.is_none() || walk.step(copy.as_ref()).is_err() {
                 return Ok(false);
             }
         }

@@ -39,8 +39,8 @@ pub(super) fn read(file: &File, lane: &LaneName) -> io::Result<Tail> {
     Ok(Tail { good: 0, length, watermarks: None })
 }
 
-/// The start of the last group that begins before `before`.
-fn last_group(file: &File, before: u64) -> io::Result<Option<u64>> {
+/// The start of the last group whose beginning lies before `before`.
+pub(super) fn last_group(file: &File, before: u64) -> io::Result<Option<u64>> {
     let mut end = before;
     let mut buffer = Vec::new();
     while end > 0 {
@@ -83,7 +83,7 @@ fn check_group(
         if !begun && !matches!(read, Some(Line::Group(_))) {
             return Ok(None);
         }
-        if walk.step(read.as_ref(), None).is_err() {
+        if walk.step(read.as_ref()).is_err() {
             break;
         }
         begun = true;

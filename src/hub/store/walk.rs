@@ -1,11 +1,11 @@
 //! Walks the lines of a lane and reports where they do not follow from each other; pure.
 
-use pgw_core::chain::ChainValue;
+use pgw_core::chain::{ChainValue, Digest};
 use pgw_core::transaction::{Epoch, Sequence};
 use pgw_core::wire::attributes::source;
 use pgw_core::wire::signature::KeyId;
 
-use super::line::{Line, Record};
+use super::line::Line;
 use super::{LaneName, Through};
 
 /// A line that does not follow.
@@ -57,8 +57,10 @@ pub enum Fault {
         /// The sequence.
         sequence: Sequence,
     },
-    /// A number refers to an id whose transaction is not stored.
-    #[error("sequence {sequence} of epoch {epoch} names transaction {id}, which is not stored")]
+    /// A number refers to a content that is not stored.
+    #[error(
+        "sequence {sequence} of epoch {epoch} names transaction {id}, which is not stored with that content"
+    )]
     Lost {
         /// The epoch.
         epoch: Epoch,
@@ -66,6 +68,24 @@ pub enum Fault {
         sequence: Sequence,
         /// The id.
         id: uuid::Uuid,
+    },
+    /// It does not continue the line: its epoch begins, or goes on, elsewhere than at the end.
+    #[error(
+        "sequence {sequence} of epoch {epoch} does not continue the lane, which ends elsewhere before it"
+    )]
+    Link {
+        /// The epoch.
+        epoch: Epoch,
+        /// The sequence.
+        sequence: Sequence,
+    },
+    /// A rival is named that is not the transaction before it.
+    #[error("the rival at sequence {sequence} of epoch {epoch} does not belong to the lines before it")]
+    Rival {
+        /// The epoch.
+        epoch: Epoch,
+        /// The sequence.
+        sequence: Sequence,
     },
     /// A signature is kept for a number that is not the one before it.
     #[error("the signature of sequence {sequence} of epoch {epoch} does not belong to the lines before it")]
@@ -168,17 +188,18 @@ impl Walk {
         Self { begun: true, ..Self::new(lane) }
     }
 
-    /// The watermarks after the lines so far.
+    /// Where each epoch ends after the lines so far, in the order of the line.
     #[must_use]
     pub fn watermarks(&self) -> &[Through] {
         &self.watermarks
     }
 
-    /// The watermark of an epoch; before its first transaction if it is new.
+    /// The watermark of an epoch; before its first transaction if it is new and begins here.
     #[must_use]
     pub fn watermark_of(&self, epoch: Epoch) -> Through {
         let known = self.watermarks.iter().find(|watermark| watermark.epoch == epoch).copied();
-        known.unwrap_or_else(|| Through { epoch, through: 0, chain: ChainValue::first(&self.lane, epoch) })
+        let first = || ChainValue::first(&self.lane, epoch, self.watermarks.last());
+        known.unwrap_or_else(|| Through { epoch, through: 0, chain: first() })
     }
 
     /// The number of the last line.
@@ -187,12 +208,12 @@ impl Walk {
         self.last
     }
 
-    /// Takes the next line; `None` is a line that could not be read. `known` is the record that an advance repeats, if
-    /// available. After a fault the walk continues from what the line says about itself.
+    /// Takes the next line; `None` is a line that could not be read. After a fault the walk continues from what the line says
+    /// about itself.
     ///
     /// # Errors
     /// The first [`Fault`] of this line.
-    pub fn step(&mut self, line: Option<&Line<'_>>, known: Option<&Record<'_>>) -> Result<(), Fault> {
+    pub fn step(&mut self, line: Option<&Line<'_>>) -> Result<(), Fault> {
         let (epoch, after) = self.last;
         let Some(line) = line else {
             self.begun = true;
@@ -218,18 +239,14 @@ impl Walk {
                         owner,
                     });
                 }
-                self.advance(record.watermark, Some(record))
+                self.advance(record.watermark, record.link.as_ref(), || record.digest())
             }
-            Line::Advance { watermark, .. } => self.advance(*watermark, known),
-            Line::Void { watermark, previous, .. } => {
-                let before = self.watermark_of(watermark.epoch);
-                self.advance(*watermark, None)?;
-                // The value before it may itself have been altered.
-                if before.chain == *previous {
-                    Ok(())
-                } else {
-                    Err(Fault::Altered { epoch: watermark.epoch, sequence: watermark.through })
-                }
+            Line::Advance(advance) => {
+                self.advance(advance.watermark, advance.link.as_ref(), || advance.digest)
+            }
+            Line::Rival { at, .. } => {
+                let here = self.watermark_of(at.epoch) == *at && self.last == (at.epoch, at.through);
+                here.then_some(()).ok_or(Fault::Rival { epoch: at.epoch, sequence: at.through })
             }
             Line::Head(head) => {
                 let (at, here) = (head.at, self.watermark_of(head.at.epoch));
@@ -251,29 +268,46 @@ impl Walk {
         }
     }
 
-    fn advance(&mut self, watermark: Through, content: Option<&Record<'_>>) -> Result<(), Fault> {
+    fn advance(
+        &mut self,
+        watermark: Through,
+        link: Option<&Through>,
+        digest: impl FnOnce() -> Digest,
+    ) -> Result<(), Fault> {
         self.begun = true;
-        let before = self.watermark_of(watermark.epoch);
+        let mut before = self.watermark_of(watermark.epoch);
         let (epoch, sequence) = (watermark.epoch, watermark.through);
         if sequence <= before.through {
             return Err(Fault::Repeated { epoch, sequence, after: before.through });
         }
+        let end = self.watermarks.last().copied();
+        let begins = before.through == 0;
+        let continues = begins || end.is_some_and(|end| end.epoch == epoch);
         if sequence > before.through + 1 {
             self.set(watermark, None);
             return Err(Fault::Missing { epoch, from: before.through + 1, to: sequence - 1 });
         }
-        let Some(content) = content else {
-            self.set(watermark, None);
-            return Ok(());
-        };
-        let digest = content.digest();
+        // The value at the end may itself have been altered.
+        let true_end = end.map(|end| match self.computed {
+            Some((of, chain)) if of == end.epoch => Through { chain, ..end },
+            _ => end,
+        });
+        let linked = !begins || link == end.as_ref() || link == true_end.as_ref();
+        if begins {
+            before.chain = ChainValue::first(&self.lane, epoch, link);
+        }
+        let digest = digest();
         let computed = before.chain.next(sequence, digest);
         // The value of the transaction before may itself have been altered.
         let other = self.computed.filter(|(of, _)| *of == epoch);
         let follows = computed == watermark.chain
             || other.is_some_and(|(_, value)| value.next(sequence, digest) == watermark.chain);
         self.set(watermark, (!follows).then_some((epoch, computed)));
-        if follows { Ok(()) } else { Err(Fault::Altered { epoch, sequence }) }
+        match (follows, continues && linked) {
+            (false, _) => Err(Fault::Altered { epoch, sequence }),
+            (true, false) => Err(Fault::Link { epoch, sequence }),
+            (true, true) => Ok(()),
+        }
     }
 
     fn set(&mut self, watermark: Through, computed: Option<(Epoch, ChainValue)>) {

@@ -2,7 +2,7 @@
 //! and logged at a limited rate.
 
 use bytes::Bytes;
-use pgw_core::committer::Input;
+use pgw_core::committer::{Input, Question};
 use pgw_core::transaction::{Gateway, Lane, LaneName, Practice, rfc3339, unix_millis_now};
 use pgw_core::wire::WireError;
 use pgw_core::wire::command::CommandResult;
@@ -11,7 +11,6 @@ use pgw_core::wire::receipt::{Gap, GapCode, Position};
 use pgw_core::wire::said::Said;
 use pgw_core::wire::signature::Word;
 use pgw_core::wire::topic::{Kind, Topic};
-use pgw_core::wire::void::{self, Void};
 use rumqttc::v5::mqttbytes::v5::Publish;
 
 use super::StoreThread;
@@ -59,7 +58,14 @@ impl StoreThread {
             return;
         }
         match read(&lane, publish) {
-            Ok((envelope, body)) => self.tell(Input::Transaction(Entry::new(lane, envelope, body))),
+            Ok((envelope, body)) => {
+                let (number, content) = ((envelope.epoch, envelope.sequence), body.clone());
+                self.refused = None;
+                self.tell(Input::Transaction(Entry::new(lane, envelope, body)));
+                if let Some((lane, why)) = self.refused.take() {
+                    self.waits(&lane, why, number, &content);
+                }
+            }
             Err(error) => self.refuse(lane.to_string(), reason(&error)),
         }
     }
@@ -89,7 +95,7 @@ impl StoreThread {
             self.answers.gap(&name, Gap::new(GapCode::Later, content.epoch, 0, 0));
             return self.refuse(name.to_string(), unheard.reason());
         }
-        let Position { nonce, epoch, tail, .. } = content;
+        let Position { nonce, epoch, tail, point, .. } = content;
         if nonce.len() > MOST_NONCE {
             return self.refuse(name.to_string(), "nonce does not fit");
         }
@@ -105,7 +111,7 @@ impl StoreThread {
         } else if fresh {
             self.hurry = true;
             self.fleet.note_tail(&name, epoch, tail);
-            self.tell(Input::Position { lane: name, nonce });
+            self.tell(Input::Position { lane: name, question: Question { nonce, epoch, point } });
         }
     }
 
@@ -170,9 +176,6 @@ fn read(lane: &LaneName, publish: Publish) -> Result<(Envelope, Bytes), WireErro
     let envelope = Envelope::from_properties(properties.content_type, properties.user_properties)?;
     if !envelope.is_of(lane) {
         return Err(WireError::Malformed("source or partitionkey"));
-    }
-    if void::is_void(&envelope) && Void::of(&envelope, &body).is_none() {
-        return Err(WireError::Malformed("void"));
     }
     Ok((envelope, body))
 }

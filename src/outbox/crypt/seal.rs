@@ -1,13 +1,14 @@
 //! The seal: XChaCha20-Poly1305 with a random nonce of 24 bytes, as positions are used again after a power cut
 //! and a counting nonce would then repeat.
 //!
-//! The sealed content is the transaction in postcard, in the order of [`Sealed`]'s fields. A body that LZ4 makes at least
+//! The sealed content is the transaction in postcard, in the order of [`Sealed`]'s fields, and behind it, only where the wire has
+//! another, the sender as its door has named it. A body that LZ4 makes at least
 //! an eighth smaller is stored that way: clinical text does shrink, and the disk of a surgery's box is small and wears.
 
 use chacha20poly1305::aead::{AeadInPlace as _, KeyInit as _};
 use chacha20poly1305::{Key, Tag, XChaCha20Poly1305, XNonce};
 use pgw_core::chain::ChainValue;
-use pgw_core::transaction::{Body, Clock, Epoch, Kind, Position, Transaction, TransactionId};
+use pgw_core::transaction::{Body, Clock, Kind, Position, Transaction, TransactionId};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -73,13 +74,11 @@ fn packed(body: &[u8]) -> Option<Vec<u8>> {
 pub(crate) struct RecordPlace {
     /// The lane's number in the store.
     pub(crate) lane: u16,
-    /// Epoch at acceptance.
-    pub(crate) epoch: Epoch,
     /// Position.
     pub(crate) position: Position,
-    /// Chain value before it.
+    /// Value of the chain over positions before it.
     pub(crate) previous: ChainValue,
-    /// Its chain value.
+    /// The same after it.
     pub(crate) chain: ChainValue,
 }
 
@@ -126,13 +125,15 @@ impl Sealer {
         let mut record = Vec::with_capacity(HEADER_BYTES + sealed.body.len() + 256 + TAG_BYTES);
         record.resize(HEADER_BYTES, 0);
         let mut record = postcard::to_extend(&sealed, record).map_err(|_| RecordError::Content)?;
+        if let Some(given) = &transaction.given_sender {
+            record = postcard::to_extend(given, record).map_err(|_| RecordError::Content)?;
+        }
         drop(packed);
 
         let nonce = pgw_durable::random::<24>().map_err(|_| RecordError::Content)?;
         let mut header = Header {
             key_id: self.present.1,
             lane: place.lane,
-            epoch: place.epoch,
             position: place.position,
             sealed_length: u32::try_from(record.len() - HEADER_BYTES + TAG_BYTES)
                 .map_err(|_| RecordError::Content)?,
@@ -176,7 +177,12 @@ impl Sealer {
                 Tag::from_slice(tag),
             )
             .map_err(|_| RecordError::Seal)?;
-        let sealed: Sealed<'_> = postcard::from_bytes(&bytes).map_err(|_| RecordError::Content)?;
+        let (sealed, rest): (Sealed<'_>, _) =
+            postcard::take_from_bytes(&bytes).map_err(|_| RecordError::Content)?;
+        let given_sender = match rest {
+            [] => None,
+            rest => Some(postcard::from_bytes(rest).map_err(|_| RecordError::Content)?),
+        };
         let body = match sealed.packing {
             Packing::None => sealed.body.to_vec(),
             Packing::Lz4 => {
@@ -197,6 +203,7 @@ impl Sealer {
             kind: sealed.kind,
             content_type: sealed.content_type.to_owned(),
             sender: sealed.sender.to_owned(),
+            given_sender,
             key: sealed.key.to_owned(),
             shows_key: sealed.shows_key,
             correlation_id: sealed.correlation_id.to_owned(),
@@ -220,6 +227,7 @@ mod tests {
             kind: Kind::Transaction,
             content_type: "application/hl7-v2+er7".into(),
             sender: "lab".into(),
+            given_sender: None,
             key: "MSG0001".into(),
             shows_key: true,
             correlation_id: String::new(),
@@ -229,13 +237,8 @@ mod tests {
         }
     }
 
-    const PLACE: RecordPlace = RecordPlace {
-        lane: 0,
-        epoch: Epoch(Uuid::nil()),
-        position: 9,
-        previous: ChainValue([1; 32]),
-        chain: ChainValue([2; 32]),
-    };
+    const PLACE: RecordPlace =
+        RecordPlace { lane: 0, position: 9, previous: ChainValue([1; 32]), chain: ChainValue([2; 32]) };
 
     #[test]
     fn what_is_sealed_comes_back_and_cannot_be_read_without_the_key() {
@@ -283,5 +286,23 @@ mod tests {
         let record = both.seal(&PLACE, &transaction(b"after".to_vec())).unwrap();
         assert_eq!(new.open(&record).unwrap().1, transaction(b"after".to_vec()));
         assert_eq!(old.open(&record).unwrap_err(), RecordError::OtherKey);
+    }
+
+    #[test]
+    fn a_sender_as_given_is_in_the_record_and_one_without_reads_as_before() {
+        let sealer = Sealer::new(&OutboxKey::new([7; 32]).into());
+        let plain = transaction(b"x".to_vec());
+        let given = Transaction { given_sender: Some("9434765919".into()), ..plain.clone() };
+        let lengths = [&plain, &given].map(|transaction| {
+            let record = sealer.seal(&PLACE, transaction).unwrap();
+            assert!(!record.windows(10).any(|part| part == b"9434765919"));
+            let (_, opened) = sealer.open(&record).unwrap();
+            assert_eq!(&opened, transaction);
+            record.len()
+        });
+        assert_eq!(lengths[1] - lengths[0], 11, "its length and its bytes, and nothing where there is none");
+        assert_eq!((plain.sender_as_given(), given.sender_as_given()), ("lab", "9434765919"));
+        let lane = "B86022/gw1/clinical".parse().unwrap();
+        assert_eq!(given.digest(&lane), plain.digest(&lane), "the hub never sees it");
     }
 }

@@ -308,7 +308,6 @@ mod tests {
     use super::*;
     use crate::guard::record::chunks;
     use pgw_core::chain::ChainValue;
-    use pgw_core::transaction::Epoch;
     use proptest::prelude::*;
 
     fn record(position: Position, length: usize, fill: u8) -> Vec<u8> {
@@ -316,7 +315,6 @@ mod tests {
         let header = Header {
             key_id: [1; 8],
             lane: 1,
-            epoch: Epoch(uuid::Uuid::nil()),
             position,
             sealed_length: u32::try_from(length).unwrap(),
             previous: ChainValue([2; 32]),

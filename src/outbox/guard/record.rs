@@ -9,14 +9,15 @@
 //! | 5 | 1 | 0 |
 //! | 6 | 2 | lane: its number in the store's `lanes.list` |
 //! | 8 | 8 | key id: the first 8 bytes of the SHA-256 of the outbox key |
-//! | 16 | 16 | epoch in which it was accepted |
-//! | 32 | 8 | position in its lane |
-//! | 40 | 4 | length of the sealed bytes |
-//! | 44 | 32 | chain value before it, in that epoch |
-//! | 76 | 32 | its chain value, in that epoch |
-//! | 108 | 24 | nonce |
-//! | 132 | 4 | CRC32C of the sealed bytes |
-//! | 136 | | sealed bytes: XChaCha20-Poly1305 over the transaction ([`crate::crypt::seal`]), with bytes 0-132 as associated data |
+//! | 16 | 8 | position in its lane |
+//! | 24 | 4 | length of the sealed bytes |
+//! | 28 | 32 | value of the chain over positions before it |
+//! | 60 | 32 | the same after it |
+//! | 92 | 24 | nonce |
+//! | 116 | 4 | CRC32C of the sealed bytes |
+//! | 120 | | sealed bytes: XChaCha20-Poly1305 over the transaction ([`crate::crypt::seal`]), with bytes 0-116 as associated data |
+//!
+//! It names no epoch: numbers and chain values of the wire are made when it is sent, so that a fork changes nothing here.
 //!
 //! It is cut into chunks, which are the values of the segment's database, each at most [`VALUE_BYTES`]: sled
 //! spills larger pages into files that it never syncs. Key: position, then chunk index as u32. A chunk names
@@ -34,8 +35,7 @@
 //! | 30 | | the part |
 
 use pgw_core::chain::ChainValue;
-use pgw_core::transaction::{Epoch, Position};
-use uuid::Uuid;
+use pgw_core::transaction::Position;
 
 /// The newest version that this build reads, and the one that it writes.
 pub(crate) const VERSION: u8 = 1;
@@ -48,9 +48,9 @@ pub(crate) const VALUE_BYTES: usize = 4096;
 /// Bytes before a chunk's part.
 pub(crate) const CHUNK_HEADER_BYTES: usize = 30;
 /// Bytes before a record's sealed bytes.
-pub(crate) const HEADER_BYTES: usize = 136;
+pub(crate) const HEADER_BYTES: usize = 120;
 /// The part of the header that the seal covers: all but the checksum, which is of the sealed bytes themselves.
-pub(crate) const SEALED_HEADER_BYTES: usize = 132;
+pub(crate) const SEALED_HEADER_BYTES: usize = 116;
 
 const PART_BYTES: usize = VALUE_BYTES - CHUNK_HEADER_BYTES;
 
@@ -87,15 +87,13 @@ pub(crate) struct Header {
     pub(crate) key_id: [u8; 8],
     /// The lane's number in this store.
     pub(crate) lane: u16,
-    /// Epoch at acceptance.
-    pub(crate) epoch: Epoch,
     /// Position in the lane.
     pub(crate) position: Position,
     /// Length of the sealed bytes.
     pub(crate) sealed_length: u32,
-    /// Chain value before it.
+    /// Value of the chain over positions before it.
     pub(crate) previous: ChainValue,
-    /// Its chain value.
+    /// The same after it.
     pub(crate) chain: ChainValue,
     /// The seal's nonce.
     pub(crate) nonce: [u8; 24],
@@ -111,13 +109,12 @@ impl Header {
         bytes[4] = VERSION;
         bytes[6..8].copy_from_slice(&self.lane.to_be_bytes());
         bytes[8..16].copy_from_slice(&self.key_id);
-        bytes[16..32].copy_from_slice(self.epoch.0.as_bytes());
-        bytes[32..40].copy_from_slice(&self.position.to_be_bytes());
-        bytes[40..44].copy_from_slice(&self.sealed_length.to_be_bytes());
-        bytes[44..76].copy_from_slice(&self.previous.0);
-        bytes[76..108].copy_from_slice(&self.chain.0);
-        bytes[108..132].copy_from_slice(&self.nonce);
-        bytes[132..136].copy_from_slice(&self.crc.to_be_bytes());
+        bytes[16..24].copy_from_slice(&self.position.to_be_bytes());
+        bytes[24..28].copy_from_slice(&self.sealed_length.to_be_bytes());
+        bytes[28..60].copy_from_slice(&self.previous.0);
+        bytes[60..92].copy_from_slice(&self.chain.0);
+        bytes[92..116].copy_from_slice(&self.nonce);
+        bytes[116..120].copy_from_slice(&self.crc.to_be_bytes());
         bytes
     }
 
@@ -136,13 +133,12 @@ impl Header {
         let header = Self {
             key_id: part(head, 8),
             lane: u16::from_be_bytes(part(head, 6)),
-            epoch: Epoch(Uuid::from_bytes(part(head, 16))),
-            position: u64::from_be_bytes(part(head, 32)),
-            sealed_length: u32::from_be_bytes(part(head, 40)),
-            previous: ChainValue(part(head, 44)),
-            chain: ChainValue(part(head, 76)),
-            nonce: part(head, 108),
-            crc: u32::from_be_bytes(part(head, 132)),
+            position: u64::from_be_bytes(part(head, 16)),
+            sealed_length: u32::from_be_bytes(part(head, 24)),
+            previous: ChainValue(part(head, 28)),
+            chain: ChainValue(part(head, 60)),
+            nonce: part(head, 92),
+            crc: u32::from_be_bytes(part(head, 116)),
         };
         if u32::try_from(sealed.len()) != Ok(header.sealed_length) {
             return Err(RecordError::NotARecord);
@@ -297,7 +293,6 @@ mod tests {
         Header {
             key_id: *b"keyid678",
             lane: 3,
-            epoch: Epoch(Uuid::from_u128(0x0123_4567_89ab_cdef_0123_4567_89ab_cdef)),
             position: 0x0102_0304_0506_0708,
             sealed_length: u32::try_from(sealed.len()).unwrap(),
             previous: ChainValue([0xaa; 32]),
@@ -328,18 +323,17 @@ mod tests {
         let value = chunks(0x0102_0304_0506_0708, &record(b"sealed")).next().unwrap();
         let expected = [
             "50475763",
-            "d270f684",
+            "2410182d",
             "0102030405060708",
             "86471cfb",
             "00000000",
             "00000001",
-            "008e",
+            "007e",
             "50475772",
             "01",
             "00",
             "0003",
             "6b65796964363738",
-            "0123456789abcdef0123456789abcdef",
             "0102030405060708",
             "00000006",
             &"aa".repeat(32),

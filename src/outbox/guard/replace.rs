@@ -46,7 +46,8 @@ pub(crate) fn step(place: &Path) -> io::Result<()> {
 pub(crate) fn finish_replacements(directory: &Path) -> io::Result<()> {
     for entry in fs::read_dir(directory)? {
         let fresh = entry?.path();
-        if fresh.extension().is_some_and(|extension| extension == "new") {
+        // A digest table that was being written is a file: the next one replaces it.
+        if fresh.is_dir() && fresh.extension().is_some_and(|extension| extension == "new") {
             let place = fresh.with_extension("");
             if place.exists() {
                 fs::remove_dir_all(&fresh)?;

@@ -16,6 +16,7 @@ use pgw_core::chain::ChainValue;
 use pgw_core::delivery::Numbering;
 use pgw_core::transaction::{Position, UnixMillis};
 use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 
 use crate::files;
 use crate::guard::log_check;
@@ -91,10 +92,12 @@ pub(crate) struct SegmentHeader {
     pub(crate) number: u64,
     /// Its first position. Its predecessor's records from here on do not count.
     pub(crate) base: Position,
-    /// Chain value at `base - 1`, as the next record has it as `previous`.
+    /// Value of the chain over positions at `base - 1`, as the next record has it as `previous`.
     pub(crate) previous: ChainValue,
-    /// The lane's epochs when it was begun.
-    pub(crate) numbering: Numbering,
+    /// The lane's own id.
+    pub(crate) lane_id: Uuid,
+    /// The lane's epochs when it was begun: a copy of its small file, in case that is lost ([`copied`](crate::state::lane_epochs::copied)).
+    pub(crate) numbering: Option<Numbering>,
     /// The predecessor's number and content, so that a start need not open it.
     pub(crate) predecessor: Option<(u64, Span)>,
 }
@@ -104,7 +107,7 @@ pub(crate) struct SegmentHeader {
 pub(crate) struct Span {
     /// Its first position.
     pub(crate) base: Position,
-    /// Chain value before that.
+    /// Value of the chain over positions before that.
     pub(crate) previous: ChainValue,
     /// Payload bytes (an estimate after a crash).
     pub(crate) bytes: u64,
@@ -180,6 +183,8 @@ impl Segment {
             return Err(SegmentError::Files(missing));
         }
         let sound = log_check::is_sound(&directory.join(DATABASE_FILE), durable);
+        #[cfg(test)]
+        faults::of(directory).count_read();
         #[cfg(test)]
         let sound = match faults::of(directory).check(faults::Point::Read) {
             Ok(()) => sound,
@@ -326,6 +331,8 @@ impl Segment {
         through: Position,
         visitor: &mut dyn FnMut(Position, Result<Vec<u8>, RecordError>) -> ControlFlow<()>,
     ) -> Result<(), SegmentError> {
+        #[cfg(test)]
+        self.faults.count_read();
         contained(|| {
             let mut current: Option<(Position, Result<Assembly, RecordError>)> = None;
             for entry in self.db()?.range(record::key(from, 0)..=record::key(through, u32::MAX)) {
@@ -447,7 +454,8 @@ mod tests {
             number: 1,
             base: 1,
             previous: ChainValue([0; 32]),
-            numbering: Numbering::new(Epoch(uuid::Uuid::nil())),
+            lane_id: Uuid::from_u128(5),
+            numbering: Some(Numbering::new(Epoch(Uuid::nil()))),
             predecessor: None,
         }
     }

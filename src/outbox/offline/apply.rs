@@ -22,6 +22,7 @@ use crate::offline::error::RepairError;
 use crate::offline::inspect::{LaneInspection, SegmentInspection};
 use crate::offline::lane_plan::{LanePlan, SegmentWork};
 use crate::offline::sources::Sources;
+use crate::state::lane_epochs::{LaneEpochs, copied};
 use crate::state::layout::lane_file;
 use crate::state::segment_table::SegmentTable;
 
@@ -111,9 +112,10 @@ fn header(
     if let Some(header) = &inspected.header {
         return Ok(header.clone());
     }
-    let numbering = inspection.numbering.clone().ok_or(SegmentError::Header)?;
+    let LaneEpochs { lane_id, epochs, .. } = inspection.epochs.clone().ok_or(SegmentError::Header)?;
+    let (lane, numbering) = (inspection.id, copied(&epochs));
     let Span { base, previous, .. } = inspected.span;
-    Ok(SegmentHeader { lane: inspection.id, number, base, previous, numbering, predecessor: None })
+    Ok(SegmentHeader { lane, number, base, previous, lane_id, numbering, predecessor: None })
 }
 
 /// Opens the new segment and compares every record with the chosen one: seal, place, chain value.

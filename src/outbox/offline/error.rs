@@ -4,9 +4,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use pgw_core::consequence::{Cause, Consequence};
-use pgw_core::transaction::Lane;
 
-use crate::errors::{OpenError, Refusal};
+use crate::errors::OpenError;
 
 /// Why a repair failed. Everything done so far stays, and the command can be run again.
 #[derive(Debug, thiserror::Error)]
@@ -20,9 +19,6 @@ pub enum RepairError {
     /// `FORMAT` is damaged or gone, and no record opens with this key.
     #[error("the file FORMAT of the store in {0} is damaged, and no record there opens with the outbox key")]
     NothingOpens(PathBuf),
-    /// The records are recovered, but a lane needs new numbers after the watermark, and they could not be written.
-    #[error("lane {0}: records were recovered, but the lane could not be renumbered")]
-    Numbers(Lane, #[source] Refusal),
     /// `FORMAT` also said which key has sealed what.
     #[error(
         "the file FORMAT of the store in {0} is damaged, and records there were sealed with an earlier key: take FORMAT from a copy of the store"
@@ -56,7 +52,7 @@ impl RepairError {
         match self {
             Self::Open(error) => error.consequence(),
             Self::Files { source, .. } => Consequence::of_file(source),
-            Self::ReadBack(_) | Self::Numbers(..) => Consequence::FILES,
+            Self::ReadBack(_) => Consequence::FILES,
             Self::NothingOpens(_) | Self::SeveralKeys(_) => Consequence::CONFIGURATION,
             Self::NoStore(_) => Consequence::UNREACHABLE,
             Self::NotTheOwner(..) => Consequence::Stop(Cause::Rights),

@@ -7,9 +7,9 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use pgw_core::chain::ChainValue;
-use pgw_core::delivery::Numbering;
-use pgw_core::transaction::{Epoch, Lane, LaneName, Position, Transaction};
+use pgw_core::chain::{ChainValue, Digest};
+use pgw_core::transaction::{Lane, LaneName, Position, Transaction};
+use uuid::Uuid;
 
 use crate::crypt::seal::Sealer;
 use crate::files;
@@ -18,8 +18,10 @@ use crate::guard::log_check;
 use crate::guard::record::Header;
 use crate::guard::segment::{DATABASE_FILE, SegmentHeader, Span};
 use crate::offline::error::RepairError;
-use crate::offline::plan::{Anchor, Candidates, FoundRecord, Part, PositionVerdict, ReleasedRange, decide};
+use crate::offline::plan::{Anchor, Candidates, FoundRecord, Part, PositionVerdict, decide};
 use crate::state::checkpoint::TailCheckpoint;
+use crate::state::digest_table::{self, lane_id_in};
+use crate::state::lane_epochs::LaneEpochs;
 use crate::state::layout::lane_file;
 use crate::state::segment_table::SegmentTable;
 use crate::state::watermarks::Watermarks;
@@ -33,13 +35,12 @@ pub(super) struct LaneInspection {
     full_name: LaneName,
     /// Its number in records.
     pub(super) id: u16,
-    pub(super) numbering: Option<Numbering>,
+    /// Its own id and its epochs.
+    pub(super) epochs: Option<LaneEpochs>,
     pub(super) table: Option<SegmentTable>,
     pub(super) watermark: Option<Watermark>,
     pub(super) checkpoint: Option<(Position, ChainValue)>,
     pub(super) voids: Voids,
-    /// Where each known epoch begins.
-    bases: HashMap<Epoch, Position>,
     /// By segment number.
     pub(super) segments: BTreeMap<u64, SegmentInspection>,
     /// The last position.
@@ -61,6 +62,8 @@ pub(super) struct SegmentInspection {
     pub(super) sound: bool,
     /// Bytes that the disk could not read.
     pub(super) unreadable_bytes: u64,
+    /// What its digest table says about positions without a record.
+    pub(super) digests: BTreeMap<Position, Digest>,
     /// The records found in it; of a whole segment only the first and the last are kept here.
     pub(super) found: Candidates,
     /// Every position has its record, and each follows from the one before.
@@ -87,7 +90,6 @@ impl<'a> Opener<'a> {
                 .or_insert_with(|| Arc::from(transaction.sender.as_str())),
         );
         let found = FoundRecord {
-            epoch: header.epoch,
             previous: header.previous,
             chain: header.chain,
             tag: header.crc,
@@ -111,7 +113,7 @@ impl LaneInspection {
         let directory = store.join("segments").join(lane.as_str());
         // The daemon recreates files that cannot be read here, so they are ignored.
         let table = files::load::<SegmentTable>(&lane_file(store, lane, "ledger")).ok().flatten();
-        let numbering = files::load::<Numbering>(&lane_file(store, lane, "numbering")).ok().flatten();
+        let epochs = LaneEpochs::read(store, lane);
         let voids = files::load::<Voids>(&lane_file(store, lane, "voids")).ok().flatten().unwrap_or_default();
         let checkpoint_path = store.join("sidecar");
         let checkpoint =
@@ -131,28 +133,20 @@ impl LaneInspection {
         let vouched = vouched.max(given_up);
         let lying = lying_segments(&directory).map_err(RepairError::cannot("list", &directory))?;
         let segments = known_segments(&directory, lying, table.as_ref(), vouched, watermark)?;
-        let mut bases = HashMap::new();
-        let headers = segments.values().filter_map(|segment| segment.header.as_ref()).map(|h| &h.numbering);
-        for numbering in headers.chain(&numbering) {
-            bases.extend(numbering.epochs().iter().map(|begun| (begun.epoch, begun.base)));
-        }
-        let numbering = numbering.or_else(|| {
-            segments
-                .values()
-                .rev()
-                .find_map(|segment| segment.header.as_ref())
-                .map(|header| header.numbering.clone())
+        let epochs = epochs.or_else(|| {
+            let header = segments.values().rev().find_map(|segment| segment.header.as_ref())?;
+            header.numbering.clone().map(|epochs| LaneEpochs::new(header.lane_id, epochs))
         });
+        let lane_id = epochs.as_ref().map(|epochs| epochs.lane_id).or_else(|| lane_id_in(&directory));
         let mut inspection = Self {
             lane: lane.clone(),
             full_name: full_name.clone(),
             id,
-            numbering,
+            epochs,
             table,
             watermark,
             checkpoint,
             voids,
-            bases,
             segments,
             tail: vouched,
         };
@@ -160,25 +154,35 @@ impl LaneInspection {
         for number in numbers {
             progress(lane, number);
             inspection.read_piece(number, vouched, opener)?;
+            inspection.read_digests(&directory, lane_id, number);
         }
         Ok(inspection)
     }
 
-    /// Whether the record is one of this lane whose chain value follows from its content. If the beginning of its epoch is no
-    /// longer known, only its seal proves the value.
+    /// Whether the record is one of this lane whose chain value follows from its content.
     pub(super) fn is_sealed_here(&self, header: &Header, transaction: &Transaction) -> bool {
-        if header.lane != self.id {
-            return false;
+        header.lane == self.id
+            && header.chain == header.previous.next(header.position, transaction.digest(&self.full_name))
+    }
+
+    /// Whether the lane began its chain again with this value, because the true one was lost: it proves nothing.
+    pub(super) fn begins_again(&self, Anchor { position, chain }: Anchor) -> bool {
+        self.epochs.as_ref().is_some_and(|epochs| {
+            chain == ChainValue::after_lost_position(&self.full_name, epochs.lane_id, position)
+        })
+    }
+
+    /// Reads what the digest table of a segment says about the positions without a record there. A table that cannot be read
+    /// says nothing.
+    fn read_digests(&mut self, directory: &Path, lane_id: Option<Uuid>, number: u64) {
+        let Some((segment, lane_id)) = self.segments.get_mut(&number).zip(lane_id) else { return };
+        let (first, last) = (segment.span.base, segment.last);
+        if segment.whole || first > last {
+            return;
         }
-        let Some(sequence) = self
-            .bases
-            .get(&header.epoch)
-            .and_then(|base| header.position.checked_sub(*base))
-            .filter(|s| *s > 0)
-        else {
-            return true;
-        };
-        header.chain == header.previous.next(sequence, transaction.digest(&self.full_name))
+        let digests = digest_table::read(directory, lane_id, first, (first, last)).unwrap_or_default();
+        let known = (first..).zip(digests).filter_map(|(position, digest)| Some((position, digest?)));
+        segment.digests = known.filter(|(position, _)| !segment.found.contains_key(position)).collect();
     }
 
     /// Reads one segment's raw files. The newest comes first: it shows where the lane ends.
@@ -234,7 +238,8 @@ impl LaneInspection {
         let (missing, released) = (self.missing().to_vec(), self.released());
         let Some(segment) = self.segments.get_mut(&number) else { return };
         let (first, last) = (segment.span.base, segment.last);
-        let part = Part { first, last, missing: &missing, released: &released, anchors: &anchors };
+        let (missing, released, digests) = (&missing[..], &released[..], &BTreeMap::new());
+        let part = Part { first, last, missing, released, anchors: &anchors, digests };
         let intact = |(position, verdict): (&Position, &PositionVerdict)| {
             matches!(verdict, PositionVerdict::Intact(_))
                 && segment.found.get(position).is_some_and(|f| f.len() == 1)
@@ -251,41 +256,24 @@ impl LaneInspection {
     }
 
     /// The ranges that an operator has written off.
-    pub(super) fn released(&self) -> Vec<ReleasedRange> {
-        let ranges = self.voids.ranges();
-        ranges
-            .map(|(from, through, epoch, previous)| ReleasedRange { from, through, epoch, previous })
-            .collect()
+    pub(super) fn released(&self) -> Vec<(Position, Position)> {
+        self.voids.ranges().iter().map(|range| (range.from, range.through)).collect()
     }
 
-    /// The chain values that are known beside the records.
+    /// The values of the chain over positions that are known beside the records.
     pub(super) fn anchors(&self) -> Vec<Anchor> {
         let mut anchors = Vec::new();
-        // A lane that was opened twice after losing its end has the first value of the next epoch here.
-        let is_first = |chain| self.bases.keys().any(|e| ChainValue::first(&self.full_name, *e) == chain);
-        for (epoch, position, chain) in self.voids.ends().filter(|(_, _, chain)| !is_first(*chain)) {
-            anchors.push(Anchor { position, epoch, chain });
-        }
-        if let Some(numbering) = &self.numbering {
-            if let Some((position, chain)) = self.checkpoint {
-                // Its value is the one that the next record will name.
-                anchors.push(Anchor { position, epoch: numbering.at(position + 1).epoch, chain });
-            }
-            if let Some(Watermark { position, chain }) = self.watermark {
-                anchors.push(Anchor { position, epoch: numbering.at(position.max(1)).epoch, chain });
-            }
+        if let Some((position, chain)) = self.checkpoint {
+            anchors.push(Anchor { position, chain });
         }
         for segment in self.segments.values() {
             let Some(header) = &segment.header else { continue };
             // A substitute header that carving made has no value.
             if header.previous != ChainValue([0; 32]) {
-                anchors.push(Anchor {
-                    position: header.base.saturating_sub(1),
-                    epoch: header.numbering.at(header.base).epoch,
-                    chain: header.previous,
-                });
+                anchors.push(Anchor { position: header.base.saturating_sub(1), chain: header.previous });
             }
         }
+        anchors.retain(|anchor| !self.begins_again(*anchor));
         anchors
     }
 }
@@ -364,6 +352,7 @@ fn known_segments(
                 last,
                 sound: false,
                 unreadable_bytes: 0,
+                digests: BTreeMap::new(),
                 found: Candidates::new(),
                 whole: false,
             },

@@ -39,7 +39,9 @@ pub(super) fn plan_lane(
         }
         if segment.whole {
             let found = segment.found.get(&first).and_then(|found| found.first());
-            from_newer = found.map(|f| Anchor { position: first - 1, epoch: f.epoch, chain: f.previous });
+            from_newer = found
+                .map(|found| Anchor { position: first - 1, chain: found.previous })
+                .filter(|anchor| !inspection.begins_again(*anchor));
             continue;
         }
         let mut candidates = segment.found.clone();
@@ -52,9 +54,10 @@ pub(super) fn plan_lane(
             }
         }
         let anchors: Vec<Anchor> = anchors.iter().copied().chain(from_newer).collect();
-        let part = Part { first, last, missing: &missing, released: &released, anchors: &anchors };
+        let (missing, released, digests) = (&missing[..], &released[..], &segment.digests);
+        let part = Part { first, last, missing, released, anchors: &anchors, digests };
         let decisions = decide(&part, &candidates);
-        from_newer = decisions.before;
+        from_newer = decisions.before.filter(|anchor| !inspection.begins_again(*anchor));
         all.insert(*number, candidates);
         verdicts.insert(*number, decisions.verdicts);
     }

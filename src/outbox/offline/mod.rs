@@ -11,7 +11,6 @@
 //! - [`plan`]: which records are intact, fit, are unproven, are lost; pure; [`lane_plan`]: the same for a whole lane
 //! - [`sources`]: the same records from elsewhere
 //! - [`apply`]: writes, syncs and reads back new segments before it sets old ones aside; then the segment table
-//! - [`renumber`]: new numbers where a recovered record would break the chain on the wire
 //! - [`report`]: the report for the operator; [`error`]: why a repair failed
 
 mod apply;
@@ -21,13 +20,12 @@ mod inspect;
 mod lane_plan;
 pub mod moving;
 mod plan;
-mod renumber;
 mod repair;
 mod report;
 pub mod set_aside;
 mod sources;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub use error::RepairError;
 pub use repair::{RepairRequest, repair};

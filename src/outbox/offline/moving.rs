@@ -40,7 +40,7 @@ pub struct LaneTotals {
     pub waiting: u64,
     /// No longer readable.
     pub damaged: u64,
-    /// Chain value on the wire at the last position.
+    /// Value of the chain over positions at the last one.
     pub chain: Option<ChainValue>,
 }
 
@@ -159,7 +159,7 @@ fn inventory(data: &Path, store: &Path) -> Result<BTreeMap<PathBuf, (u64, String
 /// Each lane's totals.
 pub fn lane_totals(outbox: &Outbox) -> BTreeMap<Lane, LaneTotals> {
     let totals = |(lane, counts): (Lane, crate::types::LaneCounts)| {
-        let chain = outbox.chain_at(&lane, counts.accepted);
+        let chain = outbox.chain_of_positions(&lane);
         let crate::types::LaneCounts { accepted, confirmed, waiting, damaged, .. } = counts;
         (lane, LaneTotals { accepted, confirmed, waiting, damaged, chain })
     };

@@ -1,22 +1,20 @@
 //! Which records are intact, which fit a missing one, and which are lost: decided by chain values alone; no IO.
 //!
 //! A record fits when something *after* it vouches for it: the next record names its chain value as the one before it, or
-//! the tail checkpoint, a watermark, a void or a kept end of an epoch has that value. That it follows from the record before
-//! it proves less: so does a record that was never answered and lost in a power cut, and one of a copy of this box that
+//! the tail checkpoint or a segment's header has that value. Between the two may be lost records whose digests are known: then
+//! the value must lead to the one that is named. That it follows from the record before it proves less: so does a record that was never answered and lost in a power cut, and one of a copy of this box that
 //! continued by itself. Such a record is *unproven*, and an operator decides.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use pgw_core::chain::ChainValue;
-use pgw_core::transaction::{Epoch, Position, UnixMillis};
+use pgw_core::chain::{ChainValue, Digest};
+use pgw_core::transaction::{Position, UnixMillis};
 
 /// A record that was found, without its content.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct FoundRecord {
-    /// Epoch at acceptance.
-    pub(super) epoch: Epoch,
-    /// Chain value before it, in that epoch.
+    /// Value of the chain over positions before it.
     pub(super) previous: ChainValue,
     /// Its chain value.
     pub(super) chain: ChainValue,
@@ -32,22 +30,38 @@ pub(super) struct FoundRecord {
 /// All records that were found, by position.
 pub(super) type Candidates = BTreeMap<Position, Vec<FoundRecord>>;
 
-/// A chain value that is known from elsewhere.
+/// A value of the chain over positions that is known from elsewhere.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Anchor {
     pub(super) position: Position,
-    /// The epoch in which it holds.
-    pub(super) epoch: Epoch,
     pub(super) chain: ChainValue,
 }
 
-/// A released range, and the chain value before it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct ReleasedRange {
-    pub(super) from: Position,
-    pub(super) through: Position,
-    pub(super) epoch: Epoch,
-    pub(super) previous: ChainValue,
+/// What comes after a position: its chain value must lead to `chain` over the lost ones between, latest first.
+#[derive(Debug, Clone)]
+struct Wanted {
+    position: Position,
+    lost: Vec<(Position, Digest)>,
+    chain: ChainValue,
+}
+
+impl Wanted {
+    fn at(Anchor { position, chain }: Anchor) -> Self {
+        Self { position, lost: Vec::new(), chain }
+    }
+
+    fn vouches_for(&self, found: &FoundRecord) -> bool {
+        let over =
+            |chain: ChainValue, (position, digest): &(Position, Digest)| chain.next(*position, *digest);
+        self.lost.iter().rev().fold(found.chain, over) == self.chain
+    }
+
+    /// The same, seen from the position before: this one is lost, and its digest known.
+    fn before_lost(mut self, digest: Digest) -> Self {
+        self.lost.push((self.position, digest));
+        self.position = self.position.saturating_sub(1);
+        self
+    }
 }
 
 /// The positions of one segment, with everything that is known about them.
@@ -57,8 +71,10 @@ pub(super) struct Part<'a> {
     pub(super) last: Position,
     /// The positions that the store counts as missing.
     pub(super) missing: &'a [(Position, Position)],
-    pub(super) released: &'a [ReleasedRange],
+    pub(super) released: &'a [(Position, Position)],
     pub(super) anchors: &'a [Anchor],
+    /// Digests of positions without a record.
+    pub(super) digests: &'a BTreeMap<Position, Digest>,
 }
 
 /// The decision about a position; the numbers are indexes of its candidates.
@@ -111,49 +127,47 @@ pub(super) fn decide(part: &Part<'_>, candidates: &Candidates) -> Decisions {
     let mut verdicts = BTreeMap::new();
     let anchors: Vec<Anchor> =
         part.anchors.iter().copied().filter(|a| (part.first..=part.last).contains(&a.position)).collect();
-    // The value that the next position names as the one before it.
-    let mut named: Option<Anchor> = None;
+    // What the next position names as the value before it.
+    let mut named: Option<Wanted> = None;
     for position in (part.first..=part.last).rev() {
         let found = candidates.get(&position).map_or(&[][..], Vec::as_slice);
-        let own = || found.iter().rposition(|found| found.own);
-        if let Some(released) = part.released.iter().find(|r| (r.from..=r.through).contains(&position)) {
-            verdicts.insert(position, PositionVerdict::Released(own()));
-            let ReleasedRange { epoch, previous, .. } = *released;
-            named = (position == released.from).then(|| Anchor {
-                position: position.saturating_sub(1),
-                epoch,
-                chain: previous,
-            });
-            continue;
-        }
-        let known: Vec<Anchor> =
-            anchors.iter().copied().chain(named).filter(|anchor| anchor.position == position).collect();
-        let verdict = at_position(position, found, &known, within(part.missing, position), candidates);
+        let here = anchors.iter().copied().filter(|anchor| anchor.position == position).map(Wanted::at);
+        let wanted: Vec<Wanted> =
+            here.chain(named.take().filter(|wanted| wanted.position == position)).collect();
+        let verdict = if within(part.released, position) {
+            PositionVerdict::Released(found.iter().rposition(|found| found.own))
+        } else {
+            at_position(position, found, &wanted, within(part.missing, position), candidates)
+        };
         named = match verdict {
-            PositionVerdict::Intact(at) | PositionVerdict::Fits(at) => found.get(at),
-            _ => None,
-        }
-        .map(|found| Anchor {
-            position: position.saturating_sub(1),
-            epoch: found.epoch,
-            chain: found.previous,
-        });
+            PositionVerdict::Intact(at) | PositionVerdict::Fits(at) => found.get(at).map(|found| {
+                Wanted::at(Anchor { position: position.saturating_sub(1), chain: found.previous })
+            }),
+            PositionVerdict::Lost | PositionVerdict::Released(_) => {
+                let digest = part.digests.get(&position).copied();
+                wanted.into_iter().next().zip(digest).map(|(wanted, digest)| wanted.before_lost(digest))
+            }
+            PositionVerdict::Contradicts(_) | PositionVerdict::Unproven(_) => None,
+        };
         verdicts.insert(position, verdict);
     }
     resolve_unproven(part, candidates, &mut verdicts);
-    Decisions { verdicts, before: named.filter(|anchor| anchor.position + 1 == part.first) }
+    let before = named.filter(|wanted| wanted.position + 1 == part.first && wanted.lost.is_empty());
+    let before = before.map(|Wanted { position, chain, .. }| Anchor { position, chain });
+    Decisions { verdicts, before }
 }
 
 fn at_position(
     position: Position,
     found: &[FoundRecord],
-    known: &[Anchor],
+    wanted: &[Wanted],
     is_missing: bool,
     candidates: &Candidates,
 ) -> PositionVerdict {
-    let vouched =
-        |found: &FoundRecord| known.iter().any(|a| (a.epoch, a.chain) == (found.epoch, found.chain));
-    let contradicted = |found: &FoundRecord| !vouched(found) && known.iter().any(|a| a.epoch == found.epoch);
+    let vouched = |found: &FoundRecord| wanted.iter().any(|wanted| wanted.vouches_for(found));
+    // A digest alone contradicts nothing: what it says counts only where the chain confirms it.
+    let contradicted =
+        |found: &FoundRecord| !vouched(found) && wanted.iter().any(|wanted| wanted.lost.is_empty());
     let of = |own: bool| found.iter().position(|found| found.own == own && vouched(found));
     if let Some(at) = of(true) {
         return if is_missing { PositionVerdict::Fits(at) } else { PositionVerdict::Intact(at) };
@@ -203,7 +217,7 @@ fn resolve_unproven(
         let (Some(this), Some(previous)) = (chosen(position, verdicts), chosen(before, verdicts)) else {
             continue;
         };
-        if this.epoch == previous.epoch && this.previous != previous.chain {
+        if this.previous != previous.chain {
             refused.push(position);
             if matches!(verdicts.get(&before), Some(PositionVerdict::Unproven(_))) {
                 refused.push(before);
@@ -219,9 +233,7 @@ fn resolve_unproven(
 mod tests {
     use super::*;
     use proptest::prelude::*;
-    use uuid::Uuid;
 
-    const EPOCH: Epoch = Epoch(Uuid::nil());
     const LAST: Position = 12;
 
     fn value(position: Position, rival: u8) -> ChainValue {
@@ -232,7 +244,6 @@ mod tests {
 
     fn found(position: Position, rival: u8, follows: u8, own: bool) -> FoundRecord {
         FoundRecord {
-            epoch: EPOCH,
             previous: value(position - 1, follows),
             chain: value(position, rival),
             tag: u32::from(rival),
@@ -243,7 +254,7 @@ mod tests {
     }
 
     fn anchor(position: Position) -> Anchor {
-        Anchor { position, epoch: EPOCH, chain: value(position, 0) }
+        Anchor { position, chain: value(position, 0) }
     }
 
     fn decide_all(
@@ -251,7 +262,8 @@ mod tests {
         missing: &[(Position, Position)],
         anchors: &[Anchor],
     ) -> BTreeMap<Position, PositionVerdict> {
-        decide(&Part { first: 1, last: LAST, missing, released: &[], anchors }, candidates).verdicts
+        let digests = &BTreeMap::new();
+        decide(&Part { first: 1, last: LAST, missing, released: &[], anchors, digests }, candidates).verdicts
     }
 
     fn own(positions: impl IntoIterator<Item = Position>) -> Candidates {
@@ -303,27 +315,34 @@ mod tests {
     }
 
     #[test]
-    fn what_was_released_stays_released_and_still_says_what_was_before_it() {
-        let mut candidates = own((1..=3).chain(8..=LAST));
-        for position in 4..=7 {
-            candidates.insert(position, vec![found(position, 0, 0, false)]);
+    fn what_was_released_stays_released_and_known_digests_lead_over_it() {
+        let mut chain = value(0, 0);
+        let mut candidates = Candidates::new();
+        let digest = |position: Position| Digest([u8::try_from(position).unwrap(); 32]);
+        for position in 1..=LAST {
+            let previous = chain;
+            chain = chain.next(position, digest(position));
+            let own = !(4..=7).contains(&position);
+            candidates.insert(position, vec![FoundRecord { previous, chain, ..found(position, 0, 0, own) }]);
         }
-        let released = [ReleasedRange { from: 6, through: 7, epoch: EPOCH, previous: value(5, 0) }];
-        let part = Part { first: 1, last: LAST, missing: &[(4, 7)], released: &released, anchors: &[] };
-        let verdicts = decide(&part, &candidates).verdicts;
-        assert_eq!([verdicts[&6], verdicts[&7]], [PositionVerdict::Released(None); 2]);
-        assert_eq!([verdicts[&4], verdicts[&5]], [PositionVerdict::Fits(0); 2]);
-    }
-
-    #[test]
-    fn another_epochs_values_prove_nothing() {
-        let mut candidates = own((1..=4).chain(6..=LAST));
-        let other = Epoch(Uuid::max());
-        for of in 6..=LAST {
-            candidates.get_mut(&of).unwrap()[0].epoch = other;
-        }
-        candidates.insert(5, vec![found(5, 0, 0, false)]);
-        assert_eq!(decide_all(&candidates, &[], &[])[&5], PositionVerdict::Unproven(0));
+        let lost: Candidates = candidates
+            .iter()
+            .filter(|(at, _)| **at < 6 || **at > 7)
+            .map(|(at, f)| (*at, f.clone()))
+            .collect();
+        let at = |candidates: &Candidates, released: &[(Position, Position)], digests: &BTreeMap<_, _>| {
+            let part = Part { first: 1, last: LAST, missing: &[(4, 7)], released, anchors: &[], digests };
+            let verdicts = decide(&part, candidates).verdicts;
+            [4, 5, 6, 7].map(|position| verdicts[&position])
+        };
+        use PositionVerdict::{Fits, Lost, Released, Unproven};
+        let known = BTreeMap::from([(6, digest(6)), (7, digest(7))]);
+        assert_eq!(at(&candidates, &[(6, 7)], &known), [Fits(0), Fits(0), Released(None), Released(None)]);
+        assert_eq!(at(&lost, &[], &known), [Fits(0), Fits(0), Lost, Lost]);
+        let one = BTreeMap::from([(6, digest(6))]);
+        assert_eq!(at(&lost, &[], &one), [Unproven(0), Unproven(0), Lost, Lost]);
+        let wrong = BTreeMap::from([(6, digest(7)), (7, digest(7))]);
+        assert_eq!(at(&lost, &[], &wrong), [Unproven(0), Unproven(0), Lost, Lost]);
     }
 
     prop_compose! {

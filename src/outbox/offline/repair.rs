@@ -18,7 +18,7 @@ use crate::offline::inspect::{LaneInspection, Opener};
 use crate::offline::lane_plan::plan_lane;
 use crate::offline::report::{self, RepairReport};
 use crate::offline::sources::Sources;
-use crate::offline::{apply, identity, renumber};
+use crate::offline::{apply, identity};
 use crate::types::OutboxSettings;
 
 /// An operator's request.
@@ -75,24 +75,16 @@ pub fn repair(
         lanes.push(plan_lane(inspection, &BTreeMap::new()));
     }
     let sources = Sources::search(store, keys, &request.from, &mut opener, &lanes)?;
-    let (renumbered, from) = (Vec::new(), report::from(&sources, &request.from));
-    let mut report = RepairReport { done: request.act, remade, renumbered, lanes: Vec::new(), from };
-    let mut numbered_again = Vec::new();
+    let from = report::from(&sources, &request.from);
+    let mut report = RepairReport { done: request.act, remade, lanes: Vec::new(), from };
     for (index, lane_plan) in lanes.into_iter().enumerate() {
         let lane_plan = plan_lane(lane_plan.inspection, sources.found(index));
         if request.act {
             apply::apply((store, owner), &sealer, &lane_plan, &sources, request.unproven)?;
         }
-        let epochs = lane_plan.inspection.numbering.as_ref().map_or(0, |numbering| numbering.epochs().len());
-        if epochs > 1 {
-            numbered_again.push(lane_plan.inspection.lane.clone());
-        }
         report.lanes.push(report::lane(&lane_plan, &sources, request.unproven));
     }
-    if request.act {
-        drop(lock);
-        report.renumbered = renumber::renumber(settings, keys, &numbered_again, owner)?;
-    }
+    drop(lock);
     Ok(report)
 }
 

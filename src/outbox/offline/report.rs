@@ -16,8 +16,6 @@ pub struct RepairReport {
     pub done: bool,
     /// Small files that a start needs and that are rewritten from the records.
     pub remade: Vec<String>,
-    /// Lanes whose unconfirmed transactions have new numbers now: recovered records were absent when they were last numbered.
-    pub renumbered: Vec<Lane>,
     /// Each lane of the store.
     pub lanes: Vec<LaneReport>,
     /// The result from each place that the operator named.

@@ -9,7 +9,6 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use pgw_core::consequence::Consequence;
-use pgw_core::delivery::Numbering;
 use pgw_core::transaction::{Epoch, Lane, Position, rfc3339, unix_millis_now};
 use serde::{Deserialize, Serialize};
 
@@ -19,7 +18,8 @@ use crate::errors::OpenError;
 use crate::files;
 use crate::guard::carve::scan_directory;
 use crate::state::checkpoint::TailCheckpoint;
-use crate::state::layout::{lane_file, segment_numbers};
+use crate::state::lane_epochs::LaneEpochs;
+use crate::state::layout::segment_numbers;
 use crate::state::watermarks::Watermarks;
 use crate::types::{OutboxAlarm, OutboxSettings};
 
@@ -126,9 +126,9 @@ fn lanes(store: &Path) -> io::Result<BTreeMap<Lane, Unreadable>> {
             let scan = scan_directory(&directory.join(format!("{number:010}")))?;
             accepted = scan.records().map(|found| found.position).fold(accepted, Position::max);
         }
-        let numbering = files::load::<Numbering>(&lane_file(store, &lane, "numbering")).ok().flatten();
+        let known = LaneEpochs::read(store, &lane);
         let confirmed = watermarks.watermark(&lane).map_or(0, |watermark| watermark.position);
-        let epoch = numbering.map(|numbering| numbering.at(accepted.max(1)).epoch);
+        let epoch = known.map(|known| known.epochs.present().epoch);
         lanes.insert(lane, Unreadable { accepted: accepted.max(confirmed), confirmed, epoch });
     }
     Ok(lanes)

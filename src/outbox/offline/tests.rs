@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use pgw_core::transaction::{Kind, Position};
+use pgw_core::transaction::Position;
 
 use crate::crypt::keyring::OutboxKey;
 use crate::errors::{OpenError, ReadError};
@@ -15,9 +15,10 @@ use crate::handle::Outbox;
 use crate::offline::error::RepairError;
 use crate::offline::repair::{RepairRequest, repair};
 use crate::offline::report::{LaneReport, RepairReport};
+use crate::state::digest_table::table_path;
 use crate::tests::{
-    add, bodies, clinical, codes, copy, counts, expected, key, open, segment_files, settings, submission,
-    submit,
+    add, bodies, clinical, codes, confirm_through, copy, counts, expected, key, open, segment_files,
+    settings, submission, submit,
 };
 use crate::{faults_for_tests as faults, files};
 
@@ -38,7 +39,7 @@ fn clinical_of(report: &RepairReport) -> &LaneReport {
 }
 
 /// Overwrites every chunk of these positions in every segment, as a disk that lost some sectors.
-fn destroy(store: &Path, positions: std::ops::RangeInclusive<Position>) {
+pub(crate) fn destroy(store: &Path, positions: std::ops::RangeInclusive<Position>) {
     for file in segment_files(store) {
         let mut bytes = fs::read(&file).unwrap();
         let mut at = 0;
@@ -217,6 +218,14 @@ fn what_nothing_vouches_for_is_taken_only_where_a_person_says_so() {
     let (store, intact) = damaged();
     destroy(intact.path(), 12..=12);
     let report = run(store.path(), &[intact.path()], false).unwrap();
+    let both = vec![(11, 11), (13, 13)];
+    assert_eq!(
+        (saved(&report), lost(&report)),
+        (both, vec![(12, 12)]),
+        "the digest of 12 leads from 11 to 13"
+    );
+    fs::remove_file(table_path(&store.path().join("segments/clinical"), 9)).unwrap();
+    let report = run(store.path(), &[intact.path()], false).unwrap();
     assert_eq!((saved(&report), lost(&report)), (vec![(13, 13)], vec![(12, 12)]));
     let unproven = &clinical_of(&report).unproven;
     assert_eq!((unproven.len(), unproven[0].from, unproven[0].through), (1, 11, 11));
@@ -244,7 +253,7 @@ fn what_a_person_has_released_stays_released() {
     let report = run(store.path(), &[intact.path()], true).unwrap();
     assert_eq!((saved(&report), clinical_of(&report).released), (vec![(13, 13)], 2));
     let outbox = open(store.path());
-    assert_eq!(outbox.read(&clinical(), 12, 1, 0).unwrap()[0].transaction.kind, Kind::Void);
+    assert!(outbox.read(&clinical(), 12, 1, 0).is_err());
     assert_eq!(outbox.read(&clinical(), 13, 1, 0).unwrap()[0].transaction.body.as_bytes(), b"body 13");
     assert_eq!((counts(&outbox).waiting, counts(&outbox).damaged), (28, 2));
 }
@@ -280,8 +289,43 @@ fn a_lost_tail_and_lost_segments_come_back() {
     }
 }
 
+/// The watermark says that there were more, and nothing knows the chain value there: the chain begins again, which proves nothing
+/// about what was lost, and contradicts nothing either.
 #[test]
-fn what_was_lost_before_a_fork_comes_back_and_the_chain_on_the_wire_is_whole() {
+fn a_chain_that_began_again_after_a_lost_end_proves_nothing_and_contradicts_nothing() {
+    let (store, intact) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let outbox = open(store.path());
+    add(&outbox, 1..=30);
+    confirm_through(&outbox, 30, None);
+    outbox.close();
+    copy(store.path(), intact.path());
+    fs::remove_file(store.path().join("sidecar")).unwrap();
+    fs::remove_dir_all(segment_files(store.path())[3].parent().unwrap()).unwrap();
+    let outbox = open(store.path());
+    assert!(codes(&outbox).contains(&"store.shortfall"));
+    add(&outbox, 31..=40);
+    let chained = outbox.chained(&clinical(), 31, 1, 0).unwrap()[0];
+    assert_eq!(outbox.after_lost_position(&clinical(), 30), Some(chained.previous));
+    outbox.close();
+    let report = run(store.path(), &[intact.path()], false).unwrap();
+    assert_eq!((clinical_of(&report).unproven_count(), saved(&report), lost(&report)), (6, vec![], vec![]));
+    assert_eq!(clinical_of(&report).contradicted, []);
+    let from = vec![intact.path().to_owned()];
+    let request = RepairRequest { from, act: true, unproven: true, ..RepairRequest::default() };
+    repair(&settings(store.path()), &key().into(), &request, &mut |_, _| {}).unwrap();
+    let outbox = open(store.path());
+    let bodies: Vec<_> = (1..=40).map(|at| outbox.read(&clinical(), at, 1, 0).unwrap().remove(0)).collect();
+    assert!(
+        bodies
+            .iter()
+            .zip(expected(1..=40))
+            .all(|(stored, body)| stored.transaction.body.as_bytes() == body.as_bytes())
+    );
+    assert!(outbox.digests(&clinical(), 1, 40).unwrap().iter().all(Option::is_some));
+}
+
+#[test]
+fn what_was_lost_before_a_fork_comes_back() {
     for lost_before in [true, false] {
         let (store, intact) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let outbox = open(store.path());
@@ -295,7 +339,7 @@ fn what_was_lost_before_a_fork_comes_back_and_the_chain_on_the_wire_is_whole() {
             outbox
         };
         let outbox = if lost_before { lose() } else { open(store.path()) };
-        outbox.new_epoch(&clinical(), 3).unwrap();
+        outbox.new_epoch(&clinical(), 3, None, &[]).unwrap();
         add(&outbox, 13..=15);
         outbox.close();
         if !lost_before {
@@ -303,14 +347,11 @@ fn what_was_lost_before_a_fork_comes_back_and_the_chain_on_the_wire_is_whole() {
         }
         let report = run(store.path(), &[intact.path()], true).unwrap();
         assert_eq!((saved(&report), lost(&report)), (vec![(5, 6)], vec![]));
-        assert_eq!(report.renumbered.len(), usize::from(lost_before));
         let outbox = open(store.path());
         assert_eq!(bodies(&outbox), expected(1..=15), "lost before the fork: {lost_before}");
         add(&outbox, 16..=20);
         assert_eq!(bodies(&outbox), expected(1..=20));
         assert_eq!(counts(&outbox).damaged, 0);
-        outbox.close();
-        assert_eq!(run(store.path(), &[], true).unwrap().renumbered, []);
     }
 }
 

@@ -10,6 +10,7 @@
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender};
 
+use pgw_core::text::chain;
 use pgw_core::transaction::{Position, Transaction, TransactionId};
 
 use crate::dedup::fingerprint::Fingerprints;
@@ -28,13 +29,20 @@ const STEP_RECORDS: usize = 256;
 const STEP_BYTES: usize = 4 << 20;
 
 fn compare(submission: &Submission, position: Position, first: &Transaction) -> Examined {
-    if first.sender != submission.sender || first.key != submission.key {
+    if first.sender_as_given() != submission.sender || first.key != submission.key {
         return Examined::Other;
     }
     if first.body != submission.body {
         return Examined::KeyReused;
     }
-    Examined::Same(Accepted { id: first.id, position, time: first.time, repeated: true, key_reused: false })
+    Examined::Same(Accepted {
+        id: first.id,
+        position,
+        time: first.time,
+        repeated: true,
+        key_reused: false,
+        withheld: false,
+    })
 }
 
 /// The index's and the store's information on a submission.
@@ -122,18 +130,20 @@ impl SharedOutbox {
             Ok(records) => {
                 records.first().map_or(Examined::Other, |(_, first)| compare(submission, position, first))
             }
-            // The hub has it, and both fingerprints are the same: storing it again would give the hub a second one.
-            Err(ReadError::Gone { .. }) if position <= lane.state().watermark.position => {
+            // The hub has it, and both fingerprints are the same: storing it again would give the hub a second one. Of what a
+            // person has written off the hub has an entry only: the sender's repetition is its way back.
+            Err(ReadError::Gone { .. }) if lane.state().is_confirmed_content(position) => {
                 Examined::Same(Accepted {
                     id: TransactionId(uuid::Uuid::nil()),
                     position,
                     time: 0,
                     repeated: true,
                     key_reused: false,
+                    withheld: false,
                 })
             }
             Err(ReadError::Gone { .. }) => Examined::Other,
-            Err(ReadError::Trouble(trouble)) => Examined::Trouble(trouble),
+            Err(trouble) => Examined::Trouble(chain(&trouble)),
         }
     }
 
@@ -185,7 +195,11 @@ impl SharedOutbox {
                         .map(|(header, t)| {
                             (
                                 header.position,
-                                self.fingerprinter.fingerprints(&t.sender, &t.key, t.body.as_bytes()),
+                                self.fingerprinter.fingerprints(
+                                    t.sender_as_given(),
+                                    &t.key,
+                                    t.body.as_bytes(),
+                                ),
                             )
                         })
                         .collect();
@@ -205,7 +219,7 @@ impl SharedOutbox {
                         .map_or(from + 1, |(_, end)| end + 1)
                         .max(state.first_retained());
                 }
-                Err(ReadError::Trouble(_)) => {
+                Err(_) => {
                     locked(&self.index).lacks(lane.id, from);
                     return true;
                 }

@@ -5,7 +5,6 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
-use pgw_core::delivery::Numbering;
 use pgw_core::transaction::Position;
 use tokio::sync::oneshot;
 
@@ -24,15 +23,6 @@ pub(crate) const GROUP_BYTES: usize = 4 << 20;
 pub(crate) enum Job {
     /// Store a submission.
     Submit(Box<Queued>),
-    /// Number positions after `after` in a new epoch.
-    NewEpoch {
-        /// Index of the lane.
-        lane: usize,
-        /// Last position that keeps its number.
-        after: Position,
-        /// Receives the outcome.
-        answer: std::sync::mpsc::SyncSender<Result<Numbering, Refusal>>,
-    },
     /// Begin a new segment: the present one is wholly confirmed and idle, so that it can be pruned, or it is damaged.
     Retire {
         /// Index of the lane.
@@ -57,6 +47,8 @@ pub(crate) enum Job {
 pub(crate) struct Queued {
     pub(crate) lane: usize,
     pub(crate) submission: Submission,
+    /// The sender on the wire, where it is not the submission's.
+    pub(crate) wire_sender: Option<String>,
     pub(crate) fingerprints: Fingerprints,
     pub(crate) cost: u64,
     pub(crate) entered: Instant,
@@ -106,6 +98,13 @@ pub(crate) enum Task {
         number: u64,
         /// The handle.
         segment: Arc<Segment>,
+    },
+    /// Seal the digest table of a closed segment, or make one again whose entries the chain does not prove.
+    KeepDigests {
+        /// Index of the lane.
+        lane: usize,
+        /// Its segment.
+        number: u64,
     },
     /// Remove a directory: to the trash first.
     Discard(PathBuf),

@@ -10,9 +10,10 @@ use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use pgw_core::chain::ChainValue;
-use pgw_core::delivery::{Numbering, Renumbering};
-use pgw_core::transaction::{Epoch, Lane, LaneName, Position, UnixMillis};
+use pgw_core::numbering::{EntryKind, Gone, Numbering};
+use pgw_core::transaction::{Lane, LaneName, Position, UnixMillis};
 use tokio::sync::watch;
+use uuid::Uuid;
 
 use crate::guard::segment::{Segment, Span};
 use crate::lock::locked;
@@ -30,12 +31,10 @@ pub(crate) struct LaneState {
     pub(crate) segments: BTreeMap<u64, Span>,
     /// The last position behind the barrier.
     pub(crate) tail: Position,
-    /// The chain value there, as the next record will have it as `previous`.
+    /// Value of the chain over positions there, as the next record will have it as `previous`.
     pub(crate) chain: ChainValue,
     /// Confirmed through.
     pub(crate) watermark: Watermark,
-    /// The epoch in which the watermark's chain value holds; none where nothing was ever confirmed.
-    pub(crate) watermark_epoch: Option<Epoch>,
     /// The hub has a backup through this position.
     pub(crate) backed_up_through: Option<Position>,
     /// Its missing records.
@@ -82,14 +81,53 @@ impl LaneState {
     /// Moves the watermark, as the hubs have confirmed.
     pub(crate) fn confirm(&mut self, watermark: Watermark) {
         self.watermark = watermark;
-        self.watermark_epoch = Some(self.numbering.at(watermark.position.max(1)).epoch);
     }
 
-    /// The watermark, if its chain value is of the epoch `numbered`: later values are computed from there. The hub has it, so
-    /// it is right whatever was destroyed or pruned below it.
-    pub(crate) fn watermark_in(&self, numbered: Renumbering) -> Option<Watermark> {
-        let ours = self.watermark_epoch == Some(numbered.epoch) && self.watermark.position > numbered.base;
-        ours.then_some(self.watermark)
+    /// Whether the hub has the content of a position: it is confirmed, and no entry stands for it.
+    pub(crate) fn is_confirmed_content(&self, position: Position) -> bool {
+        let stands = |(from, through): &(Position, Position)| (*from..=*through).contains(&position);
+        position <= self.watermark.position && !self.stood_for().iter().any(stands)
+    }
+
+    /// The ranges for which the hub has, or will have, an entry only: what a person has written off, and what was deleted after
+    /// it was confirmed, and was not there any more when the hub's line had to be begun before it. In order, apart.
+    fn stood_for(&self) -> Vec<(Position, Position)> {
+        let voids = self.voids.ranges().iter().map(|void| (void.from, void.through));
+        let entries = self.numbering.entries_of_line().into_iter();
+        let mut ranges: Vec<_> = voids.chain(entries.map(|entry| (entry.from, entry.through))).collect();
+        ranges.sort_unstable();
+        ranges.dedup_by(|next, before| {
+            let joins = next.0 <= before.1;
+            before.1 = if joins { before.1.max(next.1) } else { before.1 };
+            joins
+        });
+        ranges
+    }
+
+    /// All positions that cannot be read any more, in order.
+    pub(crate) fn gone(&self) -> Vec<Gone> {
+        let kept_from = self.first_retained();
+        let pruned = Gone { from: 1, through: kept_from - 1, kind: Some(EntryKind::Pruned) };
+        let mut gone = Vec::from_iter((kept_from > 1).then_some(pruned));
+        let mut voids: Vec<_> = self.voids.ranges().iter().map(|void| (void.from, void.through)).collect();
+        voids.sort_unstable();
+        for (from, through) in self.missing.ranges().iter().copied() {
+            let mut next = from.max(kept_from);
+            for (first, last) in voids.iter().copied().filter(|(a, b)| *b >= from && *a <= through) {
+                if first > next {
+                    gone.push(Gone { from: next, through: first - 1, kind: None });
+                }
+                let first = first.max(next);
+                if first <= last {
+                    gone.push(Gone { from: first, through: last.min(through), kind: Some(EntryKind::Void) });
+                    next = last + 1;
+                }
+            }
+            if next <= through {
+                gone.push(Gone { from: next, through, kind: None });
+            }
+        }
+        gone
     }
 
     /// The first position that is kept.
@@ -121,24 +159,25 @@ impl LaneState {
         let pruned = (kept_from - 1).saturating_sub(confirmed);
         let damaged = pruned + self.missing.count(kept_from - 1, self.tail);
         let waiting = self.tail - confirmed - damaged;
-        // A confirmed void is not a transaction at the hub.
-        let void = self.voids_confirmed();
+        // A confirmed entry is not a transaction at the hub.
+        let entries = self.entries_confirmed(confirmed);
         let oldest_time = (waiting > 0)
             .then(|| self.oldest.filter(|(at, _)| *at > confirmed).map(|(_, time)| time))
             .flatten();
         LaneCounts {
             accepted: self.tail,
-            confirmed: confirmed - void,
+            confirmed: confirmed - entries,
             waiting,
-            damaged: damaged + void,
+            damaged: damaged + entries,
             waiting_bytes: if waiting == 0 { 0 } else { self.bytes_after(confirmed) },
             oldest_time,
         }
     }
 
-    /// Released positions that the watermark has passed: confirmed to be lost.
-    fn voids_confirmed(&self) -> u64 {
-        self.voids.count(self.watermark.position.min(self.tail))
+    /// Positions through here for which the hub has an entry: confirmed to be lost.
+    fn entries_confirmed(&self, confirmed: Position) -> u64 {
+        let ranges = self.stood_for().into_iter();
+        ranges.map(|(from, through)| (through.min(confirmed) + 1).saturating_sub(from)).sum()
     }
 
     /// Payload bytes after `position`; within one segment by its average.
@@ -159,12 +198,37 @@ impl LaneState {
     }
 }
 
-/// A chain value that was computed on reading, kept so that a reader in order needs one step a record.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct ComputedChain {
-    pub(crate) numbered: pgw_core::delivery::Renumbering,
-    pub(crate) position: Position,
-    pub(crate) chain: ChainValue,
+/// What this run knows of a lane's digest tables, by their bases.
+#[derive(Debug, Default)]
+pub(crate) struct DigestTables {
+    /// The chain has not proven their entries yet: they are not used.
+    pub(crate) unproven: Mutex<HashSet<Position>>,
+    /// The writer could not begin them: what stands there beyond the proven entries may be of records that a power cut took.
+    pub(crate) unwritten: Mutex<HashSet<Position>>,
+    /// They were made again in this run: what they lack is not known.
+    pub(crate) made: Mutex<HashSet<Position>>,
+    /// Allows one to be made at a time.
+    pub(crate) making: Mutex<()>,
+}
+
+impl DigestTables {
+    /// The chain proves the entries of the table at `base` as far as its segment goes now.
+    pub(crate) fn proven(&self, base: Position, newest: bool) {
+        if !newest || !locked(&self.unwritten).contains(&base) {
+            locked(&self.unproven).remove(&base);
+        }
+    }
+
+    /// The writer begins a segment at `base`, with its table or without.
+    pub(crate) fn begun(&self, base: Position, written: bool) {
+        if written {
+            locked(&self.unwritten).remove(&base);
+            locked(&self.unproven).remove(&base);
+        } else {
+            locked(&self.unwritten).insert(base);
+            locked(&self.unproven).insert(base);
+        }
+    }
 }
 
 /// One lane as writer, readers and maintenance thread share it.
@@ -176,6 +240,8 @@ pub(crate) struct SharedLane {
     pub(crate) full_name: LaneName,
     /// Its number in this store.
     pub(crate) id: u16,
+    /// Its own random id, which begins its chain over positions.
+    pub(crate) lane_id: Uuid,
     /// Whether it may use the reserve.
     pub(crate) urgent: bool,
     /// `segments/{lane}`.
@@ -192,8 +258,10 @@ pub(crate) struct SharedLane {
     pub(crate) voiding: Mutex<()>,
     /// Segments that were carved in this run.
     pub(crate) rebuilt: Mutex<HashSet<u64>>,
-    /// The last chain value that was computed for a renumbered record.
-    pub(crate) computed: Mutex<Option<ComputedChain>>,
+    /// Allows one change of its epochs at a time.
+    pub(crate) renumbering: Mutex<()>,
+    /// Its digest tables.
+    pub(crate) digests: DigestTables,
 }
 
 impl SharedLane {
@@ -211,7 +279,8 @@ impl SharedLane {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use pgw_core::transaction::Epoch;
+    use pgw_core::numbering::Entry;
+    use pgw_core::transaction::{Epoch, TransactionId};
 
     fn span(base: Position, bytes: u64) -> Span {
         Span { base, previous: ChainValue([0; 32]), bytes, oldest: Some(base) }
@@ -223,8 +292,7 @@ mod tests {
             segments: BTreeMap::from([(2, span(11, 100)), (3, span(21, 100)), (5, span(31, 50))]),
             tail: 35,
             chain: ChainValue([0; 32]),
-            watermark: Watermark { position: watermark, chain: ChainValue([0; 32]) },
-            watermark_epoch: None,
+            watermark: Watermark { position: watermark, point: None },
             backed_up_through: None,
             missing: MissingRecords::default(),
             voids: Voids::default(),
@@ -253,6 +321,40 @@ mod tests {
                 assert_eq!(counts.damaged, damaged, "watermark {watermark}");
             }
         }
+    }
+
+    #[test]
+    fn the_hub_has_only_an_entry_for_what_was_deleted_before_it_could_be_sent_again() {
+        let mut state = state(30);
+        let entry = |from, through, kind| Entry {
+            from,
+            through,
+            kind,
+            id: TransactionId(uuid::Uuid::nil()),
+            time: 0,
+            reason: String::new(),
+            names: Vec::new(),
+        };
+        let entries = vec![entry(5, 10, EntryKind::Pruned), entry(15, 16, EntryKind::Void)];
+        state.numbering = state.numbering.begun(Epoch(uuid::Uuid::max()), None, 4, entries);
+        state.missing.add(15, 16);
+        let has = |state: &LaneState, position| state.is_confirmed_content(position);
+        for position in [5, 10, 15, 16, 31] {
+            assert!(!has(&state, position), "{position}");
+        }
+        for position in [4, 11, 14, 17, 30] {
+            assert!(has(&state, position), "{position}");
+        }
+        let counts = state.counts();
+        assert_eq!((counts.confirmed, counts.damaged, counts.waiting), (22, 8, 5));
+        // What is not confirmed waits, and is not lost yet.
+        state.watermark.position = 6;
+        let counts = state.counts();
+        assert_eq!((counts.confirmed, counts.damaged + counts.waiting), (4, 31));
+        // One range is counted once, whoever names it.
+        state.numbering =
+            state.numbering.begun(Epoch(uuid::Uuid::nil()), None, 2, vec![entry(3, 4, EntryKind::Pruned)]);
+        assert_eq!(state.stood_for(), [(3, 4), (5, 10), (15, 16)]);
     }
 
     #[test]

@@ -7,8 +7,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use pgw_core::chain::ChainValue;
-use pgw_core::delivery::{Numbering, Renumbering};
-use pgw_core::transaction::{Body, Epoch, Position, Transaction};
+use pgw_core::transaction::{Body, Position, Transaction};
 
 use crate::crypt::seal::RecordPlace;
 use crate::dedup::fingerprint::Fingerprints;
@@ -18,6 +17,19 @@ use crate::pipeline::jobs::{GROUP_BYTES, GROUP_RECORDS, Task};
 use crate::pipeline::lane::SharedLane;
 use crate::pipeline::pending::{LARGE_BYTES, PendingRecord};
 use crate::pipeline::shared::SharedOutbox;
+use crate::state::digest_table::OpenTable;
+
+/// The segment that the writer continues.
+#[derive(Debug)]
+pub(crate) struct Continued {
+    pub(crate) number: u64,
+    pub(crate) segment: Arc<Segment>,
+    pub(crate) records: u64,
+    /// Payload bytes.
+    pub(crate) bytes: u64,
+    /// `None`: its digests are computed again when it is closed, or when they are wanted.
+    pub(crate) digests: Option<OpenTable>,
+}
 
 /// The segment that the writer writes.
 #[derive(Debug)]
@@ -26,6 +38,7 @@ struct Active {
     segment: Arc<Segment>,
     records: u64,
     bytes: u64,
+    digests: Option<OpenTable>,
     next_asked_for: bool,
 }
 
@@ -38,11 +51,10 @@ pub(crate) struct LaneWriter {
     last_number: u64,
     /// The newest one that the writer has begun.
     newest: u64,
-    numbered: Renumbering,
-    /// Last position behind the barrier, and the chain value there.
+    /// Last position behind the barrier, and the value of the chain over positions there.
     tail: Position,
     tail_chain: ChainValue,
-    /// Last position given out, and the chain value there.
+    /// Last position given out, and the value there.
     last: Position,
     last_chain: ChainValue,
     /// Numbered, and not behind the barrier: written before anything else.
@@ -62,15 +74,15 @@ impl LaneWriter {
     pub(crate) fn new(
         lane: Arc<SharedLane>,
         index: usize,
-        active: Option<(u64, Arc<Segment>, u64, u64)>,
+        active: Option<Continued>,
         last_number: u64,
     ) -> Self {
         let state = lane.state();
-        let (tail, chain, numbered) = (state.tail, state.chain, state.numbering.current());
+        let (tail, chain) = (state.tail, state.chain);
         drop(state);
-        let active = active.map(|(number, segment, records, bytes)| {
+        let active = active.map(|Continued { number, segment, records, bytes, digests }| {
             lane.handles.register(number, &segment);
-            Active { number, segment, records, bytes, next_asked_for: false }
+            Active { number, segment, records, bytes, digests, next_asked_for: false }
         });
         Self {
             lane,
@@ -78,7 +90,6 @@ impl LaneWriter {
             active,
             last_number,
             newest: last_number,
-            numbered,
             tail,
             tail_chain: chain,
             last: tail,
@@ -141,10 +152,10 @@ impl LaneWriter {
         fingerprints: Fingerprints,
     ) -> Result<&PendingRecord, Refusal> {
         let position = self.last + 1;
-        let Renumbering { epoch, base } = self.numbered;
         let previous = self.last_chain;
-        let chain = previous.next(position - base, transaction.digest(&self.lane.full_name));
-        let place = RecordPlace { lane: self.lane.id, epoch, position, previous, chain };
+        let digest = transaction.digest(&self.lane.full_name);
+        let chain = previous.next(position, digest);
+        let place = RecordPlace { lane: self.lane.id, position, previous, chain };
         let record =
             shared.sealer.seal(&place, &transaction).map_err(|error| Refusal::Trouble(error.to_string()))?;
         self.last = position;
@@ -157,6 +168,7 @@ impl LaneWriter {
         let at = self.pending.len();
         self.pending.push_back(PendingRecord {
             position,
+            digest,
             chain,
             record,
             transaction,
@@ -223,6 +235,13 @@ impl LaneWriter {
         active.bytes += bytes;
         let base = self.tail + 1;
         let previous = self.tail_chain;
+        // Before the records show: whoever reads them finds their digests.
+        if let Some(table) = &active.digests
+            && let Err(error) = table.write(base, durable.iter().map(|ready| ready.digest))
+        {
+            // The records are safe, and have it all: the sender must not wait for this.
+            tracing::warn!(lane = %self.lane.name, %error, "Digests could not be noted; they are computed again from the records");
+        }
         shared.remember(&self.lane, &durable);
         if let Some(last) = durable.last() {
             self.tail = last.position;
@@ -254,35 +273,6 @@ impl LaneWriter {
             shared.task(Task::MakeAhead { lane: self.index, number: self.last_number });
         }
     }
-
-    /// Numbers positions after `after` in a new epoch, durably.
-    pub(crate) fn new_epoch(&mut self, shared: &SharedOutbox, after: Position) -> Result<Numbering, Refusal> {
-        if let Some(trouble) = &self.trouble {
-            return Err(Refusal::Trouble(trouble.clone()));
-        }
-        let numbering = self.lane.state().numbering.renumbered(Epoch(uuid::Uuid::now_v7()), after);
-        let chain = shared
-            .chain_in(&self.lane, &numbering, self.tail)
-            .map_err(|error| Refusal::Trouble(error.to_string()))?;
-        shared
-            .save_numbering(&self.lane, &numbering)
-            .map_err(|error| Refusal::Trouble(format!("the lane's epochs could not be written: {error}")))?;
-        self.numbered = numbering.current();
-        self.tail_chain = chain;
-        self.last = self.tail;
-        self.last_chain = chain;
-        let mut state = self.lane.state();
-        state.numbering = numbering.clone();
-        state.chain = chain;
-        drop(state);
-        // A segment's header must name the epoch too, in case the lane's small file is lost.
-        if self.tail > 0 {
-            self.roll(shared);
-        }
-        tracing::info!(lane = %self.lane.name, after, epoch = %self.numbered.epoch, "The lane continues in a new epoch");
-        shared.raise("epoch.new", format!("lane {} has a new epoch after position {after}", self.lane.name));
-        Ok(numbering)
-    }
 }
 
 impl Active {
@@ -303,13 +293,14 @@ mod tests {
     use super::*;
     use crate::crypt::keyring::OutboxKey;
     use crate::crypt::seal::Sealer;
+    use pgw_core::chain::Digest;
     use pgw_core::transaction::{Clock, Kind, TransactionId};
 
     #[test]
     fn a_large_body_is_known_again_from_its_record() {
         let sealer = Sealer::new(&OutboxKey::new([7; 32]).into());
         let chain = ChainValue([1; 32]);
-        let place = RecordPlace { lane: 0, epoch: Epoch(Uuid::nil()), position: 1, previous: chain, chain };
+        let place = RecordPlace { lane: 0, position: 1, previous: chain, chain };
         let body = Body::new(b"MSH|".repeat(300_000));
         let mut transaction = Transaction {
             id: TransactionId(Uuid::nil()),
@@ -318,6 +309,7 @@ mod tests {
             kind: Kind::Transaction,
             content_type: "a/b".into(),
             sender: "x".into(),
+            given_sender: None,
             key: String::new(),
             shows_key: false,
             correlation_id: String::new(),
@@ -329,7 +321,9 @@ mod tests {
         transaction.body = Body::new(Vec::new());
         let body_bytes = body.len() as u64;
         let fingerprints = Fingerprints { key: 1, body: 1 };
-        let ready = PendingRecord { position: 1, chain, record, transaction, body_bytes, fingerprints };
+        let digest = Digest([0; 32]);
+        let ready =
+            PendingRecord { position: 1, digest, chain, record, transaction, body_bytes, fingerprints };
         assert!(ready.has_body(&sealer, &body));
         let mut other = body.as_bytes().to_vec();
         other[1_000_000] ^= 1;

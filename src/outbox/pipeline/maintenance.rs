@@ -8,6 +8,7 @@ use pgw_core::transaction::Position;
 
 use crate::files;
 use crate::lock::locked;
+use crate::pipeline::durable_digests::DurableDigests;
 use crate::pipeline::jobs::{Job, Task};
 use crate::pipeline::lane::SharedLane;
 use crate::pipeline::shared::SharedOutbox;
@@ -42,6 +43,8 @@ pub(crate) struct Maintenance {
     /// How far the watermarks on the disk confirm each lane.
     durable: Vec<Position>,
     tails: Vec<(Position, Instant)>,
+    /// How far the digests of each lane are durable.
+    digests: Vec<DurableDigests>,
     filled: bool,
     checkpoint_fails: bool,
     watermarks_fail: bool,
@@ -69,6 +72,8 @@ impl Maintenance {
         let now = Instant::now();
         let tails = shared.lanes.iter().map(|lane| (lane.state().tail, now)).collect();
         let durable = vec![0; shared.lanes.len()];
+        let at_checkpoint = |lane: &Arc<SharedLane>| checkpoint.last(&lane.name).map_or(0, |last| last.0);
+        let digests = shared.lanes.iter().map(|lane| DurableDigests::through(at_checkpoint(lane))).collect();
         Self {
             shared,
             checkpoint,
@@ -81,6 +86,7 @@ impl Maintenance {
             watermarks_stale: false,
             durable,
             tails,
+            digests,
             filled: false,
             checkpoint_fails: false,
             watermarks_fail: false,
@@ -125,12 +131,15 @@ impl Maintenance {
         }
     }
 
+    /// Notes where the lanes end. When the records before a checkpoint are lost later, only the digests say what they were: so
+    /// these are durable first.
     fn checkpoint(&mut self) {
-        for lane in &self.shared.lanes {
+        for (lane, digests) in self.shared.lanes.iter().zip(&mut self.digests) {
             let (tail, chain) = {
                 let state = lane.state();
                 (state.tail, state.chain)
             };
+            digests.sync(lane, tail);
             if tail > 0 {
                 self.checkpoint.record(&lane.name, tail, chain);
             }
@@ -193,17 +202,15 @@ impl Maintenance {
     fn take_watermarks(&mut self) -> bool {
         let mut any = false;
         for lane in &self.shared.lanes {
-            let (watermark, epoch, backed_up) = {
+            let (watermark, backed_up) = {
                 let mut state = lane.state();
                 if !std::mem::take(&mut state.watermark_stale) {
                     continue;
                 }
-                (state.watermark, state.watermark_epoch, state.backed_up_through)
+                (state.watermark, state.backed_up_through)
             };
-            if let Some(epoch) = epoch {
-                self.watermarks.set(&lane.name, watermark, epoch, backed_up);
-                any = true;
-            }
+            self.watermarks.set(&lane.name, watermark, backed_up);
+            any = true;
         }
         any
     }
@@ -316,6 +323,8 @@ impl Maintenance {
     }
 
     fn remove(&mut self, lane: &SharedLane, number: u64, last: Position, early: bool) {
+        // Only the records could complete the table. Where that fails the space counts for more: a full disk stops the doors.
+        self.shared.prove_digests(lane, number);
         {
             let mut state = lane.state();
             // Checked under the lock: the watermark may have moved back meanwhile, or the link may be lost.

@@ -5,14 +5,17 @@
 //! - [`handles`], [`lane`], [`pending`]: one lane, its open databases, a record before its barrier
 //! - [`shared`]: the state that all threads share
 //! - [`rebuild`]: carves the records of a damaged segment into a new one
-//! - [`records`], [`read`]: reading as stored, and with the numbers on the wire; [`release`]: writing off lost records
+//! - [`records`], [`read`]: reading as stored, and with voids; [`digests`]: what proves it; [`release`]: writing off lost records
 //! - [`duplicates`]: repetitions, decided by comparing
 //! - [`lane_writer`], [`writer`]: the only thread that appends, in groups
+//! - [`durable_digests`]: what is synced before a tail checkpoint
 //! - [`fsync_worker`], [`segment_worker`], [`maintenance`]: the threads beside it
 //! - [`startup`]: from the files on the disk to running threads; [`running`]: until they stop
 
 pub(crate) mod admission;
+pub(crate) mod digests;
 pub(crate) mod duplicates;
+pub(crate) mod durable_digests;
 pub(crate) mod fsync_worker;
 pub(crate) mod handles;
 pub(crate) mod jobs;

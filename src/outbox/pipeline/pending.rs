@@ -1,6 +1,6 @@
 //! A record between its number and its barrier.
 
-use pgw_core::chain::ChainValue;
+use pgw_core::chain::{ChainValue, Digest};
 use pgw_core::transaction::{Body, Position, Transaction};
 
 use crate::crypt::seal::Sealer;
@@ -13,6 +13,8 @@ pub(crate) const LARGE_BYTES: u64 = 1 << 20;
 #[derive(Debug)]
 pub(crate) struct PendingRecord {
     pub(crate) position: Position,
+    pub(crate) digest: Digest,
+    /// Value of the chain over positions after it.
     pub(crate) chain: ChainValue,
     pub(crate) record: Vec<u8>,
     /// Without its body if that is large: the record has it.

@@ -9,7 +9,7 @@ use std::time::Duration;
 use pgw_core::chain::ChainValue;
 use pgw_core::delivery::Numbering;
 use pgw_core::text::chain;
-use pgw_core::transaction::{Epoch, Lane, Position};
+use pgw_core::transaction::{Lane, Position};
 use uuid::Uuid;
 
 use crate::crypt::seal::Sealer;
@@ -20,6 +20,7 @@ use crate::pipeline::jobs::Job;
 use crate::pipeline::lane::SharedLane;
 use crate::pipeline::shared::SharedOutbox;
 use crate::quarantine::{Quarantine, RIVAL};
+use crate::state::lane_epochs::copied;
 
 /// How long a rebuild waits for readers of the segment.
 const READER_PATIENCE: Duration = Duration::from_secs(5);
@@ -35,9 +36,10 @@ pub(crate) struct DamagedSegment<'a> {
     pub(crate) directory: &'a Path,
     /// Its entry in the segment table.
     pub(crate) span: Option<Span>,
-    /// The lane's epochs.
+    /// The lane's own id and its epochs, as far as they are known.
+    pub(crate) lane_id: Option<Uuid>,
     pub(crate) numbering: Option<&'a Numbering>,
-    /// A position in it whose chain value is known from elsewhere: the end of the segment, or the tail checkpoint's.
+    /// A position in it whose value of the chain over positions is known from elsewhere: the end of the segment, or the tail checkpoint's.
     pub(crate) known: Option<(Position, ChainValue)>,
     /// The last position that counts in it, if a later segment says so.
     pub(crate) through: Option<Position>,
@@ -154,7 +156,8 @@ fn substitute_header(
             .map(|e| e.previous)
             .or(first.map(|(_, candidate)| candidate.previous))
             .unwrap_or(ChainValue([0; 32])),
-        numbering: damaged.numbering.cloned().unwrap_or_else(|| Numbering::new(Epoch(Uuid::now_v7()))),
+        lane_id: damaged.lane_id.unwrap_or_else(Uuid::now_v7),
+        numbering: damaged.numbering.and_then(copied),
         predecessor: None,
     }
 }
@@ -229,6 +232,7 @@ impl SharedOutbox {
             number,
             directory: &directory,
             span: Some(span),
+            lane_id: Some(lane.lane_id),
             numbering: Some(&numbering),
             known: Some(known),
             through: Some(through),

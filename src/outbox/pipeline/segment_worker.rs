@@ -1,8 +1,9 @@
 //! The segment worker: a thread for work that would delay the writer: making segments ahead, dropping handles, removing
-//! directories.
+//! directories, sealing digest tables.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::mpsc::Receiver;
+use std::sync::mpsc::{Receiver, TryRecvError};
 
 use crate::guard::segment::Segment;
 use crate::lock::locked;
@@ -15,13 +16,30 @@ pub(crate) fn run(shared: &Arc<SharedOutbox>, tasks: &Receiver<Task>) {
     if let Err(error) = empty_trash(&shared.settings.directory) {
         tracing::warn!(error = %error, "The trash directory could not be emptied");
     }
-    while let Ok(task) = tasks.recv() {
+    // With a large backlog whose tables are lost these are many, and each reads a segment: all else goes first, and the next
+    // start asks for those that are left at the end.
+    let mut tables: VecDeque<(usize, u64)> = VecDeque::new();
+    loop {
+        let task = match (tasks.try_recv(), tables.pop_front()) {
+            (Err(TryRecvError::Empty), Some((lane, number))) => {
+                shared.keep_digests(&shared.lanes[lane], number);
+                continue;
+            }
+            (task, left) => {
+                if let Some(left) = left {
+                    tables.push_front(left);
+                }
+                task.or_else(|_| tasks.recv())
+            }
+        };
+        let Ok(task) = task else { return };
         match task {
             Task::MakeAhead { lane, number } => make_ahead(shared, lane, number),
             Task::DropHandle { lane, number, segment } => {
                 drop(segment);
                 tracing::debug!(lane = %shared.lanes[lane].name, number, "Segment closed");
             }
+            Task::KeepDigests { lane, number } => tables.push_back((lane, number)),
             Task::Discard(directory) => {
                 if let Err(error) = discard(&shared.settings.directory, &directory)
                     && error.kind() != std::io::ErrorKind::NotFound

@@ -1,6 +1,6 @@
 //! What the outbox's threads share: settings, lanes, counters, and the list of alarms.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::mpsc::Sender;
@@ -22,9 +22,12 @@ use crate::pipeline::lane::SharedLane;
 use crate::pipeline::latency::Latency;
 use crate::pipeline::space::Ballast;
 use crate::quarantine::Quarantine;
+use crate::state::lane_epochs::LaneEpochs;
 use crate::state::layout::lane_file;
-use crate::types::{OutboxAlarm, OutboxSettings, Snapshot};
+use crate::types::{Accepted, OutboxAlarm, OutboxSettings, Snapshot};
 
+/// Attributes of senders of which an event says that they contained an NHS number, from the start on.
+const MOST_WITHHELD: usize = 1024;
 /// A released ballast is not taken again for at least this long.
 const BALLAST_PAUSE: Duration = Duration::from_secs(30);
 /// Alarms that are kept until health fetches them; beyond this the oldest are dropped.
@@ -68,6 +71,8 @@ pub(crate) struct SharedOutbox {
     /// Why a lane cannot be stored, by its name.
     troubles: Mutex<BTreeMap<Lane, String>>,
     thread_ended: AtomicBool,
+    /// Attributes, each with its sender's fingerprint, of which was said that they contained an NHS number.
+    withheld: Mutex<BTreeSet<(&'static str, u64)>>,
 }
 
 impl SharedOutbox {
@@ -100,6 +105,7 @@ impl SharedOutbox {
             clock: AtomicU8::new(2),
             troubles: Mutex::default(),
             thread_ended: AtomicBool::new(false),
+            withheld: Mutex::default(),
         }
     }
 
@@ -120,6 +126,30 @@ impl SharedOutbox {
             alarms.pop_front();
         }
         alarms.push_back(OutboxAlarm { code, detail });
+    }
+
+    /// Names the first transaction of which an attribute contained an NHS number, once for each attribute of each sender: somebody
+    /// has to correct every one of them. The doors count them all.
+    pub(crate) fn report_withheld(
+        &self,
+        attributes: &[&'static str],
+        sender: u64,
+        lane: usize,
+        accepted: Accepted,
+    ) {
+        let is_new = |attribute: &&'static str| {
+            let mut said = locked(&self.withheld);
+            said.len() < MOST_WITHHELD && said.insert((*attribute, sender))
+        };
+        let new: Vec<&str> = attributes.iter().copied().filter(is_new).collect();
+        if let (false, Some(lane)) = (new.is_empty(), self.lanes.get(lane)) {
+            let (id, position, lane, attributes) =
+                (accepted.id, accepted.position, &lane.name, new.join(", "));
+            let detail = format!(
+                "{attributes} of transaction {id}, position {position} of lane {lane}, contained a valid NHS number, which stays in the body alone; further ones of this sender are only counted"
+            );
+            self.raise("envelope.nhs_number", detail);
+        }
     }
 
     pub(crate) fn take_alarms(&self) -> Vec<OutboxAlarm> {
@@ -268,8 +298,21 @@ impl SharedOutbox {
         }
     }
 
-    pub(crate) fn save_numbering(&self, lane: &SharedLane, numbering: &Numbering) -> std::io::Result<()> {
-        crate::files::save(&self.lane_file(&lane.name, "numbering"), numbering)
+    /// Changes a lane's epochs, durably: no segment and no other thread takes part. Returns them as they are then.
+    ///
+    /// # Errors
+    /// The file could not be written; nothing has changed.
+    pub(crate) fn renumber(
+        &self,
+        lane: &SharedLane,
+        change: impl FnOnce(&Numbering) -> Numbering,
+    ) -> std::io::Result<Numbering> {
+        let _one_at_a_time = locked(&lane.renumbering);
+        let numbering = change(&lane.state().numbering);
+        let content = LaneEpochs::new(lane.lane_id, numbering.clone());
+        content.save(&self.settings.directory, &lane.name)?;
+        lane.state().numbering = numbering.clone();
+        Ok(numbering)
     }
 
     /// A small file of a lane.

@@ -140,10 +140,6 @@ impl Writer {
     /// Does a job that must wait until all records before it are behind their barrier or have failed.
     fn other(&mut self, job: Job) -> ControlFlow<()> {
         match job {
-            Job::NewEpoch { lane, after, answer } => {
-                let outcome = self.lane_writers[lane].new_epoch(&self.shared, after);
-                let _ = answer.send(outcome);
-            }
             Job::Retire { lane, tail } => self.lane_writers[lane].retire(&self.shared, tail),
             Job::Pulse(answer) => drop(answer.send(())),
             Job::Stop => return ControlFlow::Break(()),
@@ -319,7 +315,7 @@ impl Writer {
         for (first_lane, position) in self.seen.get(&queued.fingerprints.key).into_iter().flatten().copied() {
             let Some(ready) = self.lane_writers[first_lane].pending_at(position) else { continue };
             let first = &ready.transaction;
-            if first.sender != submission.sender || first.key != submission.key {
+            if first.sender_as_given() != submission.sender || first.key != submission.key {
                 continue;
             }
             let same_body = ready.has_body(&self.shared.sealer, &submission.body);
@@ -331,6 +327,7 @@ impl Writer {
                     time,
                     repeated: true,
                     key_reused: false,
+                    withheld: false,
                 });
             }
             same_key |= !submission.key.is_empty() && !same_body;
@@ -351,14 +348,19 @@ impl Writer {
 
     /// Gives a new transaction its place in its lane.
     fn take(&mut self, queued: Queued, key_reused: bool) {
-        let Queued { lane, submission, fingerprints, cost, entered, answer, .. } = queued;
+        let Queued { lane, submission, wire_sender, fingerprints, cost, entered, answer, .. } = queued;
+        let (sender, given_sender) = match wire_sender {
+            Some(changed) => (changed, Some(submission.sender)),
+            None => (submission.sender, None),
+        };
         let transaction = Transaction {
             id: TransactionId(Uuid::now_v7()),
             time: unix_millis_now(),
             event_type: self.shared.settings.types.whole(submission.event_type),
             kind: submission.kind,
             content_type: submission.content_type,
-            sender: submission.sender,
+            sender,
+            given_sender,
             key: submission.key,
             shows_key: submission.shows_key,
             correlation_id: submission.correlation_id,
@@ -375,7 +377,7 @@ impl Writer {
             }
         };
         let (id, position, time) = (ready.transaction.id, ready.position, ready.transaction.time);
-        let accepted = Accepted { id, position, time, repeated: false, key_reused };
+        let accepted = Accepted { id, position, time, repeated: false, key_reused, withheld: false };
         self.seen.entry(fingerprints.key).or_default().push((lane, position));
         self.waiters[lane].push(Waiter { entered, cost, answer, accepted });
     }

@@ -11,8 +11,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use pgw_core::chain::ChainValue;
-use pgw_core::transaction::{Epoch, Lane, Position};
+use pgw_core::chain::Through;
+use pgw_core::transaction::{Lane, Position};
 use pgw_durable::PRIVATE;
 use serde::{Deserialize, Serialize};
 
@@ -47,9 +47,8 @@ struct LaneWatermark {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 struct Confirmed {
     position: Position,
-    chain: ChainValue,
-    /// The epoch in which the chain value holds.
-    epoch: Epoch,
+    /// The point of the lane's line on the wire that says so.
+    point: Option<Through>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -78,13 +77,8 @@ impl Watermarks {
 
     /// The watermark of `lane`, if there was ever one.
     pub(crate) fn watermark(&self, lane: &Lane) -> Option<Watermark> {
-        let confirmed = self.content.lanes.get(lane)?.confirmed?;
-        Some(Watermark { position: confirmed.position, chain: confirmed.chain })
-    }
-
-    /// The epoch on the wire in which its chain value holds.
-    pub(crate) fn epoch(&self, lane: &Lane) -> Option<Epoch> {
-        Some(self.content.lanes.get(lane)?.confirmed?.epoch)
+        let Confirmed { position, point } = self.content.lanes.get(lane)?.confirmed?;
+        Some(Watermark { position, point })
     }
 
     /// How far the hub's backup goes, as it has said.
@@ -92,19 +86,13 @@ impl Watermarks {
         self.content.lanes.get(lane)?.backed_up_through
     }
 
-    /// Sets the watermark of `lane`, and the epoch in which its chain value holds. When it goes back, every segment that ends
-    /// beyond it is unconfirmed again, and its retention begins again with its next confirmation.
-    pub(crate) fn set(
-        &mut self,
-        lane: &Lane,
-        watermark: Watermark,
-        epoch: Epoch,
-        backed_up_through: Option<Position>,
-    ) {
+    /// Sets the watermark of `lane`. When it goes back, every segment that ends beyond it is unconfirmed again, and its retention
+    /// begins again with its next confirmation.
+    pub(crate) fn set(&mut self, lane: &Lane, watermark: Watermark, backed_up_through: Option<Position>) {
         let watermarks = self.content.lanes.entry(lane.clone()).or_default();
         let before = watermarks.clone();
-        let Watermark { position, chain } = watermark;
-        watermarks.confirmed = Some(Confirmed { position, chain, epoch });
+        let Watermark { position, point } = watermark;
+        watermarks.confirmed = Some(Confirmed { position, point });
         watermarks.backed_up_through = backed_up_through;
         watermarks.segments.retain(|_, segment| segment.last <= position);
         self.unsaved |= *watermarks != before;
@@ -179,6 +167,9 @@ fn decode(bytes: &[u8]) -> Option<Content> {
 
 #[cfg(test)]
 mod tests {
+    use pgw_core::chain::ChainValue;
+    use pgw_core::transaction::Epoch;
+
     use super::*;
 
     const HOUR: Duration = Duration::from_secs(3600);
@@ -187,12 +178,10 @@ mod tests {
         Lane::new("clinical").unwrap()
     }
 
-    fn epoch() -> Epoch {
-        Epoch(uuid::Uuid::nil())
-    }
-
     fn at(position: Position) -> Watermark {
-        Watermark { position, chain: ChainValue([3; 32]) }
+        let epoch = Epoch(uuid::Uuid::nil());
+        let point = Through { epoch, through: position - 1, chain: ChainValue([3; 32]) };
+        Watermark { position, point: Some(point) }
     }
 
     #[test]
@@ -202,10 +191,10 @@ mod tests {
         let mut watermarks = Watermarks::open(&path).unwrap();
         assert_eq!(watermarks.watermark(&lane()), None);
         watermarks.add_running(HOUR);
-        watermarks.set(&lane(), at(100), epoch(), Some(90));
+        watermarks.set(&lane(), at(100), Some(90));
         watermarks.segment_confirmed(&lane(), 1, 100);
         watermarks.save().unwrap();
-        watermarks.set(&lane(), at(101), epoch(), Some(91));
+        watermarks.set(&lane(), at(101), Some(91));
         let again = Watermarks::open(&path).unwrap();
         assert_eq!(again.watermark(&lane()), Some(at(100)));
         assert_eq!(again.backed_up_through(&lane()), Some(90));
@@ -219,7 +208,7 @@ mod tests {
     fn retention_counts_running_time_from_the_first_confirmation() {
         let directory = tempfile::tempdir().unwrap();
         let mut watermarks = Watermarks::open(&directory.path().join("marks.json")).unwrap();
-        watermarks.set(&lane(), at(50), epoch(), None);
+        watermarks.set(&lane(), at(50), None);
         assert!(!watermarks.expired(&lane(), 1, Duration::ZERO), "not confirmed at all");
         watermarks.segment_confirmed(&lane(), 1, 51);
         assert!(!watermarks.expired(&lane(), 1, Duration::ZERO), "its last record is not confirmed");
@@ -236,14 +225,14 @@ mod tests {
     fn a_mark_that_goes_back_unconfirms_what_lies_beyond() {
         let directory = tempfile::tempdir().unwrap();
         let mut watermarks = Watermarks::open(&directory.path().join("marks.json")).unwrap();
-        watermarks.set(&lane(), at(100), epoch(), None);
+        watermarks.set(&lane(), at(100), None);
         watermarks.segment_confirmed(&lane(), 1, 50);
         watermarks.segment_confirmed(&lane(), 2, 100);
-        watermarks.set(&lane(), at(99), epoch(), None);
+        watermarks.set(&lane(), at(99), None);
         assert!(watermarks.expired(&lane(), 1, Duration::ZERO));
         assert!(!watermarks.expired(&lane(), 2, Duration::ZERO));
         watermarks.add_running(HOUR);
-        watermarks.set(&lane(), at(100), epoch(), None);
+        watermarks.set(&lane(), at(100), None);
         assert!(!watermarks.expired(&lane(), 2, Duration::ZERO), "confirmed again only when said so");
         watermarks.segment_confirmed(&lane(), 2, 100);
         assert!(!watermarks.expired(&lane(), 2, HOUR), "and its retention starts again");
@@ -254,7 +243,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("marks.json");
         let mut watermarks = Watermarks::open(&path).unwrap();
-        watermarks.set(&lane(), at(1), epoch(), None);
+        watermarks.set(&lane(), at(1), None);
         watermarks.save().unwrap();
         let good = std::fs::read(&path).unwrap();
         assert!(decode(&good).is_some());
@@ -276,10 +265,11 @@ mod tests {
     fn golden_file() {
         let mut watermarks = Watermarks::open(Path::new("/nonexistent/marks.json")).unwrap();
         watermarks.add_running(Duration::from_millis(1500));
-        watermarks.set(&lane(), Watermark { position: 7, chain: ChainValue([0xab; 32]) }, epoch(), Some(5));
+        let point = at(7).point.map(|point| Through { chain: ChainValue([0xab; 32]), ..point });
+        watermarks.set(&lane(), Watermark { point, ..at(7) }, Some(5));
         watermarks.segment_confirmed(&lane(), 3, 6);
         let json = format!(
-            "{{\"version\":1,\"running_millis\":1500,\"lanes\":{{\"clinical\":{{\"confirmed\":{{\"position\":7,\"chain\":\"{}\",\"epoch\":\"00000000-0000-0000-0000-000000000000\"}},\
+            "{{\"version\":1,\"running_millis\":1500,\"lanes\":{{\"clinical\":{{\"confirmed\":{{\"position\":7,\"point\":{{\"epoch\":\"00000000-0000-0000-0000-000000000000\",\"through\":6,\"chain\":\"{}\"}}}},\
              \"backed_up_through\":5,\"segments\":{{\"3\":{{\"last\":6,\"since_millis\":1500}}}}}}}}}}",
             "ab".repeat(32)
         );

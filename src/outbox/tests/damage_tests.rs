@@ -7,7 +7,7 @@ use crate::faults_for_tests::Point;
 use crate::guard::segment::{DATABASE_FILE, Segment};
 use crate::pipeline::jobs::Task;
 use crate::tests::{
-    add, bodies, clinical, codes, confirm_through, copy, counts, eventually, expected, key, open,
+    add, at, bodies, clinical, codes, confirm_through, copy, counts, eventually, expected, key, open,
     segment_files, settings, submission, submit, tail,
 };
 use crate::*;
@@ -39,12 +39,11 @@ fn nothing_is_pruned_on_the_word_of_a_connection_that_is_gone() {
     confirm_through(&outbox, 12, None);
     eventually("it has answered", || outbox.first_retained(&clinical()) == Some(9));
     let old = Instant::now().checked_sub(Duration::from_secs(61)).unwrap();
-    let thirty = Watermark { position: 30, chain: outbox.chain_at(&clinical(), 30).unwrap() };
-    outbox.confirm(&clinical(), thirty, None, Some(old));
+    outbox.confirm(&clinical(), at(30), None, Some(old));
     checks().for_each(|()| {
         assert_eq!(outbox.first_retained(&clinical()), Some(9), "an answer of another minute")
     });
-    outbox.confirm(&clinical(), thirty, None, None);
+    outbox.confirm(&clinical(), at(30), None, None);
     checks().for_each(|()| assert_eq!(outbox.first_retained(&clinical()), Some(9), "no answer at all"));
     assert!(outbox.wants_answer(&clinical()));
     outbox.link_lost();
@@ -62,8 +61,11 @@ fn an_answer_counts_no_more_once_the_watermark_has_gone_back() {
     confirm_through(&outbox, 30, None);
     let lane = outbox.lane(&clinical()).unwrap();
     assert!(lane.state().answer.is_some());
-    let lower = Watermark { position: 12, chain: outbox.chain_at(&clinical(), 12).unwrap() };
-    outbox.confirm(&clinical(), lower, None, None);
+    outbox.confirm(&clinical(), at(12), None, None);
+    assert!(lane.state().answer.is_none());
+    confirm_through(&outbox, 12, None);
+    assert!(lane.state().answer.is_some());
+    outbox.withdraw_answer(&clinical());
     assert!(lane.state().answer.is_none());
 }
 

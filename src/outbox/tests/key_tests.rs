@@ -10,7 +10,9 @@ use crate::crypt::seal::Sealer;
 use crate::descriptor;
 use crate::guard::segment::{DATABASE_FILE, Segment};
 use crate::state::layout::segment_numbers;
-use crate::tests::{add, bodies, clinical, codes, expected, settings, submission, submit, tail};
+use crate::tests::{
+    add, bodies, clinical, codes, confirm_through, expected, settings, submission, submit, tail,
+};
 use crate::*;
 
 fn k(n: u8) -> OutboxKey {
@@ -125,8 +127,7 @@ fn a_key_is_missed_until_nothing_needs_it_and_not_longer() {
     let at_once = || OutboxSettings { retention: Duration::ZERO, ..settings(directory) };
     let outbox = Outbox::open(at_once(), ring(&[2, 1])).unwrap();
     add(&outbox, 13..=40);
-    let chain = outbox.chain_at(&clinical(), 24).unwrap();
-    outbox.confirm(&clinical(), Watermark { position: 24, chain }, Some(24), Some(Instant::now()));
+    confirm_through(&outbox, 24, Some(24));
     let start = Instant::now();
     while outbox.first_retained(&clinical()).unwrap() < 17 {
         assert!(start.elapsed() < Duration::from_secs(20), "nothing was pruned");

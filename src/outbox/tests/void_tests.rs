@@ -1,11 +1,9 @@
 //! Lost records stop their lane until an operator writes them off; readable ones cannot be written off.
 
-use pgw_core::chain::ChainValue;
+use pgw_core::numbering::{EntryKind, Gone};
 use pgw_core::transaction::Position;
-use pgw_core::wire::envelope::Envelope;
-use pgw_core::wire::void;
 
-use crate::tests::{add, clinical, clinical_name, counts, open};
+use crate::tests::{add, at as watermark, clinical, counts, key, open, settings};
 use crate::*;
 
 fn lose(outbox: &Outbox, from: Position, through: Position) {
@@ -16,32 +14,24 @@ fn release(outbox: &Outbox, from: Position, through: Position) -> Result<Release
     outbox.void(&clinical(), (from, through), "a bad sector", true).map_err(|error| error.to_string())
 }
 
-/// Reads the whole lane and checks it as the hub would; returns the positions that are void.
+/// Reads the whole lane; returns the positions that are written off.
 fn walk(outbox: &Outbox, tail: Position) -> Vec<Position> {
-    let (mut voids, mut before, mut next) = (Vec::new(), None, 1);
+    let (mut voids, mut next) = (Vec::new(), 1);
     while next <= tail {
-        for stored in outbox.read(&clinical(), next, 3, usize::MAX).unwrap() {
-            assert_eq!(stored.position, next);
-            let envelope = Envelope::new(
-                &clinical_name(),
-                stored.epoch,
-                stored.sequence,
-                stored.chain,
-                0,
-                &stored.transaction,
-            );
-            let first = ChainValue::first(&clinical_name(), stored.epoch);
-            let previous =
-                before.filter(|(epoch, _)| *epoch == stored.epoch).map_or(first, |(_, chain)| chain);
-            assert_eq!(stored.previous, previous, "position {next}");
-            let body = stored.transaction.body.as_bytes();
-            assert_eq!(void::chain_after(previous, &envelope, body), stored.chain, "position {next}");
-            assert_eq!(outbox.chain_at(&clinical(), next), Some(stored.chain), "position {next}");
-            if void::is_void(&envelope) {
-                voids.push(next);
+        match outbox.read(&clinical(), next, 3, usize::MAX) {
+            Ok(read) => {
+                for stored in read {
+                    assert_eq!(stored.position, next);
+                    next += 1;
+                }
             }
-            before = Some((stored.epoch, stored.chain));
-            next += 1;
+            Err(_) => {
+                let gone = outbox.gone(&clinical());
+                let of = gone.iter().find(|gone| (gone.from..=gone.through).contains(&next)).unwrap();
+                assert_eq!(of.kind, Some(EntryKind::Void));
+                voids.push(next);
+                next += 1;
+            }
         }
     }
     voids
@@ -58,7 +48,6 @@ fn what_is_released_takes_its_place_for_ever() {
     for (from, through, reason) in [
         (4, 5, "can be read"),
         (5, 8, "can be read"),
-        (6, 7, "begin with the first"),
         (0, 5, "the range must start"),
         (7, 5, "the range must start"),
         (20, 21, "the range must start"),
@@ -67,20 +56,17 @@ fn what_is_released_takes_its_place_for_ever() {
         assert!(refused.contains(reason), "{from} to {through}: {refused}");
     }
     assert!(outbox.void(&clinical(), (5, 7), "", true).is_err(), "a reason is needed");
-    let planned = outbox.void(&clinical(), (5, 7), "x", false).unwrap();
-    assert!(outbox.read(&clinical(), 5, 1, 0).is_err(), "a plan changes nothing");
-    // In two parts, and the tail.
+    outbox.void(&clinical(), (5, 7), "x", false).unwrap();
+    let undecided = |from, through| Gone { from, through, kind: None };
+    assert_eq!(outbox.gone(&clinical()), [undecided(5, 7), undecided(20, 20)], "a plan changes nothing");
+    // In two parts, the second first, and the tail.
+    release(&outbox, 6, 7).unwrap();
     release(&outbox, 5, 5).unwrap();
-    let second = release(&outbox, 6, 7).unwrap();
-    assert_eq!(second.chain, planned.chain);
     release(&outbox, 20, 20).unwrap();
     assert!(release(&outbox, 5, 5).unwrap_err().contains("written off already"));
     assert_eq!(walk(&outbox, 20), [5, 6, 7, 20]);
     add(&outbox, 21..=22);
     assert_eq!(walk(&outbox, 22), [5, 6, 7, 20]);
-    let ids: std::collections::BTreeSet<_> =
-        (1..=22).map(|at| outbox.read(&clinical(), at, 1, 0).unwrap()[0].transaction.id.0).collect();
-    assert_eq!(ids.len(), 22);
     outbox.close();
 
     let outbox = open(directory.path());
@@ -91,10 +77,7 @@ fn what_is_released_takes_its_place_for_ever() {
     };
     assert_eq!(at(&outbox), (22, 0, 18, 4));
     // The hub has confirmed the voids, not the lost records.
-    let confirm = |position| {
-        let chain = outbox.chain_at(&clinical(), position).unwrap();
-        outbox.confirm(&clinical(), Watermark { position, chain }, None, None);
-    };
+    let confirm = |position| outbox.confirm(&clinical(), watermark(position), None, None);
     confirm(6);
     assert_eq!(at(&outbox), (22, 4, 14, 4));
     confirm(22);
@@ -103,76 +86,61 @@ fn what_is_released_takes_its_place_for_ever() {
 }
 
 #[test]
-fn in_a_new_epoch_the_chain_passes_over_what_was_released() {
-    for after in 0..=9 {
-        let directory = tempfile::tempdir().unwrap();
-        let outbox = open(directory.path());
-        add(&outbox, 1..=9);
-        lose(&outbox, 4, 6);
-        release(&outbox, 4, 6).unwrap();
-        outbox.new_epoch(&clinical(), after).unwrap();
-        assert_eq!(walk(&outbox, 9), [4, 5, 6], "after {after}");
-        add(&outbox, 10..=12);
-        assert_eq!(walk(&outbox, 12), [4, 5, 6], "after {after}");
-        outbox.close();
-        let outbox = open(directory.path());
-        assert_eq!(walk(&outbox, 12), [4, 5, 6], "after {after}, reopened");
-    }
-}
-
-#[test]
-fn what_is_lost_after_a_fork_can_be_released_too() {
-    for lost in [(5, 5), (4, 8), (8, 9), (5, 12), (11, 12)] {
-        let directory = tempfile::tempdir().unwrap();
-        let outbox = open(directory.path());
-        add(&outbox, 1..=9);
-        outbox.new_epoch(&clinical(), 3).unwrap();
-        add(&outbox, 10..=12);
-        lose(&outbox, lost.0, lost.1);
-        release(&outbox, lost.0, lost.1).unwrap();
-        add(&outbox, 13..=14);
-        let voids: Vec<_> = (lost.0..=lost.1).collect();
-        let walked = walk(&outbox, 14);
-        assert_eq!(walked, voids, "{lost:?}");
-    }
-}
-
-/// The chain value at `position` at the hub, which received the record before it was lost.
-fn sent(outbox: &Outbox, position: Position) -> Watermark {
-    Watermark { position, chain: outbox.read(&clinical(), position, 1, 0).unwrap()[0].chain }
-}
-
-#[test]
-fn what_was_numbered_again_and_lost_under_way_stops_nothing_if_the_hub_has_it() {
-    for reopen in [false, true] {
-        let directory = tempfile::tempdir().unwrap();
-        let mut outbox = open(directory.path());
-        add(&outbox, 1..=9);
-        outbox.new_epoch(&clinical(), 3).unwrap();
-        let (five, after) = (sent(&outbox, 5), sent(&outbox, 6));
-        lose(&outbox, 5, 5);
-        outbox.confirm(&clinical(), five, None, None);
-        if reopen {
-            outbox.close();
-            outbox = open(directory.path());
-            lose(&outbox, 5, 5);
-        }
-        let next = outbox.read(&clinical(), 6, 1, 0).unwrap().remove(0);
-        assert_eq!((next.previous, next.chain), (five.chain, after.chain), "reopened: {reopen}");
-        assert_eq!(outbox.chain_at(&clinical(), 5), Some(five.chain));
-        assert_eq!(
-            outbox.chain_at(&clinical(), 9),
-            Some(outbox.read(&clinical(), 9, 1, 0).unwrap()[0].chain)
-        );
-    }
-}
-
-#[test]
-fn the_marks_chain_value_counts_in_its_own_epoch_only() {
+fn an_epoch_has_an_entry_for_what_was_released_before_it_began() {
     let directory = tempfile::tempdir().unwrap();
     let outbox = open(directory.path());
-    add(&outbox, 1..=9);
-    outbox.confirm(&clinical(), sent(&outbox, 5), None, None);
-    outbox.new_epoch(&clinical(), 3).unwrap();
-    assert_eq!(walk(&outbox, 9), [0; 0], "the watermark is of the epoch before");
+    add(&outbox, 1..=12);
+    lose(&outbox, 4, 6);
+    lose(&outbox, 9, 9);
+    release(&outbox, 4, 6).unwrap();
+    let gone = outbox.gone(&clinical());
+    assert_eq!(gone[1], Gone { from: 9, through: 9, kind: None });
+    let numbering = outbox.new_epoch(&clinical(), 2, None, &gone).unwrap();
+    let present = numbering.present();
+    assert_eq!((present.base, present.positions(2), present.number(12)), (2, (4, 6), 8));
+    let entry = &present.entries[0];
+    assert_eq!((entry.reason.as_str(), entry.kind), ("a bad sector", EntryKind::Void));
+    assert_eq!((entry.names[0].from, entry.names[0].through), (4, 6), "as they were called before");
+    outbox.close();
+    let outbox = open(directory.path());
+    assert_eq!(outbox.numbering(&clinical()).unwrap(), numbering);
+    // It stays the same entry in a later epoch, beside a new one.
+    release(&outbox, 9, 9).unwrap();
+    let gone: Vec<_> = outbox.gone(&clinical()).into_iter().filter(|gone| gone.from == 9).collect();
+    let later = outbox.new_epoch(&clinical(), 1, None, &gone).unwrap();
+    assert_eq!((&later.present().entries[0], later.present().entries.len()), (entry, 2));
+}
+
+#[test]
+fn what_the_hub_has_confirmed_and_retention_has_deleted_is_not_written_off() {
+    let directory = tempfile::tempdir().unwrap();
+    let retention = std::time::Duration::ZERO;
+    let outbox = Outbox::open(OutboxSettings { retention, ..settings(directory.path()) }, key()).unwrap();
+    add(&outbox, 1..=30);
+    crate::tests::confirm_through(&outbox, 12, None);
+    crate::tests::eventually("pruned", || outbox.first_retained(&clinical()) == Some(9));
+    outbox.confirm(&clinical(), watermark(3), None, None);
+    assert_eq!(outbox.gone(&clinical()), [Gone { from: 1, through: 8, kind: Some(EntryKind::Pruned) }]);
+    assert!(release(&outbox, 4, 8).unwrap_err().contains("lane admit"));
+    let gone = [Gone { from: 4, through: 8, kind: Some(EntryKind::Pruned) }];
+    let numbering = outbox.new_epoch(&clinical(), 3, None, &gone).unwrap();
+    assert_eq!(numbering.present().positions(1), (4, 8));
+}
+
+/// Attack: a record is destroyed and written off, and the hub confirms the void. A sender that repeats the message must not
+/// hear that it is stored.
+#[test]
+fn a_repetition_of_what_was_written_off_is_stored_again() {
+    let directory = tempfile::tempdir().unwrap();
+    let outbox = open(directory.path());
+    add(&outbox, 1..=20);
+    outbox.close();
+    crate::offline::tests::destroy(directory.path(), 5..=5);
+    let outbox = open(directory.path());
+    assert!(outbox.read(&clinical(), 5, 1, 0).is_err());
+    release(&outbox, 5, 5).unwrap();
+    outbox.confirm(&clinical(), watermark(20), None, None);
+    let again = crate::tests::add_again(&outbox, 5);
+    assert_eq!((again.position, again.repeated), (21, false));
+    assert_eq!(crate::tests::add_again(&outbox, 6).position, 6, "what is confirmed is known");
 }

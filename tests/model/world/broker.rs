@@ -2,27 +2,32 @@
 
 use std::collections::VecDeque;
 
-use pgw_core::chain::ChainValue;
+use pgw_core::chain::{ChainValue, Through};
 use pgw_core::committer::Missed;
 use pgw_core::delivery::{Nonce, Receipt};
-use pgw_core::transaction::{Epoch, Sequence, TransactionId};
+use pgw_core::transaction::{Epoch, Sequence};
 
-use super::{Random, Seen};
+use super::{Content, Random, Seen};
 
 /// From the gateway.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) enum Up {
-    Position(Nonce),
+    Position {
+        nonce: Nonce,
+        epoch: Epoch,
+        tail: Sequence,
+        point: Option<Through>,
+    },
     Transaction {
         epoch: Epoch,
         sequence: Sequence,
         round: u64,
-        id: TransactionId,
+        content: Content,
         chain: ChainValue,
         /// The chain value that its gateway has signed.
         signs: ChainValue,
-        /// It is a void: the chain value before it.
-        void: Option<ChainValue>,
+        /// With number 1: where its epoch begins.
+        link: Option<Through>,
     },
 }
 
@@ -34,7 +39,7 @@ pub(crate) enum Down {
     Gap(Missed),
 }
 
-/// A hub's side of the broker.
+/// The hub's side of the broker.
 #[derive(Debug, Default)]
 pub(crate) struct Subscriber {
     pub(crate) connected: bool,
@@ -45,30 +50,25 @@ pub(crate) struct Subscriber {
 }
 
 pub(crate) struct Broker {
-    pub(crate) hubs: Vec<Subscriber>,
+    pub(crate) hub: Subscriber,
     /// Of the current connection.
     pub(crate) down: VecDeque<Down>,
     /// The gateway's connection is half-open: nothing passes, and neither end notices.
     pub(crate) stuck: bool,
-    /// Most messages queued for a hub; more are acknowledged and dropped.
+    /// Most messages queued for the hub; more are acknowledged and dropped.
     pub(crate) most_queued: usize,
 }
 
 impl Broker {
-    pub(crate) fn new(hubs: usize, most_queued: usize) -> Self {
-        Self {
-            hubs: (0..hubs).map(|_| Subscriber::default()).collect(),
-            down: VecDeque::new(),
-            stuck: false,
-            most_queued,
-        }
+    pub(crate) fn new(most_queued: usize) -> Self {
+        Self { hub: Subscriber::default(), down: VecDeque::new(), stuck: false, most_queued }
     }
 
     /// The gateway has connected and subscribed.
     pub(crate) fn subscribe(&mut self) {
         self.stuck = false;
         self.down.clear();
-        self.down.extend(self.hubs.iter().filter_map(|hub| hub.retained.clone()).map(Down::Receipt));
+        self.down.extend(self.hub.retained.clone().map(Down::Receipt));
     }
 
     pub(crate) fn take(&mut self, packet: Up, refuse: bool, random: &mut Random, seen: &mut Seen) {
@@ -81,26 +81,21 @@ impl Broker {
             self.down.push_back(Down::PubAck(Err(0x97)));
             return;
         }
-        let mut subscribers = false;
-        for hub in self.hubs.iter_mut().filter(|hub| hub.connected) {
-            subscribers = true;
-            if hub.queue.len() >= self.most_queued {
-                seen.note("dropped silently after its PUBACK");
-                continue;
-            }
-            hub.queue.push_back(packet.clone());
+        if !self.hub.connected {
+            seen.note("published with no hub there");
+        } else if self.hub.queue.len() >= self.most_queued {
+            seen.note("dropped silently after its PUBACK");
+        } else {
+            self.hub.queue.push_back(packet);
         }
         if is_transaction {
-            if !subscribers {
-                seen.note("published with no hub there");
-            }
-            let outcome = if subscribers || random.percent(50) { Ok(()) } else { Err(0x10) };
+            let outcome = if self.hub.connected || random.percent(50) { Ok(()) } else { Err(0x10) };
             self.down.push_back(Down::PubAck(outcome));
         }
     }
 
-    pub(crate) fn publish(&mut self, hub: usize, receipt: Receipt, gateway: bool) {
-        self.hubs[hub].retained = Some(receipt.clone());
+    pub(crate) fn publish(&mut self, receipt: Receipt, gateway: bool) {
+        self.hub.retained = Some(receipt.clone());
         if gateway && !self.stuck {
             self.down.push_back(Down::Receipt(receipt));
         }
@@ -110,19 +105,18 @@ impl Broker {
     pub(crate) fn restart(&mut self, random: &mut Random, seen: &mut Seen) {
         self.stuck = false;
         self.down.clear();
-        for hub in &mut self.hubs {
-            hub.connected = false;
-            hub.queue.clear();
-            match random.below(3) {
-                0 => hub.retained = None,
-                1 => {
-                    if hub.saved != hub.retained && hub.saved.is_some() {
-                        seen.note("stale retained receipt");
-                    }
-                    hub.retained.clone_from(&hub.saved);
+        let hub = &mut self.hub;
+        hub.connected = false;
+        hub.queue.clear();
+        match random.below(3) {
+            0 => hub.retained = None,
+            1 => {
+                if hub.saved != hub.retained && hub.saved.is_some() {
+                    seen.note("stale retained receipt");
                 }
-                _ => hub.saved.clone_from(&hub.retained),
+                hub.retained.clone_from(&hub.saved);
             }
+            _ => hub.saved.clone_from(&hub.retained),
         }
     }
 }

@@ -1,21 +1,21 @@
 //! The hub: the real committer over a model store that stores groups, fails, crashes and is restored from backups.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::LazyLock;
 
-use pgw_core::chain::ChainValue;
+use pgw_core::chain::{ChainValue, Digest, Through};
 use pgw_core::committer::{
-    Action, BackedUp, Committer, GroupLimits, Input, Lookup, Missed, Numbered, Record, Refusal, Statement,
-    Way,
+    self, Action, BackedUp, Committer, GroupLimits, Input, Lookup, Missed, Numbered, Question, Record,
+    Refusal, Statement, Way,
 };
-use pgw_core::delivery::{HubLimits, Millis, Receipt, Through};
-use pgw_core::transaction::{Epoch, Gateway, LaneName, Practice, Sequence, TransactionId};
+use pgw_core::delivery::{HubLimits, Millis, Receipt};
+use pgw_core::transaction::{Epoch, Gateway, Kind, LaneName, Practice, Sequence, TransactionId};
 use pgw_core::wire::receipt::{nonce_bytes, nonce_text};
 use pgw_core::wire::signature::KeyId;
 
 use super::broker::Up;
 use super::surgery::Bundle;
-use super::{Random, Seen, lane, link};
+use super::{Content, Random, Seen, lane, link};
 
 /// The owner of the lane with this index. It is the only lane of its gateway: nothing at the hub depends on more.
 pub(crate) fn name(index: usize) -> &'static LaneName {
@@ -39,11 +39,11 @@ pub(crate) fn index_of(lane: &LaneName) -> usize {
 pub(crate) struct Line {
     of: usize,
     numbered: Numbered,
+    content: Content,
     /// The chain value that its gateway has signed.
     signs: ChainValue,
-    /// It is a void: the chain value before it.
-    void: Option<ChainValue>,
     only_number: bool,
+    rival: bool,
 }
 
 impl Record for Line {
@@ -55,18 +55,16 @@ impl Record for Line {
         self.numbered
     }
 
-    fn is_void(&self) -> bool {
-        self.void.is_some()
+    fn is_pruned(&self) -> bool {
+        self.content.kind == Kind::Pruned
+    }
+
+    fn digest(&self) -> Digest {
+        self.content.digest()
     }
 
     fn chain_after(&self, before: ChainValue) -> ChainValue {
-        let Numbered { epoch, sequence, id, chain, .. } = self.numbered;
-        match self.void {
-            // As `wire::void::chain_after`, for a range of one.
-            Some(previous) if previous == before => chain,
-            Some(_) => ChainValue(chain.0.map(|byte| !byte)),
-            None => link(before, epoch, sequence, id),
-        }
+        link(before, self.numbered.sequence, &self.content)
     }
 
     fn bytes(&self) -> usize {
@@ -75,6 +73,14 @@ impl Record for Line {
 
     fn keep_only_number(&mut self) {
         self.only_number = true;
+    }
+
+    fn mark_rival(&mut self) {
+        self.rival = true;
+    }
+
+    fn is_rival(&self) -> bool {
+        self.rival
     }
 
     fn keep_head(&mut self, _: Option<KeyId>) {}
@@ -95,13 +101,13 @@ pub(crate) fn provable(group: &[Line]) -> Vec<Entry> {
     group.iter().enumerate().filter(proven).map(|(_, line)| Entry::from(line)).collect()
 }
 
-/// What a broker that changes transactions makes of one: another id and, if it `fits`, the chain value that follows from the
-/// one `before`. It cannot sign that.
-pub(crate) fn changed(packet: &mut Up, strange: TransactionId, before: ChainValue, fits: bool) {
-    if let Up::Transaction { epoch, sequence, id, chain, .. } = packet {
-        *id = strange;
+/// What a broker that changes transactions makes of one: another content, or another id, and, if it `fits`, the chain value
+/// that follows from the one `before`. It cannot sign that.
+pub(crate) fn changed(packet: &mut Up, strange: Content, before: ChainValue, fits: bool) {
+    if let Up::Transaction { sequence, content, chain, .. } = packet {
+        *content = strange;
         if fits {
-            *chain = link(before, *epoch, *sequence, strange);
+            *chain = link(before, *sequence, &strange);
         }
     }
 }
@@ -109,21 +115,45 @@ pub(crate) fn changed(packet: &mut Up, strange: TransactionId, before: ChainValu
 /// The committer's input for a packet.
 pub(crate) fn input(of: usize, packet: &Up) -> Input<Line> {
     match *packet {
-        Up::Position(nonce) => Input::Position { lane: name(of).clone(), nonce: nonce_text(&nonce) },
-        Up::Transaction { epoch, sequence, round, id, chain, signs, void } => {
-            let numbered = Numbered { epoch, sequence, round, id, chain };
-            Input::Transaction(Line { of, numbered, signs, void, only_number: false })
+        Up::Position { nonce, epoch, point, .. } => Input::Position {
+            lane: name(of).clone(),
+            question: Question { nonce: nonce_text(&nonce), epoch, point },
+        },
+        Up::Transaction { epoch, sequence, round, content, chain, signs, link } => {
+            let numbered = Numbered { epoch, sequence, round, id: content.id, chain, link };
+            Input::Transaction(Line { of, numbered, content, signs, only_number: false, rival: false })
         }
     }
 }
 
+/// What a position says of its lane's tail.
+pub(crate) fn note_tail(tails: &mut BTreeMap<(usize, Epoch), Sequence>, of: usize, packet: &Up) {
+    if let Up::Position { epoch, tail, .. } = *packet {
+        let seen = tails.entry((of, epoch)).or_default();
+        *seen = tail.max(*seen);
+    }
+}
+
 /// The gateway's view of a statement.
-pub(crate) fn receipt(hub: usize, (incarnation, counter): (u64, u64), statement: Statement) -> Receipt {
-    let Statement { epochs, backed_up_through, nonce } = statement;
-    let nonce = nonce.map(|text| nonce_bytes(&text).expect("it is as the gateway wrote it"));
-    let limits = HubLimits::default();
-    let (tail_seen, known_store) = (None, true);
-    Receipt { hub, incarnation, counter, epochs, backed_up_through, nonce, tail_seen, known_store, limits }
+pub(crate) fn receipt(
+    (incarnation, counter): (u64, u64),
+    statement: Statement,
+    tails: &BTreeMap<(usize, Epoch), Sequence>,
+    of: usize,
+) -> Receipt {
+    let Statement { end, holds_point, backed_up_through, nonce } = statement;
+    let tail_seen = end.and_then(|end| Some((end.epoch, *tails.get(&(of, end.epoch))?)));
+    Receipt {
+        incarnation,
+        counter,
+        end,
+        holds_point: holds_point == Some(true),
+        backed_up_through,
+        nonce: nonce.map(|text| nonce_bytes(&text).expect("it is as the gateway wrote it")),
+        tail_seen,
+        known_store: true,
+        limits: HubLimits::default(),
+    }
 }
 
 /// A line of the store.
@@ -134,21 +164,30 @@ pub(crate) struct Entry {
     pub(crate) epoch: Epoch,
     pub(crate) sequence: Sequence,
     pub(crate) chain: ChainValue,
-    pub(crate) id: TransactionId,
-    /// False: the id is already stored, this only names it again.
+    pub(crate) content: Content,
+    /// False: the content is already stored, this only names it again.
     pub(crate) stored: bool,
-    /// It replaces a lost record.
-    pub(crate) void: bool,
+}
+
+impl Entry {
+    pub(crate) fn id(&self) -> TransactionId {
+        self.content.id
+    }
+
+    /// It holds the content of a transaction.
+    pub(crate) fn has_body(&self) -> bool {
+        self.stored && self.content.kind == Kind::Transaction
+    }
 }
 
 impl From<&Line> for Entry {
     fn from(line: &Line) -> Self {
-        let (Numbered { epoch, sequence, id, chain, .. }, void) = (line.numbered, line.void.is_some());
-        Self { of: line.of, epoch, sequence, chain, id, stored: !line.only_number && !void, void }
+        let Numbered { epoch, sequence, chain, .. } = line.numbered;
+        Self { of: line.of, epoch, sequence, chain, content: line.content, stored: !line.only_number }
     }
 }
 
-/// The watermarks of a lane.
+/// Where the epochs of a lane's line end.
 pub(crate) fn watermarks(entries: &[Entry], of: usize) -> Vec<Through> {
     let mut epochs: Vec<Through> = Vec::new();
     for entry in entries.iter().filter(|entry| entry.of == of) {
@@ -161,7 +200,24 @@ pub(crate) fn watermarks(entries: &[Entry], of: usize) -> Vec<Through> {
     epochs
 }
 
-/// A hub's initial state: the watermarks of every known lane, and what its last backup holds.
+/// The end of a lane's line.
+pub(crate) fn end(entries: &[Entry], of: usize) -> Option<Through> {
+    let last = entries.iter().rfind(|entry| entry.of == of)?;
+    Some(Through { epoch: last.epoch, through: last.sequence, chain: last.chain })
+}
+
+/// The chain value at a number.
+pub(crate) fn value_at<'a>(
+    mut entries: impl Iterator<Item = &'a Entry>,
+    of: usize,
+    epoch: Epoch,
+    sequence: Sequence,
+) -> Option<ChainValue> {
+    let found = entries.find(|entry| (entry.of, entry.epoch, entry.sequence) == (of, epoch, sequence));
+    found.map(|entry| entry.chain)
+}
+
+/// A hub's initial state: the ends of every known lane, and what its last backup holds.
 pub(crate) fn begin(limits: GroupLimits, entries: &[Entry], backup: usize) -> Committer<Line> {
     let lanes = (0..4)
         .map(|of| (name(of).clone(), watermarks(entries, of)))
@@ -177,7 +233,8 @@ pub(crate) fn backed_up(backup: &[Entry]) -> BackedUp {
 /// The committer's questions.
 struct Asked<'a> {
     entries: &'a [Entry],
-    ids: &'a HashSet<TransactionId>,
+    late: &'a [Entry],
+    contents: &'a HashMap<TransactionId, Vec<Digest>>,
     cannot_say: bool,
 }
 
@@ -186,8 +243,20 @@ impl Lookup<Line> for Asked<'_> {
         watermarks(self.entries, index_of(lane))
     }
 
-    fn has_id(&mut self, _: &LaneName, id: TransactionId) -> Option<bool> {
-        (!self.cannot_say).then(|| self.ids.contains(&id))
+    fn content(&mut self, _: &LaneName, id: TransactionId, digest: Digest) -> Option<committer::Content> {
+        (!self.cannot_say).then(|| match self.contents.get(&id) {
+            None => committer::Content::Unknown,
+            Some(stored) if stored.contains(&digest) => committer::Content::Same,
+            Some(_) => committer::Content::Other,
+        })
+    }
+
+    fn value_at(&mut self, lane: &LaneName, epoch: Epoch, sequence: Sequence) -> Option<Option<ChainValue>> {
+        (!self.cannot_say).then(|| value_at(self.entries.iter(), index_of(lane), epoch, sequence))
+    }
+
+    fn late_at(&mut self, lane: &LaneName, epoch: Epoch, sequence: Sequence) -> Vec<ChainValue> {
+        value_at(self.late.iter(), index_of(lane), epoch, sequence).into_iter().collect()
     }
 
     fn signed_by(&mut self, record: &Line, chain: ChainValue, _: Way) -> Option<KeyId> {
@@ -203,20 +272,20 @@ struct Memory {
     counter: u64,
     /// The receipt that waits to be published.
     waiting: Option<Statement>,
-    asked: bool,
 }
 
 /// One lane's hub.
 pub(crate) struct Center {
-    pub(crate) index: usize,
     pub(crate) up: bool,
     memory: Memory,
     limits: GroupLimits,
     /// On stable storage.
     pub(crate) entries: Vec<Entry>,
-    ids: HashSet<TransactionId>,
+    /// Beside the line.
+    pub(crate) late: Vec<Entry>,
+    contents: HashMap<TransactionId, Vec<Digest>>,
     /// Everything that was ever on stable storage, even if a restore removed it.
-    pub(crate) ever: HashSet<TransactionId>,
+    pub(crate) ever: std::collections::HashSet<TransactionId>,
     /// Lengths of the store at the backups.
     pub(crate) backups: Vec<usize>,
     /// A snapshot of the virtual machine: its memory and the length of its store.
@@ -225,32 +294,32 @@ pub(crate) struct Center {
     pub(crate) append_fails: Option<bool>,
     /// The store cannot tell which ids it has.
     pub(crate) cannot_say: bool,
+    /// The centre is asked to admit something.
+    pub(crate) wants_admission: bool,
     gaps: Vec<Missed>,
+    /// The highest tail of each epoch that a position has named. The fleet keeps it beside the store.
+    tails: BTreeMap<(usize, Epoch), Sequence>,
 }
 
 impl Center {
     /// `transactions`: the limit of its groups.
-    pub(crate) fn new(index: usize, incarnation: u64, transactions: usize) -> Self {
+    pub(crate) fn new(incarnation: u64, transactions: usize) -> Self {
         let limits = GroupLimits { transactions, bytes: usize::MAX };
         Self {
-            index,
             up: true,
-            memory: Memory {
-                committer: begin(limits, &[], 0),
-                incarnation,
-                counter: 0,
-                waiting: None,
-                asked: false,
-            },
+            memory: Memory { committer: begin(limits, &[], 0), incarnation, counter: 0, waiting: None },
             limits,
             entries: Vec::new(),
-            ids: HashSet::new(),
-            ever: HashSet::new(),
+            late: Vec::new(),
+            contents: HashMap::new(),
+            ever: Default::default(),
             backups: Vec::new(),
             snapshot: None,
             append_fails: None,
             cannot_say: false,
+            wants_admission: false,
             gaps: Vec::new(),
+            tails: BTreeMap::new(),
         }
     }
 
@@ -259,31 +328,65 @@ impl Center {
         let mut next = Some(input);
         while let Some(input) = next.take() {
             let mut actions = Vec::new();
-            let (entries, ids, cannot_say) = (&self.entries[..], &self.ids, self.cannot_say);
-            let mut asked = Asked { entries, ids, cannot_say };
-            self.memory.committer.handle(input, now, &mut asked, &mut actions);
+            let Self { entries, late, contents, cannot_say, memory, .. } = self;
+            let mut asked = Asked { entries, late, contents, cannot_say: *cannot_say };
+            memory.committer.handle(input, now, &mut asked, &mut actions);
             for action in actions {
-                match action {
-                    Action::Append => next = Some(self.append(seen)),
-                    Action::Receipt(_, statement) => {
-                        self.check(&statement);
-                        let before = self.memory.waiting.take();
-                        if before.is_some() {
-                            seen.note("a receipt takes the place of one that waits");
-                        }
-                        self.memory.waiting = Some(statement.instead_of(before));
-                    }
-                    Action::Gap(_, missed) => {
-                        seen.note("gap at the hub");
-                        self.gaps.push(missed);
-                    }
-                    Action::Refuse(_, Refusal::Unsigned) => seen.note("not signed"),
-                    Action::Refuse(..) => seen.note("other chain at the hub"),
-                    Action::Repeated(_) => seen.note("repetition at the hub"),
-                    Action::Recovered { .. } => seen.note("the store works again"),
+                if let Some(outcome) = self.act(action, seen) {
+                    next = Some(outcome);
                 }
             }
         }
+    }
+
+    fn act(&mut self, action: Action<Line>, seen: &mut Seen) -> Option<Input<Line>> {
+        match action {
+            Action::Append => return Some(self.append(seen)),
+            Action::Receipt(_, statement) => {
+                self.check(&statement);
+                let before = self.memory.waiting.take();
+                if before.is_some() {
+                    seen.note("a receipt takes the place of one that waits");
+                }
+                self.memory.waiting = Some(statement.instead_of(before));
+            }
+            Action::Gap(_, missed) => {
+                seen.note("gap at the hub");
+                self.gaps.push(missed);
+            }
+            Action::Refuse(_, refusal) => {
+                self.wants_admission |= matches!(refusal, Refusal::Admit | Refusal::Epochs);
+                seen.note(match refusal {
+                    Refusal::Unsigned => "not signed",
+                    Refusal::Link => "does not continue the line",
+                    Refusal::Admit => "waits until the centre admits it",
+                    Refusal::Epochs => "too many epochs",
+                    Refusal::TooManyLanes => "too many lanes",
+                    Refusal::Hole => "does not refill the hole",
+                });
+            }
+            Action::KeepLate(line) => {
+                let entry = Entry::from(&line);
+                let same = |kept: &Entry| {
+                    (kept.epoch, kept.sequence, kept.chain) == (entry.epoch, entry.sequence, entry.chain)
+                };
+                if !self.late.iter().any(same) {
+                    seen.note("kept beside the line");
+                    self.late.push(entry);
+                }
+            }
+            Action::Rival(..) => seen.note("rival"),
+            Action::Repeated(_) => seen.note("repetition at the hub"),
+            Action::Recovered { .. } => seen.note("the store works again"),
+        }
+        None
+    }
+
+    /// The centre lets the lane continue.
+    pub(crate) fn admit(&mut self, now: Millis, seen: &mut Seen) {
+        self.wants_admission = false;
+        seen.note("admitted");
+        self.give(Input::Admit(name(0).clone()), now, seen);
     }
 
     fn append(&mut self, seen: &mut Seen) -> Input<Line> {
@@ -303,31 +406,34 @@ impl Center {
     }
 
     fn write(&mut self, entry: Entry, seen: &mut Seen) {
-        if entry.void {
-            seen.note("void at the hub");
-        } else {
-            if !entry.stored {
-                seen.note("known id in a new epoch");
-            }
-            self.ids.insert(entry.id);
-            self.ever.insert(entry.id);
+        match entry.content.kind {
+            Kind::Void => seen.note("void at the hub"),
+            Kind::Pruned => seen.note("deleted and wanted again"),
+            _ if !entry.stored => seen.note("known id in a new epoch"),
+            _ => {}
         }
+        if entry.has_body() {
+            self.ever.insert(entry.id());
+        }
+        self.know(&entry);
         self.entries.push(entry);
+    }
+
+    fn know(&mut self, entry: &Entry) {
+        let stored = self.contents.entry(entry.id()).or_default();
+        if !stored.contains(&entry.content.digest()) {
+            stored.push(entry.content.digest());
+        }
     }
 
     /// No receipt covers more than what is on stable storage.
     fn check(&self, statement: &Statement) {
-        let watermarks = watermarks(&self.entries, 0);
-        assert_eq!(statement.epochs, watermarks, "a receipt says what is stored");
+        assert_eq!(statement.end, end(&self.entries, 0), "a receipt says what is stored");
     }
 
     /// Takes a packet; may cause gap notices.
     pub(crate) fn take(&mut self, packet: &Up, now: Millis, seen: &mut Seen) -> Vec<Missed> {
-        match packet {
-            Up::Position(_) => self.memory.asked = true,
-            Up::Transaction { .. } if !self.memory.asked => seen.note("sent to an earlier incarnation"),
-            Up::Transaction { .. } => {}
-        }
+        note_tail(&mut self.tails, 0, packet);
         self.give(input(0, packet), now, seen);
         std::mem::take(&mut self.gaps)
     }
@@ -347,12 +453,15 @@ impl Center {
             Input::Transaction(line) => Some(line),
             _ => None,
         });
-        let older = bundle.older.iter().copied();
-        let (entries, ids, cannot_say) = (&self.entries[..], &self.ids, self.cannot_say);
-        let mut asked = Asked { entries, ids, cannot_say };
-        let taken = self.memory.committer.import(name(0), older, lines, now, &mut asked);
+        let mut actions = Vec::new();
+        let Self { entries, late, contents, cannot_say, memory, .. } = self;
+        let mut asked = Asked { entries, late, contents, cannot_say: *cannot_say };
+        let taken = memory.committer.import(name(0), lines, now, &mut asked, &mut actions);
+        for action in actions {
+            self.act(action, seen);
+        }
         let Ok((tally, wrong)) = taken else {
-            seen.note("bundle refused: the hub lacks an older epoch's end, or leaves its store alone");
+            seen.note("bundle refused: the hub leaves its store alone");
             return None;
         };
         if !self.finish(now, seen) {
@@ -367,12 +476,8 @@ impl Center {
         if tally.repeated > 0 {
             seen.note("carried in, known");
         }
-        let statement = Statement { epochs: watermarks(&self.entries, 0), ..Statement::default() };
-        self.check(&Statement {
-            epochs: self.memory.committer.watermarks_of(name(0)),
-            ..Statement::default()
-        });
-        Some(receipt(self.index, (incarnation, 1), statement))
+        let statement = Statement { end: end(&self.entries, 0), ..Statement::default() };
+        Some(receipt((incarnation, 1), statement, &BTreeMap::new(), 0))
     }
 
     /// The virtual machine is set back, including its memory: it continues in the same incarnation, with a lower
@@ -396,7 +501,7 @@ impl Center {
     pub(crate) fn receipt(&mut self) -> Option<Receipt> {
         let statement = self.memory.waiting.take()?;
         self.memory.counter += 1;
-        Some(receipt(self.index, (self.memory.incarnation, self.memory.counter), statement))
+        Some(receipt((self.memory.incarnation, self.memory.counter), statement, &self.tails, 0))
     }
 
     /// Its memory holds nothing that waits.
@@ -440,6 +545,7 @@ impl Center {
             seen.note("hub restored to less");
         }
         self.truncate(length.min(self.entries.len()));
+        self.late.clear();
         self.backups.retain(|backup| *backup <= length);
         self.forget();
     }
@@ -453,7 +559,10 @@ impl Center {
     fn truncate(&mut self, length: usize) {
         self.snapshot = self.snapshot.take().filter(|(_, kept)| *kept <= length);
         self.entries.truncate(length);
-        self.ids = self.entries.iter().filter(|entry| !entry.void).map(|entry| entry.id).collect();
+        self.contents.clear();
+        for entry in self.entries.clone() {
+            self.know(&entry);
+        }
     }
 
     pub(crate) fn has_snapshot(&self) -> bool {
@@ -469,12 +578,12 @@ impl Center {
         self.up = true;
         let backup = self.backups.last().copied().unwrap_or(0);
         let committer = begin(self.limits, &self.entries, backup);
-        self.memory = Memory { committer, incarnation, counter: 0, waiting: None, asked: false };
+        self.memory = Memory { committer, incarnation, counter: 0, waiting: None };
     }
 
     /// Whether the last backup holds it.
     pub(crate) fn has_backup_of(&self, id: TransactionId) -> bool {
         let length = self.backups.last().copied().unwrap_or(0);
-        self.entries[..length].iter().any(|entry| entry.id == id)
+        self.entries[..length].iter().any(|entry| entry.has_body() && entry.id() == id)
     }
 }

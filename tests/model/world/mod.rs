@@ -4,8 +4,8 @@ pub(crate) mod broker;
 pub(crate) mod center;
 pub(crate) mod surgery;
 
-use pgw_core::chain::ChainValue;
-use pgw_core::transaction::{Epoch, Lane, Sequence, TransactionId};
+use pgw_core::chain::{ChainValue, Digest};
+use pgw_core::transaction::{Epoch, Kind, Lane, Sequence, TransactionId};
 use uuid::Uuid;
 
 /// SplitMix64: small, fast, and the same everywhere for a seed.
@@ -46,9 +46,34 @@ pub(crate) fn id(number: u64) -> TransactionId {
     TransactionId(Uuid::from_u128(u128::from(number)))
 }
 
+/// What is stored of a transaction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct Content {
+    pub(crate) id: TransactionId,
+    pub(crate) kind: Kind,
+    /// 0 as it was accepted.
+    pub(crate) body: u8,
+}
+
+impl Content {
+    pub(crate) fn transaction(id: TransactionId) -> Self {
+        Self { id, kind: Kind::Transaction, body: 0 }
+    }
+
+    pub(crate) fn digest(&self) -> Digest {
+        let mut bytes = [0; 32];
+        bytes[..16].copy_from_slice(self.id.0.as_bytes());
+        bytes[16] = self.kind as u8;
+        bytes[17] = self.body;
+        Digest(bytes)
+    }
+}
+
 /// A chain that covers what the real one covers, without the cost of SHA-256 for millions of links.
-pub(crate) fn link(before: ChainValue, epoch: Epoch, sequence: Sequence, id: TransactionId) -> ChainValue {
-    let words = [epoch.0.as_u128() as u64, sequence, id.0.as_u128() as u64];
+pub(crate) fn link(before: ChainValue, sequence: Sequence, content: &Content) -> ChainValue {
+    let digest = content.digest().0;
+    let word = |at: usize| u64::from_be_bytes(std::array::from_fn(|i| digest[at + i]));
+    let words = [sequence, word(0), word(8), word(16)];
     let mut value = before;
     for (index, lane) in value.0.chunks_exact_mut(8).enumerate() {
         let mut word = u64::from_be_bytes(lane.try_into().unwrap()) ^ index as u64;

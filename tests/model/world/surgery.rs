@@ -1,14 +1,29 @@
 //! The box in the surgery: a model outbox, and the driver's turn around the real delivery machine.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
-use pgw_core::chain::ChainValue;
-use pgw_core::delivery::{Action, Alarm, Delivery, Input, Limits, Millis, Nonce, Numbering, Reason, Receipt};
-use pgw_core::transaction::{Epoch, LaneName, Position, Sequence, TransactionId};
+use pgw_core::chain::{ChainValue, Through};
+use pgw_core::delivery::{
+    Action, Alarm, Delivery, Entry, EntryKind, Gone, HeldBecause, Input, Layout, Limits, Millis, Nonce,
+    Numbering, Point, Reason, Receipt,
+};
+use pgw_core::transaction::{Epoch, Kind, LaneName, Position, Sequence, TransactionId};
 
-use super::{Seen, epoch, link};
+use super::{Content, Seen, epoch, id, link};
 use crate::world::broker::Up;
 use crate::world::center::name;
+
+/// Entries have ids from here on.
+pub(crate) const ENTRIES: u64 = 1 << 40;
+
+/// A record that cannot be read any more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct Lost {
+    /// A person has decided that it is lost for good.
+    pub(crate) released: bool,
+    /// The table beside its segment still has its digest.
+    pub(crate) digest: bool,
+}
 
 /// What survives a crash.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -16,40 +31,38 @@ pub(crate) struct Disk {
     name: &'static LaneName,
     /// Committed transactions, position 1 first.
     pub(crate) records: Vec<TransactionId>,
-    /// Chain values on the wire: at 0 the first epoch's initial value, then one for each record.
-    pub(crate) chains: Vec<ChainValue>,
     pub(crate) numbering: Numbering,
     /// The last synced watermark: it lags.
-    pub(crate) watermark: Position,
-    /// Its epoch and chain value, stored with it.
-    pub(crate) anchor: Option<(pgw_core::transaction::Epoch, ChainValue)>,
+    pub(crate) watermark: Option<Point>,
     /// Everything through here is pruned.
     pub(crate) pruned: Position,
-    /// Destroyed; true: written off by a person, and void.
-    pub(crate) lost: std::collections::BTreeMap<Position, bool>,
-    /// The epoch on the wire in which each was accepted: its chain value is stored with it.
-    born: Vec<pgw_core::transaction::Epoch>,
+    pub(crate) lost: BTreeMap<Position, Lost>,
+    /// Chain values of the present epoch, from number 0 on, as far as they were computed.
+    chains: Vec<ChainValue>,
+    /// What the process remembers: the confirmed point.
+    pub(crate) point: Option<Through>,
 }
 
 impl Disk {
     pub(crate) fn new(name: &'static LaneName, first_epoch: u64) -> Self {
-        let first = epoch(first_epoch);
-        Self {
+        let numbering = Numbering::new(epoch(first_epoch));
+        let mut disk = Self {
             name,
             records: Vec::new(),
-            chains: vec![ChainValue::first(name, first)],
-            numbering: Numbering::new(first),
-            watermark: 0,
-            anchor: None,
+            numbering,
+            watermark: None,
             pruned: 0,
-            lost: std::collections::BTreeMap::new(),
-            born: Vec::new(),
-        }
+            lost: BTreeMap::new(),
+            chains: Vec::new(),
+            point: None,
+        };
+        disk.begin();
+        disk
     }
 
-    /// The chain value before the first transaction of an epoch.
-    pub(crate) fn beginning(&self, epoch: pgw_core::transaction::Epoch) -> ChainValue {
-        ChainValue::first(self.name, epoch)
+    fn begin(&mut self) {
+        let present = self.numbering.present();
+        self.chains = vec![ChainValue::first(self.name, present.epoch, present.link.as_ref())];
     }
 
     pub(crate) fn tail(&self) -> Position {
@@ -58,133 +71,146 @@ impl Disk {
 
     pub(crate) fn commit(&mut self, id: TransactionId) {
         self.records.push(id);
-        self.born.push(self.numbering.current().epoch);
-        let chain = self.computed(self.tail());
-        self.chains.push(chain);
     }
 
-    fn computed(&self, position: Position) -> ChainValue {
-        let renumbering = self.numbering.at(position);
-        let before = if position == renumbering.base + 1 {
-            self.beginning(renumbering.epoch)
-        } else {
-            self.chains[position as usize - 1]
-        };
-        if self.lost.contains_key(&position) {
-            return before;
+    /// What number `sequence` of an epoch stands for; `None`: nothing, or its digest is not known any more.
+    fn content(&self, of: Epoch, sequence: Sequence) -> Option<Content> {
+        let start = self.numbering.of(of)?;
+        let (first, last) = start.positions(sequence);
+        if last > self.tail() {
+            return None;
         }
-        let id = self.records[position as usize - 1];
-        link(before, renumbering.epoch, position - renumbering.base, id)
+        if let Some(entry) = start.entry_at(first) {
+            let kind = if entry.kind == EntryKind::Void { Kind::Void } else { Kind::Pruned };
+            return Some(Content { id: entry.id, kind, body: 0 });
+        }
+        let known = self.lost.get(&first).is_none_or(|lost| lost.digest);
+        known.then(|| Content::transaction(self.records[first as usize - 1]))
+    }
+
+    /// This lane's own chain value at a number.
+    pub(crate) fn value(&mut self, of: Epoch, sequence: Sequence) -> Option<ChainValue> {
+        if of == self.numbering.present().epoch {
+            while (self.chains.len() as u64) <= sequence {
+                let next = self.chains.len() as u64;
+                let before = self.chains[next as usize - 1];
+                let Some(content) = self.content(of, next) else { break };
+                self.chains.push(link(before, next, &content));
+            }
+            let chain = self.chains.get(sequence as usize).copied();
+            return chain.or_else(|| self.value_from_the_point(of, sequence));
+        }
+        let start = self.numbering.of(of)?;
+        let mut chain = ChainValue::first(self.name, of, start.link.as_ref());
+        for number in 1..=sequence {
+            chain = link(chain, number, &self.content(of, number)?);
+        }
+        Some(chain)
+    }
+
+    /// Beyond a digest that is not known any more, the confirmed point still is.
+    fn value_from_the_point(&self, of: Epoch, sequence: Sequence) -> Option<ChainValue> {
+        let at = self.point.filter(|at| at.epoch == of && at.through <= sequence)?;
+        let mut chain = at.chain;
+        for number in at.through + 1..=sequence {
+            chain = link(chain, number, &self.content(of, number)?);
+        }
+        Some(chain)
     }
 
     /// The chain value before this number, as everybody who sees the wire knows it.
-    pub(crate) fn before(&self, epoch: Epoch, sequence: Sequence) -> ChainValue {
-        match self.numbering.position(epoch, sequence) {
-            Some(position) if sequence > 1 => {
-                self.chains.get(position as usize - 1).copied().unwrap_or(self.beginning(epoch))
-            }
-            _ => self.beginning(epoch),
-        }
+    pub(crate) fn before(&mut self, epoch: Epoch, sequence: Sequence) -> ChainValue {
+        self.value(epoch, sequence - 1).unwrap_or(ChainValue([0; 32]))
     }
 
-    pub(crate) fn renumber(&mut self, new_epoch: u64, after: Position) {
-        self.numbering = self.numbering.renumbered(epoch(new_epoch), after);
-        if after == 0 {
-            self.chains[0] = self.beginning(epoch(new_epoch));
-        }
-        for position in after + 1..=self.tail() {
-            self.chains[position as usize] = self.computed(position);
-        }
-    }
-}
-
-impl Disk {
-    /// Destroys a record. If it was numbered again, chain values computed over it are computed without it from now on,
-    /// up to the first record that has its value stored.
-    pub(crate) fn destroy(&mut self, position: Position) {
-        self.lost.insert(position, false);
-        let numbered = self.numbering.at(position);
-        let stored = |disk: &Self, at: Position| disk.born[at as usize - 1] == numbered.epoch;
-        if stored(self, position) {
-            return;
-        }
-        for at in position..=self.tail() {
-            if self.numbering.at(at) != numbered || stored(self, at) {
-                break;
-            }
-            self.recompute(at);
-        }
+    /// What cannot be read any more.
+    pub(crate) fn gone(&self) -> Vec<Gone> {
+        let pruned = Gone { from: 1, through: self.pruned, kind: Some(EntryKind::Pruned) };
+        let lost = self.lost.range(self.pruned + 1..).map(|(position, lost)| Gone {
+            from: *position,
+            through: *position,
+            kind: lost.released.then_some(EntryKind::Void),
+        });
+        std::iter::once(pruned).filter(|pruned| pruned.through > 0).chain(lost).collect()
     }
 
-    /// A lost record before one that has its value stored keeps its own value: the later one knows what it follows
-    /// from.
-    fn recompute(&mut self, at: Position) {
-        let numbered = self.numbering.at(at);
-        let next = at + 1;
-        let known = next <= self.tail()
-            && self.numbering.at(next) == numbered
-            && self.born[next as usize - 1] == numbered.epoch;
-        if !(known && self.lost.contains_key(&at)) {
-            self.chains[at as usize] = self.computed(at);
+    pub(crate) fn is_gone(&self, position: Position) -> bool {
+        position <= self.pruned || self.lost.contains_key(&position)
+    }
+
+    /// The driver's answer to what the machine wants. `None`: its chain value cannot be computed, because something before it was
+    /// destroyed with its digest after it was sent: the driver ends the connection.
+    pub(crate) fn offer(
+        &mut self,
+        position: Position,
+        bytes: impl Fn(TransactionId) -> u64,
+    ) -> Option<Input> {
+        let present = self.numbering.present();
+        let (epoch, sequence) = (present.epoch, present.number(position));
+        if self.is_gone(position) && present.entry_at(position).is_none() {
+            return Some(Input::Missing(position));
         }
+        let bytes = self.content(epoch, sequence).map_or(0, |content| bytes(content.id));
+        let chain = self.value(epoch, sequence)?;
+        Some(Input::Offer { position, bytes, chain })
     }
 
-    /// The watermark's chain value is what the hub has, whatever was destroyed below it: computed values follow from
-    /// it.
-    pub(crate) fn confirmed(&mut self, position: Position, chain: ChainValue) {
-        self.follow(position, chain, self.numbering.at(position.max(1)).epoch);
+    /// A position as it is published.
+    pub(crate) fn packet(&mut self, position: Position, round: u64) -> Option<Up> {
+        let present = self.numbering.present();
+        let (epoch, sequence, link) = (present.epoch, present.number(position), present.link);
+        let content = self.content(epoch, sequence)?;
+        let chain = self.value(epoch, sequence)?;
+        let link = link.filter(|_| sequence == 1);
+        Some(Up::Transaction { epoch, sequence, round, content, chain, signs: chain, link })
     }
 
-    /// As after a restart: only what is stored is known, and the watermark.
+    /// Destroys a record. Values that were computed over it are remembered until the process ends.
+    pub(crate) fn destroy(&mut self, position: Position, digest: bool) {
+        self.lost.insert(position, Lost { released: false, digest });
+    }
+
+    /// As after a restart: only what is stored is known.
     pub(crate) fn forget(&mut self) {
-        for at in 1..=self.tail() {
-            if self.born[at as usize - 1] != self.numbering.at(at).epoch {
-                self.recompute(at);
-            }
-        }
-        if let Some((epoch, chain)) = self.anchor {
-            self.follow(self.watermark, chain, epoch);
+        self.point = self.watermark.map(|point| point.at);
+        self.begin();
+    }
+
+    /// A person writes it off.
+    pub(crate) fn release(&mut self, position: Position) {
+        if let Some(lost) = self.lost.get_mut(&position) {
+            lost.released = true;
         }
     }
 
-    fn follow(&mut self, position: Position, chain: ChainValue, of: pgw_core::transaction::Epoch) {
-        let numbered = self.numbering.at(position.max(1));
-        let here = numbered.epoch == of && position > numbered.base && position <= self.tail();
-        if !here || self.chains[position as usize] == chain {
-            return;
-        }
-        self.chains[position as usize] = chain;
-        for at in position + 1..=self.tail() {
-            if self.numbering.at(at) != numbered || self.born[at as usize - 1] == numbered.epoch {
-                break;
-            }
-            self.recompute(at);
-        }
-    }
-
-    /// Writes it off. True: records after the watermark need new numbers (`outbox::voids`).
-    pub(crate) fn release(&mut self, position: Position) -> bool {
-        self.lost.insert(position, true);
-        let numbered = self.numbering.at(position);
-        let next = position + 1;
-        next <= self.tail()
-            && self.numbering.at(next) == numbered
-            && self.born[next as usize - 1] != numbered.epoch
+    /// Begins an epoch.
+    pub(crate) fn renumber(&mut self, new_epoch: u64, after: Position, link: Option<Through>, gone: &[Gone]) {
+        let made = gone.iter().filter_map(|gone| {
+            Some(Entry {
+                from: gone.from,
+                through: gone.through,
+                kind: gone.kind?,
+                id: id(ENTRIES + new_epoch * 1_000 + gone.from),
+                time: 0,
+                reason: String::new(),
+                names: Vec::new(),
+            })
+        });
+        self.numbering = self.numbering.begun(epoch(new_epoch), link, after, made.collect());
+        self.begin();
     }
 }
 
 /// Work for the daemon around the machine.
 #[derive(Debug, Clone)]
 pub(crate) enum Task {
-    LookUp(Position),
-    NewEpoch(Position),
+    LookUp(Epoch, Sequence),
+    NewEpoch { after: Position, link: Option<Through>, gone: Vec<Gone> },
 }
 
 /// A bundle for the hub.
 #[derive(Debug, Clone)]
 pub(crate) struct Bundle {
-    /// What the hub must have: epochs and their lengths.
-    pub(crate) older: Vec<(pgw_core::transaction::Epoch, u64)>,
     pub(crate) packets: Vec<Up>,
 }
 
@@ -192,7 +218,7 @@ pub(crate) struct Surgery {
     pub(crate) disk: Disk,
     /// The watermark in memory; [`Disk::watermark`] follows later.
     pub(crate) watermark: Position,
-    anchor: Option<(pgw_core::transaction::Epoch, ChainValue)>,
+    point: Option<Through>,
     pub(crate) machine: Delivery,
     pub(crate) limits: Limits,
     pub(crate) up: VecDeque<Up>,
@@ -207,6 +233,7 @@ pub(crate) struct Surgery {
     /// Confirmations since the oracle last checked.
     pub(crate) confirmations: Vec<(Position, Position)>,
     pub(crate) prunings: Vec<(Position, Position)>,
+    pruned_now: bool,
     actions: Vec<Action>,
 }
 
@@ -214,10 +241,10 @@ impl Surgery {
     pub(crate) fn new(limits: Limits, first_epoch: u64, prunes: bool) -> Self {
         let disk = Disk::new(name(0), first_epoch);
         Self {
-            machine: Delivery::new(limits.clone(), disk.numbering.clone(), (0, disk.chains[0]), 0),
+            machine: Delivery::new(limits.clone(), disk.numbering.clone(), None, 0),
             disk,
             watermark: 0,
-            anchor: None,
+            point: None,
             limits,
             up: VecDeque::new(),
             published: VecDeque::new(),
@@ -227,32 +254,36 @@ impl Surgery {
             prunes,
             confirmations: Vec::new(),
             prunings: Vec::new(),
+            pruned_now: false,
             actions: Vec::new(),
         }
     }
 
     /// The watermark reaches the disk.
     pub(crate) fn sync_watermark(&mut self) {
-        (self.disk.watermark, self.disk.anchor) = (self.watermark, self.anchor);
+        self.disk.watermark = self.point.map(|at| Point { position: self.watermark, at });
     }
 
     /// The process starts (again) from its disk.
     pub(crate) fn start(&mut self) {
-        (self.watermark, self.anchor) = (self.disk.watermark, self.disk.anchor);
+        let watermark = self.disk.watermark;
+        self.watermark = watermark.map_or(0, |point| point.position);
+        self.point = watermark.map(|point| point.at);
         self.disk.forget();
-        let ours = self.disk.chains.get(self.watermark as usize).copied().unwrap_or(ChainValue([0xee; 32]));
-        let chain = self.anchor.map_or(ours, |(_, chain)| chain);
-        self.machine = Delivery::new(
-            self.limits.clone(),
-            self.disk.numbering.clone(),
-            (self.watermark, chain),
-            self.disk.tail(),
-        );
+        let (limits, numbering) = (self.limits.clone(), self.disk.numbering.clone());
+        self.machine = Delivery::new(limits, numbering, watermark, self.disk.tail());
         self.connected = false;
         self.wants_reconnect = false;
         self.up.clear();
         self.published.clear();
         self.tasks.clear();
+        self.machine.handle(Input::Gone(self.disk.gone()), 0, &mut Vec::new());
+    }
+
+    /// What cannot be read any more has changed.
+    pub(crate) fn tell_gone(&mut self, now: Millis, seen: &mut Seen) {
+        let gone = self.disk.gone();
+        self.give(Input::Gone(gone), now, seen);
     }
 
     pub(crate) fn connect(&mut self, nonce: Nonce, receive_maximum: u16, now: Millis, seen: &mut Seen) {
@@ -288,12 +319,13 @@ impl Surgery {
     /// Does the oldest postponed task. `new_epoch` names an epoch if one is needed.
     pub(crate) fn work(&mut self, new_epoch: u64, now: Millis, seen: &mut Seen) {
         match self.tasks.pop_front() {
-            Some(Task::LookUp(position)) => {
-                let chain = self.disk.chains.get(position as usize).copied();
-                self.give(Input::ChainAt { position, chain }, now, seen);
+            Some(Task::LookUp(epoch, sequence)) => {
+                let chain = self.disk.value(epoch, sequence);
+                self.give(Input::ChainAt { epoch, sequence, chain }, now, seen);
             }
-            Some(Task::NewEpoch(after)) => {
-                self.disk.renumber(new_epoch, after);
+            Some(Task::NewEpoch { after, link, gone }) => {
+                seen.note("epoch begun");
+                self.disk.renumber(new_epoch, after, link, &gone);
                 let numbering = self.disk.numbering.clone();
                 self.give(Input::Renumbered(numbering), now, seen);
             }
@@ -301,31 +333,51 @@ impl Surgery {
         }
     }
 
-    /// The waiting records, from the watermark on, as an export writes them: up to a lost one.
-    pub(crate) fn export(&self, most: u64) -> Bundle {
-        let disk = &self.disk;
-        let first = (self.watermark + 1).max(disk.pruned + 1);
-        let epochs = disk.numbering.epochs();
-        let current = disk.numbering.at(first).epoch;
-        let older = epochs.iter().zip(epochs.iter().skip(1)).take_while(|(of, _)| of.epoch != current);
-        let older = older.map(|(of, following)| (of.epoch, following.base - of.base));
-        let whole = |at: &Position| disk.lost.get(at) != Some(&false);
-        let packets = (first..=disk.tail()).take_while(whole).take(most as usize);
-        Bundle {
-            older: older.filter(|(_, through)| *through > 0).collect(),
-            packets: packets.map(|at| self.packet(at, 0)).collect(),
+    /// A file says where the hub's line ends. Without a link the epoch is begun at once, if one is needed. After which
+    /// position the bundle begins; `None`: it is refused.
+    pub(crate) fn end_by_file(
+        &mut self,
+        end: Option<Through>,
+        new_epoch: u64,
+        now: Millis,
+        seen: &mut Seen,
+    ) -> Option<Position> {
+        let ours = end.and_then(|end| self.disk.value(end.epoch, end.through));
+        let layout = self.machine.layout(end, ours, None);
+        let before = self.watermark;
+        self.give(Input::EndByFile { end, ours, set_aside: None }, now, seen);
+        assert_eq!(self.watermark, before, "a file moves nothing");
+        match layout? {
+            Layout::Continues(after) => Some(after),
+            Layout::Begins(after) => {
+                seen.note("an epoch is laid out by a file");
+                if !self.connected {
+                    while !self.tasks.is_empty() {
+                        self.work(new_epoch, now, seen);
+                    }
+                }
+                Some(after)
+            }
         }
     }
 
-    fn packet(&self, position: Position, round: u64) -> Up {
-        let (epoch, sequence) = self.disk.numbering.wire(position);
-        let id = self.disk.records[position as usize - 1];
-        let chain = self.disk.chains[position as usize];
-        let void = self.disk.lost.get(&position).map(|_| match sequence {
-            1 => self.disk.beginning(epoch),
-            _ => self.disk.chains[position as usize - 1],
-        });
-        Up::Transaction { epoch, sequence, round, id, chain, signs: chain, void }
+    /// The waiting records of the present epoch, as an export writes them: up to a lost one. From after the watermark, or
+    /// after this position.
+    pub(crate) fn export(&mut self, after: Option<Position>, most: u64) -> Bundle {
+        let present = self.disk.numbering.present();
+        let (after, base) = (after.unwrap_or(self.watermark), present.base);
+        let first = present.number(after.max(base)) + 1;
+        let mut packets = Vec::new();
+        for number in first..first + most {
+            let (position, last) = self.disk.numbering.present().positions(number);
+            let readable =
+                !self.disk.is_gone(position) || self.disk.numbering.present().entry_at(position).is_some();
+            if after < base || last > self.disk.tail() || !readable {
+                break;
+            }
+            packets.extend(self.disk.packet(position, 0));
+        }
+        Bundle { packets }
     }
 
     /// A driver's turn.
@@ -337,18 +389,22 @@ impl Surgery {
                 self.act(action, seen);
             }
             let Some(position) = self.machine.wanted() else { break };
-            let lost = self.disk.lost.get(&position);
-            let input = if position <= self.disk.pruned || lost == Some(&false) {
-                Input::Missing(position)
-            } else {
+            let input = self.disk.offer(position, |id| {
                 // Most are small; some are larger than the window in bytes.
-                let size = self.disk.records[position as usize - 1].0.as_u128() % 50;
-                let bytes = if size == 0 { self.limits.window_bytes + 1 } else { 100 * size as u64 };
-                Input::Offer { position, bytes, chain: self.disk.chains[position as usize] }
+                let size = id.0.as_u128() % 50;
+                if size == 0 { self.limits.window_bytes + 1 } else { 100 * size as u64 }
+            });
+            let Some(input) = input else {
+                seen.note("a value that cannot be computed any more");
+                self.wants_reconnect = true;
+                break;
             };
             self.machine.handle(input, now, &mut actions);
         }
         self.actions = actions;
+        if std::mem::take(&mut self.pruned_now) {
+            self.tell_gone(now, seen);
+        }
     }
 
     /// Something is confirmed and still there.
@@ -358,23 +414,18 @@ impl Surgery {
 
     fn act(&mut self, action: Action, seen: &mut Seen) {
         match action {
-            Action::AskPosition(nonce) => self.up.push_back(Up::Position(nonce)),
+            Action::AskPosition { nonce, epoch, tail, point } => {
+                self.up.push_back(Up::Position { nonce, epoch, tail, point });
+            }
             Action::Send { position, round } => {
                 self.published.push_back(position);
-                self.up.push_back(self.packet(position, round));
+                let packet = self.disk.packet(position, round);
+                self.up.push_back(packet.expect("what is sent was read"));
             }
-            Action::Confirm { position, chain, backed_up_through, asked } => {
-                // A record destroyed in new numbers is computed differently from then on; what was sent before is
-                // still right. Before the first there is only an epoch's initial value, and that of an earlier epoch
-                // is the same.
-                let ours = position == 0
-                    || !self.disk.lost.is_empty()
-                    || chain == self.disk.chains[position as usize];
-                assert!(ours, "the watermark's chain value is ours");
+            Action::Confirm { position, point, backed_up_through, asked } => {
                 self.confirmations.push((self.watermark, position));
                 self.watermark = position;
-                self.anchor = Some((self.disk.numbering.at(position.max(1)).epoch, chain));
-                self.disk.confirmed(position, chain);
+                (self.point, self.disk.point) = (point, point);
                 if self.prunes
                     && self.connected
                     && asked.is_some()
@@ -386,12 +437,17 @@ impl Surgery {
                         // The watermark is synced first: a pruned record must never look unconfirmed.
                         self.sync_watermark();
                         self.disk.pruned = through;
+                        self.pruned_now = true;
                         seen.note("pruned");
                     }
                 }
             }
-            Action::LookUpChain(position) => self.tasks.push_back(Task::LookUp(position)),
-            Action::NewEpoch { after } => self.tasks.push_back(Task::NewEpoch(after)),
+            // Pruning comes with the answer that allows it.
+            Action::Withdraw => {}
+            Action::LookUpChain { epoch, sequence } => self.tasks.push_back(Task::LookUp(epoch, sequence)),
+            Action::NewEpoch { after, link, gone } => {
+                self.tasks.push_back(Task::NewEpoch { after, link, gone });
+            }
             Action::Reconnect(reason) => {
                 seen.note(match reason {
                     Reason::Stalled => "connection thrown away: stalled",
@@ -400,17 +456,19 @@ impl Surgery {
                 self.wants_reconnect = true;
             }
             Action::Alarm(alarm) => seen.note(match alarm {
-                Alarm::Held(..) => "held",
+                Alarm::Held(_, HeldBecause::EndedConnections) => "held",
+                Alarm::Held(..) => "held, for another reason",
                 Alarm::Released(_) => "released",
                 Alarm::Diverged { .. } => "fork found",
                 Alarm::TailLost { .. } => "lost tail found",
                 Alarm::HubRestored { .. } => "restored hub found",
                 Alarm::Missing(position) => {
-                    assert!(
-                        self.disk.lost.contains_key(&position),
-                        "position {position} is missing: pruned, and still wanted"
-                    );
-                    "a lane is stalled by a lost record"
+                    if self.disk.lost.contains_key(&position) {
+                        "a lane is stalled by a lost record"
+                    } else {
+                        assert!(self.disk.is_gone(position), "position {position} can be read");
+                        "a lane is stalled by a deleted record"
+                    }
                 }
                 Alarm::Refused { .. } => "refused publish",
             }),

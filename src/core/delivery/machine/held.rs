@@ -56,7 +56,8 @@ impl Delivery {
     pub(super) fn try_too_large(&mut self, out: &mut Vec<Action>) {
         let Some(Held { why: HeldBecause::TooLarge { bytes, .. }, .. }) = self.held else { return };
         let link = self.link.as_ref().and_then(|link| link.maximum_bytes);
-        let most = self.hubs.iter().filter_map(|hub| hub.limits.packet_bytes).chain(link).min();
+        let of_hub = self.hub.as_ref().and_then(|hub| hub.limits.packet_bytes);
+        let most = of_hub.into_iter().chain(link).min();
         if most.is_none_or(|most| bytes <= most) {
             self.release(out);
         }
@@ -88,12 +89,12 @@ impl Delivery {
     }
 
     /// The hub could not verify this number. What is changed on its way again and again must not stall the lane in silence.
-    pub(super) fn unverified(&mut self, through: Option<Position>, now: Millis, out: &mut Vec<Action>) {
-        if through != Some(self.confirmed) || self.window.in_flight() == 0 {
+    pub(super) fn unverified(&mut self, through: Sequence, now: Millis, out: &mut Vec<Action>) {
+        if through != self.confirmed || self.window.in_flight() == 0 {
             return;
         }
         let (alone, round) = (self.window.in_flight() == 1, self.round);
-        let head = self.confirmed + 1;
+        let head = self.head();
         let suspect = self.suspect_at(head);
         let repeated = suspect.round.is_some() && suspect.round == round;
         suspect.round = round;
@@ -106,13 +107,14 @@ impl Delivery {
     }
 
     /// A hub has heard of a longer history than this store has.
-    pub(super) fn compare_tail(&mut self, seen: Option<(Epoch, Sequence)>, out: &mut Vec<Action>) {
-        let present = self.numbering.current();
-        let Some((epoch, tail)) = seen.filter(|(epoch, _)| *epoch == present.epoch) else { return };
-        let missing = present.base.saturating_add(tail).saturating_sub(self.tail);
+    pub(super) fn compare_tail(&mut self, seen: Option<(Epoch, Sequence)>, out: &mut Vec<Action>) -> bool {
+        let present = self.numbering.present();
+        let Some((epoch, tail)) = seen.filter(|(epoch, _)| *epoch == present.epoch) else { return false };
+        let missing = tail.saturating_sub(present.number(self.tail));
         if let Some(link) = self.link.as_mut().filter(|link| missing > 0 && !link.tail_lost) {
             link.tail_lost = true;
             out.push(Action::Alarm(Alarm::TailLost { epoch, missing }));
         }
+        missing > 0
     }
 }

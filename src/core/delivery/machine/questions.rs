@@ -1,6 +1,5 @@
-//! The position questions: when the hubs are asked, and asked again.
+//! The position questions: when the hub is asked, and asked again.
 
-use super::super::hubs::HubView;
 use super::super::{Action, Millis};
 use super::Delivery;
 
@@ -12,38 +11,47 @@ pub(super) const ASK_SELDOM: Millis = 60_000;
 const ASK_SOON: Millis = 250;
 
 impl Delivery {
-    /// Asks every hub how far it has stored; nothing is sent until those that must answer have.
+    /// Asks the hub where its line ends; what must be answered first is not sent before.
     pub(super) fn ask(&mut self, now: Millis, out: &mut Vec<Action>) {
-        let Some(link) = &mut self.link else { return };
-        if self.hubs.is_empty() || self.forking.is_some() {
-            return;
-        }
+        let may = self.hub.is_some() && self.beginning.is_none();
+        let Some(link) = self.link.as_mut().filter(|_| may) else { return };
         let counted = u64::from_be_bytes(std::array::from_fn(|i| link.nonce[8 + i])).wrapping_add(1);
         link.nonce[8..].copy_from_slice(&counted.to_be_bytes());
         link.asked = now;
-        out.push(Action::AskPosition(link.nonce));
+        link.asked_about = self.point;
+        self.publish_position(out);
     }
 
-    /// Something could be pruned: the hubs must say once more that they have it.
+    pub(super) fn publish_position(&self, out: &mut Vec<Action>) {
+        let Some(link) = &self.link else { return };
+        let present = self.numbering.present();
+        out.push(Action::AskPosition {
+            nonce: link.nonce,
+            epoch: present.epoch,
+            tail: present.number(self.tail),
+            point: link.asked_about.map(|point| point.at),
+        });
+    }
+
+    /// Something could be pruned: the hub must say once more that it has it.
     pub(super) fn ask_again(&mut self, now: Millis, out: &mut Vec<Action>) {
-        if self.hubs.is_empty() {
+        let Some(hub) = &self.hub else {
             self.confirm(Some(now), out);
             return;
-        }
-        let may = self.hubs_answered() && self.forking.is_none();
+        };
+        let may = hub.answered && self.beginning.is_none();
         let Some(link) = self.link.as_mut().filter(|_| may) else { return };
         if now < link.asked.saturating_add(link.ask_again) {
             return;
         }
-        let answered = |hub: &HubView| hub.relied_on.is_some_and(|(asked, _)| asked == link.asked);
-        let unanswered = !self.hubs.iter().all(answered);
-        link.ask_again =
-            if unanswered { link.ask_again.saturating_mul(2).min(ASK_SELDOM) } else { ASK_AGAIN };
+        let answered = hub.relied_on == Some(link.asked);
+        link.ask_again = if answered { ASK_AGAIN } else { link.ask_again.saturating_mul(2).min(ASK_SELDOM) };
         self.ask(now, out);
     }
 
-    pub(super) fn doubt(&mut self, hub: usize, now: Millis, out: &mut Vec<Action>) {
-        if let Some(hub) = self.hubs.get_mut(hub) {
+    /// What the hub has said counts no more until it has answered. What is under way stays so.
+    pub(super) fn doubt(&mut self, now: Millis, out: &mut Vec<Action>) {
+        if let Some(hub) = &mut self.hub {
             hub.reset_answer();
         }
         if let Some(link) = &mut self.link {
@@ -62,14 +70,9 @@ impl Delivery {
         }
     }
 
+    /// The same, and everything under way is sent again.
     pub(super) fn everything_in_doubt(&mut self, now: Millis, out: &mut Vec<Action>) {
-        for hub in &mut self.hubs {
-            hub.reset_answer();
-        }
         self.rewind();
-        if let Some(link) = &mut self.link {
-            link.ask_again = ASK_AGAIN;
-        }
-        self.ask(now, out);
+        self.doubt(now, out);
     }
 }

@@ -1,17 +1,17 @@
-//! The handling of receipts, gap notices and a new numbering.
+//! The handling of receipts and gap notices.
 
-use super::super::hubs::{Claim, HubView, backed_up};
-use super::super::{Action, Alarm, Millis, Numbering, Receipt};
+use super::super::hub::{Answer, Claim, Place};
+use super::super::{Action, Millis, Receipt};
 use super::Delivery;
 use super::questions::ASK_AGAIN;
 use crate::chain::ChainValue;
-use crate::transaction::{Epoch, Position, Sequence};
+use crate::transaction::{Epoch, Sequence};
 use crate::wire::receipt::GapCode;
 
 impl Delivery {
     pub(super) fn receipt(&mut self, receipt: &Receipt, now: Millis, out: &mut Vec<Action>) {
-        let (Some(link), Some(hub)) = (&mut self.link, self.hubs.get_mut(receipt.hub)) else { return };
-        if self.forking.is_some() {
+        let (Some(link), Some(hub)) = (&mut self.link, &mut self.hub) else { return };
+        if self.beginning.is_some() {
             return;
         }
         let answered = receipt.nonce == Some(link.nonce);
@@ -21,38 +21,41 @@ impl Delivery {
             // tells them apart: it cannot be older than the question.
             let lower = hub.answered && receipt.counter < hub.counter;
             if lower && now.saturating_sub(link.asked) >= ASK_AGAIN {
-                self.doubt(receipt.hub, now, out);
+                self.doubt(now, out);
             }
             return;
         }
         if !answered && !hub.answered {
             // It proves only that the hub is alive. Ask again soon instead of waiting for the rest of the pause: a hub that
             // connects after us has not received our question.
-            if hub.claims.is_empty() {
+            if hub.looking.is_none() {
                 self.ask_soon(now, out);
             }
             return;
         }
         if !answered && !same {
-            self.doubt(receipt.hub, now, out);
+            self.doubt(now, out);
             return;
         }
-        let asked = link.asked;
         hub.incarnation = Some(receipt.incarnation);
         hub.counter = receipt.counter;
         if !same {
             hub.reset_answer();
         }
-        hub.backed_up = backed_up(&self.numbering, &receipt.epochs, receipt.backed_up_through);
-        let mut claim = Claim::new(&self.numbering, &receipt.epochs);
+        let (asked, held) = (link.asked, link.asked_about.filter(|_| receipt.holds_point));
         if answered {
-            (claim.asked, claim.known_store) = (Some(asked), receipt.known_store);
             hub.limits = receipt.limits;
-            self.compare_tail(receipt.tail_seen, out);
         }
-        self.consider(receipt.hub, claim, now, out);
+        let answer = answered.then(|| Answer {
+            asked,
+            known_store: receipt.known_store,
+            held,
+            tail_lost: self.compare_tail(receipt.tail_seen, out),
+        });
+        let claim = Claim { end: receipt.end, answer, backed_up_through: receipt.backed_up_through };
+        self.consider(claim, now, out);
         self.try_too_large(out);
-        if !answered && self.hubs_window() == 0 {
+        if !answered && self.hub_window() == 0 {
             // The hub lets go again, perhaps.
             self.ask_soon(now, out);
         }
@@ -66,174 +69,113 @@ impl Delivery {
             self.receipt(receipt, now, out);
             return;
         }
-        let claim = Claim::new(&self.numbering, &receipt.epochs);
-        let Some(hub) = self.hubs.get_mut(receipt.hub) else { return };
-        if claim.position > hub.at && claim.position <= self.tail && claim.chain.is_some() {
-            hub.imported = Some(claim);
-            out.push(Action::LookUpChain(claim.position));
+        let claim = Claim { end: receipt.end, answer: None, backed_up_through: receipt.backed_up_through };
+        let further = receipt
+            .end
+            .is_some_and(|end| end.epoch == self.numbering.present().epoch && end.through > self.confirmed);
+        if further && self.hub.as_ref().is_some_and(|hub| hub.looking.is_none()) {
+            self.consider(claim, now, out);
         }
     }
 
-    fn imported_chain(
-        &mut self,
-        position: Position,
-        ours: Option<ChainValue>,
-        now: Millis,
-        out: &mut Vec<Action>,
-    ) {
-        for hub in &mut self.hubs {
-            let Some(claim) = hub.imported.filter(|claim| claim.position == position) else { continue };
-            hub.imported = None;
-            if ours.is_some() && claim.chain == ours {
-                hub.at = position;
-                hub.chain = ours;
-            }
-        }
-        let Some(lowest) = self.hubs.iter().min_by_key(|hub| hub.at) else { return };
-        if lowest.at > self.confirmed {
-            self.chain = lowest.chain;
-            self.forward(lowest.at, None, now, out);
-        }
-    }
-
-    /// Our chain value at a position, without reading.
-    fn chain_known(&self, hub: usize, position: Position) -> Option<ChainValue> {
-        if position == self.confirmed {
-            return self.chain;
-        }
-        self.hubs
-            .get(hub)
-            .filter(|hub| hub.at == position)
-            .and_then(|hub| hub.chain)
-            .or_else(|| self.window.chain(position))
-    }
-
-    fn consider(&mut self, hub: usize, claim: Claim, now: Millis, out: &mut Vec<Action>) {
-        let Some(view) = self.hubs.get_mut(hub) else { return };
-        if let Some(looking) = view.claims.front().copied() {
-            // One look-up at a time, and the newest claim after it. A later claim for the same position stays an answer.
-            view.claims.truncate(1);
-            let before = looking.asked.filter(|_| claim.position == looking.position);
-            view.claims.push_back(Claim { asked: claim.asked.or(before), ..claim });
+    fn consider(&mut self, claim: Claim, now: Millis, out: &mut Vec<Action>) {
+        let place = self.place(claim.end);
+        let Some(hub) = &mut self.hub else { return };
+        if let Some(looking) = hub.looking {
+            // One look-up at a time, and the newest claim after it. A later claim of the same end stays an answer.
+            let before = hub.waiting.unwrap_or(looking);
+            let answer = claim.answer.or(before.answer.filter(|_| before.end == claim.end));
+            hub.waiting = Some(Claim { answer, ..claim });
             return;
         }
-        let back = claim.position < view.at;
-        if claim.position > self.tail {
-            self.contradicts(hub, claim, now, out);
-        } else if back && claim.asked.is_none() {
-            self.doubt(hub, now, out);
-        } else if let Some(ours) = self.chain_known(hub, claim.position) {
-            self.check_claim(hub, claim, Some(ours), now, out);
-        } else if let Some(view) = self.hubs.get_mut(hub) {
-            view.claims.push_back(claim);
-            out.push(Action::LookUpChain(claim.position));
+        let present = self.numbering.present().epoch;
+        match place {
+            // Backward, or elsewhere: only an answer may say so.
+            Place::LookUp(end)
+                if claim.answer.is_none() && (end.epoch != present || end.through < self.confirmed) =>
+            {
+                self.doubt(now, out);
+            }
+            Place::LookUp(end) => {
+                hub.looking = Some(claim);
+                out.push(Action::LookUpChain { epoch: end.epoch, sequence: end.through });
+            }
+            place => self.settle(claim, place, now, out),
         }
     }
 
     pub(super) fn chain_at(
         &mut self,
-        position: Position,
-        chain: Option<ChainValue>,
-        now: Millis,
-        out: &mut Vec<Action>,
-    ) {
-        if self.link.is_none() {
-            self.imported_chain(position, chain, now, out);
-            return;
-        }
-        for hub in 0..self.hubs.len() {
-            let Some(view) = self.hubs.get_mut(hub) else { continue };
-            if view.claims.front().is_none_or(|claim| claim.position != position) {
-                continue;
-            }
-            let Some(claim) = view.claims.pop_front() else { continue };
-            let newest = view.claims.pop_front();
-            self.check_claim(hub, claim, chain, now, out);
-            if let Some(newest) = newest.filter(|_| self.link.is_some() && self.forking.is_none()) {
-                self.consider(hub, newest, now, out);
-            }
-        }
-    }
-
-    /// Compares the hub's claim with our chain value (`None`: it can no longer be read).
-    fn check_claim(
-        &mut self,
-        hub: usize,
-        claim: Claim,
+        (epoch, sequence): (Epoch, Sequence),
         ours: Option<ChainValue>,
         now: Millis,
         out: &mut Vec<Action>,
     ) {
-        if let (Some(theirs), Some(ours)) = (claim.chain, ours)
-            && theirs != ours
-        {
-            self.contradicts(hub, claim, now, out);
+        let Some(hub) = &mut self.hub else { return };
+        let Some(end) = hub.looking.and_then(|claim| claim.end) else { return };
+        if (end.epoch, end.through) != (epoch, sequence) {
             return;
         }
-        let Some(view) = self.hubs.get_mut(hub) else { return };
-        let had_answered = view.answered;
-        if ours.is_some() || claim.position <= self.confirmed {
-            view.at = claim.position;
-            view.chain = ours.or(claim.chain);
+        let (claim, newest) = (hub.looking.take(), hub.waiting.take());
+        if let Some(claim) = claim {
+            let place = self.place_with(end, ours);
+            self.settle(claim, place, now, out);
         }
-        // Forward, but without our own chain value to check it: the records between are sent again, which shows it.
-        view.answered |= claim.asked.is_some();
-        if let Some(asked) = claim.asked {
-            view.relied_on = claim.known_store.then_some((asked, claim.position));
+        if let Some(newest) = newest.filter(|_| self.link.is_some() && self.beginning.is_none()) {
+            self.consider(newest, now, out);
         }
-        let all = self.hubs_answered();
-        let Some(lowest) = self.hubs.iter().min_by_key(|hub| hub.at) else { return };
-        let (at, chain) = (lowest.at, lowest.chain);
-        // What every hub has answered, if this is an answer.
-        let relied_on =
-            |hub: &HubView| hub.relied_on.filter(|(_, through)| *through >= at).map(|(asked, _)| asked);
-        let asked = self.hubs.iter().map(relied_on).min().flatten().filter(|_| claim.asked.is_some());
-        let backed_up = self.hubs.iter().map(|hub| hub.backed_up).min().flatten();
-        let new_backup = self.backed_up != backed_up;
-        self.backed_up = backed_up;
-        if at < self.confirmed {
-            let from = self.confirmed;
-            self.confirmed = at;
-            self.chain = chain;
-            self.window.reset(at);
-            self.rewind();
-            out.push(Action::Alarm(Alarm::HubRestored { from: at + 1, to: from }));
-            self.confirm(asked, out);
-        } else if all && at > self.confirmed {
-            self.chain = chain;
-            self.forward(at, asked, now, out);
-        } else if all && (new_backup || !had_answered || asked.is_some()) {
-            self.chain = chain.or(self.chain);
-            self.confirm(asked, out);
+    }
+
+    /// It is known where the end of a claim is.
+    fn settle(&mut self, claim: Claim, place: Place, now: Millis, out: &mut Vec<Action>) {
+        if let Some(answer) = claim.answer {
+            self.judge(claim, answer, place, now, out);
+            return;
         }
-        if all && !had_answered && self.window.in_flight() > 0 {
-            // The hub was in doubt, or restarted: the records under way may be lost.
-            self.rewind();
+        match place {
+            Place::Present(number) if number >= self.confirmed => {
+                if std::mem::take(&mut self.waits_for_centre) {
+                    // The hub says something again: perhaps because it takes what it has refused.
+                    self.rewind();
+                }
+                let before = self.backed_up;
+                self.backed_up_in(claim);
+                if number > self.confirmed {
+                    self.chain = claim.end.map(|end| end.chain);
+                    self.forward(number, None, now, out);
+                } else if self.backed_up != before {
+                    self.confirm(None, out);
+                }
+            }
+            // Backward, or elsewhere: only an answer may say so.
+            _ if self.link.is_some() => self.doubt(now, out),
+            _ => {}
         }
     }
 
     /// `asked`: when the question was asked whose answer says so.
     pub(super) fn confirm(&self, asked: Option<Millis>, out: &mut Vec<Action>) {
-        if let Some(chain) = self.chain {
-            let (position, backed_up_through) = (self.confirmed, self.backed_up);
-            out.push(Action::Confirm { position, chain, backed_up_through, asked });
-        }
+        let (position, backed_up_through) = (self.confirmed(), self.backed_up);
+        let point = self.point.map(|point| point.at);
+        out.push(Action::Confirm { position, point, backed_up_through, asked });
     }
 
+    /// The watermark moves forward to this number; `self.chain` is the value there.
     pub(super) fn forward(
         &mut self,
-        position: Position,
+        number: Sequence,
         asked: Option<Millis>,
         now: Millis,
         out: &mut Vec<Action>,
     ) {
-        self.confirmed = position;
-        self.window.confirm(position);
+        self.at(number, self.chain);
+        let position = self.confirmed();
+        self.window.confirm(number);
         self.misses = 0;
         self.trips = 0;
         if let Some(link) = &mut self.link {
             link.moved = now;
-            link.taken = link.taken.max(position);
+            link.taken = link.taken.max(number);
             link.waiting_bytes = 0;
         }
         if self.suspect.is_some_and(|suspect| suspect.position <= position) {
@@ -248,47 +190,6 @@ impl Delivery {
         self.confirm(asked, out);
     }
 
-    /// The hub has more than we have, or different records: a fork, if it says so in answer to our question.
-    fn contradicts(&mut self, hub: usize, claim: Claim, now: Millis, out: &mut Vec<Action>) {
-        if claim.asked.is_none() {
-            self.doubt(hub, now, out);
-            return;
-        }
-        // The watermark was verified when it was recorded. If the value at or below it differs, the hub provably has only
-        // what precedes that epoch.
-        let after = if claim.position > self.confirmed {
-            self.confirmed
-        } else {
-            self.numbering.at(claim.position.max(1)).base
-        };
-        self.forking = Some(after);
-        for hub in &mut self.hubs {
-            hub.reset_answer();
-        }
-        out.push(Action::Alarm(Alarm::Diverged { through: claim.through, position: claim.position }));
-        out.push(Action::NewEpoch { after });
-    }
-
-    pub(super) fn renumbered(&mut self, numbering: Numbering, now: Millis, out: &mut Vec<Action>) {
-        self.forking = None;
-        self.fork_again = None;
-        let base = numbering.current().base;
-        self.numbering = numbering;
-        // The value at position 0 belongs to the first epoch, which may be another one now.
-        if base < self.confirmed || base == 0 {
-            self.chain = None;
-        }
-        self.confirmed = self.confirmed.min(base);
-        for hub in &mut self.hubs {
-            hub.at = self.confirmed;
-            hub.chain = self.chain;
-            hub.reset_answer();
-        }
-        self.window.reset(self.confirmed);
-        self.rewind();
-        self.ask(now, out);
-    }
-
     pub(super) fn gap(
         &mut self,
         code: GapCode,
@@ -296,24 +197,35 @@ impl Delivery {
         now: Millis,
         out: &mut Vec<Action>,
     ) {
-        let listening =
-            self.link.is_some() && self.hubs_answered() && !self.hubs.is_empty() && self.forking.is_none();
+        let listening = self.link.is_some()
+            && self.hub.is_some()
+            && self.answered()
+            && self.beginning.is_none()
+            && epoch == self.numbering.present().epoch;
         if !listening || self.round != Some(round) {
             return;
         }
-        let expects = expected.checked_sub(1).and_then(|through| self.numbering.position(epoch, through));
+        let through = expected.saturating_sub(1);
         match code {
-            GapCode::Missing => {}
-            GapCode::Unverified => return self.unverified(expects, now, out),
+            GapCode::Missing if through < self.confirmed => {
+                // It expects a number that it said it had: ask where its line ends.
+                self.everything_in_doubt(now, out);
+            }
+            GapCode::Missing if self.window.in_flight() > 0 => {
+                self.window.halve();
+                self.rewind();
+            }
+            GapCode::Unverified => self.unverified(through, now, out),
+            GapCode::Link => {
+                // The line ends elsewhere. Whoever says so again and again must not make us ask without a pause.
+                let due = |link: &super::Link| now >= link.asked.saturating_add(ASK_AGAIN);
+                if self.link.as_ref().is_some_and(due) {
+                    self.everything_in_doubt(now, out);
+                }
+            }
+            GapCode::Admit | GapCode::Epochs => self.waits_for_centre = true,
             // Whatever else is wrong would be wrong again.
-            _ => return,
-        }
-        if expects.is_none_or(|through| through < self.confirmed) {
-            // It expects a number that it said it had, or one that is not ours: ask for its position.
-            self.everything_in_doubt(now, out);
-        } else if self.window.in_flight() > 0 {
-            self.window.halve();
-            self.rewind();
+            _ => {}
         }
     }
 }

@@ -24,7 +24,7 @@ impl Delivery {
     pub(super) fn overdue_at(&self, link: &Link) -> Option<Millis> {
         let patience = self.limits.receipt_timeout << self.misses.min(MOST_DOUBLINGS);
         let taken = self.window.in_flight() > 0 && link.taken > self.confirmed;
-        (taken && self.hubs_answered() && !self.hubs.is_empty()).then(|| link.moved.saturating_add(patience))
+        (taken && self.hub.is_some() && self.answered()).then(|| link.moved.saturating_add(patience))
     }
 
     pub(super) fn tick(&mut self, now: Millis, out: &mut Vec<Action>) {
@@ -34,10 +34,7 @@ impl Delivery {
         if due(self.try_held_at()) {
             self.try_held(out);
         }
-        if let Some(after) = self.forking.filter(|_| due(self.fork_again)) {
-            self.fork_again = None;
-            out.push(Action::NewEpoch { after });
-        }
+        self.begin_again(now, out);
         let Some(link) = &self.link else { return };
         if due(self.stalled_at(link)) {
             self.trips = self.trips.saturating_add(1).min(MOST_DOUBLINGS);
@@ -48,16 +45,16 @@ impl Delivery {
             self.misses = self.misses.saturating_add(1).min(MOST_DOUBLINGS);
             self.window.halve();
             self.everything_in_doubt(now, out);
-        } else if (!self.hubs_answered() || self.hubs_window() == 0)
-            && self.forking.is_none()
+        } else if (!self.answered() || self.hub_window() == 0)
+            && self.beginning.is_none()
             && now >= asked.saturating_add(again)
         {
             if let Some(link) = &mut self.link {
                 link.ask_again = again.saturating_mul(2).min(ASK_SELDOM);
             }
             // A look-up that was never answered must not block the next answer.
-            for hub in self.hubs.iter_mut().filter(|hub| !hub.answered) {
-                hub.claims.clear();
+            if let Some(hub) = self.hub.as_mut().filter(|hub| !hub.answered) {
+                (hub.looking, hub.waiting) = (None, None);
             }
             self.ask(now, out);
         }

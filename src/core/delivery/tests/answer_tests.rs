@@ -90,7 +90,7 @@ fn pruning_may_rely_on_a_fresh_answer_of_a_known_store_only() {
     assert_eq!(asked_at(&bench.answer(3)), Some(Some(5_000)));
     bench.now = 9_000;
     assert_eq!(asked(&bench.give(Input::AskAgain)), 1);
-    let replayed = bench.receipt_of(0, 3, Some(old));
+    let replayed = bench.receipt_of(3, Some(old));
     assert_eq!(asked_at(&bench.give(replayed)).flatten(), None, "an answer to an earlier question");
     bench.known_store = false;
     assert_eq!(asked_at(&bench.answer(4)), Some(None), "of a store that nobody has accepted");
@@ -114,4 +114,18 @@ fn a_hub_that_has_heard_of_a_longer_history_raises_an_alarm_once() {
     bench.now = HOUR;
     bench.give(Input::AskAgain);
     assert!(!bench.answer(5).contains(&alarm), "once");
+}
+
+#[test]
+fn numbers_that_were_used_for_what_was_lost_are_not_used_again() {
+    let mut bench = Bench::new(limits(), 5, 9);
+    bench.tail_seen = Some((epoch(0), 12));
+    bench.connect();
+    let actions = bench.answer(5);
+    let begins =
+        |actions: &[Action]| actions.iter().any(|action| matches!(action, Action::NewEpoch { after: 5, .. }));
+    assert!(begins(&actions) && sent(&actions).is_empty(), "{actions:?}");
+    let numbering = bench.machine.numbering().begun(epoch(1), Some(point(0, 5)), 5, vec![]);
+    bench.give(Input::Renumbered(numbering));
+    assert_eq!(sent(&bench.answer(5)), [6, 7, 8, 9], "it is of an older epoch now");
 }

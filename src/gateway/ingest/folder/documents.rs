@@ -128,7 +128,14 @@ mod tests {
     use uuid::Uuid;
 
     fn accepted(id: Uuid) -> Accepted {
-        Accepted { id: TransactionId(id), position: 42, time: 0, repeated: false, key_reused: false }
+        Accepted {
+            id: TransactionId(id),
+            position: 42,
+            time: 0,
+            repeated: false,
+            key_reused: false,
+            withheld: false,
+        }
     }
 
     #[test]

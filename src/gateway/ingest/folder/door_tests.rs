@@ -52,7 +52,14 @@ impl Acceptor for Fake {
         }
         let position = index as u64 + 1;
         let id = TransactionId(Uuid::from_u128(u128::from(position)));
-        Ok(Accepted { id, position, time: 1000 * position, repeated: before.is_some(), key_reused })
+        Ok(Accepted {
+            id,
+            position,
+            time: 1000 * position,
+            repeated: before.is_some(),
+            key_reused,
+            withheld: false,
+        })
     }
 
     fn quarantine(&self, _: &'static str, _: &str, _: &[u8]) -> Result<u64, Refusal> {

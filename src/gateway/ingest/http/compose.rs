@@ -15,7 +15,6 @@ use crate::ingest::media;
 use crate::ingest::mllp::ack::Fault;
 use crate::ingest::mllp::envelope;
 use crate::ingest::mllp::msh::Msh;
-use crate::ingest::sender_key;
 
 /// A larger message is parsed on its own thread: other connections must not wait for it.
 const PARSED_AT_ONCE_BYTES: usize = 64 * 1024;
@@ -153,8 +152,8 @@ impl Request<'_> {
             kind: Kind::Transaction,
             content_type,
             sender,
-            shows_key: sender_key::may_be_shown(&key),
             key,
+            shows_key: true,
             correlation_id: self.ids.correlation_id,
             trace_parent: self.ids.trace_parent,
             body: Body::new(self.bytes),
@@ -203,6 +202,7 @@ mod tests {
     use crate::ingest::http::access::{Access, AccessFiles};
     use crate::ingest::http::context::HttpDoorConfig;
     use pgw_core::transaction::{Gateway, Practice};
+    use pgw_core::wire::attributes::Attributes;
     use pgw_link::clock::TrustedClock;
     use proptest::prelude::*;
 
@@ -359,6 +359,68 @@ mod tests {
             let Ok(taken) = taken else { panic!("refused") };
             assert_eq!(taken.submission.event_type, expected);
         }
+    }
+
+    #[tokio::test]
+    async fn a_patients_number_goes_with_the_body_alone() {
+        let trace_parent = "00-a9434765919b43dd8448eb211c80319c-b7ad6b7169203331-01";
+        let store = Store::empty();
+        let context = context_with(&store, false);
+        for (dialect, content_type, body) in [
+            (Dialect::Plain, "text/plain; charset=9434765919", "9434765919".to_owned()),
+            (
+                Dialect::Fhir,
+                "application/json; charset=9434765919",
+                bundle("9434765919").replace("\"e\"", "\"943-476-5919\""),
+            ),
+            (
+                Dialect::Hl7,
+                "text/plain; charset=9434765919",
+                "MSH|^~\\&|943 476 5919|9434765919|||||943_476_5919^A01|7".to_owned(),
+            ),
+        ] {
+            let mut headers = HeaderMap::new();
+            headers.insert(axum::http::header::CONTENT_TYPE, content_type.parse().unwrap());
+            headers.insert("ce-type", "uk.nhs.943-476-5919".parse().unwrap());
+            headers.insert("idempotency-key", "NHS 943 476 5919/1".parse().unwrap());
+            headers.insert("x-correlation-id", "9434765919".parse().unwrap());
+            headers.insert("traceparent", trace_parent.parse().unwrap());
+            let taken =
+                compose(&context, dialect, None, "9434765919", &headers, Bytes::from(body.clone())).await;
+            let Ok(Composed { submission, .. }) = taken else { panic!("refused") };
+            assert!(submission.shows_key);
+            let given_sender = submission.sender.clone();
+            let accepted = context.outbox.submit(submission).await.unwrap();
+            assert!(accepted.withheld && !accepted.key_reused);
+            let stored =
+                context.outbox.read(&lane(), accepted.position, 1, usize::MAX).unwrap().remove(0).transaction;
+            assert_eq!(
+                (stored.body.as_bytes(), stored.key.as_str()),
+                (body.as_bytes(), "NHS 943 476 5919/1")
+            );
+            let attributes = Attributes::of(&"B86022/gw1/clinical".parse().unwrap(), &stored);
+            for name in ["type", "datacontenttype", "sender"] {
+                let value = attributes.get(name);
+                assert!(value.contains("withheld") && !value.contains("943"), "{dialect:?} {name}: {value}");
+            }
+            for name in ["senderkey", "correlationid"] {
+                assert_eq!(attributes.get(name), "", "{dialect:?} {name}");
+            }
+            assert_eq!(attributes.get("traceparent"), trace_parent, "its digits are random");
+            assert_eq!(stored.sender_as_given(), given_sender);
+        }
+        let alarms = context.outbox.alarms();
+        assert_eq!(
+            alarms.iter().map(|alarm| alarm.code).collect::<Vec<_>>(),
+            ["envelope.nhs_number"; 3],
+            "once for each sender"
+        );
+        assert!(
+            alarms[0]
+                .detail
+                .starts_with("type, datacontenttype, sender, correlationid, senderkey of transaction")
+        );
+        assert!(!alarms[0].detail.contains("943"));
     }
 
     #[tokio::test]

@@ -136,7 +136,7 @@ impl HttpDoor {
 
 /// Loads the keys of the newest records after a restart. Blocking, in parallel with requests: until it is done a key
 /// used before with other content is accepted and flagged, like an old one.
-fn remember(context: &HttpContext) {
+pub(super) fn remember(context: &HttpContext) {
     for lane in listing::lanes(&context.outbox) {
         let tail = listing::tail(&context.outbox, &lane);
         let first = context.outbox.first_retained(&lane).unwrap_or(1);
@@ -144,9 +144,10 @@ fn remember(context: &HttpContext) {
         // While the store cannot be read its keys are unknown: they are accepted and flagged.
         for batch in listing::batches(&context.outbox, &lane, first, tail).map_while(Result::ok) {
             for Stored { transaction, .. } in batch.records {
-                if !transaction.key.is_empty() && compose::is_ours(&transaction.sender) {
+                let sender = transaction.sender_as_given();
+                if !transaction.key.is_empty() && compose::is_ours(sender) {
                     let body = transaction.body.as_bytes();
-                    let tag = KeyFingerprint::new(lane.as_str(), &transaction.sender, &transaction.key, body);
+                    let tag = KeyFingerprint::new(lane.as_str(), sender, &transaction.key, body);
                     context.keys().stored_before(tag);
                 }
             }

@@ -73,7 +73,7 @@ pub(super) fn find(
             && let Some(stored) = read(outbox, &lane, position)?
             && stored.transaction.id == id
         {
-            return Ok(Some(entry(outbox, lane, &stored)));
+            return Ok(entry(outbox, lane, &stored));
         }
         let (mut low, mut high) = (first, tail + 1);
         while low < high {
@@ -88,16 +88,16 @@ pub(super) fn find(
             if let Some(stored) = read(outbox, &lane, position)?
                 && stored.transaction.id == id
             {
-                return Ok(Some(entry(outbox, lane, &stored)));
+                return Ok(entry(outbox, lane, &stored));
             }
         }
     }
     Ok(None)
 }
 
-fn entry(outbox: &Outbox, lane: Lane, stored: &Stored) -> ListedTransaction {
-    let confirmed = listing::confirmed(outbox, &lane);
-    ListedTransaction::stored(lane, stored, confirmed)
+fn entry(outbox: &Outbox, lane: Lane, stored: &Stored) -> Option<ListedTransaction> {
+    let (numbering, confirmed) = (outbox.numbering(&lane)?, listing::confirmed(outbox, &lane));
+    Some(ListedTransaction::stored(lane, stored, &numbering, confirmed))
 }
 
 fn next_readable(

@@ -160,6 +160,8 @@ impl Problem {
     pub const BROKEN: Self = problem(400, "structure", "The body ended before its end", "");
     /// Nothing can be stored now.
     pub const LATER: Self = problem(503, "transient", "Nothing can be stored now: send it again later", "");
+    /// It is refused for what it is, and the quarantine cannot keep it now: a client that is told "never" would go on without it.
+    pub const NOT_KEPT: Self = problem(503, "transient", Fault::NOT_KEPT.text, "");
     /// A bug in this program.
     pub const FAULT: Self = problem(500, "exception", "The gateway has made a mistake: it is in its log", "");
 
@@ -215,6 +217,7 @@ impl Problem {
     fn fault(self) -> Fault {
         let like = match self.status {
             413 => Fault::TOO_LARGE,
+            503 if self == Self::NOT_KEPT => Fault::NOT_KEPT,
             503 => Fault::UNAVAILABLE,
             _ => Fault::REFUSED,
         };
@@ -333,12 +336,13 @@ pub fn accepted(dialect: Dialect, slip: &AcceptanceSlip, message: &[u8], stamp: 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ingest::mllp::ack::Class;
     use pgw_core::transaction::{Lane, TransactionId};
     use proptest::prelude::*;
 
     const STAMP: Stamp<'static> = Stamp { now: 1_795_385_530_123, control_id: "G1" };
 
-    const ALL: [Problem; 29] = [
+    const ALL: [Problem; 30] = [
         Problem::UNAUTHORIZED,
         Problem::NO_ROUTE,
         Problem::METHOD,
@@ -368,6 +372,7 @@ mod tests {
         Problem::QUERY,
         Problem::TOO_SLOW,
         Problem::LATER,
+        Problem::NOT_KEPT,
     ];
 
     #[test]
@@ -421,10 +426,36 @@ mod tests {
         assert!(large.status == 413 && text(&large).contains("MSA|AE|42|"), "{}", text(&large));
         let later = refused(Dialect::Hl7, Problem::LATER, message, STAMP);
         assert!(later.status == 503 && text(&later).contains("MSA|AR|42|"), "{}", text(&later));
+        let not_kept = refused(Dialect::Hl7, Problem::NOT_KEPT, message, STAMP);
+        assert!(not_kept.status == 503 && text(&not_kept).contains("MSA|AE|42|"), "{}", text(&not_kept));
         assert_eq!(refused(Dialect::Hl7, Problem::UNAUTHORIZED, b"", STAMP).content_type, PROBLEM_JSON);
         // A sender that wants no acknowledgment gets an empty one, because HTTP answers every request.
         let none = accepted(Dialect::Hl7, &slip, b"MSH|^~\\&|||||||A|1||2.4|||NE", STAMP);
         assert!(none.status == 200 && none.body.is_empty());
+    }
+
+    #[test]
+    fn a_text_that_can_never_be_sent_on_is_kept_and_nobody_is_told_to_repeat_it() {
+        let texts = [
+            Text::EventType,
+            Text::ContentType,
+            Text::Sender,
+            Text::Key,
+            Text::CorrelationId,
+            Text::TraceParent,
+        ];
+        for text in texts {
+            for error in [TextError::TooLong { text, bytes: 1000 }, TextError::Character(text)] {
+                let problem = Problem::of_text(error);
+                // Clients repeat 408, 425 and 429 by themselves, and everything from 500 on.
+                assert!(matches!(problem.status, 400 | 422) && !problem.reason.is_empty(), "{error}");
+                let fault = Fault::of_text(error);
+                assert!(fault.class == Class::Reject && !fault.reason.is_empty(), "{error}");
+                let answer = refused_hl7(fault, b"MSH|^~\\&|LAB|SURG|||1||ORU^R01|42|P|2.4", STAMP);
+                let text = String::from_utf8(answer.body).unwrap();
+                assert!(answer.status == 400 && text.contains("MSA|AR|42|"), "{text}");
+            }
+        }
     }
 
     #[test]

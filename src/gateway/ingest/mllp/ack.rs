@@ -31,9 +31,9 @@ const CONTROL_ID_BYTES: usize = 199;
 /// Error or reject: the second letter of a refusing code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Class {
-    /// `AE`, `CE`: the message cannot be accepted.
+    /// `AE`, `CE`: the message is not accepted, and not kept whole. Many senders repeat it for ever, and nothing behind it.
     Error,
-    /// `AR`, `CR`: its header is not acceptable here, or nothing can be accepted now.
+    /// `AR`, `CR`: it will never be accepted as it is, and is kept in quarantine; or nothing can be accepted now.
     Reject,
 }
 
@@ -84,7 +84,7 @@ impl Fault {
     };
     /// MSH-10 cannot be carried as it is.
     pub const CONTROL_ID: Self = Self {
-        class: Class::Error,
+        class: Class::Reject,
         field: 10,
         code: 102,
         meaning: "Data type error",
@@ -93,7 +93,7 @@ impl Fault {
     };
     /// MSH-3 or MSH-4 cannot be carried as it is.
     pub const SENDER: Self = Self {
-        class: Class::Error,
+        class: Class::Reject,
         field: 3,
         code: 102,
         meaning: "Data type error",
@@ -144,6 +144,16 @@ impl Fault {
         meaning: "Application internal error",
         text: "The gateway cannot store messages now, try again later",
         reason: "unavailable",
+    };
+    /// It is refused for what it is, and the quarantine cannot keep it now. Never [`Class::Reject`]: its sender must not go on
+    /// without it.
+    pub const NOT_KEPT: Self = Self {
+        class: Class::Error,
+        field: 0,
+        code: 207,
+        meaning: "Application internal error",
+        text: "The gateway refuses this message and cannot keep it now, try again later",
+        reason: "not kept",
     };
 }
 

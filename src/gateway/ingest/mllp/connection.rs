@@ -223,21 +223,15 @@ impl<A: Acceptor> Connection<A> {
             Ok(accepted) => {
                 self.count_accepted(accepted, &msh);
                 self.context.stored();
-                self.acknowledge(Some(&msh), AckOutcome::Stored).await
+                self.acknowledge(Some(&msh), AckOutcome::Stored).await.map(drop)
             }
             Err(refusal) if refusal.is_temporary() => {
-                count(&self.context.counters.unavailable);
                 tracing::debug!(%refusal, "Answered 'try later'; the sender keeps the message");
                 // A full queue drains in milliseconds; that alone is no reason to turn everyone away.
                 if refusal != pgw_outbox::Refusal::Busy {
                     self.context.shut();
                 }
-                match config.on_unavailable {
-                    OnUnavailable::Close => Err(Closed),
-                    OnUnavailable::Reject => {
-                        self.acknowledge(Some(&msh), AckOutcome::Refused(Fault::UNAVAILABLE)).await
-                    }
-                }
+                self.later(Some(&msh), Fault::UNAVAILABLE).await
             }
             Err(pgw_outbox::Refusal::TooLarge { .. }) => self.refuse(&front, Fault::TOO_LARGE, size).await,
             Err(refusal) => {
@@ -259,31 +253,51 @@ impl<A: Acceptor> Connection<A> {
         }
     }
 
-    /// Refuses a message of `size` bytes because of its content: quarantines what there is of it, then sends the
-    /// negative answer.
+    /// Refuses a message of `size` bytes because of its content: quarantines what there is of it, then sends the negative
+    /// answer. A sender continues after `AR`, so it gets that only for what is in quarantine.
     async fn refuse(&mut self, body: &Body, fault: Fault, size: u64) -> Result<(), Closed> {
-        count(&self.context.counters.refused);
         let msh = Msh::read(body.as_bytes());
         let is_cut = body.len() as u64 != size;
-        if is_cut && fault != Fault::TOO_LARGE {
+        let may_continue = if fault == Fault::TOO_LARGE {
+            let head = &body.as_bytes()[..body.len().min(HEAD_BYTES)];
+            let kept = if is_cut { &Body::new(head.to_vec()) } else { body };
+            self.keep(kept, fault, msh.as_ref()).await;
+            // Only its sender has the whole, and is told so.
+            true
+        } else if is_cut {
             // A part must not be quarantined as if it were the whole.
             count(&self.context.counters.quarantine_failed);
-        } else if is_cut {
-            let head = &body.as_bytes()[..body.len().min(HEAD_BYTES)];
-            self.keep(&Body::new(head.to_vec()), fault, msh.as_ref()).await;
-        } else if !body.is_empty() {
-            self.keep(body, fault, msh.as_ref()).await;
+            false
+        } else {
+            body.is_empty() || self.keep(body, fault, msh.as_ref()).await
+        };
+        if may_continue {
+            count(&self.context.counters.refused);
+            self.acknowledge(msh.as_ref(), AckOutcome::Refused(fault)).await?;
+        } else {
+            self.later(msh.as_ref(), Fault::NOT_KEPT).await?;
         }
-        self.acknowledge(msh.as_ref(), AckOutcome::Refused(fault)).await?;
         self.pause = self.limiter.refused(size, self.context.now());
         // More of the same may be queued behind it.
         if self.events.is_empty() { Ok(()) } else { self.slow_down().await }
     }
 
-    async fn keep(&self, body: &Body, fault: Fault, msh: Option<&Msh<'_>>) {
+    /// The sender still has the message, and must send it again: it is told so as the site has chosen.
+    async fn later(&mut self, msh: Option<&Msh<'_>>, fault: Fault) -> Result<(), Closed> {
+        count(&self.context.counters.unavailable);
+        let has_words = self.context.config.on_unavailable == OnUnavailable::Reject;
+        // A sender that wants no such answer would take silence for acceptance.
+        if has_words && self.acknowledge(msh, AckOutcome::Refused(fault)).await? {
+            return Ok(());
+        }
+        Err(Closed)
+    }
+
+    /// Whether all of these bytes are in quarantine.
+    async fn keep(&self, body: &Body, fault: Fault, msh: Option<&Msh<'_>>) -> bool {
         if !self.context.may_keep(self.peer, body.len() as u64) {
             count(&self.context.counters.quarantine_passed_over);
-            return;
+            return false;
         }
         let sender = msh.map_or_else(|| "hl7v2".to_owned(), envelope::sender_name);
         let (acceptor, bytes) = (self.context.acceptor.clone(), body.to_bytes());
@@ -292,23 +306,26 @@ impl<A: Acceptor> Connection<A> {
         let _slot = self.context.quarantine_slot.acquire().await;
         let kept =
             tokio::task::spawn_blocking(move || acceptor.quarantine(fault.reason, &origin, &bytes)).await;
-        if !matches!(kept, Ok(Ok(_))) {
+        let is_kept = matches!(kept, Ok(Ok(_)));
+        if !is_kept {
             count(&self.context.counters.quarantine_failed);
             tracing::warn!(reason = fault.reason, "Could not keep a refused MLLP message in quarantine");
         }
+        is_kept
     }
 
-    /// One write for the answer, if the sender wants one.
-    async fn acknowledge(&mut self, msh: Option<&Msh<'_>>, outcome: AckOutcome) -> Result<(), Closed> {
+    /// One write for the answer; false: the sender wants none.
+    async fn acknowledge(&mut self, msh: Option<&Msh<'_>>, outcome: AckOutcome) -> Result<bool, Closed> {
         let control_id = self.context.control_ids.next();
         let stamp = Stamp { now: unix_millis_now(), control_id: &control_id };
-        let Some(framed) = acknowledgment(msh, outcome, stamp) else { return Ok(()) };
+        let Some(framed) = acknowledgment(msh, outcome, stamp) else { return Ok(false) };
         match self.stream.try_write(&framed) {
-            Ok(written) if written == framed.len() => Ok(()),
-            Ok(written) => self.write(&framed[written..]).await,
-            Err(error) if error.kind() == ErrorKind::WouldBlock => self.write(&framed).await,
-            Err(_) => Err(Closed),
+            Ok(written) if written == framed.len() => {}
+            Ok(written) => self.write(&framed[written..]).await?,
+            Err(error) if error.kind() == ErrorKind::WouldBlock => self.write(&framed).await?,
+            Err(_) => return Err(Closed),
         }
+        Ok(true)
     }
 
     async fn write(&mut self, bytes: &[u8]) -> Result<(), Closed> {

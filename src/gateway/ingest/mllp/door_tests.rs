@@ -31,6 +31,8 @@ struct FakeState {
     stored: Mutex<Vec<Submission>>,
     quarantined: Mutex<Vec<(&'static str, String, Vec<u8>)>>,
     refusal: Mutex<Option<Refusal>>,
+    /// What the quarantine answers instead of keeping anything.
+    not_kept: Mutex<Option<Refusal>>,
     /// While true, submissions wait for `barrier` to be notified.
     slow: AtomicBool,
     waiting: Notify,
@@ -54,10 +56,20 @@ impl Acceptor for Fake {
             stored.push(submission);
         }
         let position = stored.len() as u64;
-        Ok(Accepted { id: TransactionId(Uuid::nil()), position, time: 0, repeated, key_reused })
+        Ok(Accepted {
+            id: TransactionId(Uuid::nil()),
+            position,
+            time: 0,
+            repeated,
+            key_reused,
+            withheld: false,
+        })
     }
 
     fn quarantine(&self, reason: &'static str, source: &str, bytes: &[u8]) -> Result<u64, Refusal> {
+        if let Some(refusal) = self.0.not_kept.lock().unwrap().clone() {
+            return Err(refusal);
+        }
         let mut quarantined = self.0.quarantined.lock().unwrap();
         quarantined.push((reason, source.to_owned(), bytes.to_vec()));
         Ok(quarantined.len() as u64)
@@ -67,6 +79,10 @@ impl Acceptor for Fake {
 impl Fake {
     fn refuse(&self, refusal: Option<Refusal>) {
         *self.0.refusal.lock().unwrap() = refusal;
+    }
+
+    fn keep_nothing(&self, refusal: Option<Refusal>) {
+        *self.0.not_kept.lock().unwrap() = refusal;
     }
 
     fn bodies(&self) -> Vec<Vec<u8>> {
@@ -294,12 +310,99 @@ async fn a_number_or_sender_that_cannot_be_sent_on_is_refused_by_its_field() {
     for (message, named) in &refused {
         sender.send(message).await;
         let answer = sender.whole_answer().await.unwrap();
-        assert!(answer.contains("MSA|AE|") && answer.contains(named), "{named}: {answer}");
+        assert!(answer.contains("MSA|AR|") && answer.contains(named), "{named}: {answer}");
     }
     assert_eq!(door.outbox.reasons(), ["bad MSH-10", "bad MSH-10", "bad MSH-10", "long MSH-3 or MSH-4"]);
     let kept: Vec<_> = door.outbox.0.quarantined.lock().unwrap().iter().map(|kept| kept.2.clone()).collect();
     assert_eq!(kept, refused.map(|(message, _)| message), "whole");
     assert_eq!(door.outbox.bodies().len(), 1);
+    sender.send(&message("a\tb", "AL")).await;
+    assert!(
+        sender.answer().await.unwrap().starts_with("CR "),
+        "never as it is: its sender must not repeat it"
+    );
+    sender.send(&message("9", "")).await;
+    assert_eq!(sender.answer().await.as_deref(), Some("AA 9"), "its sender continues");
+}
+
+/// One message for each reason for which the door refuses and keeps the whole.
+fn refused_for_good() -> [Vec<u8>; 5] {
+    let stranger = b"MSH|^~\\&|LAB|ELSE|||1||ADT^A01|9|P|2.5|||AL".to_vec();
+    let long = format!("MSH|^~\\&|LAB|SURG|||1||ORU^R01|{}|P|2.4", "7".repeat(257)).into_bytes();
+    [message("a\tb", "AL"), long, stranger, b"FHS|^~\\&|LAB".to_vec(), b"PID|1|no header".to_vec()]
+}
+
+#[tokio::test]
+async fn what_the_quarantine_cannot_keep_is_not_refused_for_good() {
+    let settings = MllpDoorConfig { allowed_senders: vec!["LAB|SURG".into()], ..settings() };
+    for refusal in [Refusal::Full("full".into()), Refusal::Trouble("disk".into())] {
+        let door = open(settings.clone()).await;
+        for refused in refused_for_good() {
+            door.outbox.keep_nothing(Some(refusal.clone()));
+            let mut sender = door.sender().await;
+            sender.send(&refused).await;
+            assert_eq!(sender.answer().await, None, "its sender would go on without it");
+            door.outbox.keep_nothing(None);
+            let mut sender = door.sender().await;
+            sender.send(&refused).await;
+            let answer = sender.answer().await.unwrap();
+            assert!(answer.starts_with("AR ") || answer.starts_with("CR "), "{answer}");
+        }
+        let kept: Vec<_> =
+            door.outbox.0.quarantined.lock().unwrap().iter().map(|kept| kept.2.clone()).collect();
+        assert_eq!(kept, refused_for_good());
+        let counts = door.counters.counts();
+        assert_eq!((counts.refused, counts.unavailable, counts.quarantine_failed), (5, 5, 5));
+        let mut sender = door.sender().await;
+        sender.send(&message("1", "")).await;
+        assert_eq!(sender.answer().await.as_deref(), Some("AA 1"), "the door is open for all others");
+    }
+}
+
+#[tokio::test]
+async fn a_site_with_words_for_later_has_them_for_what_cannot_be_kept() {
+    let on_unavailable = OnUnavailable::Reject;
+    let settings = MllpDoorConfig { on_unavailable, allowed_senders: vec!["LAB|SURG".into()], ..settings() };
+    let door = open(settings).await;
+    door.outbox.keep_nothing(Some(Refusal::Full("full".into())));
+    let mut sender = door.sender().await;
+    for refused in refused_for_good() {
+        sender.send(&refused).await;
+        let answer = sender.answer().await.unwrap();
+        assert!(answer.starts_with("AE ") || answer.starts_with("CE "), "{answer}");
+    }
+    sender.send(&message("1", "")).await;
+    assert_eq!(sender.answer().await.as_deref(), Some("AA 1"));
+    sender.send(&message("a\tb", "NE")).await;
+    assert_eq!(sender.answer().await, None, "to a sender that wants no answer, silence is acceptance");
+    // Of a message that is too large its sender has the whole, whatever becomes of its beginning.
+    let mut sender = door.sender().await;
+    let mut large = message("10", "");
+    large.resize(150_000, b'x');
+    sender.send(&large).await;
+    assert_eq!(sender.answer().await.as_deref(), Some("AE 10"));
+}
+
+#[tokio::test]
+async fn beyond_its_addresss_share_a_message_is_for_later() {
+    let door = open(settings()).await;
+    let (mut answered, mut closed) = (0, 0);
+    while closed < 3 {
+        let mut sender = door.sender().await;
+        sender.send(&message("a\tb", "")).await;
+        match sender.answer().await {
+            Some(answer) => {
+                assert!(answer.starts_with("AR "), "{answer}");
+                answered += 1;
+            }
+            None => closed += 1,
+        }
+        assert!(answered < 150, "128 at once, then one a second");
+    }
+    assert_eq!(door.outbox.reasons().len(), answered, "each that was refused for good");
+    let mut sender = door.sender().await;
+    sender.send(&message("1", "")).await;
+    assert_eq!(sender.answer().await.as_deref(), Some("AA 1"));
 }
 
 #[tokio::test]
@@ -479,7 +582,7 @@ async fn kinds_are_routed_to_their_lanes() {
 
 #[tokio::test]
 async fn a_flood_of_refused_messages_is_answered_slowly_and_little_of_it_is_kept() {
-    let door = open(settings()).await;
+    let door = open(MllpDoorConfig { on_unavailable: OnUnavailable::Reject, ..settings() }).await;
     let begun = std::time::Instant::now();
     let mut flooder = door.sender().await;
     let (mut reader, mut writer) = flooder.stream.split();
@@ -502,10 +605,10 @@ async fn a_flood_of_refused_messages_is_answered_slowly_and_little_of_it_is_kept
     // 128 at once, then 32 a second.
     assert!(begun.elapsed() >= Duration::from_millis(900), "{:?}", begun.elapsed());
     let counts = door.counters.counts();
-    assert_eq!(counts.refused, 160);
     let kept = door.outbox.reasons().len() as u64;
     assert!((128..150).contains(&kept), "128 at once, then one a second: {kept}");
-    assert_eq!(kept + counts.quarantine_passed_over, 160);
+    assert_eq!((counts.refused, counts.unavailable), (kept, 160 - kept));
+    assert_eq!(counts.quarantine_passed_over, 160 - kept);
     assert!(counts.slowed_down >= 30, "{counts:?}");
 }
 
@@ -540,9 +643,10 @@ async fn of_a_large_message_that_the_outbox_refuses_no_part_is_kept_as_the_whole
     assert_eq!(door.outbox.bodies(), [large.clone()], "it is stored whole");
     door.outbox.refuse(Some(Refusal::UnknownLane(Lane::new("clinical").unwrap())));
     sender.send(&large).await;
-    assert_eq!(sender.answer().await.as_deref(), Some("CR 1"));
+    assert_eq!(sender.answer().await, None, "its sender alone has the whole");
     assert!(door.outbox.reasons().is_empty());
     assert_eq!(door.counters.counts().quarantine_failed, 1);
+    let mut sender = door.sender().await;
     door.outbox.refuse(Some(Refusal::TooLarge { bytes: 90_000, limit: 1 }));
     sender.send(&large).await;
     assert_eq!(sender.answer().await.as_deref(), Some("CE 1"));

@@ -5,21 +5,20 @@
 use pgw_core::transaction::{Body, Kind, Lane};
 use pgw_outbox::{EventType, Submission};
 
+use crate::ingest::media;
 use crate::ingest::mllp::msh::{Msh, text};
-use crate::ingest::{media, sender_key};
 
 /// The submission of a message to a lane.
 #[must_use]
 pub fn submission(msh: &Msh<'_>, lane: Lane, body: Body) -> Submission {
-    let key = key(msh);
     Submission {
         lane,
         event_type: EventType::Named(event_type(msh)),
         kind: Kind::Transaction,
         content_type: content_type(msh).to_owned(),
         sender: sender_name(msh),
-        shows_key: sender_key::may_be_shown(&key),
-        key,
+        key: key(msh),
+        shows_key: true,
         correlation_id: String::new(),
         trace_parent: String::new(),
         body,

@@ -105,9 +105,11 @@ fn what_was_acknowledged_is_there_after_a_reopening() {
             message
         })
         .collect();
-    let expected = messages.clone();
+    let mut expected = messages.clone();
     messages.push(messages[4].clone());
     messages.push(b"PID|no header".to_vec());
+    let named = b"MSH|^~\\&|943 476 5919|SURG|||1||ORU^R01|9434765919|P|2.3|||AL\rPID|1|x\r".to_vec();
+    messages.push(named.clone());
 
     let counters = Arc::new(Counters::default());
     let (stop, stopped) = watch::channel(false);
@@ -122,13 +124,15 @@ fn what_was_acknowledged_is_there_after_a_reopening() {
             stopped,
         ));
         let mut answers: Vec<String> = (1..=20).map(|n| format!("CA {n}")).collect();
-        answers.extend(["CA 5".to_owned(), "AR ".to_owned()]);
+        answers.extend(["CA 5".to_owned(), "AR ".to_owned(), "CA 9434765919".to_owned()]);
         assert_eq!(converse(address, &messages).await, answers);
         stop.send(true).unwrap();
         timeout(PATIENCE, serving).await.unwrap().unwrap();
     });
     let counts = counters.counts();
-    assert_eq!((counts.accepted, counts.repeated, counts.refused, counts.quarantine_failed), (21, 1, 1, 0));
+    assert_eq!((counts.accepted, counts.repeated, counts.refused, counts.quarantine_failed), (22, 1, 1, 0));
+    assert_eq!(counts.withheld, 1, "the patient's number is accepted in the body");
+    expected.push(named);
     assert_eq!(outbox.snapshot().quarantined, 1);
     outbox.close();
 
@@ -141,7 +145,10 @@ fn what_was_acknowledged_is_there_after_a_reopening() {
     }
     assert_eq!(bodies, expected);
     let verdict = verify(&outbox, &lane(), |_, _| ControlFlow::Continue(())).unwrap().unwrap();
-    assert!(verdict.ok && verdict.verified == 20, "{verdict:?}");
+    assert!(verdict.ok && verdict.verified == 21, "{verdict:?}");
+    let last = outbox.read(&lane(), 21, 1, usize::MAX).unwrap().remove(0).transaction;
+    assert_eq!((last.sender.as_str(), last.shows_key), ("hl7v2:withheld%7CSURG", false));
+    assert_eq!(last.sender_as_given(), "hl7v2:943%20476%205919%7CSURG");
     assert_eq!(outbox.snapshot().quarantined, 1);
     outbox.close();
 }

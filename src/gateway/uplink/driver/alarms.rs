@@ -4,9 +4,12 @@ use std::time::Duration;
 
 use pgw_core::delivery::{Alarm, HeldBecause};
 use pgw_core::transaction::Sequence;
+use pgw_core::wire::receipt::{Gap, GapCode};
+use pgw_outbox::OutboxAlarm;
 use tokio::time::Instant;
 
 use super::Driver;
+use crate::uplink::live::Live;
 use crate::uplink::refusal::refusal;
 
 /// The alarm about transactions that the hub could not verify is raised at most this often.
@@ -15,12 +18,28 @@ const UNVERIFIED_EVERY: Duration = Duration::from_secs(60);
 pub(super) const AGAIN: Duration = Duration::from_secs(3600);
 
 impl Driver {
+    /// Ends the connection if a lane cannot go on in its epoch: on the next one the hub says where its line ends, and the lane
+    /// continues in another epoch from what both of them can prove.
+    pub(super) fn begin_anew_if_unproven(&mut self, index: usize, live: &mut Live) {
+        let Some(position) = self.lanes[index].take_unproven() else { return };
+        let lane = &self.lanes[index].lane;
+        tracing::error!(%lane, position, "A transaction has no chain value in its epoch, because a record before it and its digest are lost; the gateway asks the hub where a new epoch can begin");
+        self.outbox.raise(OutboxAlarm {
+            code: "damaged",
+            detail: format!(
+                "lane {lane}: position {position} cannot be sent in its epoch, because a record before it and its digest are lost; the gateway asks the hub where to begin a new epoch. Check the disk, and look for the lost record (practice-gateway verify, practice-gateway repair)"
+            ),
+        });
+        live.lose("a lane cannot continue in its epoch");
+    }
+
     /// Logs an alarm, and sends it as an event.
     pub(super) fn alarm(&mut self, index: usize, alarm: &Alarm) {
         let lane = self.lanes[index].lane.clone();
         let (level, code, detail) = match alarm {
             Alarm::Held(position, because) => {
                 let reason = held_because(*because);
+                self.link.now.held_because.clone_from(&reason);
                 tracing::error!(%lane, position, reason, "A transaction cannot be sent; its lane is stalled");
                 ("alarm", "held", format!("lane {lane} is stalled at position {position}: {reason}"))
             }
@@ -28,14 +47,15 @@ impl Driver {
                 tracing::info!(%lane, position, "A held transaction was sent; its lane continues");
                 ("info", "released", format!("lane {lane} continues at position {position}"))
             }
-            Alarm::Diverged { through, position } => {
-                tracing::error!(%lane, position, through, "The hub and this gateway have different histories; a new epoch begins");
-                self.link.now.diverged = format!("lane {lane} differs from the hub at position {position}");
+            Alarm::Diverged { end, proven } => {
+                let (epoch, through) = (end.epoch, end.through);
+                tracing::error!(%lane, %epoch, through, proven, "The hub's line of a lane ends with what this gateway's history does not contain; a new epoch begins, at the second time in a day after an hour, or once `practice-gateway outbox release` says that a person has looked");
+                self.link.now.diverged = format!("lane {lane} differs from the hub after position {proven}");
                 (
                     "alarm",
                     "diverged",
                     format!(
-                        "lane {lane}: the hub has stored through {through}, which this gateway's history does not contain: a new epoch begins"
+                        "lane {lane}: the hub's line ends with {through} of epoch {epoch}, which this gateway's history does not contain: a new epoch begins after position {proven}, at the second time in a day after an hour, or once `practice-gateway outbox release` says that a person has looked"
                     ),
                 )
             }
@@ -91,13 +111,23 @@ impl Driver {
     }
 
     /// The hub takes nothing of this lane now. It stands in health until the hub answers again.
-    pub(super) fn later(&mut self, index: usize, until: Option<&str>) {
+    pub(super) fn later(&mut self, index: usize, gap: &Gap) {
         // It hears us.
         self.announcements.speaker.answered();
         let lane = self.lanes[index].lane.clone();
-        let reason = match until {
-            Some(until) => format!("the hub's store fails: it takes nothing of lane {lane} before {until}"),
-            None => format!("the hub's list does not have lane {lane} for this gateway"),
+        let reason = match (gap.code, &gap.until) {
+            (GapCode::Admit, _) => {
+                format!(
+                    "the hub takes nothing of lane {lane} until the centre admits it (practice-hub lane show)"
+                )
+            }
+            (GapCode::Epochs, _) => format!(
+                "lane {lane} has begun too many epochs in a day: the hub takes nothing of it until the centre admits the next (practice-hub lane show)"
+            ),
+            (_, Some(until)) => {
+                format!("the hub's store fails: it takes nothing of lane {lane} before {until}")
+            }
+            (_, None) => format!("the hub's list does not have lane {lane} for this gateway"),
         };
         self.link.now.later.insert(lane.clone(), reason.clone());
         // While a store fails the hub still answers questions.

@@ -21,12 +21,18 @@ impl Driver {
             }
             Order::RetryHead(lane, answer) => {
                 let now = self.now();
-                let numbering = self.outbox.numbering(&lane);
                 let known = self.lanes.iter_mut().find(|work| work.lane == lane);
                 let done = known
-                    .map(|work| work.retry_head(numbering, now))
+                    .map(|work| work.retry_head(now))
                     .ok_or_else(|| OrderError::UnknownLane(lane.clone()));
                 let _ = answer.send(done);
+            }
+            Order::LayOut(lane, end, ours, answer) => {
+                let now = self.now();
+                match self.lanes.iter_mut().find(|work| work.lane == lane) {
+                    Some(work) => work.lay_out(end, ours, answer, now),
+                    None => drop(answer.send(Err(OrderError::UnknownLane(lane)))),
+                }
             }
             Order::AcceptStore(hub, store, answer) => self.accept_store(hub, store, answer),
             Order::Resend(lane, range, progress) => self.order_resend(&lane, range, progress),

@@ -1,6 +1,6 @@
 //! Confirmed transactions sent again: orders of a person or a hub, and the sending beside the lanes' own traffic.
 
-use pgw_core::transaction::{Lane, Position};
+use pgw_core::transaction::{Epoch, Lane, Position};
 use pgw_core::wire::command::{Command, CommandResult, Order};
 use pgw_core::wire::signature::Word;
 use pgw_core::wire::to_json;
@@ -31,7 +31,7 @@ impl Driver {
             self.resends.report(requester, Err(ResendFailed::LinkDown));
             return;
         }
-        self.admit(lane, range, requester);
+        self.admit(lane, None, range, requester);
     }
 
     /// A hub's command, verified as its own.
@@ -46,12 +46,13 @@ impl Driver {
         }
         match order {
             Order::Resend { lane, epoch, from, through } => {
-                let numbering = self.lanes.iter().find(|work| work.lane == lane);
-                let position = |sequence| numbering?.machine.numbering().position(epoch, sequence);
-                match (position(from), position(through)) {
-                    (Some(first), Some(last)) if from > 0 => {
+                let known = self.lanes.iter().find(|work| work.lane == lane);
+                let start = known.and_then(|work| work.machine.numbering().of(epoch));
+                let range = start.map(|start| (start.positions(from).0, start.positions(through).1));
+                match range {
+                    Some((first, last)) if from > 0 => {
                         tracing::info!(%hub, %lane, first, last, "A hub asked for confirmed transactions again");
-                        self.admit(&lane, (first, last), requester);
+                        self.admit(&lane, Some(epoch), (first, last), requester);
                     }
                     _ => {
                         let unknown = ResendFailed::UnknownSequences { lane, epoch, from, through };
@@ -65,7 +66,14 @@ impl Driver {
         }
     }
 
-    fn admit(&mut self, lane: &Lane, (from, through): (Position, Position), requester: Requester) {
+    /// `epoch`: with its numbers; `None`: with those that the range had last.
+    fn admit(
+        &mut self,
+        lane: &Lane,
+        epoch: Option<Epoch>,
+        (from, through): (Position, Position),
+        requester: Requester,
+    ) {
         let found = self.lanes.iter().position(|work| work.lane == *lane);
         let index = match found {
             Some(index) => index,
@@ -74,6 +82,9 @@ impl Driver {
                 return;
             }
         };
+        let numbering = self.lanes[index].machine.numbering();
+        let newest = |position: Position| numbering.at(position.max(1)).map(|start| start.epoch);
+        let (epoch, last) = (epoch.or(newest(from)), epoch.or(newest(through)));
         let confirmed = self.lanes[index].machine.confirmed();
         let first = self.outbox.first_retained(lane).unwrap_or(confirmed + 1);
         let refused = if from == 0 || through < from {
@@ -82,14 +93,17 @@ impl Driver {
             Some(ResendFailed::NotConfirmed { lane: lane.clone(), confirmed })
         } else if through < first {
             Some(ResendFailed::Pruned { lane: lane.clone(), first })
+        } else if epoch != last {
+            Some(ResendFailed::TwoEpochs(from))
         } else if self.resends.ranges.len() >= MOST {
             Some(ResendFailed::TooMany)
         } else {
             None
         };
-        match refused {
-            Some(reason) => self.resends.report(requester, Err(reason)),
-            None => self.resends.begin(index, (from, through), requester),
+        match (refused, epoch) {
+            (Some(reason), _) => self.resends.report(requester, Err(reason)),
+            (None, Some(epoch)) => self.resends.begin(index, epoch, (from, through), requester),
+            (None, None) => self.resends.report(requester, Err(ResendFailed::TwoEpochs(from))),
         }
     }
 
@@ -122,7 +136,7 @@ impl Driver {
             if range.next <= range.through {
                 if range.ready.is_empty() && !range.reading {
                     range.reading = true;
-                    self.lanes[range.lane].read_for_resend(range.next, READ);
+                    self.lanes[range.lane].reader().read_for_resend(range.epoch, range.next, READ);
                 }
                 break;
             }

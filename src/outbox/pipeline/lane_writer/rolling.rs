@@ -13,6 +13,8 @@ use crate::guard::segment::{Segment, SegmentError, SegmentHeader};
 use crate::pipeline::jobs::Task;
 use crate::pipeline::pending::PendingRecord;
 use crate::pipeline::shared::SharedOutbox;
+use crate::state::digest_table::{OpenTable, TableHead};
+use crate::state::lane_epochs::copied;
 
 impl LaneWriter {
     /// Continues in a new segment with all pending records: the present one is full, absent or broken.
@@ -107,7 +109,8 @@ impl LaneWriter {
                 number,
                 base: self.tail + 1,
                 previous: self.tail_chain,
-                numbering: state.numbering.clone(),
+                lane_id: self.lane.lane_id,
+                numbering: copied(&state.numbering),
                 predecessor: state.segments.last_key_value().map(|(number, span)| (*number, *span)),
             }
         };
@@ -140,7 +143,7 @@ impl LaneWriter {
     }
 
     /// Continues in a new segment. A failure does no harm: nothing is pending, and the present one stays in use.
-    pub(super) fn roll(&mut self, shared: &SharedOutbox) {
+    fn roll(&mut self, shared: &SharedOutbox) {
         match self.begin_segment(shared) {
             Ok((number, segment)) => self.go_on_in(shared, number, segment),
             Err(error) => {
@@ -151,10 +154,27 @@ impl LaneWriter {
 
     fn go_on_in(&mut self, shared: &SharedOutbox, number: u64, segment: Arc<Segment>) {
         self.lane.handles.register(number, &segment);
-        let old =
-            self.active.replace(Active { number, segment, records: 0, bytes: 0, next_asked_for: false });
+        let digests = self.begin_digests();
+        let active = Active { number, segment, records: 0, bytes: 0, digests, next_asked_for: false };
+        let old = self.active.replace(active);
         self.publish(shared, Some(number), self.pending.len());
+        // The one before takes no more records now, whether it was this run's, or has failed.
+        let closed = self.lane.state().segments.range(..number).next_back().map(|(number, _)| *number);
+        if let Some(number) = closed {
+            shared.task(Task::KeepDigests { lane: self.index, number });
+        }
         self.drop_handle(shared, old);
+    }
+
+    /// The digest table of the segment that begins now. Without it the digests are computed again when they are wanted.
+    fn begin_digests(&self) -> Option<OpenTable> {
+        let (lane, lane_id) = (self.lane.id, self.lane.lane_id);
+        let head = TableHead { lane, lane_id, base: self.tail + 1, previous: self.tail_chain };
+        let table = OpenTable::create(&self.lane.directory, head)
+            .inspect_err(|error| tracing::warn!(lane = %self.lane.name, %error, "A digest table could not be created; it is made from the records later"))
+            .ok();
+        self.lane.digests.begun(head.base, table.is_some());
+        table
     }
 }
 

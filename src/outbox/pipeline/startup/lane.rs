@@ -4,12 +4,11 @@
 //! that only the last record is read. A start never deletes an answered record, and a store never starts silently empty.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use pgw_core::chain::ChainValue;
 use pgw_core::delivery::Numbering;
-use pgw_core::transaction::{Epoch, Lane, Position};
+use pgw_core::transaction::Position;
 use tokio::sync::watch;
 use uuid::Uuid;
 
@@ -20,14 +19,19 @@ use crate::files;
 use crate::guard::replace::finish_replacements;
 use crate::guard::segment::{Segment, SegmentError, SegmentHeader, Span};
 use crate::pipeline::handles::Handles;
-use crate::pipeline::lane::{LaneState, SharedLane};
+use crate::pipeline::lane::{DigestTables, LaneState, SharedLane};
+use crate::pipeline::lane_writer::Continued;
 use crate::pipeline::space::Ballast;
+use crate::pipeline::startup::epochs::{FoundEpochs, load_or_alarm};
 use crate::pipeline::startup::segments::{LaneContext, Older, newest_begun, older, segment_failed};
 use crate::pipeline::startup::tail::last_record;
 use crate::quarantine::Quarantine;
 use crate::state::checkpoint::TailCheckpoint;
+use crate::state::digest_table::{self, OpenTable, TableHead, lane_id_in};
+use crate::state::lane_epochs::{LaneEpochs, NUMBERING};
 use crate::state::layout::{lane_file, segment_numbers};
 use crate::state::segment_table::{MissingRecords, SEGMENT_TABLE_VERSION, SegmentTable};
+use crate::state::settled_digests::chain_over;
 use crate::state::watermarks::Watermarks;
 use crate::types::{LaneSettings, OutboxAlarm, OutboxSettings, Watermark};
 use crate::void::Voids;
@@ -35,12 +39,10 @@ use crate::void::Voids;
 /// A lane as it was found.
 pub(crate) struct OpenedLane {
     pub(crate) lane: Arc<SharedLane>,
-    /// The segment to continue: segment number, handle, records, payload bytes.
-    pub(crate) active: Option<(u64, Arc<Segment>, u64, u64)>,
+    /// The segment to continue.
+    pub(crate) active: Option<Continued>,
     /// The highest segment number in use.
     pub(crate) last_number: u64,
-    /// The last record was accepted in an older epoch: the chain value at the tail has to be computed.
-    pub(crate) chain_unknown: bool,
 }
 
 /// The store's files that a lane needs to open.
@@ -64,16 +66,17 @@ pub(super) fn open_lane(
     let name = &lane.lane;
     let directory = store.join("segments").join(name.as_str());
     files::create_directory(&directory).map_err(failed("create", &directory))?;
-    let numbering_path = lane_file(store, name, "numbering");
+    let numbering_path = lane_file(store, name, NUMBERING);
     if let Some(parent) = numbering_path.parent() {
         files::create_directory(parent).map_err(failed("create", parent))?;
     }
     let table = load_or_alarm::<SegmentTable>(&lane_file(store, name, "ledger"), name, alarms);
-    let known_numbering = load_or_alarm::<Numbering>(&numbering_path, name, alarms);
+    let epochs = FoundEpochs::load(store, name, alarms);
 
     finish_replacements(&directory).map_err(failed("finish replacing a segment in", &directory))?;
     let mut numbers = segment_numbers(&directory).map_err(failed("list", &directory))?;
     let last_number = numbers.last().copied().unwrap_or(0);
+    let known = epochs.known().map(|known| known.epochs.clone());
     let context = LaneContext {
         store,
         lane: name,
@@ -84,31 +87,26 @@ pub(super) fn open_lane(
         checkpoint: parts.checkpoint,
         quarantine: parts.quarantine,
         ballast: parts.ballast,
-        numbering: known_numbering.as_ref(),
+        lane_id: epochs.known().map(|known| known.lane_id).or_else(|| lane_id_in(&directory)),
+        numbering: known.as_ref(),
     };
     let newest = newest_begun(&context, table.as_ref(), &mut numbers, alarms)?;
-    let numbering = match &known_numbering {
-        Some(numbering) => numbering.clone(),
-        None => {
-            let from_header = newest.as_ref().map(|(_, _, header)| header.numbering.clone());
-            let numbering = from_header.unwrap_or_else(|| Numbering::new(Epoch(Uuid::now_v7())));
-            files::save(&numbering_path, &numbering).map_err(failed("write", &numbering_path))?;
-            numbering
-        }
-    };
+    let epochs = epochs.settle(&context, newest.as_ref().map(|(_, _, header)| header), alarms)?;
     let voids = load_or_alarm::<Voids>(&lane_file(store, name, "voids"), name, alarms).unwrap_or_default();
-    let mut opening = LaneStartup::new(&context, parts.watermarks, numbering, voids, table.as_ref());
+    let mut opening = LaneStartup::new(&context, parts.watermarks, epochs, voids, table.as_ref());
     if let Some((number, segment, header)) = newest {
         let older = older(&context, table.as_ref(), &numbers, number, &header, alarms)?;
         opening.continue_after(older, number, segment, &header, alarms)?;
     }
     opening.continue_after_lost_tail(alarms)?;
+    opening.prove_newest();
     Ok(opening.found(lane, last_number, parts.watermarks))
 }
 
 /// A lane while it is opened.
 struct LaneStartup<'a> {
     context: &'a LaneContext<'a>,
+    lane_id: Uuid,
     numbering: Numbering,
     voids: Voids,
     missing: MissingRecords,
@@ -116,36 +114,39 @@ struct LaneStartup<'a> {
     table_stale: bool,
     watermark: Watermark,
     tail: Position,
+    /// Value of the chain over positions at the tail.
     chain: ChainValue,
-    chain_unknown: bool,
-    /// The last record is damaged, and its chain value is not known from elsewhere.
+    /// The last record is damaged, and the value after it is not known from elsewhere.
     end_unknown: bool,
-    /// The segment to continue: segment number, handle, records, payload bytes.
-    active: Option<(u64, Arc<Segment>, u64, u64)>,
+    /// The segment to continue.
+    active: Option<Continued>,
+    /// The newest segment's table does not follow the chain: its base.
+    unproven: Option<Position>,
 }
 
 impl<'a> LaneStartup<'a> {
     fn new(
         context: &'a LaneContext<'a>,
         watermarks: &Watermarks,
-        numbering: Numbering,
+        epochs: LaneEpochs,
         voids: Voids,
         table: Option<&SegmentTable>,
     ) -> Self {
-        let first = ChainValue::first(&context.full_name, numbering.at(1).epoch);
+        let LaneEpochs { lane_id, epochs: numbering, .. } = epochs;
         Self {
             context,
+            lane_id,
             numbering,
             voids,
             missing: table.map(|table| table.missing.clone()).unwrap_or_default(),
             segments: BTreeMap::new(),
             table_stale: table.is_none(),
-            watermark: watermarks.watermark(context.lane).unwrap_or(Watermark { position: 0, chain: first }),
+            watermark: watermarks.watermark(context.lane).unwrap_or_default(),
             tail: 0,
-            chain: first,
-            chain_unknown: false,
+            chain: ChainValue::first_of_positions(&context.full_name, lane_id),
             end_unknown: false,
             active: None,
+            unproven: None,
         }
     }
 
@@ -170,60 +171,97 @@ impl<'a> LaneStartup<'a> {
         let end = end.map_err(segment_failed(segment.directory()))?;
         let tail = end.position.unwrap_or(header.base - 1);
         let parts = context.checkpoint.last(context.lane).filter(|(position, _)| *position == tail);
-        // If the last record is damaged, only the tail checkpoint may have its chain value.
+        // If the last record is damaged, only the tail checkpoint may have the value after it.
         let at_checkpoint = parts.map(|(_, chain)| chain);
         self.tail = tail;
         self.end_unknown = end.position.is_some() && end.chain.or(at_checkpoint).is_none();
         self.chain =
             end.chain.or(at_checkpoint.filter(|_| end.position.is_some())).unwrap_or(header.previous);
-        self.chain_unknown = end.epoch.is_some_and(|epoch| epoch != self.numbering.at(tail + 1).epoch)
-            || (end.epoch.is_none() && header.numbering != self.numbering);
         let records = tail + 1 - header.base;
         let bytes = end.average_bytes * records;
         let span = Span { base: header.base, previous: header.previous, bytes, oldest: end.oldest };
         self.segments.insert(number, span);
         // A tail beyond the tail checkpoint may be in the page cache only, after a barrier that failed before a kill:
-        // nothing is appended to that segment.
-        if !end.trimmed && (parts.is_some() || records == 0) {
-            self.active = Some((number, Arc::new(segment), records, bytes));
+        // nothing is appended to that segment. Nor where records are lost behind it: only its table knows them.
+        if !end.trimmed
+            && self.vouched() <= tail
+            && (parts.is_some() || records == 0)
+            && let Some(table) = self.continued_digests(span, alarms)
+        {
+            let digests = Some(table);
+            self.active = Some(Continued { number, segment: Arc::new(segment), records, bytes, digests });
         }
         Ok(())
     }
 
-    /// Records that were accepted beyond the end that was found are lost: the lane continues after them, in a new epoch.
+    /// The last position that was accepted, as other files know it.
+    fn vouched(&self) -> Position {
+        let checkpoint = self.context.checkpoint.last(self.context.lane);
+        checkpoint.map_or(0, |(position, _)| position).max(self.watermark.position)
+    }
+
+    /// The digest table of the segment that is continued. `None`: it cannot be written, and the writer leaves the segment.
+    fn continued_digests(&self, span: Span, alarms: &mut Vec<OutboxAlarm>) -> Option<OpenTable> {
+        let LaneContext { lane, directory, id, .. } = *self.context;
+        let Span { base, previous, .. } = span;
+        let head = TableHead { lane: id, lane_id: self.lane_id, base, previous };
+        if let Some(reason) = digest_table::unusable(directory, self.lane_id, base) {
+            let detail = format!(
+                "the digest table at position {base} of lane {lane} cannot be used and is made again: {reason}"
+            );
+            alarms.push(OutboxAlarm { code: "damaged", detail });
+        }
+        let opened = OpenTable::resume(directory, head, self.tail);
+        match opened.and_then(|table| table.map_or_else(|| OpenTable::create(directory, head), Ok)) {
+            Ok(table) => Some(table),
+            Err(error) => {
+                tracing::warn!(%lane, base, %error, "A digest table cannot be written; its segment is not continued");
+                let detail =
+                    format!("the digest table at position {base} of lane {lane} cannot be written: {error}");
+                alarms.push(OutboxAlarm { code: "damaged", detail });
+                None
+            }
+        }
+    }
+
+    /// Whether the newest segment's digest table follows the chain to the lane's end. If not, its entries are looked at later, by
+    /// another thread: a start reads no backlog.
+    fn prove_newest(&mut self) {
+        let LaneContext { directory, .. } = *self.context;
+        let Some(Span { base, previous, .. }) = self.segments.values().next_back().copied() else { return };
+        if base > self.tail {
+            return;
+        }
+        let entries = digest_table::read(directory, self.lane_id, base, (base, self.tail));
+        if !entries.is_ok_and(|entries| chain_over(previous, base, &entries) == Some(self.chain)) {
+            self.unproven = Some(base);
+        }
+    }
+
+    /// Records that were accepted beyond the end that was found are lost: the lane continues after them.
     fn continue_after_lost_tail(&mut self, alarms: &mut Vec<OutboxAlarm>) -> Result<(), OpenError> {
         let (store, name) = (self.context.store, self.context.lane);
         let checkpoint = self.context.checkpoint.last(name);
-        let vouched = checkpoint.map_or(0, |(position, _)| position).max(self.watermark.position);
+        let vouched = self.vouched();
         if vouched <= self.tail && !self.end_unknown {
             return Ok(());
         }
-        let epoch = Epoch(Uuid::now_v7());
         let vouched = vouched.max(self.tail);
         alarms.push(OutboxAlarm {
             code: "store.shortfall",
             detail: format!(
-                "lane {name} is whole through position {} only, but {vouched} was accepted; a new epoch begins",
+                "lane {name} is whole through position {} only, but {vouched} was accepted",
                 if self.end_unknown { self.tail - 1 } else { self.tail }
             ),
         });
         tracing::error!(lane = %name, found = self.tail, accepted = vouched, "The store ends before the last position that it had accepted");
         self.missing.add(self.tail + 1, vouched);
-        // The hub may have the lost records: this value then confirms its receipt.
-        let known = checkpoint.filter(|(position, _)| *position == vouched);
-        let known = known.or(Some((self.watermark.position, self.watermark.chain))
-            .filter(|(position, _)| *position == vouched));
-        if let Some((_, chain)) = known {
-            self.voids.add_end(self.numbering.at(vouched).epoch, vouched, chain);
-            let path = lane_file(store, name, "voids");
-            files::save(&path, &self.voids).map_err(failed("write", &path))?;
-        }
-        self.numbering = self.numbering.renumbered(epoch, vouched);
-        let path = lane_file(store, name, "numbering");
-        files::save(&path, &self.numbering).map_err(failed("write", &path))?;
+        // The tail checkpoint proves the lost records, should they be found; else the chain begins again.
+        let known = checkpoint.filter(|(position, _)| *position == vouched).map(|(_, chain)| chain);
+        self.chain = known.unwrap_or_else(|| {
+            ChainValue::after_lost_position(&self.context.full_name, self.lane_id, vouched)
+        });
         self.tail = vouched;
-        self.chain = ChainValue::first(&self.context.full_name, epoch);
-        self.chain_unknown = false;
         self.active = None;
         let path = lane_file(store, name, "ledger");
         let table = SegmentTable {
@@ -248,19 +286,19 @@ impl<'a> LaneStartup<'a> {
             voids: self.voids,
             oldest: None,
             table_stale: self.table_stale,
-            watermark_epoch: watermarks.epoch(name),
             watermark_stale: false,
             answer: None,
             wants_answer: false,
         };
         let handles = Handles::default();
-        if let Some((number, segment, _, _)) = &self.active {
+        if let Some(Continued { number, segment, .. }) = &self.active {
             handles.register(*number, segment);
         }
         let lane = Arc::new(SharedLane {
             name: name.clone(),
             full_name: self.context.full_name.clone(),
             id,
+            lane_id: self.lane_id,
             urgent: settings.urgent,
             directory: directory.to_owned(),
             tail: watch::Sender::new(self.tail),
@@ -269,25 +307,12 @@ impl<'a> LaneStartup<'a> {
             ahead: Mutex::new(None),
             voiding: Mutex::new(()),
             rebuilt: Mutex::default(),
-            computed: Mutex::new(None),
+            renumbering: Mutex::new(()),
+            digests: DigestTables {
+                unproven: Mutex::new(self.unproven.into_iter().collect()),
+                ..Default::default()
+            },
         });
-        OpenedLane { lane, active: self.active, last_number, chain_unknown: self.chain_unknown }
+        OpenedLane { lane, active: self.active, last_number }
     }
-}
-
-/// Loads a small file that can be recreated: damage raises an alarm and is not fatal.
-fn load_or_alarm<T: serde::de::DeserializeOwned>(
-    path: &Path,
-    lane: &Lane,
-    alarms: &mut Vec<OutboxAlarm>,
-) -> Option<T> {
-    files::load(path).unwrap_or_else(|error| {
-        tracing::warn!(path = %path.display(), error = %error, "A small file of the store was damaged and is recreated");
-        let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
-        alarms.push(OutboxAlarm {
-            code: "damaged",
-            detail: format!("the {name} of lane {lane} was damaged and recreated"),
-        });
-        None
-    })
 }

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 
-use self::lane::{OpenedLane, StoreParts};
+use self::lane::StoreParts;
 use crate::crypt::index_key::index_key;
 use crate::crypt::keyring::Keyring;
 use crate::crypt::seal::Sealer;
@@ -27,6 +27,7 @@ use crate::state::checkpoint::TailCheckpoint;
 use crate::state::watermarks::Watermarks;
 use crate::types::{OutboxAlarm, OutboxSettings};
 
+mod epochs;
 mod lane;
 mod segments;
 mod tail;
@@ -68,7 +69,17 @@ pub(crate) fn open(
     let parts =
         Parts { settings, sealer, periods: descriptor.periods(), lanes, index, quarantine, ballast, alarms };
     let shared = Arc::new(SharedOutbox::new(parts, tasks, jobs.clone()));
-    let lane_writers = lane_writers(&shared, found)?;
+    for (index, found) in found.iter().enumerate() {
+        let numbers: Vec<u64> = found.lane.state().segments.keys().copied().collect();
+        for number in numbers {
+            shared.task(Task::KeepDigests { lane: index, number });
+        }
+    }
+    let lane_writers = found
+        .into_iter()
+        .enumerate()
+        .map(|(index, found)| LaneWriter::new(found.lane, index, found.active, found.last_number))
+        .collect();
     let mut maintenance = Maintenance::new(Arc::clone(&shared), checkpoint, watermarks);
     maintenance.measure();
     shared.fill_index_newest();
@@ -140,25 +151,6 @@ impl StoreFiles {
             }
         }
     }
-}
-
-/// The writer's state of each lane. Where the last record is of an older epoch, its chain value is computed now.
-fn lane_writers(shared: &SharedOutbox, found: Vec<OpenedLane>) -> Result<Vec<LaneWriter>, OpenError> {
-    let mut lane_writers = Vec::new();
-    for (index, found) in found.into_iter().enumerate() {
-        if found.chain_unknown {
-            let (numbering, tail) = {
-                let state = found.lane.state();
-                (state.numbering.clone(), state.tail)
-            };
-            let chain = shared
-                .chain_in(&found.lane, &numbering, tail)
-                .map_err(|error| failed("read", &found.lane.directory)(io::Error::other(error)))?;
-            found.lane.state().chain = chain;
-        }
-        lane_writers.push(LaneWriter::new(found.lane, index, found.active, found.last_number));
-    }
-    Ok(lane_writers)
 }
 
 fn start(

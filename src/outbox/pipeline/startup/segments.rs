@@ -6,6 +6,7 @@ use std::path::Path;
 
 use pgw_core::delivery::Numbering;
 use pgw_core::transaction::{Lane, LaneName, Position};
+use uuid::Uuid;
 
 use crate::crypt::seal::Sealer;
 use crate::descriptor::failed;
@@ -47,6 +48,7 @@ pub(super) struct LaneContext<'a> {
     pub(super) checkpoint: &'a TailCheckpoint,
     pub(super) quarantine: &'a Quarantine,
     pub(super) ballast: &'a Ballast,
+    pub(super) lane_id: Option<Uuid>,
     pub(super) numbering: Option<&'a Numbering>,
 }
 
@@ -115,6 +117,7 @@ fn open_or_carve(
                 number,
                 directory: path,
                 span: table.and_then(|table| table.segments.get(&number).copied()),
+                lane_id: context.lane_id,
                 numbering: context.numbering,
                 known: checkpoint,
                 through,

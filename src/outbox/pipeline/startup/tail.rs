@@ -3,7 +3,7 @@
 use std::ops::ControlFlow;
 
 use pgw_core::chain::ChainValue;
-use pgw_core::transaction::{Epoch, Position};
+use pgw_core::transaction::Position;
 
 use crate::guard::segment::{Segment, SegmentError};
 use crate::pipeline::startup::segments::LaneContext;
@@ -19,7 +19,6 @@ const SAMPLE_BYTES: u64 = 4 << 20;
 pub(super) struct SegmentEnd {
     pub(super) position: Option<Position>,
     pub(super) chain: Option<ChainValue>,
-    pub(super) epoch: Option<Epoch>,
     pub(super) oldest: Option<u64>,
     pub(super) average_bytes: u64,
     pub(super) trimmed: bool,
@@ -41,7 +40,6 @@ pub(super) fn last_record(
             Some(Ok((header, _))) => {
                 end.position = Some(last);
                 end.chain = Some(header.chain);
-                end.epoch = Some(header.epoch);
                 break;
             }
             // A crash truncated it before it was answered. Its pieces are kept nevertheless.

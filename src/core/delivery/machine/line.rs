@@ -1,0 +1,287 @@
+//! Where the hub's line ends here, and what the lane does about it: continue, stall, or begin a new epoch (design section 12.2).
+
+use super::super::hub::{Answer, Claim, Place, Point};
+use super::super::{Action, Alarm, Gone, Millis, Numbering};
+use super::Delivery;
+use crate::chain::{ChainValue, Through};
+use crate::numbering::without;
+use crate::transaction::{Position, Sequence};
+
+/// A new epoch that could not be made durable is tried again after this.
+const BEGIN_AGAIN: Millis = 2_000;
+/// The second end in a day that this lane has never been at waits for this: a person should look first.
+const DAY: Millis = 86_400_000;
+const WAIT: Millis = 3_600_000;
+
+/// A new epoch that is being written.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) struct Beginning {
+    after: Position,
+    link: Option<Through>,
+    gone: Vec<Gone>,
+    /// When to try it again, after it could not be written.
+    pub(super) again_at: Option<Millis>,
+}
+
+impl Beginning {
+    fn action(&self) -> Action {
+        Action::NewEpoch { after: self.after, link: self.link, gone: self.gone.clone() }
+    }
+}
+
+impl Delivery {
+    /// Where an end is, without reading if that is possible.
+    pub(super) fn place(&self, end: Option<Through>) -> Place {
+        let present = self.numbering.present();
+        if end == present.link {
+            return Place::Present(0);
+        }
+        let Some(end) = end else { return Place::Nowhere };
+        if let Some(older) = self.numbering.epochs().find(|start| start.link == Some(end)) {
+            return Place::Older(older.base);
+        }
+        let Some(start) = self.numbering.of(end.epoch) else { return Place::Nowhere };
+        if end.through == 0 || start.positions(end.through).1 > self.tail {
+            return Place::Nowhere;
+        }
+        if end.epoch != present.epoch {
+            return Place::LookUp(end);
+        }
+        match self.chain_known(end.through) {
+            Some(ours) if ours == end.chain => Place::Present(end.through),
+            Some(_) => Place::Nowhere,
+            None => Place::LookUp(end),
+        }
+    }
+
+    /// The same once this lane's own chain value there was looked up.
+    pub(super) fn place_with(&self, end: Through, ours: Option<ChainValue>) -> Place {
+        if ours != Some(end.chain) {
+            return Place::Nowhere;
+        }
+        if end.epoch == self.numbering.present().epoch {
+            return Place::Present(end.through);
+        }
+        self.numbering.position(end.epoch, end.through).map_or(Place::Nowhere, Place::Older)
+    }
+
+    /// An answer says where the hub's line ends.
+    pub(super) fn judge(
+        &mut self,
+        claim: Claim,
+        answer: Answer,
+        place: Place,
+        now: Millis,
+        out: &mut Vec<Action>,
+    ) {
+        let (proven, end) = match place {
+            Place::Present(number) => {
+                let through = self.numbering.present().positions(number).1;
+                // What is before a range that a person must decide about goes out in the present epoch. Numbers that were used
+                // for what this store has lost are not used again: what is under way under them would be neither stored nor late.
+                if !answer.tail_lost && self.next_gone(through).is_none_or(|gone| gone.kind.is_none()) {
+                    self.continue_at(number, claim, answer, now, out);
+                    return;
+                }
+                (through, claim.end)
+            }
+            Place::Older(position) => (position.min(self.tail), claim.end),
+            Place::Nowhere | Place::LookUp(_) => (0, claim.end),
+        };
+        out.push(Action::Withdraw);
+        let held = answer.held.map_or(0, |point| point.position.min(self.tail));
+        let after = proven.max(held);
+        if self.stalls_after(after, out) {
+            return;
+        }
+        if matches!(place, Place::Older(_)) && after < self.confirmed() {
+            let to = self.confirmed();
+            out.push(Action::Alarm(Alarm::HubRestored { from: after + 1, to }));
+        }
+        if matches!(place, Place::Nowhere)
+            && let Some(end) = end
+            && !self.may_diverge(end, after, now, out)
+        {
+            return;
+        }
+        self.begin(after, end, out);
+    }
+
+    /// Whether an epoch after this position could send nothing: a person must decide about the first one in it.
+    fn stalls_after(&mut self, after: Position, out: &mut Vec<Action>) -> bool {
+        let gone = without(&self.gone, &self.numbering.entries_after(after), after);
+        let first = gone.first().filter(|first| first.kind.is_none() && first.from == after + 1);
+        if let Some(first) = first {
+            self.stall_at(first.from, out);
+        }
+        first.is_some()
+    }
+
+    /// Begins an epoch, with entries for what is decided.
+    pub(super) fn begin(&mut self, after: Position, link: Option<Through>, out: &mut Vec<Action>) {
+        let mut gone = without(&self.gone, &self.numbering.entries_after(after), after);
+        gone.retain(|gone| gone.kind.is_some());
+        let beginning = Beginning { after, link, gone, again_at: None };
+        out.push(beginning.action());
+        self.beginning = Some(beginning);
+        if let Some(hub) = &mut self.hub {
+            hub.reset_answer();
+        }
+    }
+
+    /// The first that the present epoch would send as a transaction after this position, and cannot.
+    pub(super) fn next_gone(&self, position: Position) -> Option<Gone> {
+        without(&self.gone, &self.numbering.present().entries, position).into_iter().next()
+    }
+
+    /// The line ends where this lane has never been: the first time in a day it may begin an epoch there at once.
+    fn may_diverge(&mut self, end: Through, proven: Position, now: Millis, out: &mut Vec<Action>) -> bool {
+        if self.waits_until.is_some_and(|until| now < until) {
+            return false;
+        }
+        let waited = self.waits_until.take().is_some();
+        let again = self.diverged.is_some_and(|before| now < before.saturating_add(DAY));
+        if again && !waited {
+            self.waits_until = Some(now.saturating_add(WAIT));
+        } else {
+            self.diverged = Some(now);
+        }
+        if !waited {
+            out.push(Action::Alarm(Alarm::Diverged { end, proven }));
+        }
+        !again || waited
+    }
+
+    /// A new epoch need not wait any longer.
+    pub(super) fn a_person_has_looked(&mut self, now: Millis, out: &mut Vec<Action>) {
+        if let Some(until) = &mut self.waits_until {
+            *until = now;
+            self.doubt(now, out);
+        }
+    }
+
+    /// The lane stalls before a position that cannot be read, until a person has decided.
+    pub(super) fn stall_at(&mut self, position: Position, out: &mut Vec<Action>) {
+        if self.missing != Some(position) {
+            self.missing = Some(position);
+            out.push(Action::Alarm(Alarm::Missing(position)));
+        }
+    }
+
+    /// What cannot be read has changed, or what was decided about it.
+    pub(super) fn gone(&mut self, gone: Vec<Gone>, now: Millis, out: &mut Vec<Action>) {
+        if gone == self.gone {
+            return;
+        }
+        self.gone = gone;
+        self.missing = None;
+        let decided = self.next_gone(self.confirmed()).is_some_and(|gone| gone.kind.is_some());
+        if self.beginning.is_some() {
+        } else if self.hub.is_none() && decided {
+            // No hub whose line would have to be asked for: it ends where this lane has sent through.
+            self.begin(self.confirmed(), self.end(), out);
+        } else if self.hub.is_some() && (decided || !self.answered()) {
+            self.everything_in_doubt(now, out);
+        }
+    }
+
+    /// The point of the line that the hub has confirmed here.
+    fn end(&self) -> Option<Through> {
+        let present = self.numbering.present();
+        let own = |chain| Through { epoch: present.epoch, through: self.confirmed, chain };
+        if self.confirmed == 0 { present.link } else { self.chain.map(own) }
+    }
+
+    pub(super) fn renumbered(&mut self, numbering: Numbering, now: Millis, out: &mut Vec<Action>) {
+        self.beginning = None;
+        self.numbering = numbering;
+        self.at(0, None);
+        self.window.reset(0);
+        self.rewind();
+        self.missing = None;
+        if let Some(hub) = &mut self.hub {
+            hub.reset_answer();
+        }
+        self.ask(now, out);
+    }
+
+    pub(super) fn not_renumbered(&mut self, now: Millis) {
+        if self.link.is_none() {
+            // A file asked for it: whoever brought it is told, and may bring it again.
+            self.beginning = None;
+        } else if let Some(beginning) = &mut self.beginning {
+            beginning.again_at = Some(now.saturating_add(BEGIN_AGAIN));
+        }
+    }
+
+    pub(super) fn begin_again(&mut self, now: Millis, out: &mut Vec<Action>) {
+        let Some(beginning) = &mut self.beginning else { return };
+        if beginning.again_at.is_some_and(|at| now >= at) {
+            beginning.again_at = None;
+            out.push(beginning.action());
+        }
+    }
+
+    /// The hub has the present epoch through this number, with this chain value; 0: through where it begins.
+    pub(super) fn at(&mut self, number: Sequence, chain: Option<ChainValue>) {
+        self.confirmed = number;
+        self.chain = chain.filter(|_| number > 0);
+        let position = self.confirmed();
+        if let Some(at) = self.end() {
+            self.point = Some(Point { position, at });
+        } else if number == 0 {
+            self.point = None;
+        }
+    }
+
+    /// The line ends at this number of the present epoch, and continues from there.
+    fn continue_at(
+        &mut self,
+        number: Sequence,
+        claim: Claim,
+        answer: Answer,
+        now: Millis,
+        out: &mut Vec<Action>,
+    ) {
+        let chain = claim.end.map(|end| end.chain);
+        let Some(hub) = &mut self.hub else { return };
+        let had_answered = std::mem::replace(&mut hub.answered, true);
+        hub.relied_on = answer.known_store.then_some(answer.asked);
+        let asked = hub.relied_on;
+        if asked.is_none() {
+            out.push(Action::Withdraw);
+        }
+        self.backed_up_in(claim);
+        if number < self.confirmed {
+            let to = self.confirmed();
+            self.at(number, chain);
+            self.window.reset(number);
+            self.rewind();
+            out.push(Action::Alarm(Alarm::HubRestored { from: self.confirmed() + 1, to }));
+            self.confirm(asked, out);
+        } else if number > self.confirmed {
+            self.chain = chain;
+            self.forward(number, asked, now, out);
+        } else {
+            self.at(number, chain.or(self.chain));
+            self.confirm(asked, out);
+        }
+        if !had_answered && self.window.in_flight() > 0 {
+            // The hub was in doubt, or restarted: the records under way may be lost.
+            self.rewind();
+        }
+    }
+
+    /// Where the backup of the line lies here; of an epoch before the present one it says nothing.
+    pub(super) fn backed_up_in(&mut self, claim: Claim) {
+        let present = self.numbering.present();
+        let ours = claim.end.filter(|end| end.epoch == present.epoch);
+        let through = ours.zip(claim.backed_up_through).map(|(end, through)| end.through.min(through));
+        self.backed_up = through.map(|through| present.positions(through).1);
+    }
+
+    /// Our chain value at a number of the present epoch, without reading.
+    pub(super) fn chain_known(&self, number: Sequence) -> Option<ChainValue> {
+        if number == self.confirmed { self.chain } else { self.window.chain(number) }
+    }
+}

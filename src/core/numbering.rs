@@ -1,0 +1,412 @@
+//! A lane's epochs: which number names which positions on the wire (design section 12.2).
+//!
+//! An epoch begins after a position, where the hub's line ended with its *link*. From there on each position has the next
+//! number, except that one *entry* has a single number for a whole range of positions that cannot be read any more.
+
+use serde::{Deserialize, Serialize};
+
+use crate::chain::Through;
+use crate::transaction::{Epoch, Position, Sequence, TransactionId, UnixMillis};
+
+/// Epochs that a lane remembers. An end in one that is forgotten is like another box's.
+const MOST_EPOCHS: usize = 1_024;
+/// Ranges of older numbers that an entry names.
+pub(crate) const MOST_NAMES: usize = 64;
+
+/// Why an entry is in the place of transactions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum EntryKind {
+    /// They are lost, and a person has released them.
+    Void,
+    /// They were confirmed once, and deleted after that.
+    Pruned,
+}
+
+/// Positions that cannot be read any more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Gone {
+    /// The first.
+    pub from: Position,
+    /// The last.
+    pub through: Position,
+    /// What goes out in their place; `None`: a person has to decide.
+    pub kind: Option<EntryKind>,
+}
+
+/// Numbers of one epoch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Numbers {
+    /// The epoch.
+    pub epoch: Epoch,
+    /// The first.
+    pub from: Sequence,
+    /// The last.
+    pub through: Sequence,
+}
+
+/// One number in the place of a range of positions. It never changes, and stays an entry in later epochs.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Entry {
+    /// The first position.
+    pub from: Position,
+    /// The last.
+    pub through: Position,
+    /// Why.
+    pub kind: EntryKind,
+    /// Its own id.
+    pub id: TransactionId,
+    /// When it was made.
+    pub time: UnixMillis,
+    /// The reason of the person who released them; empty for pruned ones.
+    pub reason: String,
+    /// The numbers that the positions had in older epochs, oldest first.
+    pub names: Vec<Numbers>,
+}
+
+/// The beginning of an epoch.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct EpochStart {
+    /// The epoch.
+    pub epoch: Epoch,
+    /// It names the positions after this.
+    pub base: Position,
+    /// The end of the hub's line where it begins; `None`: an empty line.
+    pub link: Option<Through>,
+    /// In the order of their positions, all after `base`.
+    pub entries: Vec<Entry>,
+}
+
+impl EpochStart {
+    /// The entry that a position is in.
+    #[must_use]
+    pub fn entry_at(&self, position: Position) -> Option<&Entry> {
+        let after = self.entries.partition_point(|entry| entry.through < position);
+        self.entries.get(after).filter(|entry| entry.from <= position)
+    }
+
+    /// The number of a position; 0 for those that it does not name.
+    #[must_use]
+    pub fn number(&self, position: Position) -> Sequence {
+        let Some(distance) = position.checked_sub(self.base) else { return 0 };
+        let before = self.entries.iter().take_while(|entry| entry.from <= position);
+        // Of an entry's positions only the first counts.
+        let more = before.map(|entry| entry.through.min(position) - entry.from).sum::<u64>();
+        distance - more
+    }
+
+    /// The positions, first and last, that a number names. Number 0 gives the position before the epoch, twice.
+    #[must_use]
+    pub fn positions(&self, sequence: Sequence) -> (Position, Position) {
+        let mut position = self.base.saturating_add(sequence);
+        for entry in &self.entries {
+            if entry.from > position {
+                break;
+            }
+            if entry.from == position {
+                return (position, entry.through);
+            }
+            position = position.saturating_add(entry.through - entry.from);
+        }
+        (position, position)
+    }
+}
+
+/// A lane's epochs, oldest first; the last is the present one. Never empty.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "Vec<EpochStart>", into = "Vec<EpochStart>")]
+pub struct Numbering {
+    older: Vec<EpochStart>,
+    present: EpochStart,
+}
+
+impl Numbering {
+    /// A lane in its first epoch.
+    #[must_use]
+    pub fn new(epoch: Epoch) -> Self {
+        let present = EpochStart { epoch, base: 0, link: None, entries: Vec::new() };
+        Self { older: Vec::new(), present }
+    }
+
+    /// The epochs, newest first.
+    pub fn epochs(&self) -> impl Iterator<Item = &EpochStart> {
+        std::iter::once(&self.present).chain(self.older.iter().rev())
+    }
+
+    /// The epoch in which transactions are sent.
+    #[must_use]
+    pub fn present(&self) -> &EpochStart {
+        &self.present
+    }
+
+    /// An epoch of this lane.
+    #[must_use]
+    pub fn of(&self, epoch: Epoch) -> Option<&EpochStart> {
+        self.epochs().find(|start| start.epoch == epoch)
+    }
+
+    /// The newest epoch that names a position (from 1); `None`: it was forgotten.
+    #[must_use]
+    pub fn at(&self, position: Position) -> Option<&EpochStart> {
+        self.epochs().find(|start| start.base < position)
+    }
+
+    /// Epoch and sequence of a position (from 1); `None`: they were forgotten.
+    #[must_use]
+    pub fn wire(&self, position: Position) -> Option<(Epoch, Sequence)> {
+        self.at(position).map(|start| (start.epoch, start.number(position)))
+    }
+
+    /// The last position that a number of an epoch names; sequence 0 gives the epoch's base. `None`: no epoch of this lane.
+    #[must_use]
+    pub fn position(&self, epoch: Epoch, sequence: Sequence) -> Option<Position> {
+        self.of(epoch).map(|start| start.positions(sequence).1)
+    }
+
+    /// The entries after `after`, which stay what they are in every later epoch.
+    #[must_use]
+    pub fn entries_after(&self, after: Position) -> Vec<Entry> {
+        let mut kept: Vec<Entry> = Vec::new();
+        for entry in self.epochs().flat_map(|start| &start.entries).filter(|entry| entry.from > after) {
+            insert_apart(&mut kept, entry);
+        }
+        kept
+    }
+
+    /// The entries that the hub's line has, as far as this lane knows: those of the present epoch, and before it those of the
+    /// epochs through which its link leads back. An epoch that the hub's line does not lead through says nothing.
+    #[must_use]
+    pub fn entries_of_line(&self) -> Vec<&Entry> {
+        let (mut start, mut before, mut through) = (&self.present, self.older.as_slice(), Position::MAX);
+        let mut found = Vec::new();
+        loop {
+            found.extend(start.entries.iter().filter(|entry| entry.through <= through));
+            through = through.min(start.base);
+            // A link to what is not this lane's: what is before it was proven in the epoch before.
+            let linked = |link: Through| before.iter().rposition(|older| older.epoch == link.epoch);
+            let Some(next) = start.link.and_then(linked).or(before.len().checked_sub(1)) else { break };
+            let Some(older) = before.get(next) else { break };
+            (start, before) = (older, before.get(..next).unwrap_or_default());
+        }
+        found
+    }
+
+    /// The numbers that a range of positions has in the epochs so far, oldest first.
+    #[must_use]
+    pub fn names(&self, from: Position, through: Position) -> Vec<Numbers> {
+        let named = |start: &EpochStart| {
+            let first = from.max(start.base.saturating_add(1));
+            (first <= through).then(|| Numbers {
+                epoch: start.epoch,
+                from: start.number(first),
+                through: start.number(through),
+            })
+        };
+        let mut names: Vec<_> = self.epochs().filter_map(named).take(MOST_NAMES).collect();
+        names.reverse();
+        names
+    }
+
+    /// A copy with the newest epochs only, at least the present one.
+    #[must_use]
+    pub fn newest(&self, most: usize) -> Self {
+        let from = self.older.len() - self.older.len().min(most.saturating_sub(1));
+        Self { older: self.older.iter().skip(from).cloned().collect(), present: self.present.clone() }
+    }
+
+    /// Positions after `after` belong to `epoch` from now on. `made` are the new entries, in any order; older ones stay.
+    #[must_use]
+    pub fn begun(&self, epoch: Epoch, link: Option<Through>, after: Position, made: Vec<Entry>) -> Self {
+        let mut entries = self.entries_after(after);
+        for entry in made.iter().filter(|entry| entry.from > after) {
+            insert_apart(&mut entries, entry);
+        }
+        let mut older = self.older.clone();
+        older.push(self.present.clone());
+        if older.len() >= MOST_EPOCHS {
+            older.remove(0);
+        }
+        Self { older, present: EpochStart { epoch, base: after, link, entries } }
+    }
+}
+
+impl TryFrom<Vec<EpochStart>> for Numbering {
+    type Error = &'static str;
+
+    fn try_from(mut epochs: Vec<EpochStart>) -> Result<Self, Self::Error> {
+        let in_order = |start: &EpochStart| {
+            let mut last = start.base;
+            start.entries.iter().all(|entry| {
+                let follows = entry.from > last && entry.through >= entry.from;
+                last = entry.through;
+                follows
+            })
+        };
+        if !epochs.iter().all(in_order) {
+            return Err("entries that overlap");
+        }
+        let present = epochs.pop().ok_or("no epoch")?;
+        Ok(Self { older: epochs, present })
+    }
+}
+
+impl From<Numbering> for Vec<EpochStart> {
+    fn from(numbering: Numbering) -> Self {
+        let mut epochs = numbering.older;
+        epochs.push(numbering.present);
+        epochs
+    }
+}
+
+/// Inserts an entry where its positions are free: two numbers for one position would leave another without any.
+fn insert_apart(entries: &mut Vec<Entry>, entry: &Entry) {
+    let place = entries.partition_point(|other| other.from < entry.from);
+    let before = place.checked_sub(1).and_then(|at| entries.get(at));
+    let is_free = entries.get(place).is_none_or(|next| next.from > entry.through)
+        && before.is_none_or(|before| before.through < entry.from);
+    if is_free {
+        entries.insert(place, entry.clone());
+    }
+}
+
+/// What of `gone` lies after `after` and is in none of `entries`, in order.
+#[must_use]
+pub fn without(gone: &[Gone], entries: &[Entry], after: Position) -> Vec<Gone> {
+    let mut left = Vec::new();
+    for range in gone {
+        let first = range.from.max(after.saturating_add(1));
+        let mut from = first;
+        for entry in entries.iter().filter(|entry| entry.through >= first && entry.from <= range.through) {
+            if entry.from > from {
+                left.push(Gone { from, through: entry.from - 1, ..*range });
+            }
+            from = entry.through.saturating_add(1);
+        }
+        if from <= range.through {
+            left.push(Gone { from, ..*range });
+        }
+    }
+    left
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::chain::ChainValue;
+    use uuid::Uuid;
+
+    fn epoch(number: u128) -> Epoch {
+        Epoch(Uuid::from_u128(number))
+    }
+
+    fn entry(from: Position, through: Position) -> Entry {
+        let id = TransactionId(Uuid::from_u128(u128::from(from)));
+        Entry { from, through, kind: EntryKind::Void, id, time: 0, reason: String::new(), names: Vec::new() }
+    }
+
+    fn link() -> Option<Through> {
+        Some(Through { epoch: epoch(1), through: 4, chain: ChainValue([1; 32]) })
+    }
+
+    #[test]
+    fn numbers_and_positions_are_each_others_inverse() {
+        let start = EpochStart {
+            epoch: epoch(1),
+            base: 10,
+            link: None,
+            entries: vec![entry(11, 13), entry(16, 16), entry(18, 30)],
+        };
+        // 11-13 are number 1, 14 is 2, 15 is 3, 16 is 4, 17 is 5, 18-30 are 6, 31 is 7.
+        for (sequence, positions) in [
+            (0, (10, 10)),
+            (1, (11, 13)),
+            (2, (14, 14)),
+            (4, (16, 16)),
+            (5, (17, 17)),
+            (6, (18, 30)),
+            (7, (31, 31)),
+        ] {
+            assert_eq!(start.positions(sequence), positions, "{sequence}");
+            for position in positions.0..=positions.1 {
+                assert_eq!(start.number(position), sequence, "{position}");
+            }
+        }
+        assert_eq!(start.entry_at(12).map(|entry| entry.from), Some(11));
+        assert_eq!(start.entry_at(17), None);
+    }
+
+    #[test]
+    fn an_entry_stays_in_every_later_epoch_that_begins_before_it() {
+        let numbering = Numbering::new(epoch(1)).begun(epoch(2), link(), 4, vec![entry(8, 9)]);
+        assert_eq!(numbering.present().positions(4), (8, 9));
+        let back = numbering.begun(epoch(3), link(), 2, vec![entry(3, 5)]);
+        assert_eq!(back.present().entries.iter().map(|entry| entry.from).collect::<Vec<_>>(), [3, 8]);
+        let after = back.begun(epoch(4), link(), 9, Vec::new());
+        assert!(after.present().entries.is_empty());
+        assert_eq!(after.begun(epoch(5), link(), 0, Vec::new()).present().entries.len(), 2);
+        // Of a range that begins before, nothing stays as it is.
+        assert_eq!(after.begun(epoch(5), link(), 8, Vec::new()).present().entries.len(), 0);
+    }
+
+    #[test]
+    fn no_position_is_in_two_entries() {
+        let numbering = Numbering::new(epoch(1)).begun(epoch(2), link(), 4, vec![entry(8, 10)]);
+        // The same epoch is asked for twice: the link had ended before the first was written.
+        let twice = numbering.begun(epoch(3), link(), 4, vec![entry(8, 10), entry(9, 12), entry(3, 4)]);
+        assert_eq!(twice.present().entries, [entry(8, 10)]);
+        for position in 5..20 {
+            let number = twice.present().number(position);
+            let (first, last) = twice.present().positions(number);
+            assert!((first..=last).contains(&position), "{position} has a number");
+        }
+        assert!(Numbering::try_from(Vec::from(twice)).is_ok());
+    }
+
+    #[test]
+    fn an_epoch_that_the_line_does_not_lead_through_has_no_entry_in_it() {
+        let at = |of, through| Some(Through { epoch: epoch(of), through, chain: ChainValue([1; 32]) });
+        let first = Numbering::new(epoch(1)).begun(epoch(2), at(1, 4), 4, vec![entry(6, 7)]);
+        // An empty hub, then the true one again.
+        let empty = first.begun(epoch(3), None, 0, vec![entry(1, 5)]);
+        let again = empty.begun(epoch(4), at(2, 8), 13, vec![entry(15, 16)]);
+        let from = |numbering: &Numbering| {
+            numbering.entries_of_line().iter().map(|entry| entry.from).collect::<Vec<_>>()
+        };
+        assert_eq!(from(&empty), [1, 6], "what was an entry stays one");
+        assert_eq!(from(&again), [15, 6]);
+        // What is not this lane's own says nothing of the entries before.
+        let foreign = again.begun(epoch(5), at(9, 3), 20, Vec::new());
+        assert_eq!(from(&foreign), [15, 6]);
+    }
+
+    #[test]
+    fn the_newest_epoch_names_a_position_and_older_ones_are_remembered() {
+        let numbering =
+            Numbering::new(epoch(1)).begun(epoch(2), link(), 6, vec![]).begun(epoch(3), link(), 4, vec![]);
+        assert_eq!(numbering.wire(4), Some((epoch(1), 4)));
+        assert_eq!(numbering.wire(8), Some((epoch(3), 4)));
+        assert_eq!(numbering.position(epoch(2), 3), Some(9));
+        assert_eq!(numbering.position(epoch(9), 3), None);
+        let named = |from, through| Numbers { epoch: epoch(0), from, through };
+        let names = numbering.names(6, 8);
+        assert_eq!(names.iter().map(|n| n.epoch).collect::<Vec<_>>(), [epoch(1), epoch(2), epoch(3)]);
+        assert_eq!((names[1].from, names[1].through), (named(1, 2).from, named(1, 2).through));
+        let text = serde_json::to_string(&numbering).unwrap();
+        assert_eq!(serde_json::from_str::<Numbering>(&text).unwrap(), numbering);
+        assert!(serde_json::from_str::<Numbering>("[]").is_err());
+    }
+
+    #[test]
+    fn what_an_entry_names_is_not_gone_twice() {
+        let gone = [
+            Gone { from: 1, through: 20, kind: Some(EntryKind::Pruned) },
+            Gone { from: 30, through: 31, kind: None },
+        ];
+        let left = without(&gone, &[entry(5, 7), entry(20, 22)], 2);
+        assert_eq!(
+            left.iter().map(|gone| (gone.from, gone.through)).collect::<Vec<_>>(),
+            [(3, 4), (8, 19), (30, 31)]
+        );
+        assert_eq!(without(&gone, &[], 31), []);
+    }
+}

@@ -1,0 +1,74 @@
+//! Bundles that were carried to the hub, and the end that is carried back.
+
+use bytes::Bytes;
+use pgw_core::committer::{Refusal, Way};
+use pgw_core::wire::envelope::Envelope;
+
+use super::{Asked, StoreThread, store_failed};
+use crate::answers::Answer;
+use crate::imported::{NotTaken, Part, Tally};
+use crate::store::{Entry, LaneName};
+
+impl StoreThread {
+    /// Takes a part of a bundle: stores what the broker brought before, then this part. It is on stable storage when
+    /// this returns.
+    ///
+    /// # Errors
+    /// [`NotTaken`].
+    pub fn import(&mut self, part: Part) -> Result<Tally, NotTaken> {
+        let Part { lane, transactions } = part;
+        if !self.finish() || !self.in_use(&lane) {
+            return Err(NotTaken::StoreFailed(lane));
+        }
+        let entry = |(envelope, body)| Entry::new(lane.clone(), envelope, body);
+        let now = self.now();
+        let mut asked = Asked {
+            store: &mut *self.store,
+            speakers: &self.speakers,
+            late: &self.late,
+            resends: &self.resends,
+            error: None,
+        };
+        let mut actions = Vec::new();
+        let entries = transactions.iter().cloned().map(entry);
+        let taken = self.committer.import(&lane, entries, now, &mut asked, &mut actions);
+        if let Some(error) = asked.error {
+            store_failed(&error);
+        }
+        for action in actions {
+            self.carry_out(action, Way::Hand);
+        }
+        let (mut tally, wrong) = taken?;
+        if !self.finish() {
+            return Err(NotTaken::StoreFailed(lane));
+        }
+        tally.end = self.store.watermarks_of(&lane).last().copied();
+        let Some(wrong) = wrong else { return Ok(tally) };
+        let waiting = match wrong {
+            NotTaken::Admit { epoch, sequence, deleted: true, .. } => Some((Refusal::Admit, epoch, sequence)),
+            NotTaken::Admit { epoch, sequence, .. } => Some((Refusal::Epochs, epoch, sequence)),
+            NotTaken::Hole { epoch, sequence, .. } => Some((Refusal::Hole, epoch, sequence)),
+            _ => None,
+        };
+        if let Some((why, epoch, sequence)) = waiting {
+            let at =
+                |(envelope, _): &&(Envelope, Bytes)| (envelope.epoch, envelope.sequence) == (epoch, sequence);
+            let body = transactions.iter().find(at).map(|(_, body)| body.clone()).unwrap_or_default();
+            self.waits(&lane, why, (epoch, sequence), &body);
+        }
+        Err(wrong)
+    }
+
+    /// Where a lane ends on stable storage, as a receipt that answers nothing.
+    ///
+    /// A person carries it to the gateway, so it must be asked for after what was imported.
+    pub fn end_of(&mut self, lane: LaneName) -> Option<Answer> {
+        self.finish();
+        if !self.in_use(&lane) {
+            return None;
+        }
+        let end = self.store.watermarks_of(&lane).last().copied();
+        let (holds_point, backed_up, tail_seen, window, nonce) = (None, None, None, None, None);
+        Some(Answer::Receipt { lane, end, holds_point, backed_up, tail_seen, window, nonce })
+    }
+}

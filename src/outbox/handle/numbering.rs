@@ -1,0 +1,83 @@
+//! A lane's epochs, and the positions that cannot be sent any more.
+
+use pgw_core::chain::Through;
+use pgw_core::numbering::{Gone, Numbering, without};
+use pgw_core::transaction::{Epoch, Lane, Position};
+
+use super::Outbox;
+use crate::errors::Refusal;
+use crate::types::ReleasedRange;
+
+impl Outbox {
+    /// Whether the hub has the content of a position: it is confirmed, and no entry stands for it there.
+    #[must_use]
+    pub fn is_at_hub(&self, lane: &Lane, position: Position) -> bool {
+        self.lane(lane).is_some_and(|lane| lane.state().is_confirmed_content(position))
+    }
+
+    /// What an operator has written off, in the order of the writing off.
+    #[must_use]
+    pub fn released(&self, lane: &Lane) -> Vec<ReleasedRange> {
+        self.lane(lane).map_or_else(Vec::new, |lane| {
+            let state = lane.state();
+            state.voids.ranges().iter().map(crate::void::VoidRange::shown).collect()
+        })
+    }
+
+    /// All positions that cannot be read any more, with what goes out in their place, in order.
+    #[must_use]
+    pub fn gone(&self, lane: &Lane) -> Vec<Gone> {
+        self.lane(lane).map_or_else(Vec::new, |lane| lane.state().gone())
+    }
+
+    /// How positions map to epochs and sequences.
+    #[must_use]
+    pub fn numbering(&self, lane: &Lane) -> Option<Numbering> {
+        Some(self.lane(lane)?.state().numbering.clone())
+    }
+
+    /// Positions after `after` get a new epoch, where the hub's line ends with `link`, with an entry for each of `gone`. It costs
+    /// one small file, however much is waiting. Blocking.
+    ///
+    /// # Errors
+    /// [`Refusal::Trouble`] when it could not be written; nothing has changed then.
+    pub fn new_epoch(
+        &self,
+        lane: &Lane,
+        after: Position,
+        link: Option<Through>,
+        gone: &[Gone],
+    ) -> Result<Numbering, Refusal> {
+        let epoch = Epoch(uuid::Uuid::now_v7());
+        let shared = self.lane(lane).ok_or_else(|| Refusal::UnknownLane(lane.clone()))?;
+        let voids = shared.state().voids.clone();
+        let numbering = self.renumber(lane, |present| {
+            // What has become an entry since it was asked for stays that one.
+            let gone = without(gone, &present.entries_after(after), after);
+            let made = gone.iter().filter_map(|gone| voids.entry(present, gone)).collect();
+            present.begun(epoch, link, after, made)
+        })?;
+        tracing::info!(%lane, after, %epoch, "The lane continues in a new epoch");
+        self.shared().raise("epoch.new", format!("lane {lane} has a new epoch after position {after}"));
+        Ok(numbering)
+    }
+
+    /// Saves a lane's epochs, synced. Blocking.
+    ///
+    /// # Errors
+    /// [`Refusal::Trouble`] when they could not be written; nothing has changed then.
+    pub fn save_numbering(&self, lane: &Lane, numbering: &Numbering) -> Result<(), Refusal> {
+        self.renumber(lane, |_| numbering.clone()).map(drop)
+    }
+
+    fn renumber(
+        &self,
+        lane: &Lane,
+        change: impl FnOnce(&Numbering) -> Numbering,
+    ) -> Result<Numbering, Refusal> {
+        let shared = self.lane(lane).ok_or_else(|| Refusal::UnknownLane(lane.clone()))?;
+        self.shared().renumber(shared, change).map_err(|error| {
+            Refusal::Trouble(format!("the epochs of lane {lane} could not be written: {error}"))
+        })
+    }
+}
