@@ -101,7 +101,10 @@ fn what_is_confirmed_is_let_go_of_early_only_when_the_hub_has_a_backup_of_it() {
         (submit(&pipeline.site, number) == Some(0)).then_some(())
     });
     number += 1;
-    assert!(pipeline.site.log("gateway").contains("pruned.early"), "and says so");
+    // The room is there before the log says why.
+    eventually_blocking("the reason in the log", PATIENCE, || {
+        pipeline.site.log("gateway").contains("pruned.early").then_some(())
+    });
     pipeline.site.wait_for("confirmed_total", number, PATIENCE);
     // What came after the backup is not in it, and is kept.
     full(&mut number);
