@@ -140,13 +140,19 @@ impl<R: Record> Committer<R> {
         if !self.know(lane, store) {
             return Err(NotTaken::TooManyLanes(lane.clone()));
         }
+        let records: Vec<R> = records.into_iter().collect();
+        let state = self.lanes.get(lane);
+        let Some(same_through) = state.map_or(Some(0), |state| state.same_through(&records, store)) else {
+            self.note_failure(now, 1);
+            return Err(NotTaken::StoreFailed(lane.clone()));
+        };
         let mut tally = Tally::default();
         // Of each record that is staged, whether only its number is.
         let mut staged = Vec::new();
         let mut wrong = None;
         for record in records {
             let Numbered { epoch, sequence, .. } = record.numbered();
-            match self.classify(&record, Way::Hand, now, store) {
+            match self.classify(&record, Way::Hand, same_through, now, store) {
                 Verdict::Store => {
                     staged.push(false);
                     self.stage(record);

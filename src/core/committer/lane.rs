@@ -100,6 +100,8 @@ pub(super) struct Arrival<'a, R> {
     pub(super) way: Way,
     /// What is staged already.
     pub(super) group: &'a [R],
+    /// Of a bundle: through this number of the end's epoch it has what the line has.
+    pub(super) same_through: Sequence,
     pub(super) now: Millis,
 }
 
@@ -156,12 +158,18 @@ impl LaneState {
         let expected = if continues { end.map_or(0, |end| end.through) + 1 } else { 1 };
         if continues && sequence > expected {
             // Another history of this epoch goes on where it has left off.
-            let of_late = |late: Through| (late.epoch, late.through + 1) == (epoch, sequence);
-            let late = self.late.filter(|late| of_late(*late) && record.chain_after(late.chain) == chain);
-            return late.map_or(Verdict::Ahead(expected), |_| self.beside(record, arrival, store));
+            let other = self.follows_late(record);
+            return if other { self.beside(record, arrival, store) } else { Verdict::Ahead(expected) };
         }
         if continues && sequence < expected {
-            return self.compared(record, arrival, store);
+            let remembered = self.line.last().and_then(|progress| progress.chain(sequence));
+            let is_same = match remembered {
+                Some(stored) => stored == chain,
+                // Over a link its gateway learns with the next answer where the line ends. With a bundle a person learns it now,
+                // and may destroy what the bundle came from.
+                None => arrival.way == Way::Link || sequence <= arrival.same_through,
+            };
+            return if is_same { Verdict::Repeat } else { self.beside(record, arrival, store) };
         }
         let asked_about = self.question.as_ref().is_some_and(|question| question.epoch == epoch);
         if !continues && sequence > 1 && asked_about && !self.has_epoch(epoch) {
@@ -195,26 +203,18 @@ impl LaneState {
         verdict
     }
 
-    /// The record has a number that the line has: a repetition, or another history.
-    fn compared<R: Record>(
-        &self,
-        record: &R,
-        arrival: &Arrival<'_, R>,
-        store: &mut impl Lookup<R>,
-    ) -> Verdict {
-        let Numbered { epoch, sequence, chain, .. } = record.numbered();
-        let remembered = self.line.last().and_then(|progress| progress.chain(sequence));
-        let is_same = match remembered {
-            Some(stored) => stored == chain,
-            // Over a link its gateway learns with the next answer where the line ends. With a bundle a person learns it now, and
-            // may destroy what the bundle came from.
-            None if arrival.way == Way::Hand => match store.value_at(record.lane(), epoch, sequence) {
-                None => return Verdict::Unsure,
-                Some(stored) => stored == Some(chain),
-            },
-            None => true,
+    /// Through which number of the end's epoch a part of a bundle has what the line has, if all that it has of it is the same. Its
+    /// chain values were checked, so the value of its last such number proves those before it. `None`: the store cannot say.
+    pub(super) fn same_through<R: Record>(&self, part: &[R], store: &mut impl Lookup<R>) -> Option<Sequence> {
+        let Some(end) = self.staged() else { return Some(0) };
+        let is_known = |at: &Numbered| at.epoch == end.epoch && at.sequence <= end.through;
+        let of = part.iter().map(|record| (record.lane(), record.numbered())).rfind(|(_, at)| is_known(at));
+        let Some((lane, last)) = of else { return Some(0) };
+        let stored = match self.line.last().and_then(|progress| progress.chain(last.sequence)) {
+            Some(stored) => Some(stored),
+            None => store.value_at(lane, last.epoch, last.sequence)?,
         };
-        if is_same { Verdict::Repeat } else { self.beside(record, arrival, store) }
+        Some(if stored == Some(last.chain) { last.sequence } else { 0 })
     }
 
     /// Whether the record, which continues the line, has to wait for the centre.
@@ -236,11 +236,13 @@ impl LaneState {
         if verdict == Verdict::Store && record.is_pruned() && self.admits != Some(epoch) {
             return Some(Verdict::Admit);
         }
+        if !begins {
+            return None;
+        }
         self.begun.retain(|begun| now < begun.saturating_add(DAY));
         let begun =
             self.begun.len() + self.line.iter().filter(|progress| progress.stored.through == 0).count();
-        let too_many = begun >= EPOCHS_A_DAY || self.line.len() >= EPOCHS_A_LINE;
-        (begins && too_many).then_some(Verdict::Epochs)
+        (begun >= EPOCHS_A_DAY || self.line.len() >= EPOCHS_A_LINE).then_some(Verdict::Epochs)
     }
 
     /// The record continues the line: is its content in it already?
@@ -278,7 +280,7 @@ impl LaneState {
 
     /// The record does not continue the line: a repetition, or what another history of its gateway had here.
     fn beside<R: Record>(&self, record: &R, arrival: &Arrival<'_, R>, store: &mut impl Lookup<R>) -> Verdict {
-        let Numbered { epoch, sequence, id, chain, link, .. } = record.numbered();
+        let Numbered { sequence, id, chain, .. } = record.numbered();
         if store.signed_by(record, chain, arrival.way).is_none() {
             return Verdict::Unsigned(sequence);
         }
@@ -294,26 +296,42 @@ impl LaneState {
             Some(Content::Same) => return Verdict::Repeat,
             Some(_) => {}
         }
-        // The signature is over the chain value: it proves the content only where the value before it is known.
-        let mut before = store.late_at(record.lane(), epoch, sequence - 1);
-        let just_before = self.late.filter(|late| late.epoch == epoch && late.through + 1 == sequence);
-        before.extend(just_before.map(|late| late.chain));
+        match self.follows_what_is_known(record, store) {
+            None => Verdict::Unsure,
+            Some(true) => Verdict::Late,
+            Some(false) => Verdict::Link,
+        }
+    }
+
+    /// The signature is over the chain value: it proves the content only where the value before it is known. What costs least is
+    /// asked first: reading a value of the line may read a group. `None`: the store cannot say.
+    fn follows_what_is_known<R: Record>(&self, record: &R, store: &mut impl Lookup<R>) -> Option<bool> {
+        let Numbered { epoch, sequence, chain, link, .. } = record.numbered();
+        let follows = |before: ChainValue| record.chain_after(before) == chain;
         if sequence == 1 {
-            before = vec![ChainValue::first(record.lane(), epoch, link.as_ref())];
-        } else if let Some(progress) = self.line.iter().find(|progress| progress.staged.epoch == epoch) {
-            before.extend(progress.chain(sequence - 1));
-            if progress.chain(sequence - 1).is_none() && sequence <= progress.staged.through {
-                match store.value_at(record.lane(), epoch, sequence - 1) {
-                    None => return Verdict::Unsure,
-                    Some(stored) => before.extend(stored),
-                }
-            }
+            return Some(follows(ChainValue::first(record.lane(), epoch, link.as_ref())));
         }
-        if before.into_iter().any(|before| record.chain_after(before) == chain) {
-            Verdict::Late
-        } else {
-            Verdict::Link
+        let before = sequence - 1;
+        if self.follows_late(record) || store.late_at(record.lane(), epoch, before).into_iter().any(follows) {
+            return Some(true);
         }
+        let of = self.line.iter().find(|progress| progress.staged.epoch == epoch);
+        let Some(progress) = of.filter(|progress| before <= progress.staged.through) else {
+            return Some(false);
+        };
+        let stored = match progress.chain(before) {
+            Some(stored) => Some(stored),
+            None => store.value_at(record.lane(), epoch, before)?,
+        };
+        Some(stored.is_some_and(follows))
+    }
+
+    /// The record follows the last that is kept beside the line.
+    fn follows_late<R: Record>(&self, record: &R) -> bool {
+        let Numbered { epoch, sequence, chain, .. } = record.numbered();
+        self.late.is_some_and(|late| {
+            (late.epoch, late.through + 1) == (epoch, sequence) && record.chain_after(late.chain) == chain
+        })
     }
 
     fn has_epoch(&self, epoch: Epoch) -> bool {

@@ -188,7 +188,7 @@ impl<R: Record> Committer<R> {
             return;
         }
         let numbered = record.numbered();
-        let verdict = self.classify(&record, Way::Link, now, store);
+        let verdict = self.classify(&record, Way::Link, 0, now, store);
         match verdict {
             Verdict::Store => self.stage(record),
             Verdict::Known => self.stage_number(record),
@@ -254,12 +254,13 @@ impl<R: Record> Committer<R> {
         &mut self,
         record: &R,
         way: Way,
+        same_through: Sequence,
         now: Millis,
         store: &mut impl Lookup<R>,
     ) -> Verdict {
         let Some(state) = self.lanes.get_mut(record.lane()) else { return Verdict::Unsure };
         self.way = way;
-        let verdict = state.classify(record, &Arrival { way, group: &self.group, now }, store);
+        let verdict = state.classify(record, &Arrival { way, group: &self.group, same_through, now }, store);
         if verdict == Verdict::Late {
             state.keeps_late(&record.numbered());
         }

@@ -93,6 +93,8 @@ struct Store {
     cannot_say: bool,
     /// How many signatures it was asked about.
     verified: usize,
+    /// How many values it was asked for.
+    looked_up: usize,
 }
 
 impl Lookup<Line> for Store {
@@ -121,6 +123,7 @@ impl Lookup<Line> for Store {
     }
 
     fn value_at(&mut self, lane: &LaneName, epoch: Epoch, sequence: Sequence) -> Option<Option<ChainValue>> {
+        self.looked_up += 1;
         (!self.cannot_say).then(|| value(&self.lines, lane, epoch, sequence).next())
     }
 
@@ -569,4 +572,36 @@ fn what_is_carried_by_hand_continues_the_line_as_publishes_do() {
     assert_eq!(hub.committer.watermarks_of(&lane()), [old.through(5), new.through(3)]);
     let strange = Sender::new(OTHER, 60, 9).line(4, 0);
     assert_eq!(import(&mut hub, vec![strange]), Ok((tally(0, 0, 0), Some(link(4)))));
+}
+
+#[test]
+fn a_bundle_that_the_hub_has_costs_few_look_ups_also_where_it_goes_another_way() {
+    let (mut hub, old) = (Hub::new(), Sender::new(EPOCH, 0, 240));
+    let lines: Vec<Line> = (1..=220).map(|number| old.line(number, 0)).collect();
+    hub.import(&lane(), lines.clone()).unwrap();
+    hub.finish();
+    let import = |hub: &mut Hub, lines: Vec<Line>| {
+        hub.store.looked_up = 0;
+        let (tally, wrong) = hub.import(&lane(), lines).unwrap();
+        assert_eq!((wrong, tally.stored), (None, 0));
+        hub.finish();
+        (tally.repeated, tally.late, hub.store.looked_up)
+    };
+    assert_eq!(import(&mut hub, lines[..150].to_vec()), (150, 0, 1));
+    for same in [0, 1, 74, 148] {
+        let mut forked = lines[..150].to_vec();
+        for at in same..150_usize {
+            let before = at.checked_sub(1).map_or(old.chains[0], |at| forked[at].numbered.chain);
+            forked[at].body = 7;
+            forked[at].numbered.chain = forked[at].chain_after(before);
+            forked[at].signs = Some(forked[at].numbered.chain);
+        }
+        let (repeated, late, looked_up) = import(&mut hub, forked);
+        assert_eq!((repeated, late), (same as u64, 150 - same as u64));
+        // Its last number, and what its first other number follows.
+        assert!(looked_up <= 2, "{looked_up}");
+    }
+    hub.store.cannot_say = true;
+    let part = hub.import(&lane(), lines[..150].to_vec());
+    assert_eq!(part, Err(NotTaken::StoreFailed(lane())));
 }
