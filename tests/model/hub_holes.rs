@@ -309,3 +309,27 @@ fn a_torn_end_before_a_hole_that_is_given_up_is_no_fault() {
     let verified = verify::lane(centre.path(), &centre.all[0].lane, &Gateways::default()).unwrap();
     assert_eq!((verified.faults, verified.torn_bytes, verified.late.len()), (vec![], 0, 6));
 }
+
+#[test]
+fn a_hole_that_is_given_up_only_half_takes_the_lane_out_of_use_and_nothing_is_stored_into_a_removed_file() {
+    let centre = Centre::new();
+    fs::remove_file(&centre.files[0]).unwrap();
+    let mut store = centre.open();
+    let name = centre.all[0].lane.clone();
+    // The index of the ids cannot be removed.
+    let index = centre.files[0].with_file_name("clinical.ids");
+    let _ = fs::remove_file(&index);
+    fs::create_dir(&index).unwrap();
+    assert!(store.leave_hole(&name).is_err());
+    assert!(matches!(store.check_lane(&name), Err(StoreError::OutOfUse { .. })));
+    assert_eq!(store.watermarks_of(&name), [], "nothing is said of it");
+    fs::remove_dir(&index).unwrap();
+    drop(store);
+    // What is stored from now on is there after the next start too.
+    let mut store = centre.open();
+    let before = store.watermarks_of(&name).first().map_or(0, |end| usize::try_from(end.through).unwrap());
+    store.append(&centre.all[before..before + 2]).unwrap();
+    let ends = store.watermarks_of(&name);
+    drop(store);
+    assert_eq!(centre.open().watermarks_of(&name), ends);
+}

@@ -350,3 +350,33 @@ fn a_value_is_that_of_the_line_on_stable_storage_only() {
     }
     assert_eq!(store.value_at(&lane("other"), sender.epoch, 1).unwrap(), None);
 }
+
+#[test]
+fn a_value_that_damage_has_taken_from_the_middle_of_a_file_is_not_here_and_stops_no_question() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut sender = Sender::new(&lane("clinical"), 1);
+    let mut store = NdjsonStore::open(directory.path(), NEVER).unwrap();
+    let all: Vec<_> = (0..5)
+        .flat_map(|_| {
+            let group = sender.take(2);
+            store.append(&group).unwrap();
+            group
+        })
+        .collect();
+    drop(store);
+    let path = path_of(directory.path(), &sender.lane);
+    let mut bytes = fs::read(&path).unwrap();
+    let fifth = all[4].envelope.chain.to_string();
+    let at = bytes.windows(fifth.len()).position(|window| window == fifth.as_bytes()).unwrap();
+    bytes[at..at + 64].fill(b'!');
+    fs::write(&path, bytes).unwrap();
+    let mut store = NdjsonStore::open(directory.path(), NEVER).unwrap();
+    let value = |store: &mut NdjsonStore, at: usize| {
+        store.value_at(&lane("clinical"), sender.epoch, all[at].envelope.sequence).unwrap()
+    };
+    assert_eq!(value(&mut store, 4), None);
+    for at in [0, 3, 6, 9] {
+        assert_eq!(value(&mut store, at), Some(all[at].envelope.chain), "{at}");
+    }
+    assert_eq!(store.watermarks_of(&sender.lane), [sender.end()]);
+}

@@ -339,7 +339,7 @@ impl LaneFile {
             let at = at.filter(|at| (at.epoch, at.through) == (point.epoch, point.sequence));
             value = at.map(|at| at.chain).or(value);
         })?;
-        // Damaged in the middle of a file, which `verify` names. Whoever asks is told that it is not here.
+        // Damaged in the middle of a file, which `verify` names. The answer is that it is not here.
         Ok(value)
     }
 
