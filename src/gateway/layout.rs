@@ -84,6 +84,12 @@ pub(crate) fn verified(
     files.iter().map(of).collect()
 }
 
+/// A store that nothing but bundles will ever leave: from which position on, if whoever exports says so.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct SetAside {
+    pub(crate) from: Option<Position>,
+}
+
 /// After which position the bundle of a lane begins. The epoch that this needs is on the disk then. Blocking.
 ///
 /// # Errors
@@ -92,7 +98,7 @@ pub(crate) fn after(
     outbox: &Outbox,
     orders: Option<&Orders>,
     (lane, end): &LaneEnd,
-    set_aside: Option<Position>,
+    set_aside: Option<SetAside>,
 ) -> Result<Position, LayoutError> {
     let ours = match end {
         Some(end) => WireReader::new(outbox, lane).value_at(end.epoch, end.through)?,
@@ -112,7 +118,7 @@ fn alone(
     outbox: &Outbox,
     (lane, end): (&Lane, Option<Through>),
     ours: Option<ChainValue>,
-    set_aside: Option<Position>,
+    set_aside: Option<SetAside>,
 ) -> Result<Position, LayoutError> {
     let not_own = || LayoutError::NotOwn(lane.clone());
     let numbering = outbox.numbering(lane).ok_or_else(not_own)?;
@@ -121,6 +127,13 @@ fn alone(
     let mut machine = Delivery::new(NOTHING_IS_SENT, numbering, point, listing::tail(outbox, lane));
     let mut actions = Vec::new();
     machine.handle(Input::Gone(outbox.gone(lane)), 0, &mut actions);
+    // Nothing proves what the hub has of a store that was set aside: what it has confirmed once is taken to be there.
+    let confirmed = machine.confirmed();
+    let is_own = machine.layout(end, ours, None).is_some();
+    let set_aside = set_aside.and_then(|store| match store.from {
+        Some(from) => Some(from.saturating_sub(1)),
+        None => (!is_own).then_some(confirmed),
+    });
     let (Layout::Continues(after) | Layout::Begins(after)) =
         machine.layout(end, ours, set_aside).ok_or_else(not_own)?;
     machine.handle(Input::EndByFile { end, ours, set_aside }, 0, &mut actions);

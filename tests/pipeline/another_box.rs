@@ -570,6 +570,10 @@ fn a_lost_key_costs_what_is_named_and_nothing_when_it_is_found() {
         let imported = pipeline.site.hub_command(&["import", &again]);
         assert!(imported.status.success() && text(&imported).contains(expected), "{}", text(&imported));
     }
+    // Whoever exports may say that the hub lacks more, also once an epoch was begun for that end.
+    let all = pipeline.site.path("all.age").display().to_string();
+    let words = [&words[..7], &["--from", "1", "--to", &all]].concat();
+    assert!(gateway(&pipeline, &words).contains("440 transactions, positions 1 to 440"));
     // For the running store the hub's line ends where it has never been, the second time today: a person has looked.
     send_one(&pipeline, &message(98, 1, 10));
     safe.push(vec![message(98, 1, 10)]);

@@ -526,6 +526,8 @@ fn a_bundle_that_does_not_continue_its_lane_is_made_again_after_the_hubs_end() {
         &carry.site.gateway_command(&["export", "--to", &again, "--end", &key]),
         "it is not a file that `practice-hub import` has written",
     );
+    let both = carry.site.gateway_command(&["export", "--to", &again, "--end", &end, "--from", "1"]);
+    assert_eq!(both.status.code(), Some(64), "{both:?}");
     let printed = carry.gateway(&["export", "--to", &again, "--end", &end]);
     let all = waiting + confirmed - 60;
     assert!(printed.contains(&format!("clinical: {all} transactions, positions 61 to")), "{printed}");

@@ -129,7 +129,7 @@ pub enum Input {
         end: Option<Through>,
         /// This lane's own chain value there, if it has one.
         ours: Option<ChainValue>,
-        /// Nothing but bundles ever leaves this store: after which position one begins where the end is not its own.
+        /// Nothing but bundles ever leaves this store: after which position this one begins, whatever is known of the end.
         set_aside: Option<Position>,
     },
     /// A verified gap notice: the hub did not store a transaction.

@@ -17,8 +17,7 @@ use crate::control::{PIECE_BYTES, Reply};
 use crate::export;
 use crate::export::ExportError;
 use crate::keys;
-use crate::layout::{self, LayoutError};
-use crate::listing;
+use crate::layout::{self, LayoutError, SetAside};
 use crate::uplink::{OrderError, Orders};
 
 /// Cuts the bytes written to it into pieces for the client.
@@ -95,15 +94,13 @@ pub(crate) fn export(
         Source::Running(None) if !wanted.ends.is_empty() => {
             return Err(LayoutError::from(OrderError::NoUplink).into());
         }
-        Source::Running(orders) => (orders, false),
-        Source::Stopped => (None, false),
-        Source::SetAside => (None, true),
+        Source::Running(orders) => (orders, None),
+        Source::Stopped => (None, None),
+        Source::SetAside => (None, Some(SetAside { from: wanted.from })),
     };
     let mut begins = BTreeMap::new();
     for end in layout::verified(outbox, &lanes, &config.lane_hubs, &wanted.ends)? {
-        // Nothing proves what the hub has of such a store: what it has confirmed once is taken to be there.
-        let from = wanted.from.unwrap_or_else(|| listing::confirmed(outbox, &end.0) + 1);
-        let after = layout::after(outbox, orders, &end, set_aside.then_some(from.saturating_sub(1)))?;
+        let after = layout::after(outbox, orders, &end, set_aside)?;
         begins.insert(end.0, after + 1);
     }
     let from = |lane: Lane| {

@@ -11,9 +11,9 @@ use crate::transaction::Position;
 
 impl Delivery {
     /// Where a bundle may begin if the hub's line ends there. `ours`: this lane's own chain value at that number, if it has one.
-    /// `set_aside`: nothing but bundles ever leaves this store, so the hub's line may have grown without it: where the end is not its
-    /// own, the bundle begins after this position. `None`: the end is not this lane's own, or the lane knows better, because the
-    /// hub has answered on a link.
+    /// `set_aside`: nothing but bundles ever leaves this store, so the hub's line may have grown without it, and whoever exports says
+    /// after which position the bundle begins. `None`: the end is not this lane's own, or the lane knows better, because the hub
+    /// has answered on a link.
     #[must_use]
     pub fn layout(
         &self,
@@ -24,6 +24,9 @@ impl Delivery {
         let hub_answers = self.link.is_some() && self.answered();
         if self.hub.is_none() || hub_answers || self.beginning.is_some() {
             return None;
+        }
+        if let Some(after) = set_aside {
+            return Some(Layout::Begins(after.min(self.tail)));
         }
         let place = match self.place(end) {
             Place::LookUp(end) => self.place_with(end, ours),
@@ -38,7 +41,7 @@ impl Delivery {
             }
             Place::Older(position) => Some(Layout::Begins(position.min(self.tail))),
             Place::Nowhere | Place::LookUp(_) if end.is_none() => Some(Layout::Begins(0)),
-            Place::Nowhere | Place::LookUp(_) => set_aside.map(|after| Layout::Begins(after.min(self.tail))),
+            Place::Nowhere | Place::LookUp(_) => None,
         }
     }
 

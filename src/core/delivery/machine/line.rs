@@ -207,7 +207,7 @@ impl Delivery {
 
     pub(super) fn not_renumbered(&mut self, now: Millis) {
         if self.link.is_none() {
-            // A file asked for it: whoever brought it is told, and may bring it again.
+            // A file asked for it: whoever brought it gets the error, and may bring it again.
             self.beginning = None;
         } else if let Some(beginning) = &mut self.beginning {
             beginning.again_at = Some(now.saturating_add(BEGIN_AGAIN));

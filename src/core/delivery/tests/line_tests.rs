@@ -197,6 +197,7 @@ fn a_file_says_where_a_bundle_begins_and_moves_nothing() {
     assert_eq!(layout(Some(point(1, 2)), None, None), Some(Layout::Continues(8)), "the confirmed point");
     assert_eq!(layout(Some(point(0, 4)), own(0, 4), None), Some(Layout::Begins(4)));
     assert_eq!(layout(None, None, None), Some(Layout::Begins(0)));
+    assert_eq!(layout(Some(point(0, 6)), None, Some(3)), Some(Layout::Begins(3)), "whoever exports says so");
     for foreign in [point(0, 4), point(1, 9), point(7, 1)] {
         assert_eq!(layout(Some(foreign), None, None), None, "{foreign}");
         assert_eq!(
