@@ -44,7 +44,7 @@ fn a_receipt_from_a_file_moves_the_mark_only_to_what_is_ours() {
     assert_eq!(give(Input::Imported(receipt(9))), looks(9));
     assert_eq!(give(ours(9, Some(chain(77)))), [], "another history");
     assert_eq!(give(Input::Imported(receipt(9))), looks(9));
-    assert_eq!(give(ours(9, None)), [], "not to be had");
+    assert_eq!(give(ours(9, None)), [], "its value is unknown");
     assert_eq!(give(Input::Imported(receipt(7))), looks(7));
     assert_eq!(
         give(ours(7, Some(chain(7)))),

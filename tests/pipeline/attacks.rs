@@ -1,5 +1,5 @@
 //! Attacks on the promise that nothing accepted is lost, replaced or put out of order, on the real programs: by the broker,
-//! by restores of the hub and of the box, and by an operator. Each test also reads what the person on call is told.
+//! by restores of the hub and of the box, and by an operator. Each test also reads what the person on call reads.
 
 use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};

@@ -6,7 +6,7 @@ use std::io::Write;
 use clap::{Args, Subcommand};
 use pgw_host::exit::{Exit, fail};
 
-use super::resend::lane_name;
+use super::resend::{lane_name, no_answer};
 use crate::HubSettings;
 use crate::control::{Client, Reply, Request};
 use crate::fleet;
@@ -98,15 +98,7 @@ fn admit(settings: &HubSettings, command: &Admit, out: &mut dyn Write, err: &mut
                 Err(_) => Exit::Files,
             }
         }
-        (Ok(()), _) => {
-            let _ = writeln!(err, "the hub's answer was not understood");
-            Exit::Internal
-        }
-        (Err(error), _) if error.is_not_running() => {
-            let _ = writeln!(err, "the hub is not running: start it, then run this command again");
-            Exit::Unreachable
-        }
-        (Err(error), _) => fail(err, &error, error.consequence()),
+        (asked, _) => no_answer(asked, err),
     }
 }
 

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use clap::Args;
 use pgw_core::transaction::{Epoch, Gateway, Lane, Practice, Sequence};
+use pgw_host::control::ClientError;
 use pgw_host::exit::{Exit, fail};
 
 use crate::control::{Client, Reply, Request};
@@ -77,14 +78,21 @@ pub fn run(socket: &Path, command: &Resend, out: &mut dyn Write, err: &mut dyn W
             }
             Exit::Refused
         }
-        (Ok(()), _) => {
+        (asked, _) => no_answer(asked, err),
+    }
+}
+
+/// The running hub has not answered what was asked for.
+pub(super) fn no_answer(asked: Result<(), ClientError>, err: &mut dyn Write) -> Exit {
+    match asked {
+        Ok(()) => {
             let _ = writeln!(err, "the hub's answer was not understood");
             Exit::Internal
         }
-        (Err(error), _) if error.is_not_running() => {
+        Err(error) if error.is_not_running() => {
             let _ = writeln!(err, "the hub is not running: start it, then run this command again");
             Exit::Unreachable
         }
-        (Err(error), _) => fail(err, &error, error.consequence()),
+        Err(error) => fail(err, &error, error.consequence()),
     }
 }

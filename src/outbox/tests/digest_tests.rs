@@ -16,22 +16,22 @@ use crate::tests::{
 };
 use crate::*;
 
-fn directory_of(store: &Path) -> PathBuf {
+pub(super) fn directory_of(store: &Path) -> PathBuf {
     store.join("segments/clinical")
 }
 
-fn is_sealed(outbox: &Outbox, store: &Path, base: Position) -> bool {
+pub(super) fn is_sealed(outbox: &Outbox, store: &Path, base: Position) -> bool {
     let lane_id = outbox.lane(&clinical()).unwrap().lane_id;
     sealed_end(&directory_of(store), lane_id, base).unwrap().is_some()
 }
 
 /// The digests as the records have them now.
-fn recorded(outbox: &Outbox) -> Vec<Option<Digest>> {
+pub(super) fn recorded(outbox: &Outbox) -> Vec<Option<Digest>> {
     let records = outbox.chained(&clinical(), 1, usize::MAX, usize::MAX).unwrap();
     records.into_iter().map(|record| Some(record.digest)).collect()
 }
 
-fn digests(outbox: &Outbox) -> Vec<Option<Digest>> {
+pub(super) fn digests(outbox: &Outbox) -> Vec<Option<Digest>> {
     outbox.digests(&clinical(), 1, 1000).unwrap()
 }
 
@@ -170,6 +170,14 @@ fn spoilt(store: &Path) -> Vec<(&'static str, Option<Vec<u8>>)> {
     ]
 }
 
+/// A file with this content; `None`: none.
+fn put(path: &Path, bytes: Option<Vec<u8>>) {
+    match bytes {
+        Some(bytes) => std::fs::write(path, bytes).unwrap(),
+        None => std::fs::remove_file(path).unwrap(),
+    }
+}
+
 #[test]
 fn a_table_that_is_damaged_torn_missing_or_anothers_is_made_again_from_the_records() {
     let (store, all) = closed();
@@ -177,10 +185,7 @@ fn a_table_that_is_damaged_torn_missing_or_anothers_is_made_again_from_the_recor
         let spoilt = tempfile::tempdir().unwrap();
         copy(store.path(), spoilt.path());
         let path = table_path(&directory_of(spoilt.path()), 9);
-        match bytes {
-            Some(bytes) => std::fs::write(&path, bytes).unwrap(),
-            None => std::fs::remove_file(&path).unwrap(),
-        }
+        put(&path, bytes);
         let outbox = open(spoilt.path());
         assert_eq!(digests(&outbox), all, "{what}");
         eventually("it is sealed again", || is_sealed(&outbox, spoilt.path(), 9));
@@ -203,10 +208,7 @@ fn where_the_records_are_gone_too_a_digest_is_unknown_and_never_wrong() {
         let spoilt = tempfile::tempdir().unwrap();
         copy(store.path(), spoilt.path());
         let path = table_path(&directory_of(spoilt.path()), 9);
-        match bytes {
-            Some(bytes) => std::fs::write(&path, bytes).unwrap(),
-            None => std::fs::remove_file(&path).unwrap(),
-        }
+        put(&path, bytes);
         destroy_segment(spoilt.path(), 1);
         for _ in 0..2 {
             let outbox = open(spoilt.path());

@@ -9,33 +9,16 @@ use pgw_core::transaction::Position;
 use crate::faults_for_tests::{self as faults, Point};
 use crate::pipeline::jobs::{Job, Task};
 use crate::pipeline::segment_worker;
-use crate::state::digest_table::{self, sealed_end, table_path};
+use crate::state::digest_table::{self, table_path};
+use crate::tests::digest_tests::{digests, directory_of, is_sealed, recorded};
 use crate::tests::{
     add, bodies, checkpointed, clinical, codes, confirm_through, copy, eventually, expected, key, open,
     segment_files, settings, submission, submit, tail,
 };
 use crate::*;
 
-fn directory_of(store: &Path) -> PathBuf {
-    store.join("segments/clinical")
-}
-
 fn table_at(store: &Path, base: Position) -> PathBuf {
     table_path(&directory_of(store), base)
-}
-
-fn is_sealed(outbox: &Outbox, store: &Path, base: Position) -> bool {
-    let lane_id = outbox.lane(&clinical()).unwrap().lane_id;
-    sealed_end(&directory_of(store), lane_id, base).unwrap().is_some()
-}
-
-fn recorded(outbox: &Outbox) -> Vec<Option<Digest>> {
-    let records = outbox.chained(&clinical(), 1, usize::MAX, usize::MAX).unwrap();
-    records.into_iter().map(|record| Some(record.digest)).collect()
-}
-
-fn digests(outbox: &Outbox) -> Vec<Option<Digest>> {
-    outbox.digests(&clinical(), 1, 1000).unwrap()
 }
 
 fn destroy(database: &Path) {

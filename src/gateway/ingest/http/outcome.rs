@@ -160,7 +160,7 @@ impl Problem {
     pub const BROKEN: Self = problem(400, "structure", "The body ended before its end", "");
     /// Nothing can be stored now.
     pub const LATER: Self = problem(503, "transient", "Nothing can be stored now: send it again later", "");
-    /// It is refused for what it is, and the quarantine cannot keep it now: a client that is told "never" would go on without it.
+    /// It is refused for what it is, and the quarantine cannot keep it now: a client that receives "never" would go on without it.
     pub const NOT_KEPT: Self = problem(503, "transient", Fault::NOT_KEPT.text, "");
     /// A bug in this program.
     pub const FAULT: Self = problem(500, "exception", "The gateway has made a mistake: it is in its log", "");

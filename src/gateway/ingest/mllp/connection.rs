@@ -262,7 +262,7 @@ impl<A: Acceptor> Connection<A> {
             let head = &body.as_bytes()[..body.len().min(HEAD_BYTES)];
             let kept = if is_cut { &Body::new(head.to_vec()) } else { body };
             self.keep(kept, fault, msh.as_ref()).await;
-            // Only its sender has the whole, and is told so.
+            // Only its sender has the whole.
             true
         } else if is_cut {
             // A part must not be quarantined as if it were the whole.
@@ -282,7 +282,7 @@ impl<A: Acceptor> Connection<A> {
         if self.events.is_empty() { Ok(()) } else { self.slow_down().await }
     }
 
-    /// The sender still has the message, and must send it again: it is told so as the site has chosen.
+    /// The sender still has the message, and must send it again: the answer is what the site has chosen for that.
     async fn later(&mut self, msh: Option<&Msh<'_>>, fault: Fault) -> Result<(), Closed> {
         count(&self.context.counters.unavailable);
         let has_words = self.context.config.on_unavailable == OnUnavailable::Reject;

@@ -224,7 +224,7 @@ impl<'a> LaneStartup<'a> {
         }
     }
 
-    /// Whether the newest segment's digest table follows the chain to the lane's end. If not, its entries are looked at later, by
+    /// Whether the newest segment's digest table follows the chain to the lane's end. If not, its entries are checked later, by
     /// another thread: a start reads no backlog.
     fn prove_newest(&mut self) {
         let LaneContext { directory, .. } = *self.context;
