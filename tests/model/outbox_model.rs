@@ -241,8 +241,12 @@ impl World {
 
     /// Continues with a copy of the files at this moment, which nobody has opened yet.
     fn crash(&mut self) {
-        let copied = tempfile::tempdir().unwrap();
-        copy(self.directory.path(), copied.path());
+        let copied = loop {
+            let copied = tempfile::tempdir().unwrap();
+            if copy(self.directory.path(), copied.path()) {
+                break copied;
+            }
+        };
         drop(self.outbox.take());
         self.directory = copied;
     }
@@ -426,32 +430,53 @@ impl World {
 
 /// The chain over positions proves all that is kept.
 fn check_positions(outbox: &Outbox, lane: &Lane) {
-    let from = outbox.first_retained(lane).unwrap();
-    let Ok(records) = outbox.chained(lane, from, usize::MAX, usize::MAX) else { return };
-    let mut before = (from == 1).then(|| outbox.first_of_positions(lane).unwrap());
-    for record in &records {
-        assert!(before.is_none_or(|before| before == record.previous), "position {}", record.position);
-        assert_eq!(record.previous.next(record.position, record.digest), record.chain);
-        before = Some(record.chain);
+    let tail = *outbox.tail(lane).unwrap().borrow();
+    let mut next = outbox.first_retained(lane).unwrap();
+    let mut before = (next == 1).then(|| outbox.first_of_positions(lane).unwrap());
+    while next <= tail {
+        match outbox.chained(lane, next, usize::MAX, usize::MAX) {
+            Ok(records) => {
+                for record in &records {
+                    assert!(before.is_none_or(|b| b == record.previous), "position {}", record.position);
+                    assert_eq!(record.previous.next(record.position, record.digest), record.chain);
+                    before = Some(record.chain);
+                    next = record.position + 1;
+                }
+            }
+            // Maintenance has pruned them meanwhile.
+            Err(ReadError::Gone { position, .. }) => {
+                next = outbox.first_retained(lane).unwrap();
+                assert!(position < next, "{position} is gone");
+                before = None;
+            }
+            Err(error) => panic!("{error}"),
+        }
     }
-    if !records.is_empty() {
-        assert_eq!(before, outbox.chain_of_positions(lane));
+    if let Some(end) = before {
+        assert_eq!(Some(end), outbox.chain_of_positions(lane));
     }
 }
 
-fn copy(from: &Path, to: &Path) {
+/// Copies a directory. `false`: files vanished meanwhile, so the copy may have parts of what maintenance and the segment worker
+/// remove as a whole.
+fn copy(from: &Path, to: &Path) -> bool {
     std::fs::create_dir_all(to).unwrap();
-    for entry in std::fs::read_dir(from).unwrap() {
-        let entry = entry.unwrap();
-        // Maintenance and the segment worker continue: files that vanish during the copy are those that they removed.
-        if entry.file_type().unwrap().is_dir() {
-            if entry.path().is_dir() {
-                copy(&entry.path(), &to.join(entry.file_name()));
-            }
-        } else if let Err(error) = std::fs::copy(entry.path(), to.join(entry.file_name())) {
+    let whole = |done: std::io::Result<bool>| {
+        done.unwrap_or_else(|error| {
             assert_eq!(error.kind(), std::io::ErrorKind::NotFound, "{error}");
-        }
-    }
+            false
+        })
+    };
+    whole(std::fs::read_dir(from).map(|entries| {
+        entries.map(Result::unwrap).all(|entry| {
+            let (path, copied) = (entry.path(), to.join(entry.file_name()));
+            if entry.file_type().unwrap().is_dir() {
+                copy(&path, &copied)
+            } else {
+                whole(std::fs::copy(path, copied).map(|_| true))
+            }
+        })
+    }))
 }
 
 /// The digest tables below a directory, in the order of their paths.
