@@ -141,6 +141,7 @@ mod tests {
             store: StoreId(Uuid::nil()),
             succeeds: Vec::new(),
             tail_seen: None,
+            lost: Vec::new(),
             backed_up_through: None,
             limits: HubLimits::default(),
             nonce: None,

@@ -45,6 +45,20 @@ pub struct Numbers {
     pub through: Sequence,
 }
 
+/// Numbers of a hub's line whose transactions its store has lost for good.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct LostNumbers {
+    /// Their epoch.
+    pub epoch: Epoch,
+    /// The first.
+    pub from: Sequence,
+    /// The last.
+    pub through: Sequence,
+    /// The newest epoch of the line that was in it when that was noted: what it and older ones name again is lost too, as they have
+    /// no content of their own for it.
+    pub newest: Epoch,
+}
+
 /// One number in the place of a range of positions. It never changes, and stays an entry in later epochs.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Entry {
@@ -177,18 +191,92 @@ impl Numbering {
     /// epochs through which its link leads back. An epoch that the hub's line does not lead through says nothing.
     #[must_use]
     pub fn entries_of_line(&self) -> Vec<&Entry> {
-        let (mut start, mut before, mut through) = (&self.present, self.older.as_slice(), Position::MAX);
+        let mut through = Position::MAX;
         let mut found = Vec::new();
-        loop {
+        for start in self.line_through(self.present.epoch) {
             found.extend(start.entries.iter().filter(|entry| entry.through <= through));
             through = through.min(start.base);
-            // A link to what is not this lane's: what is before it was proven in the epoch before.
-            let linked = |link: Through| before.iter().rposition(|older| older.epoch == link.epoch);
-            let Some(next) = start.link.and_then(linked).or(before.len().checked_sub(1)) else { break };
-            let Some(older) = before.get(next) else { break };
-            (start, before) = (older, before.get(..next).unwrap_or_default());
         }
         found
+    }
+
+    /// The epochs through which the hub's line leads back from this one, newest first.
+    fn line_through(&self, epoch: Epoch) -> Vec<&EpochStart> {
+        let all: Vec<_> = self.older.iter().chain([&self.present]).collect();
+        let mut line = Vec::new();
+        let mut next = all.iter().rposition(|start| start.epoch == epoch);
+        while let Some((at, start)) = next.and_then(|at| Some((at, *all.get(at)?))) {
+            line.push(start);
+            // A link to what is not this lane's: what is before it was proven in the epoch before.
+            let linked = |link: Through| all.iter().take(at).rposition(|older| older.epoch == link.epoch);
+            next = start.link.and_then(linked).or(at.checked_sub(1));
+        }
+        line
+    }
+
+    /// The newest epoch of this lane that a line with this end leads through; `None`: nothing says that there is one.
+    #[must_use]
+    pub fn newest_in_line(&self, end: Through) -> Option<Epoch> {
+        if self.of(end.epoch).is_some() {
+            return Some(end.epoch);
+        }
+        let linked = self.epochs().find(|start| start.link == Some(end))?;
+        self.line_through(linked.epoch).get(1).map(|before| before.epoch)
+    }
+
+    /// The positions of numbers that a hub's line names and its store has not got, first to last, in order: those that no epoch
+    /// which has come to the line since then names again. `end`: this lane's newest epoch that the line leads through, and through
+    /// which number at least; `ends_here`: the line ends in it, and not in another history.
+    #[must_use]
+    pub fn lost_positions(
+        &self,
+        lost: &[LostNumbers],
+        end: (Epoch, Sequence),
+        ends_here: bool,
+    ) -> Vec<(Position, Position)> {
+        let line = self.line_through(end.0);
+        // The positions that each epoch names in the line: it ends where the next one begins, if that is this lane's.
+        let named: Vec<_> = (0..line.len())
+            .filter_map(|at| {
+                let start = line.get(at)?;
+                let next = at.checked_sub(1).and_then(|next| line.get(next)?.link);
+                let through = match next.filter(|link| link.epoch == start.epoch) {
+                    Some(link) => link.through,
+                    None if at == 0 => end.1,
+                    None => 0,
+                };
+                Some((start.base.saturating_add(1), start.positions(through).1))
+            })
+            .collect();
+        let mut found = Vec::new();
+        for lost in lost {
+            let Some(at) = line.iter().position(|start| start.epoch == lost.epoch) else { continue };
+            let Some(start) = line.get(at) else { continue };
+            let since = self.since(&line, lost.newest).unwrap_or(if ends_here { at } else { 0 });
+            let mut left = vec![(start.positions(lost.from.max(1)).0, start.positions(lost.through).1)];
+            for (first, last) in named.iter().take(since.min(at)).copied() {
+                let parts = left.into_iter().flat_map(|(from, through)| {
+                    [(from, through.min(first - 1)), (from.max(last.saturating_add(1)), through)]
+                });
+                left = parts.filter(|(from, through)| from <= through).collect();
+            }
+            found.append(&mut left);
+        }
+        found.sort_unstable();
+        found.dedup();
+        found
+    }
+
+    /// How many of these epochs of the line, newest first, have come after the epoch `newest`, which is in the line; `None`: nothing
+    /// says so.
+    fn since(&self, line: &[&EpochStart], newest: Epoch) -> Option<usize> {
+        let links_to = |start: &&EpochStart| start.link.is_some_and(|link| link.epoch == newest);
+        // It may be another history's, which none of these links to: then what links to another history has come after it.
+        let is_beside = |start: &&EpochStart| start.link.is_some_and(|link| self.of(link.epoch).is_none());
+        let after = |found: Option<usize>| found.map(|at| at + 1);
+        let own = line.iter().position(|start| start.epoch == newest);
+        own.or_else(|| after(line.iter().position(links_to)))
+            .or_else(|| after(line.iter().position(is_beside)))
     }
 
     /// The numbers that a range of positions has in the epochs so far, oldest first.
@@ -377,6 +465,45 @@ mod tests {
         // What is not this lane's own says nothing of the entries before.
         let foreign = again.begun(epoch(5), at(9, 3), 20, Vec::new());
         assert_eq!(from(&foreign), [15, 6]);
+    }
+
+    #[test]
+    fn what_the_hub_has_lost_is_lost_unless_a_later_epoch_of_its_line_names_it_again() {
+        let at = |of, through| Through { epoch: epoch(of), through, chain: ChainValue([1; 32]) };
+        let first = Numbering::new(epoch(1));
+        let second = first.begun(epoch(2), Some(at(1, 20)), 20, vec![entry(22, 25)]);
+        let lost = |of, (from, through), newest| {
+            let (epoch, newest) = (epoch(of), epoch(newest));
+            LostNumbers { epoch, from, through, newest }
+        };
+        let positions = |numbering: &Numbering, lost: &[LostNumbers], end| {
+            assert_eq!(numbering.newest_in_line(at(end, 1)), Some(epoch(end)));
+            numbering.lost_positions(lost, (epoch(end), 100), true)
+        };
+        let named = [lost(2, (1, 3), 2), lost(1, (4, 6), 2), lost(9, (1, 5), 2)];
+        assert_eq!(positions(&second, &named, 2), [(4, 6), (21, 26)], "also what an entry stands for");
+        assert_eq!(positions(&second, &named, 1), [(4, 6)], "the line does not lead through the second");
+        // A later epoch begins before some of it, and was there when it was lost, or not.
+        let third = second.begun(epoch(3), Some(at(2, 9)), 5, Vec::new());
+        assert_eq!(positions(&third, &named, 3), [(4, 5)]);
+        assert_eq!(positions(&third, &named, 2), [(4, 6), (21, 26)], "it has not come to the hub");
+        assert_eq!(positions(&third, &[lost(1, (4, 6), 3)], 3), [(4, 6)], "it has no content for it");
+        // A stranger's end, at which an epoch of this lane begins.
+        let fourth = third.begun(epoch(4), Some(at(8, 2)), 4, Vec::new());
+        assert_eq!(fourth.newest_in_line(at(8, 2)), Some(epoch(3)));
+        assert_eq!(fourth.newest_in_line(at(8, 3)), None);
+        for newest in [3, 8, 7] {
+            assert_eq!(positions(&fourth, &[lost(1, (4, 6), newest)], 4), [(4, 4)], "{newest}");
+        }
+        assert_eq!(positions(&fourth, &[lost(1, (4, 6), 4)], 4), [(4, 6)]);
+        // As far as it has come.
+        assert_eq!(third.lost_positions(&[lost(1, (4, 8), 2)], (epoch(3), 2), true), [(4, 5), (8, 8)]);
+        let beside = third.begun(epoch(4), Some(at(3, 1)), 19, Vec::new());
+        assert_eq!(beside.lost_positions(&[lost(1, (4, 8), 2)], (epoch(4), 0), true), [(4, 5), (7, 8)]);
+        // Another history's, which this lane's epochs do not lead to: they have come after it, or the line ends in it.
+        let strange = [lost(1, (4, 6), 7)];
+        assert_eq!(positions(&third, &strange, 3), [(4, 5)]);
+        assert_eq!(third.lost_positions(&strange, (epoch(3), 100), false), [(4, 6)]);
     }
 
     #[test]

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use pgw_core::committer::Statement;
+use pgw_core::numbering::LostNumbers;
 use pgw_core::transaction::{Gateway, Practice, Sequence};
 use pgw_core::wire::command::{CommandAddress, Order};
 use pgw_core::wire::receipt::Gap;
@@ -35,6 +36,8 @@ pub enum Answer {
         backed_up: Option<Sequence>,
         /// The highest tail that the gateway has named of the end's epoch.
         tail_seen: Option<Sequence>,
+        /// Numbers that the line names and the store has lost for good.
+        lost: Vec<LostNumbers>,
         /// Most transactions that the gateway may have under way; `None`: as it likes.
         window: Option<u32>,
         /// The nonce of the position question that it answers.
@@ -72,10 +75,12 @@ pub enum Answer {
 }
 
 /// What a receipt says besides the committer's statement.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Beside {
     /// The highest tail that the gateway has named of the end's epoch.
     pub tail_seen: Option<Sequence>,
+    /// Numbers that the line names and the store has lost for good.
+    pub lost: Vec<LostNumbers>,
     /// Most transactions that it may have under way.
     pub window: Option<u32>,
 }
@@ -155,9 +160,19 @@ impl Answers {
     pub fn take(&self) -> Option<Answer> {
         let mut waiting = self.lock();
         if let Some(lane) = waiting.order.pop_front() {
-            let (statement, Beside { tail_seen, window }) = waiting.receipts.remove(&lane)?;
-            let Statement { end, holds_point, backed_up_through: backed_up, nonce } = statement;
-            return Some(Answer::Receipt { lane, end, holds_point, backed_up, tail_seen, window, nonce });
+            let (statement, Beside { tail_seen, lost, window }) = waiting.receipts.remove(&lane)?;
+            let Statement { end, holds_point, backed_up_through, nonce } = statement;
+            let backed_up = backed_up_through;
+            return Some(Answer::Receipt {
+                lane,
+                end,
+                holds_point,
+                backed_up,
+                tail_seen,
+                lost,
+                window,
+                nonce,
+            });
         }
         if let Some((lane, gap)) = waiting.gaps.pop_front() {
             return Some(Answer::Gap { lane, gap });
@@ -203,7 +218,13 @@ mod tests {
             backed_up_through,
             nonce: nonce.map(str::to_owned),
         };
-        let beside = Beside { tail_seen: Some(9), window: Some(4) };
+        let lost = vec![LostNumbers {
+            epoch: Epoch(uuid::Uuid::nil()),
+            from: 1,
+            through: 2,
+            newest: Epoch(uuid::Uuid::max()),
+        }];
+        let beside = Beside { tail_seen: Some(9), lost: lost.clone(), window: Some(4) };
         answers.receipt(&lane("b"), statement(1, None, Some("n")), Beside::default());
         answers.receipt(&lane("a"), statement(5, None, None), Beside::default());
         answers.receipt(&lane("b"), statement(2, Some(1), None), beside);
@@ -213,6 +234,7 @@ mod tests {
             holds_point: Some(true),
             backed_up: Some(1),
             tail_seen: Some(9),
+            lost,
             window: Some(4),
             nonce: Some("n".into()),
         };
@@ -223,6 +245,7 @@ mod tests {
             holds_point: None,
             backed_up: None,
             tail_seen: None,
+            lost: Vec::new(),
             window: None,
             nonce: None,
         };

@@ -371,6 +371,7 @@ pub fn receipts(
         holds_point: None,
         backed_up: None,
         tail_seen: None,
+        lost: Vec::new(),
         window: None,
         nonce: None,
     };

@@ -141,7 +141,7 @@ impl AnswerSigner {
     /// The signed publish for an answer.
     pub fn sign(&mut self, answer: Answer) -> SignedPublish {
         match answer {
-            Answer::Receipt { lane, end, holds_point, backed_up, tail_seen, window, nonce } => {
+            Answer::Receipt { lane, end, holds_point, backed_up, tail_seen, lost, window, nonce } => {
                 self.counter += 1;
                 let receipt = Receipt {
                     schema: SCHEMA,
@@ -153,6 +153,7 @@ impl AnswerSigner {
                     store: self.store.store,
                     succeeds: self.store.succeeds.clone(),
                     tail_seen,
+                    lost,
                     backed_up_through: backed_up,
                     limits: HubLimits { packet_bytes: Some(self.packet_bytes), window },
                     nonce,

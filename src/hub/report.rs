@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::Path;
 
+use pgw_core::numbering::Numbers;
 use pgw_core::text::chain;
 use pgw_core::transaction::{UnixMillis, rfc3339};
 
@@ -133,8 +134,22 @@ fn write_lane(text: &mut String, report: &VerifiedLane) {
 /// Most late transactions of a lane that are listed; `practice-hub lane show` lists all.
 const MOST_LATE: usize = 20;
 
+/// What the lane's line names, and its files have lost for good.
+pub(crate) fn write_lost(text: &mut String, lost: &[Numbers]) {
+    for Numbers { epoch, from, through } in lost {
+        let _ = writeln!(
+            text,
+            "  LOST for good, as the centre has admitted: sequences {from} to {through} of epoch {epoch}; the signatures after them prove that they were there. Look for them in the hub's older backups"
+        );
+    }
+}
+
 /// What a person should know of a lane that is no fault of its files.
 fn write_lacks(text: &mut String, report: &VerifiedLane) {
+    write_lost(text, &report.lost);
+    if report.lost_again > 0 {
+        let _ = writeln!(text, "  {} later numbers name these transactions again", report.lost_again);
+    }
     for MissingForGood { at, kind, transactions, numbers, reason, time } in &report.missing {
         let _ = write!(text, "  {transactions} transactions are missing for good at this lane:");
         for (epoch, from, through) in numbers {
@@ -212,7 +227,7 @@ fn write_heads(text: &mut String, report: &VerifiedLane) {
         if newest.at.through < watermark.through {
             let _ = writeln!(
                 text,
-                "  NOT signed: sequences {} to {}; right after a crash of the hub the next transaction's signature covers them, otherwise                  somebody has changed the files",
+                "  NOT signed: sequences {} to {}; right after a crash of the hub the next transaction's signature covers them, otherwise somebody has changed the files",
                 newest.at.through + 1,
                 watermark.through
             );

@@ -8,7 +8,7 @@
 //! channel, the store, the clock and the log. `incoming` reads and verifies what the broker brings, `carried` takes bundles, `lookup` answers the
 //! committer's questions, and `centre` is what people learn and decide.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender};
@@ -92,6 +92,8 @@ pub struct StoreThread {
     late: Vec<Entry>,
     late_bytes: usize,
     told: Told,
+    /// Lanes whose gateway has deleted all that their files lack, and where those files go on.
+    covered: BTreeMap<LaneName, Vec<Through>>,
     /// The last transaction was refused until the centre admits it.
     refused: Option<(LaneName, Refusal)>,
     /// The committer's time counts from here.
@@ -129,6 +131,7 @@ impl StoreThread {
             late: Vec::new(),
             late_bytes: 0,
             told: Told::default(),
+            covered: BTreeMap::new(),
             refused: None,
             began: Instant::now(),
             groups: 0,
@@ -322,7 +325,8 @@ impl StoreThread {
         }
         let tail_seen = statement.end.and_then(|end| self.fleet.tail_seen(lane, end.epoch));
         let window = self.speakers.window(&lane.practice, &lane.gateway);
-        self.answers.receipt(lane, statement, Beside { tail_seen, window });
+        let lost = self.store.lost(lane).to_vec();
+        self.answers.receipt(lane, statement, Beside { tail_seen, lost, window });
     }
 
     /// Puts the requested copies on stable storage.

@@ -8,6 +8,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use pgw_core::chain::Digest;
+use pgw_core::numbering::Numbers;
 use pgw_core::transaction::{Epoch, Kind, Sequence};
 use pgw_core::wire::entry::Entry;
 use pgw_core::wire::signature::KeyId;
@@ -40,6 +41,10 @@ pub struct VerifiedLane {
     pub others: u64,
     /// Entries for transactions that their gateway cannot send any more and that the line lacks.
     pub missing: Vec<MissingForGood>,
+    /// Numbers that the line names and that are lost for good, as the centre has admitted.
+    pub lost: Vec<Numbers>,
+    /// Later numbers whose content is lost with them.
+    pub lost_again: u64,
     /// Transactions under an id that has another content as well, by number; at most a hundred.
     pub rivals: Vec<(Through, Uuid)>,
     /// Number of all rivals.
@@ -97,6 +102,8 @@ impl VerifiedLane {
             advances: 0,
             others: 0,
             missing: Vec::new(),
+            lost: Vec::new(),
+            lost_again: 0,
             rivals: Vec::new(),
             rivals_total: 0,
             late: Vec::new(),
@@ -146,11 +153,15 @@ pub fn lane(directory: &Path, name: &LaneName, list: &Gateways) -> Result<Verifi
         check.line(LineAt { file, offset, length: text.len() as u64 }, number, text);
     })?;
     let Check { walk, copies, contents, entries, report, .. } = check;
-    let missing =
-        entries.iter().filter_map(|(at, kind, entry)| missing::of(entry, kind, *at, walk.watermarks()));
+    let lost: Vec<_> = walk.lost().iter().map(|part| part.numbers).collect();
+    let of = |(at, kind, entry): &(Through, String, Entry)| {
+        missing::of(entry, kind, *at, walk.watermarks(), &lost)
+    };
+    let missing = entries.iter().filter_map(of);
     Ok(VerifiedLane {
         torn_bytes,
         missing: missing.collect(),
+        lost,
         late: lacking(late, &contents),
         watermarks: walk.watermarks().to_vec(),
         recovered: ranges(copies.used),
@@ -238,7 +249,10 @@ impl Check<'_> {
                 let known = self.contents.get(&advance.id);
                 let here = known.is_some_and(|known| known.contains(&advance.digest));
                 let Through { epoch, through: sequence, .. } = advance.watermark;
-                (!here).then_some(Fault::Lost { epoch, sequence, id: advance.id })
+                // Its content may be in what is lost for good.
+                let explained = !here && !self.walk.lost().is_empty();
+                self.report.lost_again += u64::from(explained);
+                (!here && !explained).then_some(Fault::Lost { epoch, sequence, id: advance.id })
             }
             _ => None,
         };
@@ -346,7 +360,7 @@ impl Check<'_> {
                 }
             }
             Some(Line::Other(_)) => self.report.others += 1,
-            Some(Line::Group(_) | Line::Head(_)) | None => {}
+            Some(Line::Group(_) | Line::Lost { .. } | Line::Head(_)) | None => {}
         }
     }
 }

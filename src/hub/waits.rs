@@ -17,6 +17,8 @@ pub enum WaitReason {
     Deleted,
     /// The hub's files lack a part of the lane, which this does not refill.
     Hole,
+    /// The hub's files lack a part of the lane, and all of it is deleted at the gateway, as this says.
+    Lost,
     /// Its gateway has begun too many epochs today.
     Epochs,
 }
@@ -57,6 +59,10 @@ impl fmt::Display for Waits {
             WaitReason::Deleted => write!(
                 f,
                 "it stands for {transactions} transactions that the gateway has deleted after they were confirmed, and that the hub lacks: they are lost if no backup of the hub has them"
+            ),
+            WaitReason::Lost => write!(
+                f,
+                "the hub's files lack a part of the lane, and the gateway has deleted all of it after it was confirmed ({transactions} transactions, with what else it says is deleted): restore the files from a backup if there is one; admitted, that part counts as lost for good, and the lane continues with the files after it"
             ),
             WaitReason::Hole => f.write_str(
                 "the hub's files lack a part of the lane, and the gateway sends something else than that part; admitted, the lane continues there with this epoch, and what the files have after that part is kept beside the lane as late",

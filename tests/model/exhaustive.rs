@@ -24,7 +24,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use pgw_core::chain::{ChainValue, Digest, Through};
 use pgw_core::committer;
 use pgw_core::committer::{Committer, GroupLimits, Lookup, Missed, Refusal, Statement, Way};
-use pgw_core::delivery::{Action, Delivery, Input, Layout, Limits, Millis, Point, Receipt};
+use pgw_core::delivery::{Action, Delivery, Input, Layout, Limits, LostNumbers, Millis, Point, Receipt};
 use pgw_core::transaction::{Epoch, Kind, LaneName, Position, Sequence, TransactionId};
 use pgw_core::wire::signature::KeyId;
 use stateright::{Checker, Model, Property};
@@ -66,6 +66,8 @@ struct Budget {
     replays: u8,
     /// Files that say where the hub's line ends, or ended once.
     files: u8,
+    /// Parts that the hub's files lose from the middle of the first lane's line.
+    holes: u8,
     /// Groups that the hub's store does not store, or not completely.
     failed_appends: u8,
     /// Id look-ups that the store cannot answer.
@@ -86,6 +88,8 @@ struct Stream {
     retained: Option<Receipt>,
     /// What the hub wants to publish, and how often it has published since its start.
     waiting: Option<Statement>,
+    /// What it says with that is lost for good.
+    lost: Vec<LostNumbers>,
     counter: u8,
     accepted: u8,
 }
@@ -119,6 +123,11 @@ struct World {
     /// Ids that were on its disk at some time, and those that a person wrote off as lost.
     ever: BTreeSet<TransactionId>,
     released: BTreeSet<TransactionId>,
+    /// Ids whose rows the hub has lost, and those of them that the box had pruned by then, or prunes on an answer from before.
+    lost: BTreeSet<TransactionId>,
+    beyond_help: BTreeSet<TransactionId>,
+    /// What was in the backup then.
+    in_old_backup: BTreeSet<TransactionId>,
     /// Everything that was ever published, for a broker that says it again.
     recorded: BTreeSet<(usize, Up)>,
     /// Every end that the hub has ever named, for the files.
@@ -139,10 +148,41 @@ struct HubDisk {
     entries: Vec<Entry>,
     /// Beside the lines.
     late: Vec<Entry>,
+    /// After the last of the line these are missing, and those come then.
+    missing: Vec<Entry>,
+    after: Vec<Entry>,
+    closings: center::Closings,
     cannot_say: bool,
 }
 
+impl HubDisk {
+    /// Where the line goes on after what is missing.
+    fn until(&self) -> Vec<Through> {
+        let whole: Vec<_> = self.entries.iter().chain(&self.missing).copied().collect();
+        watermarks(&whole, 0)
+    }
+
+    /// What is stored of a group: of a lane with a hole only what refills it.
+    fn write(&mut self, group: impl Iterator<Item = Entry>) {
+        for entry in group {
+            if !self.after.is_empty() && entry.of == 0 {
+                let Some(next) = self.missing.first() else { continue };
+                assert_eq!((next.epoch, next.sequence), (entry.epoch, entry.sequence), "it refills the hole");
+                self.missing.remove(0);
+            }
+            self.entries.push(entry);
+        }
+        if self.missing.is_empty() {
+            self.entries.append(&mut self.after);
+        }
+    }
+}
+
 impl Lookup<Line> for HubDisk {
+    fn hole(&self, lane: &LaneName) -> Option<Vec<Through>> {
+        (index_of(lane) == 0 && !self.after.is_empty()).then(|| self.until())
+    }
+
     fn watermarks_of(&self, lane: &LaneName) -> Vec<Through> {
         watermarks(&self.entries, index_of(lane))
     }
@@ -150,7 +190,8 @@ impl Lookup<Line> for HubDisk {
     fn content(&mut self, lane: &LaneName, id: TransactionId, digest: Digest) -> Option<committer::Content> {
         let of = index_of(lane);
         let mut found = committer::Content::Unknown;
-        for entry in self.entries.iter().filter(|entry| entry.of == of && entry.id() == id) {
+        let kept = self.entries.iter().filter(|entry| entry.stored);
+        for entry in kept.filter(|entry| entry.of == of && entry.id() == id) {
             match entry.content.digest() == digest {
                 true => return (!self.cannot_say).then_some(committer::Content::Same),
                 false => found = committer::Content::Other,
@@ -228,6 +269,11 @@ enum Step {
         kept: bool,
     },
     HubRestored,
+    /// Its files lose these rows, from the first to before the other, which it finds when it starts again.
+    HubLoses {
+        from: usize,
+        to: usize,
+    },
     GatewayTakes(usize),
     ReceiptLost(usize),
     Tick(usize),
@@ -241,12 +287,15 @@ impl World {
             boxes: Vec::new(),
             up: VecDeque::new(),
             limited: left.large > 0,
-            hub: center::begin(group_limits(&left), &[], 0),
+            hub: center::begin(group_limits(&left), &[], 0, false),
             disk: HubDisk::default(),
             backup: 0,
             lied: false,
             ever: BTreeSet::new(),
             released: BTreeSet::new(),
+            lost: BTreeSet::new(),
+            beyond_help: BTreeSet::new(),
+            in_old_backup: BTreeSet::new(),
             recorded: BTreeSet::new(),
             ends: BTreeSet::new(),
             tails: BTreeMap::new(),
@@ -268,6 +317,7 @@ impl World {
                     point: None,
                     retained: None,
                     waiting: None,
+                    lost: Vec::new(),
                     counter: 0,
                     accepted: 0,
                 });
@@ -362,6 +412,7 @@ impl World {
             }
             // Pruning comes with the answer that allows it.
             Action::Withdraw => {}
+            Action::LostAtHub(lost) => stream.disk.lost_at_hub = lost,
             Action::LookUpChain { epoch, sequence } => {
                 let chain = stream.disk.value(epoch, sequence);
                 stream.machine.handle(Input::ChainAt { epoch, sequence, chain }, self.now, more);
@@ -476,7 +527,8 @@ impl World {
             self.ends.insert((index, statement.end));
         }
         let number = (u64::from(self.incarnation), u64::from(stream.counter));
-        let receipt = center::receipt(number, statement, &self.tails, index);
+        let lost = stream.lost.clone();
+        let receipt = Receipt { lost, ..center::receipt(number, statement, &self.tails, index) };
         stream.retained = Some(receipt.clone());
         let surgery = self.owner(index);
         if self.boxes[surgery].connected {
@@ -506,6 +558,7 @@ impl World {
                         self.lied |= statement.end != center::end(&self.disk.entries, index);
                         let stream = &mut self.streams[index];
                         stream.waiting = Some(statement.instead_of(stream.waiting.take()));
+                        stream.lost = center::lost(&self.disk.entries, index, &self.disk.closings);
                     }
                     committer::Action::Gap(lane, missed) => {
                         let index = index_of(&lane);
@@ -514,7 +567,7 @@ impl World {
                             self.boxes[surgery].down.push_back((index, Down::Gap(missed)));
                         }
                     }
-                    committer::Action::Refuse(lane, Refusal::Admit | Refusal::Epochs) => {
+                    committer::Action::Refuse(lane, Refusal::Admit | Refusal::Hole | Refusal::Epochs) => {
                         self.wants_admission.insert(index_of(&lane));
                     }
                     committer::Action::KeepLate(line) => {
@@ -534,7 +587,7 @@ impl World {
 
     fn append(&mut self, kept: impl Fn(usize) -> bool) {
         let group = center::provable(self.hub.group());
-        self.disk.entries.extend(group.into_iter().filter(|entry| kept(entry.of)));
+        self.disk.write(group.into_iter().filter(|entry| kept(entry.of)));
         self.ever.extend(self.disk.entries.iter().filter(|entry| entry.has_body()).map(Entry::id));
     }
 
@@ -547,15 +600,61 @@ impl World {
         self.tell_hub(committer::Input::Flush, None);
     }
 
+    /// The centre lets a lane continue, or gives up what its files have lost.
+    fn admit(&mut self, index: usize) {
+        let present = self.streams[index].disk.numbering.present().epoch;
+        if self.disk.hole(name(index)).is_some() && self.hub.may_admit(name(index)) == Some(present) {
+            let late = if center::is_covered(&self.streams[index].disk, &self.disk.missing) {
+                let newest = self.disk.after.last().map(|entry| entry.epoch);
+                let whole = [&self.disk.entries[..], &self.disk.missing, &self.disk.after].concat();
+                let epochs = watermarks(&whole, 0).iter().map(|end| end.epoch).collect();
+                self.disk.closings.extend(newest.map(|newest| (newest, epochs)));
+                let lost = |entry: Entry| Entry { stored: false, lost: newest, ..entry };
+                self.disk.entries.extend(self.disk.missing.drain(..).map(lost));
+                self.disk.entries.append(&mut self.disk.after);
+                Vec::new()
+            } else {
+                self.disk.missing.clear();
+                std::mem::take(&mut self.disk.after)
+            };
+            self.lost.extend(late.iter().map(Entry::id));
+            self.disk.late.extend(late);
+        }
+        self.tell_hub(committer::Input::Admit(name(index).clone()), None);
+    }
+
+    fn hub_loses(&mut self, from: usize, to: usize) {
+        self.in_old_backup.extend(self.disk.entries[..self.backup].iter().map(Entry::id));
+        self.disk.after = self.disk.entries.split_off(to);
+        self.disk.missing = self.disk.entries.split_off(from);
+        let ids: Vec<_> = self.disk.missing.iter().filter(|entry| entry.has_body()).map(Entry::id).collect();
+        let disk = &self.streams[0].disk;
+        let is_answer = |packet: &(usize, Down)| match packet {
+            (_, Down::Receipt(receipt)) => receipt.nonce.is_some(),
+            _ => false,
+        };
+        let answered = self.boxes[0].down.iter().any(is_answer);
+        self.beyond_help.extend(ids.iter().filter(|id| answered || !disk.can_read(**id)));
+        self.lost.extend(ids);
+        self.backup = self.backup.min(from);
+        self.hub_restarts();
+    }
+
     fn hub_starts(&mut self, length: usize) {
         self.disk.entries.truncate(length);
         self.disk.late.clear();
+        (self.disk.missing, self.disk.after) = (Vec::new(), Vec::new());
         self.backup = self.backup.min(length);
+        self.hub_restarts();
+    }
+
+    fn hub_restarts(&mut self) {
         self.incarnation += 1;
         for stream in &mut self.streams {
             (stream.waiting, stream.counter) = (None, 0);
         }
-        self.hub = center::begin(group_limits(&self.left), &self.disk.entries, self.backup);
+        let has_hole = !self.disk.after.is_empty();
+        self.hub = center::begin(group_limits(&self.left), &self.disk.entries, self.backup, has_hole);
         self.tell_hub(committer::Input::Connected, None);
         self.hub_stores();
     }
@@ -595,8 +694,9 @@ impl World {
             let ours = self.taken().filter(|entry| entry.of == index && entry.has_body());
             let stored: Vec<_> = ours.map(|entry| entry.id()).collect();
             let once = stored.iter().enumerate().all(|(place, id)| !stored[..place].contains(id));
-            // A written-off record may have reached the hub before it was lost; its position cannot be wrong.
-            let counts = |id: &&TransactionId| !self.released.contains(*id);
+            // A written-off record may have reached the hub before it was lost; its position cannot be wrong. What the hub has lost
+            // comes again after what it still has.
+            let counts = |id: &&TransactionId| !self.released.contains(*id) && !self.lost.contains(*id);
             let ours = &self.streams[index].disk.records;
             let kept: Vec<_> = stored.iter().filter(counts).filter(|id| ours.contains(id)).collect();
             once && kept.iter().zip(ours.iter().filter(counts)).all(|(stored, ours)| *stored == ours)
@@ -607,10 +707,12 @@ impl World {
         self.streams.iter().all(|stream| {
             let mut marked = (1..).zip(stream.disk.records.iter().take(stream.watermark as usize));
             marked.all(|(position, id)| {
-                let on_disk = || self.disk.entries.iter().any(|entry| entry.has_body() && entry.id() == *id);
+                let mut disk = self.disk.entries.iter().chain(&self.disk.after);
+                let mut on_disk = || disk.any(|entry| entry.has_body() && entry.id() == *id);
                 // A void excuses the box that has lost the record, not one that came back with it.
                 let void = stream.disk.lost.get(&position).is_some_and(|lost| lost.released);
-                void || (self.ever.contains(id) && (self.restored || on_disk()))
+                let lost = self.lost.contains(id);
+                void || (self.ever.contains(id) && (self.restored || lost || on_disk()))
             })
         })
     }
@@ -631,11 +733,30 @@ impl World {
         })
     }
 
+    /// Whether the box knows of every confirmed transaction whose content the hub has not got, and whether there is only such as
+    /// nobody has any more.
+    fn confirmed_is_at_the_hub(&self) -> bool {
+        self.streams.iter().all(|stream| {
+            let disk = &stream.disk;
+            let mut marked = (1..).zip(disk.records.iter().take(stream.watermark as usize));
+            marked.all(|(position, id)| {
+                let here = self.disk.entries.iter().any(|entry| entry.has_body() && entry.id() == *id);
+                let late = self.disk.late.iter().any(|entry| entry.id() == *id);
+                let deleted = self.beyond_help.contains(id) && !disk.can_read(*id);
+                let nobody = deleted || self.released.contains(id) || late;
+                here || (disk.is_not_at_hub(position) && (self.restored || nobody))
+            })
+        })
+    }
+
     fn pruned_is_backed_up(&self) -> bool {
         self.streams.iter().all(|stream| {
             let mut pruned = stream.disk.records.iter().take(stream.disk.pruned as usize);
             let backup = &self.disk.entries[..self.backup];
-            pruned.all(|id| backup.iter().any(|entry| entry.has_body() && entry.id() == *id))
+            pruned.all(|id| {
+                self.in_old_backup.contains(id)
+                    || backup.iter().any(|entry| entry.has_body() && entry.id() == *id)
+            })
         })
     }
 
@@ -668,7 +789,7 @@ impl World {
         } else if let Some(index) = lost {
             self.release(index);
         } else if let Some(index) = self.wants_admission.pop_first() {
-            self.tell_hub(committer::Input::Admit(name(index).clone()), None);
+            self.admit(index);
         } else {
             let machines = self.streams.iter().enumerate();
             let (deadline, index) =
@@ -681,15 +802,17 @@ impl World {
 
     fn is_at_rest(&self) -> bool {
         let idle = self.up.is_empty()
+            && self.streams.iter().all(|stream| stream.waiting.is_none() && stream.machine.counts().answered)
             && self.boxes.iter().all(|surgery| surgery.connected && surgery.down.is_empty());
         let reached = |index: usize| self.streams[index].machine.confirmed() == self.must_reach(index);
-        idle && self.hub.group().is_empty() && (0..self.streams.len()).all(reached)
+        idle && !self.hub.has_work() && (0..self.streams.len()).all(reached)
     }
 
     /// Without another fault, and with unlimited time, everything is confirmed: first, if a record is held, all that
     /// it does not stop; then, once the limit is raised, that record too.
     fn comes_to_rest(&self) -> bool {
         let mut world = self.clone();
+        let mut tells = self.restored;
         for _ in 0..800 {
             if !world.is_at_rest() {
                 if world.next_step().is_none() {
@@ -697,8 +820,13 @@ impl World {
                 }
             } else if world.limited {
                 world.raise_limit();
+            } else if std::mem::take(&mut tells) {
+                // A hub that was restored to a store without a lane knows no gateway to tell.
+                (0..world.boxes.len()).for_each(|surgery| world.cut(surgery));
             } else {
-                return world.is_in_order_and_once() && world.watermark_is_true();
+                return world.is_in_order_and_once()
+                    && world.watermark_is_true()
+                    && world.confirmed_is_at_the_hub();
             }
         }
         false
@@ -816,6 +944,10 @@ impl Model for Small {
         may(left.hub_crashes > 0, Step::HubCrash { kept: false });
         may(left.hub_crashes > 0 && !group.is_empty(), Step::HubCrash { kept: true });
         may(left.restores > 0 && stored > world.backup, Step::HubRestored);
+        let whole = world.disk.after.is_empty();
+        for (from, to) in (1..stored).flat_map(|to| (0..to).map(move |from| (from, to))) {
+            may(left.holes > 0 && whole, Step::HubLoses { from, to });
+        }
     }
 
     fn next_state(&self, world: &World, step: Step) -> Option<World> {
@@ -849,6 +981,7 @@ impl Model for Small {
                 world.left.images -= 1;
                 world.images_used = true;
                 for (index, disk) in world.boxes[0].image.take()?.into_iter().enumerate() {
+                    world.beyond_help.retain(|id| !disk.can_read(*id));
                     world.streams[index].disk = disk;
                 }
                 world.restart(0);
@@ -876,7 +1009,7 @@ impl Model for Small {
             }
             Step::Admit(index) => {
                 world.wants_admission.remove(&index);
-                world.tell_hub(committer::Input::Admit(name(index).clone()), None);
+                world.admit(index);
             }
             Step::Release(index) => world.release(index),
             Step::HubTakes => {
@@ -935,6 +1068,10 @@ impl Model for Small {
                 world.left.restores -= 1;
                 world.restored = true;
                 world.hub_starts(world.backup);
+            }
+            Step::HubLoses { from, to } => {
+                world.left.holes -= 1;
+                world.hub_loses(from, to);
             }
             Step::GatewayTakes(surgery) => world.gateway_takes(surgery),
             Step::ReceiptLost(surgery) => {
@@ -1145,4 +1282,16 @@ fn a_file_says_where_the_line_ended_once() {
     explore("end by file, hub restored", budget, |world| world.restored && world.left.files == 0);
     let budget = Budget { files: 1, cuts: 1, images: 1, ..one_lane(2) };
     explore("end by file, image", budget, |world| world.left.images == 0 && world.left.files == 0);
+}
+
+#[test]
+fn the_hubs_files_lose_a_part() {
+    let lost = |world: &World| world.taken().any(|entry| entry.lost.is_some());
+    let budget = Budget { holes: 1, backups: 1, ..one_lane(3) };
+    explore("a part of the hub's files lost", budget, lost);
+    let budget = Budget { holes: 1, backups: 1, images: 1, ..one_lane(2 + long()) };
+    explore("a part of the hub's files lost, image", budget, |world| {
+        let again = |entry: Entry| entry.has_body() && world.lost.contains(&entry.id());
+        world.left.images == 0 && world.taken().any(|entry| entry.lost.is_some()) && world.taken().any(again)
+    });
 }

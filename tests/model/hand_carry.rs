@@ -26,6 +26,7 @@ fn a_receipt_from_a_file_moves_the_mark_only_to_what_is_ours() {
         backed_up_through: None,
         nonce: None,
         tail_seen: None,
+        lost: Vec::new(),
         known_store: true,
         limits: HubLimits::default(),
     };

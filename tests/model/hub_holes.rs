@@ -5,6 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use pgw_core::committer::{Content, Record as _};
+use pgw_core::numbering::{LostNumbers, Numbers};
 use pgw_core::transaction::{Hub, unix_millis_now};
 use pgw_core::wire::signature::SigningKey;
 use pgw_hub::backup::{self, NewBackup};
@@ -92,6 +93,14 @@ impl Centre {
         assert!(report::list(self.path(), unix_millis_now()).unwrap().ok);
         assert_eq!(end(&self.open()), 2 * GROUPS + 2);
     }
+}
+
+fn numbers(lost: &[Numbers]) -> Vec<(u64, u64)> {
+    lost.iter().map(|lost| (lost.from, lost.through)).collect()
+}
+
+fn numbers_of(lost: &[LostNumbers]) -> Vec<(u64, u64)> {
+    lost.iter().map(|lost| (lost.from, lost.through)).collect()
 }
 
 fn knows(store: &mut NdjsonStore, entry: &Entry) -> bool {
@@ -293,6 +302,62 @@ fn a_hole_that_is_given_up_ends_the_line_there_and_what_came_after_it_is_late() 
         let list = report::list(centre.path(), unix_millis_now()).unwrap();
         assert!(list.ok && list.text.contains("files of another history"), "{}", list.text);
     }
+}
+
+#[test]
+fn what_is_lost_for_good_stays_a_part_of_the_line_and_what_came_after_it_too() {
+    for missing in [0, 2, GROUPS as usize - 2] {
+        let centre = Centre::new();
+        fs::remove_file(&centre.files[missing]).unwrap();
+        let (lane, epoch) = (&centre.all[0].lane, centre.all[0].envelope.epoch);
+        let (from, through) = (2 * missing as u64 + 1, 2 * missing as u64 + 2);
+        let lost = [LostNumbers { epoch, from, through, newest: epoch }];
+        let mut store = centre.open();
+        store.close_hole(lane).unwrap();
+        for _ in 0..2 {
+            assert_eq!((end(&store), store.hole(lane)), (2 * GROUPS, None));
+            assert_eq!(store.lost(lane), lost);
+            for (number, entry) in (1..).zip(&centre.all[..2 * GROUPS as usize]) {
+                let value = store.value_at(lane, epoch, number).unwrap();
+                assert_eq!(value, (number != from).then_some(entry.envelope.chain), "{number}");
+                assert_eq!(knows(&mut store, entry), !(from..=through).contains(&number), "{number}");
+            }
+            store = centre_after(store, &centre);
+        }
+        store.append(&centre.all[2 * GROUPS as usize..]).unwrap();
+        store = centre_after(store, &centre);
+        assert_eq!(end(&store), 2 * GROUPS + 2);
+        let verified = verify::lane(centre.path(), lane, &Gateways::default()).unwrap();
+        assert_eq!((verified.faults, numbers(&verified.lost)), (vec![], numbers_of(&lost)));
+        assert_eq!((verified.transactions, verified.late.len()), (2 * GROUPS, 0));
+        let shown = centre.verify();
+        let expected = format!("LOST for good, as the centre has admitted: sequences {from} to {through}");
+        assert!(shown.ok && shown.text.contains(&expected), "{}", shown.text);
+        assert!(report::list(centre.path(), unix_millis_now()).unwrap().ok);
+    }
+}
+
+#[test]
+fn parts_that_are_lost_one_after_the_other_are_all_named() {
+    let centre = Centre::new();
+    let (lane, epoch) = (&centre.all[0].lane, centre.all[0].envelope.epoch);
+    for file in [1, 2, 4] {
+        fs::remove_file(&centre.files[file]).unwrap();
+        centre.open().close_hole(lane).unwrap();
+    }
+    let lost =
+        [(3, 4), (5, 6), (9, 10)].map(|(from, through)| LostNumbers { epoch, from, through, newest: epoch });
+    let store = centre.open();
+    assert_eq!((end(&store), store.lost(lane)), (2 * GROUPS, &lost[..]));
+    drop(store);
+    let verified = verify::lane(centre.path(), lane, &Gateways::default()).unwrap();
+    assert_eq!((verified.faults, numbers(&verified.lost)), (vec![], numbers_of(&lost)));
+    // Whoever makes more of it than was lost makes a hole.
+    let path = &centre.files[3];
+    let text = fs::read_to_string(path).unwrap().replace(r#""through":"10""#, r#""through":"11""#);
+    fs::write(path, text).unwrap();
+    assert!(!centre.verify().ok);
+    assert_eq!(end(&centre.open()), 11);
 }
 
 #[test]

@@ -3,8 +3,8 @@
 use std::fs;
 use std::sync::{Arc, mpsc};
 
-use pgw_core::numbering::{self, EntryKind, Numbers};
-use pgw_core::transaction::{Transaction, TransactionId, unix_millis_now};
+use pgw_core::numbering::{self, EntryKind, LostNumbers, Numbers};
+use pgw_core::transaction::{Epoch, Kind, Transaction, TransactionId, unix_millis_now};
 use pgw_core::wire::entry;
 use pgw_core::wire::receipt::GapCode;
 use pgw_hub::answers::Answer;
@@ -243,20 +243,8 @@ fn the_centre_admits_exactly_the_epoch_that_waits() {
         running.send_together(&[pruned.clone(), behind.clone(), replayed.clone()]);
         assert_eq!(running.through(&present, "waits").0, 0);
     }
-    let list = || report::list(running.directory.path(), unix_millis_now()).unwrap().text;
-    let waiting = loop {
-        // The view is written a few seconds later at most.
-        running.arrivals.as_ref().unwrap().send(Arrival::Tick).ok().unwrap();
-        let text = list();
-        if text.contains("WAITS") {
-            break text;
-        }
-        std::thread::yield_now();
-    };
-    assert!(
-        waiting.contains("stands for 6 transactions") && waiting.contains(&present.epoch.to_string()),
-        "{waiting}"
-    );
+    let waiting = list_waits(&running, present.epoch);
+    assert!(waiting.contains("stands for 6 transactions"), "{waiting}");
     let admitted = admit(&running, None).unwrap();
     let [one] = &admitted[..] else { panic!("{admitted:?}") };
     assert_eq!((one.name(), one.waits.epoch, one.waits.transactions), (lane("clinical"), present.epoch, 6));
@@ -323,6 +311,75 @@ fn a_new_epoch_waits_while_a_hole_is_open_and_what_came_after_it_is_late_then() 
     let late: Vec<u64> = verified.late.iter().map(|late| late.at.through).collect();
     assert_eq!((verified.transactions, late), (7, vec![7, 9, 10, 11, 12]));
     assert_eq!(verified.watermarks, [kept.end(), present.end()]);
+}
+
+#[test]
+fn what_its_gateway_has_deleted_of_a_hole_is_lost_for_good_and_the_lane_goes_on_after_it() {
+    let directory = Arc::new(tempfile::tempdir().unwrap());
+    let mut first = Sender::new(&lane("clinical"), 1);
+    let all = first.take(12);
+    let mut running = Running::in_store(&directory, 1_000);
+    for group in all.chunks(2) {
+        running.send_together(group);
+        running.through(&first, &format!("{}", group[0].envelope.chain));
+    }
+    running.finish();
+    let files = files_of(directory.path(), &first.lane).unwrap();
+    fs::remove_file(&files[2]).unwrap();
+    running = Running::in_store(&directory, 1_000);
+    let mut kept = first.clone();
+    (kept.sequence, kept.chain) = (4, all[3].envelope.chain);
+    // An entry for a part only, and a sender's transaction that looks like an entry for all of it.
+    let mut looks = entry_for(&first, (5, 6), EntryKind::Pruned, 1);
+    looks.kind = Kind::Transaction;
+    for (number, not) in [entry_for(&first, (6, 8), EntryKind::Pruned, 2), looks].into_iter().enumerate() {
+        let mut present = Sender::after(&kept, 10 + number as u128);
+        running.ask(&present, &format!("not {number}"));
+        running.send_together(&[present.next_of(&not)]);
+        assert_eq!(running.through(&present, &format!("still not {number}")).0, 0);
+        let waits = list_waits(&running, present.epoch);
+        assert!(waits.contains("sends something else than that part"), "{waits}");
+    }
+    let mut present = Sender::after(&kept, 2);
+    let pruned = present.next_of(&entry_for(&first, (5, 8), EntryKind::Pruned, 3));
+    running.ask(&present, "a");
+    running.send_together(std::slice::from_ref(&pruned));
+    assert_eq!(running.through(&present, "b").0, 0);
+    let admitted = admit(&running, Some(lane("clinical"))).unwrap();
+    assert_eq!((admitted[0].waits.reason, admitted[0].set_aside), (WaitReason::Lost, 0));
+    // The line ends where its files end, and every answer names what is lost.
+    running.ask(&present, "c");
+    let lost = loop {
+        if let Answer::Receipt { nonce: Some(nonce), end, lost, .. } = running.answer()
+            && nonce == "c"
+        {
+            assert_eq!(end, Some(first.end()));
+            break lost;
+        }
+    };
+    let epoch = first.epoch;
+    assert_eq!(lost, [LostNumbers { epoch, from: 5, through: 6, newest: epoch }]);
+    // What is lost is new, what is not is known, and the entry is not wanted any more.
+    let mut next = Sender::after(&first, 3);
+    running.ask(&next, "d");
+    running.send_together(&[next.again(&all[4]), next.again(&all[7])]);
+    assert_eq!(running.through(&next, "e").0, 2);
+    running.finish();
+    let verified = verified(&running);
+    assert_eq!((verified.transactions, verified.advances), (11, 1));
+    assert_eq!((verified.missing, verified.watermarks), (vec![], vec![first.end(), next.end()]));
+}
+
+/// What `practice-hub list` says of what waits, once it says it of this epoch: the view is written a few seconds later at most.
+fn list_waits(running: &Running, epoch: Epoch) -> String {
+    loop {
+        running.arrivals.as_ref().unwrap().send(Arrival::Tick).ok().unwrap();
+        let text = report::list(running.directory.path(), unix_millis_now()).unwrap().text;
+        if text.contains("WAITS") && text.contains(&epoch.to_string()) {
+            return text;
+        }
+        std::thread::yield_now();
+    }
 }
 
 #[test]

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use pgw_core::chain::{ChainValue, Digest};
 use pgw_core::committer::Content;
+use pgw_core::numbering::LostNumbers;
 use pgw_core::transaction::{Epoch, TransactionId};
 use pgw_core::wire::SCHEMA;
 use pgw_core::wire::command::{CommandResult, Order};
@@ -101,6 +102,14 @@ impl Store for Unreliable {
     fn hole(&self, lane: &LaneName) -> Option<Vec<Through>> {
         self.inner.hole(lane)
     }
+    fn lost(&self, lane: &LaneName) -> &[LostNumbers] {
+        self.inner.lost(lane)
+    }
+
+    fn close_hole(&mut self, lane: &LaneName) -> Result<(), StoreError> {
+        self.inner.close_hole(lane)
+    }
+
     fn leave_hole(&mut self, lane: &LaneName) -> Result<u64, StoreError> {
         self.inner.leave_hole(lane)
     }

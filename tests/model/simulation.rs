@@ -25,7 +25,12 @@ const TURNS: u64 = 2_000;
 const STRANGE: u64 = u64::MAX;
 
 /// A run must meet every one of these, or it proves less than it claims.
-const MUST_BE_SEEN: [&str; 54] = [
+const MUST_BE_SEEN: [&str; 59] = [
+    "a part of the hub's files is lost",
+    "late, because it came after a lost part",
+    "lost at the hub, and sent again",
+    "lost for good",
+    "what was missing has come again",
     "an end by file",
     "an end by file is refused",
     "an epoch is laid out by a file",
@@ -104,6 +109,9 @@ struct World {
     destroys: bool,
     /// What a person has ever written off.
     released: HashSet<TransactionId>,
+    /// What the hub's files have ever lost, or have beside the line because of that; and what of it the box could not read then.
+    lost: HashSet<TransactionId>,
+    beyond_help: HashSet<TransactionId>,
     accepted: HashSet<TransactionId>,
     /// One in this many turns brings a fault; 0: none.
     faults: u64,
@@ -146,6 +154,8 @@ impl World {
             recorded: Vec::new(),
             destroys: false,
             released: HashSet::new(),
+            lost: HashSet::new(),
+            beyond_help: HashSet::new(),
             accepted: HashSet::new(),
             faults,
             outages: 0,
@@ -327,8 +337,20 @@ impl World {
             self.center.back_up(self.now, &mut self.seen);
         }
         if self.center.wants_admission && (!faults || self.random.percent(10)) {
-            self.center.admit(self.now, &mut self.seen);
+            let late = self.center.admit(&self.surgery.disk, self.now, &mut self.seen);
+            self.lost(&late);
         }
+    }
+
+    /// The hub has lost these rows, or has them beside the line.
+    fn lost(&mut self, rows: &[center::Entry]) {
+        let ids: Vec<_> = rows.iter().filter(|entry| entry.has_body()).map(center::Entry::id).collect();
+        let disk = &self.surgery.disk;
+        // What the gateway may prune on an answer from before.
+        let is_answer = |packet: &Down| matches!(packet, Down::Receipt(receipt) if receipt.nonce.is_some());
+        let answered = self.broker.down.iter().any(is_answer);
+        self.beyond_help.extend(ids.iter().filter(|id| answered || !disk.can_read(**id)));
+        self.lost.extend(ids);
     }
 
     /// A broker may change a transaction, and its chain value with it.
@@ -374,7 +396,17 @@ impl World {
     fn fault(&mut self) {
         self.check();
         let what = match self.random.below(100) {
-            0..30 => {
+            0..2 => {
+                if !self.center.can_lose() {
+                    return;
+                }
+                self.center.lose(&mut self.random);
+                let missing = self.center.missing.clone();
+                self.lost(&missing);
+                self.hub_down();
+                "a part of the hub's files is lost"
+            }
+            2..30 => {
                 if self.surgery.connected {
                     self.cut();
                 }
@@ -400,7 +432,11 @@ impl World {
                 self.hub_down()
             }
             74..82 => {
-                // If boxes prune early, the hub restores its last backup; otherwise any.
+                // If boxes prune early, the hub restores its last backup, which is not modelled once its files have lost a part;
+                // otherwise any.
+                if self.surgery.prunes && self.center.has_lost {
+                    return;
+                }
                 let backups = &self.center.backups;
                 let least = if self.surgery.prunes { backups.len().saturating_sub(1) } else { 0 };
                 let choice = least as u64 + self.random.below((backups.len() - least).max(1) as u64);
@@ -448,6 +484,8 @@ impl World {
                 }
                 let index = self.random.below(self.images.len() as u64) as usize;
                 self.surgery.disk = self.images[index].clone();
+                let disk = &self.surgery.disk;
+                self.beyond_help = self.lost.iter().copied().filter(|id| !disk.can_read(*id)).collect();
                 self.box_down();
                 "box restored from an image"
             }
@@ -607,7 +645,7 @@ impl World {
         }
     }
 
-    fn verdict(&self) {
+    fn verdict(&mut self) {
         let ours = &self.surgery.disk.records;
         let bodies = self.center.entries.iter().filter(|entry| entry.has_body());
         let stored: Vec<_> = bodies.clone().map(center::Entry::id).collect();
@@ -615,14 +653,29 @@ impl World {
         assert_eq!(places.len(), stored.len(), "something is stored twice");
         assert!(bodies.clone().all(|entry| entry.content.body == 0), "something was changed");
         assert!(stored.iter().all(|id| self.accepted.contains(id)), "something was never accepted");
+        let rows = self.center.entries.iter().filter(|entry| entry.lost.is_some());
+        let for_good: HashSet<_> = rows.map(center::Entry::id).collect();
         let mut before = None;
-        for id in ours {
+        for (position, id) in (1..).zip(ours) {
             // What a person has written off may be at the hub all the same: it may have come there before it was lost, or
             // come back with an image.
             if self.released.contains(id) {
                 continue;
             }
             let place = places.get(id).copied();
+            if self.lost.contains(id) {
+                // It comes again after what the hub still has.
+                let nobody = self.beyond_help.contains(id) && !self.surgery.disk.can_read(*id);
+                assert!(place.is_some() || nobody, "{id:?} is lost at the hub");
+                let is_known = self.surgery.disk.is_not_at_hub(position);
+                // After an image the box may not know through which of its epochs the hub's line leads.
+                let is_known = is_known || self.seen.0.contains_key("box restored from an image");
+                assert!(place.is_some() || is_known, "the gateway believes that {id:?} is at the hub");
+                if place.is_some() && for_good.contains(id) {
+                    self.seen.note("lost at the hub, and sent again");
+                }
+                continue;
+            }
             assert!(place.is_some(), "{id:?} is missing at the hub");
             assert!(place > before, "{id:?} is out of order at the hub");
             before = place;

@@ -301,6 +301,56 @@ fn what_a_restored_hub_lacks_and_the_gateway_has_pruned_is_new_when_its_sender_r
     scene.holds(safe);
 }
 
+/// The hub's first file has lost its content, and only the hub had it.
+#[test]
+fn what_the_hub_has_lost_for_good_is_named_and_new_when_its_sender_repeats_it() {
+    let mut scene =
+        Scene::new("segment_records = 100\nretention_days = 0\n", "[store]\nrotate_bytes = 65_536\n", "");
+    scene.site.start_hub();
+    scene.site.start_gateway();
+    let all = scene.submit(1..=250);
+    scene.site.wait_for("confirmed_total", 250, PATIENCE);
+    eventually_blocking("two segments to go", PATIENCE, || is_pruned(&scene, 200).then_some(()));
+    scene.site.stop_gateway();
+    scene.site.kill_hub();
+    let first = scene.site.store().join("B86022/gw1/clinical.000001.ndjson");
+    let text = std::fs::read_to_string(&first).expect("a file that has rotated");
+    let lost = text.lines().filter(|line| line.starts_with("{\"specversion\"")).count();
+    assert!((2..200).contains(&lost), "{lost}");
+    std::fs::remove_file(&first).expect("removed");
+    scene.site.start_hub();
+    scene.site.start_gateway();
+
+    scene.hub_says(&["list"], "counts as lost for good");
+    let admitted = scene.hub(&["lane", "admit", LANE]);
+    println!("READ lane admit: {admitted}");
+    let said = scene.event("hub.lost");
+    assert!(said.contains(&format!("lost {lost} transactions for good")), "{said}");
+    scene.all_confirmed();
+    let status = scene.site.status().expect("a status");
+    assert_eq!((&status["confirmed_total"], &status["damaged"]), (&(250 - lost).into(), &lost.into()));
+    let shown = scene.hub_says(&["lane", "show", LANE], "LOST for good");
+    assert!(shown.contains(&format!("sequences 1 to {lost}")), "{shown}");
+    // The gateway knows it, also after a restart without a link: the sender's repetition is the only way back.
+    scene.site.stop_gateway();
+    scene.site.kill_hub();
+    scene.site.start_gateway();
+    assert!(is_pruned(&scene, lost as u64 + 1), "the hub has it");
+    assert!(!is_pruned(&scene, lost as u64), "the hub has it not");
+    scene.submit([lost]);
+    assert_eq!(scene.number("accepted_total"), 251);
+    scene.site.start_hub();
+    scene.all_confirmed();
+    scene.site.stop();
+    let verified = scene.site.hub_command(&["verify"]);
+    assert!(verified.status.success(), "{verified:?}");
+    // The independent proof knows no part that is lost, so the chain and the order at its end are for `verify` to judge.
+    let mut safe: Vec<_> = all[lost..].to_vec();
+    safe.push(all[lost - 1].clone());
+    let proof = Proof::of(&scene.site.store(), &[safe]).expect("the hub's files");
+    assert_eq!((proof.lost, proof.repeated, proof.delivered), (0, 0, 251 - lost), "{proof:?}");
+}
+
 // ---- 2: something else in the place of a transaction -----------------------------------------------------------------
 
 /// With the chain value that belongs to it: all but the signature fits.

@@ -511,6 +511,7 @@ impl State {
             store: StoreId(uuid::Uuid::nil()),
             succeeds: Vec::new(),
             tail_seen: None,
+            lost: Vec::new(),
             backed_up_through: None,
             limits: HubLimits::default(),
             nonce,

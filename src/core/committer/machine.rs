@@ -92,8 +92,14 @@ impl<R: Record> Committer<R> {
                 }
             }
             Input::Admit(lane) => {
+                let is_staged = self.group.iter().any(|record| *record.lane() == lane);
                 if let Some(state) = self.lanes.get_mut(&lane) {
                     state.admit();
+                    // What the store has lost may count as lost for good now: then it is further at once.
+                    let watermarks = store.watermarks_of(&lane);
+                    if !is_staged && watermarks != state.watermarks() {
+                        state.begin_again(watermarks);
+                    }
                 }
                 // A receipt without an answer makes its gateway try again.
                 self.receipt_due(&lane);

@@ -2,6 +2,7 @@
 
 use super::{HubLimits, Millis};
 use crate::chain::Through;
+use crate::numbering::LostNumbers;
 use crate::transaction::{Position, Sequence};
 
 /// A point of the lane's line that the hub has confirmed, with the position that it is at here.
@@ -60,6 +61,8 @@ pub(super) struct HubView {
     pub(super) answered: bool,
     /// What it takes, as its last answer on this connection says.
     pub(super) limits: HubLimits,
+    /// What its line names and its store has lost for good, as its last answer says.
+    pub(super) lost: Vec<LostNumbers>,
     /// When the answer was asked for on which pruning may rely.
     pub(super) relied_on: Option<Millis>,
     /// The claim whose chain value is being looked up, and the newest one, which waits for that.
@@ -74,6 +77,7 @@ impl HubView {
             counter: 0,
             answered: false,
             limits: HubLimits::default(),
+            lost: Vec::new(),
             relied_on: None,
             looking: None,
             waiting: None,

@@ -53,6 +53,8 @@ pub struct Delivery {
     waits_until: Option<Millis>,
     /// The hub waits for the centre before it takes what was sent.
     waits_for_centre: bool,
+    /// What the hub has lost for good, as the driver was told last.
+    lost: Option<Vec<(Position, Position)>>,
     /// Receipt timeouts and stalls on the present head: each doubles the next.
     misses: u32,
     trips: u32,
@@ -138,6 +140,7 @@ impl Delivery {
             diverged: None,
             waits_until: None,
             waits_for_centre: false,
+            lost: None,
             misses: 0,
             trips: 0,
         }

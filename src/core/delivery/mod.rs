@@ -27,7 +27,7 @@ mod machine;
 mod window;
 
 pub use crate::chain::Through;
-pub use crate::numbering::{Entry, EntryKind, EpochStart, Gone, Numbering, Numbers};
+pub use crate::numbering::{Entry, EntryKind, EpochStart, Gone, LostNumbers, Numbering, Numbers};
 pub use crate::wire::receipt::HubLimits;
 pub use hub::Point;
 pub use machine::{Counts, Delivery};
@@ -74,6 +74,8 @@ pub struct Receipt {
     pub nonce: Option<Nonce>,
     /// The highest tail that this gateway has named to the hub, in an epoch.
     pub tail_seen: Option<(Epoch, Sequence)>,
+    /// Numbers that the line names and the hub's store has lost for good.
+    pub lost: Vec<LostNumbers>,
     /// It speaks of the store that this gateway has accepted: pruning may rely on it.
     pub known_store: bool,
     /// What the hub takes.
@@ -206,6 +208,9 @@ pub enum Action {
         /// When the hub was asked whose answer says so; `None`: it is no answer, and nothing may be pruned because of it.
         asked: Option<Millis>,
     },
+    /// The hub has confirmed these positions, first to last, and has lost them for good: they are not there. It replaces what was
+    /// said before. In order.
+    LostAtHub(Vec<(Position, Position)>),
     /// Prune nothing on what was answered before: the newest answer does not say that the hub has it.
     Withdraw,
     /// Compute this lane's own chain value at a number, and answer with [`Input::ChainAt`].

@@ -46,6 +46,9 @@ struct Bench {
     incarnation: u64,
     connections: u8,
     tail_seen: Option<(Epoch, Sequence)>,
+    /// What the hub says is lost for good, and what the driver was told of that.
+    lost: Vec<LostNumbers>,
+    lost_at_hub: Vec<(Position, Position)>,
     known_store: bool,
     limits: HubLimits,
     /// How often what was answered before was withdrawn.
@@ -68,6 +71,8 @@ impl Bench {
             incarnation: 1,
             connections: 0,
             tail_seen: None,
+            lost: Vec::new(),
+            lost_at_hub: Vec::new(),
             known_store: true,
             limits: HubLimits::default(),
             withdrawn: 0,
@@ -91,6 +96,10 @@ impl Bench {
         });
         self.nonce = nonces.next_back().unwrap_or(self.nonce);
         self.withdrawn += out.extract_if(.., |action| *action == Action::Withdraw).count();
+        for told in out.extract_if(.., |action| matches!(action, Action::LostAtHub(_))) {
+            let Action::LostAtHub(lost) = told else { continue };
+            self.lost_at_hub = lost;
+        }
         out
     }
 
@@ -117,6 +126,7 @@ impl Bench {
             backed_up_through: None,
             nonce,
             tail_seen: self.tail_seen,
+            lost: self.lost.clone(),
             known_store: self.known_store,
             limits: self.limits,
         })

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::chain::Through;
+use crate::numbering::LostNumbers;
 use crate::transaction::{Epoch, Hub, Sequence};
 use crate::wire::SCHEMA;
 use crate::wire::signature::KeyId;
@@ -29,6 +30,10 @@ pub struct Receipt {
     pub succeeds: Vec<StoreId>,
     /// The highest tail that the gateway has named of the end's epoch; `null`: none.
     pub tail_seen: Option<Sequence>,
+    /// Numbers that the line names and the hub's store has lost for good, as the centre has admitted: their content is not
+    /// there.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub lost: Vec<LostNumbers>,
     /// Through which sequence of the end's epoch a backup has it; `null`: not known.
     pub backed_up_through: Option<Sequence>,
     /// What the hub takes now.

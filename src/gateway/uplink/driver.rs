@@ -222,6 +222,7 @@ impl Driver {
                         let now = self.now();
                         self.backoff.progress(now);
                     }
+                    Action::LostAtHub(lost) => self.lanes[index].reader().lost_at_hub(lost),
                     Action::Withdraw => self.outbox.withdraw_answer(&self.lanes[index].lane),
                     Action::LookUpChain { epoch, sequence } => {
                         self.lanes[index].reader().chain_at(epoch, sequence);

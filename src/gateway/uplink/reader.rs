@@ -134,6 +134,8 @@ enum Question {
         link: Option<Through>,
         gone: Vec<Gone>,
     },
+    /// No question: what the hub has lost for good is written down.
+    LostAtHub(Vec<(Position, Position)>),
 }
 
 /// An answer, with its lane.
@@ -169,7 +171,7 @@ impl Reader {
             let mut readers = Readers::new(&outbox, &lane);
             while let Ok(question) = asked.recv() {
                 let answer = answer((&outbox, &lane), &mut readers, (&topic, &key), question);
-                if answers.send((index, answer)).is_err() {
+                if answer.is_some_and(|answer| answers.send((index, answer)).is_err()) {
                     return;
                 }
             }
@@ -192,6 +194,10 @@ impl Reader {
 
     pub(super) fn new_epoch(&self, after: Position, link: Option<Through>, gone: Vec<Gone>) {
         self.ask(Question::NewEpoch { after, link, gone });
+    }
+
+    pub(super) fn lost_at_hub(&self, lost: Vec<(Position, Position)>) {
+        self.ask(Question::LostAtHub(lost));
     }
 
     fn ask(&self, question: Question) {
@@ -236,14 +242,14 @@ fn answer(
     readers: &mut Readers,
     (topic, key): (&Bytes, &SigningKey),
     question: Question,
-) -> ReaderAnswer {
+) -> Option<ReaderAnswer> {
     let name = outbox.lane_name(lane);
     // A record that MQTT cannot carry ends the batch: no door accepts one so large.
     let ready = |round, records: Result<Vec<Numbered>, ReadError>| {
         let ready = |numbered: Numbered| Ready::new(&name, topic, key, round, &numbered);
         records.map(|records| records.into_iter().map_while(ready).collect())
     };
-    match question {
+    Some(match question {
         Question::Records { generation, from, most, most_bytes, round } => {
             let records = ready(round, readers.live.read(from, most, most_bytes));
             ReaderAnswer::Records { generation, from, records }
@@ -261,7 +267,11 @@ fn answer(
         Question::NewEpoch { after, link, gone } => {
             ReaderAnswer::Renumbered(outbox.new_epoch(lane, after, link, &gone))
         }
-    }
+        Question::LostAtHub(lost) => {
+            outbox.lost_at_hub(lane, &lost);
+            return None;
+        }
+    })
 }
 
 #[cfg(test)]

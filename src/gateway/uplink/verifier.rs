@@ -134,6 +134,7 @@ impl Verifier {
             backed_up_through: body.backed_up_through,
             nonce,
             tail_seen: body.end.map(|end| end.epoch).zip(body.tail_seen),
+            lost: body.lost,
             known_store: false,
             limits: body.limits,
         };
@@ -223,6 +224,7 @@ mod tests {
             store: StoreId(Uuid::nil()),
             succeeds: Vec::new(),
             tail_seen: Some(8),
+            lost: Vec::new(),
             backed_up_through: None,
             limits: delivery::HubLimits::default(),
             nonce: Some(receipt::nonce_text(&[9; 16])),

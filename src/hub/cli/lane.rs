@@ -66,6 +66,7 @@ fn show(settings: &HubSettings, lane: &LaneName, out: &mut dyn Write, err: &mut 
         let _ =
             writeln!(text, "  waits until the centre admits it: {waits} (practice-hub lane admit {lane})");
     }
+    report::write_lost(&mut text, &verified.lost);
     for (at, id) in &verified.rivals {
         let _ = writeln!(text, "  rival: {id} at sequence {} of epoch {}", at.through, at.epoch);
     }
@@ -104,6 +105,13 @@ fn admit(settings: &HubSettings, command: &Admit, out: &mut dyn Write, err: &mut
 
 fn sentence(admitted: &AdmittedLane) -> String {
     let mut text = format!("{}: admitted: {}\n", admitted.name(), admitted.waits);
+    if admitted.waits.reason == WaitReason::Lost {
+        let _ = writeln!(
+            text,
+            "  the missing part is lost for good, and the lane continues with the files after it: practice-hub lane show {}",
+            admitted.name()
+        );
+    }
     if admitted.waits.reason == WaitReason::Hole {
         let _ = writeln!(
             text,

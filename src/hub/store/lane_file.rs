@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 
 use pgw_core::chain::{ChainValue, Digest};
 use pgw_core::committer::{Content, Record as _, Refill, refill};
-use pgw_core::transaction::unix_millis_now;
+use pgw_core::numbering::LostNumbers;
+use pgw_core::transaction::{Epoch, rfc3339, unix_millis_now};
 use uuid::Uuid;
 
 use super::files::{
@@ -39,6 +40,8 @@ pub(super) struct LaneFile {
     ordinal: u32,
     /// Files are missing after the one that is written.
     hole: Option<Hole>,
+    /// What is lost for good, in the order of the line.
+    pub(super) lost: Vec<LostNumbers>,
     /// What lies beyond `length` still has to be copied aside.
     torn: bool,
     /// The file was renamed, and the new one does not exist yet.
@@ -74,7 +77,7 @@ impl LaneFile {
         let parent = directory_of(directory, &name);
         create_directory(&parent)?;
         let base = parent.join(format!("{}.ndjson", name.lane));
-        let Row { ends, last, hole, damaged } = row::read(directory, &name)?;
+        let Row { ends, last, hole, lost, damaged } = row::read(directory, &name)?;
         let numbers = rotated(&parent, &name.lane)?;
         let next = numbers.last().copied().unwrap_or(0) + 1;
         if let Some(hole) = &hole {
@@ -119,6 +122,7 @@ impl LaneFile {
             watermarks: ends,
             ordinal,
             hole,
+            lost,
             torn,
             renamed: false,
             broken: false,
@@ -194,6 +198,29 @@ impl LaneFile {
         self.hole.as_ref().map(|hole| hole.until.clone())
     }
 
+    /// Writes that what is missing is lost for good: the line goes on with the files after it.
+    pub(super) fn close_hole(&mut self) -> Result<(), StoreError> {
+        let Some(hole) = &self.hole else { return Ok(()) };
+        let time = rfc3339(unix_millis_now());
+        let epochs = self.epochs_named()?;
+        line::write_group(&mut self.pending, &time, &self.watermarks);
+        line::write_lost(&mut self.pending, &time, &hole.until, &epochs);
+        self.pending_watermarks.clone_from(&hole.until);
+        self.commit(u64::MAX)
+    }
+
+    /// The epochs of the line as its last file names them, whatever is missing before that.
+    fn epochs_named(&self) -> Result<Vec<Epoch>, StoreError> {
+        for path in files_of(&self.directory, &self.name)?.iter().rev().filter(|path| path.exists()) {
+            let file = File::open(path).map_err(failed("open", path))?;
+            let tail = tail::read(&file, &self.name).map_err(failed("read", path))?;
+            if let Some(ends) = tail.watermarks {
+                return Ok(ends.iter().map(|end| end.epoch).collect());
+            }
+        }
+        Ok(Vec::new())
+    }
+
     /// Sets the files after the hole aside, and continues where the lane ends before it. Returns how many files that are.
     pub(super) fn leave_hole(&mut self) -> Result<u64, StoreError> {
         let Some(hole) = self.hole.clone() else { return Ok(0) };
@@ -257,7 +284,8 @@ impl LaneFile {
     /// Copies aside and cuts off what lies torn beyond the last barrier.
     fn cut_torn(&mut self) -> Result<(), StoreError> {
         if self.torn {
-            let tail = Tail { good: self.length, length: self.file_length()?, watermarks: None };
+            let tail =
+                Tail { good: self.length, length: self.file_length()?, watermarks: None, lost: Vec::new() };
             set_aside(&self.file, &self.path, &tail)?;
             self.torn = false;
         }

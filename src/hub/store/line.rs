@@ -5,6 +5,7 @@
 //!   self-contained from here
 //! - `{"pgw":"advance",...}`: a transaction whose content is already stored has another number after a fork
 //! - `{"pgw":"rival",...}`: the transaction before it has an id under which another content is stored
+//! - `{"pgw":"lost",...}`: numbers that the store has lost for good: it holds where each epoch of the lane ends after them
 //! - `{"pgw":"head",...}`: the gateway's signature over the number before it, and the id of the key; verified before it was
 //!   written, it proves everything before it
 //!
@@ -31,6 +32,8 @@ use super::Through;
 
 /// How each group begins; no other line begins so, and a line cannot contain a newline.
 pub const GROUP_START: &[u8] = br#"{"pgw":"group","#;
+/// How the line begins that stands for what is lost for good.
+const LOST_START: &[u8] = br#"{"pgw":"lost","#;
 /// How each kept signature begins.
 pub const HEAD_START: &[u8] = br#"{"pgw":"head""#;
 /// How each transaction begins.
@@ -38,7 +41,19 @@ pub const RECORD_START: &[u8] = br#"{"specversion":"1.0""#;
 
 /// Writes the line with which a group begins.
 pub fn write_group(out: &mut Vec<u8>, time: &str, watermarks: &[Through]) {
-    out.extend_from_slice(GROUP_START);
+    write_ends(out, GROUP_START, time, watermarks);
+}
+
+/// Records that everything is lost for good through where each epoch ends, as the centre has admitted; `line`: all epochs that the
+/// lane's files name by then, in the order of the line.
+pub fn write_lost(out: &mut Vec<u8>, time: &str, until: &[Through], line: &[Epoch]) {
+    let line: Vec<_> = line.iter().map(|epoch| format!("\"{epoch}\"")).collect();
+    let start = [LOST_START, format!(r#""line":[{}],"#, line.join(",")).as_bytes()].concat();
+    write_ends(out, &start, time, until);
+}
+
+fn write_ends(out: &mut Vec<u8>, start: &[u8], time: &str, watermarks: &[Through]) {
+    out.extend_from_slice(start);
     out.extend_from_slice(br#""time":""#);
     out.extend_from_slice(time.as_bytes());
     out.extend_from_slice(br#"","epochs":["#);
@@ -194,6 +209,13 @@ pub enum Line<'a> {
         /// Its id.
         id: Uuid,
     },
+    /// What is between the line before it and these ends is lost for good.
+    Lost {
+        /// Where each epoch ends.
+        until: Vec<Through>,
+        /// All epochs that the lane's files named when that was noted, in the order of the line.
+        line: Vec<Epoch>,
+    },
     /// The gateway's signature over the number before it.
     Head(Box<Head>),
     /// A kind of a later version: its watermark counts.
@@ -229,7 +251,7 @@ impl Line<'_> {
     #[must_use]
     pub fn watermark(&self) -> Option<Through> {
         match self {
-            Line::Group(_) | Line::Head(_) | Line::Rival { .. } => None,
+            Line::Group(_) | Line::Lost { .. } | Line::Head(_) | Line::Rival { .. } => None,
             Line::Record(record) => Some(record.watermark),
             Line::Advance(advance) => Some(advance.watermark),
             Line::Other(watermark) => *watermark,
@@ -346,6 +368,8 @@ struct Raw<'a> {
     signature: Cow<'a, str>,
     key: Option<KeyId>,
     #[serde(default)]
+    line: Vec<Epoch>,
+    #[serde(default)]
     epochs: Vec<RawWatermark>,
 }
 
@@ -364,18 +388,17 @@ pub fn read(line: &[u8]) -> Option<Line<'_>> {
             chain: raw.chain.parse().ok()?,
         })
     };
+    let ends = || {
+        let end = |watermark: &RawWatermark| {
+            let RawWatermark { epoch, chain, ref through } = *watermark;
+            Some(Through { epoch, through: through.parse().ok()?, chain })
+        };
+        raw.epochs.iter().map(end).collect::<Option<Vec<_>>>()
+    };
     match raw.pgw.as_ref() {
         "" => None,
-        "group" => {
-            let watermarks = raw.epochs.iter().map(|watermark| {
-                Some(Through {
-                    epoch: watermark.epoch,
-                    through: watermark.through.parse().ok()?,
-                    chain: watermark.chain,
-                })
-            });
-            Some(Line::Group(watermarks.collect::<Option<_>>()?))
-        }
+        "group" => Some(Line::Group(ends()?)),
+        "lost" => Some(Line::Lost { until: ends()?, line: raw.line }),
         "advance" => {
             let link = if raw.link.is_empty() { None } else { Some(raw.link.parse().ok()?) };
             let digest = Digest(from_hex(&raw.digest)?);

@@ -29,6 +29,7 @@ use bytes::Bytes;
 use pgw_core::chain::{ChainValue, Digest};
 use pgw_core::committer::{Content, Numbered, Record};
 use pgw_core::consequence::Consequence;
+use pgw_core::numbering::LostNumbers;
 use pgw_core::transaction::{Epoch, Kind, Sequence, TransactionId};
 use pgw_core::wire::envelope::Envelope;
 use pgw_core::wire::signature::KeyId;
@@ -282,6 +283,16 @@ pub trait Store: Send {
     /// Where a lane's files go on after a part that is missing: the ends that the lane must have there, in the order of the line;
     /// `None`: nothing is missing. Does not read the disk.
     fn hole(&self, lane: &LaneName) -> Option<Vec<Through>>;
+
+    /// The numbers that a lane's line names and that are lost for good, in the order of the line. Does not read the disk.
+    fn lost(&self, lane: &LaneName) -> &[LostNumbers];
+
+    /// Notes that what is missing of a lane is lost for good: the line goes on with what its files have after that. On stable
+    /// storage when it returns.
+    ///
+    /// # Errors
+    /// [`StoreError`]: nothing is noted, or it is, and the lane goes on with its next group.
+    fn close_hole(&mut self, lane: &LaneName) -> Result<(), StoreError>;
 
     /// Gives up what is missing of a lane: what its files have after that is late from now on, and the line continues where it
     /// ends now. Returns how many files that are; 0: nothing is missing.

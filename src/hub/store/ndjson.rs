@@ -25,6 +25,7 @@ use std::time::{Duration, Instant};
 
 use pgw_core::chain::{ChainValue, Digest};
 use pgw_core::committer::Content;
+use pgw_core::numbering::LostNumbers;
 use pgw_core::text::chain;
 use pgw_core::transaction::{Epoch, Sequence, TransactionId, rfc3339, unix_millis_now};
 
@@ -296,6 +297,14 @@ impl Store for NdjsonStore {
 
     fn hole(&self, lane: &LaneName) -> Option<Vec<Through>> {
         self.lanes.get(lane)?.hole()
+    }
+
+    fn lost(&self, lane: &LaneName) -> &[LostNumbers] {
+        self.lanes.get(lane).map(|lane| lane.lost.as_slice()).unwrap_or_default()
+    }
+
+    fn close_hole(&mut self, lane: &LaneName) -> Result<(), StoreError> {
+        self.lanes.get_mut(lane).map_or(Ok(()), LaneFile::close_hole)
     }
 
     fn leave_hole(&mut self, lane: &LaneName) -> Result<u64, StoreError> {

@@ -67,6 +67,14 @@ fn in_file(file: &File, length: u64, point: Point) -> io::Result<Option<ChainVal
         }
         at += read;
         let Some(line) = text.strip_suffix(b"\n").and_then(line::read) else { continue };
+        // Of what is lost for good only the ends are known.
+        if let Line::Lost { until, .. } = &line {
+            let is_it = |end: &&Through| (end.epoch, end.through) == (point.epoch, point.sequence);
+            if let Some(end) = until.iter().find(is_it) {
+                return Ok(Some(end.chain));
+            }
+            continue;
+        }
         match line.watermark() {
             Some(found) if found.epoch == point.epoch && found.through == point.sequence => {
                 return Ok(Some(found.chain));

@@ -12,12 +12,13 @@ use std::fs::{self, File};
 use std::io::{self, BufRead as _, BufReader, Read as _};
 use std::path::{Path, PathBuf};
 
+use pgw_core::numbering::{LostNumbers, Numbers};
 use pgw_core::text::chain;
 
 use super::files::{again_path, failed, files_of, lanes_in};
 use super::line::{self, Line};
 use super::tail::{self, Tail};
-use super::walk::Walk;
+use super::walk::{LostPart, Walk};
 use super::{LaneName, StoreError, Through};
 
 /// Longest first line that is read, bytes.
@@ -73,6 +74,8 @@ pub(super) struct Row {
     pub(super) last: Option<(PathBuf, Tail)>,
     /// What comes after it.
     pub(super) hole: Option<Hole>,
+    /// What it says is lost for good.
+    pub(super) lost: Vec<LostNumbers>,
     /// Files between the last of the row and the hole's other side that do not even have a first line.
     pub(super) damaged: Vec<PathBuf>,
 }
@@ -129,7 +132,8 @@ pub(super) fn read(directory: &Path, lane: &LaneName) -> Result<Row, StoreError>
 }
 
 fn of(paths: &[PathBuf], again: &Path, lane: &LaneName) -> Result<Row, StoreError> {
-    let mut row = Row { ends: Vec::new(), last: None, hole: None, damaged: Vec::new() };
+    let mut row = Row { ends: Vec::new(), last: None, hole: None, lost: Vec::new(), damaged: Vec::new() };
+    let mut lost: Vec<LostPart> = Vec::new();
     for path in paths {
         let file = File::open(path).map_err(failed("open", path))?;
         let Some(begins) = begins(&file).map_err(failed("read", path))? else {
@@ -139,14 +143,23 @@ fn of(paths: &[PathBuf], again: &Path, lane: &LaneName) -> Result<Row, StoreErro
         if begins != row.ends && !bridged(again, lane, &row.ends, &begins).map_err(failed("read", again))? {
             let (after, before) = (row.last.as_ref().map(|(path, _)| path.clone()), path.clone());
             row.hole = Some(Hole { after, before, ends: row.ends.clone(), until: begins });
-            return Ok(row);
+            break;
         }
         let tail = tail::read(&file, lane).map_err(failed("read", path))?;
+        lost.extend_from_slice(&tail.lost);
         row.ends = tail.watermarks.clone().unwrap_or(begins);
         row.last = Some((path.clone(), tail));
         row.damaged.clear();
     }
+    row.lost = lost.iter().map(|part| in_line(part, &row.ends)).collect();
     Ok(row)
+}
+
+/// A lost part as an answer names it: some of the epochs of then may have been set aside since.
+fn in_line(part: &LostPart, ends: &[Through]) -> LostNumbers {
+    let Numbers { epoch, from, through } = part.numbers;
+    let newest = ends.iter().rev().map(|end| end.epoch).find(|epoch| part.line.contains(epoch));
+    LostNumbers { epoch, from, through, newest: newest.unwrap_or(epoch) }
 }
 
 /// The ends with which a file begins; `None`: it has no whole first line of a group.

@@ -3,14 +3,14 @@
 //! A group that was never synced can be torn anywhere, not only at its last line: a power cut may keep its later pages
 //! and lose its earlier ones. Each group begins with a line that holds the watermarks before it, so the last group can
 //! be checked as a whole, with its chain, without reading anything before it. A later group is written only after the
-//! earlier one was synced.
+//! earlier one was synced. What is lost for good is a group of its own, and the last of its file.
 
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
 use super::line::{self, GROUP_START, Line};
-use super::walk::Walk;
+use super::walk::{LostPart, Walk};
 use super::{LaneName, Through};
 
 const BLOCK: u64 = 64 * 1024;
@@ -24,6 +24,8 @@ pub(super) struct Tail {
     pub(super) length: u64,
     /// The watermarks at `good`; `None`: the file has no whole group.
     pub(super) watermarks: Option<Vec<Through>>,
+    /// What its last groups say is lost for good.
+    pub(super) lost: Vec<LostPart>,
 }
 
 /// Reads the end of the file.
@@ -31,12 +33,26 @@ pub(super) fn read(file: &File, lane: &LaneName) -> io::Result<Tail> {
     let length = file.metadata()?.len();
     let mut before = length;
     while let Some(start) = last_group(file, before)? {
-        if let Some((good, watermarks)) = check_group(file, lane, start, length)? {
-            return Ok(Tail { good, length, watermarks: Some(watermarks) });
+        if let Some((good, walk)) = check_group(file, lane, start, length)? {
+            let (watermarks, lost) =
+                (Some(walk.watermarks().to_vec()), lost_through(file, lane, start, walk)?);
+            return Ok(Tail { good, length, watermarks, lost });
         }
         before = start;
     }
-    Ok(Tail { good: 0, length, watermarks: None })
+    Ok(Tail { good: 0, length, watermarks: None, lost: Vec::new() })
+}
+
+/// What the last groups of a file say is lost; `walk` is over the last one.
+fn lost_through(file: &File, lane: &LaneName, start: u64, walk: Walk) -> io::Result<Vec<LostPart>> {
+    let (mut lost, mut walk, mut before) = (Vec::new(), walk, start);
+    while !walk.lost().is_empty() {
+        lost.splice(..0, walk.lost().iter().cloned());
+        let Some(start) = last_group(file, before)? else { break };
+        let Some((_, earlier)) = check_group(file, lane, start, before)? else { break };
+        (walk, before) = (earlier, start);
+    }
+    Ok(lost)
 }
 
 /// The start of the last group whose beginning lies before `before`.
@@ -66,12 +82,7 @@ pub(super) fn last_group(file: &File, before: u64) -> io::Result<Option<u64>> {
 }
 
 /// Checks the lines of the group that begins at `start`; `None`: not even its first line is complete.
-fn check_group(
-    file: &File,
-    lane: &LaneName,
-    start: u64,
-    end: u64,
-) -> io::Result<Option<(u64, Vec<Through>)>> {
+fn check_group(file: &File, lane: &LaneName, start: u64, end: u64) -> io::Result<Option<(u64, Walk)>> {
     let mut bytes = vec![0; usize::try_from(end - start).unwrap_or_default()];
     file.read_exact_at(&mut bytes, start)?;
     let mut walk = Walk::new(lane.clone());
@@ -89,5 +100,5 @@ fn check_group(
         begun = true;
         good += text.len() as u64;
     }
-    Ok(begun.then(|| (start + good, walk.watermarks().to_vec())))
+    Ok(begun.then_some((start + good, walk)))
 }

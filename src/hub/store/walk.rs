@@ -1,6 +1,7 @@
 //! Walks the lines of a lane and reports where they do not follow from each other; pure.
 
 use pgw_core::chain::{ChainValue, Digest};
+use pgw_core::numbering::Numbers;
 use pgw_core::transaction::{Epoch, Sequence};
 use pgw_core::wire::attributes::source;
 use pgw_core::wire::signature::KeyId;
@@ -163,6 +164,30 @@ impl Fault {
     }
 }
 
+/// The numbers between two states of a line; `None`: the one does not lead to the other, or there are none.
+#[must_use]
+pub fn between(ends: &[Through], until: &[Through]) -> Option<Vec<Numbers>> {
+    let ended = ends.len().saturating_sub(1);
+    let goes_on =
+        |last: &Through, to: &Through| to.epoch == last.epoch && (to == last || to.through > last.through);
+    let follows = until.get(..ended) == ends.get(..ended)
+        && ends.last().is_none_or(|last| until.get(ended).is_some_and(|to| goes_on(last, to)));
+    let numbers = until.iter().skip(ended).filter_map(|to| {
+        let from = ends.iter().find(|end| end.epoch == to.epoch).map_or(0, |end| end.through) + 1;
+        (from <= to.through).then_some(Numbers { epoch: to.epoch, from, through: to.through })
+    });
+    Some(numbers.collect::<Vec<_>>()).filter(|numbers| follows && !numbers.is_empty())
+}
+
+/// A part of a line that is lost for good.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LostPart {
+    /// Its numbers, of one epoch.
+    pub numbers: Numbers,
+    /// All epochs that the lane's files named when that was noted, in the order of the line.
+    pub line: Vec<Epoch>,
+}
+
 /// The state of a walk.
 #[derive(Debug, Clone)]
 pub struct Walk {
@@ -172,6 +197,8 @@ pub struct Walk {
     computed: Option<(Epoch, ChainValue)>,
     last: (Epoch, Sequence),
     begun: bool,
+    /// What is lost for good.
+    lost: Vec<LostPart>,
 }
 
 impl Walk {
@@ -179,7 +206,7 @@ impl Walk {
     #[must_use]
     pub fn new(lane: LaneName) -> Self {
         let last = (Epoch(uuid::Uuid::nil()), 0);
-        Self { lane, watermarks: Vec::new(), computed: None, last, begun: false }
+        Self { lane, watermarks: Vec::new(), computed: None, last, begun: false, lost: Vec::new() }
     }
 
     /// Starts before the first line of a lane, before which there is nothing.
@@ -192,6 +219,12 @@ impl Walk {
     #[must_use]
     pub fn watermarks(&self) -> &[Through] {
         &self.watermarks
+    }
+
+    /// What the lines so far say is lost for good.
+    #[must_use]
+    pub fn lost(&self) -> &[LostPart] {
+        &self.lost
     }
 
     /// The watermark of an epoch; before its first transaction if it is new and begins here.
@@ -228,6 +261,16 @@ impl Walk {
                     return Err(Fault::Watermarks { epoch, after });
                 }
                 self.watermarks.clone_from(watermarks);
+                Ok(())
+            }
+            Line::Lost { until, line } => {
+                let Some(lost) = between(&self.watermarks, until) else {
+                    return Err(Fault::Watermarks { epoch, after });
+                };
+                self.lost.extend(lost.into_iter().map(|numbers| LostPart { numbers, line: line.clone() }));
+                self.watermarks.clone_from(until);
+                self.computed = None;
+                self.last = until.last().map_or(self.last, |end| (end.epoch, end.through));
                 Ok(())
             }
             Line::Record(record) => {

@@ -4,6 +4,7 @@ use bytes::Bytes;
 use pgw_core::committer::{Refusal, Way};
 use pgw_core::wire::envelope::Envelope;
 
+use super::centre::pruned;
 use super::{Asked, StoreThread, store_failed};
 use crate::answers::Answer;
 use crate::imported::{NotTaken, Part, Tally};
@@ -53,8 +54,8 @@ impl StoreThread {
         if let Some((why, epoch, sequence)) = waiting {
             let at =
                 |(envelope, _): &&(Envelope, Bytes)| (envelope.epoch, envelope.sequence) == (epoch, sequence);
-            let body = transactions.iter().find(at).map(|(_, body)| body.clone()).unwrap_or_default();
-            self.waits(&lane, why, (epoch, sequence), &body);
+            let entry = transactions.iter().find(at).and_then(|(envelope, body)| pruned(envelope, body));
+            self.waits(&lane, why, (epoch, sequence), entry);
         }
         Err(wrong)
     }
@@ -69,6 +70,7 @@ impl StoreThread {
         }
         let end = self.store.watermarks_of(&lane).last().copied();
         let (holds_point, backed_up, tail_seen, window, nonce) = (None, None, None, None, None);
-        Some(Answer::Receipt { lane, end, holds_point, backed_up, tail_seen, window, nonce })
+        let lost = Vec::new();
+        Some(Answer::Receipt { lane, end, holds_point, backed_up, tail_seen, lost, window, nonce })
     }
 }

@@ -7,13 +7,17 @@ use pgw_core::committer::{Input, Numbered, Record as _, Refusal, Way};
 use pgw_core::text::chain;
 use pgw_core::transaction::{Epoch, Kind, Sequence, unix_millis_now};
 use pgw_core::wire::entry;
+use pgw_core::wire::envelope::Envelope;
 
 use super::StoreThread;
-use crate::store::{Entry, LaneName, LateKept, late};
+use crate::missing;
+use crate::store::{Entry, LaneName, LateKept, Through, late};
 use crate::waits::{AdmittedLane, NotAdmitted, WaitReason, Waits};
 
 /// The log names the same of a lane at most this often.
 const BETWEEN: Duration = Duration::from_secs(60);
+/// Most ranges of a lane that are lost for good.
+const MOST_LOST: usize = 64;
 /// Most lanes and kinds that are remembered as named.
 const MOST: usize = 4_096;
 
@@ -46,6 +50,11 @@ impl Told {
         }
         due
     }
+}
+
+/// What an entry for deleted transactions stands for; `None`: it is another transaction, whatever its body looks like.
+pub(super) fn pruned(envelope: &Envelope, body: &[u8]) -> Option<entry::Entry> {
+    envelope.is(Kind::Pruned).then(|| entry::Entry::read(body)).flatten()
 }
 
 impl StoreThread {
@@ -139,19 +148,32 @@ impl StoreThread {
         lane: &LaneName,
         why: Refusal,
         (epoch, sequence): (Epoch, Sequence),
-        body: &[u8],
+        entry: Option<entry::Entry>,
     ) {
-        let Some(reason) = WaitReason::of(why) else { return };
+        let Some(mut reason) = WaitReason::of(why) else { return };
         // A broker may repeat another history: the centre is asked about the present one only.
         if self.committer.may_admit(lane) != Some(epoch) {
             return;
         }
-        let deleted = entry::Entry::read(body).filter(|_| reason == WaitReason::Deleted);
+        if reason == WaitReason::Hole
+            && let Some(until) = self.store.hole(lane)
+            && entry.as_ref().is_some_and(|entry| self.is_covered(lane, entry, &until))
+        {
+            reason = WaitReason::Lost;
+            self.covered.insert(lane.clone(), until);
+        }
+        let deleted = entry.filter(|_| matches!(reason, WaitReason::Deleted | WaitReason::Lost));
         let transactions = deleted.map_or(0, |entry| entry.transactions());
         let waits = Waits { epoch, sequence, reason, transactions, since: unix_millis_now() };
         if self.fleet.waits(lane, waits) {
             tracing::error!(%lane, waits = %waits, "A lane waits until the centre admits it: practice-hub lane admit");
         }
+    }
+
+    /// Whether an entry stands for all that a lane's files lack before these ends. Answers name what is lost, so there is a limit.
+    fn is_covered(&self, lane: &LaneName, entry: &entry::Entry, until: &[Through]) -> bool {
+        self.store.lost(lane).len() + until.len() <= MOST_LOST
+            && missing::covers(entry, &self.store.watermarks_of(lane), until)
     }
 
     /// The centre admits what waits at a lane, or at every lane (`None`).
@@ -173,13 +195,19 @@ impl StoreThread {
                 other = Some(lane);
                 continue;
             }
-            let mut set_aside = 0;
-            if waits.reason == WaitReason::Hole {
-                set_aside = self
-                    .store
-                    .leave_hole(&lane)
-                    .map_err(|error| NotAdmitted::Store { lane: lane.clone(), reason: chain(&error) })?;
-            }
+            let set_aside = match waits.reason {
+                WaitReason::Hole => self.store.leave_hole(&lane),
+                // The files have changed since: its gateway says again what it has deleted.
+                WaitReason::Lost if self.covered.get(&lane) != self.store.hole(&lane).as_ref() => {
+                    other = Some(lane);
+                    continue;
+                }
+                WaitReason::Lost => self.store.close_hole(&lane).map(|()| 0),
+                WaitReason::Deleted | WaitReason::Epochs => Ok(0),
+            };
+            let set_aside = set_aside
+                .map_err(|error| NotAdmitted::Store { lane: lane.clone(), reason: chain(&error) })?;
+            self.covered.remove(&lane);
             tracing::warn!(%lane, waits = %waits, set_aside, "A person has admitted what waited at a lane");
             self.fleet.waits_no_more(&lane);
             self.tell(Input::Admit(lane.clone()));

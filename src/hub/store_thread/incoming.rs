@@ -14,6 +14,7 @@ use pgw_core::wire::topic::{Kind, Topic};
 use rumqttc::v5::mqttbytes::v5::Publish;
 
 use super::StoreThread;
+use super::centre::pruned;
 use crate::refusals::reason;
 use crate::store::Entry;
 
@@ -59,11 +60,11 @@ impl StoreThread {
         }
         match read(&lane, publish) {
             Ok((envelope, body)) => {
-                let (number, content) = ((envelope.epoch, envelope.sequence), body.clone());
+                let (number, entry) = ((envelope.epoch, envelope.sequence), pruned(&envelope, &body));
                 self.refused = None;
                 self.tell(Input::Transaction(Entry::new(lane, envelope, body)));
                 if let Some((lane, why)) = self.refused.take() {
-                    self.waits(&lane, why, number, &content);
+                    self.waits(&lane, why, number, entry);
                 }
             }
             Err(error) => self.refuse(lane.to_string(), reason(&error)),

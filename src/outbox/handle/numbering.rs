@@ -62,6 +62,22 @@ impl Outbox {
         Ok(numbering)
     }
 
+    /// The hub has confirmed these positions, first to last, and has lost them for good: a repetition of what is in them is new,
+    /// unless this store still has it. It replaces what was said before; more of them are an alarm. Blocking.
+    pub fn lost_at_hub(&self, lane: &Lane, lost: &[(Position, Position)]) {
+        let Some(shared) = self.lane(lane) else { return };
+        let more = self.shared().lost_at_hub(shared, lost);
+        if let (Some((from, _)), Some((_, through)), 1..) = (lost.first(), lost.last(), more) {
+            tracing::error!(%lane, more, from, through, "The hub has lost transactions for good that it had confirmed");
+            self.shared().raise(
+                "hub.lost",
+                format!(
+                    "lane {lane}: the hub has lost {more} transactions for good that it had confirmed, of positions {from} to {through}: what this gateway still has of them it sends again; look for the rest in the hub's backups, or have the senders send it again"
+                ),
+            );
+        }
+    }
+
     /// Saves a lane's epochs, synced. Blocking.
     ///
     /// # Errors

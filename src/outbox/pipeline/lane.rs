@@ -41,6 +41,8 @@ pub(crate) struct LaneState {
     pub(crate) missing: MissingRecords,
     /// The missing records that were written off.
     pub(crate) voids: Voids,
+    /// Positions that the hub has confirmed and has lost for good, as its last answer says.
+    pub(crate) lost_at_hub: Vec<(Position, Position)>,
     /// The oldest waiting record, and when it was accepted, as last looked up.
     pub(crate) oldest: Option<(Position, UnixMillis)>,
     /// Segments or missing records have changed since the segment table was written.
@@ -83,18 +85,20 @@ impl LaneState {
         self.watermark = watermark;
     }
 
-    /// Whether the hub has the content of a position: it is confirmed, and no entry stands for it.
+    /// Whether the hub has the content of a position: it is confirmed, no entry stands for it, and it is not lost there.
     pub(crate) fn is_confirmed_content(&self, position: Position) -> bool {
         let stands = |(from, through): &(Position, Position)| (*from..=*through).contains(&position);
         position <= self.watermark.position && !self.stood_for().iter().any(stands)
     }
 
-    /// The ranges for which the hub has, or will have, an entry only: what a person has written off, and what was deleted after
-    /// it was confirmed, and was not there any more when the hub's line had to be begun before it. In order, apart.
+    /// The ranges whose content the hub has not, or will not have: what a person has written off; what was deleted after
+    /// it was confirmed, and was not there any more when the hub's line had to be begun before it; and what the hub itself has
+    /// lost for good. In order, apart.
     fn stood_for(&self) -> Vec<(Position, Position)> {
         let voids = self.voids.ranges().iter().map(|void| (void.from, void.through));
         let entries = self.numbering.entries_of_line().into_iter();
-        let mut ranges: Vec<_> = voids.chain(entries.map(|entry| (entry.from, entry.through))).collect();
+        let entries = entries.map(|entry| (entry.from, entry.through));
+        let mut ranges: Vec<_> = voids.chain(entries).chain(self.lost_at_hub.iter().copied()).collect();
         ranges.sort_unstable();
         ranges.dedup_by(|next, before| {
             let joins = next.0 <= before.1;
@@ -296,6 +300,7 @@ mod tests {
             backed_up_through: None,
             missing: MissingRecords::default(),
             voids: Voids::default(),
+            lost_at_hub: Vec::new(),
             oldest: None,
             table_stale: false,
             watermark_stale: false,
@@ -355,6 +360,12 @@ mod tests {
         state.numbering =
             state.numbering.begun(Epoch(uuid::Uuid::nil()), None, 2, vec![entry(3, 4, EntryKind::Pruned)]);
         assert_eq!(state.stood_for(), [(3, 4), (5, 10), (15, 16)]);
+        // What the hub has lost for good is not there either.
+        state.watermark.position = 30;
+        state.lost_at_hub = vec![(4, 6), (20, 21)];
+        assert!(!has(&state, 20) && !has(&state, 21) && has(&state, 22));
+        let counts = state.counts();
+        assert_eq!((counts.confirmed, counts.damaged, counts.waiting), (18, 12, 5));
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use pgw_core::delivery::Numbering;
-use pgw_core::transaction::{Clock, Lane};
+use pgw_core::transaction::{Clock, Lane, Position};
 
 use crate::crypt::key_use::KeyPeriod;
 use crate::crypt::seal::Sealer;
@@ -308,11 +308,34 @@ impl SharedOutbox {
         change: impl FnOnce(&Numbering) -> Numbering,
     ) -> std::io::Result<Numbering> {
         let _one_at_a_time = locked(&lane.renumbering);
-        let numbering = change(&lane.state().numbering);
-        let content = LaneEpochs::new(lane.lane_id, numbering.clone());
+        let (numbering, lost_at_hub) = {
+            let state = lane.state();
+            (change(&state.numbering), state.lost_at_hub.clone())
+        };
+        let content = LaneEpochs::new(lane.lane_id, numbering.clone()).with_lost_at_hub(lost_at_hub);
         content.save(&self.settings.directory, &lane.name)?;
         lane.state().numbering = numbering.clone();
         Ok(numbering)
+    }
+
+    /// Takes in what the hub has lost of a lane; returns how many positions more than before. If it cannot be written it counts
+    /// until the next start, and the first answer after that says it again.
+    pub(crate) fn lost_at_hub(&self, lane: &SharedLane, lost: &[(Position, Position)]) -> u64 {
+        let count = |ranges: &[(Position, Position)]| ranges.iter().map(|(a, b)| b - a + 1).sum::<u64>();
+        let _one_at_a_time = locked(&lane.renumbering);
+        let (before, content) = {
+            let mut state = lane.state();
+            let before = std::mem::replace(&mut state.lost_at_hub, lost.to_vec());
+            let epochs = LaneEpochs::new(lane.lane_id, state.numbering.clone());
+            (before, epochs.with_lost_at_hub(lost.to_vec()))
+        };
+        if before == lost {
+            return 0;
+        }
+        if let Err(error) = content.save(&self.settings.directory, &lane.name) {
+            tracing::error!(lane = %lane.name, %error, "It cannot be written what the hub has lost of a lane");
+        }
+        count(lost).saturating_sub(count(&before))
     }
 
     /// A small file of a lane.

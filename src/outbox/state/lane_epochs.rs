@@ -9,7 +9,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use pgw_core::delivery::Numbering;
-use pgw_core::transaction::{Epoch, Lane};
+use pgw_core::transaction::{Epoch, Lane, Position};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -28,12 +28,20 @@ pub(crate) struct LaneEpochs {
     pub(crate) lane_id: Uuid,
     /// Its epochs, oldest first.
     pub(crate) epochs: Numbering,
+    /// Positions, first to last, that the hub has confirmed and has lost for good, as its last answer says; in order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) lost_at_hub: Vec<(Position, Position)>,
 }
 
 impl LaneEpochs {
     /// Of a lane that has both already.
     pub(crate) fn new(lane_id: Uuid, epochs: Numbering) -> Self {
-        Self { version: VERSION, lane_id, epochs }
+        Self { version: VERSION, lane_id, epochs, lost_at_hub: Vec::new() }
+    }
+
+    /// And with what the hub has lost of it.
+    pub(crate) fn with_lost_at_hub(self, lost_at_hub: Vec<(Position, Position)>) -> Self {
+        Self { lost_at_hub, ..self }
     }
 
     /// Of a lane in its first epoch; `lane_id`: its id, if it is known.

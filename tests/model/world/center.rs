@@ -8,13 +8,13 @@ use pgw_core::committer::{
     self, Action, BackedUp, Committer, GroupLimits, Input, Lookup, Missed, Numbered, Question, Record,
     Refusal, Statement, Way,
 };
-use pgw_core::delivery::{HubLimits, Millis, Receipt};
+use pgw_core::delivery::{EntryKind, HubLimits, LostNumbers, Millis, Receipt};
 use pgw_core::transaction::{Epoch, Gateway, Kind, LaneName, Practice, Sequence, TransactionId};
 use pgw_core::wire::receipt::{nonce_bytes, nonce_text};
 use pgw_core::wire::signature::KeyId;
 
 use super::broker::Up;
-use super::surgery::Bundle;
+use super::surgery::{Bundle, Disk};
 use super::{Content, Random, Seen, lane, link};
 
 /// The owner of the lane with this index. It is the only lane of its gateway: nothing at the hub depends on more.
@@ -151,6 +151,7 @@ pub(crate) fn receipt(
         backed_up_through,
         nonce: nonce.map(|text| nonce_bytes(&text).expect("it is as the gateway wrote it")),
         tail_seen,
+        lost: Vec::new(),
         known_store: true,
         limits: HubLimits::default(),
     }
@@ -167,6 +168,9 @@ pub(crate) struct Entry {
     pub(crate) content: Content,
     /// False: the content is already stored, this only names it again.
     pub(crate) stored: bool,
+    /// It is lost for good, as was noted when this was the line's newest epoch: only that it was there is known, and of the last
+    /// one the chain value.
+    pub(crate) lost: Option<Epoch>,
 }
 
 impl Entry {
@@ -183,7 +187,8 @@ impl Entry {
 impl From<&Line> for Entry {
     fn from(line: &Line) -> Self {
         let Numbered { epoch, sequence, chain, .. } = line.numbered;
-        Self { of: line.of, epoch, sequence, chain, content: line.content, stored: !line.only_number }
+        let (of, content, stored) = (line.of, line.content, !line.only_number);
+        Self { of, epoch, sequence, chain, content, stored, lost: None }
     }
 }
 
@@ -208,20 +213,71 @@ pub(crate) fn end(entries: &[Entry], of: usize) -> Option<Through> {
 
 /// The chain value at a number.
 pub(crate) fn value_at<'a>(
-    mut entries: impl Iterator<Item = &'a Entry>,
+    entries: impl Iterator<Item = &'a Entry> + Clone,
     of: usize,
     epoch: Epoch,
     sequence: Sequence,
 ) -> Option<ChainValue> {
-    let found = entries.find(|entry| (entry.of, entry.epoch, entry.sequence) == (of, epoch, sequence));
-    found.map(|entry| entry.chain)
+    let at = |sequence| {
+        let mut entries = entries.clone();
+        entries.find(|entry| (entry.of, entry.epoch, entry.sequence) == (of, epoch, sequence))
+    };
+    let found = at(sequence)?;
+    let is_inside = found.lost.is_some() && at(sequence + 1).is_some_and(|next| next.lost == found.lost);
+    (!is_inside).then_some(found.chain)
 }
 
-/// A hub's initial state: the ends of every known lane, and what its last backup holds.
-pub(crate) fn begin(limits: GroupLimits, entries: &[Entry], backup: usize) -> Committer<Line> {
+/// Of each newest epoch when a part was given up, all epochs of the line then.
+pub(crate) type Closings = BTreeMap<Epoch, Vec<Epoch>>;
+
+/// What a lane's line names and is lost.
+pub(crate) fn lost(entries: &[Entry], of: usize, closings: &Closings) -> Vec<LostNumbers> {
+    let line = watermarks(entries, of);
+    let in_line = |then: &Epoch| {
+        let epochs = closings.get(then).expect("it was noted");
+        let newest = line.iter().rev().find(|end| epochs.contains(&end.epoch));
+        newest.expect("the lost part's own epoch is in the line").epoch
+    };
+    let mut lost: Vec<LostNumbers> = Vec::new();
+    for entry in entries.iter().filter(|entry| entry.of == of) {
+        let Entry { epoch, sequence, lost: Some(then), .. } = *entry else { continue };
+        let newest = in_line(&then);
+        let follows = |last: &&mut LostNumbers| {
+            (last.epoch, last.through + 1, last.newest) == (epoch, sequence, newest)
+        };
+        match lost.last_mut().filter(follows) {
+            Some(last) => last.through = sequence,
+            None => lost.push(LostNumbers { epoch, from: sequence, through: sequence, newest }),
+        }
+    }
+    lost
+}
+
+/// Whether a box has an entry, first in its present epoch, for all that the hub's files have lost.
+pub(crate) fn is_covered(disk: &Disk, missing: &[Entry]) -> bool {
+    let start = disk.numbering.present();
+    let Some(entry) = start.entries.first().filter(|entry| entry.from == start.base + 1) else {
+        return false;
+    };
+    let is_in = |missing: &Entry| {
+        let position = disk.numbering.position(missing.epoch, missing.sequence);
+        position.is_some_and(|position| (entry.from..=entry.through).contains(&position))
+    };
+    entry.kind == EntryKind::Pruned && missing.iter().all(is_in)
+}
+
+/// A hub's initial state: the ends of every known lane, and what its last backup holds. The first lane is known even if its files
+/// have lost their beginning.
+pub(crate) fn begin(
+    limits: GroupLimits,
+    entries: &[Entry],
+    backup: usize,
+    has_hole: bool,
+) -> Committer<Line> {
     let lanes = (0..4)
-        .map(|of| (name(of).clone(), watermarks(entries, of)))
-        .filter(|(_, watermarks)| !watermarks.is_empty());
+        .map(|of| (of, watermarks(entries, of)))
+        .filter(|(of, watermarks)| !watermarks.is_empty() || (*of == 0 && has_hole))
+        .map(|(of, watermarks)| (name(of).clone(), watermarks));
     Committer::new(limits, lanes, backed_up(&entries[..backup]))
 }
 
@@ -233,12 +289,17 @@ pub(crate) fn backed_up(backup: &[Entry]) -> BackedUp {
 /// The committer's questions.
 struct Asked<'a> {
     entries: &'a [Entry],
+    hole: Option<Vec<Through>>,
     late: &'a [Entry],
     contents: &'a HashMap<TransactionId, Vec<Digest>>,
     cannot_say: bool,
 }
 
 impl Lookup<Line> for Asked<'_> {
+    fn hole(&self, _: &LaneName) -> Option<Vec<Through>> {
+        self.hole.clone()
+    }
+
     fn watermarks_of(&self, lane: &LaneName) -> Vec<Through> {
         watermarks(self.entries, index_of(lane))
     }
@@ -283,9 +344,17 @@ pub(crate) struct Center {
     pub(crate) entries: Vec<Entry>,
     /// Beside the line.
     pub(crate) late: Vec<Entry>,
+    /// After the last of the line these are missing, and those come then.
+    pub(crate) missing: Vec<Entry>,
+    after: Vec<Entry>,
+    closings: Closings,
+    /// Its files have ever lost a part.
+    pub(crate) has_lost: bool,
     contents: HashMap<TransactionId, Vec<Digest>>,
     /// Everything that was ever on stable storage, even if a restore removed it.
     pub(crate) ever: std::collections::HashSet<TransactionId>,
+    /// What was in a backup when the files lost a part.
+    in_old_backup: std::collections::HashSet<TransactionId>,
     /// Lengths of the store at the backups.
     pub(crate) backups: Vec<usize>,
     /// A snapshot of the virtual machine: its memory and the length of its store.
@@ -307,12 +376,22 @@ impl Center {
         let limits = GroupLimits { transactions, bytes: usize::MAX };
         Self {
             up: true,
-            memory: Memory { committer: begin(limits, &[], 0), incarnation, counter: 0, waiting: None },
+            memory: Memory {
+                committer: begin(limits, &[], 0, false),
+                incarnation,
+                counter: 0,
+                waiting: None,
+            },
             limits,
             entries: Vec::new(),
             late: Vec::new(),
+            missing: Vec::new(),
+            after: Vec::new(),
+            closings: Closings::new(),
+            has_lost: false,
             contents: HashMap::new(),
             ever: Default::default(),
+            in_old_backup: Default::default(),
             backups: Vec::new(),
             snapshot: None,
             append_fails: None,
@@ -328,8 +407,9 @@ impl Center {
         let mut next = Some(input);
         while let Some(input) = next.take() {
             let mut actions = Vec::new();
+            let hole = self.until();
             let Self { entries, late, contents, cannot_say, memory, .. } = self;
-            let mut asked = Asked { entries, late, contents, cannot_say: *cannot_say };
+            let mut asked = Asked { entries, hole, late, contents, cannot_say: *cannot_say };
             memory.committer.handle(input, now, &mut asked, &mut actions);
             for action in actions {
                 if let Some(outcome) = self.act(action, seen) {
@@ -355,7 +435,7 @@ impl Center {
                 self.gaps.push(missed);
             }
             Action::Refuse(_, refusal) => {
-                self.wants_admission |= matches!(refusal, Refusal::Admit | Refusal::Epochs);
+                self.wants_admission |= matches!(refusal, Refusal::Admit | Refusal::Hole | Refusal::Epochs);
                 seen.note(match refusal {
                     Refusal::Unsigned => "not signed",
                     Refusal::Link => "does not continue the line",
@@ -382,11 +462,59 @@ impl Center {
         None
     }
 
-    /// The centre lets the lane continue.
-    pub(crate) fn admit(&mut self, now: Millis, seen: &mut Seen) {
+    /// The centre lets the lane continue, or gives up what its files have lost. Returns what is late then.
+    pub(crate) fn admit(&mut self, disk: &Disk, now: Millis, seen: &mut Seen) -> Vec<Entry> {
         self.wants_admission = false;
         seen.note("admitted");
+        let mut late = Vec::new();
+        let named = self.memory.committer.may_admit(name(0)) == Some(disk.numbering.present().epoch);
+        if !self.after.is_empty() && named && self.finish(now, seen) && !self.after.is_empty() {
+            if is_covered(disk, &self.missing) {
+                seen.note("lost for good");
+                let newest = self.after.last().map(|entry| entry.epoch);
+                let whole = [&self.entries[..], &self.missing, &self.after].concat();
+                let epochs = watermarks(&whole, 0).iter().map(|end| end.epoch).collect();
+                self.closings.extend(newest.map(|newest| (newest, epochs)));
+                let lost = |entry: Entry| Entry { stored: false, lost: newest, ..entry };
+                self.entries.extend(self.missing.drain(..).map(lost));
+                self.entries.append(&mut self.after);
+            } else {
+                seen.note("late, because it came after a lost part");
+                self.missing.clear();
+                late = std::mem::take(&mut self.after);
+                self.late.extend(&late);
+            }
+            self.truncate(self.entries.len());
+        }
         self.give(Input::Admit(name(0).clone()), now, seen);
+        late
+    }
+
+    /// Where the line goes on after what is missing.
+    fn until(&self) -> Option<Vec<Through>> {
+        let whole = || self.entries.iter().chain(&self.missing).copied().collect::<Vec<_>>();
+        (!self.after.is_empty()).then(|| watermarks(&whole(), 0))
+    }
+
+    /// Its files lose a part of the line, which it finds when it starts again.
+    pub(crate) fn lose(&mut self, random: &mut Random) {
+        self.up = false;
+        self.has_lost = true;
+        self.snapshot = None;
+        let backup = self.backups.last().copied().unwrap_or(0);
+        self.in_old_backup.extend(self.entries[..backup].iter().map(Entry::id));
+        let to = 1 + random.below(self.entries.len() as u64 - 1) as usize;
+        let from = to - (1 + random.below((to as u64).min(30)) as usize);
+        self.after = self.entries.split_off(to);
+        self.missing = self.entries.split_off(from);
+        self.backups.retain(|backup| *backup <= from);
+        self.truncate(from);
+        self.forget();
+    }
+
+    /// Whether its files can lose a part: they have, or are too few.
+    pub(crate) fn can_lose(&self) -> bool {
+        self.after.is_empty() && self.entries.len() > 1
     }
 
     fn append(&mut self, seen: &mut Seen) -> Input<Line> {
@@ -396,6 +524,7 @@ impl Center {
             for entry in group {
                 self.write(entry, seen);
             }
+            self.rejoin(seen);
         }
         match fails {
             None => return Input::Stored,
@@ -412,6 +541,12 @@ impl Center {
             _ if !entry.stored => seen.note("known id in a new epoch"),
             _ => {}
         }
+        if !self.after.is_empty() {
+            // What comes in one group after the last that was missing is not stored: it is judged again.
+            let Some(next) = self.missing.first() else { return };
+            assert_eq!((next.epoch, next.sequence), (entry.epoch, entry.sequence), "it refills the hole");
+            self.missing.remove(0);
+        }
         if entry.has_body() {
             self.ever.insert(entry.id());
         }
@@ -419,7 +554,19 @@ impl Center {
         self.entries.push(entry);
     }
 
+    /// The line goes on where its files do.
+    fn rejoin(&mut self, seen: &mut Seen) {
+        if self.missing.is_empty() && !self.after.is_empty() {
+            seen.note("what was missing has come again");
+            self.entries.append(&mut self.after);
+            self.truncate(self.entries.len());
+        }
+    }
+
     fn know(&mut self, entry: &Entry) {
+        if !entry.stored {
+            return;
+        }
         let stored = self.contents.entry(entry.id()).or_default();
         if !stored.contains(&entry.content.digest()) {
             stored.push(entry.content.digest());
@@ -454,8 +601,9 @@ impl Center {
             _ => None,
         });
         let mut actions = Vec::new();
+        let hole = self.until();
         let Self { entries, late, contents, cannot_say, memory, .. } = self;
-        let mut asked = Asked { entries, late, contents, cannot_say: *cannot_say };
+        let mut asked = Asked { entries, hole, late, contents, cannot_say: *cannot_say };
         let taken = memory.committer.import(name(0), lines, now, &mut asked, &mut actions);
         for action in actions {
             self.act(action, seen);
@@ -501,7 +649,9 @@ impl Center {
     pub(crate) fn receipt(&mut self) -> Option<Receipt> {
         let statement = self.memory.waiting.take()?;
         self.memory.counter += 1;
-        Some(receipt((self.memory.incarnation, self.memory.counter), statement, &self.tails, 0))
+        let lost = lost(&self.entries, 0, &self.closings);
+        let number = (self.memory.incarnation, self.memory.counter);
+        Some(Receipt { lost, ..receipt(number, statement, &self.tails, 0) })
     }
 
     /// Its memory holds nothing that waits.
@@ -535,6 +685,7 @@ impl Center {
         for entry in &staged[..kept] {
             self.write(*entry, seen);
         }
+        self.rejoin(seen);
         self.truncate(self.entries.len());
         self.forget();
     }
@@ -544,6 +695,7 @@ impl Center {
         if length < self.entries.len() {
             seen.note("hub restored to less");
         }
+        (self.missing, self.after) = (Vec::new(), Vec::new());
         self.truncate(length.min(self.entries.len()));
         self.late.clear();
         self.backups.retain(|backup| *backup <= length);
@@ -571,19 +723,22 @@ impl Center {
 
     pub(crate) fn take_snapshot(&mut self, now: Millis, seen: &mut Seen) {
         self.finish(now, seen);
-        self.snapshot = Some((self.memory.clone(), self.entries.len()));
+        if self.after.is_empty() {
+            self.snapshot = Some((self.memory.clone(), self.entries.len()));
+        }
     }
 
     pub(crate) fn start(&mut self, incarnation: u64) {
         self.up = true;
         let backup = self.backups.last().copied().unwrap_or(0);
-        let committer = begin(self.limits, &self.entries, backup);
+        let committer = begin(self.limits, &self.entries, backup, !self.after.is_empty());
         self.memory = Memory { committer, incarnation, counter: 0, waiting: None };
     }
 
     /// Whether the last backup holds it.
     pub(crate) fn has_backup_of(&self, id: TransactionId) -> bool {
         let length = self.backups.last().copied().unwrap_or(0);
-        self.entries[..length].iter().any(|entry| entry.has_body() && entry.id() == id)
+        self.in_old_backup.contains(&id)
+            || self.entries[..length].iter().any(|entry| entry.has_body() && entry.id() == id)
     }
 }

@@ -37,6 +37,8 @@ pub(crate) struct Disk {
     /// Everything through here is pruned.
     pub(crate) pruned: Position,
     pub(crate) lost: BTreeMap<Position, Lost>,
+    /// What the hub had confirmed and has lost for good, first to last.
+    pub(crate) lost_at_hub: Vec<(Position, Position)>,
     /// Chain values of the present epoch, from number 0 on, as far as they were computed.
     chains: Vec<ChainValue>,
     /// What the process remembers: the confirmed point.
@@ -53,6 +55,7 @@ impl Disk {
             watermark: None,
             pruned: 0,
             lost: BTreeMap::new(),
+            lost_at_hub: Vec::new(),
             chains: Vec::new(),
             point: None,
         };
@@ -136,6 +139,18 @@ impl Disk {
 
     pub(crate) fn is_gone(&self, position: Position) -> bool {
         position <= self.pruned || self.lost.contains_key(&position)
+    }
+
+    /// Whether a transaction can still be read here.
+    pub(crate) fn can_read(&self, id: TransactionId) -> bool {
+        (1..).zip(&self.records).any(|(position, of)| *of == id && !self.is_gone(position))
+    }
+
+    /// Whether the hub has an entry for a position, or has lost it, and says so: it has not got its content.
+    pub(crate) fn is_not_at_hub(&self, position: Position) -> bool {
+        let mut entries = self.numbering.entries_of_line().into_iter();
+        entries.any(|entry| (entry.from..=entry.through).contains(&position))
+            || self.lost_at_hub.iter().any(|(from, through)| (*from..=*through).contains(&position))
     }
 
     /// The driver's answer to what the machine wants. `None`: its chain value cannot be computed, because something before it was
@@ -444,6 +459,7 @@ impl Surgery {
             }
             // Pruning comes with the answer that allows it.
             Action::Withdraw => {}
+            Action::LostAtHub(lost) => self.disk.lost_at_hub = lost,
             Action::LookUpChain { epoch, sequence } => self.tasks.push_back(Task::LookUp(epoch, sequence)),
             Action::NewEpoch { after, link, gone } => {
                 self.tasks.push_back(Task::NewEpoch { after, link, gone });

@@ -74,23 +74,26 @@ impl Delivery {
         now: Millis,
         out: &mut Vec<Action>,
     ) {
-        let (proven, end) = match place {
-            Place::Present(number) => {
-                let through = self.numbering.present().positions(number).1;
-                // What is before a range that a person must decide about goes out in the present epoch. Numbers that were used
-                // for what this store has lost are not used again: what is under way under them would be neither stored nor late.
-                if !answer.tail_lost && self.next_gone(through).is_none_or(|gone| gone.kind.is_none()) {
-                    self.continue_at(number, claim, answer, now, out);
-                    return;
-                }
-                (through, claim.end)
-            }
-            Place::Older(position) => (position.min(self.tail), claim.end),
-            Place::Nowhere | Place::LookUp(_) => (0, claim.end),
+        let through = match place {
+            Place::Present(number) => self.numbering.present().positions(number).1,
+            Place::Older(position) => position.min(self.tail),
+            Place::Nowhere | Place::LookUp(_) => 0,
         };
+        let proven = answer.held.map_or(0, |point| point.position.min(self.tail)).max(through);
+        let (lost, end) = (self.lost_at_hub(claim.end, answer, place, proven, out), claim.end);
+        if let Place::Present(number) = place {
+            // What is before a range that a person must decide about goes out in the present epoch. Numbers that were used for what
+            // this store has lost are not used again: what is under way under them would be neither stored nor late.
+            let decided = self.next_gone(through).is_some_and(|gone| gone.kind.is_some());
+            if lost.is_none() && !answer.tail_lost && !decided {
+                self.continue_at(number, claim, answer, now, out);
+                return;
+            }
+        }
         out.push(Action::Withdraw);
-        let held = answer.held.map_or(0, |point| point.position.min(self.tail));
-        let after = proven.max(held);
+        // What the hub has lost and this store still has goes again, and with it what was accepted after that: that is there, so
+        // only its numbers are stored.
+        let after = lost.map_or(proven, |lost| lost - 1);
         if self.stalls_after(after, out) {
             return;
         }
@@ -105,6 +108,53 @@ impl Delivery {
             return;
         }
         self.begin(after, end, out);
+    }
+
+    /// What the hub's line names and its store has lost for good, of what is proven to be in the line, which is through `proven`.
+    /// Returns the first such position that can still be read.
+    fn lost_at_hub(
+        &mut self,
+        end: Option<Through>,
+        answer: Answer,
+        place: Place,
+        proven: Position,
+        out: &mut Vec<Action>,
+    ) -> Option<Position> {
+        let held = answer.held.map(|point| (point.at.epoch, point.at.through));
+        let own = end.filter(|end| self.numbering.of(end.epoch).is_some());
+        let newest = match (place, own) {
+            (Place::Present(number), _) => Some((self.numbering.present().epoch, number)),
+            (Place::Older(_), Some(own)) => Some((own.epoch, own.through)),
+            (Place::Older(_), None) => {
+                end.and_then(|end| self.numbering.newest_in_line(end)).map(|newest| (newest, 0)).or(held)
+            }
+            _ => held,
+        };
+        let ends_here = match place {
+            Place::Present(_) => true,
+            Place::Older(_) => own.is_some(),
+            Place::Nowhere | Place::LookUp(_) => false,
+        };
+        let numbers = self.hub.as_ref().map(|hub| hub.lost.as_slice()).unwrap_or_default();
+        let mut lost =
+            newest.map_or_else(Vec::new, |newest| self.numbering.lost_positions(numbers, newest, ends_here));
+        for (_, through) in &mut lost {
+            *through = proven.min(*through);
+        }
+        lost.retain(|(from, through)| from <= through);
+        let readable = |&(from, through): &(Position, Position)| {
+            let next = self.gone.iter().fold(from, |next, gone| match gone {
+                gone if (gone.from..=gone.through).contains(&next) => gone.through + 1,
+                _ => next,
+            });
+            (next <= through).then_some(next)
+        };
+        let first = lost.iter().find_map(readable);
+        if self.lost.as_ref() != Some(&lost) {
+            out.push(Action::LostAtHub(lost.clone()));
+            self.lost = Some(lost);
+        }
+        first
     }
 
     /// Whether an epoch after this position could send nothing: a person must decide about the first one in it.

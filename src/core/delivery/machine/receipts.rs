@@ -45,6 +45,7 @@ impl Delivery {
         let (asked, held) = (link.asked, link.asked_about.filter(|_| receipt.holds_point));
         if answered {
             hub.limits = receipt.limits;
+            hub.lost.clone_from(&receipt.lost);
         }
         let answer = answered.then(|| Answer {
             asked,

@@ -358,3 +358,42 @@ fn without_a_hub_an_epoch_begins_where_the_lane_has_sent_through() {
     assert_eq!(begins(&out), Some((1, Some(point(0, 1)), vec![void(2, 3)])));
     assert_eq!(sent(&bench.begun(1, &out)), [2, 4]);
 }
+
+#[test]
+fn what_the_hub_has_lost_goes_again_if_it_can_be_read_and_else_is_not_at_the_hub() {
+    let lost = |from, through| LostNumbers { epoch: epoch(0), from, through, newest: epoch(0) };
+    let pruned = |through| Gone { from: 1, through, kind: Some(EntryKind::Pruned) };
+    let bench = |gone: Vec<Gone>| {
+        let mut bench = Bench::new(limits(), 5, 9);
+        bench.give(Input::Gone(gone));
+        bench.lost = vec![lost(2, 4)];
+        bench.connect();
+        let actions = bench.answer(5);
+        (bench, actions)
+    };
+    // Nothing of it is here any more.
+    let (whole, actions) = bench(vec![pruned(4)]);
+    assert_eq!((begins(&actions), sent(&actions)[0]), (None, 6));
+    assert_eq!((whole.lost_at_hub, whole.machine.confirmed()), (vec![(2, 4)], 5));
+    // Some of it is.
+    for (gone, after) in [(vec![], 1), (vec![pruned(2)], 2), (vec![undecided(2), void(3, 3)], 3)] {
+        let (mut some, actions) = bench(gone);
+        assert_eq!(begins(&actions).map(|(after, link, _)| (after, link)), Some((after, Some(point(0, 5)))));
+        assert_eq!((some.withdrawn, &some.lost_at_hub), (1, &vec![(2, 4)]), "nothing is pruned now");
+        some.begun(1, &actions);
+        // From there on all of it goes again, once.
+        let actions = some.answer_at(Some(point(0, 5)));
+        assert_eq!((begins(&actions), sent(&actions)[0]), (None, after + 1));
+        assert_eq!(some.machine.confirmed(), after);
+        assert_eq!(some.lost_at_hub, if after > 1 { vec![(2, after)] } else { vec![] });
+        let answer = some.receipt_at(Some(point(1, 2)), None);
+        some.give(answer);
+        assert_eq!(some.machine.confirmed(), after + 2);
+    }
+    // The hub was restored from a backup that has it.
+    let (mut restored, _) = bench(vec![pruned(4)]);
+    restored.lost.clear();
+    restored.connect();
+    restored.answer(5);
+    assert_eq!(restored.lost_at_hub, []);
+}

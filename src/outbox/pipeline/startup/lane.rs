@@ -109,6 +109,7 @@ struct LaneStartup<'a> {
     lane_id: Uuid,
     numbering: Numbering,
     voids: Voids,
+    lost_at_hub: Vec<(Position, Position)>,
     missing: MissingRecords,
     segments: BTreeMap<u64, Span>,
     table_stale: bool,
@@ -132,12 +133,13 @@ impl<'a> LaneStartup<'a> {
         voids: Voids,
         table: Option<&SegmentTable>,
     ) -> Self {
-        let LaneEpochs { lane_id, epochs: numbering, .. } = epochs;
+        let LaneEpochs { lane_id, epochs: numbering, lost_at_hub, .. } = epochs;
         Self {
             context,
             lane_id,
             numbering,
             voids,
+            lost_at_hub,
             missing: table.map(|table| table.missing.clone()).unwrap_or_default(),
             segments: BTreeMap::new(),
             table_stale: table.is_none(),
@@ -284,6 +286,7 @@ impl<'a> LaneStartup<'a> {
             backed_up_through: watermarks.backed_up_through(name),
             missing: self.missing,
             voids: self.voids,
+            lost_at_hub: self.lost_at_hub,
             oldest: None,
             table_stale: self.table_stale,
             watermark_stale: false,
