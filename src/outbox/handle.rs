@@ -145,6 +145,13 @@ impl Outbox {
         self.shared().read(self.lane(lane).ok_or_else(gone)?, from, max_records, max_bytes)
     }
 
+    /// When a record that this process has accepted was behind its barrier, at the latest: at most a second, or a 32nd of its age,
+    /// after it was. `None`: unknown, as of every record from before this start.
+    #[must_use]
+    pub fn accepted_at(&self, lane: &Lane, position: Position) -> Option<Instant> {
+        locked(&self.lane(lane)?.accepted).at_the_latest(position)
+    }
+
     /// The digests of at most `most` positions from `from` on, never beyond the tail; of destroyed and pruned ones too, where
     /// their digest table has them. `None`: unknown. Blocking.
     ///

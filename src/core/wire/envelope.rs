@@ -22,6 +22,9 @@ pub struct Envelope {
     pub sequence: Sequence,
     /// `round`, decimal: raised at each rewind.
     pub round: u64,
+    /// `delayed`, decimal: seconds from acceptance to this sending, by the gateway's running time; `None`: unknown. It is not
+    /// covered by the chain and not stored.
+    pub delayed: Option<u64>,
     /// `chain`: the value after this transaction.
     pub chain: ChainValue,
     /// `link`, with number 1 only: the end of the line where the epoch begins; `None`: an empty line.
@@ -43,13 +46,21 @@ impl Envelope {
         transaction: &Transaction,
     ) -> Self {
         let attributes = Attributes::of(lane, transaction);
-        Self { attributes, id: transaction.id.0, epoch, sequence, round, chain, link: None, signature: None }
+        let id = transaction.id.0;
+        Self { attributes, id, epoch, sequence, round, delayed: None, chain, link: None, signature: None }
     }
 
     /// Names the end of the line where its epoch begins, if it has number 1.
     #[must_use]
     pub fn linked(mut self, link: Option<Through>) -> Self {
         self.link = link.filter(|_| self.sequence == 1);
+        self
+    }
+
+    /// Says how many seconds ago it was accepted, if that is known.
+    #[must_use]
+    pub fn delayed_by(mut self, seconds: Option<u64>) -> Self {
+        self.delayed = seconds;
         self
     }
 
@@ -71,6 +82,9 @@ impl Envelope {
         put("epoch", self.epoch.to_string());
         put("sequence", sequence_text(self.sequence));
         put("round", self.round.to_string());
+        if let Some(seconds) = self.delayed {
+            put("delayed", seconds.to_string());
+        }
         put("chain", self.chain.to_string());
         if let Some(link) = &self.link {
             put("link", link.to_string());
@@ -101,7 +115,7 @@ impl Envelope {
         let content_type = content_type.filter(|text| !text.is_empty());
         let content_type = content_type.ok_or(WireError::Missing("content type"))?;
         let attributes = Attributes::from_properties(content_type, attributes)?;
-        let [chain, _, epoch, link, round, sequence, signature] = numbers;
+        let [chain, delayed, epoch, link, round, sequence, signature] = numbers;
         let sequence: Sequence = parse(sequence, "sequence")?;
         if sequence == 0 {
             return Err(WireError::Malformed("sequence"));
@@ -112,6 +126,7 @@ impl Envelope {
             epoch: Epoch(parse(epoch, "epoch")?),
             sequence,
             round: parse(round, "round")?,
+            delayed: delayed.and_then(|text| text.parse().ok()),
             chain: parse(chain, "chain")?,
             link: link.map(|text| parse(Some(text), "link")).transpose()?.filter(|_| sequence == 1),
             signature: signature.and_then(|text| text.parse().ok()),
@@ -210,6 +225,24 @@ mod tests {
         assert!(envelope().is_of(&lane()) && envelope().is(Kind::Transaction));
         assert!(!envelope().is_of(&"B86022/gw1/letters".parse().unwrap()));
         assert!(!envelope().is_of(&"B86022/gw2/clinical".parse().unwrap()));
+    }
+
+    #[test]
+    fn the_delay_is_of_one_sending_and_no_part_of_the_content() {
+        let plain = envelope();
+        let late = envelope().delayed_by(Some(86_400));
+        assert_eq!(late.digest(b"b"), plain.digest(b"b"));
+        let (content_type, mut properties) = late.clone().into_properties();
+        assert!(properties.contains(&("delayed".into(), "86400".into())));
+        let read = Envelope::from_properties(Some(content_type.clone()), properties.clone()).unwrap();
+        assert_eq!((read.digest(b"b"), read.attributes().get("delayed")), (plain.digest(b"b"), ""));
+        assert_eq!(read, late);
+        // Nothing depends on it.
+        properties
+            .iter_mut()
+            .filter(|(name, _)| name == "delayed")
+            .for_each(|(_, value)| *value = "x".into());
+        assert_eq!(Envelope::from_properties(Some(content_type), properties), Ok(plain));
     }
 
     #[test]

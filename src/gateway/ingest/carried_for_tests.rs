@@ -34,7 +34,8 @@ pub(crate) fn assert_carried(submission: Submission) -> Attributes {
         body: submission.body,
     };
     let sent =
-        Envelope::new(&lane, Epoch(Uuid::max()), u64::MAX, ChainValue([9; 32]), u64::MAX, &transaction);
+        Envelope::new(&lane, Epoch(Uuid::max()), u64::MAX, ChainValue([9; 32]), u64::MAX, &transaction)
+            .delayed_by(Some(u64::MAX));
     let (content_type, user_properties) = sent.clone().into_properties();
     let properties =
         PublishProperties { content_type: Some(content_type), user_properties, ..Default::default() };

@@ -254,7 +254,7 @@ impl Driver {
             live.lose("the record to be sent is not at hand");
             return;
         };
-        let Some(frame) = ready.into_frame(round) else {
+        let Some(frame) = ready.into_frame(round, std::time::Instant::now()) else {
             live.lose("a record could not be written for the wire");
             return;
         };

@@ -3,11 +3,12 @@
 use std::sync::Arc;
 use std::sync::mpsc as blocking;
 use std::thread;
+use std::time::Instant;
 
 use bytes::Bytes;
 use pgw_core::chain::{ChainValue, Through};
 use pgw_core::numbering::{Gone, Numbering};
-use pgw_core::transaction::{Epoch, Lane, LaneName, Position, Sequence};
+use pgw_core::transaction::{Epoch, Kind, Lane, LaneName, Position, Sequence};
 use pgw_core::wire::envelope::Envelope;
 use pgw_core::wire::signature::SigningKey;
 use pgw_link::session::Frame;
@@ -18,12 +19,14 @@ use tokio::sync::mpsc;
 
 use crate::wire_chain::{Numbered, WireReader};
 
-/// How the property begins that holds the round: identifier, length and name (MQTT 5 §2.2.2.2). No value can contain
-/// this, because MQTT text has no NUL.
+/// How the properties begin that hold the round and the delay: identifier, length and name (MQTT 5 §2.2.2.2). No value can
+/// contain this, because MQTT text has no NUL.
 const ROUND: &[u8] = b"\x26\x00\x05round";
-/// Digits of the longest round.
+const DELAYED: &[u8] = b"\x26\x00\x07delayed";
+/// Digits of the longest round, and of the longest delay.
 const ROUND_DIGITS: usize = 20;
-/// Two lengths in the packet may each take a byte more for a longer round.
+const DELAYED_DIGITS: usize = 20;
+/// Two lengths in the packet may each take a byte more for longer values.
 const LENGTHS_GROW: usize = 2;
 
 /// A record encoded for the wire.
@@ -32,13 +35,28 @@ pub(super) struct Ready {
     pub(super) position: Position,
     /// Chain value on the wire.
     pub(super) chain: ChainValue,
-    /// Bytes of the whole MQTT packet with the longest round: used for the broker's limit and for a slow link.
+    /// Bytes of the whole MQTT packet with the longest round and delay: used for the broker's limit and for a slow link.
     pub(super) bytes: u64,
     /// The last position that its number names.
     pub(super) through: Position,
-    /// The packet, with the round in which it was read.
+    /// The packet, with the round in which it was read, and its delay then.
     frame: Frame,
     round: u64,
+    delay: Option<Delay>,
+}
+
+/// How long ago a transaction was accepted, by running time: a step of the wall clock changes nothing of it.
+#[derive(Debug, Clone, Copy)]
+struct Delay {
+    accepted: Instant,
+    /// As the packet says it.
+    seconds: u64,
+}
+
+impl Delay {
+    fn of(accepted: Instant, now: Instant) -> Self {
+        Self { accepted, seconds: now.saturating_duration_since(accepted).as_secs() }
+    }
 }
 
 impl Ready {
@@ -49,11 +67,13 @@ impl Ready {
         key: &SigningKey,
         round: u64,
         numbered: &Numbered,
+        delay: Option<Delay>,
     ) -> Option<Self> {
         let Numbered { position, through, epoch, sequence, link, chain, ref transaction, .. } = *numbered;
         let payload = transaction.body.to_bytes();
         let envelope = Envelope::new(lane, epoch, sequence, chain, round, transaction);
-        let envelope = envelope.linked(link).signed(lane, key);
+        let delayed = delay.map(|delay| delay.seconds);
+        let envelope = envelope.linked(link).delayed_by(delayed).signed(lane, key);
         let (content_type, user_properties) = envelope.into_properties();
         let properties = PublishProperties {
             content_type: Some(content_type),
@@ -68,35 +88,52 @@ impl Ready {
             ..Publish::default()
         };
         let frame = Frame::new(&mut publish).ok()?;
-        let longest = frame.size() + ROUND_DIGITS + LENGTHS_GROW - digits(round);
-        Some(Self { position, chain, bytes: longest as u64, through, frame, round })
+        let growth =
+            ROUND_DIGITS - digits(round) + delayed.map_or(0, |seconds| DELAYED_DIGITS - digits(seconds));
+        let longest = frame.size() + growth + LENGTHS_GROW;
+        Some(Self { position, chain, bytes: longest as u64, through, frame, round, delay })
     }
 
-    /// The packet with this round. `None`: it cannot be encoded with it.
-    pub(super) fn into_frame(mut self, round: u64) -> Option<Frame> {
-        if round == self.round || self.rewrite_round(round) {
+    /// The packet as it is sent now, with this round. `None`: it cannot be encoded with it.
+    pub(super) fn into_frame(mut self, round: u64, now: Instant) -> Option<Frame> {
+        let delay = self.delay.map(|delay| Delay::of(delay.accepted, now));
+        let delays = self.delay.zip(delay).map(|(read, sent)| (read.seconds, sent.seconds));
+        if self.rewrite(ROUND, self.round, round)
+            && delays.is_none_or(|(read, sent)| self.rewrite(DELAYED, read, sent))
+        {
             return Some(self.frame);
         }
-        // A round of another length: everything after it moves.
+        // A value of another length: everything after it moves.
         let Packet::Publish(mut publish) = Packet::read(self.frame.bytes_mut(), None).ok()? else {
             return None;
         };
         let properties = &mut publish.properties.as_mut()?.user_properties;
-        let (_, value) = properties.iter_mut().find(|(name, _)| name == "round")?;
-        *value = round.to_string();
+        let mut put = |property: &str, number: u64| {
+            let (_, value) = properties.iter_mut().find(|(name, _)| name == property)?;
+            *value = number.to_string();
+            Some(())
+        };
+        put("round", round)?;
+        if let Some(delay) = delay {
+            put("delayed", delay.seconds)?;
+        }
         Frame::new(&mut publish).ok()
     }
 
-    /// Replaces the round in place if it has the same length.
-    fn rewrite_round(&mut self, round: u64) -> bool {
-        let text = round.to_string();
+    /// Replaces a number in place if it has the same length.
+    fn rewrite(&mut self, property: &[u8], read: u64, sent: u64) -> bool {
+        if read == sent {
+            return true;
+        }
+        let text = sent.to_string();
         let bytes = self.frame.bytes_mut();
-        let Some(at) = bytes.windows(ROUND.len()).position(|window| window == ROUND) else { return false };
-        let from = at + ROUND.len() + 2;
+        let Some(at) = bytes.windows(property.len()).position(|window| window == property) else {
+            return false;
+        };
+        let from = at + property.len() + 2;
         match bytes.get_mut(from..from + text.len()) {
-            Some(there) if text.len() == digits(self.round) => {
+            Some(there) if text.len() == digits(read) => {
                 there.copy_from_slice(text.as_bytes());
-                self.round = round;
                 true
             }
             _ => false,
@@ -246,7 +283,9 @@ fn answer(
     let name = outbox.lane_name(lane);
     // A record that MQTT cannot carry ends the batch: no door accepts one so large.
     let ready = |round, records: Result<Vec<Numbered>, ReadError>| {
-        let ready = |numbered: Numbered| Ready::new(&name, topic, key, round, &numbered);
+        let ready = |numbered: Numbered| {
+            Ready::new(&name, topic, key, round, &numbered, delay(outbox, lane, &numbered))
+        };
         records.map(|records| records.into_iter().map_while(ready).collect())
     };
     Some(match question {
@@ -274,11 +313,22 @@ fn answer(
     })
 }
 
+/// `None`: unknown, and of an entry, which is no transaction that a sender has handed over.
+fn delay(outbox: &Outbox, lane: &Lane, numbered: &Numbered) -> Option<Delay> {
+    if matches!(numbered.transaction.kind, Kind::Void | Kind::Pruned) {
+        return None;
+    }
+    let accepted = outbox.accepted_at(lane, numbered.position)?;
+    Some(Delay::of(accepted, Instant::now()))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::control::store_for_tests::{self, Store};
-    use pgw_core::transaction::{Body, Clock, Epoch, Kind, Transaction, TransactionId};
+    use std::time::Duration;
+
+    use pgw_core::transaction::{Body, Clock, Epoch, Transaction, TransactionId};
     use uuid::Uuid;
 
     fn numbered(body: usize) -> Numbered {
@@ -343,8 +393,9 @@ mod tests {
     #[test]
     fn a_packet_carries_its_head_signed() {
         let lane: LaneName = "B86022/gw1/clinical".parse().unwrap();
-        let key = SigningKey::from_pkcs8(&SigningKey::generate().unwrap()).unwrap();
-        let mut frame = Ready::new(&lane, &Bytes::from_static(b"t"), &key, 7, &numbered(3)).unwrap().frame;
+        let key = key();
+        let mut frame =
+            Ready::new(&lane, &Bytes::from_static(b"t"), &key, 7, &numbered(3), None).unwrap().frame;
         let Ok(Packet::Publish(publish)) = Packet::read(frame.bytes_mut(), None) else {
             panic!("no publish")
         };
@@ -354,32 +405,76 @@ mod tests {
         assert!(key.public().verify_head(&lane, read.epoch, read.sequence, read.chain, &signature));
     }
 
+    fn key() -> SigningKey {
+        SigningKey::from_pkcs8(&SigningKey::generate().unwrap()).unwrap()
+    }
+
+    fn read_back(mut frame: Frame) -> (Envelope, Bytes, Bytes) {
+        let Ok(Packet::Publish(publish)) = Packet::read(frame.bytes_mut(), None) else {
+            panic!("no publish");
+        };
+        let properties = publish.properties.unwrap();
+        let read = Envelope::from_properties(properties.content_type, properties.user_properties).unwrap();
+        (read, publish.topic, publish.payload)
+    }
+
     #[test]
     fn a_packet_carries_the_round_in_which_it_goes_and_fits_its_announced_size() {
         let lane = "B86022/gw1/clinical".parse().unwrap();
-        let key = SigningKey::from_pkcs8(&SigningKey::generate().unwrap()).unwrap();
         // The same round, one of the same length, a longer and a shorter one; bodies around the points where lengths
         // grow.
         for (read, sent) in [(7, 7), (123, 456), (9, 10), (0, u64::MAX), (u64::MAX, 1)] {
             for body in [0, 90, 15_900, 16_300, 5_000] {
-                let ready =
-                    Ready::new(&lane, &Bytes::from_static(b"topic"), &key, read, &numbered(body)).unwrap();
+                let topic = Bytes::from_static(b"topic");
+                let ready = Ready::new(&lane, &topic, &key(), read, &numbered(body), None).unwrap();
                 let announced = ready.bytes;
                 assert_eq!(ready.position, 9);
-                let mut frame = ready.into_frame(sent).unwrap();
-                assert!(frame.size() as u64 <= announced, "{} > {announced}", frame.size());
+                let frame = ready.into_frame(sent, Instant::now()).unwrap();
+                let size = frame.size() as u64;
+                assert!(size <= announced, "{size} > {announced}");
                 if sent == u64::MAX {
-                    assert!(announced - frame.size() as u64 <= LENGTHS_GROW as u64);
+                    assert!(announced - size <= LENGTHS_GROW as u64);
                 }
-                let Ok(Packet::Publish(publish)) = Packet::read(frame.bytes_mut(), None) else {
-                    panic!("no publish");
-                };
-                assert_eq!((&publish.topic[..], &publish.payload[..]), (&b"topic"[..], &vec![7; body][..]));
-                let properties = publish.properties.unwrap();
-                let read =
-                    Envelope::from_properties(properties.content_type, properties.user_properties).unwrap();
-                assert_eq!((read.round, read.sequence), (sent, 4));
+                let (read, topic, payload) = read_back(frame);
+                assert_eq!((&topic[..], &payload[..]), (&b"topic"[..], &vec![7; body][..]));
+                assert_eq!((read.round, read.sequence, read.delayed), (sent, 4, None));
             }
         }
+    }
+
+    /// The transactions here were accepted in 1970 by the wall clock.
+    #[test]
+    fn a_packet_carries_its_delay_at_the_moment_of_its_sending_by_running_time() {
+        let lane = "B86022/gw1/clinical".parse().unwrap();
+        let (accepted, second) = (Instant::now(), Duration::from_secs(1));
+        for (read, sent) in [(0, 0), (3, 4), (9, 10), (99, 86_400), (1_000_000, 1_000_001)] {
+            let delay = Delay::of(accepted, accepted + second * read);
+            let topic = Bytes::from_static(b"topic");
+            let ready = Ready::new(&lane, &topic, &key(), 7, &numbered(5), Some(delay)).unwrap();
+            let (announced, plain) = (ready.bytes, numbered(5).transaction.digest(&lane));
+            let frame = ready.into_frame(8, accepted + second * sent + second / 2).unwrap();
+            assert!(frame.size() as u64 <= announced);
+            let (envelope, _, payload) = read_back(frame);
+            assert_eq!((envelope.delayed, envelope.round), (Some(u64::from(sent)), 8));
+            assert_eq!(envelope.digest(&payload), plain, "the digest does not cover it");
+        }
+    }
+
+    #[test]
+    fn only_a_transaction_of_this_run_says_how_long_it_waited() {
+        let store = Store::with(3);
+        let (outbox, lane) = (&store.outbox, store_for_tests::lane());
+        let mut wire = WireReader::new(outbox, &lane);
+        let read = wire.read(3, 1, 1000).unwrap().remove(0);
+        let seconds = delay(outbox, &lane, &read).unwrap().seconds;
+        assert!(seconds < 3600, "{seconds}");
+        let mut entry = read.clone();
+        entry.transaction.kind = Kind::Void;
+        assert!(delay(outbox, &lane, &entry).is_none());
+        // Accepted before this start: nobody knows for how long the box was off.
+        let store = Store::with_lost(6, 2, &[5]);
+        let (outbox, lane) = (&store.outbox, store_for_tests::lane());
+        let read = WireReader::new(outbox, &lane).read(1, 1, 1000).unwrap().remove(0);
+        assert!(delay(outbox, &lane, &read).is_none());
     }
 }

@@ -17,6 +17,7 @@ use uuid::Uuid;
 
 use crate::guard::segment::{Segment, Span};
 use crate::lock::locked;
+use crate::pipeline::acceptance_times::AcceptanceTimes;
 use crate::pipeline::handles::Handles;
 use crate::state::segment_table::MissingRecords;
 use crate::types::{LaneCounts, Watermark};
@@ -266,6 +267,8 @@ pub(crate) struct SharedLane {
     pub(crate) renumbering: Mutex<()>,
     /// Its digest tables.
     pub(crate) digests: DigestTables,
+    /// When its records were accepted.
+    pub(crate) accepted: Mutex<AcceptanceTimes>,
 }
 
 impl SharedLane {

@@ -13,6 +13,7 @@ use crate::crypt::seal::RecordPlace;
 use crate::dedup::fingerprint::Fingerprints;
 use crate::errors::Refusal;
 use crate::guard::segment::{Segment, SegmentError, Span};
+use crate::lock::locked;
 use crate::pipeline::jobs::{GROUP_BYTES, GROUP_RECORDS, Task};
 use crate::pipeline::lane::SharedLane;
 use crate::pipeline::pending::{LARGE_BYTES, PendingRecord};
@@ -241,6 +242,9 @@ impl LaneWriter {
         {
             // The records are safe, and have it all: the sender must not wait for this.
             tracing::warn!(lane = %self.lane.name, %error, "Digests could not be noted; they are computed again from the records");
+        }
+        if !durable.is_empty() {
+            locked(&self.lane.accepted).accepted(base, Instant::now());
         }
         shared.remember(&self.lane, &durable);
         if let Some(last) = durable.last() {

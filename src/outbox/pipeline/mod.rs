@@ -2,7 +2,7 @@
 //!
 //! Data below, behaviour above; each imports only from those before it:
 //! - [`jobs`]: the threads' requests to each other; [`admission`], [`space`], [`latency`], [`trash`]: the disk, and the clock
-//! - [`handles`], [`lane`], [`pending`]: one lane, its open databases, a record before its barrier
+//! - [`handles`], [`lane`], [`pending`]: one lane, its open databases, a record before its barrier; [`acceptance_times`]
 //! - [`shared`]: the state that all threads share
 //! - [`rebuild`]: carves the records of a damaged segment into a new one
 //! - [`records`], [`read`]: reading as stored, and with voids; [`digests`]: what proves it; [`release`]: writing off lost records
@@ -12,6 +12,7 @@
 //! - [`fsync_worker`], [`segment_worker`], [`maintenance`]: the threads beside it
 //! - [`startup`]: from the files on the disk to running threads; [`running`]: until they stop
 
+pub(crate) mod acceptance_times;
 pub(crate) mod admission;
 pub(crate) mod digests;
 pub(crate) mod duplicates;

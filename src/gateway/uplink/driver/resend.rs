@@ -1,5 +1,7 @@
 //! Confirmed transactions sent again: orders of a person or a hub, and the sending beside the lanes' own traffic.
 
+use std::time::Instant;
+
 use pgw_core::transaction::{Epoch, Lane, Position};
 use pgw_core::wire::command::{Command, CommandResult, Order};
 use pgw_core::wire::signature::Word;
@@ -122,7 +124,8 @@ impl Driver {
                 let lane = &self.lanes[range.lane];
                 let (position, bytes) = (ready.position, ready.bytes);
                 let too_large = live.connection.allowed.packet_bytes.is_some_and(|most| bytes > most);
-                let frame = ready.into_frame(lane.machine.round().unwrap_or_default());
+                let round = lane.machine.round().unwrap_or_default();
+                let frame = ready.into_frame(round, Instant::now());
                 let Some(frame) = frame.filter(|_| !too_large) else {
                     self.resends.end(Err(ResendFailed::TooLarge(position)));
                     break;

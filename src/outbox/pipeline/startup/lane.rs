@@ -315,6 +315,7 @@ impl<'a> LaneStartup<'a> {
                 unproven: Mutex::new(self.unproven.into_iter().collect()),
                 ..Default::default()
             },
+            accepted: Mutex::default(),
         });
         OpenedLane { lane, active: self.active, last_number }
     }
