@@ -278,6 +278,7 @@ impl StoreThread {
                     Refusal::Link => "it does not continue the lane",
                     Refusal::Admit | Refusal::Hole => "the centre must admit it",
                     Refusal::Epochs => "number of epochs in a day",
+                    Refusal::TooLarge => "beyond the limits of this hub",
                     Refusal::Unsigned => Unheard::Unverified.reason(),
                 };
                 self.refuse(lane.to_string(), reason);

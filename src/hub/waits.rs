@@ -31,7 +31,7 @@ impl WaitReason {
             Refusal::Admit => Some(Self::Deleted),
             Refusal::Hole => Some(Self::Hole),
             Refusal::Epochs => Some(Self::Epochs),
-            Refusal::TooManyLanes | Refusal::Link | Refusal::Unsigned => None,
+            Refusal::TooManyLanes | Refusal::Link | Refusal::TooLarge | Refusal::Unsigned => None,
         }
     }
 }

@@ -142,7 +142,7 @@ impl Sender {
     pub fn again(&mut self, entry: &Entry) -> Entry {
         self.sequence += 1;
         let (_, properties) = entry.envelope.clone().into_properties();
-        let numbers = ["epoch", "sequence", "round", "chain", "link", "signature"];
+        let numbers = ["epoch", "sequence", "round", "delayed", "chain", "link", "signature"];
         let mut properties: Vec<_> =
             properties.into_iter().filter(|(name, _)| !numbers.contains(&name.as_str())).collect();
         let body = entry.body.clone().unwrap();

@@ -9,7 +9,8 @@
 //!   exception is what a person wrote off as a void;
 //! - no number of an epoch is used for two contents;
 //! - nothing is pruned that is not in the hub's backup, and nothing larger than the broker's limit is sent;
-//! - a held lane stops no other, and delays nothing before the held record;
+//! - a held lane stops no other, and delays nothing before the held record; only what the broker or the hub does not take is
+//!   held;
 //! - if the faults stopped here, everything would be confirmed.
 //!
 //! The last is how liveness is proven. stateright's `eventually` says nothing about paths that end in a cycle, and a
@@ -36,8 +37,11 @@ use crate::world::{Content, id};
 
 /// Ids from here on belong to records that are larger than the broker's limit.
 const LARGE: u64 = 1_000;
-/// An id that no box has accepted.
+/// Ids from here on belong to records that are beyond the limits of the hub.
+const BEYOND: u64 = 2_000;
+/// An id that no box has accepted, and one that is beyond the limits of the hub too.
 const STRANGE: u64 = 999;
+const STRANGE_BEYOND: u64 = 2_999;
 /// The broker's limit, and the size of a large record.
 const LIMIT: (u64, u64) = (50, 100);
 
@@ -48,6 +52,8 @@ struct Budget {
     accepts: Vec<Vec<u8>>,
     /// How many records of the first box's first lane are too large for the broker.
     large: u8,
+    /// How many of them are beyond the limits of the hub.
+    beyond: u8,
     cuts: u8,
     box_crashes: u8,
     hub_crashes: u8,
@@ -114,6 +120,8 @@ struct World {
     /// The broker's queue for the hub: all boxes and lanes share it.
     up: VecDeque<(usize, Up)>,
     limited: bool,
+    /// The hub that runs does not take what is beyond its limits.
+    hub_limited: bool,
     hub: Committer<Line>,
     /// The hub's store: all of it crashes and is restored together.
     disk: HubDisk,
@@ -217,8 +225,11 @@ impl Lookup<Line> for HubDisk {
 enum Step {
     Accept(usize),
     AcceptLarge,
+    AcceptBeyond,
     /// The broker's limit is raised; a connected box learns it at its next connection.
     RaiseLimit,
+    /// The hub starts again, in a version that takes more.
+    HubUpgraded,
     Connect(usize),
     Cut(usize),
     /// Power cut of a box; its watermarks go back to the last synced ones.
@@ -287,6 +298,7 @@ impl World {
             boxes: Vec::new(),
             up: VecDeque::new(),
             limited: left.large > 0,
+            hub_limited: left.beyond > 0,
             hub: center::begin(group_limits(&left), &[], 0, false),
             disk: HubDisk::default(),
             backup: 0,
@@ -343,13 +355,14 @@ impl World {
         self.left.accepts[surgery][index - self.boxes[surgery].lanes[0]] > 0
     }
 
-    fn accept(&mut self, index: usize, large: bool) {
+    /// `kind`: added to its id.
+    fn accept(&mut self, index: usize, kind: u64) {
         let surgery = self.owner(index);
         let place = index - self.boxes[surgery].lanes[0];
         self.left.accepts[surgery][place] -= 1;
         let stream = &mut self.streams[index];
         stream.accepted += 1;
-        let number = index as u64 * 100 + u64::from(stream.accepted) + if large { LARGE } else { 0 };
+        let number = index as u64 * 100 + u64::from(stream.accepted) + kind;
         stream.disk.commit(id(number));
         let tail = stream.disk.tail();
         self.give(index, Input::Committed(tail));
@@ -370,7 +383,7 @@ impl World {
             }
             let stream = &mut self.streams[index];
             let Some(position) = stream.machine.wanted() else { break };
-            let large = |of| if of >= id(LARGE) { LIMIT.1 } else { 1 };
+            let large = |of| if (id(LARGE)..id(BEYOND)).contains(&of) { LIMIT.1 } else { 1 };
             let Some(input) = stream.disk.offer(position, large) else {
                 let surgery = self.owner(index);
                 self.cut(surgery);
@@ -593,7 +606,11 @@ impl World {
 
     fn hub_takes(&mut self, (index, packet): &(usize, Up)) {
         center::note_tail(&mut self.tails, *index, packet);
-        self.tell_hub(center::input(*index, packet), None);
+        self.tell_hub(self.hub_input(*index, packet), None);
+    }
+
+    fn hub_input(&self, index: usize, packet: &Up) -> committer::Input<Line> {
+        center::input(index, packet, |content| self.hub_limited && is_beyond(content))
     }
 
     fn hub_stores(&mut self) {
@@ -725,7 +742,9 @@ impl World {
             taken[..place].iter().all(|other| named(other) != named(entry))
                 && self.up.iter().all(|(of, packet)| match packet {
                     Up::Transaction { epoch, sequence, content, chain, signs, .. } => {
-                        let signed = signs == chain && (*of, *epoch, *sequence) == named(entry);
+                        // What a broker has made of it is no use of its number.
+                        let ours = !is_strange(content.id);
+                        let signed = ours && signs == chain && (*of, *epoch, *sequence) == named(entry);
                         !signed || *chain != entry.chain || *content == entry.content
                     }
                     Up::Position { .. } => true,
@@ -765,10 +784,22 @@ impl World {
         !self.limited || !self.up.iter().any(|(_, packet)| large(packet))
     }
 
+    /// Only what the broker or the hub does not take is held.
+    fn only_what_is_not_taken_is_held(&self) -> bool {
+        self.streams.iter().all(|stream| {
+            let held = stream.machine.counts().held;
+            let record = held.and_then(|held| stream.disk.records.get(held as usize - 1));
+            record.is_none_or(|record| *record >= id(LARGE))
+        })
+    }
+
     /// What a lane must reach without help: its tail, or the last record before one that is too large.
     fn must_reach(&self, index: usize) -> Position {
         let disk = &self.streams[index].disk;
-        let held = disk.records.iter().position(|of| self.limited && *of >= id(LARGE));
+        let taken = |of: &TransactionId| {
+            (self.limited && (id(LARGE)..id(BEYOND)).contains(of)) || (self.hub_limited && *of >= id(BEYOND))
+        };
+        let held = disk.records.iter().position(taken);
         held.map_or(disk.tail(), |before| before as u64)
     }
 
@@ -820,6 +851,8 @@ impl World {
                 }
             } else if world.limited {
                 world.raise_limit();
+            } else if world.hub_limited {
+                world.upgrade_hub();
             } else if std::mem::take(&mut tells) {
                 // A hub that was restored to a store without a lane knows no gateway to tell.
                 (0..world.boxes.len()).for_each(|surgery| world.cut(surgery));
@@ -832,6 +865,11 @@ impl World {
         false
     }
 
+    fn upgrade_hub(&mut self) {
+        self.hub_limited = false;
+        self.hub_starts(self.disk.entries.len());
+    }
+
     fn raise_limit(&mut self) {
         self.limited = false;
         for surgery in 0..self.boxes.len() {
@@ -841,7 +879,15 @@ impl World {
 }
 
 fn is_large(content: &Content) -> bool {
-    content.kind == Kind::Transaction && content.id >= id(LARGE)
+    content.kind == Kind::Transaction && (id(LARGE)..id(BEYOND)).contains(&content.id)
+}
+
+fn is_strange(of: TransactionId) -> bool {
+    [id(STRANGE), id(STRANGE_BEYOND)].contains(&of)
+}
+
+fn is_beyond(content: &Content) -> bool {
+    content.kind == Kind::Transaction && content.id >= id(BEYOND)
 }
 
 fn limits() -> Limits {
@@ -893,6 +939,8 @@ impl Model for Small {
             may(world.is_stalled_by_a_lost_record(index), Step::Release(index));
         }
         may(left.large > 0 && world.limited && world.may_accept(0), Step::AcceptLarge);
+        may(left.beyond > 0 && world.hub_limited && world.may_accept(0), Step::AcceptBeyond);
+        may(world.hub_limited && world.streams[0].machine.counts().held.is_some(), Step::HubUpgraded);
         may(world.limited && world.streams[0].machine.counts().held.is_some(), Step::RaiseLimit);
         for (index, surgery) in world.boxes.iter().enumerate() {
             may(!surgery.connected, Step::Connect(index));
@@ -953,12 +1001,17 @@ impl Model for Small {
     fn next_state(&self, world: &World, step: Step) -> Option<World> {
         let mut world = world.clone();
         match step {
-            Step::Accept(index) => world.accept(index, false),
+            Step::Accept(index) => world.accept(index, 0),
             Step::AcceptLarge => {
                 world.left.large -= 1;
-                world.accept(0, true);
+                world.accept(0, LARGE);
+            }
+            Step::AcceptBeyond => {
+                world.left.beyond -= 1;
+                world.accept(0, BEYOND);
             }
             Step::RaiseLimit => world.raise_limit(),
+            Step::HubUpgraded => world.upgrade_hub(),
             Step::Connect(surgery) => world.connect(surgery),
             Step::Cut(surgery) => {
                 world.left.cuts -= 1;
@@ -1030,7 +1083,8 @@ impl Model for Small {
                 let (of, packet) = world.up.front_mut()?;
                 if let Up::Transaction { epoch, sequence, .. } = *packet {
                     let before = world.streams[*of].disk.before(epoch, sequence);
-                    center::changed(packet, Content::transaction(id(STRANGE)), before, fits);
+                    let strange = if world.hub_limited { STRANGE_BEYOND } else { STRANGE };
+                    center::changed(packet, Content::transaction(id(strange)), before, fits);
                 }
             }
             Step::HubTakesUnsure => {
@@ -1048,7 +1102,7 @@ impl Model for Small {
             Step::TakenAppendFails { kept } => {
                 world.left.failed_appends -= 1;
                 let (index, packet) = world.up.pop_front()?;
-                world.tell_hub(center::input(index, &packet), Some(if kept { u8::MAX } else { 0 }));
+                world.tell_hub(world.hub_input(index, &packet), Some(if kept { u8::MAX } else { 0 }));
             }
             Step::HubSendsReceipt(index) => world.sends_receipt(index)?,
             Step::HubConnects => {
@@ -1091,13 +1145,16 @@ impl Model for Small {
         vec![
             Property::always("in order, and once", |_, world: &World| world.is_in_order_and_once()),
             Property::always("only what was accepted is stored", |_, world: &World| {
-                world.taken().all(|entry| entry.id() != id(STRANGE))
+                world.taken().all(|entry| !is_strange(entry.id()))
             }),
             Property::always("a receipt says what is stored", |_, world: &World| !world.lied),
             Property::always("the watermark is true", |_, world: &World| world.watermark_is_true()),
             Property::always("a number is used once", |_, world: &World| world.numbers_are_used_once()),
             Property::always("pruned is backed up", |_, world: &World| world.pruned_is_backed_up()),
             Property::always("only what fits is sent", |_, world: &World| world.only_what_fits_is_sent()),
+            Property::always("only what is not taken is held", |_, world: &World| {
+                world.only_what_is_not_taken_is_held()
+            }),
             Property::always("comes to rest", |_, world: &World| world.comes_to_rest()),
             Property::sometimes("all confirmed", |_, world: &World| {
                 let all = world.left.accepts.iter().flatten().all(|left| *left == 0);
@@ -1240,6 +1297,19 @@ fn what_is_held_stops_its_lane_alone() {
     explore("two lanes: one too large", budget, |world| {
         world.streams[0].machine.counts().held.is_some() && world.streams[1].watermark == 1
     });
+}
+
+#[test]
+fn what_the_hub_does_not_take_is_held_until_it_does() {
+    let held = |world: &World| world.streams[0].machine.counts().held.is_some();
+    let budget = Budget { beyond: 1, losses: 1, repetitions: 1, ..one_lane(3 + long()) };
+    explore("one beyond the hub's limits; loss, repetition", budget, held);
+    let budget = Budget { beyond: 1, altered: 1, lost_receipts: long(), ..one_lane(2 + long()) };
+    explore("one beyond the hub's limits; exchanged", budget, held);
+    let budget = Budget { beyond: 1, replays: 1, hub_crashes: 1, ..one_lane(2) };
+    explore("one beyond the hub's limits; replay, hub crash", budget, held);
+    let budget = Budget { beyond: 1, images: 1, ticks: 1, ..one_lane(2 + long()) };
+    explore("one beyond the hub's limits; image, timeout", budget, held);
 }
 
 #[test]

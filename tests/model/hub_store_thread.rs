@@ -12,6 +12,8 @@ use pgw_core::numbering::LostNumbers;
 use pgw_core::transaction::{Epoch, TransactionId};
 use pgw_core::wire::SCHEMA;
 use pgw_core::wire::command::{CommandResult, Order};
+use pgw_core::wire::envelope::Envelope;
+use pgw_core::wire::limits::TEXT_BYTES;
 use pgw_core::wire::presence::Status;
 use pgw_core::wire::receipt::{GapCode, Position};
 use pgw_core::wire::signature::{SigningKey, Word};
@@ -461,6 +463,37 @@ fn what_its_gateway_has_not_signed_is_not_stored() {
     assert_eq!(report.faults, vec![]);
     let [head] = report.heads[..] else { panic!("{:?}", report.heads) };
     assert_eq!((head.at.through, head.key, head.verified), (10, sender.key.public().id(), true));
+}
+
+#[test]
+fn what_is_beyond_its_limits_is_named_to_its_gateway_and_not_stored() {
+    let mut running = Running::start();
+    let mut sender = Sender::new(&lane("clinical"), 1);
+    assert_eq!(running.through(&sender, "first").0, 0);
+    running.send_together(&sender.take(2));
+    let before = sender.chain;
+    let plain = sender.next(7, b"body");
+    let (content_type, mut properties) = plain.envelope.clone().into_properties();
+    properties.push(("note".into(), "x".repeat(TEXT_BYTES + 1)));
+    let envelope = Envelope::of_any_length(Some(content_type), properties).unwrap();
+    // A broker has made the attribute longer: nothing of its gateway's is too large.
+    let entry = |envelope| Entry::new(sender.lane.clone(), envelope, plain.body.clone().unwrap());
+    let changed = entry(envelope.clone());
+    running.send(&changed);
+    let (through, answers) = running.through(&sender, "a");
+    assert_eq!((through, gaps(&running, answers)), (2, vec![(GapCode::Link, 3)]));
+    let mut envelope = envelope;
+    envelope.chain = before.next(3, envelope.digest(b"body"));
+    let long = entry(envelope.signed(&sender.lane, &sender.key));
+    let next = Sender { chain: long.envelope.chain, ..sender.clone() }.next(8, b"body 8");
+    running.send_together(&[long, next]);
+    let (through, answers) = running.through(&sender, "b");
+    let named = vec![(GapCode::TooLarge, 3), (GapCode::Missing, 3)];
+    assert_eq!((through, gaps(&running, answers)), (2, named));
+    // The same number as a hub with these limits takes it.
+    running.send(&plain);
+    assert_eq!(running.through(&sender, "c").0, 3);
+    assert_eq!(running.stored(&sender.lane), [1, 2, 3]);
 }
 
 /// Says something as the gateway of this sender.

@@ -42,6 +42,8 @@ pub(super) enum Verdict {
     Hole,
     /// Its gateway has begun too many epochs today.
     Epochs,
+    /// It is beyond the limits of this hub.
+    TooLarge,
     /// The store cannot say whether it is stored already. The lane is unchanged.
     Unsure,
 }
@@ -195,7 +197,7 @@ impl LaneState {
             return verdict;
         }
         if let Some(waits) = self.waits(record, verdict, begins, arrival.now, store) {
-            // A person is asked only about what its gateway has signed.
+            // A person is asked only about what its gateway has signed, and only that stalls its lane.
             let signed = store.signed_by(record, chain, arrival.way);
             return if signed.is_some() { waits } else { Verdict::Unsigned(sequence) };
         }
@@ -217,7 +219,7 @@ impl LaneState {
         Some(if stored == Some(last.chain) { last.sequence } else { 0 })
     }
 
-    /// Whether the record, which continues the line, has to wait for the centre.
+    /// Whether the record, which continues the line, has to wait: for the centre, or for a hub that takes more.
     fn waits<R: Record>(
         &mut self,
         record: &R,
@@ -227,6 +229,9 @@ impl LaneState {
         store: &impl Lookup<R>,
     ) -> Option<Verdict> {
         let Numbered { epoch, sequence, chain, .. } = record.numbered();
+        if record.is_too_large() && verdict != Verdict::Known {
+            return Some(Verdict::TooLarge);
+        }
         if let Some(until) = store.hole(record.lane()) {
             let line: Vec<_> = self.line.iter().map(|progress| progress.staged).collect();
             if refill(&line, &until, &Through { epoch, through: sequence, chain }) == Refill::Other {
@@ -298,8 +303,8 @@ impl LaneState {
         }
         match self.follows_what_is_known(record, store) {
             None => Verdict::Unsure,
-            Some(true) => Verdict::Late,
-            Some(false) => Verdict::Link,
+            Some(true) if !record.is_too_large() => Verdict::Late,
+            Some(_) => Verdict::Link,
         }
     }
 

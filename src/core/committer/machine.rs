@@ -223,6 +223,9 @@ impl<R: Record> Committer<R> {
             Verdict::Epochs => {
                 self.refuse(&record, (GapCode::Epochs, numbered.sequence), Refusal::Epochs, actions);
             }
+            Verdict::TooLarge => {
+                self.refuse(&record, (GapCode::TooLarge, numbered.sequence), Refusal::TooLarge, actions);
+            }
             Verdict::Unsure => self.note_failure(now, 1),
         }
     }

@@ -55,6 +55,10 @@ pub trait Record {
     fn numbered(&self) -> Numbered;
     /// It takes the place of transactions that were confirmed once and are deleted at the gateway.
     fn is_pruned(&self) -> bool;
+    /// It can be read, and is beyond what this hub stores: no hub of this version takes it.
+    fn is_too_large(&self) -> bool {
+        false
+    }
     /// What is stored of it, apart from its number.
     fn digest(&self) -> Digest;
     /// The chain value that it must have after `before`.
@@ -259,6 +263,8 @@ pub enum Refusal {
     Hole,
     /// Its gateway has begun too many epochs today.
     Epochs,
+    /// It is beyond the limits of this hub.
+    TooLarge,
     /// Its gateway has not signed it, or something before it was changed on its way.
     Unsigned,
 }

@@ -42,6 +42,7 @@ struct Line {
     numbered: Numbered,
     body: u8,
     pruned: bool,
+    too_large: bool,
     only_number: bool,
     rival: bool,
     /// The chain value that its gateway has signed.
@@ -59,6 +60,9 @@ impl Record for Line {
     }
     fn is_pruned(&self) -> bool {
         self.pruned
+    }
+    fn is_too_large(&self) -> bool {
+        self.too_large
     }
     fn digest(&self) -> Digest {
         let mut digest = Digest([self.body; 32]);
@@ -268,6 +272,7 @@ impl Sender {
             numbered,
             body: 0,
             pruned: false,
+            too_large: false,
             only_number: false,
             rival: false,
             signs: Some(chain),

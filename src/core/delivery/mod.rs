@@ -299,6 +299,8 @@ pub enum HeldBecause {
     EndedConnections,
     /// Sent alone three times, the hub could not verify it.
     Unverified,
+    /// It is beyond the limits of the hub, which may be older than this gateway.
+    BeyondHub,
 }
 
 #[cfg(test)]

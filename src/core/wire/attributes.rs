@@ -33,12 +33,12 @@ impl Attributes {
         Self(named.map(|(name, value)| (Cow::Borrowed(name), value.to_owned())).collect())
     }
 
-    /// From properties in any order. Names that no attribute can have are passed over.
+    /// From properties in any order, as long as they may be: [`Attributes::fits`] says whether they are within the limits. Names
+    /// that no attribute can have are passed over.
     ///
     /// # Errors
-    /// [`WireError::Twice`], [`WireError::Malformed`] for a name that is reserved, or [`WireError::Text`] for one beyond the
-    /// [limits](crate::wire::limits).
-    pub fn from_properties(
+    /// [`WireError::Twice`], or [`WireError::Malformed`] for a name that is reserved.
+    pub fn of_any_length(
         content_type: String,
         properties: impl IntoIterator<Item = (String, String)>,
     ) -> Result<Self, WireError> {
@@ -52,11 +52,38 @@ impl Attributes {
         }
         attributes.push((Cow::Borrowed("datacontenttype"), content_type));
         attributes.sort_unstable();
-        fits(&attributes)?;
         if let Some(pair) = attributes.windows(2).find(|pair| pair[0].0 == pair[1].0) {
             return Err(WireError::Twice(pair[0].0.clone().into_owned()));
         }
         Ok(Self(attributes))
+    }
+
+    /// The same, within the limits.
+    ///
+    /// # Errors
+    /// Those, and [`WireError::Text`] for one beyond the [limits](crate::wire::limits).
+    pub fn from_properties(
+        content_type: String,
+        properties: impl IntoIterator<Item = (String, String)>,
+    ) -> Result<Self, WireError> {
+        let attributes = Self::of_any_length(content_type, properties)?;
+        attributes.fits()?;
+        Ok(attributes)
+    }
+
+    /// Whether all of them are within the [limits](crate::wire::limits), one by one and together.
+    ///
+    /// # Errors
+    /// [`WireError::Text`] names the first that is not.
+    pub fn fits(&self) -> Result<(), WireError> {
+        let mut bytes = 0;
+        for (name, value) in &self.0 {
+            bytes += PROPERTY_BYTES + name.len() + value.len();
+            if value.len() > TEXT_BYTES || bytes > ATTRIBUTES_BYTES || !is_carried(value) {
+                return Err(WireError::Text(name.clone().into_owned()));
+            }
+        }
+        Ok(())
     }
 
     /// The value of a name; empty where there is none.
@@ -112,18 +139,6 @@ fn named<'a>(
 #[must_use]
 pub fn source(lane: &LaneName) -> String {
     format!("/pgw/{lane}")
-}
-
-/// Whether all of them are within the limits, one by one and together.
-fn fits(attributes: &[(Cow<'static, str>, String)]) -> Result<(), WireError> {
-    let mut bytes = 0;
-    for (name, value) in attributes {
-        bytes += PROPERTY_BYTES + name.len() + value.len();
-        if value.len() > TEXT_BYTES || bytes > ATTRIBUTES_BYTES || !is_carried(value) {
-            return Err(WireError::Text(name.clone().into_owned()));
-        }
-    }
-    Ok(())
 }
 
 fn is_name(name: &str) -> bool {

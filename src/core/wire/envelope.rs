@@ -103,6 +103,20 @@ impl Envelope {
         content_type: Option<String>,
         properties: Vec<(String, String)>,
     ) -> Result<Self, WireError> {
+        let envelope = Self::of_any_length(content_type, properties)?;
+        envelope.attributes.fits()?;
+        Ok(envelope)
+    }
+
+    /// The same with attributes of any length: [`Attributes::fits`] says whether they are within the limits. What is beyond them
+    /// is never stored, but its gateway can be told so.
+    ///
+    /// # Errors
+    /// [`WireError`] names the property.
+    pub fn of_any_length(
+        content_type: Option<String>,
+        properties: Vec<(String, String)>,
+    ) -> Result<Self, WireError> {
         let mut numbers: [Option<String>; NUMBERS.len()] = Default::default();
         let mut attributes = Vec::with_capacity(properties.len());
         for (name, value) in properties {
@@ -114,7 +128,7 @@ impl Envelope {
         }
         let content_type = content_type.filter(|text| !text.is_empty());
         let content_type = content_type.ok_or(WireError::Missing("content type"))?;
-        let attributes = Attributes::from_properties(content_type, attributes)?;
+        let attributes = Attributes::of_any_length(content_type, attributes)?;
         let [chain, delayed, epoch, link, round, sequence, signature] = numbers;
         let sequence: Sequence = parse(sequence, "sequence")?;
         if sequence == 0 {

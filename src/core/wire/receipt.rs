@@ -107,6 +107,8 @@ pub enum GapCode {
     /// The lane's line does not continue with it: its epoch begins elsewhere, or is not the line's last any more, or its
     /// gateway has signed another chain value than follows here. The gateway asks where the line ends.
     Link,
+    /// It follows, its gateway has signed it, and it is beyond the limits of this hub, which may be older than the gateway.
+    TooLarge,
     /// The hub takes nothing of this lane now, for a reason that is not the gateway's: its store fails, or central IT has not
     /// given the lane to this gateway.
     Later,

@@ -86,6 +86,8 @@ pub struct Entry {
     pub signed_by: Option<KeyId>,
     /// Its id is stored already with another content.
     pub rival: bool,
+    /// It is beyond the limits of this hub: never stored.
+    pub too_large: bool,
     /// Computed when it is first needed: repetitions do without.
     digest: OnceLock<Digest>,
 }
@@ -94,7 +96,8 @@ impl Entry {
     /// A transaction that has arrived.
     #[must_use]
     pub fn new(lane: LaneName, envelope: Envelope, body: Bytes) -> Self {
-        Self { lane, envelope, body: Some(body), signed_by: None, rival: false, digest: OnceLock::new() }
+        let (signed_by, digest) = (None, OnceLock::new());
+        Self { lane, envelope, body: Some(body), signed_by, rival: false, too_large: false, digest }
     }
 }
 
@@ -110,6 +113,10 @@ impl Record for Entry {
 
     fn is_pruned(&self) -> bool {
         self.envelope.is(Kind::Pruned)
+    }
+
+    fn is_too_large(&self) -> bool {
+        self.too_large
     }
 
     fn digest(&self) -> Digest {

@@ -60,11 +60,15 @@ impl StoreThread {
         }
         match read(&lane, publish) {
             Ok((envelope, body)) => {
-                let (number, entry) = ((envelope.epoch, envelope.sequence), pruned(&envelope, &body));
+                let (number, deleted) = ((envelope.epoch, envelope.sequence), pruned(&envelope, &body));
                 self.refused = None;
-                self.tell(Input::Transaction(Entry::new(lane, envelope, body)));
+                // A packet that is too large never comes so far: the broker keeps to what this hub has told it at CONNECT.
+                let too_large = envelope.attributes().fits().is_err();
+                let mut entry = Entry::new(lane, envelope, body);
+                entry.too_large = too_large;
+                self.tell(Input::Transaction(entry));
                 if let Some((lane, why)) = self.refused.take() {
-                    self.waits(&lane, why, number, entry);
+                    self.waits(&lane, why, number, deleted);
                 }
             }
             Err(error) => self.refuse(lane.to_string(), reason(&error)),
@@ -171,10 +175,10 @@ impl StoreThread {
     }
 }
 
-/// A transaction from its publish, if that is well-formed.
+/// A transaction from its publish, if that is well-formed. Its attributes may be beyond the limits.
 fn read(lane: &LaneName, publish: Publish) -> Result<(Envelope, Bytes), WireError> {
     let (body, properties) = (publish.payload, publish.properties.unwrap_or_default());
-    let envelope = Envelope::from_properties(properties.content_type, properties.user_properties)?;
+    let envelope = Envelope::of_any_length(properties.content_type, properties.user_properties)?;
     if !envelope.is_of(lane) {
         return Err(WireError::Malformed("source or partitionkey"));
     }

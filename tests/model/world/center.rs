@@ -44,6 +44,8 @@ pub(crate) struct Line {
     signs: ChainValue,
     only_number: bool,
     rival: bool,
+    /// Beyond the limits of the hub.
+    too_large: bool,
 }
 
 impl Record for Line {
@@ -57,6 +59,10 @@ impl Record for Line {
 
     fn is_pruned(&self) -> bool {
         self.content.kind == Kind::Pruned
+    }
+
+    fn is_too_large(&self) -> bool {
+        self.too_large
     }
 
     fn digest(&self) -> Digest {
@@ -112,8 +118,8 @@ pub(crate) fn changed(packet: &mut Up, strange: Content, before: ChainValue, fit
     }
 }
 
-/// The committer's input for a packet.
-pub(crate) fn input(of: usize, packet: &Up) -> Input<Line> {
+/// The committer's input for a packet. `too_large`: which contents are beyond the limits of the hub.
+pub(crate) fn input(of: usize, packet: &Up, too_large: impl Fn(&Content) -> bool) -> Input<Line> {
     match *packet {
         Up::Position { nonce, epoch, point, .. } => Input::Position {
             lane: name(of).clone(),
@@ -121,7 +127,8 @@ pub(crate) fn input(of: usize, packet: &Up) -> Input<Line> {
         },
         Up::Transaction { epoch, sequence, round, content, chain, signs, link } => {
             let numbered = Numbered { epoch, sequence, round, id: content.id, chain, link };
-            Input::Transaction(Line { of, numbered, content, signs, only_number: false, rival: false })
+            let (only_number, rival, too_large) = (false, false, too_large(&content));
+            Input::Transaction(Line { of, numbered, content, signs, only_number, rival, too_large })
         }
     }
 }
@@ -365,6 +372,8 @@ pub(crate) struct Center {
     pub(crate) cannot_say: bool,
     /// The centre is asked to admit something.
     pub(crate) wants_admission: bool,
+    /// The version of the hub that runs does not take this one.
+    pub(crate) too_large: Option<TransactionId>,
     gaps: Vec<Missed>,
     /// The highest tail of each epoch that a position has named. The fleet keeps it beside the store.
     tails: BTreeMap<(usize, Epoch), Sequence>,
@@ -397,6 +406,7 @@ impl Center {
             append_fails: None,
             cannot_say: false,
             wants_admission: false,
+            too_large: None,
             gaps: Vec::new(),
             tails: BTreeMap::new(),
         }
@@ -443,6 +453,7 @@ impl Center {
                     Refusal::Epochs => "too many epochs",
                     Refusal::TooManyLanes => "too many lanes",
                     Refusal::Hole => "does not refill the hole",
+                    Refusal::TooLarge => "beyond the limits of the hub",
                 });
             }
             Action::KeepLate(line) => {
@@ -581,7 +592,8 @@ impl Center {
     /// Takes a packet; may cause gap notices.
     pub(crate) fn take(&mut self, packet: &Up, now: Millis, seen: &mut Seen) -> Vec<Missed> {
         note_tail(&mut self.tails, 0, packet);
-        self.give(input(0, packet), now, seen);
+        let too_large = self.too_large;
+        self.give(input(0, packet, |content| Some(content.id) == too_large), now, seen);
         std::mem::take(&mut self.gaps)
     }
 
@@ -596,10 +608,13 @@ impl Center {
         if !self.finish(now, seen) {
             return None;
         }
-        let lines = bundle.packets.iter().filter_map(|packet| match input(0, packet) {
+        let too_large = self.too_large;
+        let read = |packet| match input(0, packet, |content| Some(content.id) == too_large) {
             Input::Transaction(line) => Some(line),
             _ => None,
-        });
+        };
+        // A bundle cannot even be read beyond one.
+        let lines = bundle.packets.iter().filter_map(read).take_while(|line| !line.too_large);
         let mut actions = Vec::new();
         let hole = self.until();
         let Self { entries, late, contents, cannot_say, memory, .. } = self;

@@ -473,6 +473,7 @@ impl Surgery {
             }
             Action::Alarm(alarm) => seen.note(match alarm {
                 Alarm::Held(_, HeldBecause::EndedConnections) => "held",
+                Alarm::Held(_, HeldBecause::BeyondHub) => "held: the hub takes no such record",
                 Alarm::Held(..) => "held, for another reason",
                 Alarm::Released(_) => "released",
                 Alarm::Diverged { .. } => "fork found",

@@ -133,3 +133,35 @@ fn a_bundle_counts_what_is_signed_and_names_the_first_that_is_not() {
     hub.finish();
     assert_eq!(hub.committer.watermarks_of(&lane()), [sender.through(2)]);
 }
+
+#[test]
+fn what_is_beyond_the_hubs_limits_is_named_if_it_is_next_and_signed_and_stored_nowhere() {
+    let (mut hub, sender) = (Hub::asked(), Sender::new(EPOCH, 0, 9));
+    let large = |sequence, round| Line { too_large: true, ..sender.line(sequence, round) };
+    let refused = Action::Refuse(lane(), Refusal::TooLarge);
+    let named = |epoch, expected, round| {
+        let missed = Missed { code: GapCode::TooLarge, epoch, expected, round };
+        vec![Action::Gap(lane(), missed), refused.clone()]
+    };
+    assert_eq!(hub.give(Input::Transaction(large(1, 0))), named(EPOCH, 1, 0), "an epoch's first too");
+    sender.stages(&mut hub, [1]);
+    assert_eq!(hub.give(Input::Transaction(large(2, 0))), named(EPOCH, 2, 0));
+    assert_eq!(hub.give(Input::Transaction(large(2, 0))), std::slice::from_ref(&refused), "once in a round");
+    assert_eq!(sender.send(&mut hub, 3, 0), [Action::Gap(lane(), missing(2, 0))], "what follows it waits");
+    assert_eq!(hub.give(Input::Transaction(large(2, 1))), named(EPOCH, 2, 1));
+    let ahead = hub.give(Input::Transaction(large(4, 1)));
+    assert_eq!(ahead, [Action::Gap(lane(), missing(2, 1))], "it is not its turn");
+    // Whoever changes one on its way stalls no lane with it.
+    let changed = Line { signs: None, ..large(2, 0) };
+    assert_eq!(hub.give(Input::Transaction(changed)), unsigned(2));
+    hub.finish();
+    assert_eq!(hub.committer.watermarks_of(&lane()), [sender.through(1)]);
+    let repeated = hub.give(Input::Transaction(large(1, 1)));
+    assert!(matches!(repeated[..], [Action::Repeated(_)]), "{repeated:?}");
+    let other = Sender::new(OTHER, 20, 3);
+    let beside = Line { too_large: true, ..other.line(1, 0) };
+    assert_eq!(hub.give(Input::Transaction(beside)), elsewhere(OTHER, 1, 0), "it is not kept as late");
+    // A hub that takes it.
+    hub.finish();
+    sender.stages(&mut hub, [2, 3]);
+}

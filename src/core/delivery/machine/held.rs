@@ -25,7 +25,12 @@ pub(super) struct Held {
     pub(super) position: Position,
     pub(super) why: HeldBecause,
     since: Millis,
+    /// The hub that was answering then, and its limit: another one may take it.
+    of_hub: OfHub,
 }
+
+/// The start of the hub, and the largest packet that it takes.
+type OfHub = (Option<u64>, Option<u64>);
 
 impl Delivery {
     /// The head is suspected from now on, with what is known of it.
@@ -40,8 +45,9 @@ impl Delivery {
     }
 
     pub(super) fn hold(&mut self, position: Position, why: HeldBecause, now: Millis, out: &mut Vec<Action>) {
-        if self.held.is_none() {
-            self.held = Some(Held { position, why, since: now });
+        // What is held behind it is found again when this one is released.
+        if self.held.is_none_or(|held| held.position > position) {
+            self.held = Some(Held { position, why, since: now, of_hub: self.of_hub() });
             out.push(Action::Alarm(Alarm::Held(position, why)));
         }
     }
@@ -63,19 +69,41 @@ impl Delivery {
         }
     }
 
+    fn of_hub(&self) -> OfHub {
+        self.hub.as_ref().map_or((None, None), |hub| (hub.incarnation, hub.limits.packet_bytes))
+    }
+
+    /// The hub has answered: if it has started again, or takes other packets now, it may take what was beyond its limits.
+    pub(super) fn try_beyond_hub(&mut self, out: &mut Vec<Action>) {
+        let of_hub = self.of_hub();
+        if self.held.is_some_and(|held| held.why == HeldBecause::BeyondHub && held.of_hub != of_hub) {
+            self.release(out);
+        }
+    }
+
+    /// The hub can read this number and does not store it: that would not change if it were sent for ever.
+    pub(super) fn beyond_hub(&mut self, number: Sequence, now: Millis, out: &mut Vec<Action>) {
+        if number > self.confirmed && number < self.window.next() {
+            let (position, _) = self.numbering.present().positions(number);
+            self.hold(position, HeldBecause::BeyondHub, now, out);
+            // What has gone after it was not stored either.
+            self.rewind();
+        }
+    }
+
     pub(super) fn try_held_at(&self) -> Option<Millis> {
         let held = self.held?;
         let lasts = matches!(held.why, HeldBecause::TooLarge { .. });
         (!lasts).then(|| held.since.saturating_add(TRY_HELD_AGAIN))
     }
 
-    /// Once more, alone; if that fails too, it is held again.
+    /// Once more, alone if it may be at fault for what else goes wrong; if that fails too, it is held again.
     pub(super) fn try_held(&mut self, out: &mut Vec<Action>) {
         let Some(Held { position, why, .. }) = self.held else { return };
-        let suspect = self.suspect_at(position);
         match why {
-            HeldBecause::Unverified => suspect.unverified = Some(TRIES - 1),
-            _ => suspect.endings = TRIES - 1,
+            HeldBecause::Unverified => self.suspect_at(position).unverified = Some(TRIES - 1),
+            HeldBecause::EndedConnections => self.suspect_at(position).endings = TRIES - 1,
+            HeldBecause::TooLarge { .. } | HeldBecause::BeyondHub => {}
         }
         self.release(out);
     }

@@ -56,6 +56,9 @@ impl Delivery {
         let claim = Claim { end: receipt.end, answer, backed_up_through: receipt.backed_up_through };
         self.consider(claim, now, out);
         self.try_too_large(out);
+        if answered {
+            self.try_beyond_hub(out);
+        }
         if !answered && self.hub_window() == 0 {
             // The hub lets go again, perhaps.
             self.ask_soon(now, out);
@@ -217,6 +220,7 @@ impl Delivery {
                 self.rewind();
             }
             GapCode::Unverified => self.unverified(through, now, out),
+            GapCode::TooLarge => self.beyond_hub(expected, now, out),
             GapCode::Link => {
                 // The line ends elsewhere. Whoever says so again and again must not make us ask without a pause.
                 let due = |link: &super::Link| now >= link.asked.saturating_add(ASK_AGAIN);

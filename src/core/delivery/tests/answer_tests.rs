@@ -71,6 +71,50 @@ fn what_the_hub_cannot_verify_alone_three_times_is_held() {
 }
 
 #[test]
+fn what_is_beyond_the_hubs_limits_is_held_until_an_hour_has_passed_or_the_hub_is_another() {
+    let mut bench = Bench::new(limits(), 0, 9);
+    bench.connect();
+    let first = round(&bench.answer(0));
+    let too_large = |bench: &mut Bench, of, expected, round| {
+        bench.give(Input::Gap { code: GapCode::TooLarge, epoch: epoch(of), expected, round })
+    };
+    let now = |bench: &Bench| bench.machine.round().unwrap();
+    // An old notice, one of another epoch, and one of what was not sent or is confirmed.
+    for (of, expected, round) in [(0, 3, first + 1), (1, 3, first), (0, 0, first), (0, 5, first)] {
+        assert_eq!(too_large(&mut bench, of, expected, round), [], "{of} {expected} {round}");
+    }
+    let said = too_large(&mut bench, 0, 3, first);
+    assert_eq!(said[0], Action::Alarm(Alarm::Held(3, HeldBecause::BeyondHub)));
+    assert_eq!(sent(&said), [1, 2], "what is before it goes again, and nothing after it");
+    assert_eq!(too_large(&mut bench, 0, 3, first), [], "the same notice repeated");
+    assert!(sent(&bench.receipt(2)).is_empty());
+    assert_eq!(bench.machine.counts().held, Some(3));
+    bench.connect();
+    assert!(sent(&bench.answer(2)).is_empty(), "the same hub says that it has no more");
+    bench.now += HOUR;
+    let tried = bench.give(Input::Tick);
+    assert!(tried.contains(&Action::Alarm(Alarm::Released(3))), "{tried:?}");
+    assert_eq!(bench.machine.counts().held, None);
+    bench.connect();
+    for other in [(2, None), (2, Some(1_000))] {
+        assert!(sent(&bench.answer(2)).contains(&3), "{other:?}");
+        let round = now(&bench);
+        too_large(&mut bench, 0, 3, round);
+        assert_eq!(bench.machine.counts().held, Some(3), "{other:?}");
+        (bench.incarnation, bench.limits.packet_bytes) = other;
+        bench.connect();
+    }
+    assert!(sent(&bench.answer(2)).contains(&3), "it takes other packets now");
+    // A record before it that cannot be sent either stalls the lane first.
+    assert!(sent(&bench.receipt(3)).contains(&5));
+    let round = now(&bench);
+    too_large(&mut bench, 0, 5, round);
+    assert_eq!(bench.machine.counts().held, Some(5));
+    too_large(&mut bench, 0, 4, round + 1);
+    assert_eq!(bench.machine.counts().held, Some(4));
+}
+
+#[test]
 fn pruning_may_rely_on_a_fresh_answer_of_a_known_store_only() {
     let asked_at = |actions: &[Action]| {
         let of = |a: &Action| if let Action::Confirm { asked, .. } = a { Some(*asked) } else { None };

@@ -162,6 +162,7 @@ fn held_because(because: HeldBecause) -> String {
             format!("its packet has {bytes} bytes, and the broker or the hub takes {most}")
         }
         HeldBecause::EndedConnections => "the connection ended three times when it was sent alone".to_owned(),
+        HeldBecause::BeyondHub => "the hub says that it is beyond its limits, which a newer version of the hub may have raised; the gateway tries it again each hour, and when the hub has started again".to_owned(),
         HeldBecause::Unverified => "the hub could not verify it, though it was sent alone three times: it is changed on its way, or the hub has another key or history of this gateway".to_owned(),
     }
 }
