@@ -60,6 +60,11 @@ impl Descriptor {
         vec![KeyPeriod { key_id: self.key_id.clone(), quarantine: 1, lanes: BTreeMap::new() }]
     }
 
+    /// The key that seals.
+    pub(crate) fn key_id(&self) -> &str {
+        &self.key_id
+    }
+
     /// The key that the store was created with.
     pub(crate) fn first_key(&self) -> &str {
         self.keys.first().map_or(&self.key_id, |period| &period.key_id)

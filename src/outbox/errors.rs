@@ -54,6 +54,25 @@ impl Refusal {
     }
 }
 
+/// Why a record in quarantine was not stored once more.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ReadmitError {
+    /// There is no such entry, or it is no record of this store whose position was written off.
+    #[error("it is no record of this store that was written off")]
+    NotOurs,
+    /// The hub has confirmed the lane through its place, and has no entry there: it has the record itself.
+    #[error(
+        "the hub has confirmed its place without an entry there, and so has it already: compare with the hub before you discard it"
+    )]
+    AtHub,
+    /// It is not certain yet that the hub does not have it: later.
+    #[error("the hub has not confirmed the entry in its place yet")]
+    NotConfirmed,
+    /// The store refuses it.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+}
+
 /// Why the outbox could not be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {

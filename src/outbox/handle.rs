@@ -1,6 +1,8 @@
-//! The handle on an open outbox, with every call that its users make; [`numbering`]: those about its epochs.
+//! The handle on an open outbox, with every call that its users make; [`numbering`]: those about its epochs; [`readmit`]: those
+//! about written-off records that were found.
 
 mod numbering;
+pub(crate) mod readmit;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -18,7 +20,7 @@ use crate::descriptor::{self, Retirement};
 use crate::errors::{OpenError, ReadError, Refusal, VoidError};
 use crate::guard::segment;
 use crate::lock::locked;
-use crate::pipeline::jobs::{Job, Queued};
+use crate::pipeline::jobs::{FirstAcceptance, Job, Queued};
 use crate::pipeline::lane::{Answer, SharedLane};
 use crate::pipeline::running::Running;
 use crate::pipeline::shared::SharedOutbox;
@@ -84,7 +86,6 @@ impl Outbox {
     /// # Errors
     /// [`Refusal`]: nothing was promised.
     pub async fn submit(&self, mut submission: Submission) -> Result<Accepted, Refusal> {
-        let entered = Instant::now();
         let shared = self.shared();
         let Some((lane, _)) = shared.lane(&submission.lane) else {
             return Err(Refusal::UnknownLane(submission.lane));
@@ -97,6 +98,21 @@ impl Outbox {
         submission.check_texts()?;
         let withheld = submission.withhold_numbers(&shared.settings.types);
         let sender = shared.fingerprinter.fingerprints(&submission.sender, "", b"").key;
+        let accepted = self.enqueue(lane, submission, withheld.sender, None).await?;
+        shared.report_withheld(&withheld.names, sender, lane, accepted);
+        Ok(Accepted { withheld: !withheld.names.is_empty(), ..accepted })
+    }
+
+    /// Hands it to the writer, and waits for its answer.
+    async fn enqueue(
+        &self,
+        lane: usize,
+        submission: Submission,
+        wire_sender: Option<String>,
+        first: Option<FirstAcceptance>,
+    ) -> Result<Accepted, Refusal> {
+        let entered = Instant::now();
+        let (shared, bytes) = (self.shared(), submission.body.len() as u64);
         let cost = bytes + SUBMISSION_BYTES;
         let queued = shared.queued_bytes.fetch_add(cost, Ordering::Relaxed);
         // An empty queue takes any size, or a limit below the largest body would refuse it for ever.
@@ -111,16 +127,14 @@ impl Outbox {
         );
         let (answer, outcome) = oneshot::channel();
         let compared = BTreeMap::new();
-        let wire_sender = withheld.sender;
-        let queued = Queued { lane, submission, wire_sender, fingerprints, cost, entered, answer, compared };
+        let queued =
+            Queued { lane, submission, wire_sender, first, fingerprints, cost, entered, answer, compared };
         let job = Job::Submit(Box::new(queued));
         if self.running.jobs.send(job).is_err() {
             shared.queued_bytes.fetch_sub(cost, Ordering::Relaxed);
             return Err(self.running.ended());
         }
-        let accepted = outcome.await.unwrap_or_else(|_| Err(self.running.ended()))?;
-        shared.report_withheld(&withheld.names, sender, lane, accepted);
-        Ok(Accepted { withheld: !withheld.names.is_empty(), ..accepted })
+        outcome.await.unwrap_or_else(|_| Err(self.running.ended()))
     }
 
     /// The last position behind the barrier, as it grows.

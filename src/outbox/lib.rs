@@ -57,9 +57,10 @@ mod void;
 
 pub use crypt::key_use::KeyUse;
 pub use crypt::keyring::{Keyring, OutboxKey};
-pub use errors::{OpenError, ReadError, Refusal, VoidError};
+pub use errors::{OpenError, ReadError, ReadmitError, Refusal, VoidError};
 pub use event_type::{EventType, PREFIX_BYTES, SUFFIX_BYTES, TypeAffixes, TypePrefix, TypeSuffix};
 pub use handle::Outbox;
+pub use handle::readmit::WrittenOff;
 pub use quarantine::QuarantineEntry;
 pub use submission::Submission;
 pub use types::{

@@ -38,6 +38,8 @@ const MOST_SOURCE_BYTES: usize = 1024;
 
 /// Reason of a record that lost against another one for its position.
 pub(crate) const RIVAL: &str = "rival record";
+/// Reason of a record that a person had written off, and that was found later.
+pub(crate) const WRITTEN_OFF: &str = "written-off record";
 /// Reason of a last record that a crash truncated before it was answered.
 pub(crate) const INCOMPLETE: &str = "incomplete record";
 
@@ -62,7 +64,13 @@ impl QuarantineEntry {
     /// Whether this is one of the store's own records, not a door's input.
     #[must_use]
     pub fn is_own_record(&self) -> bool {
-        [RIVAL, INCOMPLETE].contains(&self.reason.as_str())
+        [RIVAL, INCOMPLETE, WRITTEN_OFF].contains(&self.reason.as_str())
+    }
+
+    /// Whether this is a record that a person had written off: it can be stored once more, as new, under its old id.
+    #[must_use]
+    pub fn is_written_off(&self) -> bool {
+        !self.damaged && self.reason == WRITTEN_OFF
     }
 }
 

@@ -27,6 +27,9 @@ pub(crate) struct VoidRange {
     pub(crate) reason: String,
     pub(crate) time: UnixMillis,
     pub(crate) id: Uuid,
+    /// Positions in it whose records were found later, and are stored once more, as new.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) returned: Vec<Position>,
 }
 
 impl VoidRange {
@@ -46,6 +49,19 @@ impl Voids {
     /// The released ranges.
     pub(crate) fn ranges(&self) -> &[VoidRange] {
         &self.ranges
+    }
+
+    /// Whether its record was found later, and is stored once more.
+    pub(crate) fn has_returned(&self, position: Position) -> bool {
+        self.at(position).is_some_and(|range| range.returned.contains(&position))
+    }
+
+    /// Notes that; `false`: it is noted already, or was not written off.
+    pub(crate) fn note_returned(&mut self, position: Position) -> bool {
+        let range = self.ranges.iter_mut().find(|range| (range.from..=range.through).contains(&position));
+        let Some(range) = range.filter(|range| !range.returned.contains(&position)) else { return false };
+        range.returned.push(position);
+        true
     }
 
     /// The entry of a lane with these epochs that goes out in the place of `gone`; `None`: a person has to decide.

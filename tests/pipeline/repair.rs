@@ -7,6 +7,7 @@ use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
 use crate::harness::pipeline::{PATIENCE, Pipeline, Random, copy_directory};
+use crate::harness::senders::{connect, exchange, positive};
 use crate::harness::site::{SiteOptions, adds_up};
 use crate::harness::{Fault, eventually_blocking};
 
@@ -150,4 +151,86 @@ fn what_the_disk_has_destroyed_comes_back_from_a_copy_and_the_lane_continues_by_
     let verified = pipeline.site.gateway_command(&["verify"]);
     assert!(verified.status.success(), "{}", printed(&verified));
     pipeline.check(&safe);
+}
+
+/// A person has written off what the disk destroyed, and the old disk is found later. One of the senders has sent its messages
+/// again meanwhile.
+#[test]
+fn what_was_written_off_and_is_found_later_returns_once_under_its_old_id() {
+    let options = SiteOptions { outbox: "segment_records = 200\n".into(), ..SiteOptions::default() };
+    let mut pipeline = Pipeline::start(options);
+    let safe = pipeline.backlog(150);
+    pipeline.site.stop_gateway();
+    let (data, copy) = (pipeline.site.path("data"), pipeline.site.path("old-disk"));
+    copy_directory(&data, &copy);
+    destroy(&data);
+    pipeline.site.start_gateway();
+    let verified = pipeline.site.gateway_command(&["verify", "--json"]);
+    let ranges: Vec<(u64, u64)> = serde_json::from_value(json(&verified)["missing_ranges"].clone()).unwrap();
+    let missing = json(&verified)["missing"].as_u64().unwrap();
+    assert!(missing > 0, "nothing was destroyed: the run proves nothing");
+    for (from, through) in &ranges {
+        let (from, through) = (from.to_string(), through.to_string());
+        let range = ["--lane", "clinical", "--sequence", &from, "--through", &through];
+        let words = [&["outbox", "void", "--reason", "a bad sector", "--yes"][..], &range[..]].concat();
+        let done = pipeline.site.gateway_command(&words);
+        assert!(done.status.success(), "{}", printed(&done));
+    }
+    pipeline.proxy.set(Fault::Pass);
+    let drained = |pipeline: &Pipeline| {
+        eventually_blocking("all to be confirmed", PATIENCE, || {
+            let status = pipeline.site.status()?;
+            adds_up(&status);
+            (status["waiting"] == 0 && status["held"] == 0).then_some(())
+        });
+    };
+    drained(&pipeline);
+    assert_eq!(pipeline.site.status().unwrap()["damaged"], missing);
+    let mut stream = connect(pipeline.site.door).unwrap();
+    for message in &safe[0] {
+        assert!(positive(&exchange(&mut stream, message).unwrap()));
+    }
+    pipeline.site.stop_gateway();
+
+    let from = copy.display().to_string();
+    let plan = pipeline.site.gateway_command(&["repair", "--from", &from]);
+    assert_eq!(plan.status.code(), Some(65));
+    assert!(printed(&plan).contains("would go to the quarantine"), "{}", printed(&plan));
+    for _ in 0..2 {
+        let done = pipeline.site.gateway_command(&["repair", "--yes", "--from", &from]);
+        assert_eq!(done.status.code(), Some(0), "{}", printed(&done));
+    }
+    pipeline.site.start_gateway();
+    let listed = pipeline.site.gateway_command(&["quarantine", "list", "--json"]);
+    let listed = String::from_utf8(listed.stdout).unwrap();
+    let entries: Vec<serde_json::Value> =
+        listed.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(entries.len() as u64, missing, "each once: {listed}");
+    let (mut returned, mut repeated) = (0, 0);
+    for entry in &entries {
+        let (id, source) = (entry["id"].to_string(), entry["source"].as_str().unwrap());
+        assert_eq!((&entry["reason"], &entry["door"]), (&"written-off record".into(), &"store".into()));
+        let released = pipeline.site.gateway_command(&["quarantine", "release", &id]);
+        assert!(released.status.success(), "{}", printed(&released));
+        let printed = printed(&released);
+        if printed.contains("stored before") {
+            repeated += 1;
+        } else {
+            returned += 1;
+            let old = source.rsplit(' ').next().unwrap();
+            assert!(printed.starts_with(old), "{printed}: {source}");
+        }
+    }
+    println!("{returned} returned, {repeated} had been sent again");
+    assert!(returned > 0 && repeated > 0);
+    drained(&pipeline);
+    pipeline.site.stop_gateway();
+    let done = pipeline.site.gateway_command(&["repair", "--yes", "--from", &from]);
+    assert_eq!(done.status.code(), Some(0), "{}", printed(&done));
+    pipeline.site.start_gateway();
+    let listed = pipeline.site.gateway_command(&["quarantine", "list", "--json"]);
+    assert!(listed.stdout.is_empty(), "what has returned is known: {}", printed(&listed));
+    // Their order is that of their return. Nothing is there twice: beside them are only the entries.
+    let proof = pipeline.prove(&safe);
+    assert_eq!((proof.lost, proof.repeated, proof.chain_ok), (0, ranges.len(), true), "{proof:?}");
 }

@@ -18,7 +18,8 @@ pub enum Quarantine {
     List(List),
     /// Show one entry; with --bytes its content, for root and the daemon's user only.
     Show(Show),
-    /// Submit an entry as if it had just arrived, and delete it once it is on stable storage. Exit 0: done. 75: try later. 65: refused.
+    /// Submit an entry as if it had just arrived (a written-off record that was found: under its old id), and delete it once it is on
+    /// stable storage. Exit 0: done. 75: try later. 65: refused.
     Release(Release),
     /// Delete an entry for good. The reason goes to the log and to the centre: no patient data.
     Discard(Discard),

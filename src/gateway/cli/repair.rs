@@ -88,7 +88,8 @@ fn refused(err: &mut dyn Write, error: &RepairError) -> Exit {
 /// Whether a lane needs nothing more.
 fn is_well(report: &RepairReport, lane: &LaneReport, command: &Repair) -> bool {
     let unproven = if command.unproven { 0 } else { lane.unproven_count() };
-    let open = if report.done { 0 } else { lane.saved_count() + lane.unproven_count() };
+    let open = lane.saved_count() + lane.unproven_count() + lane.written_off_count();
+    let open = if report.done { 0 } else { open };
     lane.lost_count() + unproven + open == 0
         && lane.contradicted.is_empty()
         && (report.done || lane.rewritten.is_empty())
@@ -113,11 +114,18 @@ fn write_report(out: &mut dyn Write, report: &RepairReport, command: &Repair) ->
     for lane in &report.lanes {
         write_lane(out, report, lane, command)?;
     }
-    let work = !report.remade.is_empty() || report.lanes.iter().any(|lane| !lane.rewritten.is_empty());
+    let kept =
+        |lane: &LaneReport| !lane.written_off.is_empty() || (command.unproven && !lane.refused.is_empty());
+    let kept = report.lanes.iter().any(kept);
+    let work =
+        !report.remade.is_empty() || report.lanes.iter().any(|lane| !lane.rewritten.is_empty()) || kept;
     match (report.done, work) {
         (false, false) => writeln!(out, "Nothing was changed, and nothing can be recovered."),
         (false, true) => writeln!(out, "Nothing was changed. Add --yes to do it."),
         (true, false) => writeln!(out, "Nothing was changed: nothing can be recovered."),
+        (true, true) if kept && report.lanes.iter().all(|lane| lane.rewritten.is_empty()) => {
+            writeln!(out, "Done. Start the daemon, and decide about what is in its quarantine.")
+        }
         (true, true) => writeln!(
             out,
             "Done. The old segments are in aside/. Start the daemon: its lanes continue by themselves."
@@ -147,6 +155,18 @@ fn write_lane(
         (false, _) => "left out, because no later record proves them (see --unproven)",
     };
     write_found(out, unproven, &lane.unproven)?;
+    let written_off = if report.done {
+        "written off, and found: in quarantine (`practice-gateway quarantine release` submits it under its old id)"
+    } else {
+        "written off, and found: would go to the quarantine"
+    };
+    write_found(out, written_off, &lane.written_off)?;
+    let refused = if report.done && command.unproven {
+        "REFUSED, because the digest table names another record there (now in quarantine)"
+    } else {
+        "REFUSED, because the digest table names another record there"
+    };
+    write_found(out, refused, &lane.refused)?;
     for segment in &lane.rewritten {
         let word = if report.done { "was rebuilt" } else { "would be rebuilt" };
         let why = if segment.unsound { ", and is damaged or gone" } else { "" };

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use pgw_core::transaction::{Body, Kind, Lane};
 use pgw_core::wire::limits::Text;
 use pgw_host::control::NotDone;
-use pgw_outbox::{EventType, Outbox, OutboxAlarm, QuarantineEntry, Refusal, Submission};
+use pgw_outbox::{EventType, Outbox, OutboxAlarm, QuarantineEntry, ReadmitError, Refusal, Submission};
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
@@ -102,6 +102,9 @@ pub(super) async fn release(context: &Arc<ControlContext>, id: u64, wanted: Want
         return refused(format!("entry {id} cannot be released: {reason}"));
     }
     let mut share = context.budget.share();
+    if entry.is_written_off() {
+        return readmit(context, &entry, &wanted, user, &mut share).await;
+    }
     let bytes = match read(context, &entry, &mut share).await {
         Ok(bytes) => bytes,
         Err(reply) => return reply,
@@ -123,14 +126,72 @@ pub(super) async fn release(context: &Arc<ControlContext>, id: u64, wanted: Want
         }
     };
     context.counters.count_accepted(&accepted);
-    let slip = AcceptanceSlip::new(lane, &accepted);
+    released(context, &entry, AcceptanceSlip::new(lane, &accepted), user).await
+}
+
+/// Submits a written-off record under its old id.
+async fn readmit(
+    context: &Arc<ControlContext>,
+    entry: &QuarantineEntry,
+    wanted: &Wanted,
+    user: u32,
+    share: &mut Share,
+) -> Reply {
+    if wanted.lane.is_some() || wanted.event_type.is_some() || wanted.content_type.is_some() {
+        return refused(
+            "a written-off record returns as it was accepted: without --lane, --type and --content-type",
+        );
+    }
+    // The sealed record, and the body in it.
+    let size = usize::try_from(entry.bytes).unwrap_or(usize::MAX).saturating_mul(2);
+    if timeout(BUDGET_WAIT, share.grow_to(size)).await.is_err() {
+        return too_many();
+    }
+    let (outbox, id) = (context.outbox.clone(), entry.id);
+    let found = match spawn_blocking(move || outbox.written_off(id)).await {
+        Ok(Ok(found)) => Arc::new(found),
+        Ok(Err(ReadmitError::Refused(refusal))) => return refusal.into(),
+        Ok(Err(error @ ReadmitError::NotConfirmed)) => {
+            return Reply::Refused { temporary: true, reason: error.to_string() };
+        }
+        Ok(Err(error)) => return refused(format!("entry {id} cannot be released: {error}")),
+        Err(_) => return RequestError::Panicked("the entry could not be read").into(),
+    };
+    let accepted = match context.outbox.readmit(&found).await {
+        Ok(accepted) => accepted,
+        Err(refusal) => return refusal.into(),
+    };
+    let slip = AcceptanceSlip::new(found.lane().clone(), &accepted);
     let outbox = context.outbox.clone();
+    if !matches!(spawn_blocking(move || outbox.note_returned(&found)).await, Ok(Ok(()))) {
+        tracing::error!(entry = id, "Could not note that a written-off record is stored once more");
+        return not_removed(&slip);
+    }
+    released(context, entry, slip, user).await
+}
+
+fn too_many() -> Reply {
+    Reply::Refused { temporary: true, reason: String::from("too many large messages are under way") }
+}
+
+fn not_removed(slip: &AcceptanceSlip) -> Reply {
+    refused(format!(
+        "it is stored as {}, and could not be removed from quarantine: release it again, it will not be stored twice",
+        slip.id_text()
+    ))
+}
+
+/// What was submitted is on stable storage: its entry goes.
+async fn released(
+    context: &Arc<ControlContext>,
+    entry: &QuarantineEntry,
+    slip: AcceptanceSlip,
+    user: u32,
+) -> Reply {
+    let (outbox, id) = (context.outbox.clone(), entry.id);
     if !matches!(spawn_blocking(move || outbox.discard_quarantined(id)).await, Ok(Ok(_))) {
         tracing::error!(entry = id, "Stored a quarantine entry but could not delete it from quarantine");
-        return refused(format!(
-            "it is stored as {}, and could not be removed from quarantine: release it again, it will not be stored twice",
-            slip.id_text()
-        ));
+        return not_removed(&slip);
     }
     let (transaction, lane, position) = (slip.id_text(), &slip.lane, slip.position);
     tracing::info!(entry = id, user, transaction, %lane, position, "Released an entry from quarantine");
@@ -178,7 +239,7 @@ pub(super) async fn discard(context: &Arc<ControlContext>, id: u64, reason: Stri
 fn not_releasable(entry: &QuarantineEntry) -> Option<&'static str> {
     if entry.damaged {
         Some("its file is damaged")
-    } else if entry.is_own_record() {
+    } else if entry.is_own_record() && !entry.is_written_off() {
         Some(
             "it is a damaged record of the store's own, not input: its sender has it, or it is stored already",
         )
@@ -246,8 +307,7 @@ async fn read(
 ) -> Result<Bytes, Reply> {
     let size = usize::try_from(entry.bytes).unwrap_or(usize::MAX);
     if timeout(BUDGET_WAIT, share.grow_to(size)).await.is_err() {
-        let reason = String::from("too many large messages are under way");
-        return Err(Reply::Refused { temporary: true, reason });
+        return Err(too_many());
     }
     let (outbox, id) = (context.outbox.clone(), entry.id);
     match spawn_blocking(move || outbox.quarantined_bytes(id)).await {

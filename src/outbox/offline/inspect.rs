@@ -43,6 +43,8 @@ pub(super) struct LaneInspection {
     pub(super) voids: Voids,
     /// By segment number.
     pub(super) segments: BTreeMap<u64, SegmentInspection>,
+    /// The digests of written-off positions that are in no segment any more: it was pruned once the hub had the entry.
+    pub(super) pruned: BTreeMap<Position, Digest>,
     /// The last position.
     pub(super) tail: Position,
 }
@@ -62,7 +64,7 @@ pub(super) struct SegmentInspection {
     pub(super) sound: bool,
     /// Bytes that the disk could not read.
     pub(super) unreadable_bytes: u64,
-    /// What its digest table says about positions without a record.
+    /// What its digest table says.
     pub(super) digests: BTreeMap<Position, Digest>,
     /// The records found in it; of a whole segment only the first and the last are kept here.
     pub(super) found: Candidates,
@@ -148,6 +150,7 @@ impl LaneInspection {
             checkpoint,
             voids,
             segments,
+            pruned: BTreeMap::new(),
             tail: vouched,
         };
         let numbers: Vec<u64> = inspection.segments.keys().copied().rev().collect();
@@ -156,6 +159,7 @@ impl LaneInspection {
             inspection.read_piece(number, vouched, opener)?;
             inspection.read_digests(&directory, lane_id, number);
         }
+        inspection.read_pruned(&directory, lane_id);
         Ok(inspection)
     }
 
@@ -172,8 +176,7 @@ impl LaneInspection {
         })
     }
 
-    /// Reads what the digest table of a segment says about the positions without a record there. A table that cannot be read
-    /// says nothing.
+    /// Reads what the digest table of a segment says. A table that cannot be read says nothing.
     fn read_digests(&mut self, directory: &Path, lane_id: Option<Uuid>, number: u64) {
         let Some((segment, lane_id)) = self.segments.get_mut(&number).zip(lane_id) else { return };
         let (first, last) = (segment.span.base, segment.last);
@@ -182,7 +185,30 @@ impl LaneInspection {
         }
         let digests = digest_table::read(directory, lane_id, first, (first, last)).unwrap_or_default();
         let known = (first..).zip(digests).filter_map(|(position, digest)| Some((position, digest?)));
-        segment.digests = known.filter(|(position, _)| !segment.found.contains_key(position)).collect();
+        segment.digests = known.collect();
+    }
+
+    /// Reads what the digest tables of pruned segments say about what was written off in them.
+    fn read_pruned(&mut self, directory: &Path, lane_id: Option<Uuid>) {
+        let kept_from = self.segments.values().next().map_or(self.tail + 1, |segment| segment.span.base);
+        let Some(lane_id) = lane_id.filter(|_| self.voids.ranges().iter().any(|void| void.from < kept_from))
+        else {
+            return;
+        };
+        let bases = digest_table::table_bases(directory).unwrap_or_default();
+        let mut bases = bases.range(..kept_from).copied().peekable();
+        while let Some(base) = bases.next() {
+            let last = bases.peek().copied().unwrap_or(kept_from) - 1;
+            for void in self.voids.ranges() {
+                let (from, through) = (void.from.max(base), void.through.min(last));
+                if from <= through {
+                    let digests = digest_table::read(directory, lane_id, base, (from, through));
+                    let known = (from..).zip(digests.unwrap_or_default());
+                    self.pruned.extend(known.filter_map(|(position, digest)| Some((position, digest?))));
+                }
+            }
+        }
+        self.pruned.retain(|position, _| !self.voids.has_returned(*position));
     }
 
     /// Reads one segment's raw files. The newest comes first: it shows where the lane ends.

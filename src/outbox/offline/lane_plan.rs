@@ -5,7 +5,9 @@ use std::collections::BTreeMap;
 use pgw_core::transaction::Position;
 
 use crate::offline::inspect::LaneInspection;
-use crate::offline::plan::{self, Anchor, Candidates, FoundRecord, Part, PositionVerdict, decide};
+use crate::offline::plan::{
+    self, Anchor, Candidates, FoundRecord, NotPutBack, Part, PositionVerdict, decide,
+};
 
 /// The plan for one lane.
 pub(super) struct LanePlan {
@@ -13,6 +15,17 @@ pub(super) struct LanePlan {
     /// The records found in each segment, and elsewhere for its missing ones.
     pub(super) candidates: BTreeMap<u64, Candidates>,
     pub(super) verdicts: BTreeMap<u64, BTreeMap<Position, PositionVerdict>>,
+    /// Records that were found and do not go back into their places.
+    pub(super) not_put_back: BTreeMap<Position, KeptRecord>,
+}
+
+/// A record that goes to the quarantine.
+#[derive(Debug, Clone)]
+pub(super) struct KeptRecord {
+    /// The segment in which its place is; `None`: it was pruned.
+    pub(super) segment: Option<u64>,
+    pub(super) why: NotPutBack,
+    pub(super) record: FoundRecord,
 }
 
 /// The content of a new segment.
@@ -30,7 +43,7 @@ pub(super) fn plan_lane(
 ) -> LanePlan {
     let (missing, released, anchors) =
         (inspection.missing().to_vec(), inspection.released(), inspection.anchors());
-    let (mut all, mut verdicts) = (BTreeMap::new(), BTreeMap::new());
+    let (mut all, mut verdicts, mut not_put_back) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
     let mut from_newer: Option<Anchor> = None;
     for (number, segment) in inspection.segments.iter().rev() {
         let (first, last) = (segment.span.base, segment.last);
@@ -58,16 +71,47 @@ pub(super) fn plan_lane(
         let part = Part { first, last, missing, released, anchors: &anchors, digests };
         let decisions = decide(&part, &candidates);
         from_newer = decisions.before.filter(|anchor| !inspection.begins_again(*anchor));
+        for (position, (at, why)) in decisions.not_put_back {
+            let record = candidates.get(&position).and_then(|found| found.get(at));
+            // What a person has had sent again is known, also where it lies.
+            if let Some(record) = record.filter(|_| !inspection.voids.has_returned(position)) {
+                not_put_back
+                    .insert(position, KeptRecord { segment: Some(*number), why, record: record.clone() });
+            }
+        }
         all.insert(*number, candidates);
         verdicts.insert(*number, decisions.verdicts);
     }
-    LanePlan { inspection, candidates: all, verdicts }
+    for (position, digest) in &inspection.pruned {
+        let proven = |found: &&FoundRecord| found.agrees_with(*position, Some(*digest)) == Some(true);
+        if let Some(record) = sources.get(position).and_then(|found| found.iter().find(proven)) {
+            let (why, record) = (NotPutBack::WrittenOff, record.clone());
+            not_put_back.insert(*position, KeptRecord { segment: None, why, record });
+        }
+    }
+    LanePlan { inspection, candidates: all, verdicts, not_put_back }
 }
 
 impl LanePlan {
     /// The positions for which another copy would help.
     pub(super) fn wanting(&self) -> impl Iterator<Item = Position> + '_ {
-        self.verdicts.values().flatten().filter(|(_, verdict)| verdict.is_wanting()).map(|(p, _)| *p)
+        let may_return = |position: &Position| {
+            !self.not_put_back.contains_key(position) && !self.inspection.voids.has_returned(*position)
+        };
+        let wanting = move |(position, verdict): &(&Position, &PositionVerdict)| match verdict {
+            PositionVerdict::Released(_) => may_return(position),
+            verdict => verdict.is_wanting(),
+        };
+        let pruned =
+            self.inspection.pruned.keys().filter(|position| !self.not_put_back.contains_key(position));
+        let kept = self.verdicts.values().flatten().filter(wanting).map(|(position, _)| *position);
+        kept.chain(pruned.copied())
+    }
+
+    /// The records that go to the quarantine; those that the digest table contradicts only where a person would have taken them.
+    pub(super) fn kept(&self, unproven: bool) -> impl Iterator<Item = (Position, &KeptRecord)> {
+        let goes = move |kept: &KeptRecord| unproven || kept.why == NotPutBack::WrittenOff;
+        self.not_put_back.iter().filter(move |(_, kept)| goes(kept)).map(|(position, kept)| (*position, kept))
     }
 
     /// The record at each position of a segment, and which were missing. `None`: the segment is left as it is.

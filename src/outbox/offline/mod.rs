@@ -10,6 +10,7 @@
 //! - [`identity`]: the two small files without which nothing starts
 //! - [`plan`]: which records are intact, fit, are unproven, are lost; pure; [`lane_plan`]: the same for a whole lane
 //! - [`sources`]: the same records from elsewhere
+//! - [`keep`]: what was found and does not go back goes to the quarantine
 //! - [`apply`]: writes, syncs and reads back new segments before it sets old ones aside; then the segment table
 //! - [`report`]: the report for the operator; [`error`]: why a repair failed
 
@@ -17,6 +18,7 @@ mod apply;
 mod error;
 mod identity;
 mod inspect;
+mod keep;
 mod lane_plan;
 pub mod moving;
 mod plan;

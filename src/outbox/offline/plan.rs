@@ -27,6 +27,13 @@ pub(super) struct FoundRecord {
     pub(super) sender: Arc<str>,
 }
 
+impl FoundRecord {
+    /// Whether it is the one that the digest table names; `None`: the table says nothing.
+    pub(super) fn agrees_with(&self, position: Position, digest: Option<Digest>) -> Option<bool> {
+        digest.map(|digest| self.previous.next(position, digest) == self.chain)
+    }
+}
+
 /// All records that were found, by position.
 pub(super) type Candidates = BTreeMap<Position, Vec<FoundRecord>>;
 
@@ -73,7 +80,7 @@ pub(super) struct Part<'a> {
     pub(super) missing: &'a [(Position, Position)],
     pub(super) released: &'a [(Position, Position)],
     pub(super) anchors: &'a [Anchor],
-    /// Digests of positions without a record.
+    /// What the digest table says.
     pub(super) digests: &'a BTreeMap<Position, Digest>,
 }
 
@@ -110,10 +117,21 @@ impl PositionVerdict {
     }
 }
 
+/// Why a record that was found does not go back into its place. It goes to the quarantine, where a person decides.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum NotPutBack {
+    /// What comes after it, or its digest table, vouches for it, and a person has written it off.
+    WrittenOff,
+    /// The digest table, which was written behind the barrier of the true record, has another digest.
+    Contradicted,
+}
+
 /// The decisions about a part.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Decisions {
     pub(super) verdicts: BTreeMap<Position, PositionVerdict>,
+    /// Candidates that do not go back into their places.
+    pub(super) not_put_back: BTreeMap<Position, (usize, NotPutBack)>,
     /// The chain value that the last position before the part must have, if its first record names it.
     pub(super) before: Option<Anchor>,
 }
@@ -124,7 +142,7 @@ fn within(ranges: &[(Position, Position)], position: Position) -> bool {
 
 /// Decides about every position of a part, from its end backwards.
 pub(super) fn decide(part: &Part<'_>, candidates: &Candidates) -> Decisions {
-    let mut verdicts = BTreeMap::new();
+    let (mut verdicts, mut not_put_back) = (BTreeMap::new(), BTreeMap::new());
     let anchors: Vec<Anchor> =
         part.anchors.iter().copied().filter(|a| (part.first..=part.last).contains(&a.position)).collect();
     // What the next position names as the value before it.
@@ -134,17 +152,23 @@ pub(super) fn decide(part: &Part<'_>, candidates: &Candidates) -> Decisions {
         let here = anchors.iter().copied().filter(|anchor| anchor.position == position).map(Wanted::at);
         let wanted: Vec<Wanted> =
             here.chain(named.take().filter(|wanted| wanted.position == position)).collect();
-        let verdict = if within(part.released, position) {
-            PositionVerdict::Released(found.iter().rposition(|found| found.own))
+        let digest = part.digests.get(&position).copied();
+        let (verdict, kept) = if within(part.released, position) {
+            let proven = |found: &FoundRecord| {
+                wanted.iter().any(|wanted| wanted.vouches_for(found))
+                    || found.agrees_with(position, digest) == Some(true)
+            };
+            let returns = found.iter().position(proven).map(|at| (at, NotPutBack::WrittenOff));
+            (PositionVerdict::Released(found.iter().rposition(|found| found.own)), returns)
         } else {
-            at_position(position, found, &wanted, within(part.missing, position), candidates)
+            at_position((position, digest), found, &wanted, within(part.missing, position), candidates)
         };
+        not_put_back.extend(kept.map(|kept| (position, kept)));
         named = match verdict {
             PositionVerdict::Intact(at) | PositionVerdict::Fits(at) => found.get(at).map(|found| {
                 Wanted::at(Anchor { position: position.saturating_sub(1), chain: found.previous })
             }),
             PositionVerdict::Lost | PositionVerdict::Released(_) => {
-                let digest = part.digests.get(&position).copied();
                 wanted.into_iter().next().zip(digest).map(|(wanted, digest)| wanted.before_lost(digest))
             }
             PositionVerdict::Contradicts(_) | PositionVerdict::Unproven(_) => None,
@@ -154,47 +178,51 @@ pub(super) fn decide(part: &Part<'_>, candidates: &Candidates) -> Decisions {
     resolve_unproven(part, candidates, &mut verdicts);
     let before = named.filter(|wanted| wanted.position + 1 == part.first && wanted.lost.is_empty());
     let before = before.map(|Wanted { position, chain, .. }| Anchor { position, chain });
-    Decisions { verdicts, before }
+    Decisions { verdicts, not_put_back, before }
 }
 
+/// The verdict, and a candidate that the digest table contradicts.
 fn at_position(
-    position: Position,
+    (position, digest): (Position, Option<Digest>),
     found: &[FoundRecord],
     wanted: &[Wanted],
     is_missing: bool,
     candidates: &Candidates,
-) -> PositionVerdict {
+) -> (PositionVerdict, Option<(usize, NotPutBack)>) {
     let vouched = |found: &FoundRecord| wanted.iter().any(|wanted| wanted.vouches_for(found));
     // A digest alone contradicts nothing: what it says counts only where the chain confirms it.
     let contradicted =
         |found: &FoundRecord| !vouched(found) && wanted.iter().any(|wanted| wanted.lost.is_empty());
     let of = |own: bool| found.iter().position(|found| found.own == own && vouched(found));
     if let Some(at) = of(true) {
-        return if is_missing { PositionVerdict::Fits(at) } else { PositionVerdict::Intact(at) };
+        return (if is_missing { PositionVerdict::Fits(at) } else { PositionVerdict::Intact(at) }, None);
     }
     if let Some(at) = of(false) {
-        return PositionVerdict::Fits(at);
+        return (PositionVerdict::Fits(at), None);
     }
     if !is_missing && found.iter().any(|found| found.own) {
         // As the daemon's own rebuild does: one that follows from the record before it, else the one found last.
         let before = candidates.get(&position.saturating_sub(1)).map_or(&[][..], Vec::as_slice);
         let follows = found.iter().rposition(|f| f.own && before.iter().any(|b| b.chain == f.previous));
         let at = follows.or(found.iter().rposition(|found| found.own)).unwrap_or_default();
-        return if found.get(at).is_some_and(contradicted) {
-            PositionVerdict::Contradicts(at)
-        } else {
-            PositionVerdict::Intact(at)
-        };
+        let contradicts = found.get(at).is_some_and(contradicted);
+        return (
+            if contradicts { PositionVerdict::Contradicts(at) } else { PositionVerdict::Intact(at) },
+            None,
+        );
     }
     // If candidates differ and nothing decides between them, take none.
-    let left: Vec<usize> =
-        (0..found.len()).filter(|at| found.get(*at).is_some_and(|f| !contradicted(f))).collect();
+    let left = (0..found.len()).filter(|at| found.get(*at).is_some_and(|f| !contradicted(f)));
+    // Nothing vouches for these: then the table, which was written behind the barrier, may say that they are others.
+    let (refused, left): (Vec<usize>, Vec<usize>) =
+        left.partition(|at| found.get(*at).and_then(|f| f.agrees_with(position, digest)) == Some(false));
     let same = |at: &usize| {
         found.get(*at).map(|f| f.chain) == left.first().and_then(|l| found.get(*l)).map(|f| f.chain)
     };
+    let refused = refused.first().map(|at| (*at, NotPutBack::Contradicted));
     match left.first() {
-        Some(at) if left.iter().all(same) => PositionVerdict::Unproven(*at),
-        _ => PositionVerdict::Lost,
+        Some(at) if left.iter().all(same) => (PositionVerdict::Unproven(*at), refused),
+        _ => (PositionVerdict::Lost, refused),
     }
 }
 

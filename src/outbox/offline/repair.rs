@@ -18,7 +18,7 @@ use crate::offline::inspect::{LaneInspection, Opener};
 use crate::offline::lane_plan::plan_lane;
 use crate::offline::report::{self, RepairReport};
 use crate::offline::sources::Sources;
-use crate::offline::{apply, identity};
+use crate::offline::{apply, identity, keep};
 use crate::types::OutboxSettings;
 
 /// An operator's request.
@@ -80,6 +80,8 @@ pub fn repair(
     for (index, lane_plan) in lanes.into_iter().enumerate() {
         let lane_plan = plan_lane(lane_plan.inspection, sources.found(index));
         if request.act {
+            // First: what is rewritten moves.
+            keep::keep(settings, (keys, &sealer), owner, &lane_plan, &sources, request.unproven)?;
             apply::apply((store, owner), &sealer, &lane_plan, &sources, request.unproven)?;
         }
         report.lanes.push(report::lane(&lane_plan, &sources, request.unproven));

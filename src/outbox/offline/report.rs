@@ -6,7 +6,7 @@ use pgw_core::transaction::{Lane, Position, rfc3339};
 use serde::Serialize;
 
 use crate::offline::lane_plan::LanePlan;
-use crate::offline::plan::{self, PositionVerdict};
+use crate::offline::plan::{self, NotPutBack, PositionVerdict};
 use crate::offline::sources::Sources;
 
 /// The work that offline repair did, or would do.
@@ -54,6 +54,10 @@ pub struct LaneReport {
     pub saved: Vec<FoundRange>,
     /// Found records that nothing vouches for: taken only on the operator's order.
     pub unproven: Vec<FoundRange>,
+    /// Found records of positions that were written off: they went to the quarantine, or would.
+    pub written_off: Vec<FoundRange>,
+    /// Found records that are not what the digest table names: never taken.
+    pub refused: Vec<FoundRange>,
     /// Positions that are lost.
     pub lost: Vec<LostRange>,
     /// Positions that can be read, but whose chain value differs from the one that the next record names.
@@ -127,6 +131,12 @@ impl LaneReport {
         count(&self.unproven)
     }
 
+    /// Records of written-off positions that were found.
+    #[must_use]
+    pub fn written_off_count(&self) -> u64 {
+        count(&self.written_off)
+    }
+
     /// Lost positions that the hub does not have either.
     #[must_use]
     pub fn lost_count(&self) -> u64 {
@@ -164,6 +174,8 @@ pub(super) fn lane(lane_plan: &LanePlan, sources: &Sources, unproven: bool) -> L
         missing: 0,
         saved: Vec::new(),
         unproven: Vec::new(),
+        written_off: Vec::new(),
+        refused: Vec::new(),
         lost: Vec::new(),
         contradicted: Vec::new(),
         rewritten: Vec::new(),
@@ -210,10 +222,25 @@ pub(super) fn lane(lane_plan: &LanePlan, sources: &Sources, unproven: bool) -> L
             });
         }
     }
+    not_put_back(&mut report, lane_plan, sources);
     for lost in &mut report.lost {
         lost.after = neighbour(lane_plan, lost.through + 1);
     }
     report
+}
+
+/// What was found and goes to the quarantine.
+fn not_put_back(report: &mut LaneReport, lane_plan: &LanePlan, sources: &Sources) {
+    for (position, kept) in &lane_plan.not_put_back {
+        let segment = kept.segment.and_then(|number| lane_plan.inspection.segments.get(&number));
+        let own = || segment.map(|segment| segment.place.display().to_string());
+        let place = if kept.record.own { own() } else { sources.place_of(*position, kept.record.tag) };
+        let list = match kept.why {
+            NotPutBack::WrittenOff => &mut report.written_off,
+            NotPutBack::Contradicted => &mut report.refused,
+        };
+        add(list, *position, place);
+    }
 }
 
 fn lost(report: &mut LaneReport, lane_plan: &LanePlan, position: Position) {

@@ -4,11 +4,12 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use pgw_core::transaction::Position;
 
 use crate::crypt::keyring::OutboxKey;
-use crate::errors::{OpenError, ReadError};
+use crate::errors::{OpenError, ReadError, ReadmitError};
 use crate::faults_for_tests::Point;
 use crate::guard::carve::files_below;
 use crate::handle::Outbox;
@@ -17,9 +18,10 @@ use crate::offline::repair::{RepairRequest, repair};
 use crate::offline::report::{LaneReport, RepairReport};
 use crate::state::digest_table::table_path;
 use crate::tests::{
-    add, bodies, clinical, codes, confirm_through, copy, counts, expected, key, open, segment_files,
-    settings, submission, submit,
+    add, add_again, at, bodies, clinical, codes, confirm_through, copy, counts, eventually, expected, key,
+    open, segment_files, settings, submission, submit,
 };
+use crate::types::{Accepted, OutboxSettings};
 use crate::{faults_for_tests as faults, files};
 
 /// Every file below a directory, with its bytes.
@@ -70,6 +72,10 @@ fn damaged() -> (tempfile::TempDir, tempfile::TempDir) {
 
 fn saved(report: &RepairReport) -> Vec<(Position, Position)> {
     clinical_of(report).saved.iter().map(|found| (found.from, found.through)).collect()
+}
+
+fn written_off(report: &RepairReport) -> Vec<(Position, Position)> {
+    clinical_of(report).written_off.iter().map(|found| (found.from, found.through)).collect()
 }
 
 fn lost(report: &RepairReport) -> Vec<(Position, Position)> {
@@ -198,10 +204,14 @@ fn what_does_not_reach_the_chain_is_not_taken() {
     let intact = tempfile::tempdir().unwrap();
     copy(store.path(), intact.path());
     destroy(store.path(), 16..=19);
-    // 16 is the same in both. The copy's later records follow from it too, but are not this store's.
+    // 16 is the same in both. The copy's later records follow from it too, but are not this store's, as the digest table says.
     let report = run(store.path(), &[other.path()], true).unwrap();
-    assert_eq!((saved(&report), lost(&report)), (vec![(16, 16)], vec![(19, 19)]), "{report:?}");
-    assert_eq!(clinical_of(&report).unproven_count(), 2, "{report:?}");
+    assert_eq!((saved(&report), lost(&report)), (vec![(16, 16)], vec![(17, 19)]), "{report:?}");
+    assert_eq!(
+        clinical_of(&report).refused[0].through,
+        18,
+        "the next record contradicts the last one: {report:?}"
+    );
     let outbox = open(store.path());
     assert_eq!(outbox.read(&clinical(), 16, 1, 0).unwrap()[0].transaction.body.as_bytes(), b"body 16");
     for position in 17..=19 {
@@ -252,10 +262,157 @@ fn what_a_person_has_released_stays_released() {
     outbox.close();
     let report = run(store.path(), &[intact.path()], true).unwrap();
     assert_eq!((saved(&report), clinical_of(&report).released), (vec![(13, 13)], 2));
+    assert_eq!(written_off(&report), [(11, 12)]);
     let outbox = open(store.path());
     assert!(outbox.read(&clinical(), 12, 1, 0).is_err());
     assert_eq!(outbox.read(&clinical(), 13, 1, 0).unwrap()[0].transaction.body.as_bytes(), b"body 13");
     assert_eq!((counts(&outbox).waiting, counts(&outbox).damaged), (28, 2));
+}
+
+fn readmit(outbox: &Outbox, entry: u64) -> Accepted {
+    let found = outbox.written_off(entry).unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let accepted = runtime.block_on(outbox.readmit(&found)).unwrap();
+    outbox.note_returned(&found).unwrap();
+    accepted
+}
+
+#[test]
+fn what_was_written_off_and_is_found_returns_once_under_its_old_id() {
+    let (store, intact) = damaged();
+    let outbox = open(intact.path());
+    let accepted: Vec<_> =
+        (11..=13).map(|at| outbox.read(&clinical(), at, 1, 0).unwrap().remove(0)).collect();
+    outbox.close();
+    let outbox = open(store.path());
+    assert!(outbox.read(&clinical(), 11, 1, 0).is_err());
+    outbox.void(&clinical(), (11, 13), "a bad sector", true).unwrap();
+    outbox.close();
+    let before = image(store.path());
+    let plan = run(store.path(), &[intact.path()], false).unwrap();
+    assert_eq!((written_off(&plan), saved(&plan)), (vec![(11, 13)], vec![]));
+    assert_eq!(image(store.path()), before, "a dry run writes nothing");
+    // It can end anywhere and be run again.
+    faults::in_store(store.path()).fail_after(Point::Step, 1);
+    run(store.path(), &[intact.path()], true).unwrap_err();
+    faults::in_store(store.path()).fail_next(Point::Step, 0);
+    for _ in 0..2 {
+        run(store.path(), &[intact.path()], true).unwrap();
+    }
+    let outbox = open(store.path());
+    let entries = outbox.quarantined().unwrap();
+    assert_eq!(entries.iter().map(|entry| entry.id).collect::<Vec<_>>(), [1, 2, 3], "each once");
+    let source = format!("store - clinical position 11 {}", accepted[0].transaction.id);
+    assert_eq!((entries[0].source.as_str(), entries[0].is_written_off()), (source.as_str(), true));
+    let why = |outbox: &Outbox| outbox.written_off(1).unwrap_err();
+    assert_eq!(why(&outbox), ReadmitError::NotConfirmed, "it may be under way, or at the hub");
+    outbox.confirm(&clinical(), at(30), None, None);
+    assert_eq!(why(&outbox), ReadmitError::AtHub, "the line has no entry there");
+    outbox.confirm(&clinical(), at(10), None, None);
+    let gone = outbox.gone(&clinical());
+    outbox.new_epoch(&clinical(), 10, None, &gone).unwrap();
+    outbox.confirm(&clinical(), at(30), None, None);
+    // The sender has sent 12 once more meanwhile.
+    let again = add_again(&outbox, 12);
+    assert_eq!((again.position, again.repeated), (31, false));
+    let first = readmit(&outbox, 1);
+    let old = &accepted[0].transaction;
+    assert_eq!((first.id, first.time, first.position, first.repeated), (old.id, old.time, 32, false));
+    let stored = outbox.read(&clinical(), 32, 1, 0).unwrap().remove(0);
+    assert_eq!(
+        (&stored.transaction, stored.digest),
+        (old, accepted[0].digest),
+        "with everything of its acceptance"
+    );
+    assert_eq!(outbox.accepted_at(&clinical(), 32), None, "nobody knows how long ago that was");
+    // A crash before the entry is removed: it is recognised.
+    let repeated = readmit(&outbox, 1);
+    assert_eq!((repeated.id, repeated.position, repeated.repeated), (old.id, 32, true));
+    let second = readmit(&outbox, 2);
+    assert_eq!((second.id, second.position, second.repeated), (again.id, 31, true));
+    assert_eq!(readmit(&outbox, 3).position, 33);
+    assert!(add_again(&outbox, 13).repeated, "the sender's repetition is known");
+    for entry in 1..=3 {
+        assert!(outbox.discard_quarantined(entry).unwrap());
+    }
+    assert_eq!(outbox.written_off(1).unwrap_err(), ReadmitError::NotOurs);
+    outbox.close();
+    let report = run(store.path(), &[intact.path()], true).unwrap();
+    assert_eq!(
+        (written_off(&report), clinical_of(&report).released),
+        (vec![], 3),
+        "what has returned is known"
+    );
+    let outbox = open(store.path());
+    assert_eq!(outbox.quarantined().unwrap(), []);
+    assert_eq!((counts(&outbox).accepted, counts(&outbox).damaged), (33, 3));
+}
+
+/// Its segment went when the hub had confirmed the entry; the old disk is found after that.
+#[test]
+fn what_was_written_off_and_is_found_returns_also_when_its_segment_was_pruned() {
+    let (store, intact) = damaged();
+    let settings = OutboxSettings { retention: Duration::ZERO, ..settings(store.path()) };
+    let open = || Outbox::open(settings.clone(), key()).unwrap();
+    let outbox = open();
+    assert!(outbox.read(&clinical(), 11, 1, 0).is_err());
+    outbox.void(&clinical(), (11, 13), "a bad sector", true).unwrap();
+    let gone = outbox.gone(&clinical());
+    outbox.new_epoch(&clinical(), 10, None, &gone).unwrap();
+    confirm_through(&outbox, 30, None);
+    eventually("pruned", || outbox.first_retained(&clinical()) == Some(25));
+    outbox.close();
+    let run = || {
+        let from = vec![intact.path().to_owned()];
+        let request = RepairRequest { from, act: true, ..RepairRequest::default() };
+        repair(&settings, &key().into(), &request, &mut |_, _| {}).unwrap()
+    };
+    for _ in 0..2 {
+        assert_eq!(written_off(&run()), [(11, 13)]);
+    }
+    let outbox = open();
+    assert_eq!(outbox.quarantined().unwrap().len(), 3);
+    assert_eq!([1, 2, 3].map(|entry| readmit(&outbox, entry).position), [31, 32, 33]);
+    assert_eq!(outbox.read(&clinical(), 31, 1, 0).unwrap()[0].transaction.body.as_bytes(), b"body 11");
+    outbox.close();
+    assert_eq!(written_off(&run()), []);
+}
+
+/// Another copy of the box has continued by itself. Where everything behind its record is lost as well, only the digest table
+/// says that it is another one.
+#[test]
+fn what_the_digest_table_contradicts_is_never_taken() {
+    let (store, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let outbox = open(store.path());
+    add(&outbox, 1..=10);
+    outbox.close();
+    copy(store.path(), other.path());
+    let outbox = open(other.path());
+    add(&outbox, 101..=103);
+    outbox.close();
+    let outbox = open(store.path());
+    add(&outbox, 11..=30);
+    outbox.close();
+    destroy(store.path(), 11..=13);
+    let request = |act, unproven| {
+        let from = vec![other.path().to_owned()];
+        let request = RepairRequest { from, act, unproven, ..RepairRequest::default() };
+        repair(&settings(store.path()), &key().into(), &request, &mut |_, _| {}).unwrap()
+    };
+    let refused = |report: &RepairReport| -> Vec<(Position, Position)> {
+        clinical_of(report).refused.iter().map(|found| (found.from, found.through)).collect()
+    };
+    for (act, unproven) in [(false, false), (false, true), (true, false), (true, true), (true, true)] {
+        let report = request(act, unproven);
+        assert_eq!((refused(&report), lost(&report)), (vec![(11, 12)], vec![(11, 13)]), "{act} {unproven}");
+        assert!(clinical_of(&report).rewritten.iter().all(|segment| segment.filled == 0));
+    }
+    let outbox = open(store.path());
+    assert!(outbox.read(&clinical(), 11, 1, 0).is_err());
+    let kept: Vec<_> = outbox.quarantined().unwrap().into_iter().map(|entry| entry.source).collect();
+    assert_eq!(kept.len(), 2, "each once, and only where a person would have taken it: {kept:?}");
+    assert!(kept[0].starts_with("store - clinical position 11 "), "{kept:?}");
+    assert_eq!(outbox.written_off(1).unwrap_err(), ReadmitError::NotOurs, "it is not what was accepted");
 }
 
 #[test]

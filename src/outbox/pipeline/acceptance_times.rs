@@ -3,6 +3,7 @@
 //! Only since this start, and in memory only: how long the box was off before it nobody knows, and its wall clock may be wrong by
 //! years. A few marks are enough, however much is waiting: the older they are, the further they may lie apart.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use pgw_core::transaction::Position;
@@ -21,11 +22,13 @@ pub(crate) struct AcceptanceTimes {
     marks: Vec<Mark>,
     /// Beyond it the oldest are forgotten.
     most: usize,
+    /// Accepted before this start, and stored once more: few, each on a person's order.
+    unknown: BTreeSet<Position>,
 }
 
 impl Default for AcceptanceTimes {
     fn default() -> Self {
-        Self { marks: Vec::new(), most: MOST }
+        Self { marks: Vec::new(), most: MOST, unknown: BTreeSet::new() }
     }
 }
 
@@ -52,9 +55,17 @@ impl AcceptanceTimes {
         self.marks.push(Mark { from, first: now, last: now });
     }
 
+    /// This record was accepted long before it was stored here.
+    pub(crate) fn is_not_known_of(&mut self, position: Position) {
+        self.unknown.insert(position);
+    }
+
     /// The time at which a record of this run had been accepted at the latest; it was at most a second, or a 32nd of its age,
     /// earlier. `None`: unknown.
     pub(crate) fn at_the_latest(&self, position: Position) -> Option<Instant> {
+        if self.unknown.contains(&position) {
+            return None;
+        }
         let next = self.marks.partition_point(|mark| mark.from <= position);
         self.marks.get(next.checked_sub(1)?).map(|mark| mark.last)
     }
@@ -95,6 +106,8 @@ mod tests {
             assert_eq!(times.at_the_latest(position), Some(began + SECOND / 2), "{position}");
         }
         assert_eq!(times.at_the_latest(13), Some(began + 90 * SECOND));
+        times.is_not_known_of(12);
+        assert_eq!(times.at_the_latest(12), None, "accepted long ago, and stored once more");
     }
 
     /// A year of one record every 2 s, and of one every hour after that.

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
-use pgw_core::transaction::Position;
+use pgw_core::transaction::{Clock, Position, TransactionId, UnixMillis};
 use tokio::sync::oneshot;
 
 use crate::dedup::fingerprint::Fingerprints;
@@ -49,12 +49,22 @@ pub(crate) struct Queued {
     pub(crate) submission: Submission,
     /// The sender on the wire, where it is not the submission's.
     pub(crate) wire_sender: Option<String>,
+    /// It was accepted before, and keeps what it got then.
+    pub(crate) first: Option<FirstAcceptance>,
     pub(crate) fingerprints: Fingerprints,
     pub(crate) cost: u64,
     pub(crate) entered: Instant,
     pub(crate) answer: oneshot::Sender<Result<Accepted, Refusal>>,
     /// The comparer's results for it.
     pub(crate) compared: Comparisons,
+}
+
+/// What a transaction gets at its acceptance.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct FirstAcceptance {
+    pub(crate) id: TransactionId,
+    pub(crate) time: UnixMillis,
+    pub(crate) clock: Clock,
 }
 
 /// The result of comparing a submission with a record that the index has named.

@@ -66,6 +66,7 @@ impl SharedOutbox {
             reason: reason.to_owned(),
             time: unix_millis_now(),
             id: Uuid::now_v7(),
+            returned: Vec::new(),
         });
         files::save(&self.lane_file(&lane.name, "voids"), &voids).map_err(VoidError::Save)?;
         {

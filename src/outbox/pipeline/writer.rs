@@ -23,8 +23,9 @@ use uuid::Uuid;
 
 use crate::errors::Refusal;
 use crate::guard::segment::SegmentError;
+use crate::lock::locked;
 use crate::pipeline::duplicates::Answerable;
-use crate::pipeline::jobs::{GROUP_BYTES, GROUP_RECORDS, Job, Queued, WantedBarrier};
+use crate::pipeline::jobs::{FirstAcceptance, GROUP_BYTES, GROUP_RECORDS, Job, Queued, WantedBarrier};
 use crate::pipeline::lane_writer::LaneWriter;
 use crate::pipeline::shared::SharedOutbox;
 use crate::types::Accepted;
@@ -348,14 +349,19 @@ impl Writer {
 
     /// Gives a new transaction its place in its lane.
     fn take(&mut self, queued: Queued, key_reused: bool) {
-        let Queued { lane, submission, wire_sender, fingerprints, cost, entered, answer, .. } = queued;
+        let Queued { lane, submission, wire_sender, first, fingerprints, cost, entered, answer, .. } = queued;
+        let FirstAcceptance { id, time, clock } = first.unwrap_or_else(|| FirstAcceptance {
+            id: TransactionId(Uuid::now_v7()),
+            time: unix_millis_now(),
+            clock: self.shared.clock(),
+        });
         let (sender, given_sender) = match wire_sender {
             Some(changed) => (changed, Some(submission.sender)),
             None => (submission.sender, None),
         };
         let transaction = Transaction {
-            id: TransactionId(Uuid::now_v7()),
-            time: unix_millis_now(),
+            id,
+            time,
             event_type: self.shared.settings.types.whole(submission.event_type),
             kind: submission.kind,
             content_type: submission.content_type,
@@ -365,7 +371,7 @@ impl Writer {
             shows_key: submission.shows_key,
             correlation_id: submission.correlation_id,
             trace_parent: submission.trace_parent,
-            clock: self.shared.clock(),
+            clock,
             body: submission.body,
         };
         let ready = match self.lane_writers[lane].take(&self.shared, transaction, fingerprints) {
@@ -376,7 +382,10 @@ impl Writer {
                 return;
             }
         };
-        let (id, position, time) = (ready.transaction.id, ready.position, ready.transaction.time);
+        let position = ready.position;
+        if first.is_some() {
+            locked(&self.shared.lanes[lane].accepted).is_not_known_of(position);
+        }
         let accepted = Accepted { id, position, time, repeated: false, key_reused, withheld: false };
         self.seen.entry(fingerprints.key).or_default().push((lane, position));
         self.waiters[lane].push(Waiter { entered, cost, answer, accepted });
