@@ -8,7 +8,7 @@ mod receipts;
 mod timers;
 
 use self::held::{Held, Suspect};
-use self::line::Beginning;
+use self::line::{Beginning, DAY};
 use self::questions::ASK_AGAIN;
 use super::hub::{HubView, Point};
 use super::window::Window;
@@ -48,8 +48,9 @@ pub struct Delivery {
     suspect: Option<Suspect>,
     /// A new epoch is being written.
     beginning: Option<Beginning>,
-    /// When the hub's line last ended where this lane has never been, and until when the next epoch waits because of it.
-    diverged: Option<Millis>,
+    /// The hub's line ended where this lane has never been: until when the next such end has to wait, and until when the next
+    /// epoch does wait because of one.
+    diverges_again_until: Option<Millis>,
     waits_until: Option<Millis>,
     /// The hub waits for the centre before it takes what was sent.
     waits_for_centre: bool,
@@ -137,13 +138,21 @@ impl Delivery {
             missing: None,
             suspect: None,
             beginning: None,
-            diverged: None,
+            diverges_again_until: None,
             waits_until: None,
             waits_for_centre: false,
             lost: None,
             misses: 0,
             trips: 0,
         }
+    }
+
+    /// Before this machine was made, so long ago, the hub's line ended where this lane has never been ([`Alarm::Diverged`]): the
+    /// next such end waits as if it had been this machine's. Its time begins with 0.
+    #[must_use]
+    pub fn diverged_before(mut self, ago: Option<Millis>) -> Self {
+        self.diverges_again_until = ago.and_then(|ago| DAY.checked_sub(ago));
+        self
     }
 
     /// Takes an event and appends the tasks for the driver. `now` never goes back.

@@ -69,7 +69,10 @@ impl LaneWork {
             .watermark(&lane)
             .and_then(|Watermark { position, point }| point.map(|at| Point { position, at }));
         let now = *tail.borrow();
-        let mut machine = Delivery::new(limits, numbering, confirmed, now);
+        let since_diverged = outbox.since_diverged(&lane);
+        let since_diverged =
+            since_diverged.map(|ago| Millis::try_from(ago.as_millis()).unwrap_or(Millis::MAX));
+        let mut machine = Delivery::new(limits, numbering, confirmed, now).diverged_before(since_diverged);
         machine.handle(Input::Gone(outbox.gone(&lane)), 0, &mut Vec::new());
         Ok(Self {
             outbox: outbox.clone(),

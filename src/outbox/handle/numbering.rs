@@ -1,5 +1,7 @@
 //! A lane's epochs, and the positions that cannot be sent any more.
 
+use std::time::Duration;
+
 use pgw_core::chain::Through;
 use pgw_core::numbering::{Gone, Numbering, without};
 use pgw_core::transaction::{Epoch, Lane, Position};
@@ -22,6 +24,19 @@ impl Outbox {
             let state = lane.state();
             state.voids.ranges().iter().map(crate::void::VoidRange::shown).collect()
         })
+    }
+
+    /// Notes that the hub's line ends where this lane has never been. Never blocks: another thread writes it within a second or two.
+    pub fn note_diverged(&self, lane: &Lane) {
+        if let Some(lane) = self.lane(lane) {
+            lane.state().diverged = true;
+        }
+    }
+
+    /// How long before this start that was last noted, in running time: the time in which the gateway did not run does not count.
+    #[must_use]
+    pub fn since_diverged(&self, lane: &Lane) -> Option<Duration> {
+        self.lane(lane)?.state().since_diverged
     }
 
     /// All positions that cannot be read any more, with what goes out in their place, in order.

@@ -50,6 +50,10 @@ pub(crate) struct LaneState {
     pub(crate) table_stale: bool,
     /// The watermark has changed since it was handed to the watermarks file.
     pub(crate) watermark_stale: bool,
+    /// How long before this start the hub's line last ended where this lane has never been, in running time; and that it does now,
+    /// which the watermarks file does not know yet.
+    pub(crate) since_diverged: Option<Duration>,
+    pub(crate) diverged: bool,
     /// What the hub last answered on the connection that is up now.
     pub(crate) answer: Option<Answer>,
     /// Something would be pruned if the hub said once more that it has it.
@@ -307,6 +311,8 @@ mod tests {
             oldest: None,
             table_stale: false,
             watermark_stale: false,
+            since_diverged: None,
+            diverged: false,
             answer: None,
             wants_answer: false,
         }

@@ -204,6 +204,10 @@ impl Maintenance {
         for lane in &self.shared.lanes {
             let (watermark, backed_up) = {
                 let mut state = lane.state();
+                if std::mem::take(&mut state.diverged) {
+                    self.watermarks.diverged(&lane.name);
+                    any = true;
+                }
                 if !std::mem::take(&mut state.watermark_stale) {
                     continue;
                 }

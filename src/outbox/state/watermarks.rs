@@ -42,6 +42,9 @@ struct LaneWatermark {
     confirmed: Option<Confirmed>,
     backed_up_through: Option<Position>,
     segments: BTreeMap<u64, ConfirmedSegment>,
+    /// When the hub's line last ended where this lane has never been, in running time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    diverged_millis: Option<u64>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -96,6 +99,19 @@ impl Watermarks {
         watermarks.backed_up_through = backed_up_through;
         watermarks.segments.retain(|_, segment| segment.last <= position);
         self.unsaved |= *watermarks != before;
+    }
+
+    /// The hub's line ends where this lane has never been, now.
+    pub(crate) fn diverged(&mut self, lane: &Lane) {
+        let now = self.content.running_millis;
+        self.content.lanes.entry(lane.clone()).or_default().diverged_millis = Some(now);
+        self.unsaved = true;
+    }
+
+    /// How long ago that was last so, in running time.
+    pub(crate) fn since_diverged(&self, lane: &Lane) -> Option<Duration> {
+        let at = self.content.lanes.get(lane)?.diverged_millis?;
+        Some(self.running().saturating_sub(Duration::from_millis(at)))
     }
 
     /// Adds to the running time.
@@ -193,12 +209,15 @@ mod tests {
         watermarks.add_running(HOUR);
         watermarks.set(&lane(), at(100), Some(90));
         watermarks.segment_confirmed(&lane(), 1, 100);
+        assert_eq!(watermarks.since_diverged(&lane()), None);
+        watermarks.diverged(&lane());
+        watermarks.add_running(HOUR);
         watermarks.save().unwrap();
         watermarks.set(&lane(), at(101), Some(91));
         let again = Watermarks::open(&path).unwrap();
         assert_eq!(again.watermark(&lane()), Some(at(100)));
         assert_eq!(again.backed_up_through(&lane()), Some(90));
-        assert_eq!(again.running(), HOUR);
+        assert_eq!((again.running(), again.since_diverged(&lane())), (2 * HOUR, Some(HOUR)));
         assert!(again.expired(&lane(), 1, Duration::ZERO));
         assert!(!again.was_damaged());
         assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 1, "nothing else is left");

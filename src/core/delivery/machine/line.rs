@@ -10,7 +10,7 @@ use crate::transaction::{Position, Sequence};
 /// A new epoch that could not be made durable is tried again after this.
 const BEGIN_AGAIN: Millis = 2_000;
 /// The second end in a day that this lane has never been at waits for this: a person should look first.
-const DAY: Millis = 86_400_000;
+pub(super) const DAY: Millis = 86_400_000;
 const WAIT: Millis = 3_600_000;
 
 /// A new epoch that is being written.
@@ -190,11 +190,11 @@ impl Delivery {
             return false;
         }
         let waited = self.waits_until.take().is_some();
-        let again = self.diverged.is_some_and(|before| now < before.saturating_add(DAY));
+        let again = self.diverges_again_until.is_some_and(|until| now < until);
         if again && !waited {
             self.waits_until = Some(now.saturating_add(WAIT));
         } else {
-            self.diverged = Some(now);
+            self.diverges_again_until = Some(now.saturating_add(DAY));
         }
         if !waited {
             out.push(Action::Alarm(Alarm::Diverged { end, proven }));

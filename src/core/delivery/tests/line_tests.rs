@@ -122,6 +122,20 @@ fn the_second_end_in_a_day_that_was_never_here_waits_for_an_hour() {
 }
 
 #[test]
+fn a_restart_shortens_no_hour() {
+    for (ago, waits) in [(None, false), (Some(HOUR), true), (Some(23 * HOUR), true), (Some(24 * HOUR), false)]
+    {
+        let mut bench = Bench::new(limits(), 5, 9);
+        bench.machine = bench.machine.clone().diverged_before(ago);
+        bench.now = 1_000;
+        bench.connect();
+        let actions = bench.answer_at(Some(point(7, 3)));
+        assert_eq!(begins(&actions).is_none(), waits, "{ago:?}");
+        assert!(actions.iter().any(|action| matches!(action, Action::Alarm(Alarm::Diverged { .. }))));
+    }
+}
+
+#[test]
 fn a_person_who_has_looked_need_not_wait_for_the_hour() {
     let mut bench = Bench::new(limits(), 5, 9);
     bench.connect();

@@ -50,6 +50,7 @@ impl Driver {
             Alarm::Diverged { end, proven } => {
                 let (epoch, through) = (end.epoch, end.through);
                 tracing::error!(%lane, %epoch, through, proven, "The hub's line of a lane ends with what this gateway's history does not contain; a new epoch begins, at the second time in a day after an hour, or once `practice-gateway outbox release` says that a person has looked");
+                self.outbox.note_diverged(&lane);
                 self.link.now.diverged = format!("lane {lane} differs from the hub after position {proven}");
                 (
                     "alarm",

@@ -290,6 +290,8 @@ impl<'a> LaneStartup<'a> {
             oldest: None,
             table_stale: self.table_stale,
             watermark_stale: false,
+            since_diverged: watermarks.since_diverged(name),
+            diverged: false,
             answer: None,
             wants_answer: false,
         };
