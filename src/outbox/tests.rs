@@ -564,6 +564,22 @@ pub(super) fn confirm_through(outbox: &Outbox, position: Position, backed_up: Op
 }
 
 #[test]
+fn a_start_knows_that_the_hubs_line_ended_elsewhere() {
+    let directory = tempfile::tempdir().unwrap();
+    let outbox = open(directory.path());
+    assert_eq!(outbox.since_diverged(&clinical()), None);
+    outbox.note_diverged(&clinical());
+    outbox.close();
+    for _ in 0..2 {
+        let outbox = open(directory.path());
+        let since = outbox.since_diverged(&clinical()).unwrap();
+        assert!(since < Duration::from_secs(3600), "{since:?}");
+        assert_eq!(outbox.since_diverged(&urgent()), None, "of its lane only");
+        outbox.close();
+    }
+}
+
+#[test]
 fn confirmed_segments_go_after_their_retention_and_nothing_else_does() {
     let directory = tempfile::tempdir().unwrap();
     let outbox =

@@ -85,6 +85,23 @@ fn what_is_released_takes_its_place_for_ever() {
     assert!(release(&outbox, 5, 7).is_err(), "what is confirmed is not released");
 }
 
+/// Attack: the disk can read again what was written off, and the list of what it could not read is lost. Its sender's repetition
+/// must not hear that it is stored: the hub has an entry.
+#[test]
+fn what_was_written_off_stays_so_where_the_segment_table_is_lost() {
+    let directory = tempfile::tempdir().unwrap();
+    let outbox = open(directory.path());
+    add(&outbox, 1..=20);
+    lose(&outbox, 5, 7);
+    release(&outbox, 5, 7).unwrap();
+    outbox.close();
+    std::fs::remove_file(directory.path().join("lanes/clinical/ledger")).unwrap();
+    let outbox = open(directory.path());
+    assert_eq!(walk(&outbox, 20), [5, 6, 7]);
+    assert_eq!(crate::tests::add_again(&outbox, 6).position, 21);
+    assert_eq!(outbox.gone(&clinical()), [Gone { from: 5, through: 7, kind: Some(EntryKind::Void) }]);
+}
+
 #[test]
 fn an_epoch_has_an_entry_for_what_was_released_before_it_began() {
     let directory = tempfile::tempdir().unwrap();

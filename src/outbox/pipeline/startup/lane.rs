@@ -274,9 +274,19 @@ impl<'a> LaneStartup<'a> {
         files::save(&path, &table).map_err(failed("write", &path))
     }
 
+    /// What was written off is not read any more, even if the disk can read it again and the segment table was lost: the hub has,
+    /// or will have, an entry in its place.
+    fn stay_written_off(&mut self) {
+        let first = self.segments.values().next().map_or(self.tail + 1, |span| span.base);
+        for void in self.voids.ranges() {
+            self.table_stale |= self.missing.add(void.from.max(first), void.through.min(self.tail));
+        }
+    }
+
     /// The opened lane, for sharing.
-    fn found(self, settings: &LaneSettings, last_number: u64, watermarks: &Watermarks) -> OpenedLane {
+    fn found(mut self, settings: &LaneSettings, last_number: u64, watermarks: &Watermarks) -> OpenedLane {
         let LaneContext { lane: name, id, directory, .. } = *self.context;
+        self.stay_written_off();
         let state = LaneState {
             numbering: self.numbering,
             segments: self.segments,
