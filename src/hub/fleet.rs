@@ -73,7 +73,7 @@ pub struct GatewayView {
 }
 
 /// What a person should know of a lane.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LaneView {
     /// Transactions that were kept beside it as late.
     #[serde(default)]
@@ -84,6 +84,18 @@ pub struct LaneView {
     /// What waits until the centre admits it.
     #[serde(default)]
     pub waits: Option<Waits>,
+    /// The running hub cannot use its files.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub out_of_use: Option<OutOfUseLane>,
+}
+
+/// A lane whose files the running hub cannot use.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OutOfUseLane {
+    /// Why, in one sentence.
+    pub reason: String,
+    /// Since when, by the hub's clock.
+    pub since: UnixMillis,
 }
 
 impl GatewayView {
@@ -158,7 +170,12 @@ impl Fleet {
     /// Starts from the file, if it can be read.
     #[must_use]
     pub fn open(directory: &Path) -> Self {
-        Self { path: directory.join(FILE), gateways: read(directory), ..Self::default() }
+        let mut gateways = read(directory);
+        for view in gateways.values_mut().flat_map(|view| view.lanes.values_mut()) {
+            // The store says it anew.
+            view.out_of_use = None;
+        }
+        Self { path: directory.join(FILE), gateways, ..Self::default() }
     }
 
     fn view(&mut self, name: &str) -> Option<&mut GatewayView> {
@@ -262,6 +279,19 @@ impl Fleet {
             view.rivals_total += 1;
             self.changed = true;
         }
+    }
+
+    /// The files of a lane cannot be used, for this reason; `None`: they can.
+    pub fn out_of_use(&mut self, lane: &LaneName, reason: Option<String>) {
+        let Some(view) = self.lane(lane) else { return };
+        let before = view.out_of_use.take();
+        if reason == before.as_ref().map(|before| before.reason.clone()) {
+            view.out_of_use = before;
+            return;
+        }
+        let since = before.map_or_else(unix_millis_now, |before| before.since);
+        view.out_of_use = reason.map(|reason| OutOfUseLane { reason, since });
+        self.changed = true;
     }
 
     /// Something waits at a lane until the centre admits it. True: that is new.

@@ -8,12 +8,12 @@ use pgw_core::numbering::Numbers;
 use pgw_core::text::chain;
 use pgw_core::transaction::{UnixMillis, rfc3339};
 
-use super::fleet::{self, GatewayView};
+use super::fleet::{self, GatewayView, OutOfUseLane};
 use super::gateways::Gateways;
 use super::missing::MissingForGood;
 use super::store::beside::{self, Beside};
 use super::store::late::{self, BesideLane};
-use super::store::ndjson::{self, StoredLane};
+use super::store::ndjson::{self, LaneTrouble, StoredLane};
 use super::store::{LaneName, StoreError, Through};
 use super::verify::{self, LateTransaction, VerifiedLane};
 
@@ -245,12 +245,11 @@ const MOST_WANTED: u64 = 100_000;
 pub fn list(directory: &Path, now: UnixMillis) -> Result<PrintedReport, StoreError> {
     let mut rows: BTreeMap<String, Vec<(String, String)>> = BTreeMap::new();
     let (mut troubles, mut notes) = (String::new(), String::new());
+    let views = fleet::read(directory);
     for StoredLane { lane, ends, trouble } in ndjson::peek(directory)? {
         let who = format!("{}/{}", lane.practice, lane.gateway);
         rows.entry(who).or_default().push((lane.lane.to_string(), through(&ends)));
-        if let Some(trouble) = trouble {
-            let _ = writeln!(troubles, "{lane} is NOT whole: {trouble}");
-        }
+        write_trouble(&mut troubles, &lane, trouble, &views);
         let BesideLane { rows, files } = late::count(directory, &lane)?;
         if rows + files > 0 {
             let _ = writeln!(
@@ -259,7 +258,6 @@ pub fn list(directory: &Path, now: UnixMillis) -> Result<PrintedReport, StoreErr
             );
         }
     }
-    let views = fleet::read(directory);
     for (lane, waits) in fleet::waiting(&views) {
         let _ = writeln!(
             notes,
@@ -310,6 +308,29 @@ pub fn list(directory: &Path, now: UnixMillis) -> Result<PrintedReport, StoreErr
     let mut text = aligned(&table) + &troubles + &notes;
     write_beside(&mut text, directory, None)?;
     Ok(PrintedReport { text, ok })
+}
+
+/// What is wrong with a lane's files: as they are, or as the running hub has found them.
+fn write_trouble(
+    text: &mut String,
+    lane: &LaneName,
+    trouble: Option<LaneTrouble>,
+    views: &BTreeMap<String, GatewayView>,
+) {
+    if let Some(trouble) = trouble {
+        let _ = writeln!(text, "{lane} is NOT whole: {trouble}");
+    } else if let Some(OutOfUseLane { reason, since }) = out_of_use(views, lane) {
+        let _ = writeln!(
+            text,
+            "{lane} is OUT OF USE at the hub since {}: {reason}; the hub tries it again once a minute",
+            rfc3339(*since)
+        );
+    }
+}
+
+fn out_of_use<'a>(views: &'a BTreeMap<String, GatewayView>, lane: &LaneName) -> Option<&'a OutOfUseLane> {
+    let view = views.get(&format!("{}/{}", lane.practice, lane.gateway))?;
+    view.lanes.get(lane.lane.as_str())?.out_of_use.as_ref()
 }
 
 fn through(watermarks: &[Through]) -> String {

@@ -6,9 +6,9 @@
 //! group costs an fsync, and each of its lanes a receipt, which is signed, carried and verified.
 //! [`pgw_core::committer`] decides what is stored, answered and refused, and the models test it; this module has the
 //! channel, the store, the clock and the log. `incoming` reads and verifies what the broker brings, `carried` takes bundles, `lookup` answers the
-//! committer's questions, and `centre` is what people learn and decide.
+//! committer's questions, `usable` knows the lanes whose files fail, and `centre` is what people learn and decide.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender};
@@ -36,11 +36,13 @@ use super::store::{Entry, LaneName, LinkedLane, Store, StoreError, Through};
 use super::waits::{AdmittedLane, NotAdmitted};
 use centre::Told;
 use lookup::Asked;
+use usable::{OUT_OF_USE_MILLIS, cannot_say};
 
 mod carried;
 mod centre;
 mod incoming;
 mod lookup;
+mod usable;
 
 pub use pgw_core::committer::GroupLimits;
 
@@ -98,9 +100,12 @@ pub struct StoreThread {
     refused: Option<(LaneName, Refusal)>,
     /// The committer's time counts from here.
     began: Instant,
-    /// Groups given to the store, and how many of them failed.
+    /// Groups given to the store, how many of them failed, and how many in part.
     groups: u64,
     failed: u64,
+    failed_lanes: u64,
+    /// Lanes that the fleet's view shows as out of use.
+    out_of_use: BTreeSet<LaneName>,
     /// A client waits for an answer: the group is not delayed.
     hurry: bool,
 }
@@ -136,6 +141,8 @@ impl StoreThread {
             began: Instant::now(),
             groups: 0,
             failed: 0,
+            failed_lanes: 0,
+            out_of_use: BTreeSet::new(),
             hurry: false,
         }
     }
@@ -186,6 +193,7 @@ impl StoreThread {
             }
             Arrival::Tick => {
                 self.resends.give_up();
+                self.try_lanes_again();
                 None
             }
             Arrival::LinkLane(lane, into, answer) => {
@@ -249,8 +257,8 @@ impl StoreThread {
                 error: None,
             };
             self.committer.handle(input, now, &mut asked, &mut actions);
-            if let Some(error) = asked.error {
-                store_failed(&error);
+            if let Some((lane, error)) = asked.error {
+                cannot_say(&lane, &error);
             }
             for action in actions.drain(..) {
                 next = self.carry_out(action, Way::Link).or(next);
@@ -267,8 +275,8 @@ impl StoreThread {
             Action::Gap(lane, Missed { code, epoch, expected, round }) => {
                 let mut gap = Gap::new(code, epoch, expected, round);
                 if code == GapCode::Later {
-                    gap.until =
-                        self.committer.retries_in(self.now()).map(|pause| rfc3339(unix_millis_now() + pause));
+                    let pause = self.committer.retries_in(&lane, self.now()).unwrap_or(OUT_OF_USE_MILLIS);
+                    gap.until = Some(rfc3339(unix_millis_now() + pause));
                 }
                 self.answers.gap(&lane, gap);
             }
@@ -287,7 +295,12 @@ impl StoreThread {
             Action::KeepLate(entry) => self.late(entry, way),
             Action::Rival(lane, numbered) => self.rival(&lane, numbered),
             Action::Repeated(copy) => self.repeated(copy),
-            Action::Recovered { dropped } => tracing::info!(dropped, "The store works again"),
+            Action::Recovered { lane: None, dropped } => {
+                tracing::info!(dropped, "The store works again");
+            }
+            Action::Recovered { lane: Some(lane), dropped } => {
+                tracing::info!(%lane, dropped, "The store can tell again what it has of a lane");
+            }
         }
         None
     }
@@ -304,8 +317,19 @@ impl StoreThread {
                 self.name_kinds();
                 Input::Stored
             }
+            // The other lanes are stored, and the committer asks of each what is.
+            Err(error) if error.concerns_one_lane() => {
+                if let StoreError::NotNext { lane, .. } = &error {
+                    tracing::error!(%lane, error = chain(&error), "A lane begins again from what is stored; a bug in this program");
+                }
+                self.failed_lanes += 1;
+                self.name_kinds();
+                self.name_failed_lanes();
+                Input::Stored
+            }
             Err(error) => {
                 store_failed(&error);
+                self.name_failed_lanes();
                 self.failed += 1;
                 Input::StoreFailed
             }
@@ -367,27 +391,17 @@ impl StoreThread {
         self.failed == failed
     }
 
-    /// Whether something may be said of a lane: not where its files cannot be used.
-    fn in_use(&mut self, lane: &LaneName) -> bool {
-        let in_use = self.store.check_lane(lane).is_ok();
-        if !in_use {
-            self.refuse(lane.to_string(), "lane out of use");
-        }
-        in_use
-    }
-
     fn refuse(&mut self, who: String, why: &'static str) {
         self.refusals.count(&who, why, Instant::now());
         self.fleet.refused(&who);
     }
 }
 
-/// Whether the store has everything that a receipt covers.
+/// Whether the store has everything that a receipt covers, and no receipt calls a lane empty that is not.
 fn is_stored(claimed: Option<&Through>, watermarks: &[Through]) -> bool {
-    claimed.is_none_or(|claimed| {
-        let watermark = watermarks.iter().find(|watermark| watermark.epoch == claimed.epoch);
-        watermark.is_some_and(|watermark| claimed.through < watermark.through || claimed == watermark)
-    })
+    let Some(claimed) = claimed else { return watermarks.is_empty() };
+    let watermark = watermarks.iter().find(|watermark| watermark.epoch == claimed.epoch);
+    watermark.is_some_and(|watermark| claimed.through < watermark.through || claimed == watermark)
 }
 
 fn store_failed(error: &StoreError) {
@@ -418,6 +432,7 @@ mod tests {
         };
         let watermarks = [watermark(1, 5, 5), watermark(2, 3, 3)];
         assert!(is_stored(None, &[]));
+        assert!(!is_stored(None, &watermarks), "an empty line, and there is something");
         assert!(is_stored(Some(&watermarks[1]), &watermarks));
         assert!(is_stored(Some(&watermark(1, 4, 4)), &watermarks));
         assert!(!is_stored(Some(&watermark(2, 4, 4)), &watermarks), "more");

@@ -4,7 +4,8 @@
 //! share the broker's queue, the hub, its store and its crashes, with one or two lanes each, which share a connection.
 //! In every reachable state:
 //! - the hub's store holds a prefix of what each lane accepted, without gap, repetition or exchange;
-//! - a receipt says what is on the hub's disk, no more and no less;
+//! - a receipt says what is on the hub's disk, no more and no less, and nothing of a lane that is out of use;
+//! - a lane that is out of use at the hub stops no other;
 //! - a watermark never passes what was on the hub's disk, nor, if the hub was never restored, what is; the only
 //!   exception is what a person wrote off as a void;
 //! - no number of an epoch is used for two contents;
@@ -76,6 +77,8 @@ struct Budget {
     holes: u8,
     /// Groups that the hub's store does not store, or not completely.
     failed_appends: u8,
+    /// Groups of which the hub's store cannot store some lanes, because their files fail.
+    failed_lanes: u8,
     /// Id look-ups that the store cannot answer.
     unsure: u8,
     /// New connections of the hub, which keeps running.
@@ -161,6 +164,26 @@ struct HubDisk {
     after: Vec<Entry>,
     closings: center::Closings,
     cannot_say: bool,
+    /// Lanes whose files have failed.
+    out: BTreeSet<usize>,
+}
+
+/// How an append fails.
+#[derive(Debug, Clone, Copy)]
+enum Fails {
+    /// The whole store, except for the lanes with these bits.
+    Store(u8),
+    /// The files of the lanes with these bits; `kept`: what they have of the group shows when they can be used again.
+    Lanes { lanes: u8, kept: bool },
+}
+
+impl Fails {
+    fn keeps(self, of: usize) -> bool {
+        match self {
+            Fails::Store(kept) => kept & (1 << of) != 0,
+            Fails::Lanes { lanes, kept } => kept || lanes & (1 << of) == 0,
+        }
+    }
 }
 
 impl HubDisk {
@@ -191,8 +214,9 @@ impl Lookup<Line> for HubDisk {
         (index_of(lane) == 0 && !self.after.is_empty()).then(|| self.until())
     }
 
-    fn watermarks_of(&self, lane: &LaneName) -> Vec<Through> {
-        watermarks(&self.entries, index_of(lane))
+    fn watermarks_of(&self, lane: &LaneName) -> Option<Vec<Through>> {
+        let of = index_of(lane);
+        (!self.out.contains(&of)).then(|| watermarks(&self.entries, of))
     }
 
     fn content(&mut self, lane: &LaneName, id: TransactionId, digest: Digest) -> Option<committer::Content> {
@@ -268,6 +292,13 @@ enum Step {
     HubStores,
     /// It is not stored, except the lanes with these bits.
     AppendFails(u8),
+    /// The files of the lanes with these bits fail; the others are stored.
+    LanesFail {
+        lanes: u8,
+        kept: bool,
+    },
+    /// The files of a lane can be used again.
+    LaneComesBack(usize),
     /// The next message makes the group full; the append fails, with or without storing it.
     TakenAppendFails {
         kept: bool,
@@ -550,8 +581,8 @@ impl World {
         Some(())
     }
 
-    /// The store thread's turn. `fails`: the next append fails, except for the lanes with these bits.
-    fn tell_hub(&mut self, input: committer::Input<Line>, mut fails: Option<u8>) {
+    /// The store thread's turn. `fails`: the next append fails.
+    fn tell_hub(&mut self, input: committer::Input<Line>, mut fails: Option<Fails>) {
         let mut next = Some(input);
         while let Some(input) = next.take() {
             let mut actions = Vec::new();
@@ -559,16 +590,22 @@ impl World {
             for action in actions {
                 match action {
                     committer::Action::Append => {
-                        let kept = fails.unwrap_or(u8::MAX);
-                        self.append(|of| kept & (1 << of) != 0);
-                        next = Some(match fails.take() {
-                            Some(_) => committer::Input::StoreFailed,
+                        let fails = fails.take();
+                        self.append(|of| fails.is_none_or(|fails| fails.keeps(of)));
+                        next = Some(match fails {
+                            Some(Fails::Store(_)) => committer::Input::StoreFailed,
+                            Some(Fails::Lanes { lanes, .. }) => {
+                                let of = |index: &usize| lanes & (1 << index) != 0;
+                                self.disk.out.extend((0..self.streams.len()).filter(of));
+                                committer::Input::Stored
+                            }
                             None => committer::Input::Stored,
                         });
                     }
                     committer::Action::Receipt(lane, statement) => {
                         let index = index_of(&lane);
-                        self.lied |= statement.end != center::end(&self.disk.entries, index);
+                        self.lied |= self.disk.out.contains(&index)
+                            || statement.end != center::end(&self.disk.entries, index);
                         let stream = &mut self.streams[index];
                         stream.waiting = Some(statement.instead_of(stream.waiting.take()));
                         stream.lost = center::lost(&self.disk.entries, index, &self.disk.closings);
@@ -636,6 +673,7 @@ impl World {
             };
             self.lost.extend(late.iter().map(Entry::id));
             self.disk.late.extend(late);
+            self.tell_hub(committer::Input::ReadAgain(name(index).clone()), None);
         }
         self.tell_hub(committer::Input::Admit(name(index).clone()), None);
     }
@@ -661,6 +699,7 @@ impl World {
         self.disk.entries.truncate(length);
         self.disk.late.clear();
         (self.disk.missing, self.disk.after) = (Vec::new(), Vec::new());
+        self.disk.out.clear();
         self.backup = self.backup.min(length);
         self.hub_restarts();
     }
@@ -804,7 +843,7 @@ impl World {
     }
 
     /// One step of a fair schedule without faults; `None`: nothing more will happen.
-    fn next_step(&mut self) -> Option<()> {
+    fn next_step(&mut self, lanes_come_back: bool) -> Option<()> {
         let apart = self.boxes.iter().position(|surgery| !surgery.connected);
         let lost = (0..self.streams.len()).find(|index| self.is_stalled_by_a_lost_record(*index));
         if let Some(surgery) = apart {
@@ -821,6 +860,8 @@ impl World {
             self.release(index);
         } else if let Some(index) = self.wants_admission.pop_first() {
             self.admit(index);
+        } else if lanes_come_back && self.disk.out.pop_first().is_some() {
+            // Its gateway asks again by itself.
         } else {
             let machines = self.streams.iter().enumerate();
             let (deadline, index) =
@@ -846,7 +887,7 @@ impl World {
         let mut tells = self.restored;
         for _ in 0..800 {
             if !world.is_at_rest() {
-                if world.next_step().is_none() {
+                if world.next_step(true).is_none() {
                     return false;
                 }
             } else if world.limited {
@@ -868,6 +909,24 @@ impl World {
     fn upgrade_hub(&mut self) {
         self.hub_limited = false;
         self.hub_starts(self.disk.entries.len());
+    }
+
+    /// While a lane is out of use at the hub, everything of the others is confirmed.
+    fn others_continue(&self) -> bool {
+        let mut world = self.clone();
+        let others: Vec<_> = (0..self.streams.len()).filter(|of| !self.disk.out.contains(of)).collect();
+        let reached = |world: &World| {
+            others.iter().all(|of| world.streams[*of].machine.confirmed() == world.must_reach(*of))
+        };
+        for _ in 0..800 {
+            if self.disk.out.is_empty() || reached(&world) {
+                return true;
+            }
+            if world.next_step(false).is_none() {
+                return false;
+            }
+        }
+        false
     }
 
     fn raise_limit(&mut self) {
@@ -987,6 +1046,15 @@ impl Model for Small {
         for kept in 0..=lanes {
             may(lanes != 0 && kept & !lanes == 0 && left.failed_appends > 0, Step::AppendFails(kept));
         }
+        for some in 1..=lanes {
+            for kept in [false, true] {
+                let may_fail = some & !lanes == 0 && left.failed_lanes > 0;
+                may(may_fail, Step::LanesFail { lanes: some, kept });
+            }
+        }
+        for index in &world.disk.out {
+            may(true, Step::LaneComesBack(*index));
+        }
         may(left.reconnects > 0, Step::HubConnects);
         may(left.backups > 0 && stored > world.backup, Step::HubBacksUp);
         may(left.hub_crashes > 0, Step::HubCrash { kept: false });
@@ -1097,12 +1165,20 @@ impl Model for Small {
             Step::HubStores => world.hub_stores(),
             Step::AppendFails(kept) => {
                 world.left.failed_appends -= 1;
-                world.tell_hub(committer::Input::Flush, Some(kept));
+                world.tell_hub(committer::Input::Flush, Some(Fails::Store(kept)));
+            }
+            Step::LanesFail { lanes, kept } => {
+                world.left.failed_lanes -= 1;
+                world.tell_hub(committer::Input::Flush, Some(Fails::Lanes { lanes, kept }));
+            }
+            Step::LaneComesBack(index) => {
+                world.disk.out.remove(&index);
             }
             Step::TakenAppendFails { kept } => {
                 world.left.failed_appends -= 1;
                 let (index, packet) = world.up.pop_front()?;
-                world.tell_hub(world.hub_input(index, &packet), Some(if kept { u8::MAX } else { 0 }));
+                let kept = if kept { u8::MAX } else { 0 };
+                world.tell_hub(world.hub_input(index, &packet), Some(Fails::Store(kept)));
             }
             Step::HubSendsReceipt(index) => world.sends_receipt(index)?,
             Step::HubConnects => {
@@ -1155,6 +1231,9 @@ impl Model for Small {
             Property::always("only what is not taken is held", |_, world: &World| {
                 world.only_what_is_not_taken_is_held()
             }),
+            Property::always("a lane that is out of use stops no other", |_, world: &World| {
+                world.others_continue()
+            }),
             Property::always("comes to rest", |_, world: &World| world.comes_to_rest()),
             Property::sometimes("all confirmed", |_, world: &World| {
                 let all = world.left.accepts.iter().flatten().all(|left| *left == 0);
@@ -1191,6 +1270,10 @@ fn one_lane(accepts: u8) -> Budget {
 
 fn known_in_a_new_epoch(world: &World) -> bool {
     world.taken().any(|entry| !entry.stored)
+}
+
+fn lane_came_back(world: &World) -> bool {
+    world.left.failed_lanes == 0 && world.disk.out.is_empty() && all_marked(world)
 }
 
 fn all_marked(world: &World) -> bool {
@@ -1235,6 +1318,15 @@ fn stores_fail() {
     explore("two lanes: append fails, timeout", budget, recovered);
     let budget = Budget { accepts: vec![vec![1], vec![1]], failed_appends: 1, ticks, ..Budget::default() };
     explore("two boxes: append fails, timeout", budget, recovered);
+    let budget = Budget { failed_lanes: 1, reconnects: 1, ticks, ..one_lane(2 + long()) };
+    explore("a lane's files fail, hub connects again, timeout", budget, lane_came_back);
+    let budget = Budget { failed_lanes: 2, hub_crashes: long(), ticks: 1, ..one_lane(2) };
+    explore("a lane's files fail twice, timeout", budget, lane_came_back);
+    let accepts = vec![vec![2, 1 + long()]];
+    let budget = Budget { accepts, failed_lanes: 1, ticks: long(), ..Budget::default() };
+    explore("two lanes: the files of one fail", budget, lane_came_back);
+    let budget = Budget { accepts: vec![vec![1], vec![1]], failed_lanes: 1, ticks, ..Budget::default() };
+    explore("two boxes: the files of one fail, timeout", budget, lane_came_back);
     let budget = Budget { images: 1, unsure: 1, ticks, ..one_lane(3) };
     explore("image, ids unknown, timeout", budget, |world| {
         world.left.unsure == 0 && known_in_a_new_epoch(world)

@@ -24,6 +24,7 @@ use pgw_hub::backup::Backups;
 use pgw_hub::fleet::Fleet;
 use pgw_hub::gateways::{Gateways, KeyState};
 use pgw_hub::imported::{NotTaken, Part};
+use pgw_hub::report;
 use pgw_hub::resend::{CopiesProgress, ResendDone, ResendRequest};
 use pgw_hub::store::line::{self, Line};
 use pgw_hub::store::ndjson::{NdjsonStore, again_path};
@@ -115,6 +116,9 @@ impl Store for Unreliable {
     fn leave_hole(&mut self, lane: &LaneName) -> Result<u64, StoreError> {
         self.inner.leave_hole(lane)
     }
+    fn is_out_of_use(&self, lane: &LaneName) -> bool {
+        self.inner.is_out_of_use(lane)
+    }
     fn check_lane(&mut self, lane: &LaneName) -> Result<(), StoreError> {
         self.inner.check_lane(lane)
     }
@@ -150,11 +154,12 @@ impl Running {
     }
 
     pub(crate) fn in_store(directory: &Arc<tempfile::TempDir>, rotate_bytes: u64) -> Self {
+        Self::of(directory, NdjsonStore::open(directory.path(), rotate_bytes).unwrap())
+    }
+
+    fn of(directory: &Arc<tempfile::TempDir>, inner: NdjsonStore) -> Self {
         let faults = Arc::new(Faults::default());
-        let store = Unreliable {
-            inner: NdjsonStore::open(directory.path(), rotate_bytes).unwrap(),
-            faults: faults.clone(),
-        };
+        let store = Unreliable { inner, faults: faults.clone() };
         let answers = Answers::default();
         let limits = GroupLimits { transactions: 100, bytes: 1 << 20 };
         let list = watch::Sender::new(Arc::new(listed(&[&lane("any")])));
@@ -297,6 +302,100 @@ fn a_lane_whose_files_cannot_be_used_gets_no_answer_and_the_others_do() {
     running.finish();
     assert!(running.directory.path().join("B86022/gw1/broken.000001.ndjson").is_dir());
     assert!(!running.directory.path().join("B86022/gw1/broken.ndjson").exists(), "nothing is stored");
+}
+
+/// Two lanes whose files fail while the hub runs: the next file of the first cannot be made, and the second's cannot be synced.
+/// They are tried again at once.
+fn with_two_failing_lanes() -> (Running, [Sender; 3]) {
+    let directory = Arc::new(tempfile::tempdir().unwrap());
+    let above = directory.path().join("B86022/gw1");
+    std::fs::create_dir_all(&above).unwrap();
+    std::os::unix::fs::symlink("/dev/null", above.join("letters.ndjson")).unwrap();
+    // Each group begins a file.
+    let store = NdjsonStore::open(directory.path(), 1).unwrap().retrying_after(Duration::from_millis(200));
+    let running = Running::of(&directory, store);
+    let mut senders = ["clinical", "letters", "good"].map(|name| Sender::new(&lane(name), 1));
+    for sender in &senders {
+        assert_eq!(running.through(sender, "first").0, 0);
+    }
+    let first = senders[0].take(2);
+    running.send_together(&first);
+    assert_eq!(running.through(&senders[0], "a").0, 2);
+    std::fs::create_dir(above.join("clinical.000001.ndjson")).unwrap();
+    (running, senders)
+}
+
+#[test]
+fn a_lane_whose_files_fail_while_the_hub_runs_stops_no_other_and_comes_back() {
+    let (mut running, [mut clinical, mut letters, mut good]) = with_two_failing_lanes();
+    let above = running.directory.path().join("B86022/gw1");
+    let (more, posted) = (clinical.take(2), letters.take(2));
+    let group = [&more[..], &posted[..], &good.take(3)[..]].concat();
+    running.send_together(&group);
+    let (through, before) = running.through(&good, "b");
+    assert_eq!(through, 3, "the group's third lane is stored");
+    let name = good.lane.clone();
+    let later = |answer: &Answer| match answer {
+        Answer::Gap { lane, gap } => {
+            assert_eq!((gap.code, gap.until.is_some()), (GapCode::Later, true));
+            Some(lane.clone())
+        }
+        Answer::Receipt { lane, .. } => {
+            assert_eq!(*lane, name, "nothing else is said");
+            None
+        }
+        other => panic!("{other:?}"),
+    };
+    let mut told: std::collections::BTreeSet<_> = before.iter().filter_map(later).collect();
+    // Receipts are published before notices.
+    while told.len() < 2 {
+        told.extend(later(&running.answer()));
+    }
+    assert_eq!(told.into_iter().collect::<Vec<_>>(), [clinical.lane.clone(), letters.lane.clone()]);
+    // The hub does not pause: the next group of the good one is stored at once, though those come again.
+    running.send_together(&[&more[..], &posted[..], &good.take(3)[..]].concat());
+    let (through, before) = running.through(&good, "c");
+    assert_eq!(through, 6);
+    before.iter().for_each(|answer| assert_eq!(later(answer).filter(|lane| *lane == name), None));
+    // A person learns of both, also of the one whose files can be read.
+    let start = Instant::now();
+    loop {
+        let list = report::list(running.directory.path(), 0).unwrap();
+        let shown = list.text.contains("letters is OUT OF USE at the hub since")
+            && list.text.contains("clinical is NOT whole: cannot");
+        if shown && !list.ok {
+            break;
+        }
+        assert!(start.elapsed() < Duration::from_secs(20), "{}", list.text);
+        running.arrivals.as_ref().unwrap().send(Arrival::Tick).unwrap();
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    // Corrected: they come back with what they have, and nothing is there twice.
+    std::fs::remove_dir(above.join("clinical.000001.ndjson")).unwrap();
+    std::fs::remove_file(above.join("letters.ndjson")).unwrap();
+    for (sender, entries, end) in [(&clinical, &more, 4), (&letters, &posted, 2)] {
+        let start = Instant::now();
+        for nonce in 0.. {
+            running.ask(sender, &format!("back {nonce}"));
+            running.send_together(entries);
+            let (through, _) = running.through(&good, &format!("{}{nonce}", sender.lane.lane));
+            assert_eq!(through, 6);
+            let ends = pgw_hub::store::ndjson::peek(running.directory.path()).unwrap();
+            if ends.iter().any(|stored| stored.lane == sender.lane && stored.ends == [sender.end()]) {
+                break;
+            }
+            assert!(start.elapsed() < Duration::from_secs(20), "{} does not come back", sender.lane);
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        assert_eq!(running.through(sender, &format!("end {}", sender.lane.lane)).0, end);
+    }
+    running.finish();
+    let list = listed(&[&good.lane]);
+    for sender in [&clinical, &letters, &good] {
+        let report = pgw_hub::verify::lane(running.directory.path(), &sender.lane, &list).unwrap();
+        assert_eq!((report.faults, report.transactions), (vec![], sender.sequence));
+    }
+    assert!(report::list(running.directory.path(), 0).unwrap().ok);
 }
 
 #[test]

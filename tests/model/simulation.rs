@@ -25,12 +25,15 @@ const TURNS: u64 = 2_000;
 const STRANGE: u64 = u64::MAX;
 
 /// A run must meet every one of these, or it proves less than it claims.
-const MUST_BE_SEEN: [&str; 62] = [
+const MUST_BE_SEEN: [&str; 65] = [
     "a part of the hub's files is lost",
     "late, because it came after a lost part",
     "lost at the hub, and sent again",
     "lost for good",
     "what was missing has come again",
+    "the lane's files fail",
+    "the lane's files can be used again",
+    "the store can say again what it has",
     "an end by file",
     "an end by file is refused",
     "an epoch is laid out by a file",
@@ -307,6 +310,11 @@ impl World {
         let faults = self.faults > 0;
         if faults && self.random.percent(2) {
             self.center.append_fails = Some(self.random.percent(50));
+            self.center.lane_fails = self.random.percent(50);
+        }
+        if self.center.out_of_use && (!faults || self.random.percent(5)) {
+            self.seen.note("the lane's files can be used again");
+            self.center.out_of_use = false;
         }
         self.center.cannot_say = faults && self.random.percent(2);
         if self.center.cannot_say {

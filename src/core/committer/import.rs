@@ -5,6 +5,7 @@
 //! carries the hub's end back to the gateway.
 
 use super::lane::Verdict;
+use super::machine::NotKnown;
 use super::{Action, Committer, Lookup, Numbered, Record, Way};
 use crate::chain::Through;
 use crate::consequence::Consequence;
@@ -95,7 +96,9 @@ pub enum NotTaken {
         sequence: Sequence,
     },
     /// The store has failed, or fails still.
-    #[error("{0}: the store has failed, nothing more is taken now")]
+    #[error(
+        "{0}: the hub's store has failed, or the files of this lane: nothing more is taken of it now; the hub's log says why"
+    )]
     StoreFailed(LaneName),
     /// The gateway has more lanes than any gateway has.
     #[error("{0}: the gateway has too many lanes")]
@@ -134,16 +137,17 @@ impl<R: Record> Committer<R> {
         store: &mut impl Lookup<R>,
         actions: &mut Vec<Action<R>>,
     ) -> Result<(Tally, Option<NotTaken>), NotTaken> {
-        if self.is_appending() || self.is_pausing(now) {
+        if self.is_appending() || self.is_pausing(lane, now) {
             return Err(NotTaken::StoreFailed(lane.clone()));
         }
-        if !self.know(lane, store) {
-            return Err(NotTaken::TooManyLanes(lane.clone()));
-        }
+        self.know(lane, store).map_err(|why| match why {
+            NotKnown::TooManyLanes => NotTaken::TooManyLanes(lane.clone()),
+            NotKnown::OutOfUse => NotTaken::StoreFailed(lane.clone()),
+        })?;
         let records: Vec<R> = records.into_iter().collect();
         let state = self.lanes.get(lane);
         let Some(same_through) = state.map_or(Some(0), |state| state.same_through(&records, store)) else {
-            self.note_failure(now, 1);
+            self.cannot_say(lane, now);
             return Err(NotTaken::StoreFailed(lane.clone()));
         };
         let mut tally = Tally::default();
@@ -172,7 +176,7 @@ impl<R: Record> Committer<R> {
                 }
                 verdict => {
                     if verdict == Verdict::Unsure {
-                        self.note_failure(now, 1);
+                        self.cannot_say(lane, now);
                     }
                     wrong = Some(not_taken(lane, verdict, epoch, sequence));
                     break;

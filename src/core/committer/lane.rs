@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 
+use super::pause::Pause;
 use super::{Content, Lookup, Missed, Numbered, Question, Record, Refill, Way, refill};
 use crate::chain::{ChainValue, Through};
 use crate::delivery::Millis;
@@ -65,6 +66,10 @@ pub(super) struct LaneState {
     late: Option<Through>,
     /// The last gap notice.
     last_notice: Option<Missed>,
+    /// The store cannot use its files: what it has of the lane is not known, and nothing is said of it.
+    out_of_use: bool,
+    /// The store could not tell what it has of the lane: nothing is taken until then.
+    pub(super) pause: Option<Pause>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -108,10 +113,20 @@ pub(super) struct Arrival<'a, R> {
 }
 
 impl LaneState {
-    /// A lane as the store has it: where each epoch of its line ends. What its gateway has asked since the hub started stays.
-    pub(super) fn begin_again(&mut self, line: Vec<Through>) {
-        self.line = line.into_iter().map(EpochProgress::new).collect();
+    /// A lane as the store has it: where each epoch of its line ends; `None`: it is out of use. What its gateway has asked since
+    /// the hub started stays.
+    pub(super) fn begin_again(&mut self, line: Option<Vec<Through>>) {
+        if self.out_of_use && line.is_none() {
+            return;
+        }
+        self.out_of_use = line.is_none();
+        self.line = line.unwrap_or_default().into_iter().map(EpochProgress::new).collect();
         self.last_notice = None;
+    }
+
+    /// The store could not use it when it was last asked.
+    pub(super) fn is_out_of_use(&self) -> bool {
+        self.out_of_use
     }
 
     /// A record is kept beside the line.

@@ -3,16 +3,15 @@
 use std::collections::BTreeMap;
 
 use super::lane::{Arrival, LaneState, Verdict};
+use super::pause::Pause;
 use super::{
-    Action, BackedUp, GroupLimits, Input, Lookup, MOST_LANES, Numbered, Record, Refusal, Statement, Way,
+    Action, BackedUp, GroupLimits, Input, Lookup, MOST_LANES, Missed, Numbered, Record, Refusal, Statement,
+    Way,
 };
 use crate::chain::Through;
 use crate::delivery::Millis;
 use crate::transaction::{Epoch, LaneName, Sequence};
 use crate::wire::receipt::GapCode;
-
-/// The pause before a failed store is tried again: the first, and the longest.
-const RETRY_PAUSE: (Millis, Millis) = (500, 30_000);
 
 /// All lanes of all gateways of one hub.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -28,15 +27,17 @@ pub struct Committer<R> {
     appending: bool,
     /// Lanes that get a receipt when the group is stored; true: it answers the lane's last question.
     due: BTreeMap<LaneName, bool>,
-    failure: Option<StoreFailure>,
+    /// The store has failed: the committer takes nothing meanwhile.
+    pub(super) failure: Option<Pause>,
 }
 
-/// The store has failed: the committer pauses and takes nothing meanwhile. The gateways keep everything.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-struct StoreFailure {
-    retry_at: Millis,
-    pause: Millis,
-    dropped: u64,
+/// Why nothing of a lane is taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum NotKnown {
+    /// Its gateway has too many lanes already.
+    TooManyLanes,
+    /// The store cannot use its files.
+    OutOfUse,
 }
 
 impl<R: Record> Committer<R> {
@@ -49,7 +50,7 @@ impl<R: Record> Committer<R> {
     ) -> Self {
         let mut lanes: BTreeMap<_, LaneState> = BTreeMap::new();
         for (name, watermarks) in watermarks {
-            lanes.entry(name).or_default().begin_again(watermarks);
+            lanes.entry(name).or_default().begin_again(Some(watermarks));
         }
         Self {
             limits,
@@ -81,25 +82,23 @@ impl<R: Record> Committer<R> {
                     self.append(store, actions);
                 }
             }
-            Input::Position { lane, question } => {
-                if self.know(&lane, store) {
+            Input::Position { lane, question } => match self.know(&lane, store) {
+                Ok(()) => {
                     if let Some(state) = self.lanes.get_mut(&lane) {
                         state.ask(question);
                     }
                     self.due.insert(lane, true);
-                } else {
-                    actions.push(Action::Refuse(lane, Refusal::TooManyLanes));
                 }
-            }
+                Err(NotKnown::TooManyLanes) => actions.push(Action::Refuse(lane, Refusal::TooManyLanes)),
+                // No answer: it would say that nothing is stored.
+                Err(NotKnown::OutOfUse) => {
+                    let later = Missed { code: GapCode::Later, epoch: question.epoch, expected: 0, round: 0 };
+                    actions.push(Action::Gap(lane, later));
+                }
+            },
             Input::Admit(lane) => {
-                let is_staged = self.group.iter().any(|record| *record.lane() == lane);
                 if let Some(state) = self.lanes.get_mut(&lane) {
                     state.admit();
-                    // What the store has lost may count as lost for good now: then it is further at once.
-                    let watermarks = store.watermarks_of(&lane);
-                    if !is_staged && watermarks != state.watermarks() {
-                        state.begin_again(watermarks);
-                    }
                 }
                 // A receipt without an answer makes its gateway try again.
                 self.receipt_due(&lane);
@@ -116,6 +115,11 @@ impl<R: Record> Committer<R> {
             Input::Stored | Input::StoreFailed if !self.appending => {}
             Input::Stored => self.stored(now, store, actions),
             Input::StoreFailed => self.store_failed(now, store, actions),
+            Input::ReadAgain(lane) => {
+                if let Some(state) = self.lanes.get_mut(&lane).filter(|_| self.group.is_empty()) {
+                    state.begin_again(store.watermarks_of(&lane));
+                }
+            }
         }
     }
 
@@ -150,17 +154,6 @@ impl<R: Record> Committer<R> {
         self.lanes.get(lane)?.named()
     }
 
-    /// After how long the store is tried again; `None`: it works.
-    #[must_use]
-    pub fn retries_in(&self, now: Millis) -> Option<Millis> {
-        self.failure.as_ref().map(|failure| failure.retry_at.saturating_sub(now))
-    }
-
-    /// The store has failed, and is not tried again yet.
-    pub(super) fn is_pausing(&self, now: Millis) -> bool {
-        self.failure.as_ref().is_some_and(|failure| now < failure.retry_at)
-    }
-
     /// A group is being stored: nothing may join it any more.
     pub(super) fn is_appending(&self) -> bool {
         self.appending
@@ -173,28 +166,25 @@ impl<R: Record> Committer<R> {
         store: &mut impl Lookup<R>,
         actions: &mut Vec<Action<R>>,
     ) {
-        if let Some(failure) = &mut self.failure
-            && now < failure.retry_at
-        {
-            failure.dropped += 1;
-            // Its gateway shows why nothing is confirmed.
-            if let Some(state) = self.lanes.get(record.lane()) {
-                let numbered = record.numbered();
-                let expected = state.expected(numbered.epoch);
-                self.gap(GapCode::Later, record.lane(), &numbered, expected, actions);
-            }
-            return;
+        if self.is_pausing(record.lane(), now) {
+            return self.drop_for_now(&record, now, actions);
         }
         // No driver does this. The transaction would count as stored with the group under way, so it is dropped.
         if self.appending {
             return;
         }
-        if !self.know(record.lane(), store) {
-            actions.push(Action::Refuse(record.lane().clone(), Refusal::TooManyLanes));
-            return;
+        match self.know(record.lane(), store) {
+            Ok(()) => {}
+            Err(NotKnown::TooManyLanes) => {
+                return actions.push(Action::Refuse(record.lane().clone(), Refusal::TooManyLanes));
+            }
+            Err(NotKnown::OutOfUse) => return self.later(&record, actions),
         }
         let numbered = record.numbered();
         let verdict = self.classify(&record, Way::Link, 0, now, store);
+        if matches!(verdict, Verdict::Store | Verdict::Known | Verdict::Rival) {
+            self.can_say(record.lane(), actions);
+        }
         match verdict {
             Verdict::Store => self.stage(record),
             Verdict::Known => self.stage_number(record),
@@ -226,7 +216,10 @@ impl<R: Record> Committer<R> {
             Verdict::TooLarge => {
                 self.refuse(&record, (GapCode::TooLarge, numbered.sequence), Refusal::TooLarge, actions);
             }
-            Verdict::Unsure => self.note_failure(now, 1),
+            Verdict::Unsure => {
+                self.cannot_say(record.lane(), now);
+                self.later(&record, actions);
+            }
         }
     }
 
@@ -242,20 +235,24 @@ impl<R: Record> Committer<R> {
         actions.push(Action::Refuse(record.lane().clone(), why));
     }
 
-    /// Makes sure that the lane is known; `false`: its gateway has too many already.
-    pub(super) fn know(&mut self, name: &LaneName, store: &impl Lookup<R>) -> bool {
-        if self.lanes.contains_key(name) {
-            return true;
+    /// Makes sure that the lane is known: one that was out of use begins again from what the store has.
+    pub(super) fn know(&mut self, name: &LaneName, store: &impl Lookup<R>) -> Result<(), NotKnown> {
+        if let Some(state) = self.lanes.get_mut(name) {
+            if state.is_out_of_use() {
+                state.begin_again(store.watermarks_of(name));
+            }
+            return if state.is_out_of_use() { Err(NotKnown::OutOfUse) } else { Ok(()) };
         }
         let same = |other: &&LaneName| other.practice == name.practice && other.gateway == name.gateway;
         // The map keeps a gateway's lanes next to each other.
         let before = self.lanes.range(..name).rev().map(|(other, _)| other).take_while(same).count();
         let after = self.lanes.range(name..).map(|(other, _)| other).take_while(same).count();
         if before + after >= MOST_LANES {
-            return false;
+            return Err(NotKnown::TooManyLanes);
         }
-        self.lanes.entry(name.clone()).or_default().begin_again(store.watermarks_of(name));
-        true
+        let state = self.lanes.entry(name.clone()).or_default();
+        state.begin_again(store.watermarks_of(name));
+        if state.is_out_of_use() { Err(NotKnown::OutOfUse) } else { Ok(()) }
     }
 
     /// Asks the lane what to do with a record.
@@ -334,57 +331,69 @@ impl<R: Record> Committer<R> {
     }
 
     fn stored(&mut self, now: Millis, store: &mut impl Lookup<R>, actions: &mut Vec<Action<R>>) {
-        for record in self.group.iter().filter(|record| record.is_rival()) {
-            actions.push(Action::Rival(record.lane().clone(), record.numbered()));
-        }
         // Every lane of the group is due a receipt.
         for lane in self.due.keys() {
             if let Some(state) = self.lanes.get_mut(lane) {
-                state.stored(now);
-                // A store that had lost a part of a lane has more at once, when that part has come again.
                 let watermarks = store.watermarks_of(lane);
-                if watermarks != state.watermarks() {
+                if watermarks.is_some() {
+                    state.stored(now);
+                }
+                // A store that had lost a part of a lane has more at once, when that part has come again; and nothing counts of a
+                // lane whose files have failed.
+                if watermarks.as_deref() != Some(&state.watermarks()[..]) {
                     state.begin_again(watermarks);
                 }
             }
         }
-        self.end_group();
+        let is_out = |lane: &LaneName| self.lanes.get(lane).is_some_and(LaneState::is_out_of_use);
+        for record in self.group.iter().filter(|record| record.is_rival() && !is_out(record.lane())) {
+            actions.push(Action::Rival(record.lane().clone(), record.numbered()));
+        }
+        self.end_group(actions);
         if let Some(failure) = self.failure.take() {
-            actions.push(Action::Recovered { dropped: failure.dropped });
+            actions.push(Action::Recovered { lane: None, dropped: failure.dropped });
         }
         self.answer(store, actions);
     }
 
     /// Of the group, only what the store's watermarks cover counts.
     fn store_failed(&mut self, now: Millis, store: &mut impl Lookup<R>, actions: &mut Vec<Action<R>>) {
-        self.note_failure(now, self.group.len() as u64);
+        self.failure = Some(Pause::next(self.failure, now, self.group.len() as u64));
         for lane in self.due.keys() {
             if let Some(state) = self.lanes.get_mut(lane) {
                 state.begin_again(store.watermarks_of(lane));
             }
         }
-        self.end_group();
+        self.end_group(actions);
         // No receipt, except for an open position question.
         self.due.retain(|_, answers| *answers);
         self.answer(store, actions);
     }
 
-    fn end_group(&mut self) {
+    fn end_group(&mut self, actions: &mut Vec<Action<R>>) {
         self.appending = false;
-        self.group.clear();
         self.group_bytes = 0;
-    }
-
-    pub(super) fn note_failure(&mut self, now: Millis, lost: u64) {
-        let (first, longest) = RETRY_PAUSE;
-        let pause = self.failure.as_ref().map_or(first, |failure| (failure.pause * 2).min(longest));
-        let dropped = self.failure.as_ref().map_or(0, |failure| failure.dropped) + lost;
-        self.failure = Some(StoreFailure { retry_at: now + pause, pause, dropped });
+        let mut group = std::mem::take(&mut self.group);
+        for record in &group {
+            if self.lanes.get(record.lane()).is_some_and(LaneState::is_out_of_use) {
+                self.later(record, actions);
+            }
+        }
+        // The next group takes its room.
+        group.clear();
+        self.group = group;
     }
 
     fn answer(&mut self, store: &mut impl Lookup<R>, actions: &mut Vec<Action<R>>) {
         for (lane, answers) in std::mem::take(&mut self.due) {
-            let Some(state) = self.lanes.get(&lane) else { continue };
+            let Some(state) = self.lanes.get_mut(&lane) else { continue };
+            if state.is_out_of_use() {
+                state.begin_again(store.watermarks_of(&lane));
+            }
+            // Nothing is said of it, least of all that its line is empty.
+            if state.is_out_of_use() {
+                continue;
+            }
             let end = state.end();
             let question = state.question().filter(|_| answers);
             let held = |point| state.holds(&lane, &point, store);

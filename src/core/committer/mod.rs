@@ -8,7 +8,9 @@
 //!
 //! The rules that everything else follows from:
 //! - a receipt says what the store has on stable storage, never more: a taken transaction is *staged* until [`Input::Stored`];
-//! - after [`Input::StoreFailed`] every lane of the group begins again from the store's own watermarks;
+//! - after [`Input::StoreFailed`] every lane of the group begins again from the store's own watermarks, and the hub pauses;
+//! - a lane that the store cannot use ([`Lookup::watermarks_of`]) stops no other: nothing is said of it, and what the store has
+//!   of it counts when it can be used again; where the store cannot tell what it has of a lane, only that lane pauses;
 //! - a transaction whose id is in the line with the same content is not stored again, only its number; one with another content
 //!   is stored under its own number, as a rival;
 //! - what verifies and cannot continue the line is kept once beside it, as *late*: it makes no id known;
@@ -22,7 +24,7 @@
 //! [`Input::Flush`] stores what was taken and answers what is due.
 //!
 //! - `lane`: what one lane expects next
-//! - `machine`: [`Committer`], the group and the receipts that are due
+//! - `machine`: [`Committer`], the group and the receipts that are due; `pause`: when a failure is tried again
 //! - `proof`: what of a group is signed
 //! - `hole`: what refills a lane whose store has lost a part
 //! - `import`: transactions that came to the hub by hand-carry
@@ -31,6 +33,7 @@ mod hole;
 mod import;
 mod lane;
 mod machine;
+mod pause;
 mod proof;
 
 use std::collections::BTreeMap;
@@ -115,8 +118,9 @@ pub enum Way {
 
 /// The committer's questions to its store, and to the list of gateways.
 pub trait Lookup<R> {
-    /// A lane's line on stable storage: where each epoch ends, in the order of the line; the last is the end.
-    fn watermarks_of(&self, lane: &LaneName) -> Vec<Through>;
+    /// A lane's line on stable storage: where each epoch ends, in the order of the line; the last is the end. `None`: the lane is
+    /// out of use, so that nobody knows what the store has of it, and nothing may be said of it.
+    fn watermarks_of(&self, lane: &LaneName) -> Option<Vec<Through>>;
 
     /// Where a lane's line goes on after a part that its store has lost, as [`Lookup::watermarks_of`] would have it there;
     /// `None`: it has lost nothing. Until then only what refills that part is stored.
@@ -171,10 +175,13 @@ pub enum Input<R> {
     BackedUp(BackedUp),
     /// Nothing more has arrived, or the group may not wait longer.
     Flush,
-    /// The group is on stable storage.
+    /// The group is on stable storage, except in lanes of which [`Lookup::watermarks_of`] says less, or nothing.
     Stored,
     /// The group is not; some of its lanes may be, as [`Lookup::watermarks_of`] says.
     StoreFailed,
+    /// The store has read a lane's files again, or can use them no more: what it says of the lane counts. Nothing of a group is
+    /// under way then.
+    ReadAgain(LaneName),
 }
 
 /// A gateway's question.
@@ -207,6 +214,8 @@ pub enum Action<R> {
     Repeated(R),
     /// The store works again. The gateways still have the transactions that were not taken meanwhile.
     Recovered {
+        /// What had failed: look-ups for this lane; `None`: the whole store.
+        lane: Option<LaneName>,
         /// How many.
         dropped: u64,
     },

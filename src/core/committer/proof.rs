@@ -67,6 +67,10 @@ impl<R: Record> Committer<R> {
     fn begin_lane_again(&mut self, lane: &LaneName, store: &impl Lookup<R>) {
         let Some(state) = self.lanes.get_mut(lane) else { return };
         state.begin_again(store.watermarks_of(lane));
+        if state.is_out_of_use() {
+            // The store takes nothing of it.
+            return;
+        }
         for record in self.group.iter().filter(|record| record.lane() == lane) {
             state.stage_again(lane, &record.numbered());
         }

@@ -10,6 +10,7 @@ use crate::delivery::Millis;
 use crate::transaction::{Gateway, Lane, Practice};
 
 mod line_tests;
+mod out_of_use_tests;
 mod proof_tests;
 mod refill_tests;
 
@@ -95,6 +96,8 @@ struct Store {
     lines: Vec<Line>,
     late: Vec<Line>,
     cannot_say: bool,
+    /// Lanes whose files have failed.
+    out: BTreeSet<LaneName>,
     /// How many signatures it was asked about.
     verified: usize,
     /// How many values it was asked for.
@@ -102,7 +105,7 @@ struct Store {
 }
 
 impl Lookup<Line> for Store {
-    fn watermarks_of(&self, lane: &LaneName) -> Vec<Through> {
+    fn watermarks_of(&self, lane: &LaneName) -> Option<Vec<Through>> {
         let mut watermarks: Vec<Through> = Vec::new();
         for Line { numbered: Numbered { epoch, sequence, chain, .. }, .. } in
             self.lines.iter().filter(|line| line.lane == *lane)
@@ -113,7 +116,7 @@ impl Lookup<Line> for Store {
                 None => watermarks.push(watermark),
             }
         }
-        watermarks
+        (!self.out.contains(lane)).then_some(watermarks)
     }
 
     fn content(&mut self, lane: &LaneName, id: TransactionId, digest: Digest) -> Option<Content> {
@@ -169,7 +172,7 @@ impl Hub {
     fn with(store: Store, limits: GroupLimits) -> Self {
         let lanes: BTreeSet<_> = store.lines.iter().map(|line| line.lane.clone()).collect();
         let watermarks: Vec<_> =
-            lanes.into_iter().map(|lane| (lane.clone(), store.watermarks_of(&lane))).collect();
+            lanes.into_iter().map(|lane| (lane.clone(), store.watermarks_of(&lane).unwrap())).collect();
         Self { committer: Committer::new(limits, watermarks, BackedUp::new()), store, now: 0 }
     }
 
@@ -433,7 +436,7 @@ fn after_a_failed_append_every_lane_begins_again_from_its_marks() {
     a.stages(&mut hub, [3]);
     b.stages(&mut hub, [1, 2]);
     let actions = hub.finish();
-    assert_eq!(actions[0], Action::Recovered { dropped: 4 + 3 + 2 + 1 });
+    assert_eq!(actions[0], Action::Recovered { lane: None, dropped: 4 + 3 + 2 + 1 });
     assert_eq!(actions[1], Action::Receipt(lane(), statement(Some(a.through(3)), None)));
     assert_eq!(actions[2], Action::Receipt(b.lane.clone(), statement(Some(b.through(2)), None)));
     assert_eq!(actions.len(), 3);
@@ -449,18 +452,30 @@ fn when_the_store_cannot_say_what_it_has_the_lane_stays_as_it_was() {
     old.stages(&mut hub, [3]);
     let new = Sender::after(old.through(3), OTHER, 1, 9);
     hub.store.cannot_say = true;
-    assert_eq!(new.send(&mut hub, 1, 0), []);
+    let later =
+        |round| vec![Action::Gap(lane(), Missed { code: GapCode::Later, epoch: OTHER, expected: 1, round })];
+    assert_eq!(new.send(&mut hub, 1, 0), later(0));
     assert_eq!(hub.committer.group().len(), 1);
-    let later = Missed { code: GapCode::Later, epoch: OTHER, expected: 1, round: 0 };
-    assert_eq!(new.send(&mut hub, 2, 0), [Action::Gap(lane(), later)], "the store is left alone");
+    assert_eq!(new.send(&mut hub, 2, 0), [], "the store is left alone, and it was said");
+    assert_eq!(new.send(&mut hub, 1, 1), later(1));
+    // Another lane does not even notice.
+    let other = Sender::of(lane_of("gw1", "letters"), EPOCH, 5, 9);
+    other.stages(&mut hub, [1]);
     let actions = hub.finish();
-    assert_eq!(actions[0], Action::Recovered { dropped: 2 }, "what was staged before is stored all the same");
-    assert_eq!(hub.committer.watermarks_of(&lane()), [old.through(3)]);
+    let receipts = [(lane(), old.through(3)), (other.lane.clone(), other.through(1))];
+    let receipts = receipts.map(|(lane, end)| Action::Receipt(lane, statement(Some(end), None)));
+    assert_eq!(actions, receipts, "what was staged before is stored all the same");
+    assert_eq!(hub.import(&lane(), [new.line(1, 0)]), Err(NotTaken::StoreFailed(lane())));
+    hub.now = 500;
     let part = hub.import(&lane(), [new.line(1, 0)]);
     assert_eq!(part, Ok((Tally::default(), Some(NotTaken::StoreFailed(lane())))));
     hub.store.cannot_say = false;
-    hub.now = 500;
-    new.stages(&mut hub, [1, 2]);
+    hub.now = 1_499;
+    assert_eq!(new.send(&mut hub, 1, 2), later(2), "twice as long");
+    hub.now = 1_500;
+    let recovered = Action::Recovered { lane: Some(lane()), dropped: 5 };
+    assert_eq!(new.send(&mut hub, 1, 2), [recovered]);
+    new.stages(&mut hub, [2]);
     let only_number: Vec<_> = hub.committer.group().iter().map(|line| line.only_number).collect();
     assert_eq!(only_number, [true, true]);
 }

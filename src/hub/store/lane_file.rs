@@ -1,7 +1,7 @@
 //! One lane of the embedded store: its files, and the last group that is on stable storage.
 
 use std::fs::File;
-use std::os::unix::fs::FileExt as _;
+use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 
 use pgw_core::chain::{ChainValue, Digest};
@@ -294,6 +294,25 @@ impl LaneFile {
 
     fn file_length(&self) -> Result<u64, StoreError> {
         Ok(self.file.metadata().map_err(failed("read", &self.path))?.len())
+    }
+
+    #[cfg(test)]
+    pub(super) fn sync_has_failed(&mut self) {
+        self.broken = true;
+    }
+
+    /// Whether a group may be in its file, or in memory only, that was not synced.
+    pub(super) fn is_unsynced(&self) -> bool {
+        self.broken
+    }
+
+    /// Cuts off what was not synced: after a failed sync the kernel may show it as if it were on the disk. Another file that a
+    /// person has put in its place is not touched.
+    pub(super) fn drop_unsynced(&mut self) -> Result<(), StoreError> {
+        let inode = |facts: std::fs::Metadata| (facts.dev(), facts.ino());
+        let open = self.file.metadata().map_err(failed("read", &self.path))?;
+        let is_there = self.path.metadata().is_ok_and(|there| inode(there) == inode(open));
+        if self.broken && is_there { self.cut_back() } else { Ok(()) }
     }
 
     /// Cuts the file back to the last good barrier.

@@ -1,10 +1,10 @@
 //! The interface between the hub and its stable storage: small, and blocking, because it is called from its own
 //! thread.
 //!
-//! [`ndjson`] is the embedded store. Any other one has to keep three promises. `Ok` from [`Store::append`] means that
+//! [`ndjson`] is the embedded store. Any other one has to keep four promises. `Ok` from [`Store::append`] means that
 //! every entry is on stable storage together with its watermark. After `Err` every lane is either as before or
-//! advanced, and [`Store::watermarks`] says which. After a restart the watermarks are those of the stored
-//! transactions.
+//! advanced, and [`Store::watermarks`] says which, or out of use. What fails in one lane's files stops no other
+//! ([`StoreError::concerns_one_lane`]). After a restart the watermarks are those of the stored transactions.
 
 pub mod beside;
 mod files;
@@ -217,6 +217,12 @@ impl StoreError {
         }
     }
 
+    /// Whether only one lane has failed: the others of a group are stored.
+    #[must_use]
+    pub fn concerns_one_lane(&self) -> bool {
+        matches!(self, Self::NotNext { .. } | Self::OutOfUse { .. })
+    }
+
     /// Whether the disk is full: a person must free space.
     #[must_use]
     pub fn is_full(&self) -> bool {
@@ -242,7 +248,8 @@ pub trait Store: Send {
     /// that had lost a part may be further than the group then: what comes after that part counts once it has come again.
     ///
     /// # Errors
-    /// [`StoreError`]: some lanes may have advanced, [`Store::watermarks`] says which.
+    /// [`StoreError`]: some lanes may have advanced, [`Store::watermarks`] says which. What fails in one lane's files takes that lane
+    /// out of use ([`Store::is_out_of_use`]), and the other lanes are stored; that is the error only where nothing worse has failed.
     fn append(&mut self, group: &[Entry]) -> Result<(), StoreError>;
 
     /// Keeps copies of stored transactions that were sent again, beside their lane, for what its files have lost or
@@ -307,6 +314,9 @@ pub trait Store: Send {
     /// # Errors
     /// [`StoreError`]: some of the files may have been set aside, and the lane still has a hole.
     fn leave_hole(&mut self, lane: &LaneName) -> Result<u64, StoreError>;
+
+    /// Whether a lane is out of use: its files have failed, and what is in them is not known. Does not read the disk.
+    fn is_out_of_use(&self, lane: &LaneName) -> bool;
 
     /// Whether something may be said of this lane, and stored in it. A lane whose files could not be used is tried again
     /// from time to time; one that is not known may begin.

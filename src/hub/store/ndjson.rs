@@ -6,8 +6,9 @@
 //!   torn end is copied to `{lane}.torn-{time}` and cut off. A lane whose files cannot be used stops no other.
 //! - A file that has reached `rotate_bytes` is renamed to `{lane}.{ordinal}.ndjson`, six digits, in the order of
 //!   the transactions. Programs that follow a lane read those first, then `{lane}.ndjson`.
-//! - After a failed write or sync nothing of that group counts: the file is cut back to its last good barrier before
-//!   anything else is written to it.
+//! - After a failed write or sync nothing of that lane's group counts. On a full disk, which concerns all lanes, the file is cut
+//!   back to its last good barrier before anything else is written to it. Any other fault takes that lane out of use and stops
+//!   no other: after a minute the file is cut back so, and the lane's files are read from the disk as at the start.
 //!
 //! `{lane}.again.ndjson` holds copies that a gateway sent again because the lane's files had lost or altered
 //! something: readers of the lane use them in place of what is damaged.
@@ -17,7 +18,7 @@
 //!
 //! Files have mode 0600 and directories 0700: this is the centre's clinical data.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
@@ -37,7 +38,7 @@ use super::points::Point;
 use super::{Entry, LaneName, LateKept, LinkedLane, Store, StoreError, StoreIdentity, Through};
 
 pub use super::files::{again_path, create_directory, directory_of, files_of, lanes_in};
-pub use super::row::{StoredLane, peek};
+pub use super::row::{LaneTrouble, StoredLane, peek};
 
 /// How often, and how far apart, the lock is tried before the store counts as in use.
 const TRIES: u32 = 6;
@@ -54,6 +55,8 @@ pub struct NdjsonStore {
     identity: StoreIdentity,
     /// Lanes whose files cannot be used.
     out_of_use: HashMap<LaneName, OutOfUse>,
+    /// How long they are left alone before they are tried again.
+    retry_after: Duration,
     /// What is beside lanes, as far as it was asked for.
     late: HashMap<LaneName, Late>,
     _lock: StoreLock,
@@ -63,6 +66,15 @@ pub struct NdjsonStore {
 struct OutOfUse {
     reason: String,
     tried: Instant,
+    /// A write or sync of this file has failed: what lies beyond its last barrier may be in memory only, and must go before the
+    /// lane's files are read.
+    unsynced: Option<LaneFile>,
+}
+
+impl OutOfUse {
+    fn error(&self, lane: &LaneName) -> StoreError {
+        StoreError::OutOfUse { lane: lane.clone(), reason: self.reason.clone() }
+    }
 }
 
 impl NdjsonStore {
@@ -79,6 +91,7 @@ impl NdjsonStore {
             lanes: HashMap::new(),
             identity: StoreIdentity::open(directory)?,
             out_of_use: HashMap::new(),
+            retry_after: AGAIN,
             late: HashMap::new(),
             _lock: lock,
         };
@@ -95,6 +108,12 @@ impl NdjsonStore {
             let _ = store.keep_or_not(&name, opened.map(Some));
         }
         Ok(store)
+    }
+
+    /// Tries a lane that is out of use again after this, not after a minute.
+    #[must_use]
+    pub fn retrying_after(self, retry_after: Duration) -> Self {
+        Self { retry_after, ..self }
     }
 
     /// What is beside a lane.
@@ -122,17 +141,67 @@ impl NdjsonStore {
                 self.lanes.extend(opened.map(|lane| (name.clone(), lane)));
                 Ok(())
             }
-            Err(error) => {
-                let reason = chain(&error);
-                tracing::error!(
-                    lane = %name,
-                    error = reason,
-                    "A lane is out of use: its files cannot be used; nothing is stored in it or said of it; the other lanes continue"
-                );
-                let tried = Instant::now();
-                self.out_of_use.insert(name.clone(), OutOfUse { reason: reason.clone(), tried });
-                Err(StoreError::OutOfUse { lane: name.clone(), reason })
+            Err(error) => Err(self.take_out(name, &error, None)),
+        }
+    }
+
+    /// A lane's files have failed: it is out of use from now on.
+    fn take_out(&mut self, name: &LaneName, error: &StoreError, unsynced: Option<LaneFile>) -> StoreError {
+        let reason = chain(error);
+        tracing::error!(
+            lane = %name,
+            error = reason,
+            "A lane is out of use: its files cannot be used; nothing is stored in it or said of it; the other lanes continue"
+        );
+        let out = OutOfUse { reason, tried: Instant::now(), unsynced };
+        let error = out.error(name);
+        self.out_of_use.insert(name.clone(), out);
+        error
+    }
+
+    /// An entry joins what is written next of its lane; a lane that has nothing there yet is `touched`.
+    fn stage(&mut self, entry: &Entry, time: &str, touched: &mut Vec<LaneName>) -> Result<(), StoreError> {
+        let name = &entry.lane;
+        if !self.lanes.contains_key(name) {
+            // It is tried again when it is next asked about: with every group would hold up the other lanes.
+            if let Some(out) = self.out_of_use.get(name) {
+                return Err(out.error(name));
             }
+            let lane = LaneFile::open(&self.directory, name.clone())?;
+            self.lanes.insert(name.clone(), lane);
+        }
+        let Some(lane) = self.lanes.get_mut(name) else { return Ok(()) };
+        if lane.pending.is_empty() {
+            lane.rejoin()?;
+            touched.push(name.clone());
+            line::write_group(&mut lane.pending, time, &lane.watermarks);
+            lane.pending_watermarks.clone_from(&lane.watermarks);
+        }
+        lane.stage(entry)
+    }
+
+    /// A full disk concerns all lanes; what else has failed takes its lane out of use.
+    fn outcome(&mut self, faults: BTreeMap<LaneName, StoreError>) -> Result<(), StoreError> {
+        let mut outcome = Ok(());
+        for (name, error) in faults {
+            let error = if error.is_full() || error.concerns_one_lane() {
+                error
+            } else {
+                let unsynced = self.lanes.remove(&name).filter(LaneFile::is_unsynced);
+                self.take_out(&name, &error, unsynced)
+            };
+            if outcome.is_ok() || error.is_full() {
+                outcome = Err(error);
+            }
+        }
+        outcome
+    }
+
+    /// The lane's open files, if it has any and they can be used.
+    fn lane(&mut self, name: &LaneName) -> Result<Option<&mut LaneFile>, StoreError> {
+        match self.out_of_use.get(name) {
+            Some(out) => Err(out.error(name)),
+            None => Ok(self.lanes.get_mut(name)),
         }
     }
 }
@@ -196,44 +265,24 @@ impl Store for NdjsonStore {
 
     fn append(&mut self, group: &[Entry]) -> Result<(), StoreError> {
         let mut touched: Vec<LaneName> = Vec::new();
-        let mut outcome = Ok(());
+        let mut faults: BTreeMap<LaneName, StoreError> = BTreeMap::new();
         let time = rfc3339(unix_millis_now());
         for entry in group {
-            if !self.lanes.contains_key(&entry.lane) {
-                match LaneFile::open(&self.directory, entry.lane.clone()) {
-                    Ok(lane) => {
-                        self.lanes.insert(entry.lane.clone(), lane);
-                    }
-                    Err(error) if error.is_full() => {
-                        outcome = outcome.and(Err(error));
-                        continue;
-                    }
-                    // Not again with every group: that would hold up the other lanes.
-                    Err(error) => {
-                        outcome = outcome.and(self.keep_or_not(&entry.lane, Err(error)));
-                        continue;
-                    }
-                }
+            if faults.contains_key(&entry.lane) {
+                continue;
             }
-            if let Some(lane) = self.lanes.get_mut(&entry.lane) {
-                if lane.pending.is_empty() {
-                    if let Err(error) = lane.rejoin() {
-                        outcome = outcome.and(Err(error));
-                        continue;
-                    }
-                    touched.push(entry.lane.clone());
-                    line::write_group(&mut lane.pending, &time, &lane.watermarks);
-                    lane.pending_watermarks.clone_from(&lane.watermarks);
-                }
-                outcome = outcome.and(lane.stage(entry));
+            if let Err(error) = self.stage(entry, &time, &mut touched) {
+                faults.insert(entry.lane.clone(), error);
             }
         }
-        for name in &touched {
-            if let Some(lane) = self.lanes.get_mut(name) {
-                outcome = outcome.and(lane.commit(self.rotate_bytes));
+        for name in touched {
+            if let Some(lane) = self.lanes.get_mut(&name)
+                && let Err(error) = lane.commit(self.rotate_bytes)
+            {
+                faults.insert(name, error);
             }
         }
-        outcome
+        self.outcome(faults)
     }
 
     fn keep_copies(&mut self, copies: &[Entry]) -> Result<(), StoreError> {
@@ -274,7 +323,7 @@ impl Store for NdjsonStore {
     }
 
     fn content(&mut self, lane: &LaneName, id: TransactionId, digest: Digest) -> Result<Content, StoreError> {
-        self.lanes.get_mut(lane).map_or(Ok(Content::Unknown), |lane| lane.content(id.0, digest))
+        self.lane(lane)?.map_or(Ok(Content::Unknown), |lane| lane.content(id.0, digest))
     }
 
     fn value_at(
@@ -283,7 +332,7 @@ impl Store for NdjsonStore {
         epoch: Epoch,
         sequence: Sequence,
     ) -> Result<Option<ChainValue>, StoreError> {
-        self.lanes.get(lane).map_or(Ok(None), |lane| lane.value_at(Point { epoch, sequence }))
+        self.lane(lane)?.map_or(Ok(None), |lane| lane.value_at(Point { epoch, sequence }))
     }
 
     fn late_at(
@@ -321,14 +370,23 @@ impl Store for NdjsonStore {
         }
     }
 
+    fn is_out_of_use(&self, lane: &LaneName) -> bool {
+        self.out_of_use.contains_key(lane)
+    }
+
     fn check_lane(&mut self, lane: &LaneName) -> Result<(), StoreError> {
         if self.lanes.contains_key(lane) {
             return Ok(());
         }
-        if let Some(OutOfUse { reason, tried }) = self.out_of_use.get(lane)
-            && tried.elapsed() < AGAIN
-        {
-            return Err(StoreError::OutOfUse { lane: lane.clone(), reason: reason.clone() });
+        if let Some(out) = self.out_of_use.get_mut(lane) {
+            if out.tried.elapsed() < self.retry_after {
+                return Err(out.error(lane));
+            }
+            if let Some(mut file) = out.unsynced.take()
+                && let Err(error) = file.drop_unsynced()
+            {
+                return Err(self.take_out(lane, &error, Some(file)));
+            }
         }
         let opened = match LaneFile::exists(&self.directory, lane) {
             Ok(true) => LaneFile::open(&self.directory, lane.clone()).map(Some),
@@ -343,5 +401,77 @@ impl Store for NdjsonStore {
         self.lanes
             .get(lane)
             .map_or_else(|| Ok(LinkedLane::default()), |lane| lane.link(&self.directory, into))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use pgw_core::transaction::{Body, Clock, Kind, Transaction};
+    use pgw_core::wire::envelope::Envelope;
+    use uuid::Uuid;
+
+    use super::*;
+
+    /// Numbers 1 to `count` of a lane.
+    fn entries(count: u64) -> Vec<Entry> {
+        let (name, epoch): (LaneName, _) = ("B86022/gw1/clinical".parse().unwrap(), Epoch(Uuid::max()));
+        let mut chain = ChainValue::first(&name, epoch, None);
+        let entry = |sequence| {
+            let transaction = Transaction {
+                id: TransactionId(Uuid::from_u128(u128::from(sequence))),
+                time: 0,
+                event_type: "t".into(),
+                kind: Kind::Transaction,
+                content_type: "t/p".into(),
+                sender: "x".into(),
+                given_sender: None,
+                key: String::new(),
+                shows_key: false,
+                correlation_id: String::new(),
+                trace_parent: String::new(),
+                clock: Clock::Synced,
+                body: Body::new(b"body".to_vec()),
+            };
+            let mut envelope = Envelope::new(&name, epoch, sequence, chain, 0, &transaction);
+            chain = chain.next(sequence, envelope.digest(b"body"));
+            envelope.chain = chain;
+            Entry::new(name.clone(), envelope, b"body".to_vec().into())
+        };
+        (1..=count).map(entry).collect()
+    }
+
+    #[test]
+    fn what_was_not_synced_does_not_count_when_the_lane_comes_back_although_it_shows_in_the_file() {
+        let (directory, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let all = entries(3);
+        let name = all[0].lane.clone();
+        let mut store = NdjsonStore::open(directory.path(), u64::MAX).unwrap().retrying_after(Duration::ZERO);
+        store.append(&all[..2]).unwrap();
+        let path = files_of(directory.path(), &name).unwrap().remove(0);
+        let before = fs::read(&path).unwrap();
+        // A whole group beyond the barrier, as memory shows it after a sync that has failed.
+        let mut longer = NdjsonStore::open(other.path(), u64::MAX).unwrap();
+        longer.append(&all[..2]).unwrap();
+        let length = fs::metadata(files_of(other.path(), &name).unwrap().remove(0)).unwrap().len();
+        longer.append(&all[2..]).unwrap();
+        let group = fs::read(files_of(other.path(), &name).unwrap().remove(0)).unwrap();
+        let group = &group[usize::try_from(length).unwrap()..];
+        fs::write(&path, [&before, group].concat()).unwrap();
+        store.lanes.get_mut(&name).unwrap().sync_has_failed();
+        let error = failed("sync", &path)(io::ErrorKind::Other.into());
+        let outcome = store.outcome(BTreeMap::from([(name.clone(), error)]));
+        assert!(matches!(outcome, Err(StoreError::OutOfUse { .. })));
+        assert!(store.is_out_of_use(&name) && store.watermarks_of(&name).is_empty());
+        // Nothing may be concluded from what cannot be read.
+        let id = TransactionId(all[0].envelope.id());
+        assert!(store.content(&name, id, Digest([0; 32])).is_err());
+        assert!(store.value_at(&name, all[0].envelope.epoch, 1).is_err());
+        store.check_lane(&name).unwrap();
+        assert_eq!(store.watermarks_of(&name)[0].through, 2);
+        assert_eq!(fs::read(&path).unwrap(), before);
+        store.append(&all[2..]).unwrap();
+        assert_eq!(store.watermarks_of(&name)[0].through, 3);
     }
 }

@@ -5,7 +5,8 @@ use pgw_core::committer::{Refusal, Way};
 use pgw_core::wire::envelope::Envelope;
 
 use super::centre::pruned;
-use super::{Asked, StoreThread, store_failed};
+use super::usable::cannot_say;
+use super::{Asked, StoreThread};
 use crate::answers::Answer;
 use crate::imported::{NotTaken, Part, Tally};
 use crate::store::{Entry, LaneName};
@@ -33,14 +34,16 @@ impl StoreThread {
         let mut actions = Vec::new();
         let entries = transactions.iter().cloned().map(entry);
         let taken = self.committer.import(&lane, entries, now, &mut asked, &mut actions);
-        if let Some(error) = asked.error {
-            store_failed(&error);
+        if let Some((lane, error)) = asked.error {
+            cannot_say(&lane, &error);
         }
         for action in actions {
             self.carry_out(action, Way::Hand);
         }
         let (mut tally, wrong) = taken?;
-        if !self.finish() {
+        // Nothing but this part is in the group.
+        let failed_lanes = self.failed_lanes;
+        if !self.finish() || self.failed_lanes > failed_lanes {
             return Err(NotTaken::StoreFailed(lane));
         }
         tally.end = self.store.watermarks_of(&lane).last().copied();

@@ -128,7 +128,8 @@ impl StoreThread {
     pub(super) fn name_kinds(&mut self) {
         let known = [Kind::Transaction, Kind::Test, Kind::Void, Kind::Pruned];
         let unknown = |entry: &&Entry| !known.iter().any(|kind| entry.envelope.is(*kind));
-        for entry in self.committer.group().iter().filter(unknown) {
+        let stored = |entry: &&Entry| !self.store.is_out_of_use(&entry.lane);
+        for entry in self.committer.group().iter().filter(unknown).filter(stored) {
             let kind = entry.envelope.attributes().get("kind");
             let key = (format!("{}/{}", entry.lane.practice, entry.lane.gateway), kind.to_owned());
             if self.told.kinds.len() < MOST && !self.told.kinds.contains(&key) {
@@ -195,18 +196,24 @@ impl StoreThread {
                 other = Some(lane);
                 continue;
             }
-            let set_aside = match waits.reason {
-                WaitReason::Hole => self.store.leave_hole(&lane),
+            // Of a lane that is out of use nothing can be given up.
+            let given_up = match waits.reason {
+                WaitReason::Hole => self.store.check_lane(&lane).and_then(|()| self.store.leave_hole(&lane)),
                 // The files have changed since: its gateway says again what it has deleted.
                 WaitReason::Lost if self.covered.get(&lane) != self.store.hole(&lane).as_ref() => {
                     other = Some(lane);
                     continue;
                 }
-                WaitReason::Lost => self.store.close_hole(&lane).map(|()| 0),
+                WaitReason::Lost => {
+                    self.store.check_lane(&lane).and_then(|()| self.store.close_hole(&lane)).map(|()| 0)
+                }
                 WaitReason::Deleted | WaitReason::Epochs => Ok(0),
             };
-            let set_aside = set_aside
-                .map_err(|error| NotAdmitted::Store { lane: lane.clone(), reason: chain(&error) })?;
+            if matches!(waits.reason, WaitReason::Hole | WaitReason::Lost) {
+                self.tell(Input::ReadAgain(lane.clone()));
+            }
+            let set_aside =
+                given_up.map_err(|error| NotAdmitted::Store { lane: lane.clone(), reason: chain(&error) })?;
             self.covered.remove(&lane);
             tracing::warn!(%lane, waits = %waits, set_aside, "A person has admitted what waited at a lane");
             self.fleet.waits_no_more(&lane);

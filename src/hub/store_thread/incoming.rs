@@ -15,13 +15,12 @@ use rumqttc::v5::mqttbytes::v5::Publish;
 
 use super::StoreThread;
 use super::centre::pruned;
+use super::usable::OUT_OF_USE_MILLIS;
 use crate::refusals::reason;
 use crate::store::Entry;
 
 /// Most topics whose parsed form is cached.
 const MOST_TOPICS: usize = 10_000;
-/// A lane whose files cannot be used is tried again once a minute.
-const TRIED_AGAIN_MILLIS: u64 = 60_000;
 /// Longest nonce that is repeated, bytes.
 const MOST_NONCE: usize = 64;
 /// Largest of a gateway's own messages that is read, bytes.
@@ -111,7 +110,7 @@ impl StoreThread {
         if fresh && !self.in_use(&name) {
             self.hurry = true;
             let mut gap = Gap::new(GapCode::Later, epoch, 0, 0);
-            gap.until = Some(rfc3339(unix_millis_now() + TRIED_AGAIN_MILLIS));
+            gap.until = Some(rfc3339(unix_millis_now() + OUT_OF_USE_MILLIS));
             self.answers.gap(&name, gap);
         } else if fresh {
             self.hurry = true;

@@ -16,18 +16,18 @@ pub(super) struct Asked<'a> {
     /// What is to be kept beside its lane, and is not yet.
     pub(super) late: &'a [Entry],
     pub(super) resends: &'a ResendRequests,
-    pub(super) error: Option<StoreError>,
+    pub(super) error: Option<(LaneName, StoreError)>,
 }
 
 impl Asked<'_> {
-    fn said<T>(&mut self, answer: Result<T, StoreError>) -> Option<T> {
-        answer.map_err(|error| self.error = Some(error)).ok()
+    fn said<T>(&mut self, lane: &LaneName, answer: Result<T, StoreError>) -> Option<T> {
+        answer.map_err(|error| self.error = Some((lane.clone(), error))).ok()
     }
 }
 
 impl Lookup<Entry> for Asked<'_> {
-    fn watermarks_of(&self, lane: &LaneName) -> Vec<Through> {
-        self.store.watermarks_of(lane)
+    fn watermarks_of(&self, lane: &LaneName) -> Option<Vec<Through>> {
+        (!self.store.is_out_of_use(lane)).then(|| self.store.watermarks_of(lane))
     }
 
     fn hole(&self, lane: &LaneName) -> Option<Vec<Through>> {
@@ -36,18 +36,18 @@ impl Lookup<Entry> for Asked<'_> {
 
     fn content(&mut self, lane: &LaneName, id: TransactionId, digest: Digest) -> Option<Content> {
         let content = self.store.content(lane, id, digest);
-        self.said(content)
+        self.said(lane, content)
     }
 
     fn value_at(&mut self, lane: &LaneName, epoch: Epoch, sequence: Sequence) -> Option<Option<ChainValue>> {
         let value = self.store.value_at(lane, epoch, sequence);
-        self.said(value)
+        self.said(lane, value)
     }
 
     fn late_at(&mut self, lane: &LaneName, epoch: Epoch, sequence: Sequence) -> Vec<ChainValue> {
         let values = self.store.late_at(lane, epoch, sequence);
         // Without them a late transaction is only refused; its gateway keeps it.
-        let mut values = self.said(values).unwrap_or_default();
+        let mut values = self.said(lane, values).unwrap_or_default();
         let same = |entry: &&Entry| {
             entry.lane == *lane && entry.envelope.epoch == epoch && entry.envelope.sequence == sequence
         };

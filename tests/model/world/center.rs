@@ -300,6 +300,7 @@ struct Asked<'a> {
     late: &'a [Entry],
     contents: &'a HashMap<TransactionId, Vec<Digest>>,
     cannot_say: bool,
+    out_of_use: bool,
 }
 
 impl Lookup<Line> for Asked<'_> {
@@ -307,8 +308,8 @@ impl Lookup<Line> for Asked<'_> {
         self.hole.clone()
     }
 
-    fn watermarks_of(&self, lane: &LaneName) -> Vec<Through> {
-        watermarks(self.entries, index_of(lane))
+    fn watermarks_of(&self, lane: &LaneName) -> Option<Vec<Through>> {
+        (!self.out_of_use).then(|| watermarks(self.entries, index_of(lane)))
     }
 
     fn content(&mut self, _: &LaneName, id: TransactionId, digest: Digest) -> Option<committer::Content> {
@@ -368,6 +369,10 @@ pub(crate) struct Center {
     snapshot: Option<(Memory, usize)>,
     /// The next append fails; true: it is on stable storage all the same.
     pub(crate) append_fails: Option<bool>,
+    /// ... not the whole store, but the lane's files.
+    pub(crate) lane_fails: bool,
+    /// They have failed, and cannot be used yet.
+    pub(crate) out_of_use: bool,
     /// The store cannot tell which ids it has.
     pub(crate) cannot_say: bool,
     /// The centre is asked to admit something.
@@ -404,6 +409,8 @@ impl Center {
             backups: Vec::new(),
             snapshot: None,
             append_fails: None,
+            lane_fails: false,
+            out_of_use: false,
             cannot_say: false,
             wants_admission: false,
             too_large: None,
@@ -418,8 +425,9 @@ impl Center {
         while let Some(input) = next.take() {
             let mut actions = Vec::new();
             let hole = self.until();
-            let Self { entries, late, contents, cannot_say, memory, .. } = self;
-            let mut asked = Asked { entries, hole, late, contents, cannot_say: *cannot_say };
+            let Self { entries, late, contents, cannot_say, out_of_use, memory, .. } = self;
+            let (cannot_say, out_of_use) = (*cannot_say, *out_of_use);
+            let mut asked = Asked { entries, hole, late, contents, cannot_say, out_of_use };
             memory.committer.handle(input, now, &mut asked, &mut actions);
             for action in actions {
                 if let Some(outcome) = self.act(action, seen) {
@@ -433,6 +441,7 @@ impl Center {
         match action {
             Action::Append => return Some(self.append(seen)),
             Action::Receipt(_, statement) => {
+                assert!(!self.out_of_use, "nothing is said of a lane that is out of use");
                 self.check(&statement);
                 let before = self.memory.waiting.take();
                 if before.is_some() {
@@ -468,7 +477,8 @@ impl Center {
             }
             Action::Rival(..) => seen.note("rival"),
             Action::Repeated(_) => seen.note("repetition at the hub"),
-            Action::Recovered { .. } => seen.note("the store works again"),
+            Action::Recovered { lane: None, .. } => seen.note("the store works again"),
+            Action::Recovered { lane: Some(_), .. } => seen.note("the store can say again what it has"),
         }
         None
     }
@@ -496,6 +506,7 @@ impl Center {
                 self.late.extend(&late);
             }
             self.truncate(self.entries.len());
+            self.give(Input::ReadAgain(name(0).clone()), now, seen);
         }
         self.give(Input::Admit(name(0).clone()), now, seen);
         late
@@ -530,6 +541,10 @@ impl Center {
 
     fn append(&mut self, seen: &mut Seen) -> Input<Line> {
         let fails = self.append_fails.take();
+        if fails.is_some() && std::mem::take(&mut self.lane_fails) {
+            seen.note("the lane's files fail");
+            self.out_of_use = true;
+        }
         if fails != Some(false) {
             let group = self.memory.committer.group().iter().map(Entry::from).collect::<Vec<_>>();
             for entry in group {
@@ -538,6 +553,7 @@ impl Center {
             self.rejoin(seen);
         }
         match fails {
+            _ if self.out_of_use => return Input::Stored,
             None => return Input::Stored,
             Some(true) => seen.note("append failed, and is stored all the same"),
             Some(false) => seen.note("append failed"),
@@ -617,8 +633,9 @@ impl Center {
         let lines = bundle.packets.iter().filter_map(read).take_while(|line| !line.too_large);
         let mut actions = Vec::new();
         let hole = self.until();
-        let Self { entries, late, contents, cannot_say, memory, .. } = self;
-        let mut asked = Asked { entries, hole, late, contents, cannot_say: *cannot_say };
+        let Self { entries, late, contents, cannot_say, out_of_use, memory, .. } = self;
+        let (cannot_say, out_of_use) = (*cannot_say, *out_of_use);
+        let mut asked = Asked { entries, hole, late, contents, cannot_say, out_of_use };
         let taken = memory.committer.import(name(0), lines, now, &mut asked, &mut actions);
         for action in actions {
             self.act(action, seen);
@@ -650,6 +667,7 @@ impl Center {
         self.truncate(length.min(self.entries.len()));
         self.backups.retain(|backup| *backup <= length);
         self.memory = memory;
+        self.out_of_use = false;
         true
     }
 
@@ -657,7 +675,8 @@ impl Center {
     pub(crate) fn finish(&mut self, now: Millis, seen: &mut Seen) -> bool {
         let fails = self.append_fails.is_some();
         self.give(Input::Flush, now, seen);
-        !(fails && self.append_fails.is_none())
+        let failed = fails && self.append_fails.is_none();
+        !failed && !self.out_of_use
     }
 
     /// Takes the receipt that waits to be published.
@@ -745,6 +764,7 @@ impl Center {
 
     pub(crate) fn start(&mut self, incarnation: u64) {
         self.up = true;
+        self.out_of_use = false;
         let backup = self.backups.last().copied().unwrap_or(0);
         let committer = begin(self.limits, &self.entries, backup, !self.after.is_empty());
         self.memory = Memory { committer, incarnation, counter: 0, waiting: None };
