@@ -9,6 +9,7 @@
 //! - [`control`]: the socket over which the commands talk to the running hub
 //! - [`resend`]: asks gateways again for what the hub's files have lost or altered
 //! - [`backup`]: what is in a backup, so that gateways may free their disks
+//! - [`archive`]: moves the bodies of old transactions elsewhere, to make room
 //! - [`answers`]: what is to be published, coalesced
 //! - [`gateways`]: the list of gateways and their keys
 //! - `speakers`: verifies what arrives with the keys of that list; [`hearing`]: which of it is new
@@ -21,6 +22,7 @@
 //! Invariant: a receipt never covers more than `Store::append` has already put on stable storage.
 
 pub mod answers;
+pub mod archive;
 pub mod backup;
 pub mod bundle_signatures;
 pub mod cli;

@@ -34,11 +34,24 @@ pub struct PrintedReport {
 /// # Errors
 /// [`StoreError`] when something cannot be read.
 pub fn verify(directory: &Path, list: &Gateways, only: Option<&str>) -> Result<PrintedReport, StoreError> {
+    verify_with(directory, None, list, only)
+}
+
+/// The same, with the files of an archive in place of those that have lost their bodies to it.
+///
+/// # Errors
+/// [`StoreError`] when something cannot be read.
+pub fn verify_with(
+    directory: &Path,
+    archive: Option<&Path>,
+    list: &Gateways,
+    only: Option<&str>,
+) -> Result<PrintedReport, StoreError> {
     let mut text = String::new();
     let (mut ok, mut lanes, mut transactions) = (true, 0, 0);
     for name in ndjson::lanes_in(directory)?.iter().filter(|name| is_below(name, only)) {
         lanes += 1;
-        let report = match verify::lane(directory, name, list) {
+        let report = match verify::lane_with(directory, archive, name, list) {
             Ok(report) => report,
             Err(error) => {
                 ok = false;
@@ -83,6 +96,9 @@ fn write_beside(text: &mut String, directory: &Path, only: Option<&str>) -> Resu
 fn write_lane(text: &mut String, report: &VerifiedLane) {
     let state = if report.faults_total == 0 { "whole" } else { "NOT whole" };
     let _ = write!(text, "{}: {state}, {} transactions", report.lane, report.transactions);
+    if report.archived > 0 {
+        let _ = write!(text, ", {} of them archived: their bodies are elsewhere", report.archived);
+    }
     if report.advances > 0 {
         let _ = write!(text, ", {} numbered again after a fork", report.advances);
     }

@@ -82,6 +82,18 @@ pub enum ResendError {
         /// The last stored one.
         stored: Sequence,
     },
+    /// Its body was archived.
+    #[error(
+        "{lane}: the body of sequence {sequence} of epoch {epoch} was archived, and a copy would change nothing here: read it in the archive (`practice-hub verify --archive DIR` proves it); if the line is damaged, put the archive's file back"
+    )]
+    Archived {
+        /// The lane.
+        lane: LaneName,
+        /// Its epoch.
+        epoch: Epoch,
+        /// The sequence that was asked for.
+        sequence: Sequence,
+    },
     /// The gateway cannot be asked.
     #[error("{0}: the gateway is not online: run this command again when it is")]
     NotOnline(LaneName),

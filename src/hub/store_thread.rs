@@ -30,7 +30,7 @@ use super::fleet::Fleet;
 use super::gateways::Gateways;
 use super::imported::{NotTaken, Part, Tally};
 use super::refusals::Refusals;
-use super::resend::{CopiesProgress, ResendError, ResendRequest, ResendRequests};
+use super::resend::{CopiesProgress, ResendRequest, ResendRequests};
 use super::speakers::{Speakers, Unheard};
 use super::store::{Entry, LaneName, LinkedLane, Store, StoreError, Through};
 use super::waits::{AdmittedLane, NotAdmitted};
@@ -68,6 +68,8 @@ pub enum Arrival {
     Resend(ResendRequest, watch::Sender<CopiesProgress>),
     /// A backup begins: link this lane's files below the directory, and where to send the result.
     LinkLane(LaneName, PathBuf, SyncSender<Result<LinkedLane, StoreError>>),
+    /// Put what remains of this file of a lane in its place, and where to send the result.
+    TakeRemains(LaneName, u32, SyncSender<Result<(), StoreError>>),
     /// A person says that the backup that was begun is complete.
     BackedUp,
     /// A person admits what waits at a lane, or at every lane, and where to send the result.
@@ -200,6 +202,10 @@ impl StoreThread {
                 let _ = answer.send(self.store.link_lane(&lane, &into));
                 None
             }
+            Arrival::TakeRemains(lane, file, answer) => {
+                let _ = answer.send(self.store.take_remains(&lane, file));
+                None
+            }
             Arrival::BackedUp => {
                 self.backups.read();
                 self.hurry = true;
@@ -207,14 +213,7 @@ impl StoreThread {
                 None
             }
             Arrival::Resend(request, progress) => {
-                if let Err(error) = self.store.check_lane(&request.lane) {
-                    let ended = Some(Err(ResendError::Store(error.to_string())));
-                    progress.send_replace(CopiesProgress { kept: 0, ended });
-                    return None;
-                }
-                let stored = self.store.watermarks_of(&request.lane);
-                let address = self.fleet.next_command(&request.lane.practice, &request.lane.gateway);
-                self.resends.ask(request, &stored, address, &self.answers, progress);
+                self.resend(request, progress);
                 self.hurry = true;
                 None
             }

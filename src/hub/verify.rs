@@ -9,14 +9,14 @@ use std::path::{Path, PathBuf};
 
 use pgw_core::chain::Digest;
 use pgw_core::numbering::Numbers;
-use pgw_core::transaction::{Epoch, Kind, Sequence};
+use pgw_core::transaction::{Epoch, Sequence};
 use pgw_core::wire::entry::Entry;
 use pgw_core::wire::signature::KeyId;
 use uuid::Uuid;
 
 use super::gateways::{Gateways, KeyState, ListedGateway};
 use super::missing::{self, MissingForGood};
-use super::store::line::{self, Head, Line, Record};
+use super::store::line::{self, Head, Line};
 use super::store::walk::{Fault, Walk};
 use super::store::{LaneName, StoreError, Through, late, ndjson};
 use lines::{Copies, LineAt, OpenFile, for_lines, open_all};
@@ -35,6 +35,8 @@ pub struct VerifiedLane {
     pub lane: LaneName,
     /// Number of stored transactions.
     pub transactions: u64,
+    /// Stored transactions whose bodies were archived.
+    pub archived: u64,
     /// Transactions that were numbered again after a fork.
     pub advances: u64,
     /// Lines of a later version.
@@ -99,6 +101,7 @@ impl VerifiedLane {
         Self {
             lane: lane.clone(),
             transactions: 0,
+            archived: 0,
             advances: 0,
             others: 0,
             missing: Vec::new(),
@@ -128,7 +131,20 @@ impl VerifiedLane {
 /// # Errors
 /// [`StoreError`] when a file cannot be read.
 pub fn lane(directory: &Path, name: &LaneName, list: &Gateways) -> Result<VerifiedLane, StoreError> {
-    let mut files = open_all(directory, name)?;
+    lane_with(directory, None, name, list)
+}
+
+/// The same, with the files that `archive` has in place of those that have lost their bodies to it.
+///
+/// # Errors
+/// [`StoreError`] when a file cannot be read.
+pub fn lane_with(
+    directory: &Path,
+    archive: Option<&Path>,
+    name: &LaneName,
+    list: &Gateways,
+) -> Result<VerifiedLane, StoreError> {
+    let mut files = open_all(directory, archive, name)?;
     let own = files.len();
     files.extend(OpenFile::open(ndjson::again_path(directory, name))?);
     let copies = Copies::read(&files[own..], own)?;
@@ -174,18 +190,26 @@ fn read_late(directory: &Path, name: &LaneName) -> Result<Vec<LateTransaction>, 
     let mut found = Vec::new();
     for file in late::files(directory, name)? {
         late::lines(&file, |text| {
-            if let Some(Line::Record(record)) = line::read(text)
-                && !is_entry(&record)
-            {
-                found.push(LateTransaction {
+            let late = match line::read(text) {
+                Some(Line::Record(record)) if !record.is_entry() => LateTransaction {
                     at: record.watermark,
                     id: record.id,
                     event_type: record.attribute("type").to_owned(),
                     time: record.attribute("time").to_owned(),
                     file: file.clone(),
                     digest: record.digest(),
-                });
-            }
+                },
+                Some(Line::Archived(archived)) => LateTransaction {
+                    at: archived.watermark,
+                    id: archived.id,
+                    event_type: "(archived)".to_owned(),
+                    time: archived.time,
+                    file: file.clone(),
+                    digest: archived.digest,
+                },
+                _ => return,
+            };
+            found.push(late);
         })?;
     }
     Ok(found)
@@ -205,11 +229,6 @@ fn lacking(late: Vec<LateTransaction>, contents: &HashMap<Uuid, Vec<Digest>>) ->
         }
     }
     lacking
-}
-
-/// Whether it stands for other transactions.
-fn is_entry(record: &Record<'_>) -> bool {
-    [Kind::Void, Kind::Pruned].iter().any(|kind| record.attribute("kind") == kind.as_str())
 }
 
 /// A lane being walked, line by line.
@@ -346,10 +365,17 @@ impl Check<'_> {
                 if let Some(known) = self.contents.get_mut(&record.id) {
                     known.push(record.digest());
                 }
-                if is_entry(record)
+                if record.is_entry()
                     && let Some(entry) = Entry::read(&record.body)
                 {
                     self.entries.push((record.watermark, record.attribute("kind").to_owned(), entry));
+                }
+            }
+            Some(Line::Archived(archived)) => {
+                self.report.transactions += 1;
+                self.report.archived += 1;
+                if let Some(known) = self.contents.get_mut(&archived.id) {
+                    known.push(archived.digest);
                 }
             }
             Some(Line::Advance(_)) => self.report.advances += 1,

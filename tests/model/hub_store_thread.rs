@@ -122,6 +122,12 @@ impl Store for Unreliable {
     fn check_lane(&mut self, lane: &LaneName) -> Result<(), StoreError> {
         self.inner.check_lane(lane)
     }
+    fn is_archived(&mut self, lane: &LaneName, epoch: Epoch, sequence: u64) -> Result<bool, StoreError> {
+        self.inner.is_archived(lane, epoch, sequence)
+    }
+    fn take_remains(&mut self, lane: &LaneName, file: u32) -> Result<(), StoreError> {
+        self.inner.take_remains(lane, file)
+    }
     fn link_lane(&mut self, lane: &LaneName, into: &Path) -> Result<LinkedLane, StoreError> {
         self.inner.link_lane(lane, into)
     }

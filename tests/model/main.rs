@@ -21,6 +21,7 @@ mod exhaustive;
 mod fuzz_corpus;
 mod hand_carry;
 
+mod hub_archive;
 mod hub_backup;
 mod hub_holes;
 mod hub_import;

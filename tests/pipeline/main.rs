@@ -17,6 +17,7 @@ mod hub_kit;
 mod uplink_kit;
 
 mod another_box;
+mod archive;
 mod attacks;
 mod backup;
 mod end_to_end;

@@ -14,7 +14,7 @@ use rustix::fs::{Advice, fadvise};
 
 use super::links::{Hashed, sha256};
 use super::manifest::{Manifest, ManifestError, ManifestFile, ReadManifest};
-use crate::store::{StoreError, late, ndjson};
+use crate::store::{StoreError, archived, late, ndjson};
 
 /// What a check has found.
 #[derive(Debug)]
@@ -48,6 +48,8 @@ pub enum FileProblem {
     },
     /// The bytes differ.
     Differs,
+    /// The bytes differ, and it has lost bodies to an archive: before this backup began, or since.
+    Archived,
     /// It does not belong to this backup: a restored store would take it for one of its own.
     Extra,
     /// The manifest's path leads out of the copy.
@@ -65,6 +67,10 @@ impl fmt::Display for FileFault {
                 write!(f, "{path} has {has} bytes, and {wants} belong to the backup: copy it again")
             }
             FileProblem::Differs => write!(f, "{path} has other content than at the hub: copy it again"),
+            FileProblem::Archived => write!(
+                f,
+                "{path} is not as it was when this backup began, and has lost bodies to an archive: if it was archived since, the archive has the file as this backup had it; otherwise copy it again"
+            ),
             FileProblem::Extra => write!(f, "{path} does not belong to this backup: remove it from the copy"),
             FileProblem::Path => {
                 write!(
@@ -176,6 +182,7 @@ fn compare(path: &Path, file: &ManifestFile, progress: &mut dyn FnMut(u64)) -> O
     });
     match hashed {
         Ok(Hashed::All(digest)) if digest == file.sha256 => None,
+        Ok(_) if archived::has_archived(path).unwrap_or(false) => Some(FileProblem::Archived),
         Ok(Hashed::All(_)) => Some(FileProblem::Differs),
         Ok(Hashed::Short(has)) => Some(FileProblem::Short { has, wants: file.bytes }),
         Err(error) => Some(FileProblem::Unreadable(error)),

@@ -61,6 +61,9 @@ fn show(settings: &HubSettings, lane: &LaneName, out: &mut dyn Write, err: &mut 
         Err(error) => return fail(err, &error, error.consequence()),
     };
     let mut text = format!("{lane}: {} transactions\n", verified.transactions);
+    if verified.archived > 0 {
+        let _ = writeln!(text, "  {} of them are archived: their bodies are elsewhere", verified.archived);
+    }
     let waiting = fleet::waiting(&fleet::read(&settings.directory));
     for (_, waits) in waiting.iter().filter(|(at, _)| at == lane) {
         let _ =

@@ -4,11 +4,13 @@
 //! - [`key`]: the hub's signing key and the next one
 //! - [`gateway`]: the list of gateways; [`acl`]: the broker's access rules for it
 //! - [`lane`]: what is beside a lane, and what waits there
-//! - [`import`], [`resend`]: add what the store lacks; [`backup`]: back the store up; [`mod@store`]: its identity
+//! - [`import`], [`resend`]: add what the store lacks; [`backup`]: back the store up; [`archive`]: make room in it;
+//!   [`mod@store`]: its identity
 //!
 //! Each command writes to the writers that it is given, so that tests can read its output.
 
 pub mod acl;
+pub mod archive;
 pub mod backup;
 pub mod check;
 pub mod gateway;
@@ -70,6 +72,8 @@ enum Command {
     /// Back up the store: what to copy, whether a copy is complete, and that it is.
     #[command(subcommand)]
     Backup(backup::Backup),
+    /// Move the bodies of old transactions elsewhere, to make room.
+    Archive(archive::Archive),
     /// The store's identity.
     #[command(subcommand)]
     Store(store::Store),
@@ -90,6 +94,9 @@ struct Verify {
     /// Check a hand-carried file instead of the store; nothing is stored.
     #[arg(long, value_name = "FILE", conflicts_with = "only")]
     bundle: Option<PathBuf>,
+    /// Read the files that this archive has in place of those that have lost their bodies to it.
+    #[arg(long, value_name = "DIR", conflicts_with = "bundle")]
+    archive: Option<PathBuf>,
 }
 
 /// The program's entry point; the first of `args` is its name.
@@ -120,13 +127,17 @@ fn run(args: impl IntoIterator<Item = OsString>, out: &mut dyn Write, err: &mut 
         Command::List => print(report::list(&config.settings.directory, unix_millis_now()), out, err),
         Command::Import(command) => import::import(&config, &command, out, err),
         Command::Verify(Verify { bundle: Some(file), .. }) => import::verify(&config, &file, out, err),
-        Command::Verify(Verify { only, bundle: None }) => {
+        Command::Verify(Verify { only, archive, bundle: None }) => {
             let settings = &config.settings;
             match Gateways::load(&settings.gateways_file) {
-                Ok(list) => print(report::verify(&settings.directory, &list, only.as_deref()), out, err),
+                Ok(list) => {
+                    let (archive, only) = (archive.as_deref(), only.as_deref());
+                    print(report::verify_with(&settings.directory, archive, &list, only), out, err)
+                }
                 Err(error) => fail(err, &error, error.consequence()),
             }
         }
+        Command::Archive(command) => archive::run(&config.settings, &command, out, err),
         Command::Resend(command) => resend::run(&config.settings.control_socket, &command, out, err),
         Command::Lane(command) => lane::run(&config.settings, &command, out, err),
         Command::Backup(command) => backup::run(&config.settings, &command, out, err),

@@ -7,6 +7,7 @@
 //! | `backup_begin` | `backup_progress` ..., `backup_begun` |
 //! | `backup_done` | `backup_done` |
 //! | `lane_admit` | `admitted` |
+//! | `take_remains` | `remains_taken` |
 //! | `reload` | `reloaded` |
 //!
 //! Any of them may also be answered by `failed`.
@@ -76,6 +77,17 @@ pub enum Request {
     LaneAdmit {
         /// PRACTICE/GATEWAY/LANE; left out: every lane at which something waits.
         lane: Option<String>,
+    },
+    /// Put what remains of an archived file of a lane in its place.
+    TakeRemains {
+        /// The practice.
+        practice: Practice,
+        /// Its gateway.
+        gateway: Gateway,
+        /// The lane's name.
+        lane: Lane,
+        /// The file's number.
+        file: u32,
     },
     /// Read the list of gateways again.
     Reload {},
@@ -152,6 +164,8 @@ pub enum Reply {
         /// At each of these lanes.
         lanes: Vec<AdmittedLane>,
     },
+    /// What remains of the file is in its place.
+    RemainsTaken {},
     /// The list of gateways is read.
     Reloaded {
         /// Its serial.
@@ -208,6 +222,12 @@ mod tests {
             Request::BackupDone { digest: "0".into() },
             Request::LaneAdmit { lane: None },
             Request::LaneAdmit { lane: Some("B86022/gw1/clinical".into()) },
+            Request::TakeRemains {
+                practice: Practice::new("B86022").unwrap(),
+                gateway: Gateway::new("gw1").unwrap(),
+                lane: Lane::new("clinical").unwrap(),
+                file: 3,
+            },
             Request::Reload {},
         ] {
             let line = serde_json::to_string(&request).unwrap();
@@ -220,6 +240,7 @@ mod tests {
             Reply::NotImported { reason: "x".into(), consequence: Consequence::Retry },
             Reply::Kept { new: true, reason: "x".into() },
             Reply::BackupDone { kept: vec!["/x".into()] },
+            Reply::RemainsTaken {},
             Reply::Reloaded { serial: 3, gateways: 2 },
         ] {
             let line = serde_json::to_string(&reply).unwrap();

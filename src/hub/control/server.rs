@@ -27,7 +27,7 @@ use crate::import::{self, BundleFile, ImportError, ImportedLane, KeysError};
 use crate::imported::{Part, Tally};
 use crate::keys;
 use crate::resend::{CopiesProgress, ResendRequest};
-use crate::store::LaneName;
+use crate::store::{LaneName, archived};
 use crate::store_thread::Arrival;
 use crate::unsigned::{self, Kept};
 
@@ -82,6 +82,10 @@ impl Handler for Commands {
             Request::BackupBegin { directory } => self.backup_begin(directory, client).await,
             Request::BackupDone { digest } => client.send_line(&self.backup_done(digest).await).await,
             Request::LaneAdmit { lane } => client.send_line(&self.lane_admit(lane).await).await,
+            Request::TakeRemains { practice, gateway, lane, file } => {
+                let lane = LaneName { practice, gateway, lane };
+                client.send_line(&self.take_remains(lane, file).await).await
+            }
             Request::Reload {} => {
                 let gateways = self.gateways.clone();
                 let reply = match spawn_blocking(move || gateways.reload()).await {
@@ -173,6 +177,28 @@ impl Commands {
             Ok(Some(Ok(lanes))) => Reply::Admitted { lanes },
             Ok(Some(Err(error))) => Reply::Failed(NotDone::of(&error, error.consequence())),
             Ok(None) => Reply::Failed(NotDone::later(HUB_STOPS)),
+            Err(_) => Reply::Failed(NotDone::bug(BUG)),
+        }
+    }
+
+    /// Compares what remains of a file with it here, so that the store thread is held up by a rename only.
+    async fn take_remains(&self, lane: LaneName, file: u32) -> Reply {
+        let (directory, arrivals) = (self.settings.directory.clone(), self.arrivals.clone());
+        let taken = spawn_blocking(move || {
+            let path = archived::path_of(&directory, &lane, file);
+            archived::compare(&path, &archived::draft(&path))
+                .map_err(|error| NotDone::of(&error, Consequence::Refuse))?;
+            let (answer, answered) = sync_channel(1);
+            let stops = || NotDone::later(HUB_STOPS);
+            arrivals.send(Arrival::TakeRemains(lane.clone(), file, answer)).map_err(|_| stops())?;
+            let taken = answered.recv().map_err(|_| stops())?;
+            taken.map_err(|error| NotDone::of(&error, error.consequence()))?;
+            tracing::info!(%lane, file = %path.display(), "A file of a lane has lost its bodies to an archive");
+            Ok(())
+        });
+        match taken.await {
+            Ok(Ok(())) => Reply::RemainsTaken {},
+            Ok(Err(error)) => Reply::Failed(error),
             Err(_) => Reply::Failed(NotDone::bug(BUG)),
         }
     }

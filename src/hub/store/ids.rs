@@ -7,10 +7,11 @@
 //! - a hit counts only if the transaction is in the lane file where the index says (after a torn tail or a restored
 //!   backup it may not be), and its content is compared there;
 //! - a miss counts only because the table holds everything up to the last barrier: the header says how far the synced
-//!   table reaches, and what lies beyond is read from the lane's files again.
+//!   table reaches, and what lies beyond is read from the lane's files again; and only while the complete files before that
+//!   have the lengths that they had: one that a person replaced by its archived or its whole form has its lines elsewhere.
 //!
-//! Format: a page of 4,096 bytes with the header (magic `PGWIDS01`, capacity u64, ordinal u32, offset u64, CRC32C of
-//! these; little-endian), then `capacity` slots of 32 bytes: id, ordinal u32, 1u32 where taken, offset u64.
+//! Format: a page of 4,096 bytes with the header (magic `PGWIDS02`, capacity u64, ordinal u32, offset u64, number of the first file
+//! whose length is not noted u32, CRC32C of the noted lengths u32, CRC32C of these; little-endian), then `capacity` slots of 32 bytes: id, ordinal u32, 1u32 where taken, offset u64.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufRead as _, BufReader, Seek as _, SeekFrom};
@@ -23,8 +24,9 @@ use uuid::Uuid;
 
 use super::line::{self, Line};
 
-const MAGIC: &[u8; 8] = b"PGWIDS01";
+const MAGIC: &[u8; 8] = b"PGWIDS02";
 const PAGE: u64 = 4_096;
+const HEADER: usize = 40;
 const SLOT: u64 = 32;
 const SLOTS_A_PAGE: u64 = PAGE / SLOT;
 /// Capacity of a new index.
@@ -49,7 +51,29 @@ pub(super) struct Ids {
     count: u64,
     /// The table holds everything before this.
     covered: FileOffset,
+    /// The lengths of the complete files.
+    lengths: Lengths,
     since_checkpoint: u64,
+}
+
+/// The lengths of a lane's files with lower numbers than `before`, which is at most the number of the one that grows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Lengths {
+    before: u32,
+    sum: u32,
+}
+
+impl Lengths {
+    /// None yet.
+    const NONE: Self = Self { before: 0, sum: 0 };
+
+    fn through(self, before: u32, file: &dyn Fn(u32) -> PathBuf) -> Self {
+        let sum = (self.before..before).fold(self.sum, |sum, ordinal| {
+            let length = fs::metadata(file(ordinal)).map_or(0, |facts| facts.len());
+            crc32c::crc32c_append(sum, &length.to_le_bytes())
+        });
+        Self { before: before.max(self.before), sum }
+    }
 }
 
 impl Ids {
@@ -68,6 +92,7 @@ impl Ids {
             }
             ids.covered = FileOffset { ordinal: ordinal + 1, offset: 0 };
         }
+        ids.lengths = ids.lengths.through(end.ordinal, file);
         ids.checkpoint()?;
         Ok(ids)
     }
@@ -78,16 +103,17 @@ impl Ids {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(error),
         };
-        let mut header = [0; 32];
+        let mut header = [0; HEADER];
         if table.read_exact_at(&mut header, 0).is_err()
-            || crc32c::crc32c(&header[..28]).to_le_bytes() != header[28..]
+            || crc32c::crc32c(&header[..HEADER - 4]).to_le_bytes() != header[HEADER - 4..]
         {
             return Ok(None);
         }
         let number = |at: usize| u64::from_le_bytes(std::array::from_fn(|i| header[at + i]));
-        let (capacity, offset) = (number(8), number(20));
-        let covered =
-            FileOffset { ordinal: u32::from_le_bytes(std::array::from_fn(|i| header[16 + i])), offset };
+        let short = |at: usize| u32::from_le_bytes(std::array::from_fn(|i| header[at + i]));
+        let capacity = number(8);
+        let covered = FileOffset { ordinal: short(16), offset: number(20) };
+        let lengths = Lengths { before: short(28), sum: short(32) };
         let fits = &header[..8] == MAGIC
             && capacity.is_power_of_two()
             && capacity >= SLOTS_A_PAGE
@@ -96,10 +122,12 @@ impl Ids {
         let there = covered.ordinal < end.ordinal
             && fs::metadata(file(covered.ordinal)).is_ok_and(|facts| facts.len() >= covered.offset)
             || covered.ordinal == end.ordinal && covered.offset <= end.offset;
-        if !fits || !there {
+        let same = lengths.before <= end.ordinal && Lengths::NONE.through(lengths.before, file) == lengths;
+        if !fits || !there || !same {
             return Ok(None);
         }
-        let mut ids = Self { path: path.to_owned(), table, capacity, count: 0, covered, since_checkpoint: 0 };
+        let path = path.to_owned();
+        let mut ids = Self { path, table, capacity, count: 0, covered, lengths, since_checkpoint: 0 };
         ids.count = ids.taken()?;
         Ok(Some(ids))
     }
@@ -108,7 +136,8 @@ impl Ids {
         let mut options = OpenOptions::new();
         let table = options.read(true).write(true).create(true).truncate(true).mode(0o600).open(&path)?;
         table.set_len(PAGE + capacity * SLOT)?;
-        Ok(Self { path, table, capacity, count: 0, covered, since_checkpoint: 0 })
+        let lengths = Lengths::NONE;
+        Ok(Self { path, table, capacity, count: 0, covered, lengths, since_checkpoint: 0 })
     }
 
     fn taken(&self) -> io::Result<u64> {
@@ -157,21 +186,24 @@ impl Ids {
     }
 
     /// The table now holds everything before this position.
-    pub(super) fn cover(&mut self, place: FileOffset) -> io::Result<()> {
+    pub(super) fn cover(&mut self, place: FileOffset, file: &dyn Fn(u32) -> PathBuf) -> io::Result<()> {
         self.covered = place;
+        self.lengths = self.lengths.through(place.ordinal, file);
         if self.since_checkpoint >= CHECKPOINT { self.checkpoint() } else { Ok(()) }
     }
 
     /// Syncs the table, and only then records in the header how far it reaches.
     fn checkpoint(&mut self) -> io::Result<()> {
         self.table.sync_data()?;
-        let mut header = [0; 32];
+        let mut header = [0; HEADER];
         header[..8].copy_from_slice(MAGIC);
         header[8..16].copy_from_slice(&self.capacity.to_le_bytes());
         header[16..20].copy_from_slice(&self.covered.ordinal.to_le_bytes());
         header[20..28].copy_from_slice(&self.covered.offset.to_le_bytes());
-        let sum = crc32c::crc32c(&header[..28]);
-        header[28..].copy_from_slice(&sum.to_le_bytes());
+        header[28..32].copy_from_slice(&self.lengths.before.to_le_bytes());
+        header[32..36].copy_from_slice(&self.lengths.sum.to_le_bytes());
+        let sum = crc32c::crc32c(&header[..HEADER - 4]);
+        header[HEADER - 4..].copy_from_slice(&sum.to_le_bytes());
         self.table.write_all_at(&header, 0)?;
         self.table.sync_data()?;
         self.since_checkpoint = 0;
@@ -189,6 +221,7 @@ impl Ids {
                 larger.put(id, place)?;
             }
         }
+        larger.lengths = self.lengths;
         larger.checkpoint()?;
         pgw_durable::rename(&larger.path, &self.path)?;
         larger.path.clone_from(&self.path);
@@ -276,9 +309,9 @@ fn hash(id: Uuid) -> u64 {
     mixed ^ (mixed >> 32)
 }
 
-fn id_of(line: &[u8]) -> Option<Uuid> {
-    let text = line.strip_prefix(LINE_START)?.get(..36)?;
-    Uuid::try_parse_ascii(text).ok()
+fn id_of(text: &[u8]) -> Option<Uuid> {
+    let id = text.strip_prefix(LINE_START).or_else(|| text.strip_prefix(line::ARCHIVED_START))?.get(..36)?;
+    Uuid::try_parse_ascii(id).ok()
 }
 
 /// Compares the line at this place. `Unknown`: it has another id, or none.
@@ -296,6 +329,7 @@ fn content_at(path: &Path, offset: u64, id: Uuid, digest: Digest) -> io::Result<
     }
     Ok(match text.strip_suffix(b"\n").and_then(line::read) {
         Some(Line::Record(record)) if record.digest() == digest => Content::Same,
+        Some(Line::Archived(archived)) if archived.digest == digest => Content::Same,
         _ => Content::Other,
     })
 }

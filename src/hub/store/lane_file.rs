@@ -15,11 +15,11 @@ use super::files::{
     rotated, rotated_path, set_aside,
 };
 use super::ids::{FileOffset, Ids};
-use super::points::{Files, Point, value_in};
+use super::points::{Files, Point, found_in, value_in};
 use super::row::{self, Hole, Row};
 use super::tail::{self, Tail};
 use super::{Entry, LaneName, LinkedLane, StoreError, Through};
-use super::{late, line};
+use super::{archived, late, line};
 
 /// Buffers above this are freed after a group.
 const KEEP_BUFFER: usize = 1024 * 1024;
@@ -340,12 +340,16 @@ impl LaneFile {
         Ok(())
     }
 
+    /// The path of each of its files by number.
+    fn path_of(&self) -> impl Fn(u32) -> PathBuf + use<> {
+        let (current, base, number) = (self.path.clone(), self.base.clone(), self.ordinal);
+        move |ordinal| if ordinal == number { current.clone() } else { rotated_path(&base, ordinal) }
+    }
+
     /// What the line has under an id, as compared with a content.
     pub(super) fn content(&mut self, id: Uuid, digest: Digest) -> Result<Content, StoreError> {
         let path = self.base.with_extension("ids");
-        let (current, base, number) = (self.path.clone(), self.base.clone(), self.ordinal);
-        let file =
-            move |ordinal| if ordinal == number { current.clone() } else { rotated_path(&base, ordinal) };
+        let file = self.path_of();
         if self.ids.is_none() {
             let end = self.place(self.length);
             self.ids = Some(Ids::open(path.clone(), &file, end).map_err(failed("make", &path))?);
@@ -363,20 +367,7 @@ impl LaneFile {
         if let Some(end) = self.watermarks.iter().find(is_end) {
             return Ok(Some(end.chain));
         }
-        let mut files = Files::new();
-        for path in files_of(&self.directory, &self.name)? {
-            let is_written = path == self.path;
-            let length = match path.metadata() {
-                _ if is_written && !self.renamed => self.length,
-                Ok(facts) => facts.len(),
-                Err(_) => 0,
-            };
-            files.push((path, length));
-            if is_written && self.hole.is_some() {
-                break;
-            }
-        }
-        if let Some(value) = value_in(&files, point)? {
+        if let Some(value) = value_in(&self.files()?, point)? {
             return Ok(Some(value));
         }
         // Where a file has lost its end, copies may be in its place.
@@ -390,6 +381,45 @@ impl LaneFile {
         Ok(value)
     }
 
+    /// Its files, each with the bytes of it that count.
+    fn files(&self) -> Result<Files, StoreError> {
+        let mut files = Files::new();
+        for path in files_of(&self.directory, &self.name)? {
+            let is_written = path == self.path;
+            let length = match path.metadata() {
+                _ if is_written && !self.renamed => self.length,
+                Ok(facts) => facts.len(),
+                Err(_) => 0,
+            };
+            files.push((path, length));
+            if is_written && self.hole.is_some() {
+                break;
+            }
+        }
+        Ok(files)
+    }
+
+    /// Whether the body of a number was archived.
+    pub(super) fn is_archived(&self, point: Point) -> Result<bool, StoreError> {
+        let there = point.sequence > 0 && point.is_in(&self.watermarks);
+        Ok(there && found_in(&self.files()?, point)?.is_some_and(|found| found.archived))
+    }
+
+    /// Puts what remains of a rotated file in its place: `archived::draft` of it, which is on stable storage.
+    pub(super) fn take_remains(&mut self, ordinal: u32) -> Result<(), StoreError> {
+        let path = rotated_path(&self.base, ordinal);
+        let is_written = ordinal >= self.ordinal || self.hole.is_some();
+        if is_written || !path.try_exists().map_err(failed("find", &path))? {
+            let source = std::io::Error::other("it is not a complete file of a lane without a hole");
+            return Err(failed("archive", &path)(source));
+        }
+        // Its places are those of the lines before: an id that it does not find would be stored twice.
+        let index = self.base.with_extension("ids");
+        self.ids = None;
+        pgw_durable::remove(&index).map_err(failed("remove", &index))?;
+        pgw_durable::rename(&archived::draft(&path), &path).map_err(failed("replace", &path))
+    }
+
     fn place(&self, offset: u64) -> FileOffset {
         FileOffset { ordinal: self.ordinal, offset }
     }
@@ -399,10 +429,11 @@ impl LaneFile {
     fn index(&mut self) {
         let start = self.length - self.pending.len() as u64;
         let end = self.place(self.length);
+        let file = self.path_of();
         if let Some(ids) = &mut self.ids {
             let place = |at| FileOffset { offset: start + at, ..end };
             let inserted = self.pending_ids.drain(..).try_for_each(|(id, at)| ids.insert(id, place(at)));
-            if let Err(error) = inserted.and_then(|()| ids.cover(end)) {
+            if let Err(error) = inserted.and_then(|()| ids.cover(end, &file)) {
                 tracing::warn!(lane = %self.name, error = %error, "The id index could not be written");
                 self.ids = None;
             }

@@ -4,13 +4,14 @@
 //! - `{"pgw":"group",...}`: a group begins; it holds all watermarks of the lane before it, so that a file is
 //!   self-contained from here
 //! - `{"pgw":"advance",...}`: a transaction whose content is already stored has another number after a fork
+//! - `{"pgw":"archived",...}`: what remains of a transaction whose body was archived ([`super::archived`])
 //! - `{"pgw":"rival",...}`: the transaction before it has an id under which another content is stored
 //! - `{"pgw":"lost",...}`: numbers that the store has lost for good: it holds where each epoch of the lane ends after them
 //! - `{"pgw":"head",...}`: the gateway's signature over the number before it, and the id of the key; verified before it was
 //!   written, it proves everything before it
 //!
 //! Number 1 of an epoch also has `link`: where the line ends before it. The chain value follows from the content's digest, which
-//! an `advance` therefore repeats.
+//! an `advance` and an `archived` therefore have.
 //!
 //! A program that follows the transactions reads the lines with `specversion` and skips those with `pgw`.
 
@@ -20,7 +21,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use pgw_core::chain::{ChainValue, Digest};
 use pgw_core::text::{from_hex, hex};
-use pgw_core::transaction::{Epoch, Sequence};
+use pgw_core::transaction::{Epoch, Kind, Sequence};
 use pgw_core::wire::envelope::Envelope;
 use pgw_core::wire::sequence_text;
 use pgw_core::wire::signature::{KeyId, Signature};
@@ -34,6 +35,8 @@ use super::Through;
 pub const GROUP_START: &[u8] = br#"{"pgw":"group","#;
 /// How the line begins that stands for what is lost for good.
 const LOST_START: &[u8] = br#"{"pgw":"lost","#;
+/// How each transaction begins whose body was archived; its id follows.
+pub const ARCHIVED_START: &[u8] = br#"{"pgw":"archived","id":""#;
 /// How each kept signature begins.
 pub const HEAD_START: &[u8] = br#"{"pgw":"head""#;
 /// How each transaction begins.
@@ -105,6 +108,24 @@ pub fn write_advance(out: &mut Vec<u8>, envelope: &Envelope, digest: Digest) {
     write_numbers(out, envelope);
     out.extend_from_slice(format!(r#","digest":"{}"}}"#, hex(&digest.0)).as_bytes());
     out.push(b'\n');
+}
+
+/// What remains of a transaction whose body was archived: its id, number, chain value, digest and time.
+pub fn write_archived(out: &mut Vec<u8>, record: &Record<'_>) {
+    out.extend_from_slice(ARCHIVED_START);
+    write_uuid(out, record.id);
+    out.extend_from_slice(br#"","epoch":""#);
+    write_uuid(out, record.watermark.epoch.0);
+    let number = sequence_text(record.watermark.through);
+    out.extend_from_slice(format!(r#"","sequence":"{number}","chain":""#).as_bytes());
+    write_hex(out, record.watermark.chain);
+    out.push(b'"');
+    if let Some(link) = &record.link {
+        out.extend_from_slice(format!(r#","link":"{link}""#).as_bytes());
+    }
+    out.extend_from_slice(format!(r#","digest":"{}","time":"#, hex(&record.digest().0)).as_bytes());
+    write_text(out, record.attribute("time"));
+    out.extend_from_slice(b"}\n");
 }
 
 /// Records that another content is stored under the id of the transaction before this line.
@@ -202,6 +223,8 @@ pub enum Line<'a> {
     Record(Box<Record<'a>>),
     /// A transaction that is already stored has another number.
     Advance(Box<Advance>),
+    /// A transaction whose body was archived.
+    Archived(Box<Archived>),
     /// The transaction before it is a rival.
     Rival {
         /// The number of that transaction, and its chain value.
@@ -235,6 +258,21 @@ pub struct Advance {
     pub digest: Digest,
 }
 
+/// What remains of a transaction whose body was archived.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Archived {
+    /// Its number and chain value.
+    pub watermark: Through,
+    /// With number 1: where the line ends before it.
+    pub link: Option<Through>,
+    /// Its id.
+    pub id: Uuid,
+    /// What was stored of it.
+    pub digest: Digest,
+    /// When it was accepted, as its gateway has written it.
+    pub time: String,
+}
+
 /// A gateway's signature that is kept as evidence.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Head {
@@ -254,6 +292,7 @@ impl Line<'_> {
             Line::Group(_) | Line::Lost { .. } | Line::Head(_) | Line::Rival { .. } => None,
             Line::Record(record) => Some(record.watermark),
             Line::Advance(advance) => Some(advance.watermark),
+            Line::Archived(archived) => Some(archived.watermark),
             Line::Other(watermark) => *watermark,
         }
     }
@@ -279,6 +318,12 @@ impl<'a> Record<'a> {
     #[must_use]
     pub fn attribute(&self, name: &str) -> &str {
         self.attributes.iter().find(|(known, _)| known == name).map_or("", |(_, value)| value)
+    }
+
+    /// Whether it stands for other transactions, which its gateway cannot send any more.
+    #[must_use]
+    pub fn is_entry(&self) -> bool {
+        [Kind::Void, Kind::Pruned].iter().any(|kind| self.attribute("kind") == kind.as_str())
     }
 
     /// What the chain is computed over, apart from the number.
@@ -365,6 +410,8 @@ struct Raw<'a> {
     #[serde(borrow, default)]
     digest: Cow<'a, str>,
     #[serde(borrow, default)]
+    time: Cow<'a, str>,
+    #[serde(borrow, default)]
     signature: Cow<'a, str>,
     key: Option<KeyId>,
     #[serde(default)]
@@ -403,6 +450,12 @@ pub fn read(line: &[u8]) -> Option<Line<'_>> {
             let link = if raw.link.is_empty() { None } else { Some(raw.link.parse().ok()?) };
             let digest = Digest(from_hex(&raw.digest)?);
             Some(Line::Advance(Box::new(Advance { watermark: watermark()?, link, id: raw.id?, digest })))
+        }
+        "archived" => {
+            let link = if raw.link.is_empty() { None } else { Some(raw.link.parse().ok()?) };
+            let (watermark, digest) = (watermark()?, Digest(from_hex(&raw.digest)?));
+            let time = raw.time.into_owned();
+            Some(Line::Archived(Box::new(Archived { watermark, link, id: raw.id?, digest, time })))
         }
         "rival" => Some(Line::Rival { at: watermark()?, id: raw.id? }),
         "head" => {

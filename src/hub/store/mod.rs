@@ -6,6 +6,7 @@
 //! advanced, and [`Store::watermarks`] says which, or out of use. What fails in one lane's files stops no other
 //! ([`StoreError::concerns_one_lane`]). After a restart the watermarks are those of the stored transactions.
 
+pub mod archived;
 pub mod beside;
 mod files;
 pub mod identity;
@@ -53,7 +54,7 @@ pub fn replacement(path: &Path) -> std::io::Result<Replacement> {
 }
 
 /// The owner of the directory above also owns `file`, which is there or will be at `path`.
-fn give_to_owner_above(path: &Path, file: &File) -> std::io::Result<()> {
+pub(crate) fn give_to_owner_above(path: &Path, file: &File) -> std::io::Result<()> {
     if let (Some(Ok(above)), own) = (path.parent().map(std::fs::metadata), file.metadata()?)
         && above.uid() != own.uid()
     {
@@ -324,6 +325,19 @@ pub trait Store: Send {
     /// # Errors
     /// [`StoreError::OutOfUse`].
     fn check_lane(&mut self, lane: &LaneName) -> Result<(), StoreError>;
+
+    /// Whether the body of a number of a lane's line was archived.
+    ///
+    /// # Errors
+    /// [`StoreError`]: this cannot be decided now.
+    fn is_archived(&mut self, lane: &LaneName, epoch: Epoch, sequence: Sequence) -> Result<bool, StoreError>;
+
+    /// Puts what remains of a lane's complete file with this number in its place ([`archived::draft`]), which is on stable storage
+    /// and was compared with it. What was known of its ids is read from it anew when that is needed.
+    ///
+    /// # Errors
+    /// [`StoreError`]: either of the two is there.
+    fn take_remains(&mut self, lane: &LaneName, file: u32) -> Result<(), StoreError>;
 
     /// Gives each of a lane's files a second name at the same place below `into`, a directory of the store's file system
     /// in which the lane's directory exists; empty: unknown. Does not read the files. The caller syncs the directories.

@@ -396,6 +396,16 @@ impl Store for NdjsonStore {
         self.keep_or_not(lane, opened)
     }
 
+    fn is_archived(&mut self, lane: &LaneName, epoch: Epoch, sequence: Sequence) -> Result<bool, StoreError> {
+        self.lane(lane)?.map_or(Ok(false), |lane| lane.is_archived(Point { epoch, sequence }))
+    }
+
+    fn take_remains(&mut self, lane: &LaneName, file: u32) -> Result<(), StoreError> {
+        self.check_lane(lane)?;
+        let out_of_use = || StoreError::OutOfUse { lane: lane.clone(), reason: "it has no files".to_owned() };
+        self.lanes.get_mut(lane).ok_or_else(out_of_use)?.take_remains(file)
+    }
+
     fn link_lane(&mut self, lane: &LaneName, into: &Path) -> Result<LinkedLane, StoreError> {
         self.check_lane(lane)?;
         self.lanes

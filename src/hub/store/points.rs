@@ -34,8 +34,21 @@ impl Point {
 /// Files in the order of the line, each with the bytes of it that count.
 pub(super) type Files = Vec<(PathBuf, u64)>;
 
+/// A number of the line, as its files have it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct FoundPoint {
+    pub(super) chain: ChainValue,
+    /// Its body was archived.
+    pub(super) archived: bool,
+}
+
 /// The value at a number in these files; `None`: they do not have it.
 pub(super) fn value_in(files: &Files, point: Point) -> Result<Option<ChainValue>, StoreError> {
+    Ok(found_in(files, point)?.map(|found| found.chain))
+}
+
+/// The number in these files; `None`: they do not have it.
+pub(super) fn found_in(files: &Files, point: Point) -> Result<Option<FoundPoint>, StoreError> {
     for (path, length) in files.iter().rev() {
         let read = failed("read", path);
         let file = match File::open(path) {
@@ -53,7 +66,7 @@ pub(super) fn value_in(files: &Files, point: Point) -> Result<Option<ChainValue>
     Ok(None)
 }
 
-fn in_file(file: &File, length: u64, point: Point) -> io::Result<Option<ChainValue>> {
+fn in_file(file: &File, length: u64, point: Point) -> io::Result<Option<FoundPoint>> {
     let start = group_with(file, length, point)?;
     let mut file = file;
     file.seek(SeekFrom::Start(start))?;
@@ -71,13 +84,14 @@ fn in_file(file: &File, length: u64, point: Point) -> io::Result<Option<ChainVal
         if let Line::Lost { until, .. } = &line {
             let is_it = |end: &&Through| (end.epoch, end.through) == (point.epoch, point.sequence);
             if let Some(end) = until.iter().find(is_it) {
-                return Ok(Some(end.chain));
+                return Ok(Some(FoundPoint { chain: end.chain, archived: false }));
             }
             continue;
         }
         match line.watermark() {
             Some(found) if found.epoch == point.epoch && found.through == point.sequence => {
-                return Ok(Some(found.chain));
+                let archived = matches!(&line, Line::Archived(_));
+                return Ok(Some(FoundPoint { chain: found.chain, archived }));
             }
             // Nothing of it is in a later group: the line has a fault here.
             _ if matches!(&line, Line::Group(ends) if point.is_in(ends)) => break,

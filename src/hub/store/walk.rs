@@ -287,6 +287,9 @@ impl Walk {
             Line::Advance(advance) => {
                 self.advance(advance.watermark, advance.link.as_ref(), || advance.digest)
             }
+            Line::Archived(archived) => {
+                self.advance(archived.watermark, archived.link.as_ref(), || archived.digest)
+            }
             Line::Rival { at, .. } => {
                 let here = self.watermark_of(at.epoch) == *at && self.last == (at.epoch, at.through);
                 here.then_some(()).ok_or(Fault::Rival { epoch: at.epoch, sequence: at.through })

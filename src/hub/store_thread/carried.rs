@@ -3,13 +3,15 @@
 use bytes::Bytes;
 use pgw_core::committer::{Refusal, Way};
 use pgw_core::wire::envelope::Envelope;
+use tokio::sync::watch;
 
 use super::centre::pruned;
 use super::usable::cannot_say;
 use super::{Asked, StoreThread};
 use crate::answers::Answer;
 use crate::imported::{NotTaken, Part, Tally};
-use crate::store::{Entry, LaneName};
+use crate::resend::{CopiesProgress, ResendError, ResendRequest};
+use crate::store::{Entry, LaneName, StoreError};
 
 impl StoreThread {
     /// Takes a part of a bundle: stores what the broker brought before, then this part. It is on stable storage when
@@ -61,6 +63,31 @@ impl StoreThread {
             self.waits(&lane, why, (epoch, sequence), entry);
         }
         Err(wrong)
+    }
+
+    /// Asks a gateway for transactions again, unless the store knows better.
+    pub(super) fn resend(&mut self, request: ResendRequest, progress: watch::Sender<CopiesProgress>) {
+        if let Err(error) = self.may_ask_for(&request) {
+            progress.send_replace(CopiesProgress { kept: 0, ended: Some(Err(error)) });
+            return;
+        }
+        let stored = self.store.watermarks_of(&request.lane);
+        let address = self.fleet.next_command(&request.lane.practice, &request.lane.gateway);
+        self.resends.ask(request, &stored, address, &self.answers, progress);
+    }
+
+    fn may_ask_for(&mut self, request: &ResendRequest) -> Result<(), ResendError> {
+        let ResendRequest { lane, epoch, from, through } = request;
+        let failed = |error: StoreError| ResendError::Store(error.to_string());
+        self.store.check_lane(lane).map_err(failed)?;
+        let last = self.store.watermarks_of(lane).last().map(|end| end.epoch);
+        let Some(epoch) = epoch.or(last) else { return Ok(()) };
+        for sequence in [*from, *through] {
+            if self.store.is_archived(lane, epoch, sequence).map_err(failed)? {
+                return Err(ResendError::Archived { lane: lane.clone(), epoch, sequence });
+            }
+        }
+        Ok(())
     }
 
     /// Where a lane ends on stable storage, as a receipt that answers nothing.

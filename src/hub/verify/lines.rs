@@ -111,11 +111,21 @@ impl OpenFile {
     }
 }
 
-/// Opens all files of a lane. Where one rotates meanwhile the list is made again: it would lack that file.
-pub(super) fn open_all(directory: &Path, name: &LaneName) -> Result<Vec<OpenFile>, StoreError> {
+/// Opens all files of a lane, each in `archive` if it is there. Where one rotates meanwhile the list is made again: it would lack
+/// that file.
+pub(super) fn open_all(
+    directory: &Path,
+    archive: Option<&Path>,
+    name: &LaneName,
+) -> Result<Vec<OpenFile>, StoreError> {
     let mut paths = ndjson::files_of(directory, name)?;
+    let archived = |path: &Path| Some(archive?.join(path.strip_prefix(directory).ok()?));
+    let open = |path: &PathBuf| match archived(path).map(OpenFile::open).transpose()?.flatten() {
+        Some(archived) => Ok(Some(archived)),
+        None => OpenFile::open(path.clone()),
+    };
     loop {
-        let opened: Vec<_> = paths.iter().cloned().map(OpenFile::open).collect::<Result<_, _>>()?;
+        let opened: Vec<_> = paths.iter().map(open).collect::<Result<_, _>>()?;
         let again = ndjson::files_of(directory, name)?;
         if again == paths {
             return Ok(opened.into_iter().flatten().collect());
