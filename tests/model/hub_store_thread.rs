@@ -405,6 +405,23 @@ fn a_lane_whose_files_fail_while_the_hub_runs_stops_no_other_and_comes_back() {
 }
 
 #[test]
+fn a_bundle_of_a_lane_whose_files_fail_is_not_stored_and_no_end_is_given_of_it() {
+    let (running, [mut clinical, mut letters, good]) = with_two_failing_lanes();
+    for sender in [&mut clinical, &mut letters] {
+        let one = |entry: &Entry| (entry.envelope.clone(), entry.body.clone().unwrap());
+        let transactions = sender.take(2).iter().map(one).collect();
+        let (answer, asked) = mpsc::sync_channel(1);
+        let part = Part { lane: sender.lane.clone(), transactions };
+        running.arrivals.as_ref().unwrap().send(Arrival::Import(Box::new(part), answer)).ok().unwrap();
+        assert_eq!(asked.recv().unwrap(), Err(NotTaken::StoreFailed(sender.lane.clone())));
+        let (answer, asked) = mpsc::sync_channel(1);
+        running.arrivals.as_ref().unwrap().send(Arrival::End(sender.lane.clone(), answer)).ok().unwrap();
+        assert!(asked.recv().unwrap().is_none(), "an empty end would be a lie");
+    }
+    assert_eq!(running.through(&good, "b").0, 0);
+}
+
+#[test]
 fn a_full_disk_gives_no_receipt_and_gets_well_by_itself() {
     let mut running = Running::start();
     let mut sender = Sender::new(&lane("clinical"), 1);
