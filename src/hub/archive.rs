@@ -94,12 +94,15 @@ impl ArchiveError {
     /// Whether other lanes can be archived all the same.
     #[must_use]
     pub fn concerns_one_lane(&self) -> bool {
-        matches!(
-            self,
+        match self {
             Self::Hole(_)
-                | Self::Taken { .. }
-                | Self::NotArchived(NotArchived::NotWhole { .. } | NotArchived::Other { .. })
-        )
+            | Self::Taken { .. }
+            | Self::NotArchived(NotArchived::NotWhole { .. } | NotArchived::Other { .. }) => true,
+            Self::Store(error) => !error.is_full(),
+            // As the hub says of a lane that is out of use there.
+            Self::Hub { consequence, .. } => *consequence == Consequence::FILES,
+            _ => false,
+        }
     }
 
     /// How the command ends.

@@ -51,7 +51,12 @@ fn bodies_are_archived_while_gateways_send_and_the_lane_stays_proven() {
     let newest = (4..).find(|number| !file(*number).exists()).expect("a number");
     rotated(newest + 1);
     pipeline.site.kill_hub();
-    printed(&pipeline.site, &archive, 0);
+    // A lane whose files cannot be read is named, and stops no other.
+    let broken = lane.join("aaa.000001.ndjson");
+    std::fs::create_dir(&broken).expect("made");
+    let named = pipeline.site.hub_command(&archive);
+    assert!(!named.status.success() && String::from_utf8_lossy(&named.stderr).contains("aaa.000001.ndjson"));
+    std::fs::remove_dir(&broken).expect("removed");
     assert!(archived_lines(&file(newest)) > 0);
     pipeline.site.start_hub();
     rotated(newest + 4);
