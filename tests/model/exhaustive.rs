@@ -913,13 +913,16 @@ impl World {
 
     /// While a lane is out of use at the hub, everything of the others is confirmed.
     fn others_continue(&self) -> bool {
+        if self.disk.out.is_empty() {
+            return true;
+        }
         let mut world = self.clone();
         let others: Vec<_> = (0..self.streams.len()).filter(|of| !self.disk.out.contains(of)).collect();
         let reached = |world: &World| {
             others.iter().all(|of| world.streams[*of].machine.confirmed() == world.must_reach(*of))
         };
         for _ in 0..800 {
-            if self.disk.out.is_empty() || reached(&world) {
+            if reached(&world) {
                 return true;
             }
             if world.next_step(false).is_none() {
@@ -1322,8 +1325,7 @@ fn stores_fail() {
     explore("a lane's files fail, hub connects again, timeout", budget, lane_came_back);
     let budget = Budget { failed_lanes: 2, hub_crashes: long(), ticks: 1, ..one_lane(2) };
     explore("a lane's files fail twice, timeout", budget, lane_came_back);
-    let accepts = vec![vec![2, 1 + long()]];
-    let budget = Budget { accepts, failed_lanes: 1, ticks: long(), ..Budget::default() };
+    let budget = Budget { accepts: vec![vec![2, 1]], failed_lanes: 1, ticks: long(), ..Budget::default() };
     explore("two lanes: the files of one fail", budget, lane_came_back);
     let budget = Budget { accepts: vec![vec![1], vec![1]], failed_lanes: 1, ticks, ..Budget::default() };
     explore("two boxes: the files of one fail, timeout", budget, lane_came_back);
