@@ -12,8 +12,8 @@ use self::line::{Beginning, DAY};
 use self::questions::ASK_AGAIN;
 use super::hub::{HubView, Point};
 use super::window::Window;
-use super::{Action, Alarm, Gone, HeldBecause, Input, Limits, Millis, Nonce, Numbering, Reason, Receipt};
-use crate::chain::{ChainValue, Through};
+use super::{Action, Alarm, Gone, HeldBecause, Input, Limits, Millis, Nonce, Numbering, Reason};
+use crate::chain::ChainValue;
 use crate::transaction::{Position, Sequence};
 
 /// A head that ended so many connections by itself, or was not verified so often, is held.
@@ -265,19 +265,6 @@ impl Delivery {
             answered: self.link.is_some() && self.answered(),
             beginning: self.beginning.is_some(),
         }
-    }
-
-    /// The position through which a receipt claims to confirm this lane.
-    #[must_use]
-    pub fn claimed_by(&self, receipt: &Receipt) -> Position {
-        let position = |end: Through| self.numbering.position(end.epoch, end.through);
-        receipt.end.and_then(position).unwrap_or(0)
-    }
-
-    /// Whether a receipt answers this connection's last question.
-    #[must_use]
-    pub fn is_answer(&self, receipt: &Receipt) -> bool {
-        self.link.as_ref().is_some_and(|link| receipt.nonce == Some(link.nonce))
     }
 
     fn answered(&self) -> bool {

@@ -4,11 +4,24 @@ use super::super::hub::{Answer, Claim, Place};
 use super::super::{Action, Millis, Receipt};
 use super::Delivery;
 use super::questions::ASK_AGAIN;
-use crate::chain::ChainValue;
-use crate::transaction::{Epoch, Sequence};
+use crate::chain::{ChainValue, Through};
+use crate::transaction::{Epoch, Position, Sequence};
 use crate::wire::receipt::GapCode;
 
 impl Delivery {
+    /// The position through which a receipt claims to confirm this lane.
+    #[must_use]
+    pub fn claimed_by(&self, receipt: &Receipt) -> Position {
+        let position = |end: Through| self.numbering.position(end.epoch, end.through);
+        receipt.end.and_then(position).unwrap_or(0)
+    }
+
+    /// Whether a receipt answers this connection's last question.
+    #[must_use]
+    pub fn is_answer(&self, receipt: &Receipt) -> bool {
+        self.link.as_ref().is_some_and(|link| receipt.nonce == Some(link.nonce))
+    }
+
     pub(super) fn receipt(&mut self, receipt: &Receipt, now: Millis, out: &mut Vec<Action>) {
         let (Some(link), Some(hub)) = (&mut self.link, &mut self.hub) else { return };
         if self.beginning.is_some() {
