@@ -110,7 +110,9 @@ impl GatewayView {
     /// In a few words: is it there?
     #[must_use]
     pub fn presence(&self, now: UnixMillis) -> &str {
-        let silent = self.last_seen.is_none_or(|seen| now.saturating_sub(seen) > self.patience());
+        // Whoever reads the view from its file may see one that is as old as that.
+        let patience = self.patience() + SAVE_INTERVAL.as_millis() as UnixMillis;
+        let silent = self.last_seen.is_none_or(|seen| now.saturating_sub(seen) > patience);
         match &self.status {
             None => "unknown",
             Some(status) if status.up == 1 && silent => "offline",
@@ -493,9 +495,10 @@ mod tests {
         take(&mut fleet, &own.payload("online"), false);
         let view = fleet.gateways.get_mut("B86022/gw1").unwrap();
         let (seen, patience) = (view.last_seen.unwrap(), view.patience());
-        assert_eq!((view.presence(seen + patience), patience), ("online", 180_000));
-        assert_eq!(view.presence(seen + patience + 1), "offline");
+        assert_eq!((view.presence(seen + patience + 5_000), patience), ("online", 180_000));
+        assert_eq!(view.presence(seen + patience + 5_001), "offline");
         view.info = Some(serde_json::json!({"health_interval_seconds": 0.5}));
-        assert_eq!(view.presence(seen + 1_501), "offline");
+        assert_eq!(view.presence(seen + 6_500), "online", "the file with the view is up to five seconds old");
+        assert_eq!(view.presence(seen + 6_501), "offline");
     }
 }
