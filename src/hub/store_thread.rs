@@ -96,8 +96,8 @@ pub struct StoreThread {
     late: Vec<Entry>,
     late_bytes: usize,
     told: Told,
-    /// Lanes whose gateway has deleted all that their files lack, and where those files go on.
-    covered: BTreeMap<LaneName, Vec<Through>>,
+    /// Lanes whose gateway has deleted all that their files lack, where those end before that, and where they go on.
+    covered: BTreeMap<LaneName, (Vec<Through>, Vec<Through>)>,
     /// The last transaction was refused until the centre admits it.
     refused: Option<(LaneName, Refusal)>,
     /// The committer's time counts from here.

@@ -415,6 +415,7 @@ fn cloudevents_of_pypi_and_npm_decode_what_the_broker_carries() {
                 "epoch": kept["epoch"],
                 "sequence": format!("{:020}", number + 1),
                 "round": event["round"],
+                "delayed": event["delayed"],
                 "chain": chain.to_string(),
                 "signature": event["signature"],
                 "kind": "transaction",
@@ -428,7 +429,9 @@ fn cloudevents_of_pypi_and_npm_decode_what_the_broker_carries() {
                 wanted["correlationid"] = correlation.into();
             }
             assert_eq!(*event, wanted, "{decoder}, transaction {}", number + 1);
-            assert!(event["round"].as_str().is_some_and(|round| round.parse::<u64>().is_ok()), "{event}");
+            for number in ["round", "delayed"] {
+                assert!(event[number].as_str().is_some_and(|text| text.parse::<u64>().is_ok()), "{event}");
+            }
             let clock = event["clock"].as_str().expect("a word");
             assert!(["synced", "holdover", "untrusted"].contains(&clock), "{clock}");
             assert!(

@@ -361,6 +361,37 @@ fn parts_that_are_lost_one_after_the_other_are_all_named() {
 }
 
 #[test]
+fn what_is_lost_stays_named_when_the_next_part_is_missing_and_comes_again() {
+    for groups in [1, 2] {
+        let centre = Centre::new();
+        let (lane, epoch) = (&centre.all[0].lane, centre.all[0].envelope.epoch);
+        let lost = [LostNumbers { epoch, from: 3, through: 4, newest: epoch }];
+        fs::remove_file(&centre.files[1]).unwrap();
+        centre.open().close_hole(lane).unwrap();
+        fs::remove_file(&centre.files[2]).unwrap();
+        loop {
+            let mut store = centre.open();
+            assert_eq!(store.lost(lane), lost, "at {}", end(&store));
+            let before = usize::try_from(end(&store)).unwrap();
+            if before >= 6 {
+                break;
+            }
+            store.append(&centre.all[before..(before + groups).min(6)]).unwrap();
+        }
+        let store = centre.open();
+        assert_eq!((end(&store), store.hole(lane), store.lost(lane)), (2 * GROUPS, None, &lost[..]));
+        drop(store);
+        let verified = verify::lane(centre.path(), lane, &Gateways::default()).unwrap();
+        assert_eq!((verified.faults, numbers(&verified.lost)), (vec![], numbers_of(&lost)));
+        // The missing file is found after all: it takes the place of what is noted in its stead.
+        let whole = Centre::new();
+        fs::copy(&whole.files[1], &centre.files[1]).unwrap();
+        let store = centre.open();
+        assert_eq!((end(&store), store.hole(lane), store.lost(lane)), (2 * GROUPS, None, &[][..]));
+    }
+}
+
+#[test]
 fn a_torn_end_before_a_hole_that_is_given_up_is_no_fault() {
     let centre = Centre::new();
     let whole = fs::read(&centre.files[1]).unwrap();

@@ -40,11 +40,15 @@ pub(super) fn ordinal_of(path: &Path) -> Option<u32> {
 
 /// Renames files that have lost their beginning, so that nobody takes them for a lane's, except an empty one, and one that
 /// is written next and holds no whole group: that is the torn end of a lane that had just begun.
-pub(super) fn put_aside(damaged: &[PathBuf], written: &Path, lane: &LaneName) -> Result<(), StoreError> {
+pub(super) fn put_aside(
+    damaged: &[PathBuf],
+    written: Option<&Path>,
+    lane: &LaneName,
+) -> Result<(), StoreError> {
     for path in damaged {
         let file = File::open(path).map_err(failed("open", path))?;
         let Tail { good, length, .. } = tail::read(&file, lane).map_err(failed("read", path))?;
-        if length == 0 || (path == written && good == 0) {
+        if length == 0 || (written == Some(path.as_path()) && good == 0) {
             continue;
         }
         let mut name = path.as_os_str().to_owned();

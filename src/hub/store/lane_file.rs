@@ -31,7 +31,7 @@ pub(super) struct LaneFile {
     directory: PathBuf,
     /// The file that grows, unless there is a hole.
     base: PathBuf,
-    /// The file that is written: in a lane with a hole, the last one before it.
+    /// The file that is written: in a lane with a hole, the one after the last before it, or that one.
     path: PathBuf,
     file: File,
     /// The last good barrier.
@@ -84,11 +84,17 @@ impl LaneFile {
         if let Some(hole) = &hole {
             tracing::error!(lane = %name, hole = %hole, "Files of a lane are missing or damaged: its end moves back, and its gateway sends the difference again");
         }
-        let (path, ordinal) = match (&hole, last) {
+        let (path, ordinal) = match (&hole, &last) {
             (None, _) => (base.clone(), next),
-            (Some(_), Some((path, _))) => {
-                let ordinal = ordinal_of(&path).unwrap_or(next);
-                (path, ordinal)
+            (Some(hole), Some((path, tail))) => {
+                let ordinal = ordinal_of(path).unwrap_or(next);
+                let is_free = ordinal + 1 < ordinal_of(&hole.before).unwrap_or(next);
+                // In the place of the missing file, so that what is noted as lost stays the end of its file. A file that has lost
+                // its own end gets that again.
+                match is_free && tail.good == tail.length {
+                    true => (rotated_path(&base, ordinal + 1), ordinal + 1),
+                    false => (path.clone(), ordinal),
+                }
             }
             // Before everything that is there.
             (Some(_), None) => {
@@ -96,7 +102,7 @@ impl LaneFile {
                 (rotated_path(&base, before), before)
             }
         };
-        put_aside(&damaged, &path, &name)?;
+        put_aside(&damaged, last.is_none().then_some(path.as_path()), &name)?;
         if hole.is_some() {
             // It covers more than the lane has now.
             pgw_durable::remove(&base.with_extension("ids")).map_err(failed("remove", &base))?;

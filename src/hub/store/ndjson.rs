@@ -353,7 +353,16 @@ impl Store for NdjsonStore {
     }
 
     fn close_hole(&mut self, lane: &LaneName) -> Result<(), StoreError> {
-        self.lanes.get_mut(lane).map_or(Ok(()), LaneFile::close_hole)
+        let Some(file) = self.lanes.get_mut(lane) else { return Ok(()) };
+        let before = file.watermarks.clone();
+        match file.close_hole() {
+            // It is noted, and the files after it cannot be read: nothing may be said of the lane until they can.
+            Err(error) if file.watermarks != before => {
+                self.lanes.remove(lane);
+                self.keep_or_not(lane, Err(error))
+            }
+            outcome => outcome,
+        }
     }
 
     fn leave_hole(&mut self, lane: &LaneName) -> Result<u64, StoreError> {

@@ -3,7 +3,8 @@
 //! A group that was never synced can be torn anywhere, not only at its last line: a power cut may keep its later pages
 //! and lose its earlier ones. Each group begins with a line that holds the watermarks before it, so the last group can
 //! be checked as a whole, with its chain, without reading anything before it. A later group is written only after the
-//! earlier one was synced. What is lost for good is a group of its own, and the last of its file.
+//! earlier one was synced. What is lost for good is a group of its own, and the last of its file:
+//! what comes again after that has a file of its own.
 
 use std::fs::File;
 use std::io;

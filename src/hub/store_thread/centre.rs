@@ -11,7 +11,7 @@ use pgw_core::wire::envelope::Envelope;
 
 use super::StoreThread;
 use crate::missing;
-use crate::store::{Entry, LaneName, LateKept, Through, late};
+use crate::store::{Entry, LaneName, LateKept, Through, late, walk};
 use crate::waits::{AdmittedLane, NotAdmitted, WaitReason, Waits};
 
 /// The log names the same of a lane at most this often.
@@ -161,7 +161,7 @@ impl StoreThread {
             && entry.as_ref().is_some_and(|entry| self.is_covered(lane, entry, &until))
         {
             reason = WaitReason::Lost;
-            self.covered.insert(lane.clone(), until);
+            self.covered.extend(self.missing_part(lane).map(|part| (lane.clone(), part)));
         }
         let deleted = entry.filter(|_| matches!(reason, WaitReason::Deleted | WaitReason::Lost));
         let transactions = deleted.map_or(0, |entry| entry.transactions());
@@ -171,10 +171,16 @@ impl StoreThread {
         }
     }
 
+    /// Where a lane's files end before what is missing, and where they go on.
+    fn missing_part(&self, lane: &LaneName) -> Option<(Vec<Through>, Vec<Through>)> {
+        Some((self.store.watermarks_of(lane), self.store.hole(lane)?))
+    }
+
     /// Whether an entry stands for all that a lane's files lack before these ends. Answers name what is lost, so there is a limit.
     fn is_covered(&self, lane: &LaneName, entry: &entry::Entry, until: &[Through]) -> bool {
-        self.store.lost(lane).len() + until.len() <= MOST_LOST
-            && missing::covers(entry, &self.store.watermarks_of(lane), until)
+        let ends = self.store.watermarks_of(lane);
+        let parts = walk::between(&ends, until).map_or(0, |parts| parts.len());
+        self.store.lost(lane).len() + parts <= MOST_LOST && missing::covers(entry, &ends, until)
     }
 
     /// The centre admits what waits at a lane, or at every lane (`None`).
@@ -200,7 +206,10 @@ impl StoreThread {
             let given_up = match waits.reason {
                 WaitReason::Hole => self.store.check_lane(&lane).and_then(|()| self.store.leave_hole(&lane)),
                 // The files have changed since: its gateway says again what it has deleted.
-                WaitReason::Lost if self.covered.get(&lane) != self.store.hole(&lane).as_ref() => {
+                WaitReason::Lost
+                    if self.store.check_lane(&lane).is_ok()
+                        && self.covered.get(&lane) != self.missing_part(&lane).as_ref() =>
+                {
                     other = Some(lane);
                     continue;
                 }
