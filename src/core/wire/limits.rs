@@ -17,6 +17,8 @@ pub const NAME_BYTES: usize = 20;
 pub const TEXT_BYTES: usize = 2048;
 /// Most bytes of all attributes together, names and the lengths before them included.
 pub const ATTRIBUTES_BYTES: usize = 15 * 1024;
+/// Most ranges of a lane that an answer names as lost for good.
+pub const LOST_RANGES: usize = 64;
 
 /// A text of the envelope whose value comes from outside: from a sender, or from the configuration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -7,6 +7,7 @@ use pgw_core::transaction::{Gateway, Hub, Lane, Practice};
 use pgw_core::wire;
 use pgw_core::wire::WireError;
 use pgw_core::wire::command::Command;
+use pgw_core::wire::limits::LOST_RANGES;
 use pgw_core::wire::presence::{Probe, Status};
 use pgw_core::wire::receipt::{self, StoreId, nonce_bytes};
 use pgw_core::wire::signature::{self, PublicKey, Word};
@@ -121,6 +122,9 @@ impl Verifier {
         let body: receipt::Receipt = wire::from_json(&publish.payload)?;
         if body.hub != *hub {
             return Err(Rejected::OtherHub);
+        }
+        if body.lost.len() > LOST_RANGES {
+            return Err(WireError::Malformed("lost").into());
         }
         let nonce = match &body.nonce {
             Some(text) => Some(nonce_bytes(text).ok_or(WireError::Malformed("nonce"))?),
@@ -271,6 +275,10 @@ mod tests {
 
         assert_eq!(rejection(publish(TOPIC, payload.clone(), None)), Rejected::Wire(WireError::Signature));
         assert_eq!(rejection(signed(&other, TOPIC, &good)), Rejected::Wire(WireError::Signature));
+        let epoch = Epoch(Uuid::nil());
+        let lost = vec![delivery::LostNumbers { epoch, from: 1, through: 1, newest: epoch }; LOST_RANGES + 1];
+        let long = receipt::Receipt { lost, ..good.clone() };
+        assert_eq!(rejection(signed(&key, TOPIC, &long)), Rejected::Wire(WireError::Malformed("lost")));
         let moved = publish(
             "pgw/v1/B86022/gw1/receipt/hub1/urgent",
             payload.clone(),

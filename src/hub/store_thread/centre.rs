@@ -8,6 +8,7 @@ use pgw_core::text::chain;
 use pgw_core::transaction::{Epoch, Kind, Sequence, unix_millis_now};
 use pgw_core::wire::entry;
 use pgw_core::wire::envelope::Envelope;
+use pgw_core::wire::limits::LOST_RANGES;
 
 use super::StoreThread;
 use crate::missing;
@@ -16,8 +17,6 @@ use crate::waits::{AdmittedLane, NotAdmitted, WaitReason, Waits};
 
 /// The log names the same of a lane at most this often.
 const BETWEEN: Duration = Duration::from_secs(60);
-/// Most ranges of a lane that are lost for good.
-const MOST_LOST: usize = 64;
 /// Most lanes and kinds that are remembered as named.
 const MOST: usize = 4_096;
 
@@ -180,7 +179,7 @@ impl StoreThread {
     fn is_covered(&self, lane: &LaneName, entry: &entry::Entry, until: &[Through]) -> bool {
         let ends = self.store.watermarks_of(lane);
         let parts = walk::between(&ends, until).map_or(0, |parts| parts.len());
-        self.store.lost(lane).len() + parts <= MOST_LOST && missing::covers(entry, &ends, until)
+        self.store.lost(lane).len() + parts <= LOST_RANGES && missing::covers(entry, &ends, until)
     }
 
     /// The centre admits what waits at a lane, or at every lane (`None`).
