@@ -268,8 +268,8 @@ impl Check<'_> {
                 let known = self.contents.get(&advance.id);
                 let here = known.is_some_and(|known| known.contains(&advance.digest));
                 let Through { epoch, through: sequence, .. } = advance.watermark;
-                // Its content may be in what is lost for good.
-                let explained = !here && !self.walk.lost().is_empty();
+                // Its content may be in a part that is lost for good; what came after that was noted has its own.
+                let explained = !here && self.walk.lost().iter().any(|part| part.line.contains(&epoch));
                 self.report.lost_again += u64::from(explained);
                 (!here && !explained).then_some(Fault::Lost { epoch, sequence, id: advance.id })
             }

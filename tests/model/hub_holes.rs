@@ -13,6 +13,7 @@ use pgw_hub::gateways::Gateways;
 use pgw_hub::report;
 use pgw_hub::store::line::{self, Line};
 use pgw_hub::store::ndjson::{NdjsonStore, files_of};
+use pgw_hub::store::walk::Fault;
 use pgw_hub::store::{Entry, Store, StoreError};
 use pgw_hub::verify;
 
@@ -389,6 +390,29 @@ fn what_is_lost_stays_named_when_the_next_part_is_missing_and_comes_again() {
         let store = centre.open();
         assert_eq!((end(&store), store.hole(lane), store.lost(lane)), (2 * GROUPS, None, &[][..]));
     }
+}
+
+#[test]
+fn a_number_without_content_is_explained_by_a_lost_part_only_if_it_was_there_before() {
+    let centre = Centre::new();
+    let lane = &centre.all[0].lane;
+    let mut history = Sender::new(lane, 1);
+    history.take(2 * GROUPS);
+    let verified = || verify::lane(centre.path(), lane, &Gateways::default()).unwrap();
+    let known_again = |sender: &mut Sender| {
+        let mut known = sender.again(&centre.all[2]);
+        known.keep_only_number();
+        centre.open().append(&[known]).unwrap();
+    };
+    let mut before = Sender::after(&history, 2);
+    known_again(&mut before);
+    fs::remove_file(&centre.files[1]).unwrap();
+    centre.open().close_hole(lane).unwrap();
+    assert_eq!((verified().faults, verified().lost_again), (vec![], 1));
+    known_again(&mut Sender::after(&before, 3));
+    let fault = &verified().faults[0].2;
+    assert!(matches!(fault, Fault::Lost { sequence: 1, .. }), "{fault}");
+    assert_eq!((verified().faults_total, verified().lost_again), (1, 1));
 }
 
 #[test]

@@ -264,8 +264,8 @@ fn the_centre_admits_exactly_the_epoch_that_waits() {
     assert_eq!((verified.transactions, verified.missing.len()), (5, 1));
 }
 
-#[test]
-fn a_new_epoch_waits_while_a_hole_is_open_and_what_came_after_it_is_late_then() {
+/// A hub with twelve numbers of a lane, of whose files the one with 5 and 6 is missing.
+fn with_a_hole() -> (Sender, Vec<Entry>, Running) {
     let directory = Arc::new(tempfile::tempdir().unwrap());
     let mut first = Sender::new(&lane("clinical"), 1);
     let all = first.take(12);
@@ -277,7 +277,13 @@ fn a_new_epoch_waits_while_a_hole_is_open_and_what_came_after_it_is_late_then() 
     running.finish();
     let files = files_of(directory.path(), &first.lane).unwrap();
     fs::remove_file(&files[2]).unwrap();
-    running = Running::in_store(&directory, 1_000);
+    let running = Running::in_store(&directory, 1_000);
+    (first, all, running)
+}
+
+#[test]
+fn a_new_epoch_waits_while_a_hole_is_open_and_what_came_after_it_is_late_then() {
+    let (first, all, mut running) = with_a_hole();
     // The gateway does not have what is missing any more: it goes on from the hub's end with a new epoch.
     let mut kept = first.clone();
     (kept.sequence, kept.chain) = (4, all[3].envelope.chain);
@@ -316,18 +322,7 @@ fn a_new_epoch_waits_while_a_hole_is_open_and_what_came_after_it_is_late_then() 
 
 #[test]
 fn what_its_gateway_has_deleted_of_a_hole_is_lost_for_good_and_the_lane_goes_on_after_it() {
-    let directory = Arc::new(tempfile::tempdir().unwrap());
-    let mut first = Sender::new(&lane("clinical"), 1);
-    let all = first.take(12);
-    let mut running = Running::in_store(&directory, 1_000);
-    for group in all.chunks(2) {
-        running.send_together(group);
-        running.through(&first, &format!("{}", group[0].envelope.chain));
-    }
-    running.finish();
-    let files = files_of(directory.path(), &first.lane).unwrap();
-    fs::remove_file(&files[2]).unwrap();
-    running = Running::in_store(&directory, 1_000);
+    let (first, all, mut running) = with_a_hole();
     let mut kept = first.clone();
     (kept.sequence, kept.chain) = (4, all[3].envelope.chain);
     // An entry for a part only, and a sender's transaction that looks like an entry for all of it.

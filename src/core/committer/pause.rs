@@ -52,7 +52,7 @@ impl<R: Record> Committer<R> {
         self.failure.into_iter().chain(of_lane).any(|pause| pause.lasts(now))
     }
 
-    /// The store has failed, or could not tell what it has of the lane: the record is not even looked at.
+    /// The store has failed, or could not tell what it has of the lane: the record is dropped unread.
     pub(super) fn drop_for_now(&mut self, record: &R, now: Millis, actions: &mut Vec<Action<R>>) {
         match self.failure.as_mut().filter(|pause| pause.lasts(now)) {
             Some(failure) => failure.dropped += 1,
