@@ -87,6 +87,9 @@ pub struct EpochStart {
     pub base: Position,
     /// The end of the hub's line where it begins; `None`: an empty line.
     pub link: Option<Through>,
+    /// The epochs of this lane before it through which the hub's line was known to lead: the one of the link, and the one of the
+    /// point that proved `base`, which is another one where the link lies in another history.
+    pub follows: Vec<Epoch>,
     /// In the order of their positions, all after `base`.
     pub entries: Vec<Entry>,
 }
@@ -138,7 +141,7 @@ impl Numbering {
     /// A lane in its first epoch.
     #[must_use]
     pub fn new(epoch: Epoch) -> Self {
-        let present = EpochStart { epoch, base: 0, link: None, entries: Vec::new() };
+        let present = EpochStart { epoch, base: 0, link: None, follows: Vec::new(), entries: Vec::new() };
         Self { older: Vec::new(), present }
     }
 
@@ -188,7 +191,7 @@ impl Numbering {
     }
 
     /// The entries that the hub's line has, as far as this lane knows: those of the present epoch, and before it those of the
-    /// epochs through which its link leads back. An epoch that the hub's line does not lead through says nothing.
+    /// epochs that it follows. An epoch that the hub's line does not lead through says nothing.
     #[must_use]
     pub fn entries_of_line(&self) -> Vec<&Entry> {
         let mut through = Position::MAX;
@@ -200,16 +203,23 @@ impl Numbering {
         found
     }
 
-    /// The epochs through which the hub's line leads back from this one, newest first.
+    /// The epochs through which the hub's line is known to lead back from this one, newest first. It comes to them in the order in
+    /// which they began.
     fn line_through(&self, epoch: Epoch) -> Vec<&EpochStart> {
-        let all: Vec<_> = self.older.iter().chain([&self.present]).collect();
+        let mut known = vec![epoch];
         let mut line = Vec::new();
-        let mut next = all.iter().rposition(|start| start.epoch == epoch);
-        while let Some((at, start)) = next.and_then(|at| Some((at, *all.get(at)?))) {
-            line.push(start);
-            // A link to what is not this lane's: what is before it was proven in the epoch before.
-            let linked = |link: Through| all.iter().take(at).rposition(|older| older.epoch == link.epoch);
-            next = start.link.and_then(linked).or(at.checked_sub(1));
+        for start in self.epochs() {
+            if known.contains(&start.epoch) {
+                line.push(start);
+                known.extend(&start.follows);
+                // An epoch has one beginning, so what any other has learnt of the line before it is as true here. What is newer
+                // than this one was passed already.
+                let joins = |link: Through| {
+                    link.epoch == start.epoch || start.link.is_some_and(|at| at.epoch == link.epoch)
+                };
+                let others = self.epochs().filter(|other| other.link.is_some_and(joins));
+                known.extend(others.flat_map(|other| &other.follows));
+            }
         }
         line
     }
@@ -304,7 +314,14 @@ impl Numbering {
 
     /// Positions after `after` belong to `epoch` from now on. `made` are the new entries, in any order; older ones stay.
     #[must_use]
-    pub fn begun(&self, epoch: Epoch, link: Option<Through>, after: Position, made: Vec<Entry>) -> Self {
+    pub fn begun(
+        &self,
+        epoch: Epoch,
+        link: Option<Through>,
+        follows: Vec<Epoch>,
+        after: Position,
+        made: Vec<Entry>,
+    ) -> Self {
         let mut entries = self.entries_after(after);
         for entry in made.iter().filter(|entry| entry.from > after) {
             insert_apart(&mut entries, entry);
@@ -314,7 +331,7 @@ impl Numbering {
         if older.len() >= MOST_EPOCHS {
             older.remove(0);
         }
-        Self { older, present: EpochStart { epoch, base: after, link, entries } }
+        Self { older, present: EpochStart { epoch, base: after, link, follows, entries } }
     }
 }
 
@@ -402,6 +419,7 @@ mod tests {
             epoch: epoch(1),
             base: 10,
             link: None,
+            follows: Vec::new(),
             entries: vec![entry(11, 13), entry(16, 16), entry(18, 30)],
         };
         // 11-13 are number 1, 14 is 2, 15 is 3, 16 is 4, 17 is 5, 18-30 are 6, 31 is 7.
@@ -425,22 +443,30 @@ mod tests {
 
     #[test]
     fn an_entry_stays_in_every_later_epoch_that_begins_before_it() {
-        let numbering = Numbering::new(epoch(1)).begun(epoch(2), link(), 4, vec![entry(8, 9)]);
+        let numbering =
+            Numbering::new(epoch(1)).begun(epoch(2), link(), vec![epoch(1)], 4, vec![entry(8, 9)]);
         assert_eq!(numbering.present().positions(4), (8, 9));
-        let back = numbering.begun(epoch(3), link(), 2, vec![entry(3, 5)]);
+        let back = numbering.begun(epoch(3), link(), vec![epoch(1)], 2, vec![entry(3, 5)]);
         assert_eq!(back.present().entries.iter().map(|entry| entry.from).collect::<Vec<_>>(), [3, 8]);
-        let after = back.begun(epoch(4), link(), 9, Vec::new());
+        let after = back.begun(epoch(4), link(), vec![epoch(1)], 9, Vec::new());
         assert!(after.present().entries.is_empty());
-        assert_eq!(after.begun(epoch(5), link(), 0, Vec::new()).present().entries.len(), 2);
+        assert_eq!(after.begun(epoch(5), link(), vec![epoch(1)], 0, Vec::new()).present().entries.len(), 2);
         // Of a range that begins before, nothing stays as it is.
-        assert_eq!(after.begun(epoch(5), link(), 8, Vec::new()).present().entries.len(), 0);
+        assert_eq!(after.begun(epoch(5), link(), vec![epoch(1)], 8, Vec::new()).present().entries.len(), 0);
     }
 
     #[test]
     fn no_position_is_in_two_entries() {
-        let numbering = Numbering::new(epoch(1)).begun(epoch(2), link(), 4, vec![entry(8, 10)]);
+        let numbering =
+            Numbering::new(epoch(1)).begun(epoch(2), link(), vec![epoch(1)], 4, vec![entry(8, 10)]);
         // The same epoch is asked for twice: the link had ended before the first was written.
-        let twice = numbering.begun(epoch(3), link(), 4, vec![entry(8, 10), entry(9, 12), entry(3, 4)]);
+        let twice = numbering.begun(
+            epoch(3),
+            link(),
+            vec![epoch(1)],
+            4,
+            vec![entry(8, 10), entry(9, 12), entry(3, 4)],
+        );
         assert_eq!(twice.present().entries, [entry(8, 10)]);
         for position in 5..20 {
             let number = twice.present().number(position);
@@ -453,25 +479,41 @@ mod tests {
     #[test]
     fn an_epoch_that_the_line_does_not_lead_through_has_no_entry_in_it() {
         let at = |of, through| Some(Through { epoch: epoch(of), through, chain: ChainValue([1; 32]) });
-        let first = Numbering::new(epoch(1)).begun(epoch(2), at(1, 4), 4, vec![entry(6, 7)]);
+        let first = Numbering::new(epoch(1)).begun(epoch(2), at(1, 4), vec![epoch(1)], 4, vec![entry(6, 7)]);
         // An empty hub, then the true one again.
-        let empty = first.begun(epoch(3), None, 0, vec![entry(1, 5)]);
-        let again = empty.begun(epoch(4), at(2, 8), 13, vec![entry(15, 16)]);
+        let empty = first.begun(epoch(3), None, Vec::new(), 0, vec![entry(1, 5)]);
+        let again = empty.begun(epoch(4), at(2, 8), vec![epoch(2)], 13, vec![entry(15, 16)]);
         let from = |numbering: &Numbering| {
             numbering.entries_of_line().iter().map(|entry| entry.from).collect::<Vec<_>>()
         };
         assert_eq!(from(&empty), [1, 6], "what was an entry stays one");
         assert_eq!(from(&again), [15, 6]);
-        // What is not this lane's own says nothing of the entries before.
-        let foreign = again.begun(epoch(5), at(9, 3), 20, Vec::new());
-        assert_eq!(from(&foreign), [15, 6]);
+        // Another history's end says nothing of the entries before: the epoch does in which the base was proven.
+        for (follows, entries) in [(4, &[15, 6][..]), (3, &[1, 6]), (2, &[6])] {
+            let foreign = again.begun(epoch(5), at(9, 3), vec![epoch(follows)], 20, Vec::new());
+            assert_eq!(from(&foreign), entries, "{follows}");
+            assert_eq!(foreign.newest_in_line(at(9, 3).unwrap()), Some(epoch(follows)));
+        }
+        // The third began where nothing was proven; later the line is known to have led through the second before that.
+        let both = again.begun(epoch(5), at(3, 1), vec![epoch(3), epoch(2)], 20, Vec::new());
+        let line: Vec<_> = both.line_through(epoch(5)).iter().map(|start| start.epoch).collect();
+        assert_eq!(line, [5, 3, 2, 1].map(epoch));
+        // The box knows it also where the next epoch begins without that proof, there or at the same stranger's end.
+        let aside = both.begun(epoch(6), None, Vec::new(), 0, Vec::new());
+        let back = aside.begun(epoch(7), at(3, 2), vec![epoch(3)], 20, Vec::new());
+        let line: Vec<_> = back.line_through(epoch(7)).iter().map(|start| start.epoch).collect();
+        assert_eq!(line, [7, 3, 2, 1].map(epoch));
+        let beside = again.begun(epoch(5), at(9, 3), vec![epoch(2)], 20, Vec::new());
+        let beside = beside.begun(epoch(6), at(9, 4), Vec::new(), 0, Vec::new());
+        let line: Vec<_> = beside.line_through(epoch(6)).iter().map(|start| start.epoch).collect();
+        assert_eq!(line, [6, 2, 1].map(epoch));
     }
 
     #[test]
     fn what_the_hub_has_lost_is_lost_unless_a_later_epoch_of_its_line_names_it_again() {
         let at = |of, through| Through { epoch: epoch(of), through, chain: ChainValue([1; 32]) };
         let first = Numbering::new(epoch(1));
-        let second = first.begun(epoch(2), Some(at(1, 20)), 20, vec![entry(22, 25)]);
+        let second = first.begun(epoch(2), Some(at(1, 20)), vec![epoch(1)], 20, vec![entry(22, 25)]);
         let lost = |of, (from, through), newest| {
             let (epoch, newest) = (epoch(of), epoch(newest));
             LostNumbers { epoch, from, through, newest }
@@ -484,12 +526,12 @@ mod tests {
         assert_eq!(positions(&second, &named, 2), [(4, 6), (21, 26)], "also what an entry stands for");
         assert_eq!(positions(&second, &named, 1), [(4, 6)], "the line does not lead through the second");
         // A later epoch begins before some of it, and was there when it was lost, or not.
-        let third = second.begun(epoch(3), Some(at(2, 9)), 5, Vec::new());
+        let third = second.begun(epoch(3), Some(at(2, 9)), vec![epoch(2)], 5, Vec::new());
         assert_eq!(positions(&third, &named, 3), [(4, 5)]);
         assert_eq!(positions(&third, &named, 2), [(4, 6), (21, 26)], "it has not come to the hub");
         assert_eq!(positions(&third, &[lost(1, (4, 6), 3)], 3), [(4, 6)], "it has no content for it");
         // A stranger's end, at which an epoch of this lane begins.
-        let fourth = third.begun(epoch(4), Some(at(8, 2)), 4, Vec::new());
+        let fourth = third.begun(epoch(4), Some(at(8, 2)), vec![epoch(3)], 4, Vec::new());
         assert_eq!(fourth.newest_in_line(at(8, 2)), Some(epoch(3)));
         assert_eq!(fourth.newest_in_line(at(8, 3)), None);
         for newest in [3, 8, 7] {
@@ -498,7 +540,7 @@ mod tests {
         assert_eq!(positions(&fourth, &[lost(1, (4, 6), 4)], 4), [(4, 6)]);
         // As far as it has come.
         assert_eq!(third.lost_positions(&[lost(1, (4, 8), 2)], (epoch(3), 2), true), [(4, 5), (8, 8)]);
-        let beside = third.begun(epoch(4), Some(at(3, 1)), 19, Vec::new());
+        let beside = third.begun(epoch(4), Some(at(3, 1)), vec![epoch(3)], 19, Vec::new());
         assert_eq!(beside.lost_positions(&[lost(1, (4, 8), 2)], (epoch(4), 0), true), [(4, 5), (7, 8)]);
         // Another history's, which this lane's epochs do not lead to: they have come after it, or the line ends in it.
         let strange = [lost(1, (4, 6), 7)];
@@ -508,8 +550,8 @@ mod tests {
 
     #[test]
     fn the_newest_epoch_names_a_position_and_older_ones_are_remembered() {
-        let numbering =
-            Numbering::new(epoch(1)).begun(epoch(2), link(), 6, vec![]).begun(epoch(3), link(), 4, vec![]);
+        let second = Numbering::new(epoch(1)).begun(epoch(2), link(), vec![epoch(1)], 6, vec![]);
+        let numbering = second.begun(epoch(3), link(), vec![epoch(1)], 4, vec![]);
         assert_eq!(numbering.wire(4), Some((epoch(1), 4)));
         assert_eq!(numbering.wire(8), Some((epoch(3), 4)));
         assert_eq!(numbering.position(epoch(2), 3), Some(9));

@@ -138,8 +138,8 @@ fn alone(
         machine.layout(end, ours, set_aside).ok_or_else(not_own)?;
     machine.handle(Input::EndByFile { end, ours, set_aside }, 0, &mut actions);
     for action in actions {
-        if let Action::NewEpoch { after, link, gone } = action {
-            outbox.new_epoch(lane, after, link, &gone)?;
+        if let Action::NewEpoch { after, link, follows, gone } = action {
+            outbox.new_epoch(lane, after, link, follows, &gone)?;
         }
     }
     Ok(after)

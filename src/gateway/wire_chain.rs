@@ -273,7 +273,7 @@ mod tests {
     }
 
     fn start(entries: Vec<Entry>) -> EpochStart {
-        EpochStart { epoch: Epoch(Uuid::from_u128(1)), base: 2, link: None, entries }
+        EpochStart { epoch: Epoch(Uuid::from_u128(1)), base: 2, link: None, follows: Vec::new(), entries }
     }
 
     fn entry(from: Position, through: Position) -> Entry {
@@ -321,7 +321,7 @@ mod tests {
         let unproven = wire.read(9, 9, 1000);
         assert!(matches!(unproven, Err(ReadError::Unproven { position: 9, .. })), "{unproven:?}");
         assert_eq!(outbox.gone(&lane), [Gone { from: 5, through: 8, kind: None }], "a person decides");
-        outbox.new_epoch(&lane, 8, None, &[]).unwrap();
+        outbox.new_epoch(&lane, 8, None, Vec::new(), &[]).unwrap();
         let read = wire.read(9, 9, 1000).unwrap();
         assert_eq!(read.iter().map(|numbered| numbered.sequence).collect::<Vec<_>>(), [1, 2, 3, 4]);
     }

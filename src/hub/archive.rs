@@ -185,9 +185,9 @@ impl<'a> NewArchive<'a> {
         let before = rfc3339(self.stored_before);
         let files = archived::complete_files(self.store, lane)?;
         for file in files.ok_or_else(|| ArchiveError::Hole(lane.clone()))? {
-            // Both have the same form, which orders as text.
+            // Both have the same form, which orders as text. What fills a hole is younger than the files after it.
             if file.stored >= before {
-                break;
+                continue;
             }
             let Some((bodies, remains)) = self.remains(lane, &file)? else { continue };
             let copied = self.copy(lane, &file)?;

@@ -65,6 +65,9 @@ pub enum ReadmitError {
         "the hub has confirmed its place without an entry there, and so has it already: compare with the hub before you discard it"
     )]
     AtHub,
+    /// It is stored once more already, and its entry could not be removed then.
+    #[error("it is stored once more already: discard the entry")]
+    Returned,
     /// It is not certain yet that the hub does not have it: later.
     #[error("the hub has not confirmed the entry in its place yet")]
     NotConfirmed,

@@ -516,7 +516,7 @@ fn a_new_epoch_renumbers_what_is_there_without_rewriting_it() {
     add(&outbox, 1..=20);
     let old = outbox.read(&clinical(), 1, 100, usize::MAX).unwrap();
     let chained = outbox.chained(&clinical(), 1, 20, usize::MAX).unwrap();
-    let numbering = outbox.new_epoch(&clinical(), 5, None, &[]).unwrap();
+    let numbering = outbox.new_epoch(&clinical(), 5, None, Vec::new(), &[]).unwrap();
     add(&outbox, 21..=30);
     let check = |outbox: &Outbox| {
         assert_eq!(bodies(outbox), expected(1..=30));
@@ -530,8 +530,8 @@ fn a_new_epoch_renumbers_what_is_there_without_rewriting_it() {
     let outbox = open(directory.path());
     check(&outbox);
     // A crash right after it, before anything was added.
-    outbox.new_epoch(&clinical(), 30, None, &[]).unwrap();
-    outbox.new_epoch(&clinical(), 28, None, &[]).unwrap();
+    outbox.new_epoch(&clinical(), 30, None, Vec::new(), &[]).unwrap();
+    outbox.new_epoch(&clinical(), 28, None, Vec::new(), &[]).unwrap();
     outbox.close();
     let outbox = open(directory.path());
     add(&outbox, 31..=33);

@@ -461,9 +461,9 @@ impl World {
                 let chain = stream.disk.value(epoch, sequence);
                 stream.machine.handle(Input::ChainAt { epoch, sequence, chain }, self.now, more);
             }
-            Action::NewEpoch { after, link, gone } => {
+            Action::NewEpoch { after, link, follows, gone } => {
                 self.epochs += 1;
-                stream.disk.renumber(u64::from(self.epochs), after, link, &gone);
+                stream.disk.renumber(u64::from(self.epochs), (after, link, follows), &gone);
                 let numbering = stream.disk.numbering.clone();
                 stream.machine.handle(Input::Renumbered(numbering), self.now, more);
             }

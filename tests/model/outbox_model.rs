@@ -322,10 +322,10 @@ impl World {
                 let model = &self.lanes[lane];
                 let retained = self.outbox().first_retained(&model.lane).unwrap();
                 let after = model.part(part).max(model.numbering.present().base).max(retained - 1);
-                let numbering = self.outbox().new_epoch(&model.lane, after, None, &[]).unwrap();
+                let numbering = self.outbox().new_epoch(&model.lane, after, None, Vec::new(), &[]).unwrap();
                 assert_eq!(numbering.present().base, after);
                 let epoch = numbering.present().epoch;
-                assert_eq!(numbering, model.numbering.begun(epoch, None, after, vec![]));
+                assert_eq!(numbering, model.numbering.begun(epoch, None, Vec::new(), after, vec![]));
                 self.lanes[lane].numbering = numbering;
             }
             Step::Reopen => {

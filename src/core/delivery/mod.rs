@@ -229,6 +229,8 @@ pub enum Action {
         after: Position,
         /// The end of the hub's line, where it begins.
         link: Option<Through>,
+        /// The epochs of this lane that it is known to follow in the line.
+        follows: Vec<Epoch>,
         /// What needs a new entry: all of it is decided.
         gone: Vec<Gone>,
     },

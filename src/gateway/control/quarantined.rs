@@ -165,7 +165,10 @@ async fn readmit(
     let outbox = context.outbox.clone();
     if !matches!(spawn_blocking(move || outbox.note_returned(&found)).await, Ok(Ok(()))) {
         tracing::error!(entry = id, "Could not note that a written-off record is stored once more");
-        return not_removed(&slip);
+        return refused(format!(
+            "it is stored as {}, and that could not be noted: release it again, it will not be stored twice",
+            slip.id_text()
+        ));
     }
     released(context, entry, slip, user).await
 }
@@ -176,7 +179,7 @@ fn too_many() -> Reply {
 
 fn not_removed(slip: &AcceptanceSlip) -> Reply {
     refused(format!(
-        "it is stored as {}, and could not be removed from quarantine: release it again, it will not be stored twice",
+        "it is stored as {}, and could not be removed from quarantine: discard the entry",
         slip.id_text()
     ))
 }

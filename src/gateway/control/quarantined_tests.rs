@@ -158,7 +158,7 @@ fn an_entry_that_cannot_be_removed_is_reported_and_stored_once() {
     let gone = daemon.entry_file(id).with_extension("gone");
     std::fs::create_dir_all(gone.join("x")).unwrap();
     let (exit, _, err) = daemon.release(id);
-    assert!(exit == Exit::Refused && err.contains("it will not be stored twice"), "{err}");
+    assert!(exit == Exit::Refused && err.contains("discard the entry"), "{err}");
     assert_eq!((daemon.stored(&lane()).len(), daemon.ids()), (1, vec![id]), "both are there");
     std::fs::remove_dir_all(&gone).unwrap();
     let (exit, out, _) = daemon.release(id);

@@ -227,8 +227,8 @@ impl Driver {
                     Action::LookUpChain { epoch, sequence } => {
                         self.lanes[index].reader().chain_at(epoch, sequence);
                     }
-                    Action::NewEpoch { after, link, gone } => {
-                        self.lanes[index].reader().new_epoch(after, link, gone);
+                    Action::NewEpoch { after, link, follows, gone } => {
+                        self.lanes[index].reader().new_epoch(after, link, follows, gone);
                     }
                     Action::Reconnect(reason) => {
                         if let Some(live) = live.as_deref_mut() {

@@ -169,6 +169,7 @@ enum Question {
     NewEpoch {
         after: Position,
         link: Option<Through>,
+        follows: Vec<Epoch>,
         gone: Vec<Gone>,
     },
     /// No question: what the hub has lost for good is written down.
@@ -229,8 +230,14 @@ impl Reader {
         self.ask(Question::ChainAt { epoch, sequence });
     }
 
-    pub(super) fn new_epoch(&self, after: Position, link: Option<Through>, gone: Vec<Gone>) {
-        self.ask(Question::NewEpoch { after, link, gone });
+    pub(super) fn new_epoch(
+        &self,
+        after: Position,
+        link: Option<Through>,
+        follows: Vec<Epoch>,
+        gone: Vec<Gone>,
+    ) {
+        self.ask(Question::NewEpoch { after, link, follows, gone });
     }
 
     pub(super) fn lost_at_hub(&self, lost: Vec<(Position, Position)>) {
@@ -303,8 +310,8 @@ fn answer(
         Question::ChainAt { epoch, sequence } => {
             ReaderAnswer::ChainAt { epoch, sequence, chain: readers.live.value_at(epoch, sequence) }
         }
-        Question::NewEpoch { after, link, gone } => {
-            ReaderAnswer::Renumbered(outbox.new_epoch(lane, after, link, &gone))
+        Question::NewEpoch { after, link, follows, gone } => {
+            ReaderAnswer::Renumbered(outbox.new_epoch(lane, after, link, follows, &gone))
         }
         Question::LostAtHub(lost) => {
             outbox.lost_at_hub(lane, &lost);

@@ -187,7 +187,7 @@ impl Commands {
         let taken = spawn_blocking(move || {
             let path = archived::path_of(&directory, &lane, file);
             archived::compare(&path, &archived::draft(&path))
-                .map_err(|error| NotDone::of(&error, Consequence::Refuse))?;
+                .map_err(|error| NotDone::of(&error, Consequence::FILES))?;
             let (answer, answered) = sync_channel(1);
             let stops = || NotDone::later(HUB_STOPS);
             arrivals.send(Arrival::TakeRemains(lane.clone(), file, answer)).map_err(|_| stops())?;

@@ -51,8 +51,8 @@ impl Outbox {
         Some(self.lane(lane)?.state().numbering.clone())
     }
 
-    /// Positions after `after` get a new epoch, where the hub's line ends with `link`, with an entry for each of `gone`. It costs
-    /// one small file, however much is waiting. Blocking.
+    /// Positions after `after` get a new epoch, where the hub's line ends with `link` and is known to lead through the
+    /// epochs `follows` of this lane, with an entry for each of `gone`. It costs one small file, however much is waiting. Blocking.
     ///
     /// # Errors
     /// [`Refusal::Trouble`] when it could not be written; nothing has changed then.
@@ -61,6 +61,7 @@ impl Outbox {
         lane: &Lane,
         after: Position,
         link: Option<Through>,
+        follows: Vec<Epoch>,
         gone: &[Gone],
     ) -> Result<Numbering, Refusal> {
         let epoch = Epoch(uuid::Uuid::now_v7());
@@ -70,7 +71,7 @@ impl Outbox {
             // What has become an entry since it was asked for stays that one.
             let gone = without(gone, &present.entries_after(after), after);
             let made = gone.iter().filter_map(|gone| voids.entry(present, gone)).collect();
-            present.begun(epoch, link, after, made)
+            present.begun(epoch, link, follows, after, made)
         })?;
         tracing::info!(%lane, after, %epoch, "The lane continues in a new epoch");
         self.shared().raise("epoch.new", format!("lane {lane} has a new epoch after position {after}"));

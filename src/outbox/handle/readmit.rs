@@ -50,6 +50,10 @@ impl Outbox {
         if follows != header.chain || state.voids.at(header.position).is_none() {
             return Err(ReadmitError::NotOurs);
         }
+        // The duplicate check does not remember it for ever.
+        if state.voids.has_returned(header.position) {
+            return Err(ReadmitError::Returned);
+        }
         // Within one epoch a hub looks for no id: the record must not be there already.
         let stands = |entry: &Entry| (entry.from..=entry.through).contains(&header.position);
         if state.watermark.position < header.position {

@@ -13,6 +13,7 @@ use crate::errors::{OpenError, ReadError, ReadmitError};
 use crate::faults_for_tests::Point;
 use crate::guard::carve::files_below;
 use crate::handle::Outbox;
+use crate::handle::readmit::WrittenOff;
 use crate::offline::error::RepairError;
 use crate::offline::repair::{RepairRequest, repair};
 use crate::offline::report::{LaneReport, RepairReport};
@@ -269,10 +270,14 @@ fn what_a_person_has_released_stays_released() {
     assert_eq!((counts(&outbox).waiting, counts(&outbox).damaged), (28, 2));
 }
 
+fn stored_again(outbox: &Outbox, found: &WrittenOff) -> Accepted {
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    runtime.block_on(outbox.readmit(found)).unwrap()
+}
+
 fn readmit(outbox: &Outbox, entry: u64) -> Accepted {
     let found = outbox.written_off(entry).unwrap();
-    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-    let accepted = runtime.block_on(outbox.readmit(&found)).unwrap();
+    let accepted = stored_again(outbox, &found);
     outbox.note_returned(&found).unwrap();
     accepted
 }
@@ -310,12 +315,12 @@ fn what_was_written_off_and_is_found_returns_once_under_its_old_id() {
     assert_eq!(why(&outbox), ReadmitError::AtHub, "the line has no entry there");
     outbox.confirm(&clinical(), at(10), None, None);
     let gone = outbox.gone(&clinical());
-    outbox.new_epoch(&clinical(), 10, None, &gone).unwrap();
+    outbox.new_epoch(&clinical(), 10, None, Vec::new(), &gone).unwrap();
     outbox.confirm(&clinical(), at(30), None, None);
     // The sender has sent 12 once more meanwhile.
     let again = add_again(&outbox, 12);
     assert_eq!((again.position, again.repeated), (31, false));
-    let first = readmit(&outbox, 1);
+    let first = stored_again(&outbox, &outbox.written_off(1).unwrap());
     let old = &accepted[0].transaction;
     assert_eq!((first.id, first.time, first.position, first.repeated), (old.id, old.time, 32, false));
     let stored = outbox.read(&clinical(), 32, 1, 0).unwrap().remove(0);
@@ -325,9 +330,10 @@ fn what_was_written_off_and_is_found_returns_once_under_its_old_id() {
         "with everything of its acceptance"
     );
     assert_eq!(outbox.accepted_at(&clinical(), 32), None, "nobody knows how long ago that was");
-    // A crash before the entry is removed: it is recognised.
+    // A crash before that is noted: it is recognised. After that the duplicate check is not even asked.
     let repeated = readmit(&outbox, 1);
     assert_eq!((repeated.id, repeated.position, repeated.repeated), (old.id, 32, true));
+    assert_eq!(outbox.written_off(1).unwrap_err(), ReadmitError::Returned);
     let second = readmit(&outbox, 2);
     assert_eq!((second.id, second.position, second.repeated), (again.id, 31, true));
     assert_eq!(readmit(&outbox, 3).position, 33);
@@ -358,7 +364,7 @@ fn what_was_written_off_and_is_found_returns_also_when_its_segment_was_pruned() 
     assert!(outbox.read(&clinical(), 11, 1, 0).is_err());
     outbox.void(&clinical(), (11, 13), "a bad sector", true).unwrap();
     let gone = outbox.gone(&clinical());
-    outbox.new_epoch(&clinical(), 10, None, &gone).unwrap();
+    outbox.new_epoch(&clinical(), 10, None, Vec::new(), &gone).unwrap();
     confirm_through(&outbox, 30, None);
     eventually("pruned", || outbox.first_retained(&clinical()) == Some(25));
     outbox.close();
@@ -496,7 +502,7 @@ fn what_was_lost_before_a_fork_comes_back() {
             outbox
         };
         let outbox = if lost_before { lose() } else { open(store.path()) };
-        outbox.new_epoch(&clinical(), 3, None, &[]).unwrap();
+        outbox.new_epoch(&clinical(), 3, None, Vec::new(), &[]).unwrap();
         add(&outbox, 13..=15);
         outbox.close();
         if !lost_before {

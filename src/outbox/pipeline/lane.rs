@@ -350,7 +350,7 @@ mod tests {
             names: Vec::new(),
         };
         let entries = vec![entry(5, 10, EntryKind::Pruned), entry(15, 16, EntryKind::Void)];
-        state.numbering = state.numbering.begun(Epoch(uuid::Uuid::max()), None, 4, entries);
+        state.numbering = state.numbering.begun(Epoch(uuid::Uuid::max()), None, Vec::new(), 4, entries);
         state.missing.add(15, 16);
         let has = |state: &LaneState, position| state.is_confirmed_content(position);
         for position in [5, 10, 15, 16, 31] {
@@ -366,8 +366,13 @@ mod tests {
         let counts = state.counts();
         assert_eq!((counts.confirmed, counts.damaged + counts.waiting), (4, 31));
         // One range is counted once, whoever names it.
-        state.numbering =
-            state.numbering.begun(Epoch(uuid::Uuid::nil()), None, 2, vec![entry(3, 4, EntryKind::Pruned)]);
+        state.numbering = state.numbering.begun(
+            Epoch(uuid::Uuid::nil()),
+            None,
+            Vec::new(),
+            2,
+            vec![entry(3, 4, EntryKind::Pruned)],
+        );
         assert_eq!(state.stood_for(), [(3, 4), (5, 10), (15, 16)]);
         // What the hub has lost for good is not there either.
         state.watermark.position = 30;

@@ -59,7 +59,7 @@ impl LaneEpochs {
     /// Of a lane whose files are both lost: `known` are the epochs that a segment remembers. Later ones may have been used, so the
     /// lane goes on in one that nobody has seen, from its first position: the hub's end tells delivery where to begin.
     pub(crate) fn after_loss(lane_id: Uuid, known: &Numbering) -> Self {
-        Self::new(lane_id, known.begun(Epoch(Uuid::now_v7()), None, 0, Vec::new()))
+        Self::new(lane_id, known.begun(Epoch(Uuid::now_v7()), None, Vec::new(), 0, Vec::new()))
     }
 
     /// Writes the copy and then the file, durably. An epoch that is only in the copy was never used.
@@ -133,11 +133,12 @@ mod tests {
             names: vec![Numbers { epoch: Epoch(Uuid::nil()), from: 9, through: 10 }],
         };
         let first = Numbering::new(Epoch(Uuid::nil()));
-        let epochs = first.begun(Epoch(Uuid::from_u128(1)), Some(link), 7, vec![entry]);
+        let epochs =
+            first.begun(Epoch(Uuid::from_u128(1)), Some(link), vec![Epoch(Uuid::nil())], 7, vec![entry]);
         let text = serde_json::to_string(&LaneEpochs::new(Uuid::from_u128(2), epochs)).unwrap();
         let id = |last: u8| format!("\"00000000-0000-0000-0000-00000000000{last}\"");
         let expected = format!(
-            "{{\"version\":1,\"lane_id\":{two},\"epochs\":[{{\"epoch\":{nil},\"base\":0,\"link\":null,\"entries\":[]}},{{\"epoch\":{one},\"base\":7,\"link\":{{\"epoch\":{nil},\"through\":7,\"chain\":\"{chain}\"}},\"entries\":[{{\"from\":9,\"through\":10,\"kind\":\"void\",\"id\":{three},\"time\":5,\"reason\":\"r\",\"names\":[{{\"epoch\":{nil},\"from\":9,\"through\":10}}]}}]}}]}}",
+            "{{\"version\":1,\"lane_id\":{two},\"epochs\":[{{\"epoch\":{nil},\"base\":0,\"link\":null,\"follows\":[],\"entries\":[]}},{{\"epoch\":{one},\"base\":7,\"link\":{{\"epoch\":{nil},\"through\":7,\"chain\":\"{chain}\"}},\"follows\":[{nil}],\"entries\":[{{\"from\":9,\"through\":10,\"kind\":\"void\",\"id\":{three},\"time\":5,\"reason\":\"r\",\"names\":[{{\"epoch\":{nil},\"from\":9,\"through\":10}}]}}]}}]}}",
             nil = id(0),
             one = id(1),
             two = id(2),
@@ -162,7 +163,7 @@ mod tests {
         for base in 1..=1000 {
             let epoch = Epoch(Uuid::from_u128(u128::MAX - u128::from(base)));
             let link = Through { epoch, through: u64::MAX, chain: ChainValue([1; 32]) };
-            numbering = numbering.begun(epoch, Some(link), u64::MAX / 2 + base, vec![]);
+            numbering = numbering.begun(epoch, Some(link), Vec::new(), u64::MAX / 2 + base, vec![]);
         }
         let copy = copied(&numbering);
         let kept = copy.as_ref().map(|copy| (copy.present(), copy.epochs().count()));

@@ -110,7 +110,7 @@ fn a_fork_with_a_backlog_touches_no_segment_and_takes_no_turn_of_the_writer() {
     // From then on maintenance syncs no table either.
     eventually("the tail is noted", || checkpointed(directory.path()) == lane.state().tail);
     let (before, reads) = (segments(directory.path()), faults.reads());
-    let numbering = outbox.new_epoch(&clinical(), 10, None, &[]).unwrap();
+    let numbering = outbox.new_epoch(&clinical(), 10, None, Vec::new(), &[]).unwrap();
     outbox.save_numbering(&clinical(), &numbering).unwrap();
     assert_eq!(faults.reads(), reads, "nothing was read");
     assert!(segments(directory.path()) == before, "no file of a segment has changed");
@@ -307,7 +307,7 @@ fn the_lanes_own_id_survives_the_loss_of_its_small_file() {
     let (store, all) = closed();
     let small = store.path().join("lanes/clinical/numbering");
     // A fork that no segment knows of.
-    let numbering = open(store.path()).new_epoch(&clinical(), 30, None, &[]).unwrap();
+    let numbering = open(store.path()).new_epoch(&clinical(), 30, None, Vec::new(), &[]).unwrap();
     for deleted in [true, false] {
         if deleted {
             std::fs::remove_file(&small).unwrap();
@@ -348,7 +348,7 @@ fn the_lanes_own_id_survives_the_loss_of_its_small_file() {
 fn a_release_reads_no_backlog() {
     let directory = tempfile::tempdir().unwrap();
     let outbox = large_store(directory.path(), 20_000);
-    outbox.new_epoch(&clinical(), 5, None, &[]).unwrap();
+    outbox.new_epoch(&clinical(), 5, None, Vec::new(), &[]).unwrap();
     outbox.lane(&clinical()).unwrap().state().missing.add(100, 100);
     let faults = faults::in_store(directory.path());
     let reads = faults.reads();

@@ -281,7 +281,7 @@ fn of_two_files_with_epochs_the_one_written_last_counts_and_the_other_follows() 
     let outbox = open(store.path());
     let first = outbox.numbering(&clinical()).unwrap();
     let old = std::fs::read(&file).unwrap();
-    let second = outbox.new_epoch(&clinical(), 3, None, &[]).unwrap();
+    let second = outbox.new_epoch(&clinical(), 3, None, Vec::new(), &[]).unwrap();
     outbox.close();
     let new = std::fs::read(&file).unwrap();
     assert_eq!(new, std::fs::read(&copied).unwrap());
@@ -315,7 +315,7 @@ fn of_two_files_with_epochs_the_one_written_last_counts_and_the_other_follows() 
 fn a_lost_directory_loses_no_epoch() {
     let (store, all) = closed();
     let outbox = open(store.path());
-    let numbering = outbox.new_epoch(&clinical(), 3, None, &[]).unwrap();
+    let numbering = outbox.new_epoch(&clinical(), 3, None, Vec::new(), &[]).unwrap();
     outbox.close();
     std::fs::remove_dir_all(store.path().join("lanes")).unwrap();
     let outbox = open(store.path());
@@ -335,7 +335,7 @@ fn a_lane_that_has_lost_both_files_with_its_epochs_uses_no_number_again() {
     let outbox = open(store.path());
     let known = outbox.numbering(&clinical()).unwrap();
     // No segment's header has this one.
-    let used = outbox.new_epoch(&clinical(), 3, None, &[]).unwrap().present().epoch;
+    let used = outbox.new_epoch(&clinical(), 3, None, Vec::new(), &[]).unwrap().present().epoch;
     outbox.close();
     std::fs::remove_file(numbering_file(store.path())).unwrap();
     std::fs::write(numbering_copy(store.path()), "damaged").unwrap();

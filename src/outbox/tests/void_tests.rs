@@ -112,7 +112,7 @@ fn an_epoch_has_an_entry_for_what_was_released_before_it_began() {
     release(&outbox, 4, 6).unwrap();
     let gone = outbox.gone(&clinical());
     assert_eq!(gone[1], Gone { from: 9, through: 9, kind: None });
-    let numbering = outbox.new_epoch(&clinical(), 2, None, &gone).unwrap();
+    let numbering = outbox.new_epoch(&clinical(), 2, None, Vec::new(), &gone).unwrap();
     let present = numbering.present();
     assert_eq!((present.base, present.positions(2), present.number(12)), (2, (4, 6), 8));
     let entry = &present.entries[0];
@@ -124,7 +124,7 @@ fn an_epoch_has_an_entry_for_what_was_released_before_it_began() {
     // It stays the same entry in a later epoch, beside a new one.
     release(&outbox, 9, 9).unwrap();
     let gone: Vec<_> = outbox.gone(&clinical()).into_iter().filter(|gone| gone.from == 9).collect();
-    let later = outbox.new_epoch(&clinical(), 1, None, &gone).unwrap();
+    let later = outbox.new_epoch(&clinical(), 1, None, Vec::new(), &gone).unwrap();
     assert_eq!((&later.present().entries[0], later.present().entries.len()), (entry, 2));
 }
 
@@ -140,7 +140,7 @@ fn what_the_hub_has_confirmed_and_retention_has_deleted_is_not_written_off() {
     assert_eq!(outbox.gone(&clinical()), [Gone { from: 1, through: 8, kind: Some(EntryKind::Pruned) }]);
     assert!(release(&outbox, 4, 8).unwrap_err().contains("lane admit"));
     let gone = [Gone { from: 4, through: 8, kind: Some(EntryKind::Pruned) }];
-    let numbering = outbox.new_epoch(&clinical(), 3, None, &gone).unwrap();
+    let numbering = outbox.new_epoch(&clinical(), 3, None, Vec::new(), &gone).unwrap();
     assert_eq!(numbering.present().positions(1), (4, 8));
 }
 

@@ -1,6 +1,6 @@
 //! The hub: the real committer over a model store that stores groups, fails, crashes and is restored from backups.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::LazyLock;
 
 use pgw_core::chain::{ChainValue, Digest, Through};
@@ -361,6 +361,9 @@ pub(crate) struct Center {
     contents: HashMap<TransactionId, Vec<Digest>>,
     /// Everything that was ever on stable storage, even if a restore removed it.
     pub(crate) ever: std::collections::HashSet<TransactionId>,
+    /// What was lost for good, and whose numbers the files have lost once more: an image may send it under them while it is already
+    /// stored after the hole, where nobody looks before the files follow again.
+    pub(crate) lost_again: HashSet<TransactionId>,
     /// What was in a backup when the files lost a part.
     in_old_backup: std::collections::HashSet<TransactionId>,
     /// Lengths of the store at the backups.
@@ -403,6 +406,7 @@ impl Center {
             after: Vec::new(),
             closings: Closings::new(),
             has_lost: false,
+            lost_again: HashSet::new(),
             contents: HashMap::new(),
             ever: Default::default(),
             in_old_backup: Default::default(),
@@ -529,6 +533,7 @@ impl Center {
         let from = to - (1 + random.below((to as u64).min(30)) as usize);
         self.after = self.entries.split_off(to);
         self.missing = self.entries.split_off(from);
+        self.lost_again.extend(self.missing.iter().filter(|entry| entry.lost.is_some()).map(Entry::id));
         self.backups.retain(|backup| *backup <= from);
         self.truncate(from);
         self.forget();

@@ -199,7 +199,12 @@ impl Disk {
     }
 
     /// Begins an epoch.
-    pub(crate) fn renumber(&mut self, new_epoch: u64, after: Position, link: Option<Through>, gone: &[Gone]) {
+    pub(crate) fn renumber(
+        &mut self,
+        new_epoch: u64,
+        (after, link, follows): (Position, Option<Through>, Vec<Epoch>),
+        gone: &[Gone],
+    ) {
         let made = gone.iter().filter_map(|gone| {
             Some(Entry {
                 from: gone.from,
@@ -211,7 +216,7 @@ impl Disk {
                 names: Vec::new(),
             })
         });
-        self.numbering = self.numbering.begun(epoch(new_epoch), link, after, made.collect());
+        self.numbering = self.numbering.begun(epoch(new_epoch), link, follows, after, made.collect());
         self.begin();
     }
 }
@@ -220,7 +225,7 @@ impl Disk {
 #[derive(Debug, Clone)]
 pub(crate) enum Task {
     LookUp(Epoch, Sequence),
-    NewEpoch { after: Position, link: Option<Through>, gone: Vec<Gone> },
+    NewEpoch { after: Position, link: Option<Through>, follows: Vec<Epoch>, gone: Vec<Gone> },
 }
 
 /// A bundle for the hub.
@@ -338,9 +343,9 @@ impl Surgery {
                 let chain = self.disk.value(epoch, sequence);
                 self.give(Input::ChainAt { epoch, sequence, chain }, now, seen);
             }
-            Some(Task::NewEpoch { after, link, gone }) => {
+            Some(Task::NewEpoch { after, link, follows, gone }) => {
                 seen.note("epoch begun");
-                self.disk.renumber(new_epoch, after, link, &gone);
+                self.disk.renumber(new_epoch, (after, link, follows), &gone);
                 let numbering = self.disk.numbering.clone();
                 self.give(Input::Renumbered(numbering), now, seen);
             }
@@ -461,8 +466,8 @@ impl Surgery {
             Action::Withdraw => {}
             Action::LostAtHub(lost) => self.disk.lost_at_hub = lost,
             Action::LookUpChain { epoch, sequence } => self.tasks.push_back(Task::LookUp(epoch, sequence)),
-            Action::NewEpoch { after, link, gone } => {
-                self.tasks.push_back(Task::NewEpoch { after, link, gone });
+            Action::NewEpoch { after, link, follows, gone } => {
+                self.tasks.push_back(Task::NewEpoch { after, link, follows, gone });
             }
             Action::Reconnect(reason) => {
                 seen.note(match reason {

@@ -235,7 +235,7 @@ fn run(directory: &Path, socket: &str, seconds: u64, seed: u64) {
         if random.below(100) == 0 {
             let lane = &lanes[random.below(2) as usize];
             let tail = *outbox.tail(lane).unwrap().borrow();
-            outbox.new_epoch(lane, tail, None, &[]).unwrap();
+            outbox.new_epoch(lane, tail, None, Vec::new(), &[]).unwrap();
         }
     }
     stop.store(true, Ordering::Relaxed);

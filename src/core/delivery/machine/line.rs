@@ -5,7 +5,7 @@ use super::super::{Action, Alarm, Gone, Millis, Numbering};
 use super::Delivery;
 use crate::chain::{ChainValue, Through};
 use crate::numbering::without;
-use crate::transaction::{Position, Sequence};
+use crate::transaction::{Epoch, Position, Sequence};
 
 /// A new epoch that could not be made durable is tried again after this.
 const BEGIN_AGAIN: Millis = 2_000;
@@ -18,6 +18,7 @@ const WAIT: Millis = 3_600_000;
 pub(super) struct Beginning {
     after: Position,
     link: Option<Through>,
+    follows: Vec<Epoch>,
     gone: Vec<Gone>,
     /// When to try it again, after it could not be written.
     pub(super) again_at: Option<Millis>,
@@ -25,7 +26,8 @@ pub(super) struct Beginning {
 
 impl Beginning {
     fn action(&self) -> Action {
-        Action::NewEpoch { after: self.after, link: self.link, gone: self.gone.clone() }
+        let (follows, gone) = (self.follows.clone(), self.gone.clone());
+        Action::NewEpoch { after: self.after, link: self.link, follows, gone }
     }
 }
 
@@ -81,6 +83,8 @@ impl Delivery {
         };
         let proven = answer.held.map_or(0, |point| point.position.min(self.tail)).max(through);
         let (lost, end) = (self.lost_at_hub(claim.end, answer, place, proven, out), claim.end);
+        let placed = end.filter(|_| place != Place::Nowhere);
+        let follows = self.epochs_of(placed.into_iter().chain(answer.held.map(|point| point.at)));
         if let Place::Present(number) = place {
             // What is before a range that a person must decide about goes out in the present epoch. Numbers that were used for what
             // this store has lost are not used again: what is under way under them would be neither stored nor late.
@@ -107,7 +111,14 @@ impl Delivery {
         {
             return;
         }
-        self.begin(after, end, out);
+        self.begin(after, end, follows, out);
+    }
+
+    /// The epochs of this lane that these points of the hub's line are in, or follow.
+    pub(super) fn epochs_of(&self, points: impl Iterator<Item = Through>) -> Vec<Epoch> {
+        let mut epochs: Vec<_> = points.filter_map(|point| self.numbering.newest_in_line(point)).collect();
+        epochs.dedup();
+        epochs
     }
 
     /// What the hub's line names and its store has lost for good, of what is proven to be in the line, which is through `proven`.
@@ -168,10 +179,16 @@ impl Delivery {
     }
 
     /// Begins an epoch, with entries for what is decided.
-    pub(super) fn begin(&mut self, after: Position, link: Option<Through>, out: &mut Vec<Action>) {
+    pub(super) fn begin(
+        &mut self,
+        after: Position,
+        link: Option<Through>,
+        follows: Vec<Epoch>,
+        out: &mut Vec<Action>,
+    ) {
         let mut gone = without(&self.gone, &self.numbering.entries_after(after), after);
         gone.retain(|gone| gone.kind.is_some());
-        let beginning = Beginning { after, link, gone, again_at: None };
+        let beginning = Beginning { after, link, follows, gone, again_at: None };
         out.push(beginning.action());
         self.beginning = Some(beginning);
         if let Some(hub) = &mut self.hub {
@@ -229,7 +246,8 @@ impl Delivery {
         if self.beginning.is_some() {
         } else if self.hub.is_none() && decided {
             // No hub whose line would have to be asked for: it ends where this lane has sent through.
-            self.begin(self.confirmed(), self.end(), out);
+            let end = self.end();
+            self.begin(self.confirmed(), end, self.epochs_of(end.into_iter()), out);
         } else if self.hub.is_some() && (decided || !self.answered()) {
             self.everything_in_doubt(now, out);
         }

@@ -169,7 +169,7 @@ fn numbers_that_were_used_for_what_was_lost_are_not_used_again() {
     let begins =
         |actions: &[Action]| actions.iter().any(|action| matches!(action, Action::NewEpoch { after: 5, .. }));
     assert!(begins(&actions) && sent(&actions).is_empty(), "{actions:?}");
-    let numbering = bench.machine.numbering().begun(epoch(1), Some(point(0, 5)), 5, vec![]);
+    let numbering = bench.machine.numbering().begun(epoch(1), Some(point(0, 5)), vec![epoch(0)], 5, vec![]);
     bench.give(Input::Renumbered(numbering));
     assert_eq!(sent(&bench.answer(5)), [6, 7, 8, 9], "it is of an older epoch now");
 }

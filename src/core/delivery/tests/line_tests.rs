@@ -5,9 +5,17 @@ use crate::transaction::TransactionId;
 
 fn begins(actions: &[Action]) -> Option<(Position, Option<Through>, Vec<Gone>)> {
     actions.iter().find_map(|action| match action {
-        Action::NewEpoch { after, link, gone } => Some((*after, *link, gone.clone())),
+        Action::NewEpoch { after, link, gone, .. } => Some((*after, *link, gone.clone())),
         _ => None,
     })
+}
+
+fn follows(actions: &[Action]) -> Vec<Epoch> {
+    let follows = actions.iter().find_map(|action| match action {
+        Action::NewEpoch { follows, .. } => Some(follows.clone()),
+        _ => None,
+    });
+    follows.unwrap_or_default()
 }
 
 fn void(from: Position, through: Position) -> Gone {
@@ -36,7 +44,7 @@ impl Bench {
     fn begun(&mut self, of: u128, actions: &[Action]) -> Vec<Action> {
         let (after, link, gone) = begins(actions).expect("a new epoch");
         let made = gone.iter().map(entry).collect();
-        let numbering = self.machine.numbering().begun(epoch(of), link, after, made);
+        let numbering = self.machine.numbering().begun(epoch(of), link, follows(actions), after, made);
         self.give(Input::Renumbered(numbering))
     }
 }
@@ -76,7 +84,7 @@ fn an_end_that_was_never_here_begins_an_epoch_after_the_point_that_the_line_hold
 #[test]
 fn an_end_in_an_older_epoch_proves_its_position() {
     let link = Some(point(0, 6));
-    let numbering = Numbering::new(epoch(0)).begun(epoch(1), link, 6, vec![]);
+    let numbering = Numbering::new(epoch(0)).begun(epoch(1), link, vec![epoch(0)], 6, vec![]);
     let at = Some(Point { position: 8, at: point(1, 2) });
     let with = |end: Through, ours: Option<ChainValue>| {
         let mut bench = Bench::new(limits(), 0, 9);
@@ -97,6 +105,24 @@ fn an_end_in_an_older_epoch_proves_its_position() {
     );
     assert_eq!(with(point(0, 4), None), (Some(0), vec![]), "nor with one that nobody can compute");
     assert_eq!(with(point(0, 6), None), (None, vec![7, 8, 9]), "where the present epoch begins it continues");
+}
+
+#[test]
+fn an_epoch_in_another_history_follows_the_one_in_which_its_beginning_was_proven() {
+    let numbering = Numbering::new(epoch(0)).begun(epoch(1), Some(point(0, 6)), vec![epoch(0)], 6, vec![]);
+    let follows = |at: Point, holds_point, end| {
+        let mut bench = Bench::new(limits(), 0, 9);
+        bench.machine = Delivery::new(limits(), numbering.clone(), Some(at), 9);
+        bench.holds_point = holds_point;
+        bench.connect();
+        let actions = bench.answer_at(Some(end));
+        (begins(&actions).map(|(after, ..)| after), follows(&actions))
+    };
+    let (first, second) = (Point { position: 4, at: point(0, 4) }, Point { position: 8, at: point(1, 2) });
+    // Nothing says that the line leads through the second epoch: the box came from an image, or its link was down.
+    assert_eq!(follows(first, true, point(7, 3)), (Some(4), vec![epoch(0)]));
+    assert_eq!(follows(second, true, point(7, 3)), (Some(8), vec![epoch(1)]));
+    assert_eq!(follows(second, false, point(7, 3)), (Some(0), vec![]));
 }
 
 #[test]
@@ -146,7 +172,7 @@ fn a_person_who_has_looked_need_not_wait_for_the_hour() {
     assert!(begins(&bench.answer_at(Some(point(8, 3)))).is_some());
     // It counts for this one only.
     let mut out = Vec::new();
-    let numbering = bench.machine.numbering().begun(epoch(2), Some(point(8, 3)), 5, vec![]);
+    let numbering = bench.machine.numbering().begun(epoch(2), Some(point(8, 3)), vec![epoch(1)], 5, vec![]);
     bench.machine.handle(Input::Renumbered(numbering), bench.now, &mut out);
     bench.give(Input::ReleaseHeld);
     assert!(begins(&bench.answer_at(Some(point(9, 3)))).is_none());
@@ -154,7 +180,7 @@ fn a_person_who_has_looked_need_not_wait_for_the_hour() {
 
 #[test]
 fn a_hub_that_was_set_back_before_the_present_epoch_is_named() {
-    let numbering = Numbering::new(epoch(0)).begun(epoch(1), Some(point(0, 6)), 6, vec![]);
+    let numbering = Numbering::new(epoch(0)).begun(epoch(1), Some(point(0, 6)), vec![epoch(0)], 6, vec![]);
     let mut bench = Bench::new(limits(), 0, 9);
     bench.machine = Delivery::new(limits(), numbering, Some(Point { position: 8, at: point(1, 2) }), 9);
     bench.holds_point = false;
@@ -199,7 +225,7 @@ fn an_answer_that_does_not_let_the_lane_continue_withdraws_the_one_before() {
 
 #[test]
 fn a_file_says_where_a_bundle_begins_and_moves_nothing() {
-    let numbering = Numbering::new(epoch(0)).begun(epoch(1), Some(point(0, 6)), 6, vec![]);
+    let numbering = Numbering::new(epoch(0)).begun(epoch(1), Some(point(0, 6)), vec![epoch(0)], 6, vec![]);
     let machine = || {
         let at = Some(Point { position: 8, at: point(1, 2) });
         Delivery::new(limits(), numbering.clone(), at, 9)
@@ -227,7 +253,15 @@ fn a_file_says_where_a_bundle_begins_and_moves_nothing() {
     assert_eq!(bench.machine.layout(Some(point(0, 6)), None, None), Some(Layout::Begins(6)), "an entry");
     let input = Input::EndByFile { end: Some(point(0, 4)), ours: own(0, 4), set_aside: None };
     let actions = bench.give(input.clone());
-    assert_eq!(actions, [Action::NewEpoch { after: 4, link: Some(point(0, 4)), gone: vec![void(7, 7)] }]);
+    assert_eq!(
+        actions,
+        [Action::NewEpoch {
+            after: 4,
+            link: Some(point(0, 4)),
+            follows: vec![epoch(0)],
+            gone: vec![void(7, 7)]
+        }]
+    );
     assert_eq!(bench.give(input.clone()), [], "one is being written");
     // It could not be: whoever brought the file may bring it again, and a connection asks anew.
     bench.give(Input::NotRenumbered);
