@@ -206,9 +206,13 @@ impl Numbering {
     /// The epochs through which the hub's line is known to lead back from this one, newest first. It comes to them in the order in
     /// which they began.
     fn line_through(&self, epoch: Epoch) -> Vec<&EpochStart> {
-        let mut known = vec![epoch];
+        self.line_of(vec![epoch], epoch)
+    }
+
+    /// The same where these epochs are known to be in it too.
+    fn line_of(&self, mut known: Vec<Epoch>, newest: Epoch) -> Vec<&EpochStart> {
         let mut line = Vec::new();
-        for start in self.epochs() {
+        for start in self.epochs().skip_while(|start| start.epoch != newest) {
             if known.contains(&start.epoch) {
                 line.push(start);
                 known.extend(&start.follows);
@@ -244,7 +248,9 @@ impl Numbering {
         end: (Epoch, Sequence),
         ends_here: bool,
     ) -> Vec<(Position, Position)> {
-        let line = self.line_through(end.0);
+        // What it has lost, and was newest then, is in it besides.
+        let named = lost.iter().flat_map(|lost| [lost.epoch, lost.newest]);
+        let line = self.line_of(std::iter::once(end.0).chain(named).collect(), end.0);
         // The positions that each epoch names in the line: it ends where the next one begins, if that is this lane's.
         let named: Vec<_> = (0..line.len())
             .filter_map(|at| {
@@ -538,6 +544,9 @@ mod tests {
             assert_eq!(positions(&fourth, &[lost(1, (4, 6), newest)], 4), [(4, 4)], "{newest}");
         }
         assert_eq!(positions(&fourth, &[lost(1, (4, 6), 4)], 4), [(4, 6)]);
+        // The line has led through what it has lost, whatever the box knows of that.
+        let apart = first.begun(epoch(2), Some(at(8, 2)), Vec::new(), 0, Vec::new());
+        assert_eq!(positions(&apart, &[lost(1, (4, 6), 2)], 2), [(4, 6)]);
         // As far as it has come.
         assert_eq!(third.lost_positions(&[lost(1, (4, 8), 2)], (epoch(3), 2), true), [(4, 5), (8, 8)]);
         let beside = third.begun(epoch(4), Some(at(3, 1)), vec![epoch(3)], 19, Vec::new());

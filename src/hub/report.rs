@@ -275,10 +275,8 @@ pub fn list(directory: &Path, now: UnixMillis) -> Result<PrintedReport, StoreErr
         }
     }
     for (lane, waits) in fleet::waiting(&views) {
-        let _ = writeln!(
-            notes,
-            "{lane} WAITS until the centre admits it: {waits} (practice-hub lane admit {lane})"
-        );
+        let _ =
+            writeln!(notes, "{lane} WAITS until the centre admits it: {waits} ({})", waits.command(&lane));
     }
     for (gateway, lane, view) in fleet::lanes(&views) {
         if view.rivals_total > 0 {

@@ -33,7 +33,7 @@ use super::refusals::Refusals;
 use super::resend::{CopiesProgress, ResendRequest, ResendRequests};
 use super::speakers::{Speakers, Unheard};
 use super::store::{Entry, LaneName, LinkedLane, Store, StoreError, Through};
-use super::waits::{AdmittedLane, NotAdmitted};
+use super::waits::{Admission, AdmittedLane, NotAdmitted};
 use centre::Told;
 use lookup::Asked;
 use usable::{OUT_OF_USE_MILLIS, cannot_say};
@@ -73,7 +73,7 @@ pub enum Arrival {
     /// A person says that the backup that was begun is complete.
     BackedUp,
     /// A person admits what waits at a lane, or at every lane, and where to send the result.
-    Admit(Option<LaneName>, SyncSender<Result<Vec<AdmittedLane>, NotAdmitted>>),
+    Admit(Admission, SyncSender<Result<Vec<AdmittedLane>, NotAdmitted>>),
     /// Where a lane's line ends, as a receipt would say it now; `None`: nothing may be said of it.
     End(LaneName, SyncSender<Option<Answer>>),
 }
@@ -217,8 +217,8 @@ impl StoreThread {
                 self.hurry = true;
                 None
             }
-            Arrival::Admit(lane, answer) => {
-                let _ = answer.send(self.admit(lane.as_ref()));
+            Arrival::Admit(admission, answer) => {
+                let _ = answer.send(self.admit(&admission));
                 None
             }
             Arrival::End(lane, answer) => {

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::store::LaneName;
 
 /// Why the centre is asked.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "snake_case")]
 pub enum WaitReason {
     /// It stands for transactions that were confirmed once and are deleted at the gateway, and that the hub lacks.
@@ -21,6 +21,18 @@ pub enum WaitReason {
     Lost,
     /// Its gateway has begun too many epochs today.
     Epochs,
+}
+
+/// Its word on the command line and in JSON.
+impl fmt::Display for WaitReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Deleted => "deleted",
+            Self::Hole => "hole",
+            Self::Lost => "lost",
+            Self::Epochs => "epochs",
+        })
+    }
 }
 
 impl WaitReason {
@@ -49,6 +61,23 @@ pub struct Waits {
     pub transactions: u64,
     /// Since when, by the hub's clock.
     pub since: UnixMillis,
+}
+
+/// What a person who has read why lanes wait lets through.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Admission {
+    /// The lane; `None`: every one that waits for this reason.
+    pub lane: Option<LaneName>,
+    /// Why it waited when it was looked at.
+    pub reason: WaitReason,
+}
+
+impl Waits {
+    /// The command that admits it, as it was read.
+    #[must_use]
+    pub fn command(&self, lane: &LaneName) -> String {
+        format!("practice-hub lane admit {lane} --as {}", self.reason)
+    }
 }
 
 impl fmt::Display for Waits {
@@ -104,9 +133,17 @@ pub enum NotAdmitted {
     /// Nothing waits there.
     #[error("nothing waits to be admitted at {0}")]
     Nothing(LaneName),
-    /// Nothing waits anywhere.
-    #[error("nothing waits to be admitted at any lane")]
+    /// Nothing waits anywhere for this reason.
+    #[error("nothing waits to be admitted as that at any lane")]
     NothingAnywhere,
+    /// It waits for something else, and what is admitted is something else then.
+    #[error("{lane} is not admitted, as it does not wait for that now: {waits}")]
+    Other {
+        /// The lane.
+        lane: LaneName,
+        /// Why it waits.
+        waits: Waits,
+    },
     /// What waited is not what the gateway names now.
     #[error(
         "{0}: what waited there is not what its gateway sends now, or the gateway has not asked since the hub started: run this command again when `practice-hub list` shows that something waits"
@@ -127,7 +164,7 @@ impl NotAdmitted {
     #[must_use]
     pub fn consequence(&self) -> Consequence {
         match self {
-            Self::Nothing(_) | Self::NothingAnywhere => Consequence::Refuse,
+            Self::Nothing(_) | Self::NothingAnywhere | Self::Other { .. } => Consequence::Refuse,
             Self::NotNamed(_) => Consequence::Retry,
             Self::Store { .. } => Consequence::FILES,
         }

@@ -15,7 +15,7 @@ use pgw_hub::store::ndjson::files_of;
 use pgw_hub::store::{Entry, LaneName, Through};
 use pgw_hub::store_thread::Arrival;
 use pgw_hub::verify::{self, VerifiedLane};
-use pgw_hub::waits::{AdmittedLane, NotAdmitted, WaitReason};
+use pgw_hub::waits::{Admission, AdmittedLane, NotAdmitted, WaitReason};
 use uuid::Uuid;
 
 use crate::hub_kit::{Sender, lane, listed, transaction};
@@ -41,9 +41,14 @@ fn entry_for(of: &Sender, (from, through): (u64, u64), kind: EntryKind, id: u128
     })
 }
 
-fn admit(running: &Running, lane: Option<LaneName>) -> Result<Vec<AdmittedLane>, NotAdmitted> {
+fn admit(
+    running: &Running,
+    lane: Option<LaneName>,
+    reason: WaitReason,
+) -> Result<Vec<AdmittedLane>, NotAdmitted> {
     let (answer, answered) = mpsc::sync_channel(1);
-    running.arrivals.as_ref().unwrap().send(Arrival::Admit(lane, answer)).ok().unwrap();
+    let admission = Admission { lane, reason };
+    running.arrivals.as_ref().unwrap().send(Arrival::Admit(admission, answer)).ok().unwrap();
     answered.recv().unwrap()
 }
 
@@ -225,7 +230,10 @@ fn the_centre_admits_exactly_the_epoch_that_waits() {
     let mut first = Sender::new(&lane("clinical"), 1);
     running.send_together(&first.take(3));
     assert_eq!(running.through(&first, "a").0, 3);
-    assert_eq!(admit(&running, Some(lane("clinical"))), Err(NotAdmitted::Nothing(lane("clinical"))));
+    assert_eq!(
+        admit(&running, Some(lane("clinical")), WaitReason::Deleted),
+        Err(NotAdmitted::Nothing(lane("clinical")))
+    );
     let mut present = Sender::after(&first, 2);
     let pruned = present.next_of(&entry_for(&first, (4, 9), EntryKind::Pruned, 0xabc));
     let behind = present.next(99, b"after them");
@@ -239,14 +247,14 @@ fn the_centre_admits_exactly_the_epoch_that_waits() {
     running.send(&forged);
     let (_, before) = running.through(&present, "forged");
     assert_eq!(gaps(&running, before), [(GapCode::Unverified, 1)]);
-    assert_eq!(admit(&running, None), Err(NotAdmitted::NothingAnywhere));
+    assert_eq!(admit(&running, None, WaitReason::Deleted), Err(NotAdmitted::NothingAnywhere));
     for _ in 0..2 {
         running.send_together(&[pruned.clone(), behind.clone(), replayed.clone()]);
         assert_eq!(running.through(&present, "waits").0, 0);
     }
     let waiting = list_waits(&running, present.epoch);
     assert!(waiting.contains("stands for 6 transactions"), "{waiting}");
-    let admitted = admit(&running, None).unwrap();
+    let admitted = admit(&running, None, WaitReason::Deleted).unwrap();
     let [one] = &admitted[..] else { panic!("{admitted:?}") };
     assert_eq!((one.name(), one.waits.epoch, one.waits.transactions), (lane("clinical"), present.epoch, 6));
     assert_eq!((one.waits.reason, one.waits.sequence), (WaitReason::Deleted, 1));
@@ -258,7 +266,10 @@ fn the_centre_admits_exactly_the_epoch_that_waits() {
     running.ask(&next, "d");
     running.send_together(&[again]);
     assert_eq!(running.through(&next, "e").0, 0);
-    assert_eq!(admit(&running, Some(lane("other"))), Err(NotAdmitted::Nothing(lane("other"))));
+    assert_eq!(
+        admit(&running, Some(lane("other")), WaitReason::Deleted),
+        Err(NotAdmitted::Nothing(lane("other")))
+    );
     running.finish();
     let verified = verified(&running);
     assert_eq!((verified.transactions, verified.missing.len()), (5, 1));
@@ -297,7 +308,7 @@ fn a_new_epoch_waits_while_a_hole_is_open_and_what_came_after_it_is_late_then() 
     running.send_together(&all[4..5]);
     assert_eq!(running.through(&first, "c").0, 5);
     assert_eq!(
-        admit(&running, Some(lane("clinical"))),
+        admit(&running, Some(lane("clinical")), WaitReason::Hole),
         Err(NotAdmitted::Nothing(lane("clinical"))),
         "its gateway is in the first one again"
     );
@@ -308,7 +319,7 @@ fn a_new_epoch_waits_while_a_hole_is_open_and_what_came_after_it_is_late_then() 
     running.ask(&present, "d");
     running.send_together(&group);
     assert_eq!(running.through(&present, "e").0, 0);
-    let admitted = admit(&running, Some(lane("clinical"))).unwrap();
+    let admitted = admit(&running, Some(lane("clinical")), WaitReason::Hole).unwrap();
     assert_eq!((admitted[0].waits.reason, admitted[0].waits.epoch), (WaitReason::Hole, present.epoch));
     assert_eq!(admitted[0].set_aside, 3);
     running.send_together(&group);
@@ -341,7 +352,12 @@ fn what_its_gateway_has_deleted_of_a_hole_is_lost_for_good_and_the_lane_goes_on_
     running.ask(&present, "a");
     running.send_together(std::slice::from_ref(&pruned));
     assert_eq!(running.through(&present, "b").0, 0);
-    let admitted = admit(&running, Some(lane("clinical"))).unwrap();
+    for reason in [WaitReason::Hole, WaitReason::Deleted, WaitReason::Epochs] {
+        let error = admit(&running, Some(lane("clinical")), reason).unwrap_err();
+        assert!(error.to_string().contains("does not wait for that now"), "{error}");
+        assert_eq!(admit(&running, None, reason), Err(NotAdmitted::NothingAnywhere));
+    }
+    let admitted = admit(&running, Some(lane("clinical")), WaitReason::Lost).unwrap();
     assert_eq!((admitted[0].waits.reason, admitted[0].set_aside), (WaitReason::Lost, 0));
     // The line ends where its files end, and every answer names what is lost.
     running.ask(&present, "c");
@@ -423,7 +439,7 @@ fn too_many_epochs_in_a_day_wait_for_the_centre_and_forged_ones_do_not_count() {
     }
     let (through, next, entry) = begin(&running, &last, 65);
     assert_eq!(through, 0);
-    let admitted = admit(&running, Some(lane("clinical"))).unwrap();
+    let admitted = admit(&running, Some(lane("clinical")), WaitReason::Epochs).unwrap();
     assert_eq!((admitted[0].waits.reason, admitted[0].waits.epoch), (WaitReason::Epochs, next.epoch));
     running.send_together(&entry);
     assert_eq!(running.through(&next, "admitted").0, 1);
@@ -451,7 +467,7 @@ fn what_a_bundle_brings_can_be_admitted_without_a_link() {
     ];
     let waits = NotTaken::Admit { lane: lane("clinical"), epoch: present.epoch, sequence: 1, deleted: true };
     assert_eq!(import(&running, &group), Err(waits));
-    let admitted = admit(&running, Some(lane("clinical"))).unwrap();
+    let admitted = admit(&running, Some(lane("clinical")), WaitReason::Deleted).unwrap();
     assert_eq!((admitted[0].waits.epoch, admitted[0].waits.transactions), (present.epoch, 6));
     assert_eq!(import(&running, &group).unwrap().stored, 2);
     running.finish();

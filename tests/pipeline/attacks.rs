@@ -286,7 +286,7 @@ fn what_a_restored_hub_lacks_and_the_gateway_has_pruned_is_new_when_its_sender_r
     // Repeated before the centre has decided, and afterwards.
     scene.submit([60]);
     assert_eq!(scene.number("accepted_total"), 251);
-    let admitted = scene.hub(&["lane", "admit", LANE]);
+    let admitted = scene.hub(&["lane", "admit", LANE, "--as", "deleted"]);
     println!("READ lane admit: {admitted}");
     scene.site.stop_gateway();
     scene.site.start_gateway();
@@ -322,7 +322,7 @@ fn what_the_hub_has_lost_for_good_is_named_and_new_when_its_sender_repeats_it() 
     scene.site.start_gateway();
 
     scene.hub_says(&["list"], "counts as lost for good");
-    let admitted = scene.hub(&["lane", "admit", LANE]);
+    let admitted = scene.hub(&["lane", "admit", LANE, "--as", "lost"]);
     println!("READ lane admit: {admitted}");
     let said = scene.event("hub.lost");
     assert!(said.contains(&format!("lost {lost} transactions for good")), "{said}");

@@ -127,7 +127,8 @@ fn a_bundle_that_does_not_continue_its_lane_brings_the_hubs_end_back() {
     let (exit, text) = centre.run(&["verify"]);
     assert!(exit == Exit::Done && text.contains(&format!("epoch {} through 2", there.epoch)), "{text}");
     assert!(text.contains("late: 2 transactions"), "{text}");
-    let (exit, text) = centre.run(&["lane", "admit", "--all"]);
+    let (exit, text) = centre.run(&["lane", "admit", "--all", "--as", "epochs"]);
     assert!(exit == Exit::Unreachable && text.contains("the hub is not running"), "{text}");
-    assert_eq!(centre.run(&["lane", "admit"]).0, Exit::Usage);
+    assert_eq!(centre.run(&["lane", "admit", "--as", "epochs"]).0, Exit::Usage);
+    assert_eq!(centre.run(&["lane", "admit", "--all"]).0, Exit::Usage);
 }

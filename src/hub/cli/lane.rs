@@ -35,9 +35,12 @@ pub struct Admit {
     /// `PRACTICE/GATEWAY/LANE`.
     #[arg(value_parser = lane_name, required_unless_present = "all")]
     lane: Option<LaneName>,
-    /// Every lane that waits.
+    /// Every lane that waits for this reason.
     #[arg(long, conflicts_with = "lane")]
     all: bool,
+    /// The reason that `show` and `list` gave: what waits for another one by now is not admitted.
+    #[arg(long = "as", value_name = "REASON")]
+    reason: WaitReason,
     /// Print one JSON object.
     #[arg(long)]
     json: bool,
@@ -66,8 +69,7 @@ fn show(settings: &HubSettings, lane: &LaneName, out: &mut dyn Write, err: &mut 
     }
     let waiting = fleet::waiting(&fleet::read(&settings.directory));
     for (_, waits) in waiting.iter().filter(|(at, _)| at == lane) {
-        let _ =
-            writeln!(text, "  waits until the centre admits it: {waits} (practice-hub lane admit {lane})");
+        let _ = writeln!(text, "  waits until the centre admits it: {waits} ({})", waits.command(lane));
     }
     report::write_lost(&mut text, &verified.lost);
     for (at, id) in &verified.rivals {
@@ -86,7 +88,8 @@ fn show(settings: &HubSettings, lane: &LaneName, out: &mut dyn Write, err: &mut 
 }
 
 fn admit(settings: &HubSettings, command: &Admit, out: &mut dyn Write, err: &mut dyn Write) -> Exit {
-    let request = Request::LaneAdmit { lane: command.lane.clone().map(|lane| lane.to_string()) };
+    let lane = command.lane.clone().map(|lane| lane.to_string());
+    let request = Request::LaneAdmit { lane, reason: command.reason };
     let mut answer = None;
     let asked = Client::connect(&settings.control_socket)
         .and_then(|mut hub| hub.ask(&request, |reply| answer = Some(reply)));

@@ -27,7 +27,7 @@ use serde::{Deserialize, Serialize};
 
 use super::backup::BegunBackup;
 use super::import::ImportedLane;
-use super::waits::AdmittedLane;
+use super::waits::{AdmittedLane, WaitReason};
 
 /// The commands' connection to the running hub.
 pub type Client = control::Client<Request, Reply>;
@@ -75,8 +75,10 @@ pub enum Request {
     },
     /// Admit what waits at a lane.
     LaneAdmit {
-        /// PRACTICE/GATEWAY/LANE; left out: every lane at which something waits.
+        /// PRACTICE/GATEWAY/LANE; left out: every lane that waits for this reason.
         lane: Option<String>,
+        /// Why it waited when the person looked at it.
+        reason: WaitReason,
     },
     /// Put what remains of an archived file of a lane in its place.
     TakeRemains {
@@ -220,8 +222,8 @@ mod tests {
             },
             Request::BackupBegin { directory: None },
             Request::BackupDone { digest: "0".into() },
-            Request::LaneAdmit { lane: None },
-            Request::LaneAdmit { lane: Some("B86022/gw1/clinical".into()) },
+            Request::LaneAdmit { lane: None, reason: WaitReason::Epochs },
+            Request::LaneAdmit { lane: Some("B86022/gw1/clinical".into()), reason: WaitReason::Lost },
             Request::TakeRemains {
                 practice: Practice::new("B86022").unwrap(),
                 gateway: Gateway::new("gw1").unwrap(),

@@ -30,6 +30,7 @@ use crate::resend::{CopiesProgress, ResendRequest};
 use crate::store::{LaneName, archived};
 use crate::store_thread::Arrival;
 use crate::unsigned::{self, Kept};
+use crate::waits::{Admission, WaitReason};
 
 /// Shortest time between two lines about an import's progress.
 const BETWEEN: Duration = Duration::from_secs(1);
@@ -81,7 +82,9 @@ impl Handler for Commands {
             }
             Request::BackupBegin { directory } => self.backup_begin(directory, client).await,
             Request::BackupDone { digest } => client.send_line(&self.backup_done(digest).await).await,
-            Request::LaneAdmit { lane } => client.send_line(&self.lane_admit(lane).await).await,
+            Request::LaneAdmit { lane, reason } => {
+                client.send_line(&self.lane_admit(lane, reason).await).await
+            }
             Request::TakeRemains { practice, gateway, lane, file } => {
                 let lane = LaneName { practice, gateway, lane };
                 client.send_line(&self.take_remains(lane, file).await).await
@@ -162,7 +165,7 @@ impl Commands {
         }
     }
 
-    async fn lane_admit(&self, lane: Option<String>) -> Reply {
+    async fn lane_admit(&self, lane: Option<String>, reason: WaitReason) -> Reply {
         let lane = match lane.map(|lane| lane.parse::<LaneName>()).transpose() {
             Ok(lane) => lane,
             Err(error) => return Reply::Failed(NotDone::of(&error, Consequence::Refuse)),
@@ -170,7 +173,7 @@ impl Commands {
         let arrivals = self.arrivals.clone();
         let admitted = spawn_blocking(move || {
             let (answer, answered) = sync_channel(1);
-            arrivals.send(Arrival::Admit(lane, answer)).ok()?;
+            arrivals.send(Arrival::Admit(Admission { lane, reason }, answer)).ok()?;
             answered.recv().ok()
         });
         match admitted.await {

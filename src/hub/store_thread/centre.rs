@@ -13,7 +13,7 @@ use pgw_core::wire::limits::LOST_RANGES;
 use super::StoreThread;
 use crate::missing;
 use crate::store::{Entry, LaneName, LateKept, Through, late, walk};
-use crate::waits::{AdmittedLane, NotAdmitted, WaitReason, Waits};
+use crate::waits::{Admission, AdmittedLane, NotAdmitted, WaitReason, Waits};
 
 /// The log names the same of a lane at most this often.
 const BETWEEN: Duration = Duration::from_secs(60);
@@ -166,7 +166,7 @@ impl StoreThread {
         let transactions = deleted.map_or(0, |entry| entry.transactions());
         let waits = Waits { epoch, sequence, reason, transactions, since: unix_millis_now() };
         if self.fleet.waits(lane, waits) {
-            tracing::error!(%lane, waits = %waits, "A lane waits until the centre admits it: practice-hub lane admit");
+            tracing::error!(%lane, waits = %waits, "A lane waits until the centre admits it: {}", waits.command(lane));
         }
     }
 
@@ -186,17 +186,25 @@ impl StoreThread {
     ///
     /// # Errors
     /// [`NotAdmitted`]; lanes before that are admitted.
-    pub(super) fn admit(&mut self, only: Option<&LaneName>) -> Result<Vec<AdmittedLane>, NotAdmitted> {
+    pub(super) fn admit(&mut self, admission: &Admission) -> Result<Vec<AdmittedLane>, NotAdmitted> {
         self.finish();
+        let Admission { lane: only, reason } = admission;
+        let only = only.as_ref();
         let waiting: Vec<_> = self
             .fleet
             .waiting()
             .into_iter()
             .filter(|(lane, _)| only.is_none_or(|only| only == lane))
             .collect();
+        // What a person has read may have become something else meanwhile, that costs more.
+        if let (Some(_), Some((lane, waits))) = (only, waiting.first())
+            && waits.reason != *reason
+        {
+            return Err(NotAdmitted::Other { lane: lane.clone(), waits: *waits });
+        }
         let mut admitted = Vec::new();
         let mut other = None;
-        for (lane, waits) in waiting {
+        for (lane, waits) in waiting.into_iter().filter(|(_, waits)| waits.reason == *reason) {
             if self.committer.may_admit(&lane) != Some(waits.epoch) {
                 other = Some(lane);
                 continue;

@@ -364,6 +364,9 @@ pub(crate) struct Center {
     /// What was lost for good, and whose numbers the files have lost once more: an image may send it under them while it is already
     /// stored after the hole, where nobody looks before the files follow again.
     pub(crate) lost_again: HashSet<TransactionId>,
+    /// What was in a hole, and another history of the box has sent something else under its number. Nothing proves that before the
+    /// files follow again; where the rest of the hole is lost for good, nothing ever does.
+    pub(crate) replaced: HashSet<TransactionId>,
     /// What was in a backup when the files lost a part.
     in_old_backup: std::collections::HashSet<TransactionId>,
     /// Lengths of the store at the backups.
@@ -407,6 +410,7 @@ impl Center {
             closings: Closings::new(),
             has_lost: false,
             lost_again: HashSet::new(),
+            replaced: HashSet::new(),
             contents: HashMap::new(),
             ever: Default::default(),
             in_old_backup: Default::default(),
@@ -577,7 +581,8 @@ impl Center {
             // What comes in one group after the last that was missing is not stored: it is judged again.
             let Some(next) = self.missing.first() else { return };
             assert_eq!((next.epoch, next.sequence), (entry.epoch, entry.sequence), "it refills the hole");
-            self.missing.remove(0);
+            let was = self.missing.remove(0);
+            self.replaced.extend((was.chain != entry.chain).then(|| was.id()));
         }
         if entry.has_body() {
             self.ever.insert(entry.id());

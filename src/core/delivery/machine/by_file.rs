@@ -29,7 +29,11 @@ impl Delivery {
             return Some(Layout::Begins(after.min(self.tail)));
         }
         let present = self.numbering.present();
-        match self.place_by_file(end, ours) {
+        let place = match self.place(end) {
+            Place::LookUp(end) => self.place_with(end, ours),
+            place => place,
+        };
+        match place {
             Place::Present(number) => {
                 let after = present.positions(number).1;
                 let goes_on = self.next_gone(after).is_none_or(|gone| gone.kind.is_none());
@@ -50,16 +54,8 @@ impl Delivery {
     ) {
         if let Some(Layout::Begins(after)) = self.layout(end, ours, set_aside) {
             // Of a store that was set aside, what it has confirmed once is taken to be there.
-            let placed = self.place_by_file(end, ours) != Place::Nowhere;
-            let proof = if placed { end } else { set_aside.and(self.point).map(|point| point.at) };
-            self.begin(after, end, self.epochs_of(proof.into_iter()), out);
-        }
-    }
-
-    fn place_by_file(&self, end: Option<Through>, ours: Option<ChainValue>) -> Place {
-        match self.place(end) {
-            Place::LookUp(end) => self.place_with(end, ours),
-            place => place,
+            let confirmed = set_aside.and(self.point).map(|point| point.at);
+            self.begin(after, end, self.epochs_of(end.into_iter().chain(confirmed)), out);
         }
     }
 }
