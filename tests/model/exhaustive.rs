@@ -19,6 +19,18 @@
 //! schedule, and must come to rest after a bounded number of steps. This shows that no reachable state is a trap. It
 //! does not show that every other fair schedule comes to rest: the simulation draws those.
 //!
+//! Some worlds have more than one of what there should be one of, or a store that changes under its hub. All of this holds
+//! there too, and:
+//! - Two boxes with one store have no order between them, and use one number for two contents. At the hub a number has one
+//!   content all the same, each box's transactions are there in its order, and both boxes deliver without a person.
+//! - A box that was replaced never runs again. What it has not delivered, and what a hub that is restored later lacks of it, is on
+//!   its disk, for people to carry.
+//! - A hub whose store has changed without it may say, until its next group, that its line ends where it once did: its gateway
+//!   sends the rest again, and prunes nothing of it. It never claims more, nor that a lane is empty that is not: its driver, like the
+//!   store thread, withholds that, and if no group comes then, only a person who starts the hub again ends it.
+//! - The store compares each row of a group with the end that it has itself. If something does not follow, the hub begins again
+//!   from there, and says exactly what is stored from then on.
+//!
 //! `PGW_LONG`: larger bounds (`tests/all.sh --long`). Each world prints how many states it has.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -86,11 +98,21 @@ struct Budget {
     reconnects: u8,
     /// Transactions that make a group full; 0: no limit.
     group: usize,
+    /// The store of the first box begins to run on another one too, which has the accepts of the second box.
+    twins: u8,
+    /// Another box with an empty store takes the place of the first, for good, and has the accepts of the second box.
+    replacements: u8,
+    /// How often another hub process speaks from now on. There are two, each with its own memory, and one store.
+    takeovers: u8,
+    /// How often a person puts the backup in the place of the hub's store, while the hub runs.
+    set_backs: u8,
 }
 
 /// One lane of one box, and what the hub wants to publish for it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Stream {
+    /// The lane that it sends. Of two boxes with one lane the first one's stream keeps what the hub wants to publish for it.
+    lane: usize,
     machine: Delivery,
     disk: Disk,
     watermark: Position,
@@ -113,6 +135,8 @@ struct Surgery {
     published: VecDeque<(usize, Position)>,
     down: VecDeque<(usize, Down)>,
     image: Option<Vec<Disk>>,
+    /// It was replaced, and never runs again.
+    retired: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -151,7 +175,17 @@ struct World {
     wants_admission: BTreeSet<usize>,
     restored: bool,
     incarnation: u8,
+    /// How many hub processes have started.
+    started: u8,
     epochs: u8,
+    /// The first box's store runs on two boxes.
+    twin: bool,
+    /// The hub process that does not speak now.
+    resting: Option<Box<Process>>,
+    /// Lanes of which the store may have changed without the hub that speaks.
+    stale: BTreeSet<usize>,
+    /// A receipt was withheld: it claims more than is stored.
+    withheld: bool,
 }
 
 /// What is on the hub's stable storage.
@@ -167,6 +201,15 @@ struct HubDisk {
     cannot_say: bool,
     /// Lanes whose files have failed.
     out: BTreeSet<usize>,
+}
+
+/// What a hub process knows while another one speaks.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Process {
+    hub: Committer<Line>,
+    incarnation: u8,
+    /// For each stream what it wants to publish, and how often it has published.
+    waiting: Vec<(Option<Statement>, u8)>,
 }
 
 /// How an append fails.
@@ -194,9 +237,16 @@ impl HubDisk {
         watermarks(&whole, 0)
     }
 
-    /// What is stored of a group: of a lane with a hole only what refills it.
-    fn write(&mut self, group: impl Iterator<Item = Entry>) {
+    /// What is stored of a group: of a lane with a hole only what refills it. Where the hub's memory may be wrong (`stale`), the store
+    /// compares what comes with the end that it has itself, and after what does not fit takes nothing more of its lane.
+    fn write(&mut self, group: impl Iterator<Item = Entry>, stale: &BTreeSet<usize>) {
+        let mut refused = BTreeSet::new();
         for entry in group {
+            let compared = stale.contains(&entry.of);
+            if compared && (refused.contains(&entry.of) || !center::continues(&self.entries, &entry)) {
+                refused.insert(entry.of);
+                continue;
+            }
             if !self.after.is_empty() && entry.of == 0 {
                 let Some(next) = self.missing.first() else { continue };
                 assert_eq!((next.epoch, next.sequence), (entry.epoch, entry.sequence), "it refills the hole");
@@ -312,6 +362,14 @@ enum Step {
         kept: bool,
     },
     HubRestored,
+    /// The first box's store runs on another box too.
+    BoxCopied,
+    /// A new box takes its place.
+    BoxReplaced,
+    /// The other hub process speaks from now on.
+    OtherHubSpeaks,
+    /// The backup is put in the place of the store, and the hub runs on.
+    StoreSetBack,
     /// Its files lose these rows, from the first to before the other, which it finds when it starts again.
     HubLoses {
         from: usize,
@@ -347,35 +405,50 @@ impl World {
             wants_admission: BTreeSet::new(),
             restored: false,
             incarnation: 1,
+            started: 1,
             epochs: 100,
+            twin: false,
+            resting: None,
+            stale: BTreeSet::new(),
+            withheld: false,
             left,
         };
-        for lanes in world.left.accepts.clone() {
+        // A box that comes later has the accepts of the last.
+        let later = usize::from(world.left.twins + world.left.replacements);
+        let accepts = world.left.accepts.clone();
+        for lanes in &accepts[..accepts.len() - later] {
             let first = world.streams.len();
-            for index in first..first + lanes.len() {
-                let disk = Disk::new(name(world.streams.len()), index as u64 + 1);
-                world.streams.push(Stream {
-                    machine: Delivery::new(limits(), disk.numbering.clone(), None, 0),
-                    disk,
-                    watermark: 0,
-                    point: None,
-                    retained: None,
-                    waiting: None,
-                    lost: Vec::new(),
-                    counter: 0,
-                    accepted: 0,
-                });
-            }
-            world.boxes.push(Surgery {
-                lanes: (first..first + lanes.len()).collect(),
-                connected: false,
-                connections: 0,
-                published: VecDeque::new(),
-                down: VecDeque::new(),
-                image: None,
-            });
+            let lanes = first..first + lanes.len();
+            world.add_box(lanes.map(|index| (index, Disk::new(name(index), index as u64 + 1))).collect());
         }
         world
+    }
+
+    /// A box, by the lane and the disk of each of its streams.
+    fn add_box(&mut self, disks: Vec<(usize, Disk)>) {
+        let first = self.streams.len();
+        let lanes = (first..first + disks.len()).collect();
+        self.streams.extend(disks.into_iter().map(|(lane, disk)| Stream {
+            lane,
+            machine: Delivery::new(limits(), disk.numbering.clone(), None, 0),
+            accepted: disk.records.len() as u8,
+            disk,
+            watermark: 0,
+            point: None,
+            retained: None,
+            waiting: None,
+            lost: Vec::new(),
+            counter: 0,
+        }));
+        self.boxes.push(Surgery {
+            lanes,
+            connected: false,
+            connections: 0,
+            published: VecDeque::new(),
+            down: VecDeque::new(),
+            image: None,
+            retired: false,
+        });
     }
 
     fn owner(&self, index: usize) -> usize {
@@ -384,7 +457,7 @@ impl World {
 
     fn may_accept(&self, index: usize) -> bool {
         let surgery = self.owner(index);
-        self.left.accepts[surgery][index - self.boxes[surgery].lanes[0]] > 0
+        !self.boxes[surgery].retired && self.left.accepts[surgery][index - self.boxes[surgery].lanes[0]] > 0
     }
 
     /// `kind`: added to its id.
@@ -433,7 +506,8 @@ impl World {
         match action {
             Action::AskPosition { nonce, epoch, tail, point } => {
                 // Of interest only where a box can come back with less.
-                let tail = if self.left.images > 0 || self.images_used { tail } else { 0 };
+                let less = self.left.images > 0 || self.images_used || self.left.twins > 0 || self.twin;
+                let tail = if less { tail } else { 0 };
                 self.publish(index, Up::Position { nonce, epoch, tail, point });
             }
             Action::Send { position, round } => {
@@ -474,6 +548,7 @@ impl World {
     }
 
     fn publish(&mut self, index: usize, packet: Up) {
+        let index = self.streams[index].lane;
         if self.left.replays > 0 {
             self.recorded.insert((index, packet.clone()));
         }
@@ -516,9 +591,9 @@ impl World {
         self.boxes[surgery].connected = true;
         self.boxes[surgery].connections += 1;
         let mut nonce = [0; 16];
-        nonce[5] = self.boxes[surgery].connections * 16;
+        (nonce[4], nonce[5]) = (surgery as u8, self.boxes[surgery].connections * 16);
         for index in &lanes {
-            let retained = self.streams[*index].retained.clone();
+            let retained = self.streams[self.streams[*index].lane].retained.clone();
             self.boxes[surgery].down.extend(retained.map(|receipt| (*index, Down::Receipt(receipt))));
         }
         for index in lanes {
@@ -575,11 +650,16 @@ impl World {
         let lost = stream.lost.clone();
         let receipt = Receipt { lost, ..center::receipt(number, statement, &self.tails, index) };
         stream.retained = Some(receipt.clone());
-        let surgery = self.owner(index);
-        if self.boxes[surgery].connected {
-            self.boxes[surgery].down.push_back((index, Down::Receipt(receipt)));
-        }
+        self.to_gateways(index, &Down::Receipt(receipt));
         Some(())
+    }
+
+    /// Every box that is connected hears what is said of its lane.
+    fn to_gateways(&mut self, lane: usize, packet: &Down) {
+        for surgery in self.boxes.iter_mut().filter(|surgery| surgery.connected) {
+            let of = surgery.lanes.iter().find(|index| self.streams[**index].lane == lane);
+            surgery.down.extend(of.map(|index| (*index, packet.clone())));
+        }
     }
 
     /// The store thread's turn. `fails`: the next append fails.
@@ -605,18 +685,15 @@ impl World {
                     }
                     committer::Action::Receipt(lane, statement) => {
                         let index = index_of(&lane);
-                        self.lied |= self.disk.out.contains(&index)
-                            || statement.end != center::end(&self.disk.entries, index);
+                        if !self.may_say(index, statement.end) {
+                            continue;
+                        }
                         let stream = &mut self.streams[index];
                         stream.waiting = Some(statement.instead_of(stream.waiting.take()));
                         stream.lost = center::lost(&self.disk.entries, index, &self.disk.closings);
                     }
                     committer::Action::Gap(lane, missed) => {
-                        let index = index_of(&lane);
-                        let surgery = self.owner(index);
-                        if self.boxes[surgery].connected {
-                            self.boxes[surgery].down.push_back((index, Down::Gap(missed)));
-                        }
+                        self.to_gateways(index_of(&lane), &Down::Gap(missed));
                     }
                     committer::Action::Refuse(lane, Refusal::Admit | Refusal::Hole | Refusal::Epochs) => {
                         self.wants_admission.insert(index_of(&lane));
@@ -638,7 +715,10 @@ impl World {
 
     fn append(&mut self, kept: impl Fn(usize) -> bool) {
         let group = center::provable(self.hub.group());
-        self.disk.write(group.into_iter().filter(|entry| kept(entry.of)));
+        self.disk.write(group.iter().copied().filter(|entry| kept(entry.of)), &self.stale);
+        // Whatever has become of it, the hub has to compare its memory with the store now.
+        self.stale.retain(|of| group.iter().all(|entry| entry.of != *of));
+        self.withheld &= !self.stale.is_empty();
         self.ever.extend(self.disk.entries.iter().filter(|entry| entry.has_body()).map(Entry::id));
     }
 
@@ -706,7 +786,10 @@ impl World {
     }
 
     fn hub_restarts(&mut self) {
-        self.incarnation += 1;
+        self.started += 1;
+        self.incarnation = self.started;
+        self.stale.clear();
+        self.withheld = false;
         for stream in &mut self.streams {
             (stream.waiting, stream.counter) = (None, 0);
         }
@@ -723,7 +806,13 @@ impl World {
 
     /// What is on the hub's disk, and what may be stored of its current group.
     fn taken(&self) -> impl Iterator<Item = Entry> {
-        self.disk.entries.iter().copied().chain(center::provable(self.hub.group()))
+        let mut group = center::provable(self.hub.group());
+        if !self.stale.is_empty() {
+            let mut disk = self.disk.clone();
+            disk.write(group.into_iter(), &self.stale);
+            group = disk.entries.split_off(self.disk.entries.len());
+        }
+        self.disk.entries.iter().copied().chain(group)
     }
 
     fn gateway_takes(&mut self, surgery: usize) {
@@ -748,7 +837,7 @@ impl World {
     /// The hub's store, as far as a box still has it, is a prefix of each lane's records; nothing is in it twice.
     fn is_in_order_and_once(&self) -> bool {
         (0..self.streams.len()).all(|index| {
-            let ours = self.taken().filter(|entry| entry.of == index && entry.has_body());
+            let ours = self.taken().filter(|entry| entry.of == self.streams[index].lane && entry.has_body());
             let stored: Vec<_> = ours.map(|entry| entry.id()).collect();
             let once = stored.iter().enumerate().all(|(place, id)| !stored[..place].contains(id));
             // A written-off record may have reached the hub before it was lost; its position cannot be wrong. What the hub has lost
@@ -795,15 +884,17 @@ impl World {
     /// Whether the box knows of every confirmed transaction whose content the hub has not got, and whether there is only such as
     /// nobody has any more.
     fn confirmed_is_at_the_hub(&self) -> bool {
-        self.streams.iter().all(|stream| {
+        self.streams.iter().enumerate().all(|(index, stream)| {
             let disk = &stream.disk;
+            // What a hub that was restored lacks of a box that is gone, only that box's disk has.
+            let lacks = self.restored && self.boxes[self.owner(index)].retired;
             let mut marked = (1..).zip(disk.records.iter().take(stream.watermark as usize));
             marked.all(|(position, id)| {
                 let here = self.disk.entries.iter().any(|entry| entry.has_body() && entry.id() == *id);
                 let late = self.disk.late.iter().any(|entry| entry.id() == *id);
                 let deleted = self.beyond_help.contains(id) && !disk.can_read(*id);
                 let nobody = deleted || self.released.contains(id) || late;
-                here || (disk.is_not_at_hub(position) && (self.restored || nobody))
+                here || lacks || (disk.is_not_at_hub(position) && (self.restored || nobody))
             })
         })
     }
@@ -845,7 +936,7 @@ impl World {
 
     /// One step of a fair schedule without faults; `None`: nothing more will happen.
     fn next_step(&mut self, lanes_come_back: bool) -> Option<()> {
-        let apart = self.boxes.iter().position(|surgery| !surgery.connected);
+        let apart = self.boxes.iter().position(|surgery| !surgery.connected && !surgery.retired);
         let lost = (0..self.streams.len()).find(|index| self.is_stalled_by_a_lost_record(*index));
         if let Some(surgery) = apart {
             self.connect(surgery);
@@ -863,6 +954,9 @@ impl World {
             self.admit(index);
         } else if lanes_come_back && self.disk.out.pop_first().is_some() {
             // Its gateway asks again by itself.
+        } else if std::mem::take(&mut self.withheld) {
+            // The log says so until a person starts the hub again.
+            self.hub_restarts();
         } else {
             let machines = self.streams.iter().enumerate();
             let (deadline, index) =
@@ -874,11 +968,14 @@ impl World {
     }
 
     fn is_at_rest(&self) -> bool {
+        let running = || self.boxes.iter().filter(|surgery| !surgery.retired);
+        let lanes = || running().flat_map(|surgery| &surgery.lanes).copied();
         let idle = self.up.is_empty()
-            && self.streams.iter().all(|stream| stream.waiting.is_none() && stream.machine.counts().answered)
-            && self.boxes.iter().all(|surgery| surgery.connected && surgery.down.is_empty());
+            && self.streams.iter().all(|stream| stream.waiting.is_none())
+            && lanes().all(|index| self.streams[index].machine.counts().answered)
+            && running().all(|surgery| surgery.connected && surgery.down.is_empty());
         let reached = |index: usize| self.streams[index].machine.confirmed() == self.must_reach(index);
-        idle && !self.hub.has_work() && (0..self.streams.len()).all(reached)
+        idle && !self.hub.has_work() && lanes().all(reached)
     }
 
     /// Without another fault, and with unlimited time, everything is confirmed: first, if a record is held, all that
@@ -938,6 +1035,83 @@ impl World {
         for surgery in 0..self.boxes.len() {
             self.cut(surgery);
         }
+    }
+}
+
+// ---- more than one of what there should be one of
+
+impl World {
+    /// The first box's disk is copied while it runs, and both run from now on.
+    fn copy_box(&mut self) {
+        self.left.twins -= 1;
+        self.twin = true;
+        let lanes = self.boxes[0].lanes.clone();
+        self.add_box(lanes.iter().map(|index| (*index, self.streams[*index].disk.clone())).collect());
+        self.restart(self.boxes.len() - 1);
+    }
+
+    fn replace_box(&mut self) {
+        self.left.replacements -= 1;
+        self.cut(0);
+        self.boxes[0].retired = true;
+        let lanes = self.boxes[0].lanes.clone();
+        self.add_box(lanes.iter().map(|index| (*index, self.empty_disk(*index))).collect());
+    }
+
+    /// A new store names its first epoch itself.
+    fn empty_disk(&self, index: usize) -> Disk {
+        Disk::new(name(index), self.streams.len() as u64 + index as u64 + 1)
+    }
+
+    /// The other process gets the connection. When it speaks for the first time, it has only just started.
+    fn other_hub_speaks(&mut self) {
+        self.left.takeovers -= 1;
+        let new = || Process {
+            hub: center::begin(group_limits(&self.left), &self.disk.entries, self.backup, false),
+            incarnation: self.started + 1,
+            waiting: vec![(None, 0); self.streams.len()],
+        };
+        let is_new = self.resting.is_none();
+        let mut other = self.resting.take().map_or_else(new, |other| *other);
+        self.started += u8::from(is_new);
+        std::mem::swap(&mut self.hub, &mut other.hub);
+        std::mem::swap(&mut self.incarnation, &mut other.incarnation);
+        for (stream, (waiting, counter)) in self.streams.iter_mut().zip(&mut other.waiting) {
+            std::mem::swap(&mut stream.waiting, waiting);
+            std::mem::swap(&mut stream.counter, counter);
+        }
+        // Nothing is known of what the other one has stored meanwhile.
+        self.stale = if is_new { BTreeSet::new() } else { (0..self.streams.len()).collect() };
+        self.resting = Some(Box::new(other));
+        self.tell_hub(committer::Input::Connected, None);
+    }
+
+    /// The hub's memory is ahead of the store from now on.
+    fn set_store_back(&mut self) {
+        self.left.set_backs -= 1;
+        self.restored = true;
+        self.disk.entries.truncate(self.backup);
+        self.stale = (0..self.streams.len()).collect();
+    }
+
+    /// The hub has something to say of a lane: whether its driver lets it out. It withholds what claims more than is stored.
+    fn may_say(&mut self, index: usize, end: Option<Through>) -> bool {
+        let stored = center::end(&self.disk.entries, index);
+        if end == stored || !self.stale.contains(&index) {
+            self.lied |= self.disk.out.contains(&index) || end != stored;
+            return true;
+        }
+        let line = center::watermarks(&self.disk.entries, index);
+        let claimed =
+            |end: Through| line.iter().find(|of| of.epoch == end.epoch).map(|of| (of.through, *of == end));
+        let is_stored = match end {
+            None => line.is_empty(),
+            Some(end) => claimed(end).is_some_and(|(through, same)| end.through < through || same),
+        };
+        self.withheld |= !is_stored;
+        // A line that nobody has set back still has every end that it ever had, but is not empty any more.
+        self.lied |= !is_stored && end.is_some() && !self.restored;
+        is_stored
     }
 }
 
@@ -1006,9 +1180,9 @@ impl Model for Small {
         may(world.hub_limited && world.streams[0].machine.counts().held.is_some(), Step::HubUpgraded);
         may(world.limited && world.streams[0].machine.counts().held.is_some(), Step::RaiseLimit);
         for (index, surgery) in world.boxes.iter().enumerate() {
-            may(!surgery.connected, Step::Connect(index));
+            may(!surgery.connected && !surgery.retired, Step::Connect(index));
             may(surgery.connected && left.cuts > 0, Step::Cut(index));
-            may(left.box_crashes > 0, Step::BoxCrash(index));
+            may(left.box_crashes > 0 && !surgery.retired, Step::BoxCrash(index));
             may(!surgery.down.is_empty(), Step::GatewayTakes(index));
             let receipt = matches!(surgery.down.front(), Some((_, Down::Receipt(_) | Down::Gap(_))));
             may(receipt && left.lost_receipts > 0, Step::ReceiptLost(index));
@@ -1064,6 +1238,10 @@ impl Model for Small {
         may(left.hub_crashes > 0, Step::HubCrash { kept: false });
         may(left.hub_crashes > 0 && !group.is_empty(), Step::HubCrash { kept: true });
         may(left.restores > 0 && stored > world.backup, Step::HubRestored);
+        may(left.twins > 0, Step::BoxCopied);
+        may(left.replacements > 0, Step::BoxReplaced);
+        may(left.takeovers > 0, Step::OtherHubSpeaks);
+        may(left.set_backs > 0 && stored > world.backup, Step::StoreSetBack);
         let whole = world.disk.after.is_empty();
         for (from, to) in (1..stored).flat_map(|to| (0..to).map(move |from| (from, to))) {
             may(left.holes > 0 && whole, Step::HubLoses { from, to });
@@ -1203,6 +1381,10 @@ impl Model for Small {
                 world.restored = true;
                 world.hub_starts(world.backup);
             }
+            Step::BoxCopied => world.copy_box(),
+            Step::BoxReplaced => world.replace_box(),
+            Step::OtherHubSpeaks => world.other_hub_speaks(),
+            Step::StoreSetBack => world.set_store_back(),
             Step::HubLoses { from, to } => {
                 world.left.holes -= 1;
                 world.hub_loses(from, to);
@@ -1469,4 +1651,53 @@ fn the_hubs_files_lose_a_part() {
         let again = |entry: Entry| entry.has_body() && world.lost.contains(&entry.id());
         world.left.images == 0 && world.taken().any(|entry| entry.lost.is_some()) && world.taken().any(again)
     });
+}
+
+#[test]
+fn a_box_has_a_twin() {
+    let met = |world: &World| center::watermarks(&world.disk.entries, 0).len() > 1 && all_marked(world);
+    let twin = Budget { accepts: vec![vec![1], vec![1]], twins: 1, ..Budget::default() };
+    explore("a box and its twin; loss", Budget { losses: 1, ..twin.clone() }, met);
+    if long() == 1 {
+        explore("a box and its twin; cut", Budget { cuts: 1, ..twin.clone() }, met);
+        explore("a box and its twin, backup", Budget { backups: 1, ..twin.clone() }, met);
+        let budget = Budget { accepts: vec![vec![2], vec![1]], ..twin };
+        explore("a box and its twin", budget, |world| world.twin && known_in_a_new_epoch(world));
+    }
+}
+
+#[test]
+fn a_box_is_replaced() {
+    let met = |world: &World| world.boxes[0].retired && world.streams[0].accepted > 0 && all_marked(world);
+    let base = Budget { accepts: vec![vec![2], vec![1]], replacements: 1, ..Budget::default() };
+    explore("box replaced; loss, repetition", Budget { losses: 1, repetitions: 1, ..base.clone() }, met);
+    explore("box replaced; replay", Budget { replays: 1, hub_crashes: long(), ..base.clone() }, met);
+    let restored = Budget { restores: 1, backups: 1, replays: long(), ..base };
+    explore("box replaced, hub restored", restored, |world| world.boxes[0].retired && world.restored);
+}
+
+#[test]
+fn two_hub_processes_share_a_store() {
+    let met = |world: &World| world.left.takeovers == 0 && all_marked(world);
+    let budget = Budget { takeovers: 3, ..one_lane(2 + long()) };
+    explore("two hub processes, one store", budget, met);
+    let budget = Budget { takeovers: 2, losses: 1, ..one_lane(2 + long()) };
+    explore("two hub processes, one store; loss", budget, met);
+    let budget = Budget { takeovers: 2, backups: 1, ..one_lane(2) };
+    explore("two hub processes, one store; backup", budget, met);
+    let budget = Budget { takeovers: 2, images: 1, ..one_lane(2) };
+    explore("two hub processes, one store; image", budget, |world| {
+        world.left.takeovers == 0 && known_in_a_new_epoch(world)
+    });
+}
+
+#[test]
+fn a_store_is_put_back_under_a_running_hub() {
+    let met = |world: &World| world.restored && all_marked(world);
+    let base = Budget { set_backs: 1, backups: 1, ..one_lane(2 + long()) };
+    explore("store put back; cut", Budget { cuts: 1, ..base.clone() }, met);
+    explore("store put back; the lane's files fail", Budget { failed_lanes: 1, ..base.clone() }, met);
+    explore("store put back; image", Budget { images: 1, ..base.clone() }, met);
+    let budget = Budget { takeovers: 1 + long(), ..Budget { accepts: vec![vec![2]], ..base } };
+    explore("store put back, two hub processes", budget, met);
 }

@@ -212,6 +212,18 @@ pub(crate) fn watermarks(entries: &[Entry], of: usize) -> Vec<Through> {
     epochs
 }
 
+/// Whether an entry comes next in its lane's line: with the next number, and a chain value that follows from the end's.
+pub(crate) fn continues(entries: &[Entry], entry: &Entry) -> bool {
+    let end = end(entries, entry.of);
+    let begins = |other: &Entry| other.of == entry.of && other.epoch == entry.epoch;
+    let before = match end {
+        Some(end) if end.epoch == entry.epoch => (end.through + 1 == entry.sequence).then_some(end.chain),
+        _ if entry.sequence > 1 || entries.iter().any(begins) => None,
+        end => Some(ChainValue::first(name(entry.of), entry.epoch, end.as_ref())),
+    };
+    before.is_some_and(|before| link(before, entry.sequence, &entry.content) == entry.chain)
+}
+
 /// The end of a lane's line.
 pub(crate) fn end(entries: &[Entry], of: usize) -> Option<Through> {
     let last = entries.iter().rfind(|entry| entry.of == of)?;
