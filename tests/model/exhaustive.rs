@@ -650,12 +650,12 @@ impl World {
         let lost = stream.lost.clone();
         let receipt = Receipt { lost, ..center::receipt(number, statement, &self.tails, index) };
         stream.retained = Some(receipt.clone());
-        self.to_gateways(index, &Down::Receipt(receipt));
+        self.gateways_hear(index, &Down::Receipt(receipt));
         Some(())
     }
 
     /// Every box that is connected hears what is said of its lane.
-    fn to_gateways(&mut self, lane: usize, packet: &Down) {
+    fn gateways_hear(&mut self, lane: usize, packet: &Down) {
         for surgery in self.boxes.iter_mut().filter(|surgery| surgery.connected) {
             let of = surgery.lanes.iter().find(|index| self.streams[**index].lane == lane);
             surgery.down.extend(of.map(|index| (*index, packet.clone())));
@@ -693,7 +693,7 @@ impl World {
                         stream.lost = center::lost(&self.disk.entries, index, &self.disk.closings);
                     }
                     committer::Action::Gap(lane, missed) => {
-                        self.to_gateways(index_of(&lane), &Down::Gap(missed));
+                        self.gateways_hear(index_of(&lane), &Down::Gap(missed));
                     }
                     committer::Action::Refuse(lane, Refusal::Admit | Refusal::Hole | Refusal::Epochs) => {
                         self.wants_admission.insert(index_of(&lane));
