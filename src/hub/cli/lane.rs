@@ -38,7 +38,7 @@ pub struct Admit {
     /// Every lane that waits for this reason.
     #[arg(long, conflicts_with = "lane")]
     all: bool,
-    /// The reason that `show` and `list` gave: what waits for another one by now is not admitted.
+    /// The reason that `show` and `list` gave: a lane that waits for another one by now is not admitted.
     #[arg(long = "as", value_name = "REASON")]
     reason: WaitReason,
     /// Print one JSON object.
