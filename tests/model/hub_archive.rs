@@ -219,8 +219,8 @@ fn only_old_files_are_archived_and_none_of_a_lane_with_a_hole() {
     // One that is younger than those after it.
     let first = &centre.files()[0];
     let text = fs::read_to_string(first).unwrap();
-    let (before, last) = text.rsplit_once("\"stored\":\"2").unwrap();
-    fs::write(first, format!("{before}\"stored\":\"9{last}")).unwrap();
+    let (before, last) = text.rsplit_once("\"group\",\"time\":\"2").unwrap();
+    fs::write(first, format!("{before}\"group\",\"time\":\"9{last}")).unwrap();
     let done = centre.archive().unwrap();
     assert_eq!(done.files, 2);
     assert!(fs::read_to_string(&centre.files()[0]).unwrap().contains("data_base64"));

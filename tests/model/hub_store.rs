@@ -380,3 +380,28 @@ fn a_value_that_damage_has_taken_from_the_middle_of_a_file_is_not_here_and_stops
     }
     assert_eq!(store.watermarks_of(&sender.lane), [sender.end()]);
 }
+
+/// An operator puts files back without stopping the hub.
+#[test]
+fn a_file_that_another_has_taken_the_name_of_is_neither_answered_for_nor_moved_nor_backed_up() {
+    for rotate_bytes in [NEVER, 1] {
+        let directory = tempfile::tempdir().unwrap();
+        let mut sender = Sender::new(&lane("clinical"), 1);
+        let mut store = NdjsonStore::open(directory.path(), rotate_bytes).unwrap();
+        store.append(&sender.take(3)).unwrap();
+        let path = path_of(directory.path(), &sender.lane);
+        let copy = path.with_extension("copy");
+        fs::copy(&path, &copy).unwrap();
+        fs::rename(&copy, &path).unwrap();
+        let put_back = fs::read(&path).unwrap();
+        let backup = directory.path().join("backup/B86022/gw1");
+        fs::create_dir_all(&backup).unwrap();
+        let linked = store.link_lane(&sender.lane, &directory.path().join("backup"));
+        assert!(linked.is_err() && fs::read_dir(backup).unwrap().next().is_none(), "{linked:?}");
+        let error = store.append(&sender.take(1)).unwrap_err();
+        assert!(error.to_string().contains("clinical"), "{error}");
+        assert!(store.is_out_of_use(&sender.lane), "it is read again before anything is said of it");
+        assert_eq!(fs::read(&path).unwrap(), put_back);
+        assert_eq!(files_of(directory.path(), &sender.lane).unwrap(), [path]);
+    }
+}

@@ -202,6 +202,7 @@ impl LaneFile {
     }
 
     fn write(&mut self, rotate_bytes: u64) -> Result<(), StoreError> {
+        self.in_place()?;
         self.cut_torn()?;
         if self.broken {
             self.cut_back()?;
@@ -218,6 +219,8 @@ impl LaneFile {
             let _ = self.cut_back();
             return Err(error);
         }
+        // Nothing is answered that only a file without a name has.
+        self.in_place()?;
         self.broken = false;
         self.length += self.pending.len() as u64;
         std::mem::swap(&mut self.watermarks, &mut self.pending_watermarks);
@@ -253,10 +256,24 @@ impl LaneFile {
     /// Cuts off what was not synced: after a failed sync the kernel may show it as if it were on the disk. Another file that a
     /// person has put in its place is not touched.
     pub(super) fn drop_unsynced(&mut self) -> Result<(), StoreError> {
+        if self.broken && self.is_in_place()? { self.cut_back() } else { Ok(()) }
+    }
+
+    fn is_in_place(&self) -> Result<bool, StoreError> {
         let inode = |facts: std::fs::Metadata| (facts.dev(), facts.ino());
         let open = self.file.metadata().map_err(failed("read", &self.path))?;
-        let is_there = self.path.metadata().is_ok_and(|there| inode(there) == inode(open));
-        if self.broken && is_there { self.cut_back() } else { Ok(()) }
+        Ok(self.path.metadata().is_ok_and(|there| inode(there) == inode(open)))
+    }
+
+    /// What a person puts back while the hub runs takes the name of the file that is written.
+    fn in_place(&self) -> Result<(), StoreError> {
+        if self.renamed || self.is_in_place()? {
+            return Ok(());
+        }
+        let source = std::io::Error::other(
+            "it is not the file any more that this hub writes: the lane is read again; stop the hub before its files are moved",
+        );
+        Err(failed("continue", &self.path)(source))
     }
 
     /// Cuts the file back to the last good barrier.
@@ -386,6 +403,7 @@ impl LaneFile {
 
     /// Gives each of its files a second name below `into`; quick, because nothing is read.
     pub(super) fn link(&self, directory: &Path, into: &Path) -> Result<LinkedLane, StoreError> {
+        self.in_place()?;
         let above = directory_of(Path::new(""), &self.name);
         let mut paths = files_of(directory, &self.name)?;
         paths.push(again_path(directory, &self.name));
