@@ -10,7 +10,8 @@ use std::time::Duration;
 use pgw_host::config::Upstream;
 use rumqttc::v5::mqttbytes::QoS;
 use rumqttc::v5::mqttbytes::v5::{
-    ConnAck, Filter, LastWill, LastWillProperties, PublishProperties, SubAck, SubscribeReasonCode,
+    ConnAck, Filter, LastWill, LastWillProperties, PublishProperties, RetainForwardRule, SubAck,
+    SubscribeReasonCode,
 };
 use tokio::sync::mpsc;
 use tokio::time::timeout;
@@ -28,6 +29,15 @@ const EARLY_BYTES: usize = 64 << 20;
 /// The least that a message counts, bytes.
 const LEAST_EARLY_BYTES: usize = 1024;
 
+/// A filter that is subscribed to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Subscription {
+    /// The filter.
+    pub filter: String,
+    /// Whether the broker is to send what it retains there.
+    pub retained: bool,
+}
+
 /// What a connection needs to know.
 pub struct Plan<'a> {
     /// The broker; its certificate must be for this host.
@@ -39,7 +49,7 @@ pub struct Plan<'a> {
     /// Client id, will and limits. The keep-alive is at least [`LEAST_KEEP_ALIVE`].
     pub options: ConnectOptions,
     /// Subscribed to with QoS 1. The broker must accept all of them.
-    pub filters: Vec<String>,
+    pub filters: Vec<Subscription>,
     /// Deadline of each phase.
     pub phase_timeout: Duration,
     /// Bundles of packets that may wait for the session.
@@ -132,9 +142,18 @@ fn allowed(wanted: u16, connack: &ConnAck) -> Allowed {
     }
 }
 
-async fn subscribe(connected: &mut Connected, filters: &[String]) -> Result<(), Failure> {
+/// As MQTT 5 §3.8.3.1 has it.
+fn wanted(subscription: &Subscription) -> Filter {
+    let mut filter = Filter::new(subscription.filter.clone(), QoS::AtLeastOnce);
+    if !subscription.retained {
+        filter.retain_forward_rule = RetainForwardRule::Never;
+    }
+    filter
+}
+
+async fn subscribe(connected: &mut Connected, filters: &[Subscription]) -> Result<(), Failure> {
     let ended = || Failure::stream(Phase::Subscribe, None);
-    let wanted = filters.iter().map(|filter| Filter::new(filter.clone(), QoS::AtLeastOnce)).collect();
+    let wanted = filters.iter().map(wanted).collect();
     connected.queue.send(vec![Outgoing::Subscribe(wanted)]).await.map_err(|_| ended())?;
     let (mut events, mut early_bytes) = (Vec::new(), 0_usize);
     loop {
@@ -166,7 +185,7 @@ async fn subscribe(connected: &mut Connected, filters: &[String]) -> Result<(), 
 }
 
 /// Whether the broker accepted all filters.
-fn accepted(filters: &[String], suback: &SubAck) -> Result<(), Failure> {
+fn accepted(filters: &[Subscription], suback: &SubAck) -> Result<(), Failure> {
     if suback.return_codes.len() != filters.len() {
         return Err(Failure::new(Phase::Subscribe, "the broker answered another SUBSCRIBE than ours"));
     }
@@ -176,7 +195,7 @@ fn accepted(filters: &[String], suback: &SubAck) -> Result<(), Failure> {
         .find(|(_, code)| !matches!(code, SubscribeReasonCode::Success(_)));
     match refused {
         None => Ok(()),
-        Some((filter, code)) => Err(Failure::new(
+        Some((Subscription { filter, .. }, code)) => Err(Failure::new(
             Phase::Subscribe,
             format!(
                 "the broker refuses the subscription to {filter}: {code:?}: does its ACL know this client?"
@@ -209,7 +228,13 @@ mod tests {
                         let code = ConnectReturnCode::Success;
                         vec![Packet::ConnAck(ConnAck { session_present: false, code, properties: None })]
                     }
-                    Some(Packet::Subscribe(_)) => answer.clone(),
+                    Some(Packet::Subscribe(subscribe)) => {
+                        let rules: Vec<_> =
+                            subscribe.filters.iter().map(|filter| &filter.retain_forward_rule).collect();
+                        let expected = [&RetainForwardRule::OnEverySubscribe, &RetainForwardRule::Never];
+                        assert_eq!(rules, expected, "what the broker retains comes only where it is wanted");
+                        answer.clone()
+                    }
                     Some(_) => vec![],
                     None if stream.read_buf(&mut incoming).await.unwrap() == 0 => return,
                     None => continue,
@@ -234,7 +259,9 @@ mod tests {
                 receive_maximum: 9,
                 maximum_packet_bytes: 1 << 20,
             },
-            filters: vec!["a/#".into(), "b/#".into()],
+            filters: [("a/#", true), ("b/#", false)]
+                .map(|(filter, retained)| Subscription { filter: filter.into(), retained })
+                .to_vec(),
             phase_timeout: Duration::from_millis(500),
             queue: 1,
         };

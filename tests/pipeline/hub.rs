@@ -132,6 +132,8 @@ struct Peer {
     inbox: Arc<Mutex<VecDeque<Publish>>>,
     task: JoinHandle<()>,
     key: PublicKey,
+    /// What it sends is to be retained.
+    retains: bool,
 }
 
 impl Peer {
@@ -158,7 +160,7 @@ impl Peer {
             }
         });
         ready.wait_for(|ready| *ready).await.unwrap();
-        Self { client, inbox, task, key: fleet.key }
+        Self { client, inbox, task, key: fleet.key, retains: false }
     }
 
     async fn send(&self, entry: &Entry) {
@@ -175,7 +177,10 @@ impl Peer {
         };
         let topic = Root::new(&lane.practice, &lane.gateway).transactions(&lane.lane);
         let body = entry.body.clone().unwrap();
-        self.client.publish_with_properties(topic, QoS::AtLeastOnce, false, body, properties).await.unwrap();
+        self.client
+            .publish_with_properties(topic, QoS::AtLeastOnce, self.retains, body, properties)
+            .await
+            .unwrap();
     }
 
     /// As a gateway does at each connect, and at each new incarnation of the hub.
@@ -193,7 +198,7 @@ impl Peer {
         let (topic, properties) = (String::from_utf8(publish.topic.to_vec()).unwrap(), publish.properties);
         let (payload, properties) = (publish.payload, properties.unwrap());
         self.client
-            .publish_with_properties(topic, QoS::AtLeastOnce, false, payload, properties)
+            .publish_with_properties(topic, QoS::AtLeastOnce, self.retains, payload, properties)
             .await
             .unwrap();
     }
@@ -355,6 +360,33 @@ async fn garbage_from_one_gateway_hurts_nobody() {
         })
     })
     .await;
+    hub.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_gateway_has_the_broker_retain_does_not_come_with_each_connection_of_the_hub() {
+    let fleet = Fleet::new();
+    let mut peer = Peer::connect(&fleet, "peer").await;
+    let mut sender = Sender::new(&lane("clinical"), 1);
+    peer.retains = true;
+    peer.ask(&sender, "retained").await;
+    for entry in sender.take(1) {
+        peer.send(&entry).await;
+    }
+    peer.retains = false;
+    // The broker handles what one client sends in order.
+    peer.raw("pgw/v1/hub/echo", b"").await;
+    eventually("the broker to have it", LIMIT, || peer.inbox.lock().unwrap().pop_front()).await;
+    let mut hub = RunningHub::start(&fleet.settings);
+    hub.live().await;
+    peer.ask(&sender, "sent").await;
+    let answer = peer
+        .wait("an answer", |on, publish| {
+            let receipt: Receipt = on.contains("/receipt/").then(|| from_json(&publish.payload).unwrap())?;
+            receipt.nonce.is_some().then_some(receipt)
+        })
+        .await;
+    assert_eq!((answer.nonce.as_deref(), answer.end), (Some("sent"), None));
     hub.stop().await;
 }
 

@@ -79,6 +79,14 @@ pub const HUB_FILTERS: [&str; 8] = [
     "pgw/v1/+/+/cmd/result",
 ];
 
+/// Whether the protocol retains what is on a filter's topics. Nobody asks a broker for what somebody else has had it retain: a
+/// gateway's retained transactions would come to every hub with every connection.
+#[must_use]
+pub fn is_retained(filter: &str) -> bool {
+    let ends = ["/status", "/health", "/info", "/notice"];
+    ends.iter().any(|end| filter.ends_with(end)) || filter.contains("/receipt/")
+}
+
 /// A parsed topic.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Topic {
@@ -227,6 +235,24 @@ mod tests {
         }
         assert_eq!(Topic::parse(&hub_status(&hub)), Ok(Topic::HubStatus(hub)));
         assert_eq!(Topic::parse(NOTICE), Ok(Topic::Notice));
+    }
+
+    #[test]
+    fn what_the_protocol_does_not_retain_is_not_asked_for() {
+        let root = Root::new(&Practice::new("B86022").unwrap(), &Gateway::new("gw1").unwrap());
+        let mut all = root.gateway_filters();
+        all.extend(HUB_FILTERS.iter().chain(&[NOTICE, HUB_STATUS_FILTER]).map(|filter| (*filter).to_owned()));
+        let retained: Vec<_> = all.iter().filter(|filter| is_retained(filter)).map(String::as_str).collect();
+        let expected = [
+            "pgw/v1/B86022/gw1/receipt/+/+",
+            "pgw/v1/B86022/gw1/notice",
+            "pgw/v1/+/+/status",
+            "pgw/v1/+/+/health",
+            "pgw/v1/+/+/info",
+            NOTICE,
+            HUB_STATUS_FILTER,
+        ];
+        assert_eq!(retained, expected);
     }
 
     #[test]
