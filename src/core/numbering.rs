@@ -190,14 +190,16 @@ impl Numbering {
         kept
     }
 
-    /// The entries that the hub's line has, as far as this lane knows: those of the present epoch, and before it those of the
-    /// epochs that it follows. An epoch that the hub's line does not lead through says nothing.
+    /// The positions, first to last, for which the hub's line has an entry, as far as this lane knows: in the present epoch, and
+    /// before it in the epochs that it follows. An epoch that the hub's line does not lead through says nothing.
     #[must_use]
-    pub fn entries_of_line(&self) -> Vec<&Entry> {
+    pub fn entries_of_line(&self) -> Vec<(Position, Position)> {
         let mut through = Position::MAX;
         let mut found = Vec::new();
         for start in self.line_through(self.present.epoch) {
-            found.extend(start.entries.iter().filter(|entry| entry.through <= through));
+            // Of an entry in whose midst a later epoch begins nothing says that it did not come to the line.
+            let there = start.entries.iter().filter(|entry| entry.from <= through);
+            found.extend(there.map(|entry| (entry.from, entry.through.min(through))));
             through = through.min(start.base);
         }
         found
@@ -490,10 +492,13 @@ mod tests {
         let empty = first.begun(epoch(3), None, Vec::new(), 0, vec![entry(1, 5)]);
         let again = empty.begun(epoch(4), at(2, 8), vec![epoch(2)], 13, vec![entry(15, 16)]);
         let from = |numbering: &Numbering| {
-            numbering.entries_of_line().iter().map(|entry| entry.from).collect::<Vec<_>>()
+            numbering.entries_of_line().into_iter().map(|(from, _)| from).collect::<Vec<_>>()
         };
         assert_eq!(from(&empty), [1, 6], "what was an entry stays one");
         assert_eq!(from(&again), [15, 6]);
+        // What proves the next beginning may lie in the midst of an entry.
+        let amid = again.begun(epoch(5), at(4, 9), vec![epoch(4)], 15, Vec::new());
+        assert_eq!(amid.entries_of_line(), [(15, 15), (6, 7)]);
         // Another history's end says nothing of the entries before: the epoch does in which the base was proven.
         for (follows, entries) in [(4, &[15, 6][..]), (3, &[1, 6]), (2, &[6])] {
             let foreign = again.begun(epoch(5), at(9, 3), vec![epoch(follows)], 20, Vec::new());

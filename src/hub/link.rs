@@ -9,11 +9,11 @@ use pgw_core::wire::command::Command;
 use pgw_core::wire::presence::Status;
 use pgw_core::wire::receipt::{HubLimits, Receipt};
 use pgw_core::wire::signature::{self, SigningKey, Word};
-use pgw_core::wire::topic::{HUB_FILTERS, Root, hub_status, is_retained};
+use pgw_core::wire::topic::{HUB_FILTERS, Root, hub_status};
 use pgw_core::wire::{SCHEMA, to_json};
 use pgw_host::config::Upstream;
 use pgw_link::clock::TrustedClock;
-use pgw_link::connect::{Connected, LEAST_KEEP_ALIVE, Plan, Subscription, connect, will};
+use pgw_link::connect::{Connected, LEAST_KEEP_ALIVE, Plan, connect, will};
 use pgw_link::failure::Failure;
 use pgw_link::session::{ConnectOptions, Outgoing};
 use pgw_link::tls::{Identity, TlsError, TlsFiles};
@@ -78,7 +78,7 @@ pub(super) async fn open(
         known,
         tls: Some(tls),
         options,
-        filters: HUB_FILTERS.map(subscription).to_vec(),
+        filters: HUB_FILTERS.map(str::to_owned).to_vec(),
         phase_timeout: limit,
         // Short: answers should wait in `answers`, where they coalesce.
         queue: 1,
@@ -88,10 +88,6 @@ pub(super) async fn open(
         Ok(connected) => Ok(connected?),
         Err(_) => Err(Ended::NoConnection(limit * 2)),
     }
-}
-
-fn subscription(filter: &str) -> Subscription {
-    Subscription { filter: filter.to_owned(), retained: is_retained(filter) }
 }
 
 pub(super) fn keep_alive(settings: &HubSettings) -> Duration {

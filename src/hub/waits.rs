@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use clap::ValueEnum;
 use pgw_core::committer::Refusal;
 use pgw_core::consequence::Consequence;
 use pgw_core::transaction::{Epoch, Gateway, Lane, Practice, Sequence, UnixMillis, rfc3339};
@@ -10,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::store::LaneName;
 
 /// Why the centre is asked.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "snake_case")]
 pub enum WaitReason {
     /// It stands for transactions that were confirmed once and are deleted at the gateway, and that the hub lacks.
@@ -23,15 +24,10 @@ pub enum WaitReason {
     Epochs,
 }
 
-/// Its word on the command line and in JSON.
+/// Its word on the command line.
 impl fmt::Display for WaitReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Deleted => "deleted",
-            Self::Hole => "hole",
-            Self::Lost => "lost",
-            Self::Epochs => "epochs",
-        })
+        self.to_possible_value().map_or(Ok(()), |value| f.write_str(value.get_name()))
     }
 }
 
@@ -68,7 +64,7 @@ pub struct Waits {
 pub struct Admission {
     /// The lane; `None`: every one that waits for this reason.
     pub lane: Option<LaneName>,
-    /// Why it waited when it was looked at.
+    /// Why it waits, as the person has read it.
     pub reason: WaitReason,
 }
 
@@ -134,7 +130,7 @@ pub enum NotAdmitted {
     #[error("nothing waits to be admitted at {0}")]
     Nothing(LaneName),
     /// Nothing waits anywhere for this reason.
-    #[error("nothing waits to be admitted as that at any lane")]
+    #[error("no lane waits for this reason: `practice-hub list` says why lanes wait")]
     NothingAnywhere,
     /// It waits for something else, and what is admitted is something else then.
     #[error("{lane} is not admitted, as it does not wait for that now: {waits}")]

@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use pgw_core::wire::topic::is_retained;
 use pgw_host::config::Upstream;
 use rumqttc::v5::mqttbytes::QoS;
 use rumqttc::v5::mqttbytes::v5::{
@@ -29,15 +30,6 @@ const EARLY_BYTES: usize = 64 << 20;
 /// The least that a message counts, bytes.
 const LEAST_EARLY_BYTES: usize = 1024;
 
-/// A filter that is subscribed to.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Subscription {
-    /// The filter.
-    pub filter: String,
-    /// Whether the broker is to send what it retains there.
-    pub retained: bool,
-}
-
 /// What a connection needs to know.
 pub struct Plan<'a> {
     /// The broker; its certificate must be for this host.
@@ -49,7 +41,7 @@ pub struct Plan<'a> {
     /// Client id, will and limits. The keep-alive is at least [`LEAST_KEEP_ALIVE`].
     pub options: ConnectOptions,
     /// Subscribed to with QoS 1. The broker must accept all of them.
-    pub filters: Vec<Subscription>,
+    pub filters: Vec<String>,
     /// Deadline of each phase.
     pub phase_timeout: Duration,
     /// Bundles of packets that may wait for the session.
@@ -143,15 +135,15 @@ fn allowed(wanted: u16, connack: &ConnAck) -> Allowed {
 }
 
 /// As MQTT 5 §3.8.3.1 has it.
-fn wanted(subscription: &Subscription) -> Filter {
-    let mut filter = Filter::new(subscription.filter.clone(), QoS::AtLeastOnce);
-    if !subscription.retained {
-        filter.retain_forward_rule = RetainForwardRule::Never;
+fn wanted(filter: &String) -> Filter {
+    let mut wanted = Filter::new(filter, QoS::AtLeastOnce);
+    if !is_retained(filter) {
+        wanted.retain_forward_rule = RetainForwardRule::Never;
     }
-    filter
+    wanted
 }
 
-async fn subscribe(connected: &mut Connected, filters: &[Subscription]) -> Result<(), Failure> {
+async fn subscribe(connected: &mut Connected, filters: &[String]) -> Result<(), Failure> {
     let ended = || Failure::stream(Phase::Subscribe, None);
     let wanted = filters.iter().map(wanted).collect();
     connected.queue.send(vec![Outgoing::Subscribe(wanted)]).await.map_err(|_| ended())?;
@@ -185,7 +177,7 @@ async fn subscribe(connected: &mut Connected, filters: &[Subscription]) -> Resul
 }
 
 /// Whether the broker accepted all filters.
-fn accepted(filters: &[Subscription], suback: &SubAck) -> Result<(), Failure> {
+fn accepted(filters: &[String], suback: &SubAck) -> Result<(), Failure> {
     if suback.return_codes.len() != filters.len() {
         return Err(Failure::new(Phase::Subscribe, "the broker answered another SUBSCRIBE than ours"));
     }
@@ -195,7 +187,7 @@ fn accepted(filters: &[Subscription], suback: &SubAck) -> Result<(), Failure> {
         .find(|(_, code)| !matches!(code, SubscribeReasonCode::Success(_)));
     match refused {
         None => Ok(()),
-        Some((Subscription { filter, .. }, code)) => Err(Failure::new(
+        Some((filter, code)) => Err(Failure::new(
             Phase::Subscribe,
             format!(
                 "the broker refuses the subscription to {filter}: {code:?}: does its ACL know this client?"
@@ -259,9 +251,7 @@ mod tests {
                 receive_maximum: 9,
                 maximum_packet_bytes: 1 << 20,
             },
-            filters: [("a/#", true), ("b/#", false)]
-                .map(|(filter, retained)| Subscription { filter: filter.into(), retained })
-                .to_vec(),
+            filters: vec!["a/status".into(), "b/#".into()],
             phase_timeout: Duration::from_millis(500),
             queue: 1,
         };

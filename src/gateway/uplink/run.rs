@@ -12,10 +12,10 @@ use pgw_core::wire::receipt::nonce_text;
 use pgw_core::wire::said::BootId;
 use pgw_core::wire::signature::{SigningKey, Word};
 use pgw_core::wire::to_json;
-use pgw_core::wire::topic::{HUB_STATUS_FILTER, NOTICE, Root, is_retained};
+use pgw_core::wire::topic::{HUB_STATUS_FILTER, NOTICE, Root};
 use pgw_link::backoff::{Backoff, random_bits};
 use pgw_link::clock::TrustedClock;
-use pgw_link::connect::{Plan, Subscription, connect, will};
+use pgw_link::connect::{Plan, connect, will};
 use pgw_link::failure::Failure;
 use pgw_link::phase::Phase;
 use pgw_link::session::ConnectOptions;
@@ -244,7 +244,6 @@ impl Uplink {
             let root = Root::new(&settings.practice, &settings.gateway);
             let mut filters = root.gateway_filters();
             filters.extend([NOTICE.to_owned(), HUB_STATUS_FILTER.to_owned()]);
-            let subscription = |filter: String| Subscription { retained: is_retained(&filter), filter };
             let options = ConnectOptions {
                 client_id: format!("{}.{}", settings.practice, settings.gateway),
                 will: will(status_topic, spoken.payload.to_vec(), spoken.properties()),
@@ -258,7 +257,7 @@ impl Uplink {
                 known,
                 tls: renewal.config().await?,
                 options,
-                filters: filters.into_iter().map(subscription).collect(),
+                filters,
                 phase_timeout: settings.phase_timeout,
                 // Bundles are limited by what may be in flight, so that handing over never waits.
                 queue: usize::from(settings.inflight) + 64,

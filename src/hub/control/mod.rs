@@ -77,7 +77,7 @@ pub enum Request {
     LaneAdmit {
         /// PRACTICE/GATEWAY/LANE; left out: every lane that waits for this reason.
         lane: Option<String>,
-        /// Why it waited when the person looked at it.
+        /// Why it waits, as the person has read it.
         reason: WaitReason,
     },
     /// Put what remains of an archived file of a lane in its place.

@@ -202,7 +202,6 @@ impl LaneFile {
     }
 
     fn write(&mut self, rotate_bytes: u64) -> Result<(), StoreError> {
-        self.in_place()?;
         self.cut_torn()?;
         if self.broken {
             self.cut_back()?;
@@ -285,6 +284,7 @@ impl LaneFile {
     }
 
     fn rotate(&mut self) -> Result<(), StoreError> {
+        self.in_place()?;
         if !self.renamed {
             let aside = rotated_path(&self.path, self.ordinal);
             let renamed = pgw_durable::rename(&self.path, &aside);

@@ -3,7 +3,6 @@
 //!
 //! Only once the hub has confirmed the entry in its place: then it does not have the record. It passes the duplicate check: if its sender has sent it again meanwhile, that is the answer, and nothing is stored twice.
 
-use pgw_core::numbering::Entry;
 use pgw_core::transaction::{Lane, Position, Transaction};
 
 use super::Outbox;
@@ -55,10 +54,10 @@ impl Outbox {
             return Err(ReadmitError::Returned);
         }
         // Within one epoch a hub looks for no id: the record must not be there already.
-        let stands = |entry: &Entry| (entry.from..=entry.through).contains(&header.position);
+        let stands = |(from, through): &(Position, Position)| (*from..=*through).contains(&header.position);
         if state.watermark.position < header.position {
             return Err(ReadmitError::NotConfirmed);
-        } else if !state.numbering.entries_of_line().iter().any(|entry| stands(entry)) {
+        } else if !state.numbering.entries_of_line().iter().any(stands) {
             return Err(ReadmitError::AtHub);
         }
         drop(state);

@@ -101,8 +101,7 @@ impl LaneState {
     /// lost for good. In order, apart.
     fn stood_for(&self) -> Vec<(Position, Position)> {
         let voids = self.voids.ranges().iter().map(|void| (void.from, void.through));
-        let entries = self.numbering.entries_of_line().into_iter();
-        let entries = entries.map(|entry| (entry.from, entry.through));
+        let entries = self.numbering.entries_of_line();
         let mut ranges: Vec<_> = voids.chain(entries).chain(self.lost_at_hub.iter().copied()).collect();
         ranges.sort_unstable();
         ranges.dedup_by(|next, before| {

@@ -148,9 +148,8 @@ impl Disk {
 
     /// Whether the hub has an entry for a position, or has lost it, and says so: it has not got its content.
     pub(crate) fn is_not_at_hub(&self, position: Position) -> bool {
-        let mut entries = self.numbering.entries_of_line().into_iter();
-        entries.any(|entry| (entry.from..=entry.through).contains(&position))
-            || self.lost_at_hub.iter().any(|(from, through)| (*from..=*through).contains(&position))
+        let entries = self.numbering.entries_of_line();
+        entries.iter().chain(&self.lost_at_hub).any(|(from, through)| (*from..=*through).contains(&position))
     }
 
     /// The driver's answer to what the machine wants. `None`: its chain value cannot be computed, because something before it was
@@ -334,6 +333,11 @@ impl Surgery {
 
     pub(crate) fn receive(&mut self, receipt: Receipt, now: Millis, seen: &mut Seen) {
         self.give(Input::Receipt(receipt), now, seen);
+    }
+
+    /// An answer was heard, and waits for a chain value of its own.
+    pub(crate) fn looks_up(&self) -> bool {
+        self.tasks.iter().any(|task| matches!(task, Task::LookUp(..)))
     }
 
     /// Does the oldest postponed task. `new_epoch` names an epoch if one is needed.

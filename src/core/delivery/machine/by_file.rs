@@ -28,11 +28,11 @@ impl Delivery {
         if let Some(after) = set_aside {
             return Some(Layout::Begins(after.min(self.tail)));
         }
-        let present = self.numbering.present();
         let place = match self.place(end) {
             Place::LookUp(end) => self.place_with(end, ours),
             place => place,
         };
+        let present = self.numbering.present();
         match place {
             Place::Present(number) => {
                 let after = present.positions(number).1;

@@ -83,9 +83,6 @@ impl Delivery {
         };
         let proven = answer.held.map_or(0, |point| point.position.min(self.tail)).max(through);
         let (lost, end) = (self.lost_at_hub(claim.end, answer, place, proven, out), claim.end);
-        // An end in an epoch of this lane is in that epoch's line, also where another history has written it: what the hub says of
-        // that epoch is then believed rather too much than too little.
-        let follows = self.epochs_of(end.into_iter().chain(answer.held.map(|point| point.at)));
         if let Place::Present(number) = place {
             // What is before a range that a person must decide about goes out in the present epoch. Numbers that were used for what
             // this store has lost are not used again: what is under way under them would be neither stored nor late.
@@ -112,6 +109,9 @@ impl Delivery {
         {
             return;
         }
+        // An end in an epoch of this lane is in that epoch's line, also where another history has written it: what the hub says of
+        // that epoch is then believed rather too much than too little.
+        let follows = self.epochs_of(end.into_iter().chain(answer.held.map(|point| point.at)));
         self.begin(after, end, follows, out);
     }
 

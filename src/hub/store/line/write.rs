@@ -13,7 +13,7 @@ use uuid::Uuid;
 use super::{ARCHIVED_START, GROUP_START, HEAD_START, RECORD_START, Record};
 use crate::store::Through;
 
-/// How the line begins that stands for lost numbers.
+/// The beginning of the line for lost numbers.
 const LOST_START: &[u8] = br#"{"pgw":"lost","#;
 
 /// Writes the line with which a group begins.
